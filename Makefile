@@ -1,0 +1,41 @@
+# One way to do each thing: `make` alone lists them. CI calls the same targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+# DALI ships one build a CUDA generation: 13 from driver 580 on and where there is no GPU, else 12.
+DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -m1 -oE '^[0-9]+')
+DALI ?= $(shell test $(or $(DRIVER),580) -ge 580 && echo cuda13 || echo cuda12)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train test lint format clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: .venv/.installed ## Make .venv and install fastae with its tested versions
+
+.venv/.installed: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DALI),dev]'
+	@touch $@
+
+# Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.
+train: setup ## Train on the embedded faces for 2.5 minutes; prints which picture to open
+	$(BIN)/fastae train --loss minibatch_bce --amp --minutes 2.5 --batch-size 16 --lr 5e-4 \
+		--log-every 50 --eval-every 100
+
+test: setup ## Run all tests (those of the GPU skip where there is none)
+	$(BIN)/python -m pytest
+
+lint: setup ## Check format, style and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: setup ## Format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## Remove .venv and what tools left (runs/ stays)
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

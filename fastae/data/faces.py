@@ -1,0 +1,43 @@
+"""The default data set: 2,000 synthetic portraits as JPEGs, so that nothing needs downloading.
+
+Drawn once, in about 12 s on one core, into the cache folder: 178x218, baseline, 4:2:0, 7.4 kB on
+average, in the frame of aligned CelebA.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from fastae.files import atomic_folder
+
+COUNT = 2000
+QUALITY = 86
+"""Of the JPEGs; gives the size of CelebA's."""
+
+
+def write(folder: Path, count: int = COUNT) -> None:
+    """Draws portraits 1..count into an existing folder as 000001.jpg, 000002.jpg, ..."""
+    from fastae.data import portrait  # prepares its textures when imported, for nothing if not drawn
+
+    # Having once freed a block this large, glibc keeps freed memory for reuse. Otherwise each
+    # temporary array is faulted in anew, a fifth of the time.
+    np.empty(24 << 20, np.uint8)
+    # One thread: with arrays this small a second only fights for the interpreter lock.
+    for index in range(1, count + 1):
+        picture = Image.fromarray(portrait.draw(index))
+        picture.save(folder / f"{index:06d}.jpg", quality=QUALITY, subsampling="4:2:0")
+
+
+def ensure(cache: Path) -> Path:
+    """The folder in `cache` with the JPEGs; made on the first call, whole or not at all.
+
+    Raises OSError where it cannot be written.
+    """
+    folder = cache / f"faces-v1-{COUNT}"
+    if not folder.is_dir():
+        with atomic_folder(folder) as draft:
+            write(draft, COUNT)
+    return folder

@@ -1,0 +1,100 @@
+"""Everything random in the data, as a function of (seed, iteration) and of nothing else.
+
+Epoch e visits the images in a permutation drawn from (seed, e); batch i is the i-th run of `batch_size`
+images in the endless line of epochs, so that each image comes exactly once an epoch and a batch may
+straddle two. Its flips and colour changes are drawn from (seed, i). No state: a loader that starts at
+iteration i gives what a loader that came from 0 gives there.
+
+Only the raw 64-bit words of NumPy's Philox generator are used. NumPy promises that those never change,
+which it does not promise of `Generator.permutation` or `uniform`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+from fastae.augment import Augmentation
+
+# The second word of the generator's key keeps the two streams of one seed apart.
+PERMUTATIONS, PARAMETERS = 0, 1
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What batch i shall be. Arrays of length N.
+
+    indices: int64, into the list of images. flip: bool. brightness: float32, added to pixels in [0, 1].
+    contrast, saturation: float32 factors.
+    """
+
+    iteration: int
+    indices: np.ndarray
+    flip: np.ndarray
+    brightness: np.ndarray
+    contrast: np.ndarray
+    saturation: np.ndarray
+
+
+@dataclass(frozen=True)
+class Order:
+    """The endless sequence of batches over `count` images."""
+
+    count: int
+    batch_size: int
+    seed: int
+    augmentation: Augmentation
+
+    def plan(self, iteration: int) -> BatchPlan:
+        """The plan of one batch. Costs about 10 us, and a permutation once an epoch."""
+        words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
+        flip, brightness, contrast, saturation = _uniform(words).reshape(4, self.batch_size)
+        ranges = self.augmentation
+        return BatchPlan(
+            iteration=iteration,
+            indices=self._indices(iteration),
+            flip=flip < 0.5,
+            brightness=_spread(brightness, 0.0, ranges.brightness),
+            contrast=_spread(contrast, 1.0, ranges.contrast),
+            saturation=_spread(saturation, 1.0, ranges.saturation),
+        )
+
+    def plans(self, start: int = 0) -> Iterator[BatchPlan]:
+        """The plans of iterations start, start + 1, ..., without end."""
+        while True:
+            yield self.plan(start)
+            start += 1
+
+    def _indices(self, iteration: int) -> np.ndarray:
+        positions = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
+        epochs, places = np.divmod(positions, self.count)
+        indices = np.empty(self.batch_size, np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            indices[here] = permutation(self.seed, int(epoch), self.count)[places[here]]
+        return indices
+
+
+# Two epochs meet in a batch; with tiny data sets more do, and are drawn again: they are tiny.
+@lru_cache(maxsize=4)
+def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
+    """The order of `count` images in one epoch: int64, each of 0..count-1 once."""
+    return np.argsort(_words(seed, PERMUTATIONS, epoch, count), kind="stable")
+
+
+def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
+    # The counter's top word is ours; Philox counts up in the lowest, so streams never meet.
+    generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])
+    return generator.random_raw(number)
+
+
+def _uniform(words: np.ndarray) -> np.ndarray:
+    # The usual 53-bit construction of a float64 in [0, 1).
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def _spread(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
+    return (centre + radius * (2 * uniform - 1)).astype(np.float32)

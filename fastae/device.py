@@ -1,0 +1,100 @@
+"""What the device can do: which device, which precision, whether compiling pays."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+
+import torch
+
+from fastae.errors import FastaeError
+
+# Compiling costs a CPU about 25 s before the first step and saves it 5-10 % of each (2 cores,
+# AVX512-BF16, some 40 images/s): a run shorter than either would end later for it.
+CPU_COMPILE_FROM_IMAGES = 20_000
+CPU_COMPILE_FROM_MINUTES = 8
+
+
+@dataclass(frozen=True)
+class Precision:
+    """dtype: of convolutions and matrix products under autocast, None for plain float32."""
+
+    dtype: torch.dtype | None
+    note: str
+
+    @property
+    def needs_scaling(self) -> bool:
+        """fp16 has five exponent bits: small gradients vanish unless the loss is scaled up."""
+        return self.dtype is torch.float16
+
+    def autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(device.type, self.dtype, enabled=self.dtype is not None)
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is the first CUDA device where there is one. Raises FastaeError for one that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise FastaeError(f"--device {name!r} is not one of: auto, cpu, cuda, cuda:N") from None
+    if device.type == "cpu":
+        return device
+    if device.type != "cuda":
+        raise FastaeError(f"--device {name} is not supported: use auto, cpu, cuda or cuda:N")
+    if not torch.cuda.is_available():
+        why = "no usable NVIDIA driver" if torch.version.cuda else "this PyTorch is a CPU build"
+        raise FastaeError(f"--device {name}: {why}; use --device cpu")
+    index = device.index or 0
+    if index >= torch.cuda.device_count():
+        raise FastaeError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    return torch.device("cuda", index)
+
+
+def choose_precision(device: torch.device, amp: bool) -> Precision:
+    """bf16 where the device multiplies it natively, else fp16 on CUDA, else float32 with a note."""
+    if not amp:
+        return Precision(None, "float32")
+    if device.type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return Precision(torch.bfloat16, "bf16 AMP")
+        return Precision(torch.float16, "fp16 AMP with loss scaling (no native bf16)")
+    features = torch.cpu.get_capabilities()
+    for feature, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
+        if features.get(feature):
+            return Precision(torch.bfloat16, f"bf16 AMP ({name})")
+    return Precision(None, "float32: --amp brings nothing on this CPU (no AVX512-BF16 or AMX)")
+
+
+def choose_compile(
+    wanted: bool | None, device: torch.device, images: int, minutes: float = math.inf
+) -> tuple[bool, str]:
+    """Whether to compile a run over this many images, or minutes, and the reason in words.
+
+    Raises FastaeError where `--compile` was asked for and no C++ compiler is there.
+    """
+    compiler = os.environ.get("CXX") or "g++"
+    found = shutil.which(compiler) is not None
+    if wanted and not found:
+        raise FastaeError(f"--compile needs the C++ compiler {compiler!r}, which is not on the PATH")
+    if wanted is not None:
+        return wanted, "compiled" if wanted else "not compiled"
+    if not found:
+        return False, f"not compiled (no C++ compiler {compiler!r})"
+    if device.type == "cuda":
+        return True, "compiled"
+    if images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES:
+        return False, "not compiled (a run this short would not earn it back)"
+    return True, "compiled"
+
+
+def describe(device: torch.device) -> str:
+    """The device's name, for people: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
+    return f"{name}, {torch.get_num_threads()} threads"

@@ -1,0 +1,56 @@
+"""What a run or a measurement was made with: versions, commit, machine. Goes into every record."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import fastae
+
+DISTRIBUTIONS = (
+    "torch",
+    "nvidia-dali-cuda130",
+    "nvidia-dali-cuda120",
+    "numpy",
+    "tensorboard",
+    "pillow",
+)
+
+
+def describe_environment() -> dict[str, Any]:
+    """fastae's version and commit, Python, the packages that matter, and the platform; JSON values."""
+    return {
+        "fastae": fastae.__version__,
+        "commit": commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in DISTRIBUTIONS if version(name)},
+    }
+
+
+def version(distribution: str) -> str | None:
+    """The installed version, or None where it is not installed."""
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def commit() -> str | None:
+    """The commit of the checkout that this code runs from, '+' where it has been changed since."""
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():
+        return None  # installed as a package: a repository further up is somebody else's
+    try:
+        return subprocess.run(
+            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
+            cwd=checkout,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,0 +1,79 @@
+"""The six reconstruction losses of the experiment, and the yardstick that compares them.
+
+Each loss is an element, squared error or cross entropy, under one of three reductions. The article
+handed TensorFlow the *unreduced* tensor for `pixel` and `sample`; TensorFlow differentiates a tensor
+as the sum of its elements. So the objectives are a mean, a sum over pixels of the batch mean, and a
+sum over everything: the same gradient times 1, C*H*W and N*C*H*W (`gradient_scale`).
+
+Images are (N, C, H, W) in [0, 1]. Everything is computed in float32, whatever the inputs' type.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:  # Tensor methods alone are used: listing the losses does not cost importing torch.
+    from torch import Tensor
+
+LOG_OFFSET = 0.001
+"""Added inside both logarithms of the cross entropy, as the article does."""
+
+LOSS_INDEX_SCALE = 1e7
+"""The article plots the mean squared error times this number."""
+
+
+def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """`(x - y)^2` for each element: float32, the shape of the images, in [0, 1]."""
+    return (images.float() - reconstruction.float()).square()
+
+
+def cross_entropy(reconstruction: Tensor, images: Tensor) -> Tensor:
+    """`-(x log(y + 0.001) + (1 - x) log(1 - y + 0.001))`, elementwise: float32, about [0, 6.91].
+
+    The offset makes it slightly negative (-0.001) where a black or white pixel is reproduced.
+    """
+    x, y = images.float(), reconstruction.float()
+    return -(x * (y + LOG_OFFSET).log() + (1 - x) * (1 - y + LOG_OFFSET).log())
+
+
+ELEMENTS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "bce": cross_entropy,
+    "mse": squared_error,
+}
+
+REDUCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "minibatch": lambda elements: elements.mean(),
+    "pixel": lambda elements: elements.sum(),
+    "sample": lambda elements: elements.mean(dim=0).sum(),
+}
+
+
+def _objective(reduction: str, element: str) -> Callable[[Tensor, Tensor], Tensor]:
+    reduce, measure = REDUCTIONS[reduction], ELEMENTS[element]
+    return lambda reconstruction, images: reduce(measure(reconstruction, images))
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    f"{reduction}_{element}": _objective(reduction, element)
+    for reduction in REDUCTIONS
+    for element in ELEMENTS
+}
+"""name -> objective(reconstruction, images): a float32 scalar, in the article's column order."""
+
+
+def element_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The elementwise part of the loss `name`; its mean is what is logged for every reduction."""
+    return ELEMENTS[name.split("_")[1]]
+
+
+def gradient_scale(name: str, shape: Sequence[int]) -> int:
+    """k, with: gradient of LOSSES[name] = k * gradient of the mean element, for (N, C, H, W)."""
+    reduction = name.split("_")[0]
+    return {"minibatch": 1, "sample": math.prod(shape[1:]), "pixel": math.prod(shape)}[reduction]
+
+
+def loss_index(squared_error_mean: float) -> float:
+    """The yardstick beside every loss: mean squared error x 1e7, as the article plots it."""
+    return squared_error_mean * LOSS_INDEX_SCALE

@@ -1,0 +1,83 @@
+"""The article's convolutional autoencoder: (N, 3, 128, 128) in [0, 1] to the same, through 512 numbers.
+
+    encoder   conv5x5  3 -> 32 stride 1, then 64, 128, 256, 512 stride 2 (128 -> 8 pixels), each with
+              bias, batch norm, ReLU; linear 8*8*512 -> 512; tanh
+    decoder   linear 512 -> 8*8*512; tanh; transposed conv5x5 stride 2 to 256, 128, 64, 32 (8 -> 128),
+              each with bias, batch norm, ReLU; conv5x5 -> 3; sigmoid
+
+TensorFlow, which the article used, pads a stride-2 5x5 convolution by (1, 2); `padding=2` here acts as
+(2, 1), and so does `output_padding=1` for the transposed ones. With images and kernels flipped in both
+axes the two networks are the same map, so nothing is lost by padding symmetrically.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from torch import Tensor, nn
+
+ENCODER_CHANNELS = (32, 64, 128, 256, 512)
+DECODER_CHANNELS = (512, 256, 128, 64, 32)
+KERNEL = 5
+DOWNSAMPLING = 16
+"""Four convolutions of stride 2: the image side must be a multiple of this."""
+
+
+def _normalised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    norm = nn.BatchNorm2d(convolution.out_channels, eps=1e-6)
+    return [convolution, norm, nn.ReLU(inplace=True)]
+
+
+class AutoEncoder(nn.Module):
+    """The network of the table above; `image_size` is a multiple of 16, `latent` the code's length."""
+
+    def __init__(self, image_size: int = 128, latent: int = 512) -> None:
+        super().__init__()
+        side = image_size // DOWNSAMPLING
+        features = (ENCODER_CHANNELS[-1], side, side)
+        half = KERNEL // 2
+
+        encoder: list[nn.Module] = []
+        inputs = 3
+        for outputs in ENCODER_CHANNELS:
+            stride = 1 if inputs == 3 else 2
+            encoder += _normalised(nn.Conv2d(inputs, outputs, KERNEL, stride, padding=half))
+            inputs = outputs
+        encoder += [nn.Flatten(), nn.Linear(math.prod(features), latent), nn.Tanh()]
+
+        decoder: list[nn.Module] = [
+            nn.Linear(latent, math.prod(features)),
+            nn.Tanh(),
+            nn.Unflatten(1, features),
+        ]
+        for inputs, outputs in itertools.pairwise(DECODER_CHANNELS):
+            decoder += _normalised(
+                nn.ConvTranspose2d(inputs, outputs, KERNEL, 2, padding=half, output_padding=1)
+            )
+        decoder += [nn.Conv2d(DECODER_CHANNELS[-1], 3, KERNEL, padding=half), nn.Sigmoid()]
+
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder)
+        self.apply(initialise)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, S, S) in [0, 1] -> reconstruction of the same shape, in [0, 1]."""
+        return self.decoder(self.encoder(images))
+
+
+def initialise(layer: nn.Module) -> None:
+    """The article's initial weights: normal, sigma = sqrt(2 / fan_in), cut at 2 sigma; biases zero.
+
+    fan_in is kernel area x input channels, for the transposed convolutions too.
+    """
+    if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+        return
+    if isinstance(layer, nn.Linear):
+        fan_in = layer.in_features
+    else:
+        fan_in = math.prod(layer.kernel_size) * layer.in_channels
+    sigma = math.sqrt(2 / fan_in)
+    nn.init.trunc_normal_(layer.weight, std=sigma, a=-2 * sigma, b=2 * sigma)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -1,0 +1,45 @@
+"""Click options made from a dataclass: the field gives name, type, default and help, in one place."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Callable
+
+import click
+
+from fastae.config import flag
+
+# Click's own check of a float admits nan, which `TrainConfig` refuses with a better message.
+SWITCH = bool
+
+
+def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
+    """A decorator that adds one option for each field of the dataclass `config`.
+
+    Booleans become `--name/--no-name`. A default of None is shown by the help text alone.
+    """
+    types = typing.get_type_hints(config)
+
+    def decorate(command: Callable) -> Callable:
+        for entry in reversed(dataclasses.fields(config)):
+            if entry.name not in leave_out:
+                command = _option(entry, types[entry.name])(command)
+        return command
+
+    return decorate
+
+
+def _option(entry: dataclasses.Field, annotation: object) -> Callable:
+    kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
+    kind = kinds[0] if kinds else annotation
+    name = flag(entry.name)
+    return click.option(
+        f"{name}/--no-{name[2:]}" if kind is SWITCH else name,
+        entry.name,
+        type=None if kind is SWITCH else kind,
+        default=entry.default,
+        show_default=entry.default is not None,
+        help=entry.metadata["help"],
+        metavar=entry.metadata["metavar"],
+    )

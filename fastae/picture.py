@@ -1,0 +1,38 @@
+"""Pictures of images: a grid of originals over their reconstructions, as an array and as a PNG."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from fastae.files import atomic_write
+
+GAP = 2
+"""White pixels between images."""
+
+
+def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
+    """Rows of originals, each over its row of reconstructions: uint8 (H, W, 3).
+
+    Both (N, 3, S, S) in [0, 1], N a multiple of `columns`.
+    """
+    bands = []
+    for first in range(0, len(originals), columns):
+        here = slice(first, first + columns)
+        bands += [originals[here], reconstructions[here]]
+    return np.concatenate([_row(band) for band in bands])
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Writes a uint8 (H, W, 3) array; the file is whole or not there."""
+    with atomic_write(path) as file:
+        Image.fromarray(picture).save(file, format="png")
+
+
+def _row(images: Tensor) -> np.ndarray:
+    pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    margin = ((0, 0), (0, GAP), (0, GAP), (0, 0))
+    return np.concatenate(list(np.pad(pixels, margin, constant_values=255)), axis=1)

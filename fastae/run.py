@@ -1,0 +1,71 @@
+"""A run's folder: config.json, TensorBoard events, checkpoints/last.pt, samples/*.png."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from fastae.config import TrainConfig
+from fastae.errors import FastaeError
+from fastae.files import atomic_write
+
+RUNS = Path("runs")
+
+
+class RunFolder:
+    """The places in a run's folder. `RunFolder.create` makes one; the path may be anywhere."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.json"
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.pt"
+
+    def sample(self, iteration: int) -> Path:
+        return self.path / "samples" / f"{iteration:07d}.png"
+
+    def latest_sample(self) -> Path:
+        return max(self.sample(0).parent.glob("*.png"))
+
+    def create(self, description: dict[str, Any]) -> None:
+        """Makes the folders and writes `description` as config.json."""
+        try:
+            self.checkpoint.parent.mkdir(parents=True)
+            self.sample(0).parent.mkdir()
+            with atomic_write(self.config) as file:
+                file.write(json.dumps(description, indent=2).encode() + b"\n")
+        except OSError as error:
+            raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
+
+
+def choose_run_folder(config: TrainConfig) -> RunFolder:
+    """--out, or runs/TIME-LOSS; not made yet, so that a run that fails to start leaves nothing.
+
+    Raises FastaeError where the folder is in use or could not be written.
+    """
+    path = Path(config.out) if config.out else _unused(time.strftime("%Y%m%d-%H%M%S"), config.loss)
+    if path.is_dir() and any(path.iterdir()):
+        raise FastaeError(f"--out {str(path)!r} is not empty: name a new folder")
+    if path.exists() and not path.is_dir():
+        raise FastaeError(f"--out {str(path)!r} is a file: name a new folder")
+    parent = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise FastaeError(
+            f"--out {str(path)!r} cannot be made: {str(parent)!r} is not a folder that may be written to"
+        )
+    return RunFolder(path)
+
+
+def _unused(moment: str, loss: str) -> Path:
+    path, number = RUNS / f"{moment}-{loss}", 2
+    while path.exists():
+        path, number = RUNS / f"{moment}-{loss}-{number}", number + 1
+    return path

@@ -1,0 +1,88 @@
+"""The article's data path in NumPy and Pillow, written from `tf.image` and independent of fastae.
+
+Decoding is Pillow's, resizing TensorFlow's default bilinear (half-pixel centres, no antialias), colour
+TensorFlow's own kernels, saturation through HSV. Float64 throughout.
+"""
+
+import numpy as np
+from PIL import Image
+
+
+def decode(path):
+    """uint8 (H, W, 3)."""
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def cut_out(image, crop=None):
+    height, width = image.shape[:2]
+    side = crop or min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return image[top : top + side, left : left + side]
+
+
+def resize(image, size):
+    for axis in (0, 1):
+        length = image.shape[axis]
+        centres = (np.arange(size) + 0.5) * length / size - 0.5
+        low = np.floor(centres).astype(int)
+        share = (centres - low).reshape([-1, 1, 1] if axis == 0 else [1, -1, 1])
+        first = image.take(np.clip(low, 0, length - 1), axis).astype(np.float64)
+        second = image.take(np.clip(low + 1, 0, length - 1), axis).astype(np.float64)
+        image = first * (1 - share) + second * share
+    return image
+
+
+def adjust_saturation(rgb, factor):
+    """tf.image.adjust_saturation: to HSV, S times factor and into [0, 1], back."""
+    high, low = rgb.max(-1), rgb.min(-1)
+    spread = high - low
+    safe_high, safe_spread = np.where(high > 0, high, 1), np.where(spread > 0, spread, 1)
+    saturation = np.where(high > 0, spread / safe_high, 0)
+    red, green, blue = np.moveaxis(rgb, -1, 0)
+    hue = np.select(
+        [high == red, high == green],
+        [(green - blue) / safe_spread, (blue - red) / safe_spread + 2],
+        (red - green) / safe_spread + 4,
+    )
+    hue = np.where(spread > 0, hue, 0) % 6
+
+    chroma = np.clip(saturation * factor, 0, 1) * high
+    middle = chroma * (1 - np.abs(hue % 2 - 1))
+    zero = np.zeros_like(chroma)
+    sector = np.floor(hue).astype(int) % 6
+    table = np.array(
+        [
+            [chroma, middle, zero],
+            [middle, chroma, zero],
+            [zero, chroma, middle],
+            [zero, middle, chroma],
+            [middle, zero, chroma],
+            [chroma, zero, middle],
+        ]
+    )
+    parts = np.take_along_axis(table, sector[None, None], axis=0)[0]
+    return np.moveaxis(parts, 0, -1) + (high - chroma)[..., None]
+
+
+def augment(image, flip, brightness, contrast, saturation):
+    """(S, S, 3) in [0, 255] -> [0, 1], with tf.image's formulas in the article's order."""
+    x = (image[:, ::-1] if flip else image) / 255
+    x = x + brightness
+    mean = x.mean((0, 1), keepdims=True)
+    x = (x - mean) * contrast + mean
+    return np.clip(adjust_saturation(x, saturation), 0, 1)
+
+
+def batch(paths, plan, size=128, crop=None):
+    """The batch of a plan: float64 (N, 3, S, S)."""
+    images = [
+        augment(
+            resize(cut_out(decode(paths[index]), crop), size),
+            plan.flip[place],
+            float(plan.brightness[place]),
+            float(plan.contrast[place]),
+            float(plan.saturation[place]),
+        )
+        for place, index in enumerate(plan.indices)
+    ]
+    return np.stack(images).transpose(0, 3, 1, 2)

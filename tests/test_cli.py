@@ -1,0 +1,137 @@
+"""The command line as a user meets it: help at once, and each mistake one line, exit code 2, no trace."""
+
+import os
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+from fastae.config import TrainConfig
+from fastae.errors import FastaeError
+from fastae.losses import LOSSES
+
+from .test_train import SMALL, fastae
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys; sys.argv = ['fastae', 'train', '--help']\n"
+        "from fastae.cli import main\n"
+        "try: main()\n"
+        "except SystemExit: print([m for m in ('torch', 'nvidia', 'numpy') if m in sys.modules])"
+    )
+    command = [sys.executable, "-c", code]
+    started = time.perf_counter()
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert time.perf_counter() - started < 0.5
+    assert result.stdout.splitlines()[-1] == "[]"
+    for option in ("--loss", "--data", "--amp / --no-amp", "--compile / --no-compile", "--latent"):
+        assert option in result.stdout
+    assert all(name in result.stdout for name in LOSSES)
+
+
+def test_without_a_command_it_shows_the_commands():
+    result = fastae()
+    assert "train" in result.stderr and "Usage: fastae" in result.stderr
+    assert fastae("--version").stdout.startswith("fastae, version ")
+
+
+def refused(result, *words):
+    """One line on stderr that holds these words, exit code 2, nothing on stdout."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1, result.stderr
+    assert result.stderr.startswith("fastae: error: ")
+    for word in words:
+        assert word in result.stderr
+    return True
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--loss", "mse"], ["--loss 'mse'", *LOSSES]),
+        (["--iterations", "0"], ["--iterations must be positive, not 0"]),
+        (["--batch-size", "-3"], ["--batch-size must be positive, not -3"]),
+        (["--batch-size", "many"], ["'--batch-size'", "'many'"]),
+        (["--lr", "nan"], ["--lr must be positive, not nan"]),
+        (["--minutes", "-1"], ["--minutes must be positive"]),
+        (["--image-size", "100"], ["--image-size must be a multiple of 16, not 100"]),
+        (["--contrast", "1.5"], ["--contrast must be in [0, 1], not 1.5"]),
+        (["--brightness", "-1"], ["--brightness must be 0 or more"]),
+        (["--seed", "-1"], ["--seed must be in [0, 2^63)"]),
+        (["--colour", "1"], ["No such option", "--colour"]),
+        (["--device", "gpu"], ["--device 'gpu' is not one of: auto, cpu, cuda, cuda:N"]),
+    ],
+)
+def test_a_wrong_setting(options, words, tmp_path):
+    assert refused(fastae("train", *options, cwd=tmp_path), *words)
+    assert not list(tmp_path.iterdir())
+
+
+def test_wrong_data_leaves_nothing(tmp_path, face_folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("not an image")
+    (tmp_path / "one").mkdir()
+    Image.new("RGB", (200, 200)).save(tmp_path / "one" / "a.jpg")
+    out = tmp_path / "run"
+    for data, options, words in (
+        (tmp_path / "missing", [], ["missing' does not exist"]),
+        (tmp_path / "texts" / "a.txt", [], ["a.txt' is a file, not a folder"]),
+        (tmp_path / "empty", [], ["no JPEG (*.jpg, *.jpeg) in"]),
+        (tmp_path / "texts", [], ["no JPEG (*.jpg, *.jpeg) in"]),
+        (tmp_path / "one", [], ["holds 1 JPEG"]),
+        (face_folder, ["--batch-size", 39], ["--batch-size 39 is more than the 38 training"]),
+        (face_folder, ["--crop", 179], ["is 178x218, too small for --crop 179"]),
+    ):
+        assert refused(fastae("train", "--data", data, "--out", out, *options), *words)
+        assert not out.exists()
+
+
+def test_a_broken_partition_file_is_named_with_its_line(tmp_path, face_paths):
+    for number in range(3):
+        os.link(face_paths[number], tmp_path / f"{number}.jpg")
+    (tmp_path / "list_eval_partition.txt").write_text("0.jpg 0\n1.jpg train\n")
+    assert refused(fastae("train", "--data", tmp_path), "list_eval_partition.txt:2: expected 'NAME 0|1|2'")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_out(tmp_path, face_folder):
+    tmp_path.chmod(0o500)
+    assert refused(fastae("train", "--data", face_folder, "--out", tmp_path / "run"), "may be written to")
+
+
+def test_an_out_that_is_used_or_cannot_be(tmp_path, face_folder):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "precious").write_text("kept")
+    (tmp_path / "file").write_text("kept")
+    for out, words in (
+        (tmp_path / "used", "is not empty: name a new folder"),
+        (tmp_path / "file", "is a file: name a new folder"),
+        (tmp_path / "file" / "run", "cannot be made"),
+        ("/proc/fastae/run", "cannot write the run folder"),
+    ):
+        assert refused(fastae("train", "--data", face_folder, "--out", out, *SMALL), words)
+    assert (tmp_path / "used" / "precious").read_text() == "kept"
+
+
+def test_cuda_without_a_driver(tmp_path, face_folder):
+    result = fastae(
+        "train", "--data", face_folder, "--device", "cuda", "--out", tmp_path / "run",
+        CUDA_VISIBLE_DEVICES="",
+    )  # fmt: skip
+    assert refused(result, "--device cuda: ", "use --device cpu")
+
+
+def test_data_comes_from_the_variable_or_is_drawn_and_the_run_says_which(tmp_path, face_folder):
+    result = fastae("train", *SMALL, "--iterations", 1, cwd=tmp_path, FASTAE_DATA=str(face_folder))
+    assert f"data      {face_folder} (from $FASTAE_DATA): 38 images to train on" in result.stdout
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.endswith("-minibatch_bce")
+
+
+def test_the_api_refuses_as_the_command_does():
+    with pytest.raises(FastaeError, match="--batch-size must be positive, not 0"):
+        TrainConfig(batch_size=0)

@@ -1,0 +1,152 @@
+"""The network of the article: its layers, its initial weights, and the claim about padding."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from fastae.config import IMAGE_SIZE_MULTIPLE
+from fastae.model import DOWNSAMPLING, AutoEncoder
+
+WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+
+
+@pytest.fixture(scope="module")
+def model():
+    torch.manual_seed(0)
+    return AutoEncoder()
+
+
+def test_layers_are_the_articles_in_order(model):
+    described = [
+        (type(layer).__name__, *layer.weight.shape)
+        for layer in model.modules()
+        if isinstance(layer, WITH_WEIGHTS)
+    ]
+    assert described == [
+        ("Conv2d", 32, 3, 5, 5),
+        ("Conv2d", 64, 32, 5, 5),
+        ("Conv2d", 128, 64, 5, 5),
+        ("Conv2d", 256, 128, 5, 5),
+        ("Conv2d", 512, 256, 5, 5),
+        ("Linear", 512, 8 * 8 * 512),
+        ("Linear", 8 * 8 * 512, 512),
+        ("ConvTranspose2d", 512, 256, 5, 5),
+        ("ConvTranspose2d", 256, 128, 5, 5),
+        ("ConvTranspose2d", 128, 64, 5, 5),
+        ("ConvTranspose2d", 64, 32, 5, 5),
+        ("Conv2d", 3, 32, 5, 5),
+    ]
+    assert sum(parameter.numel() for parameter in model.parameters()) == 42_300_931
+
+
+def test_batch_norm_follows_each_convolution_but_the_last(model):
+    layers = [layer for layer in model.modules() if not isinstance(layer, nn.Sequential)]
+    followed = [
+        isinstance(after, nn.BatchNorm2d)
+        for layer, after in itertools.pairwise(layers)
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    ]
+    assert followed == [True] * 9 + [False]
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    assert all(norm.eps == 1e-6 and norm.track_running_stats for norm in norms)
+
+
+def test_maps_images_to_images_in_the_unit_interval(model):
+    images = torch.rand(2, 3, 128, 128)
+    reconstruction = model(images)
+    assert reconstruction.shape == images.shape
+    assert reconstruction.min() >= 0 and reconstruction.max() <= 1
+
+
+@pytest.mark.parametrize(("image_size", "latent"), [(16, 4), (64, 10)])
+def test_other_sizes(image_size, latent):
+    small = AutoEncoder(image_size, latent)
+    assert small.encoder(torch.rand(2, 3, image_size, image_size)).shape == (2, latent)
+    assert small(torch.rand(2, 3, image_size, image_size)).shape == (2, 3, image_size, image_size)
+
+
+def test_the_config_knows_the_models_multiple():
+    assert IMAGE_SIZE_MULTIPLE == DOWNSAMPLING
+
+
+def test_training_uses_the_batchs_statistics_and_tracks_running_ones():
+    torch.manual_seed(0)
+    small = AutoEncoder(16, 4)
+    norm = next(layer for layer in small.modules() if isinstance(layer, nn.BatchNorm2d))
+    images = torch.rand(4, 3, 16, 16) + 3
+    convolved = small.encoder[0](images)
+    expected = (convolved - convolved.mean((0, 2, 3), keepdim=True)) / convolved.std(
+        (0, 2, 3), keepdim=True, correction=0
+    )
+    torch.testing.assert_close(norm(convolved), expected, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
+
+
+def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
+    # A standard normal cut at +-2 has this standard deviation.
+    cut = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))
+    for layer in model.modules():
+        if not isinstance(layer, WITH_WEIGHTS):
+            continue
+        area_times_inputs = {
+            nn.Linear: lambda weight: weight.shape[1],
+            nn.Conv2d: lambda weight: 25 * weight.shape[1],
+            nn.ConvTranspose2d: lambda weight: 25 * weight.shape[0],
+        }[type(layer)](layer.weight)
+        sigma = math.sqrt(2 / area_times_inputs)
+        assert layer.weight.abs().max() <= 2 * sigma * (1 + 1e-6)
+        tolerance = 4 / math.sqrt(layer.weight.numel())
+        assert layer.weight.std().item() == pytest.approx(cut * sigma, rel=tolerance)
+        assert abs(layer.weight.mean().item()) < tolerance * sigma
+        assert not layer.bias.any()
+
+
+def tensorflow_padded(model, images):
+    """The same weights, convolved where TensorFlow's SAME would put them: stride 2 pads (1, 2)."""
+
+    def convolution(layer, x):
+        before, after = (1, 2) if layer.stride == (2, 2) else (2, 2)
+        x = functional.pad(x, (before, after, before, after))
+        return functional.conv2d(x, layer.weight, layer.bias, layer.stride)
+
+    def transposed(layer, x):
+        # The gradient of the convolution that TensorFlow pads by (1, 2): uncut, then cut there.
+        x = functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
+        return x[:, :, 1:-2, 1:-2]
+
+    x = images
+    for layer in (*model.encoder, *model.decoder):
+        if isinstance(layer, nn.Conv2d):
+            x = convolution(layer, x)
+        elif isinstance(layer, nn.ConvTranspose2d):
+            # Output s * (n - 1) + 5 = 2n + 3, cut to 2n.
+            x = transposed(layer, x)
+        else:
+            x = layer(x)
+    return x
+
+
+def test_symmetric_padding_is_tensorflows_in_a_mirror():
+    torch.manual_seed(0)
+    ours = AutoEncoder(32, 16).double()
+    images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
+
+    mirrored = AutoEncoder(32, 16).double()
+    state = dict(ours.state_dict())
+    for name, value in state.items():
+        if value.ndim == 4:
+            state[name] = value.flip(2, 3)
+    side = 2  # the code's feature maps are 512 x 2 x 2, and are mirrored too
+    into, out = "encoder.16.weight", "decoder.0.weight"
+    state[into] = state[into].reshape(16, 512, side, side).flip(2, 3).reshape(16, -1)
+    state[out] = state[out].reshape(512, side, side, 16).flip(1, 2).reshape(-1, 16)
+    mirrored.load_state_dict(state)
+
+    expected = tensorflow_padded(mirrored, images.flip(2, 3)).flip(2, 3)
+    torch.testing.assert_close(ours(images), expected, rtol=1e-9, atol=1e-10)
+    # ... and the mirror is needed: without it the maps differ.
+    assert (ours(images) - tensorflow_padded(ours, images)).abs().max() > 1e-4
