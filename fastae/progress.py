@@ -1,20 +1,13 @@
-"""What a run prints: a live bar on a terminal, one plain line a log step elsewhere (a file, CI)."""
+"""The state of a training loop: a live bar on a terminal, one plain line a log step elsewhere."""
 
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from types import TracebackType
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-# highlight and markup off: a file name may hold brackets, and numbers need no colours.
-console = Console(highlight=False, markup=False, soft_wrap=True, emoji=False)
-
-
-def say(text: str) -> None:
-    """One line to the user, above the bar where one is shown."""
-    console.print(text)
+from fastae.console import console, say
 
 
 class TrainingProgress(AbstractContextManager):
@@ -53,15 +46,3 @@ class TrainingProgress(AbstractContextManager):
         traceback: TracebackType | None,
     ) -> None:
         self._bar.stop()
-
-
-def duration(seconds: float) -> str:
-    """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds} s"
-    if seconds < 3600:
-        return f"{seconds // 60} min {seconds % 60:02d} s"
-    if seconds < 86400:
-        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
-    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"

@@ -18,6 +18,7 @@ from torch import Tensor
 from fastae import checkpoint
 from fastae.board import Board
 from fastae.config import TrainConfig
+from fastae.console import duration, say
 from fastae.data import Geometry, load_images, open_loader
 from fastae.data.source import open_source
 from fastae.device import Precision, choose_compile, choose_device, choose_precision, describe
@@ -27,7 +28,7 @@ from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
 from fastae.model import AutoEncoder
 from fastae.picture import pairs, save_png
-from fastae.progress import TrainingProgress, duration, say
+from fastae.progress import TrainingProgress
 from fastae.run import RunFolder, choose_run_folder
 from fastae.step import TrainingStep
 

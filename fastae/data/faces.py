@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from fastae.console import say
 from fastae.files import atomic_folder
 
 COUNT = 2000
@@ -38,6 +39,7 @@ def ensure(cache: Path) -> Path:
     """
     folder = cache / f"faces-v1-{COUNT}"
     if not folder.is_dir():
+        say(f"drawing {COUNT:,} synthetic faces into {folder}, once ...")
         with atomic_folder(folder) as draft:
             write(draft, COUNT)
     return folder

@@ -1,0 +1,25 @@
+"""Where lines for people go, and how durations are written there."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+# highlight and markup off: a file name may hold brackets, and numbers need no colours.
+console = Console(highlight=False, markup=False, soft_wrap=True, emoji=False)
+
+
+def say(text: str) -> None:
+    """One line to the user, above a progress bar where one is shown."""
+    console.print(text)
+
+
+def duration(seconds: float) -> str:
+    """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    if seconds < 86400:
+        return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
+    return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
