@@ -10,11 +10,12 @@ is `tf.image.adjust_saturation` with its detour through HSV multiplied out (equa
 brightness has made pixels negative it alters the image even at f = 1, as TensorFlow's does.
 
 `colour` takes the array library as an argument, so that DALI's graph (`fastae.data.pipeline`) and
-PyTorch run the same lines.
+PyTorch (`fastae.data.pixels`) run the same lines.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -35,25 +36,37 @@ class Augmentation:
 
 
 class Arrays(Protocol):
-    """The operations that the formulas need beside + - * /; images have channels and pixels."""
+    """What the formulas need beside + - * /. Channels come as a sequence, or as one array of all."""
 
-    def pixel_mean(self, x: Any) -> Any: ...
-    def channel_max(self, x: Any) -> Any: ...
-    def channel_min(self, x: Any) -> Any: ...
+    def highest(self, channels: Sequence[Any]) -> Any: ...
+    def lowest(self, channels: Sequence[Any]) -> Any: ...
     def minimum(self, x: Any, y: Any) -> Any: ...
     def maximum(self, x: Any, y: Any) -> Any: ...
 
 
-def colour(x: Any, brightness: Any, contrast: Any, saturation: Any, arrays: Arrays) -> Any:
-    """Brightness, contrast, saturation and the final clip of images `x`, float in [0, 1].
+def colour(
+    channels: Sequence[Any],
+    means: Sequence[Any],
+    brightness: Any,
+    contrast: Any,
+    saturation: Any,
+    *,
+    arrays: Arrays,
+) -> list[Any]:
+    """Brightness, contrast, saturation and the final clip of images, float in [0, 1] -> [0, 1].
 
-    The parameters broadcast against the images: one number an image. Returns [0, 1].
+    channels: arrays that make up the images together: red, green, blue, or one that holds all three.
+    means: of each, over the pixels of an image. The parameters broadcast against both.
     """
-    x = x + brightness
-    mean = arrays.pixel_mean(x)
-    x = (x - mean) * contrast + mean
-    value = arrays.channel_max(x)
-    chroma = arrays.maximum(value - arrays.channel_min(x), EPSILON)
-    scale = arrays.maximum(arrays.minimum(value / chroma, saturation), 0.0)
-    x = value - (value - x) * scale
-    return arrays.minimum(arrays.maximum(x, 0.0), 1.0)
+    shifted = [
+        _contrast(x + brightness, mean + brightness, contrast)
+        for x, mean in zip(channels, means, strict=True)
+    ]
+    value = arrays.highest(shifted)
+    spread = arrays.maximum(value - arrays.lowest(shifted), EPSILON)
+    scale = arrays.maximum(arrays.minimum(value / spread, saturation), 0.0)
+    return [arrays.minimum(arrays.maximum(value - (value - x) * scale, 0.0), 1.0) for x in shifted]
+
+
+def _contrast(x: Any, mean: Any, factor: Any) -> Any:
+    return (x - mean) * factor + mean

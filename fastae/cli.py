@@ -6,6 +6,7 @@ A user's mistake is one line on stderr and exit code 2, whoever notices it: clic
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -35,6 +36,64 @@ def train(**settings: Any) -> None:
     run(config)
 
 
+@cli.command()
+@click.argument("folder", metavar="DIR")
+@click.option("--deep", is_flag=True, help="Decode every file as well.")
+@click.option("--crop", type=click.IntRange(min=1), help="Side that images must have at least.")
+@click.option("--json", "report", metavar="FILE", help="Write the findings as JSON; - is stdout.")
+def check(folder: str, deep: bool, crop: int | None, report: str | None) -> int:
+    """Find the files of a data set that cannot be trained on; exit code 1 where there are any."""
+    from fastae.dataset_commands import check_folder
+
+    return check_folder(folder, deep=deep, crop=crop, report=report)
+
+
+@cli.group()
+def prepare() -> None:
+    """Bring a data set into the form that training takes."""
+
+
+@prepare.command()
+@click.argument("archive", metavar="ARCHIVE", type=click.Path(path_type=Path))
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Target folder.")
+@click.option("--count", default=202_599, show_default=True, help="Images that should be there.")
+def celeba(archive: Path, out: Path, count: int) -> int:
+    """Unpack img_align_celeba.zip, or take a folder of its images, and verify them."""
+    from fastae.dataset_commands import prepare_and_report
+
+    return prepare_and_report(archive, out, count)
+
+
+@cli.group()
+def cache() -> None:
+    """What fastae keeps on disk to start faster: decoded data sets, faces, checks."""
+
+
+@cache.command("list")
+@click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+def list_cache(cache_dir: str | None) -> None:
+    """List what lies in the cache, with sizes."""
+    from fastae.cache import cache_folder, entries
+
+    folder = Path(cache_dir) if cache_dir else cache_folder()
+    found = entries(folder)
+    for entry in found:
+        click.echo(f"{entry.size / 1e6:12,.1f} MB  {entry.path.name}")
+    click.echo(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
+
+
+@cache.command("clear")
+@click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+def clear_cache(cache_dir: str | None) -> None:
+    """Remove all of it; it is made again where it is needed."""
+    from fastae.cache import cache_folder, clear, entries
+
+    folder = Path(cache_dir) if cache_dir else cache_folder()
+    size = sum(entry.size for entry in entries(folder))
+    clear(folder)
+    click.echo(f"removed {size / 1e6:,.1f} MB from {folder}")
+
+
 def main() -> None:
     """The entry point of `fastae` and `python -m fastae`."""
     try:
@@ -49,7 +108,7 @@ def main() -> None:
         code = refuse(error.format_message())
     except FastaeError as error:
         code = refuse(str(error))
-    sys.exit(code)
+    sys.exit(code or 0)
 
 
 def refuse(message: str) -> int:

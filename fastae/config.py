@@ -15,6 +15,7 @@ from fastae.augment import Augmentation
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 
+LOADERS = ("auto", "dali", "resident")
 IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that would import torch
 
 
@@ -59,11 +60,21 @@ class TrainConfig:
     log_every: int = setting(50, "Iterations between log lines and scalars.")
     eval_every: int = setting(1_000, "Iterations between evaluations on held-out images.")
     eval_images: int = setting(256, "Held-out images to evaluate on, spread over all of them.")
+    loader: str = setting(
+        "auto",
+        "dali: decode every epoch; resident: decode once, keep the pixels on the device; "
+        "auto: resident where that fits in half of the free memory.",
+        "auto|dali|resident",
+    )
+    cache: bool = setting(True, "Keep the resident pixels on disk for the next run.")
+    cache_dir: str | None = setting(None, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR")
     threads: int | None = setting(None, "CPU threads that decode images. Default: one a core, at most 8.")
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise FastaeError(f"--loss {self.loss!r} is not one of: {', '.join(LOSSES)}")
+        if self.loader not in LOADERS:
+            raise FastaeError(f"--loader {self.loader!r} is not one of: {', '.join(LOADERS)}")
         for name in (
             "iterations", "minutes", "batch_size", "lr", "image_size", "latent", "crop",
             "log_every", "eval_every", "eval_images", "threads",

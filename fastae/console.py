@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sized
+from typing import TypeVar
+
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Item = TypeVar("Item")
 
 # highlight and markup off: a file name may hold brackets, and numbers need no colours.
 console = Console(highlight=False, markup=False, soft_wrap=True, emoji=False)
@@ -11,6 +17,23 @@ console = Console(highlight=False, markup=False, soft_wrap=True, emoji=False)
 def say(text: str) -> None:
     """One line to the user, above a progress bar where one is shown."""
     console.print(text)
+
+
+def printable(path: str) -> str:
+    """A file's name in one harmless line: control characters and stray bytes as escapes."""
+    return "".join(
+        character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in path
+    )
+
+
+def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
+    """The same items, under a progress bar where there is a terminal; gone when it is done."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        yield from bar.track(items, total, description=text)
 
 
 def duration(seconds: float) -> str:

@@ -77,19 +77,26 @@ def choose_compile(
 
     Raises FastaeError where `--compile` was asked for and no C++ compiler is there.
     """
-    compiler = os.environ.get("CXX") or "g++"
-    found = shutil.which(compiler) is not None
-    if wanted and not found:
-        raise FastaeError(f"--compile needs the C++ compiler {compiler!r}, which is not on the PATH")
+    if wanted and not can_compile():
+        raise FastaeError(f"--compile needs the C++ compiler {compiler()!r}, which is not on the PATH")
     if wanted is not None:
         return wanted, "compiled" if wanted else "not compiled"
-    if not found:
-        return False, f"not compiled (no C++ compiler {compiler!r})"
+    if not can_compile():
+        return False, f"not compiled (no C++ compiler {compiler()!r})"
     if device.type == "cuda":
         return True, "compiled"
     if images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES:
         return False, "not compiled (a run this short would not earn it back)"
     return True, "compiled"
+
+
+def can_compile() -> bool:
+    """Whether torch.compile will find the C++ compiler that it needs on every device."""
+    return shutil.which(compiler()) is not None
+
+
+def compiler() -> str:
+    return os.environ.get("CXX") or "g++"
 
 
 def describe(device: torch.device) -> str:

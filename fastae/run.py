@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastae.config import TrainConfig
+from fastae.console import printable, say
+from fastae.data.check import Finding
 from fastae.errors import FastaeError
 from fastae.files import atomic_write
 
@@ -35,15 +38,33 @@ class RunFolder:
     def latest_sample(self) -> Path:
         return max(self.sample(0).parent.glob("*.png"))
 
-    def create(self, description: dict[str, Any]) -> None:
-        """Makes the folders and writes `description` as config.json."""
+    @property
+    def skipped(self) -> Path:
+        return self.path / "skipped.txt"
+
+    def create(self, description: dict[str, Any], skipped: Sequence[Finding] = ()) -> None:
+        """Makes the folders, writes `description` as config.json and what was left out."""
         try:
             self.checkpoint.parent.mkdir(parents=True)
             self.sample(0).parent.mkdir()
             with atomic_write(self.config) as file:
                 file.write(json.dumps(description, indent=2).encode() + b"\n")
+            if skipped:
+                with atomic_write(self.skipped) as file:
+                    file.writelines(_line(finding) for finding in skipped)
         except OSError as error:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
+
+    def report_replaced(self, bad: Finding, substitute: str) -> None:
+        """Says, and writes down, that a file went bad in mid-run."""
+        say(f"{printable(bad.path)}: {bad.fault.value} since the check; {printable(substitute)} replaces it")
+        if self.path.is_dir():
+            with self.skipped.open("ab") as file:
+                file.write(_line(bad))
+
+
+def _line(finding: Finding) -> bytes:
+    return f"{finding.fault.value}\t{printable(finding.path)}\n".encode()
 
 
 def choose_run_folder(config: TrainConfig) -> RunFolder:

@@ -17,9 +17,11 @@ from torch import Tensor
 
 from fastae import checkpoint
 from fastae.board import Board
+from fastae.cache import cache_folder
 from fastae.config import TrainConfig
 from fastae.console import duration, say
 from fastae.data import Geometry, load_images, open_loader
+from fastae.data.folder import count_faults
 from fastae.data.source import open_source
 from fastae.device import Precision, choose_compile, choose_device, choose_precision, describe
 from fastae.environment import describe_environment
@@ -48,8 +50,15 @@ def train(config: TrainConfig) -> Path:
         config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf
     )
     run = choose_run_folder(config)
-    folder, source = open_source(config.data, config.crop)
-    geometry = Geometry(config.crop, config.image_size, config.antialias)
+    cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
+    folder, source = open_source(config.data, config.crop, cache)
+    say(
+        f"data      {source}: {len(folder.train):,} images to train on, "
+        f"{len(folder.held_out):,} held out ({folder.split})"
+    )
+    if folder.skipped:
+        say(f"left out  {count_faults(folder.skipped)}: named in {run.skipped}")
+    geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
     loader = open_loader(
         folder.train,
         batch_size=config.batch_size,
@@ -58,7 +67,12 @@ def train(config: TrainConfig) -> Path:
         augmentation=config.augmentation,
         geometry=geometry,
         threads=config.threads,
+        kind=config.loader,
+        compiled=compiled,
+        cache=cache if config.cache else None,
+        on_replaced=run.report_replaced,
     )
+    say(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
     evaluated = spread(folder.held_out, config.eval_images)
     held_out = load_images(evaluated, geometry, device, config.threads)
     step = TrainingStep(
@@ -79,16 +93,14 @@ def train(config: TrainConfig) -> Path:
             "held_out": len(folder.held_out),
             "split": folder.split,
             "evaluated_on": len(evaluated),
+            "skipped": len(folder.skipped),
         },
+        "loader": loader.kind,
         "device": describe(device),
         "step": f"{precision.note}, {layout}, {compile_note}",
         "environment": describe_environment(),
     }
-    run.create(description)
-    say(
-        f"data      {source}: {len(folder.train):,} images to train on, "
-        f"{len(folder.held_out):,} held out ({folder.split})"
-    )
+    run.create(description, folder.skipped)
     say(f"device    {description['device']}: {description['step']}")
     say(f"run       {run.path}")
     with Board(run.path) as board:

@@ -82,9 +82,9 @@ def test_wrong_data_leaves_nothing(tmp_path, face_folder):
         (tmp_path / "texts" / "a.txt", [], ["a.txt' is a file, not a folder"]),
         (tmp_path / "empty", [], ["no JPEG (*.jpg, *.jpeg) in"]),
         (tmp_path / "texts", [], ["no JPEG (*.jpg, *.jpeg) in"]),
-        (tmp_path / "one", [], ["holds 1 JPEG"]),
+        (tmp_path / "one", [], ["holds 1 usable JPEG"]),
         (face_folder, ["--batch-size", 39], ["--batch-size 39 is more than the 38 training"]),
-        (face_folder, ["--crop", 179], ["is 178x218, too small for --crop 179"]),
+        (face_folder, ["--crop", 179], ["left out: 40 too small for --crop 179"]),
     ):
         assert refused(fastae("train", "--data", data, "--out", out, *options), *words)
         assert not out.exists()

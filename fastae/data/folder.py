@@ -2,16 +2,18 @@
 
 The split is CelebA's own where its `list_eval_partition.txt` lies beside the images or one folder up
 (0 is for training; 1 and 2, validation and test, are held out); else the last 5 % by name are held out.
+Files that cannot be trained on are found beforehand and left out.
 """
 
 from __future__ import annotations
 
 import os
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
+from fastae.data.check import Check, Finding, check
 from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
@@ -23,44 +25,67 @@ HELD_OUT_SHARE = 0.05
 class ImageFolder:
     """Paths are strings, sorted by name: 200,000 of them are cheap.
 
-    split: the rule that divided them, in words.
+    split: the rule that divided them, in words. skipped: what was left out, and why. side: the shorter
+    side of the images in pixels where all have the same, which spares looking for it in each header.
     """
 
     root: str
     train: list[str]
     held_out: list[str]
     split: str
+    skipped: list[Finding]
+    side: int | None
 
 
-def open_folder(root: str | Path, crop: int | None = None) -> ImageFolder:
-    """Lists and divides the JPEGs under `root`.
+def open_folder(root: str | Path, crop: int | None = None, records: Path | None = None) -> ImageFolder:
+    """Lists, checks and divides the JPEGs under `root`.
 
-    Raises FastaeError where there is no such folder, it has fewer than two JPEGs, or one of them is
-    too small for `crop`.
+    crop: images with a shorter side are left out. records: where what is known of the files is kept.
+    Raises FastaeError where there is no such folder, or fewer than two usable JPEGs in it.
     """
     root = os.fspath(root)
-    if not Path(root).is_dir():
-        what = "is a file, not a folder" if Path(root).exists() else "does not exist"
-        raise FastaeError(f"data folder {root!r} {what}")
     paths = find_jpegs(root)
-    if not paths:
-        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it")
-    if len(paths) < 2:
-        raise FastaeError(f"{root!r} holds 1 JPEG; 2 are the least, one of them to be held out")
-    if crop is not None:
-        _require_size(paths, crop)
-    return _divide(root, paths)
+    checked = check(root, paths, crop=crop, records=records)
+    if len(checked.usable) < 2:
+        raise FastaeError(_too_few(root, len(checked.usable), checked.unusable, crop))
+    return _divide(root, checked)
 
 
 def find_jpegs(root: str) -> list[str]:
-    """Every file named like a JPEG under `root`, sorted by path."""
+    """Everything named like a JPEG under `root`, sorted by path; links to folders are not followed.
+
+    Raises FastaeError where there is no such folder, or none is in it.
+    """
+    if not Path(root).is_dir():
+        what = "is a file, not a folder" if Path(root).exists() else "does not exist"
+        raise FastaeError(f"data folder {root!r} {what}")
     found = []
-    for folder, _, names in os.walk(root):
-        found += [f"{folder}/{name}" for name in names if name.lower().endswith(SUFFIXES)]
+    for folder, folders, names in os.walk(root):
+        found += [f"{folder}/{name}" for name in names + folders if name.lower().endswith(SUFFIXES)]
+    if not found:
+        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it")
     return sorted(found)
 
 
-def _divide(root: str, paths: list[str]) -> ImageFolder:
+def count_faults(findings: Sequence[Finding]) -> str:
+    """'3 truncated, 1 empty': the most frequent first."""
+    counts = Counter(finding.fault.value for finding in findings)
+    return ", ".join(f"{number} {fault}" for fault, number in counts.most_common())
+
+
+def _too_few(root: str, usable: int, unusable: Sequence[Finding], crop: int | None) -> str:
+    message = f"{root!r} holds {usable} usable JPEG{'' if usable == 1 else 's'}, and 2 are the least"
+    if unusable:
+        of_crop = f" {crop}" if crop else ""
+        message += (
+            f"; left out: {count_faults(unusable).replace('the crop', f'--crop{of_crop}')} "
+            f"(fastae check {root!r} names them)"
+        )
+    return message
+
+
+def _divide(root: str, checked: Check) -> ImageFolder:
+    paths, rest = checked.usable, (checked.unusable, checked.side)
     for place in (Path(root), Path(root).parent):
         partition = place / PARTITION_FILE
         if partition.is_file():
@@ -68,31 +93,17 @@ def _divide(root: str, paths: list[str]) -> ImageFolder:
             train = [path for path in paths if os.path.basename(path) not in held_names]  # noqa: PTH119
             held_out = [path for path in paths if os.path.basename(path) in held_names]  # noqa: PTH119
             if train and held_out:
-                return ImageFolder(root, train, held_out, PARTITION_FILE)
+                return ImageFolder(root, train, held_out, PARTITION_FILE, *rest)
     number = max(1, round(HELD_OUT_SHARE * len(paths)))
-    return ImageFolder(root, paths[:-number], paths[-number:], "the last 5 % by name")
+    return ImageFolder(root, paths[:-number], paths[-number:], "the last 5 % by name", *rest)
 
 
 def _held_out_names(partition: Path) -> set[str]:
     held = set()
-    for number, line in enumerate(partition.read_text().splitlines(), start=1):
+    for number, line in enumerate(partition.read_text(errors="replace").splitlines(), start=1):
         fields = line.split()
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
             raise FastaeError(f"{partition}:{number}: expected 'NAME 0|1|2', found {line!r:.80}")
         if fields[1] != "0":
             held.add(fields[0])
     return held
-
-
-def _require_size(paths: list[str], crop: int) -> None:
-    for path in paths:
-        try:
-            with Image.open(path) as image:
-                width, height = image.size
-        except OSError as error:
-            raise FastaeError(f"{path!r} cannot be read as an image: {error}") from None
-        if min(width, height) < crop:
-            raise FastaeError(
-                f"{path!r} is {width}x{height}, too small for --crop {crop}: "
-                "use a smaller crop, or take the image away"
-            )

@@ -1,29 +1,59 @@
 """Batches for training, from JPEG files: `open_loader(...).batches(start)`.
 
-    dali    every epoch, DALI reads, decodes, crops, resizes, flips and recolours the files: on the GPU
-            where there is one, else the same graph on DALI's CPU backend
+    dali        every epoch the files are read and decoded by DALI, and augmented: on a GPU all of it in
+                DALI's graph; on a CPU the pixels' part in `fastae.data.pixels`
+    resident    every file is decoded once, into one array on the training device; each step gathers a
+                batch from it and augments that
+    auto        resident where that fits in half of the free memory, else dali
 
-Every batch is a function of (seed, iteration), so the iteration number is a loader's whole state.
+Every batch is a function of (seed, iteration), so the iteration number is a loader's whole state, and
+all loaders give the same batches (resident: to the rounding of its stored pixels).
 """
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
 from fastae.augment import Augmentation
+from fastae.cache import cache_folder, check_records
+from fastae.config import LOADERS
+from fastae.data.check import Finding
+from fastae.data.decode import Decoder
 from fastae.data.folder import open_folder
 from fastae.data.geometry import Geometry
+from fastae.data.memory import free_bytes
+from fastae.data.mending import ImageFiles
 from fastae.data.order import Order
+from fastae.data.pixels import Parameters, Passes, channel_means, to_batch
+from fastae.data.resident import Store, open_store, store_bytes
+from fastae.device import can_compile
 from fastae.environment import version
 from fastae.errors import FastaeError
 
 DALI_BUILDS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-KINDS = ("dali",)
-READ_BATCH = 64
+
+
+class Loader(Protocol):
+    """kind: 'dali' or 'resident'. note: why, where that was chosen by `auto`."""
+
+    kind: str
+    note: str
+
+    def batches(self, start: int = 0) -> Iterator[Tensor]:
+        """The batches of iterations start, start + 1, ..., without end.
+
+        Each is float32, (N, 3, S, S), channels-last, in [0, 1], on the loader's device.
+        """
+        ...
 
 
 class DaliLoader:
@@ -31,60 +61,101 @@ class DaliLoader:
 
     kind = "dali"
 
-    def __init__(
-        self,
-        paths: Sequence[str],
-        order: Order,
-        geometry: Geometry,
-        device: torch.device,
-        threads: int,
-    ) -> None:
-        self.paths = paths
+    def __init__(self, files: ImageFiles, order: Order, decoder: Decoder, note: str = "") -> None:
+        self.files = files
         self.order = order
-        self.geometry = geometry
-        self.device = device
-        self.threads = threads
+        self.decoder = decoder
+        self.note = note
 
-    def batches(self, start: int = 0) -> Iterator[torch.Tensor]:
-        """The batches of iterations start, start + 1, ..., without end.
+    def batches(self, start: int = 0) -> Iterator[Tensor]:
+        from fastae.data.pipeline import PREFETCH
 
-        Each is float32, (N, 3, S, S), channels-last, in [0, 1], on the loader's device.
-        """
-        from fastae.data.pipeline import Engine, read_batches
+        def prefetched(position: int) -> Iterator[int]:
+            plans = itertools.islice(self.order.plans(start + position), 2 + PREFETCH)
+            return itertools.chain.from_iterable(plan.indices.tolist() for plan in plans)
 
-        engine = Engine(self.device, self.order.batch_size, self.threads)
-        return read_batches(self.paths, self.order.plans(start), self.geometry, engine)
+        return self.files.mended(lambda position: self._stream(start + position), prefetched)
+
+    def _stream(self, start: int) -> Iterator[Tensor]:
+        from fastae.data.pipeline import Engine, read_augmented, read_regions
+
+        decoder, paths = self.decoder, self.files.paths
+        engine = Engine(decoder.device, self.order.batch_size, decoder.threads)
+        if engine.on_gpu:
+            yield from read_augmented(paths, self.order.plans(start), decoder.geometry, engine)
+        else:
+            needed = ([paths[index] for index in plan.indices] for plan in self.order.plans(start))
+            regions = read_regions(needed, decoder.geometry, engine)
+            for plan, squares in zip(self.order.plans(start), regions, strict=False):
+                parameters = Parameters.of(plan, decoder.device)
+                pixels = decoder.passes.resize(squares, parameters.flip)
+                yield decoder.passes.recolour(pixels, channel_means(pixels), parameters)
+
+
+class ResidentLoader:
+    """Gathers batches from a decoded data set and augments them. Made by `open_loader`."""
+
+    kind = "resident"
+
+    def __init__(self, store: Store, order: Order, decoder: Decoder, note: str = "") -> None:
+        self.store = store
+        self.order = order
+        self.decoder = decoder
+        self.note = note
+
+    def batches(self, start: int = 0) -> Iterator[Tensor]:
+        passes, store = self.decoder.passes, self.store
+        for plan in self.order.plans(start):
+            parameters = Parameters.of(plan, self.decoder.device)
+            pixels = passes.select(store.pixels, parameters)
+            yield passes.recolour(pixels, store.means[parameters.indices], parameters)
 
 
 def open_loader(
     source: str | Path | Sequence[str],
     *,
-    kind: str = "dali",
+    kind: str = "auto",
     batch_size: int,
     device: str | torch.device,
     seed: int,
     augmentation: Augmentation | None = None,
     geometry: Geometry | None = None,
     threads: int | None = None,
-) -> DaliLoader:
+    compiled: bool | None = None,
+    cache: Path | str | None = "default",
+    on_replaced: Callable[[Finding, str], None] | None = None,
+) -> Loader:
     """A loader over the training images of a folder, or over exactly the files of a list.
 
     augmentation: ranges of the random colour changes (default: `Augmentation()`).
     geometry: crop, size, antialias (default: the largest square, 128 pixels, none).
     threads: CPU threads that decode (default: `default_threads()`).
+    compiled: the passes over pixels, by torch.compile (default: where there is a compiler).
+    cache: folder for the resident array; None keeps it in memory alone (default: `cache_folder()`).
+    on_replaced: told of a file that went bad in mid-run and of the one that stands in for it.
 
-    Raises FastaeError for a bad folder, fewer images than `batch_size`, or a missing DALI.
+    Raises FastaeError for a bad folder, fewer images than `batch_size`, a missing DALI, or a resident
+    array that does not fit.
     """
-    if kind not in KINDS:
-        raise FastaeError(f"loader {kind!r} is not one of: {', '.join(KINDS)}")
+    if kind not in LOADERS:
+        raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(LOADERS)}")
     require_dali()
-    geometry = geometry or Geometry()
+    device, geometry = torch.device(device), geometry or Geometry()
+    folder = cache_folder() if cache == "default" else Path(cache) if cache else None
     if isinstance(source, str | Path):
-        source = open_folder(source, geometry.crop).train
+        opened = open_folder(source, geometry.crop, folder and check_records(folder))
+        source, geometry = opened.train, replace(geometry, crop=geometry.crop or opened.side)
     if batch_size > len(source):
         raise FastaeError(f"--batch-size {batch_size} is more than the {len(source)} training images")
     order = Order(len(source), batch_size, seed, augmentation or Augmentation())
-    return DaliLoader(source, order, geometry, torch.device(device), threads or default_threads())
+    decoder = open_decoder(geometry, device, threads, compiled)
+    files = ImageFiles(source, on_replaced)
+    note = ""
+    if kind == "auto":
+        kind, note = _choose_kind(store_bytes(len(source), geometry.size), device, folder)
+    if kind == "dali":
+        return DaliLoader(files, order, decoder, note)
+    return ResidentLoader(open_store(files, decoder, folder), order, decoder, note)
 
 
 def load_images(
@@ -92,14 +163,19 @@ def load_images(
     geometry: Geometry,
     device: str | torch.device,
     threads: int | None = None,
-) -> torch.Tensor:
+) -> Tensor:
     """These images, cut out and resized but not augmented: float32 (N, 3, S, S) in [0, 1]."""
     require_dali()
-    from fastae.data.pipeline import Engine, read_images
+    decoder = open_decoder(geometry, torch.device(device), threads, compiled=False)
+    return torch.cat([to_batch(pixels) for pixels in decoder.decode(ImageFiles(paths))])
 
-    engine = Engine(torch.device(device), min(READ_BATCH, len(paths)), threads or default_threads())
-    # Copied batch by batch: a batch is DALI's memory, and holding them all would pin its buffers.
-    return torch.cat([batch.clone() for batch in read_images(paths, geometry, engine)])
+
+def open_decoder(
+    geometry: Geometry, device: torch.device, threads: int | None, compiled: bool | None
+) -> Decoder:
+    """How images are decoded on this device; the arguments are `open_loader`'s."""
+    compiled = can_compile() if compiled is None else compiled
+    return Decoder(geometry, Passes(geometry, compiled), device, threads or default_threads())
 
 
 def default_threads() -> int:
@@ -120,3 +196,17 @@ def require_dali() -> None:
             f"two builds of DALI are installed and overwrite each other: "
             f"pip uninstall {' '.join(installed)}, then install the one that fits your driver"
         )
+
+
+def _choose_kind(needed: int, device: torch.device, cache: Path | None) -> tuple[str, str]:
+    """resident or dali, and why, in words."""
+    half = free_bytes(device) // 2
+    sizes = f"{needed / 1e9:.2f} GB of images, {half / 1e9:.1f} GB is half of the free memory"
+    if needed > half:
+        return "dali", sizes
+    if cache is not None:
+        place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            return "dali", f"{needed / 1e9:.2f} GB of images, {free / 1e9:.2f} GB free in {cache}"
+    return "resident", sizes

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-from fastae.cache import cache_folder
+from fastae.cache import cache_folder, check_records
 from fastae.data import faces
 from fastae.data.folder import ImageFolder, open_folder
 from fastae.errors import FastaeError
@@ -12,17 +13,23 @@ from fastae.errors import FastaeError
 VARIABLE = "FASTAE_DATA"
 
 
-def open_source(data: str | None, crop: int | None = None) -> tuple[ImageFolder, str]:
+def open_source(
+    data: str | None, crop: int | None = None, cache: Path | None = None
+) -> tuple[ImageFolder, str]:
     """The folder, opened, and where it came from in words. Draws the faces the first time.
+
+    cache: where the faces are kept, and what is known of the files.
 
     Raises FastaeError as `open_folder` does, and where the faces cannot be written.
     """
+    cache = cache or cache_folder()
+    records = check_records(cache)
     if data is not None:
-        return open_folder(data, crop), data
+        return open_folder(data, crop, records), data
     if data := os.environ.get(VARIABLE):
-        return open_folder(data, crop), f"{data} (from ${VARIABLE})"
+        return open_folder(data, crop, records), f"{data} (from ${VARIABLE})"
     try:
-        root = faces.ensure(cache_folder())
+        root = faces.ensure(cache)
     except OSError as error:
-        raise FastaeError(f"cannot write the synthetic faces to {cache_folder()}: {error}") from None
-    return open_folder(root, crop), f"no --data, so synthetic faces in {root}"
+        raise FastaeError(f"cannot write the synthetic faces to {str(cache)!r}: {error}") from None
+    return open_folder(root, crop, records), f"no --data, so synthetic faces in {root}"

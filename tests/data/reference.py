@@ -16,7 +16,8 @@ def decode(path):
 def cut_out(image, crop=None):
     height, width = image.shape[:2]
     side = crop or min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
+    # A centre between two pixels is taken towards the end, as DALI's crop does.
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
     return image[top : top + side, left : left + side]
 
 

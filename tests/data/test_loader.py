@@ -21,7 +21,8 @@ STRONG = Augmentation(brightness=0.5, contrast=0.9, saturation=1.0)
 
 
 def open_faces(paths, **options):
-    defaults = {"batch_size": 8, "device": "cpu", "seed": 3, "threads": 2}
+    defaults = {"kind": "dali", "batch_size": 8, "device": "cpu", "seed": 3, "threads": 2}
+    defaults["compiled"] = False
     return open_loader(paths, **(defaults | options))
 
 
@@ -102,8 +103,8 @@ def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
 
 
 def test_a_folder_trains_on_its_training_part_alone(face_folder):
-    opened = open_loader(face_folder, batch_size=8, device="cpu", seed=0)
-    assert [Path(path).name for path in opened.paths] == [f"{n:06d}.jpg" for n in range(1, 39)]
+    opened = open_loader(face_folder, kind="dali", batch_size=8, device="cpu", seed=0)
+    assert [Path(path).name for path in opened.files.paths] == [f"{n:06d}.jpg" for n in range(1, 39)]
 
 
 def test_file_names_of_any_bytes(tmp_path, face_paths):
@@ -115,14 +116,14 @@ def test_file_names_of_any_bytes(tmp_path, face_paths):
     ]
     for name in names:
         (tmp_path / Path(name.decode(errors="surrogateescape"))).write_bytes(Path(face_paths[0]).read_bytes())
-    images = next(open_loader(tmp_path, batch_size=3, device="cpu", seed=0).batches())
+    images = next(open_loader(tmp_path, kind="dali", batch_size=3, device="cpu", seed=0).batches())
     assert images.shape[0] == 3
 
 
 def test_refuses_what_cannot_work(face_paths):
     with pytest.raises(FastaeError, match="--batch-size 41 is more than the 40 training images"):
         open_faces(face_paths, batch_size=41)
-    with pytest.raises(FastaeError, match="'tape' is not one of: dali"):
+    with pytest.raises(FastaeError, match="'tape' is not one of: auto, dali, resident"):
         open_faces(face_paths, kind="tape")
 
 

@@ -1,0 +1,167 @@
+"""Finds the files of a data set that cannot be trained on, before training meets them.
+
+The quick check reads header and end of each file and remembers the answer by size and time of change,
+so that only new files are read the next time. The deep check decodes every file as well.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from zipfile import BadZipFile
+
+import numpy as np
+from PIL import Image
+
+from fastae.console import track
+from fastae.data.jpeg import Fault, Report, inspect
+from fastae.files import atomic_write
+
+FAULTS = list(Fault)
+VERSION = 1
+"""Of the record on disk, and of what `inspect` answers."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A file and what is wrong or remarkable with it."""
+
+    path: str
+    fault: Fault
+
+
+@dataclass(frozen=True)
+class Check:
+    """`usable`: paths to train on, in the order given. `findings`: faults and remarks, likewise.
+
+    `side`: the shorter side of the usable images in pixels, where all have the same; else None.
+    """
+
+    usable: list[str]
+    findings: list[Finding]
+    side: int | None
+
+    @property
+    def unusable(self) -> list[Finding]:
+        return [finding for finding in self.findings if not finding.fault.usable]
+
+
+def check(
+    root: str, paths: Sequence[str], *, crop: int | None, records: Path | None, deep: bool = False
+) -> Check:
+    """Checks every path; `records` is the folder in which answers are remembered, None for not at all.
+
+    crop: side in pixels below which an image is too small.
+    """
+    reports = _quick(root, paths, records)
+    if deep:
+        reports = _deep(paths, reports)
+    usable, findings, sides = [], [], set()
+    for path, report in zip(paths, reports, strict=True):
+        fault = report.fault
+        if crop is not None and (fault is None or fault.usable) and min(report.width, report.height) < crop:
+            fault = Fault.TOO_SMALL
+        if fault is not None:
+            findings.append(Finding(path, fault))
+        if fault is None or fault.usable:
+            usable.append(path)
+            sides.add(min(report.width, report.height))
+    return Check(usable, findings, sides.pop() if len(sides) == 1 else None)
+
+
+def decodes(path: str) -> bool:
+    """Whether Pillow decodes the whole file."""
+    try:
+        with warnings.catch_warnings(), Image.open(path) as image:
+            warnings.simplefilter("ignore")
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
+    return True
+
+
+def _quick(root: str, paths: Sequence[str], records: Path | None) -> list[Report]:
+    memory = _Memory(root, records)
+    stamps = [_stamp(path) for path in paths]
+    known = [memory.recall(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
+    unknown = [path for path, report in zip(paths, known, strict=True) if report is None]
+    if not unknown:
+        return [report for report in known if report]
+    fresh = {path: inspect(path) for path in track(unknown, "checking files")}
+    reports = [report or fresh[path] for path, report in zip(paths, known, strict=True)]
+    memory.keep(paths, stamps, reports)
+    return reports
+
+
+def _deep(paths: Sequence[str], reports: Iterable[Report]) -> list[Report]:
+    def look(item: tuple[str, Report]) -> Report:
+        path, report = item
+        if (report.fault is None or report.fault.usable) and not decodes(path):
+            return Report(Fault.UNDECODABLE, report.width, report.height)
+        return report
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without the interpreter lock
+        items = list(zip(paths, reports, strict=True))
+        return list(track(pool.map(look, items), "decoding files", total=len(items)))
+
+
+Stamp = tuple[int, int]
+
+
+def _stamp(path: str) -> Stamp | None:
+    """(bytes, nanoseconds of the last change); None for what cannot be read anyway."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+class _Memory:
+    """What was found out about the files of one folder, as one array file.
+
+    A record that cannot be read is as good as none: the files are looked at again.
+    """
+
+    def __init__(self, root: str, records: Path | None) -> None:
+        self._path = None
+        self._known: dict[str, tuple[int, int, int, int, int]] = {}
+        if records is None:
+            return
+        name = hashlib.sha256(os.path.abspath(root).encode(errors="surrogateescape")).hexdigest()  # noqa: PTH100
+        self._path = records / f"{name[:32]}-v{VERSION}.npz"
+        try:
+            with np.load(self._path, allow_pickle=False) as record:
+                paths = os.fsdecode(record["paths"].tobytes()).split("\0")
+                self._known = dict(zip(paths, map(tuple, record["rows"].tolist()), strict=True))
+        except (OSError, ValueError, KeyError, EOFError, BadZipFile):
+            pass
+
+    def recall(self, path: str, stamp: Stamp | None) -> Report | None:
+        known = self._known.get(path)
+        if known is None or known[:2] != stamp:
+            return None
+        fault = known[2]
+        return Report(FAULTS[fault] if fault >= 0 else None, known[3], known[4])
+
+    def keep(self, paths: Sequence[str], stamps: Sequence[Stamp | None], reports: Sequence[Report]) -> None:
+        if self._path is None:
+            return
+        kept = [
+            (path, (*stamp, FAULTS.index(report.fault) if report.fault else -1, report.width, report.height))
+            for path, stamp, report in zip(paths, stamps, reports, strict=True)
+            if stamp is not None
+        ]
+        names = np.frombuffer(os.fsencode("\0".join(path for path, _ in kept)), np.uint8)
+        rows = np.array([row for _, row in kept], np.int64).reshape(-1, 5)
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(self._path) as file:
+                np.savez(file, paths=names, rows=rows)
+        except OSError:
+            pass  # a cache that cannot be written costs time, never a run

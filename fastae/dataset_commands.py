@@ -1,0 +1,85 @@
+"""What `fastae check` and `fastae prepare` print: counts, names, and what to do about them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+from rich.table import Table
+
+from fastae.cache import cache_folder, check_records
+from fastae.console import console, printable, say
+from fastae.data.check import Check, check
+from fastae.data.folder import find_jpegs
+from fastae.data.jpeg import Fault
+from fastae.data.prepare import prepare_celeba
+from fastae.errors import FastaeError
+from fastae.files import atomic_write
+
+NAMES_SHOWN = 50
+
+
+def check_folder(folder: str, *, deep: bool, crop: int | None, report: str | None) -> int:
+    """Checks the JPEGs under `folder` and prints what was found; returns the exit code, 0 or 1."""
+    paths = find_jpegs(folder)
+    found = check(folder, paths, crop=crop, records=check_records(cache_folder()), deep=deep)
+    if report == "-":
+        print(_as_json(folder, len(paths), found))
+    else:
+        _show(len(paths), found)
+        if report:
+            try:
+                with atomic_write(Path(report)) as file:
+                    file.write(_as_json(folder, len(paths), found).encode() + b"\n")
+            except OSError as error:
+                raise FastaeError(f"cannot write {report!r}: {error.strerror or error}") from None
+    return 1 if found.unusable else 0
+
+
+def _show(total: int, found: Check) -> None:
+    for finding in found.findings[:NAMES_SHOWN]:
+        say(f"{finding.fault.value:24}  {printable(finding.path)}")
+    if len(found.findings) > NAMES_SHOWN:
+        say(f"... and {len(found.findings) - NAMES_SHOWN:,} more: --json FILE names all")
+    counts = Counter(finding.fault for finding in found.findings)
+    table = Table("", "files", "")
+    for fault in Fault:
+        if counts[fault]:
+            meaning = "decoded to colour and used" if fault.usable else "left out of training"
+            table.add_row(fault.value, f"{counts[fault]:,}", meaning)
+    table.add_row("usable", f"{len(found.usable):,}", f"of {total:,}")
+    console.print(table)
+
+
+def _as_json(folder: str, total: int, found: Check) -> str:
+    return json.dumps(
+        {
+            "folder": folder,
+            "files": total,
+            "usable": len(found.usable),
+            "findings": [
+                {"path": finding.path, "fault": finding.fault.value, "usable": finding.fault.usable}
+                for finding in found.findings
+            ],
+        },
+        indent=2,
+    )
+
+
+def prepare_and_report(archive: Path, out: Path, count: int) -> int:
+    """Prepares CelebA and says what is there and what is missing; returns the exit code, 0 or 1."""
+    say("CelebA is for non-commercial research only and may not be redistributed.")
+    done = prepare_celeba(archive, out, count)
+    say(
+        f"{done.present:,} images in {done.folder}, {len(done.missing):,} missing, "
+        f"{len(done.faulty):,} faulty"
+    )
+    for kind, names in (("missing", done.missing), ("faulty", done.faulty)):
+        if names:
+            shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
+            say(f"{kind}: {shown}")
+    if not done.partition:
+        say("list_eval_partition.txt is not there: without it the last 5 % by name are held out")
+    say(f"next: fastae train --amp --data {done.folder}")
+    return 1 if done.missing or done.faulty else 0

@@ -1,0 +1,78 @@
+"""More than thirty kinds of file that are named like a JPEG and are not one to train on.
+
+`make(folder, good)` writes them beside each other and returns what the check must say of each, None for
+those that a marker alone cannot give away and only the deep check finds.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from PIL import Image
+
+
+def make(folder: Path, good: bytes) -> dict[str, str]:
+    """name -> fault, for files in `folder` made from the bytes of a good baseline JPEG."""
+    expected = {}
+
+    def write(name, content, fault):
+        (folder / name).write_bytes(content)
+        expected[name] = fault
+
+    def save(name, image, fault, kind="JPEG", **options):
+        image.save(folder / name, kind, **options)
+        expected[name] = fault
+
+    image = Image.open(folder / "good.jpg")
+    frame = good.index(b"\xff\xc0")
+    scan = good.index(b"\xff\xda")
+
+    write("empty.jpg", b"", "empty")
+    write("text.jpg", b"this is no picture\n" * 50, "not a JPEG")
+    write("zeros.jpg", bytes(7000), "not a JPEG")
+    write("html.jpg", b"<!DOCTYPE html><title>404 Not Found</title>", "not a JPEG")
+    write("one_byte.jpg", b"\xff", "not a JPEG")
+    write("pickle.jpg", b"\x80\x04\x95" + bytes(100), "not a JPEG")
+    write("zip.jpg", b"PK\x03\x04" + bytes(100), "not a JPEG")
+    write("half_a_marker.jpg", b"\xff\xd8\xff", "header cut short")
+    write("start_only.jpg", b"\xff\xd8", "header cut short")
+    write("start_and_end.jpg", b"\xff\xd8\xff\xd9", "header cut short")
+    write("header_in_tables.jpg", good[: frame - 30], "header cut short")
+    write("header_in_frame.jpg", good[: frame + 6], "header cut short")
+    write("no_frame.jpg", good[:frame] + good[scan:], "header cut short")
+    write(
+        "noise_after_start.jpg",
+        b"\xff\xd8" + os.urandom(1).replace(b"\xff", b"\0") * 4000,
+        "header cut short",
+    )
+    write("zero_height.jpg", good[: frame + 5] + b"\0\0" + good[frame + 7 :], "header cut short")
+    write("zero_width.jpg", good[: frame + 7] + b"\0\0" + good[frame + 9 :], "header cut short")
+    write("after_header.jpg", good[: scan + 14], "truncated")
+    write("half.jpg", good[: len(good) // 2], "truncated")
+    write("without_end.jpg", good[:-2], "truncated")
+    write("end_overwritten.jpg", good[:-2] + b"\0\0", "truncated")
+    write("huge.jpg", good[: frame + 5] + b"\xff\xdc\xff\xdc" + good[frame + 9 :], "too large")
+    write("twelve_bits.jpg", good[: frame + 4] + b"\x0c" + good[frame + 5 :], "unsupported coding")
+    write("lossless.jpg", good[: frame + 1] + b"\xc3" + good[frame + 2 :], "unsupported coding")
+    write("arithmetic.jpg", good[: frame + 1] + b"\xc9" + good[frame + 2 :], "unsupported coding")
+    write("two_components.jpg", good[: frame + 9] + b"\x02" + good[frame + 10 :], "unsupported coding")
+    save("png.jpg", image, "not a JPEG", "PNG")
+    save("gif.jpg", image, "not a JPEG", "GIF")
+    save("bmp.jpg", image, "not a JPEG", "BMP")
+    save("webp.jpg", image, "not a JPEG", "WEBP")
+    save("tiff.jpg", image, "not a JPEG", "TIFF")
+    save("cmyk.jpg", image.convert("CMYK"), "CMYK")
+    save("small.jpg", image.resize((60, 60)), "too small for the crop")
+    save("narrow.jpg", image.resize((300, 20)), "too small for the crop")
+    (folder / "dangling.jpg").symlink_to(folder / "nowhere.jpg")
+    expected["dangling.jpg"] = "dangling link"
+    (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+    expected["loop.jpg"] = "unreadable"
+    (folder / "folder.jpg").mkdir()
+    expected["folder.jpg"] = "not a file"
+    os.mkfifo(folder / "pipe.jpg")
+    expected["pipe.jpg"] = "not a file"
+    if os.geteuid() != 0:
+        write("forbidden.jpg", good, "unreadable")
+        (folder / "forbidden.jpg").chmod(stat.S_IWUSR)
+    return expected
