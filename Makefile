@@ -7,7 +7,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 DALI ?= $(shell test $(or $(DRIVER),580) -ge 580 && echo cuda13 || echo cuda12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test lint format clean
+.PHONY: help setup train test throughput gpu-check lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,13 @@ train: setup ## Train on the embedded faces for 2.5 minutes; prints which pictur
 
 test: setup ## Run all tests (those of the GPU skip where there is none)
 	$(BIN)/python -m pytest
+
+throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writes a record
+	$(BIN)/python -m benchmarks.throughput $(ARGS)
+
+OUT ?= gpu-check
+gpu-check: setup ## On a GPU machine: tests/gpu, throughput, decoder sweep, into OUT=dir; resumes
+	$(BIN)/python scripts/gpu_check.py --out $(OUT) $(ARGS)
 
 lint: setup ## Check format, style and types
 	$(BIN)/ruff format --check .

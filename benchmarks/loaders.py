@@ -59,7 +59,7 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
             return batches * BATCH
 
         rate = rates(work)
-        stream.close()
+
     return {"rate": asdict(rate), "first_epoch": first_epoch, "images": order.count}
 
 

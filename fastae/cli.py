@@ -64,6 +64,46 @@ def celeba(archive: Path, out: Path, count: int) -> int:
     return prepare_and_report(archive, out, count)
 
 
+class WatchingCommand(click.Command):
+    """A command whose arguments after -- are another program's command line, whatever they look like."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            end = args.index("--")
+            args, ctx.obj = args[:end], tuple(args[end + 1 :])
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] [RUN | -- COMMAND ...]")
+@click.argument("run", metavar="", required=False, type=click.Path(path_type=Path))
+@click.option("--once", is_flag=True, help="Show the GPUs once, not until interrupted.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON: with RUN or --once.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Files of COMMAND's report.")
+@click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings a second.")
+@click.pass_obj
+def gpu(
+    command: tuple[str, ...] | None,
+    run: Path | None,
+    once: bool,
+    as_json: bool,
+    out: Path | None,
+    gpu_sample_hz: float,
+) -> int:
+    """Show what the GPUs do now, what a RUN did with them, or what COMMAND does with them."""
+    from fastae.gpu.commands import gpu_command
+
+    return gpu_command(run, command, once=once, as_json=as_json, out=out, hz=gpu_sample_hz)
+
+
+@cli.command()
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def doctor(as_json: bool) -> int:
+    """Say what this machine will do, and what to mend; exit code 1 where training is impossible."""
+    from fastae.doctor import examine
+
+    return examine(as_json=as_json)
+
+
 @cli.group()
 def cache() -> None:
     """What fastae keeps on disk to start faster: decoded data sets, faces, checks."""

@@ -69,6 +69,7 @@ class TrainConfig:
     cache: bool = setting(True, "Keep the resident pixels on disk for the next run.")
     cache_dir: str | None = setting(None, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR")
     threads: int | None = setting(None, "CPU threads that decode images. Default: one a core, at most 8.")
+    gpu_sample_hz: float = setting(10.0, "Readings of GPU and host a second for the report; 0 is off.")
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
@@ -88,8 +89,10 @@ class TrainConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise FastaeError(f"--seed must be in [0, 2^63), not {self.seed}")
-        if self.brightness < 0 or not math.isfinite(self.brightness):
-            raise FastaeError(f"--brightness must be 0 or more, not {self.brightness}")
+        for name in ("brightness", "gpu_sample_hz"):
+            value = getattr(self, name)
+            if not (value >= 0 and math.isfinite(value)):
+                raise FastaeError(f"{flag(name)} must be 0 or more, not {value}")
         for name in ("contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:
                 raise FastaeError(f"--{name} must be in [0, 1], not {getattr(self, name)}")

@@ -99,6 +99,11 @@ def compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
+def uuid(device: torch.device) -> str | None:
+    """The GPU's UUID as NVML writes it, 'GPU-...'; None for a CPU."""
+    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
+
+
 def describe(device: torch.device) -> str:
     """The device's name, for people: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
     if device.type == "cuda":

@@ -18,7 +18,10 @@ import torch
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of iterations. Times in seconds; `wait_share` is the part of `seconds` without data."""
+    """A stretch of iterations. Times in seconds; `wait_share` is the part of `seconds` without data.
+
+    step_p50, _p95, _p99: percentiles of an iteration's time, its wait for data included.
+    """
 
     iterations: int
     seconds: float
@@ -26,6 +29,7 @@ class Window:
     wait_share: float
     step_p50: float
     step_p95: float
+    step_p99: float
 
 
 class StepClock:
@@ -53,7 +57,7 @@ class StepClock:
         spans = np.array([self._between(a, b) for a, b in itertools.pairwise(self._marks)])
         waits, steps = spans[0::2], spans[1::2]
         seconds = float(spans.sum())
-        p50, p95 = np.percentile(waits + steps, (50, 95))
+        p50, p95, p99 = np.percentile(waits + steps, (50, 95, 99))
         return Window(
             iterations=len(steps),
             seconds=seconds,
@@ -61,6 +65,7 @@ class StepClock:
             wait_share=float(waits.sum()) / seconds,
             step_p50=float(p50),
             step_p95=float(p95),
+            step_p99=float(p99),
         )
 
     def _mark(self) -> Any:

@@ -1,4 +1,4 @@
-"""A run's folder: config.json, TensorBoard events, checkpoints/last.pt, samples/*.png."""
+"""A run's folder: config.json, TensorBoard events, checkpoints/last.pt, samples/*.png, gpu.json/.csv/.png."""
 
 from __future__ import annotations
 

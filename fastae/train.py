@@ -23,9 +23,12 @@ from fastae.console import duration, say
 from fastae.data import Geometry, load_images, open_loader
 from fastae.data.folder import count_faults
 from fastae.data.source import open_source
-from fastae.device import Precision, choose_compile, choose_device, choose_precision, describe
+from fastae.device import Precision, choose_compile, choose_device, choose_precision, describe, uuid
 from fastae.environment import describe_environment
 from fastae.evaluate import evaluate, reconstruct
+from fastae.gpu.diagnosis import Setup
+from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
+from fastae.gpu.watch import Watch
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
 from fastae.model import AutoEncoder
@@ -35,7 +38,7 @@ from fastae.run import RunFolder, choose_run_folder
 from fastae.step import TrainingStep
 
 SAMPLE_IMAGES = 16
-WARM_UP = 10
+SETTLED = 10
 """After this many iterations the run's length is projected; the first, which compiles, not counted."""
 
 LONG_RUN = 15 * 60
@@ -82,7 +85,9 @@ def train(config: TrainConfig) -> Path:
         lr=config.lr,
         precision=precision,
         compiled=compiled,
+        images_of=loader.images,
     )
+    graph_note = step.record(loader.example())
     layout = "channels-last" if config.channels_last else "channels-first"
     description = {
         "config": config.as_dict(),
@@ -97,15 +102,19 @@ def train(config: TrainConfig) -> Path:
         },
         "loader": loader.kind,
         "device": describe(device),
-        "step": f"{precision.note}, {layout}, {compile_note}",
+        "step": ", ".join(filter(None, (precision.note, layout, compile_note, graph_note))),
         "environment": describe_environment(),
     }
     run.create(description, folder.skipped)
     say(f"device    {description['device']}: {description['step']}")
     say(f"run       {run.path}")
-    with Board(run.path) as board:
+    setup = Setup(loader.kind, compiled, config.amp, config.batch_size)
+    with (
+        Board(run.path) as board,
+        Watch(run.path, config.gpu_sample_hz, uuid(device), setup) as watch,
+    ):
         board.settings(description)
-        Training(config, run, board, step, held_out, precision).loop(loader.batches())
+        Training(config, run, board, watch, step, held_out, precision, compiled).loop(loader.inputs())
     say(f"run       {run.path}")
     say(f"picture   {run.latest_sample()}")
     say(f"curves    tensorboard --logdir {run.path.parent}")
@@ -134,46 +143,58 @@ class Training:
         config: TrainConfig,
         run: RunFolder,
         board: Board,
+        watch: Watch,
         step: TrainingStep,
         held_out: Tensor,
         precision: Precision,
+        compiled: bool,
     ) -> None:
         self.config = config
         self.run = run
         self.board = board
+        self.watch = watch
         self.step = step
         self.held_out = held_out
         self.precision = precision
+        self.compiled = compiled
         self.clock = StepClock(step.device, config.batch_size)
         self.windows: list[Window] = []
         self.held_out_index: list[float] = []
 
-    def loop(self, batches: Iterator[Tensor]) -> None:
+    def loop(self, batches: Iterator[tuple[Tensor, ...]]) -> None:
         """Trains from iteration 1 to the last, or until the time is up."""
         config = self.config
         self.step.model.train()
         with TrainingProgress(config.iterations) as progress:
             self.look(0)
             started = time.monotonic()
+            self.watch.enter(self.phase(0))
             self.clock.begin()
             for iteration in range(1, config.iterations + 1):
-                images = next(batches)
+                inputs = next(batches)
                 self.clock.data_ready()
-                objective, error = self.step(images)
+                objective, error = self.step(*inputs)
                 self.clock.step_done()
                 progress.advance()
                 elapsed = time.monotonic() - started
                 last = iteration == config.iterations or elapsed >= 60 * (config.minutes or math.inf)
                 looks = last or iteration % config.eval_every == 0
-                if looks or iteration in (1, WARM_UP) or iteration % config.log_every == 0:
+                if looks or iteration in (1, SETTLED) or iteration % config.log_every == 0:
                     self.log(iteration, elapsed, objective, error, progress)
                     if looks:
                         self.look(iteration)
                         checkpoint.save(self.run.checkpoint, self.step, iteration, config)
+                    self.watch.enter(self.phase(iteration))
                     self.clock.begin()
                 if last:
                     break
         self.summarise()
+
+    def phase(self, iteration: int) -> str:
+        """What the GPU report calls the iterations that follow this one."""
+        if iteration == 0 and self.compiled:
+            return COMPILE
+        return TRAIN if iteration >= SETTLED else WARM_UP
 
     def log(
         self,
@@ -187,6 +208,7 @@ class Training:
         loss, index = objective.item(), loss_index(error.item())
         window = self.clock.close()
         self.windows.append(window)
+        self.watch.record(window.iterations * self.config.batch_size, window.seconds, window.wait_share)
         self.board.scalars(
             iteration,
             {
@@ -196,6 +218,7 @@ class Training:
                 "speed/data_wait_share": window.wait_share,
                 "speed/step_ms_p50": 1e3 * window.step_p50,
                 "speed/step_ms_p95": 1e3 * window.step_p95,
+                **self.watch.means(),
             },
         )
         remaining = (self.config.iterations - iteration) * window.seconds / window.iterations
@@ -206,7 +229,7 @@ class Training:
             f"loss {loss:.4f}  loss_index {index:>9,.0f}  {window.images_per_second:,.1f} images/s  "
             f"data wait {window.wait_share:.1%}  ETA {duration(remaining)}",
         )
-        if iteration == WARM_UP and remaining > LONG_RUN:
+        if iteration == SETTLED and remaining > LONG_RUN:
             say(
                 f"projected {self.config.iterations:,} iterations at this rate take "
                 f"{duration(remaining)}; --iterations or --minutes make a shorter run"
@@ -214,6 +237,7 @@ class Training:
 
     def look(self, iteration: int) -> None:
         """Evaluates on the held-out images, and draws some of them."""
+        self.watch.enter(EVAL)
         result = evaluate(self.step.model, self.held_out, self.config.loss, self.precision)
         self.held_out_index.append(result.loss_index)
         self.board.scalars(

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastae.data.geometry import Geometry
 from fastae.data.mending import ImageFiles
 from fastae.data.pixels import Passes
+from fastae.data.tuning import DEFAULT, Tuning
 
 BATCH = 64
 
@@ -23,6 +24,7 @@ class Decoder:
     passes: Passes
     device: torch.device
     threads: int
+    tuning: Tuning = DEFAULT
 
     @property
     def name(self) -> str:
@@ -37,16 +39,14 @@ class Decoder:
                 yield files.paths[start : start + BATCH]
 
         def prefetched(position: int) -> range:
-            return range(position * BATCH, min((position + 2 + PREFETCH) * BATCH, len(files)))
-
-        from fastae.data.pipeline import PREFETCH
+            return range(position * BATCH, min((position + 2 + self.tuning.prefetch) * BATCH, len(files)))
 
         yield from files.mended(lambda first: self._stream(batches(first)), prefetched)
 
     def _stream(self, batches: Iterator[list[str]]) -> Iterator[Tensor]:
         from fastae.data.pipeline import Engine, read_images, read_regions
 
-        engine = Engine(self.device, BATCH, self.threads)
+        engine = Engine(self.device, BATCH, self.threads, self.tuning)
         if engine.on_gpu:
             for images in read_images(batches, self.geometry, engine):
                 yield images.transpose(1, 2)

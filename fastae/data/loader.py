@@ -15,10 +15,10 @@ from __future__ import annotations
 import itertools
 import os
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -42,7 +42,7 @@ from fastae.errors import FastaeError
 DALI_BUILDS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
-class Loader(Protocol):
+class Loader(ABC):
     """kind: 'dali' or 'resident'. note: why, where that was chosen by `auto`."""
 
     kind: str
@@ -53,10 +53,22 @@ class Loader(Protocol):
 
         Each is float32, (N, 3, S, S), channels-last, in [0, 1], on the loader's device.
         """
-        ...
+        return itertools.starmap(self.images, self.inputs(start))
+
+    @abstractmethod
+    def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        """What `images` makes the batches of: tensors of fixed shapes on the device."""
+
+    @abstractmethod
+    def images(self, *inputs: Tensor) -> Tensor:
+        """One batch of its inputs; a training step may take this into its own graph."""
+
+    @abstractmethod
+    def example(self) -> tuple[Tensor, ...]:
+        """Inputs of the right kind, made without starting DALI."""
 
 
-class DaliLoader:
+class DaliLoader(Loader):
     """Streams augmented batches of JPEG files through DALI. Made by `open_loader`."""
 
     kind = "dali"
@@ -67,20 +79,28 @@ class DaliLoader:
         self.decoder = decoder
         self.note = note
 
-    def batches(self, start: int = 0) -> Iterator[Tensor]:
-        from fastae.data.pipeline import PREFETCH
+    def example(self) -> tuple[Tensor, ...]:
+        size = self.decoder.geometry.size
+        images = torch.rand(self.order.batch_size, 3, size, size, device=self.decoder.device)
+        return (images.contiguous(memory_format=torch.channels_last),)
 
+    def images(self, *inputs: Tensor) -> Tensor:
+        (images,) = inputs
+        return images
+
+    def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         def prefetched(position: int) -> Iterator[int]:
-            plans = itertools.islice(self.order.plans(start + position), 2 + PREFETCH)
+            plans = itertools.islice(self.order.plans(start + position), 2 + self.decoder.tuning.prefetch)
             return itertools.chain.from_iterable(plan.indices.tolist() for plan in plans)
 
-        return self.files.mended(lambda position: self._stream(start + position), prefetched)
+        for images in self.files.mended(lambda position: self._stream(start + position), prefetched):
+            yield (images,)
 
     def _stream(self, start: int) -> Iterator[Tensor]:
         from fastae.data.pipeline import Engine, read_augmented, read_regions
 
         decoder, paths = self.decoder, self.files.paths
-        engine = Engine(decoder.device, self.order.batch_size, decoder.threads)
+        engine = Engine(decoder.device, self.order.batch_size, decoder.threads, decoder.tuning)
         if engine.on_gpu:
             yield from read_augmented(paths, self.order.plans(start), decoder.geometry, engine)
         else:
@@ -92,7 +112,7 @@ class DaliLoader:
                 yield decoder.passes.recolour(pixels, channel_means(pixels), parameters)
 
 
-class ResidentLoader:
+class ResidentLoader(Loader):
     """Gathers batches from a decoded data set and augments them. Made by `open_loader`."""
 
     kind = "resident"
@@ -103,12 +123,16 @@ class ResidentLoader:
         self.decoder = decoder
         self.note = note
 
-    def batches(self, start: int = 0) -> Iterator[Tensor]:
-        passes, store = self.decoder.passes, self.store
-        for plan in self.order.plans(start):
-            parameters = Parameters.of(plan, self.decoder.device)
-            pixels = passes.select(store.pixels, parameters)
-            yield passes.recolour(pixels, store.means[parameters.indices], parameters)
+    def example(self) -> tuple[Tensor, ...]:
+        return next(self.inputs())
+
+    def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        return (Parameters.of(plan, self.decoder.device) for plan in self.order.plans(start))
+
+    def images(self, *inputs: Tensor) -> Tensor:
+        parameters, passes = Parameters(*inputs), self.decoder.passes
+        pixels = passes.select(self.store.pixels, parameters)
+        return passes.recolour(pixels, self.store.means[parameters.indices], parameters)
 
 
 def open_loader(

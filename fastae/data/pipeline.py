@@ -23,41 +23,42 @@ from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 from fastae import augment
 from fastae.data.geometry import Geometry
 from fastae.data.order import BatchPlan
-
-PREFETCH = 2
-"""Batches that DALI prepares ahead."""
-
-# The decoder's defaults (16 MiB on the device, 8 MiB pinned, for each thread) are made for photographs
-# of many megapixels; where a file needs more than this, its buffer grows once.
-DECODER_PADDING = 1 << 20
+from fastae.data.tuning import DEFAULT, Tuning
 
 
 @dataclass(frozen=True)
 class Engine:
-    """Where a graph runs: the device of its output, its largest batch, its CPU threads."""
+    """Where and how a graph runs: the device of its output, its largest batch, its CPU threads."""
 
     device: torch.device
     batch_size: int
     threads: int
+    tuning: Tuning = DEFAULT
 
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    def run(self, graph: Any, feed: Iterator, geometry: Geometry) -> Iterator[Any]:
-        """DALI's batches, one for each item of `feed`. Raises RuntimeError or ValueError for a bad file.
-
-        Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
-        """
+    def build(self, graph: Any, feed: Iterator, geometry: Geometry) -> Pipeline:
+        """A pipeline of one of the graphs below, which takes its batches from `feed`."""
         pipeline: Pipeline = graph(
             feed,
             geometry,
             self.on_gpu,
+            self.tuning,
             batch_size=self.batch_size,
             num_threads=self.threads,
             device_id=(self.device.index or 0) if self.on_gpu else None,
+            prefetch_queue_depth=self.tuning.prefetch,
         )
         pipeline.build()
+        return pipeline
+
+    def run(self, pipeline: Pipeline) -> Iterator[Any]:
+        """Its outputs, batch by batch. Raises RuntimeError or ValueError for a bad file.
+
+        Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
+        """
         while True:
             stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
             try:
@@ -75,7 +76,7 @@ def read_regions(
     Where their sides differ, a list of (L, L, 3).
     """
     feed = ([_characters(path) for path in paths] for paths in batches)
-    for images in engine.run(_regions_graph, feed, geometry):
+    for images in engine.run(engine.build(_regions_graph, feed, geometry)):
         if images.is_dense_tensor():
             yield torch.from_dlpack(images.as_tensor())
         else:
@@ -87,7 +88,7 @@ def read_images(
 ) -> Iterator[torch.Tensor]:
     """These files as they are, resized in the graph: float32 (N, 3, S, S) in [0, 255], channels-last."""
     feed = ([_characters(path) for path in paths] for paths in batches)
-    for images in engine.run(_resized_graph, feed, geometry):
+    for images in engine.run(engine.build(_resized_graph, feed, geometry)):
         yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
@@ -95,6 +96,14 @@ def read_augmented(
     paths: Sequence[str], plans: Iterator[BatchPlan], geometry: Geometry, engine: Engine
 ) -> Iterator[torch.Tensor]:
     """The batches that `plans` asks for, all of it in the graph: float32 (N, 3, S, S) in [0, 1]."""
+    for images in engine.run(build_augmented(paths, plans, geometry, engine)):
+        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+
+
+def build_augmented(
+    paths: Sequence[str], plans: Iterator[BatchPlan], geometry: Geometry, engine: Engine
+) -> Pipeline:
+    """The pipeline of `read_augmented`."""
     feed = (
         (
             [_characters(paths[index]) for index in plan.indices],
@@ -105,24 +114,23 @@ def read_augmented(
         )
         for plan in plans
     )
-    for images in engine.run(_augmented_graph, feed, geometry):
-        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+    return engine.build(_augmented_graph, feed, geometry)
 
 
-@pipeline_def(exec_dynamic=True, prefetch_queue_depth=PREFETCH)
-def _regions_graph(feed: Iterator, geometry: Geometry, on_gpu: bool) -> Any:
-    return _decode(fn.external_source(source=feed, batch=True), geometry, on_gpu)
+@pipeline_def(exec_dynamic=True)
+def _regions_graph(feed: Iterator, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
+    return _decode(fn.external_source(source=feed, batch=True), geometry, on_gpu, tuning)
 
 
-@pipeline_def(exec_dynamic=True, prefetch_queue_depth=PREFETCH)
-def _resized_graph(feed: Iterator, geometry: Geometry, on_gpu: bool) -> Any:
-    return _resize(_decode(fn.external_source(source=feed, batch=True), geometry, on_gpu), geometry)
+@pipeline_def(exec_dynamic=True)
+def _resized_graph(feed: Iterator, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
+    return _resize(_decode(fn.external_source(source=feed, batch=True), geometry, on_gpu, tuning), geometry)
 
 
-@pipeline_def(exec_dynamic=True, prefetch_queue_depth=PREFETCH)
-def _augmented_graph(feed: Iterator, geometry: Geometry, on_gpu: bool) -> Any:
+@pipeline_def(exec_dynamic=True)
+def _augmented_graph(feed: Iterator, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
     path, flip, brightness, contrast, saturation = fn.external_source(source=feed, num_outputs=5, batch=True)
-    images = _resize(_decode(path, geometry, on_gpu), geometry)
+    images = _resize(_decode(path, geometry, on_gpu, tuning), geometry)
     images = fn.flip(images, horizontal=flip) * np.float32(1 / 255)
     mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
     if on_gpu:
@@ -131,23 +139,26 @@ def _augmented_graph(feed: Iterator, geometry: Geometry, on_gpu: bool) -> Any:
     return images
 
 
-def _decode(path: Any, geometry: Geometry, on_gpu: bool) -> Any:
+def _decode(path: Any, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
     """Files to uint8 (L, L, 3): the centred square alone is decoded; half a pixel rounds down and right."""
     encoded = fn.io.file.read(path)
     side: Any = geometry.crop
     if side is None:
         side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
-    return fn.decoders.image_crop(
+    mixed = on_gpu and not tuning.decode_on_cpu
+    images = fn.decoders.image_crop(
         encoded,
         crop_h=side,
         crop_w=side,
-        device="mixed" if on_gpu else "cpu",
+        device="mixed" if mixed else "cpu",
         output_type=types.RGB,
         # GPU decoding then upsamples chroma as the CPU's does: nearly the same pixels on both.
         jpeg_fancy_upsampling=True,
-        device_memory_padding=DECODER_PADDING,
-        host_memory_padding=DECODER_PADDING,
+        hw_decoder_load=tuning.hw_decoder_load,
+        device_memory_padding=tuning.padding,
+        host_memory_padding=tuning.padding,
     )
+    return images.gpu() if on_gpu and not mixed else images
 
 
 def _resize(images: Any, geometry: Geometry) -> Any:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -30,8 +31,7 @@ from fastae.data.order import BatchPlan
 UNIT = 1 / 255
 
 
-@dataclass(frozen=True)
-class Parameters:
+class Parameters(NamedTuple):
     """A plan's numbers on the device: indices int64, flip bool, the rest float32; all (N,)."""
 
     indices: Tensor

@@ -95,6 +95,39 @@ def test_a_compiled_step_waits_for_nothing(cuda):
         torch.cuda.set_sync_debug_mode("default")
 
 
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_paths, kind):
+    loader = open_loader(
+        face_paths, kind=kind, batch_size=8, device=cuda, seed=0, geometry=Geometry(size=64), cache=None
+    )
+
+    def train(recorded):
+        torch.manual_seed(0)
+        model = AutoEncoder(64, 32).to(cuda).to(memory_format=torch.channels_last)
+        step = TrainingStep(
+            model, loss="minibatch_bce", batch_shape=SHAPE, lr=1e-4,
+            precision=choose_precision(cuda, amp=True), compiled=True, images_of=loader.images,
+        )  # fmt: skip
+        if recorded:
+            assert step.record(loader.example()) == "one CUDA graph a step"
+        return [step(*inputs)[0].item() for inputs in itertools.islice(loader.inputs(), 10)]
+
+    assert train(recorded=True) == pytest.approx(train(recorded=False), rel=2e-3)
+
+
+def test_recording_leaves_the_weights_as_they_were(cuda):
+    torch.manual_seed(0)
+    model = AutoEncoder(64, 32).to(cuda).to(memory_format=torch.channels_last)
+    before = copy.deepcopy(model.state_dict())
+    step = TrainingStep(
+        model, loss="minibatch_bce", batch_shape=SHAPE, lr=1e-4,
+        precision=choose_precision(cuda, amp=True), compiled=True,
+    )  # fmt: skip
+    step.record([torch.rand(SHAPE, device=cuda).contiguous(memory_format=torch.channels_last)])
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(not value.any() for state in step.optimiser.state.values() for value in state.values())
+
+
 def test_the_clock_times_the_device_not_the_host(cuda):
     clock = StepClock(cuda, batch_size=1)
     matrix = torch.rand(8192, 8192, device=cuda)

@@ -1,0 +1,49 @@
+"""What the device can do at best: the rates of a matrix product and of a copy, measured here and now."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+SIDE = {"cpu": 2048, "cuda": 8192}
+COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
+REPEATS = 7
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """FLOP/s of matrix products in the step's precision, bytes/s (read and written) of a large copy."""
+
+    flops: float
+    bandwidth: float
+    dtype: str
+
+
+def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
+    """The best of several repeats: a ceiling is not an average."""
+    kind = device.type
+    side = SIDE[kind]
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+    source = torch.empty(COPY_BYTES[kind], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    product = _fastest(lambda: torch.mm(a, b), device)
+    copy = _fastest(lambda: target.copy_(source), device)
+    return Ceilings(2 * side**3 / product, 2 * COPY_BYTES[kind] / copy, str(dtype).removeprefix("torch."))
+
+
+def _fastest(work: object, device: torch.device) -> float:
+    times = []
+    for _ in range(REPEATS + 2):
+        _synchronise(device)
+        started = time.perf_counter()
+        work()  # type: ignore[operator]
+        _synchronise(device)
+        times.append(time.perf_counter() - started)
+    return min(times[2:])
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

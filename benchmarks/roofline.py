@@ -1,0 +1,167 @@
+"""What a training step must cost: FLOPs and bytes for each layer, counted from the model itself.
+
+The floor is the larger of arithmetic at the device's matrix-product rate and traffic at its copy rate
+(if they overlap), or their sum (if not). For cards that are not here, the figures are the vendors'
+datasheets' and the result is a prediction, marked so.
+
+    python -m benchmarks.roofline [--batch-size 64]
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import click
+import torch
+from torch import nn
+
+from fastae.model import AutoEncoder
+
+ARTICLE_STEPS = 600_000
+ARTICLE_HOURS = 30.0
+ACTIVATION_PASSES = 15
+"""Reads and writes of all normalised activations in a step: convolution out, statistics, normalise and
+ReLU, the next convolution's input, and about twice that backward."""
+
+OPTIMISER_BYTES = 28
+"""A parameter and step: weight, two moments and gradient read, weight and moments written, in float32."""
+
+CAST_BYTES = 6
+"""A parameter and step: float32 read, bf16 written, for the forward pass."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One part of a step of one batch. flops: multiply and add count as two."""
+
+    name: str
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Card:
+    """Dense bf16 (T4: fp16) matrix products in FLOP/s and memory bandwidth in bytes/s, by datasheet."""
+
+    name: str
+    flops: float
+    bandwidth: float
+
+
+CARDS = (
+    Card("T4", 65e12, 0.32e12),
+    Card("RTX 4090", 165e12, 1.008e12),
+    Card("A100 SXM 80 GB", 312e12, 2.039e12),
+    Card("H100 SXM", 989e12, 3.35e12),
+    Card("H200", 989e12, 4.8e12),
+)
+
+
+def count(batch_size: int = 64, image_size: int = 128, element_bytes: int = 2) -> list[Cost]:
+    """The parts of one training step: each layer forward and backward, normalisation, Adam, augmentation.
+
+    element_bytes: of an activation, 2 under AMP.
+    """
+    costs: list[Cost] = []
+    shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
+
+    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+        shapes[layer] = (inputs[0].shape, output.shape)
+
+    with torch.device("meta"):
+        model = AutoEncoder(image_size)
+        for layer in model.modules():
+            layer.register_forward_hook(note)
+        model(torch.empty(batch_size, 3, image_size, image_size))
+    activations = 0
+    first = True
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            activations += shapes[layer][1].numel()
+        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            continue
+        entered, left = shapes[layer]
+        # Forward, gradient of the weights, and of the inputs, which the first layer does not need.
+        directions = 2 if first else 3
+        first = False
+        moved = (entered.numel() + left.numel() + layer.weight.numel()) * element_bytes
+        costs.append(
+            Cost(
+                f"{name} {_describe(layer)}", directions * _forward(layer, entered, left), directions * moved
+            )
+        )
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    pixels = batch_size * 3 * image_size**2
+    costs.append(Cost("batch norm, ReLU", 0, ACTIVATION_PASSES * activations * element_bytes))
+    costs.append(Cost("Adam and casts", 12 * parameters, (OPTIMISER_BYTES + CAST_BYTES) * parameters))
+    costs.append(Cost("gather and augmentation", 25 * pixels, 5 * pixels))
+    return costs
+
+
+def _forward(layer: nn.Module, entered: torch.Size, left: torch.Size) -> float:
+    """2 x multiply-adds of a layer, as `torch.utils.flop_counter` counts them."""
+    if isinstance(layer, nn.Linear):
+        return 2 * entered.numel() * layer.out_features
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    area = math.prod(layer.kernel_size)
+    if isinstance(layer, nn.ConvTranspose2d):  # each input element is spread over area x outputs
+        return 2 * entered.numel() * area * layer.out_channels
+    return 2 * left.numel() * area * layer.in_channels
+
+
+def _describe(layer: nn.Module) -> str:
+    if isinstance(layer, nn.Linear):
+        return f"linear {layer.in_features}->{layer.out_features}"
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    kind = "transposed" if isinstance(layer, nn.ConvTranspose2d) else "convolution"
+    return f"{kind} {layer.in_channels}->{layer.out_channels}"
+
+
+def training_flops() -> float:
+    """FLOPs of a training step, an image."""
+    return sum(cost.flops for cost in count(batch_size=64)) / 64
+
+
+def floor_seconds(costs: list[Cost], flops: float, bandwidth: float) -> tuple[float, float]:
+    """Seconds a step: (all overlaps, nothing does). A layer's own traffic is hidden by its arithmetic."""
+    arithmetic = sum(cost.flops for cost in costs if "->" in cost.name) / flops
+    traffic = sum(cost.bytes for cost in costs if "->" not in cost.name) / bandwidth
+    return max(arithmetic, traffic), arithmetic + traffic
+
+
+def budget(step_seconds: float) -> str:
+    """The six runs at this rate, against the article's."""
+    hours = ARTICLE_STEPS * step_seconds / 3600
+    span = f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
+    return f"six runs in {span}, {ARTICLE_HOURS / hours:.3g}x the article's speed"
+
+
+def lines(batch_size: int = 64) -> list[str]:
+    """The table of parts, and the cards on paper."""
+    costs = count(batch_size)
+    total = sum(cost.flops for cost in costs)
+    shown = [f"  {'part of a step':42} {'GFLOP':>9} {'share':>6} {'MB moved':>9}"]
+    for cost in costs:
+        shown.append(
+            f"  {cost.name:42} {cost.flops / 1e9:9,.1f} {cost.flops / total:6.1%} {cost.bytes / 1e6:9,.0f}"
+        )
+    shown.append(f"  {'all, a batch of ' + str(batch_size):42} {total / 1e9:9,.1f}")
+    shown.append("")
+    shown.append("  On paper, from datasheet figures (predictions, not measurements):")
+    for card in CARDS:
+        best, worst = floor_seconds(costs, card.flops, card.bandwidth)
+        shown.append(
+            f"  {card.name:16} {1e3 * best:6.2f}-{1e3 * worst:.2f} ms a step; at best {budget(best)}"
+        )
+    return shown
+
+
+@click.command(help=__doc__)
+@click.option("--batch-size", default=64, show_default=True)
+def main(batch_size: int) -> None:
+    print("\n".join(lines(batch_size)))
+
+
+if __name__ == "__main__":
+    main()

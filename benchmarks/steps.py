@@ -1,0 +1,214 @@
+"""The training step on one fixed batch, from plain PyTorch to what fastae runs, one change at a time.
+
+    plain float32 -> + channels-last -> + AMP -> + torch.compile -> + fused Adam -> + CUDA graph
+
+Each variant has a process of its own. What is timed is the device's work: a synchronisation ends each
+repeat. `article` is the article's own graph in TensorFlow, where that is importable.
+
+    python -m benchmarks.steps [--batch-size 64] [--quick]
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from benchmarks.measure import REPEATS, Figure, isolated, rates
+
+VARIANTS = ("plain float32", "+ channels-last", "+ AMP", "+ torch.compile", "+ fused Adam", "+ CUDA graph")
+ARTICLE = "article's graph, TensorFlow"
+NAMES = (*VARIANTS, ARTICLE)
+LOSS = "minibatch_bce"
+WARM_UP = 3
+SIZE = 128
+
+
+def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, Any]:
+    """One variant in this process: {"rate", "first_step", "peak_memory", ...} or {"absent": why}."""
+    if name == ARTICLE:
+        return _article(batch_size, steps)
+    import torch
+
+    from benchmarks.ceilings import measure as measure_ceilings
+    from fastae.device import choose_precision
+
+    target = torch.device(device)
+    if name == "+ CUDA graph" and target.type != "cuda":
+        return {"absent": "needs a CUDA device"}
+    level = VARIANTS.index(name)
+    precision = choose_precision(target, amp=level >= 2)
+    step = _fastae_step(level, target) if level >= 4 else _plain_step(level, target)
+    images = torch.rand(batch_size, 3, SIZE, SIZE, device=target)
+    if level >= 1:
+        images = images.contiguous(memory_format=torch.channels_last)
+    run = step(images)
+    started = time.perf_counter()
+    losses = [float(run())]
+    first = time.perf_counter() - started
+    for _ in range(WARM_UP - 1):
+        losses.append(float(run()))
+
+    def work() -> int:
+        for _ in range(steps):
+            loss = run()
+        float(loss)  # waits for the device
+        return steps * batch_size
+
+    with torch.compiler.set_stance("fail_on_recompile" if level >= 3 else "default"):
+        rate = rates(work)
+    if target.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ceilings = measure_ceilings(target, precision.dtype or torch.float32)
+    return {
+        "rate": asdict(rate),
+        "first_step": first,
+        "peak_memory": peak,
+        "losses": losses,
+        "precision": precision.note,
+        "ceilings": asdict(ceilings),
+    }
+
+
+def _model(level: int, device: Any) -> Any:
+    import torch
+
+    from fastae.model import AutoEncoder
+
+    torch.manual_seed(0)
+    model = AutoEncoder().to(device)
+    return model.to(memory_format=torch.channels_last) if level >= 1 else model
+
+
+def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
+    """The loop as one would write it first; level says how many of the changes are in."""
+    import torch
+
+    from fastae.device import choose_precision
+    from fastae.losses import LOSSES
+
+    model, precision = _model(level, device), choose_precision(device, amp=level >= 2)
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+
+    def forward(images: Any) -> Any:
+        with precision.autocast(device):
+            reconstruction = model(images)
+        return LOSSES[LOSS](reconstruction, images)
+
+    measured = torch.compile(forward, dynamic=False) if level >= 3 else forward
+
+    def bound(images: Any) -> Callable[[], Any]:
+        def run() -> Any:
+            optimiser.zero_grad()
+            loss = measured(images)
+            loss.backward()
+            optimiser.step()
+            return loss
+
+        return run
+
+    return bound
+
+
+def _fastae_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
+    from fastae.device import choose_precision
+    from fastae.step import TrainingStep
+
+    def bound(images: Any) -> Callable[[], Any]:
+        step = TrainingStep(
+            _model(level, device),
+            loss=LOSS,
+            batch_shape=images.shape,
+            lr=1e-4,
+            precision=choose_precision(device, amp=True),
+            compiled=True,
+        )
+        if level >= 5 and (note := step.record([images])) != "one CUDA graph a step":
+            raise SystemExit(note)
+        return lambda: step(images)[0]
+
+    return bound
+
+
+def _article(batch_size: int, steps: int) -> dict[str, Any]:
+    import importlib.util
+
+    if importlib.util.find_spec("tensorflow") is None:
+        return {"absent": "tensorflow is not installed (pip install '.[peers]')"}
+    from benchmarks.article import build
+
+    run = build(batch_size, SIZE)
+    started = time.perf_counter()
+    losses = [float(run())]
+    first = time.perf_counter() - started
+    for _ in range(WARM_UP - 1):
+        losses.append(float(run()))
+
+    def work() -> int:
+        for _ in range(steps):
+            loss = run()
+        float(loss)
+        return steps * batch_size
+
+    rate = rates(work)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"rate": asdict(rate), "first_step": first, "peak_memory": peak, "losses": losses}
+
+
+def measure_all(
+    batch_size: int, quick: bool, device: str, log: Callable[[str], None]
+) -> dict[str, dict[str, Any]]:
+    """Every variant, each in its own process; name -> what `measure` returns."""
+    steps = 1 if device == "cpu" and quick else 2 if device == "cpu" else 50
+    common = ["--batch-size", str(batch_size), "--steps", str(steps), "--device", device]
+    return {name: isolated("benchmarks.steps", ["--one", name, *common], log) for name in NAMES}
+
+
+def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: float) -> list[str]:
+    """The results for a terminal: rate, time of a step, ratio to plain float32, share of the ceiling."""
+    plain = results[VARIANTS[0]].get("rate", {}).get("median")
+    shown = []
+    for name, found in results.items():
+        if "rate" not in found:
+            shown.append(f"  {name:28} absent: {found['absent']}")
+            continue
+        figure = Figure(**found["rate"])
+        line = (
+            f"  {name:28} {figure.median:8,.1f} images/s ({figure.low:,.1f}-{figure.high:,.1f})"
+            f"  {1e3 * batch_size / figure.median:8,.1f} ms"
+        )
+        if plain:
+            line += f"  {figure.median / plain:5.2f}x plain"
+        if "ceilings" in found:
+            share = figure.median * flops_an_image / found["ceilings"]["flops"]
+            line += f"  {share:4.0%} of {found['ceilings']['flops'] / 1e12:.2f} TFLOP/s"
+        line += f"  first step {found['first_step']:.1f} s, peak {found['peak_memory'] / 2**30:.1f} GiB"
+        shown.append(line)
+    return shown
+
+
+@click.command(help=__doc__)
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--device", default="cpu", show_default=True)
+@click.option("--steps", default=2, show_default=True, help=f"Steps a repeat; {REPEATS} repeats.")
+@click.option("--quick", is_flag=True)
+@click.option("--one", type=click.Choice(NAMES), help="This variant alone, as JSON.")
+def main(batch_size: int, device: str, steps: int, quick: bool, one: str | None) -> None:
+    if one:
+        print(json.dumps(measure(one, batch_size, steps, device)))
+        return
+    from benchmarks.roofline import training_flops
+
+    results = measure_all(batch_size, quick, device, log=lambda text: None)
+    print("\n".join(lines(results, batch_size, training_flops())))
+
+
+if __name__ == "__main__":
+    main()

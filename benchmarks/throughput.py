@@ -1,0 +1,134 @@
+"""Where every millisecond goes: loaders, training step, end to end, the 30-hour budget, the roofline.
+
+    make throughput
+    python -m benchmarks.throughput --only loaders,steps --quick
+    python -m benchmarks.throughput --compare benchmarks/records/DATE_HARDWARE
+
+Prints one page and writes a record (benchmarks/records/, or --out).
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import click
+
+from benchmarks import endtoend, loaders, record, roofline, steps
+from fastae.environment import describe_environment
+from fastae.errors import FastaeError
+
+SECTIONS = ("loaders", "steps", "endtoend", "roofline")
+
+
+def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool, device: str) -> Any:
+    """Measures and prints; returns (result, page, log)."""
+    import torch
+
+    from fastae.device import describe
+
+    page: list[str] = []
+    log: list[str] = []
+
+    def show(*lines: str) -> None:
+        for line in lines:
+            page.append(line)
+            print(line, flush=True)
+
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
+        "device": describe(torch.device(device)),
+        "environment": describe_environment(),
+        "settings": {
+            "threads": threads,
+            "quick": quick,
+            "images": "embedded faces" if images is None else "a folder of JPEGs",
+        },
+    }
+    # A CPU step of 64 takes seconds; the rate hardly depends on the batch there.
+    batch_size = 32 if device == "cpu" else 64
+    show(
+        f"fastae throughput: {result['device']}, {result['date']}, commit {result['environment']['commit']}",
+        "",
+    )
+    if "loaders" in sections:
+        show(f"Loaders: JPEG -> augmented float batch of {loaders.BATCH}, {threads} threads or workers each")
+        result["loaders"] = loaders.measure_all(images, threads, quick, device, log.append)
+        show(*loaders.lines(result["loaders"]), "")
+    if "steps" in sections:
+        show(f"Training step on one fixed batch of {batch_size}, one change at a time")
+        result["steps"] = steps.measure_all(batch_size, quick, device, log.append)
+        show(*steps.lines(result["steps"], batch_size, roofline.training_flops()), "")
+    if "endtoend" in sections:
+        show(f"End to end: the real step of {batch_size}, fed by each loader")
+        result["endtoend"] = endtoend.measure_all(images, batch_size, quick, device, log.append)
+        show(*endtoend.lines(result["endtoend"]), "")
+        windows = [found["loader"] for found in result["endtoend"].values() if "loader" in found]
+        if windows:
+            seconds = min(window["step_p50"] for window in windows) * 64 / batch_size
+            result["budget"] = roofline.budget(seconds)
+            kind = "measured step" if device != "cpu" else "a projection from this CPU's step"
+            show(f"Budget, 6 x 100,000 iterations of 64 ({kind}): {result['budget']}", "")
+    if "roofline" in sections:
+        show("Roofline: what a step of 64 must cost")
+        show(*roofline.lines())
+    return result, page, "\n".join(log)
+
+
+@click.command(help=__doc__)
+@click.option("--only", default=",".join(SECTIONS), show_default=True, help="Sections, comma-separated.")
+@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the embedded faces.")
+@click.option("--threads", default=2, show_default=True, help="Loader threads or workers.")
+@click.option("--device", default=None, help="cpu or cuda; default: cuda where there is one.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter repeats: for a look, not for a claim.")
+@click.option("--out", metavar="DIR", help="Where the record goes; - for none.")
+@click.option("--compare", metavar="RECORD", help="Print ratios to this older record of the same hardware.")
+def main(
+    only: str,
+    images: str | None,
+    threads: int,
+    device: str | None,
+    quick: bool,
+    out: str | None,
+    compare: str | None,
+) -> None:
+    try:
+        _main(tuple(only.split(",")), images, threads, device, quick, out, compare)
+    except FastaeError as error:
+        print(f"throughput: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _main(
+    sections: tuple[str, ...],
+    images: str | None,
+    threads: int,
+    device: str | None,
+    quick: bool,
+    out: str | None,
+    compare: str | None,
+) -> None:
+    if unknown := set(sections) - set(SECTIONS):
+        raise FastaeError(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(SECTIONS)}")
+    older = record.load(Path(compare)) if compare else None
+    from fastae.device import choose_device
+
+    chosen = choose_device(device or "auto").type
+    started = time.perf_counter()
+    result, page, log = run(sections, images, threads, quick, chosen)
+    if older:
+        print("\n".join(record.compare(result, older)))
+    if out != "-":
+        folder = Path(out) if out else record.place(result["device"])
+        record.save(folder, result, page, log)
+        if not out:
+            record.index()
+        print(f"\nrecord    {folder}  ({time.perf_counter() - started:.0f} s)")
+
+
+if __name__ == "__main__":
+    main()

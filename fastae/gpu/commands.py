@@ -1,0 +1,45 @@
+"""What `fastae gpu` does: a finished run's report, the machine's GPUs now, or another program watched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastae.console import console
+from fastae.errors import FastaeError
+
+
+def gpu_command(
+    run: Path | None, command: Sequence[str] | None, *, once: bool, as_json: bool, out: Path | None, hz: float
+) -> int:
+    """Returns the exit code. Raises FastaeError for options that do not belong together."""
+    if not 0 < hz <= 1000:
+        raise FastaeError(f"--gpu-sample-hz must be above 0, and at most 1000, not {hz:g}")
+    if command is not None:
+        if not command or run or once or as_json:
+            raise FastaeError("after -- comes a COMMAND, with --out DIR for files, and nothing else")
+        from fastae.gpu.program import watch_program
+
+        return watch_program(command, hz, out)
+    if out:
+        raise FastaeError("--out is for the report on a COMMAND: fastae gpu --out DIR -- COMMAND")
+    if run:
+        _show_run(run, as_json)
+        return 0
+    if as_json and not once:
+        raise FastaeError("--json needs a RUN, or --once")
+    from fastae.gpu.live import show_gpus
+
+    show_gpus(once=once, as_json=as_json, hz=hz)
+    return 0
+
+
+def _show_run(run: Path, as_json: bool) -> None:
+    from fastae.gpu.report import REPORT, read_report
+    from fastae.gpu.table import show_report
+
+    report = read_report(run)
+    if as_json:
+        print((run / REPORT).read_text(), end="")
+    else:
+        show_report(report, console)

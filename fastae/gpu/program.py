@@ -1,0 +1,90 @@
+"""`fastae gpu -- COMMAND ...`: another program run under the same sampler, and reported on."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import pynvml
+from rich.console import Console
+
+from fastae.errors import FastaeError
+from fastae.gpu.host import HostReader
+from fastae.gpu.metrics import GpuReader
+from fastae.gpu.nvml import close_nvml, open_nvml, visible_gpus
+from fastae.gpu.report import Report, make_report, write_report
+from fastae.gpu.sampler import Recording, Sampler
+from fastae.gpu.table import show_report
+
+
+def watch_program(command: Sequence[str], hz: float, out: Path | None, library: Any = pynvml) -> int:
+    """Runs it, prints the report on stderr, which leaves stdout to the program, and returns its exit code.
+
+    A program that a signal ended counts as 128 + the signal, as in a shell. `out`: a folder for gpu.json,
+    gpu.csv and gpu.png. Raises FastaeError where there is no driver or GPU, or the program cannot start.
+    """
+    library = open_nvml(library)
+    try:
+        gpus = visible_gpus(library, os.environ.get("CUDA_VISIBLE_DEVICES"))
+        if not gpus:
+            raise FastaeError("CUDA_VISIBLE_DEVICES names no GPU that the NVIDIA driver shows")
+        if out:
+            _make(out)
+        process = _start(command)
+        readers = [GpuReader(library, gpu) for gpu in gpus]
+        sampler = Sampler(readers, HostReader(process.pid, children=True), hz)
+        sampler.start()
+        code = _wait(process)
+        sampler.stop()
+        recording = sampler.recording()
+    finally:
+        close_nvml(library)
+    report = make_report(recording, shlex.join(command))
+    show_report(report, Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False))
+    if out:
+        _write(report, recording, out)
+    return code if code >= 0 else 128 - code
+
+
+def _start(command: Sequence[str]) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(command)
+    except OSError as error:
+        raise FastaeError(f"cannot start {command[0]!r}: {error.strerror or error}") from None
+
+
+def _wait(process: subprocess.Popen) -> int:
+    """Waits for its end. Ctrl-C reaches it from the terminal by itself; SIGTERM is passed on."""
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = signal.signal(signal.SIGTERM, pass_on)
+    try:
+        while True:
+            try:
+                return process.wait()
+            except KeyboardInterrupt:
+                continue
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FastaeError(f"--out {str(folder)!r} cannot be made: {error.strerror or error}") from None
+
+
+def _write(report: Report, recording: Recording, folder: Path) -> None:
+    try:
+        write_report(report, recording, folder)
+    except OSError as error:
+        raise FastaeError(f"cannot write to --out {str(folder)!r}: {error.strerror or error}") from None

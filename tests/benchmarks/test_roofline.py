@@ -1,0 +1,33 @@
+"""The counted cost of a step, against PyTorch's own counter and arithmetic on paper."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import roofline
+from fastae.losses import LOSSES
+from fastae.model import AutoEncoder
+
+
+def test_flops_are_pytorchs_count():
+    counter = FlopCounterMode(display=False)
+    model = AutoEncoder(32, 512)
+    images = torch.rand(4, 3, 32, 32)
+    with counter:
+        LOSSES["minibatch_mse"](model(images), images).backward()
+    ours = sum(cost.flops for cost in roofline.count(4, 32) if "->" in cost.name)
+    assert ours == pytest.approx(counter.get_total_flops(), rel=1e-6)
+
+
+def test_the_articles_step_in_round_numbers():
+    assert roofline.training_flops() == pytest.approx(10.7e9, rel=0.01)
+
+
+def test_floor_is_arithmetic_or_traffic_or_both():
+    costs = [roofline.Cost("a 1->2", 100, 1e9), roofline.Cost("norm", 0, 10)]
+    assert roofline.floor_seconds(costs, flops=50, bandwidth=10) == (2, 3)
+
+
+def test_budget_in_words():
+    assert roofline.budget(30 * 3600 / 600_000) == "six runs in 30.0 h, 1x the article's speed"
+    assert roofline.budget(0.002) == "six runs in 20 min, 90x the article's speed"
