@@ -33,11 +33,14 @@ def measure(
     from fastae.data import open_loader
     from fastae.data.source import open_source
     from fastae.device import choose_precision
+    from fastae.hostmemory import keep_freed_memory
     from fastae.meters import StepClock, Window
     from fastae.model import AutoEncoder
     from fastae.step import TrainingStep
 
     target = torch.device(device)
+    if target.type == "cpu":
+        keep_freed_memory()
     precision = choose_precision(target, amp=True)
     root = open_source(images)[0].root
     loader = open_loader(

@@ -67,8 +67,10 @@ def _ours(kind: str, images: str | None, threads: int, device: str, cache: Path)
     import torch
 
     from fastae.data import open_loader
+    from fastae.hostmemory import keep_freed_memory
 
     if device == "cpu":
+        keep_freed_memory()
         # Two stages work side by side, DALI's decoder and the passes: the threads are shared out.
         torch.set_num_threads(threads if kind == "resident" else max(1, threads // 2))
     loader = open_loader(

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastae.files import atomic_write
 
+WHITE = 255
 GAP = 2
 """White pixels between images."""
 
@@ -17,13 +18,14 @@ GAP = 2
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
     """Rows of originals, each over its row of reconstructions: uint8 (H, W, 3).
 
-    Both (N, 3, S, S) in [0, 1], N a multiple of `columns`.
+    Both (N, 3, S, S) in [0, 1]. The last row may be short; there are no empty columns.
     """
+    columns = min(columns, len(originals))
     bands = []
     for first in range(0, len(originals), columns):
         here = slice(first, first + columns)
         bands += [originals[here], reconstructions[here]]
-    return np.concatenate([_row(band) for band in bands])
+    return np.concatenate([_row(band, columns) for band in bands])
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
@@ -32,7 +34,9 @@ def save_png(picture: np.ndarray, path: Path) -> None:
         Image.fromarray(picture).save(file, format="png")
 
 
-def _row(images: Tensor) -> np.ndarray:
+def _row(images: Tensor, columns: int) -> np.ndarray:
     pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     margin = ((0, 0), (0, GAP), (0, GAP), (0, 0))
-    return np.concatenate(list(np.pad(pixels, margin, constant_values=255)), axis=1)
+    row = np.concatenate(list(np.pad(pixels, margin, constant_values=WHITE)), axis=1)
+    missing = (columns - len(images)) * (images.shape[-1] + GAP)
+    return np.pad(row, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)

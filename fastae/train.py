@@ -29,6 +29,7 @@ from fastae.evaluate import evaluate, reconstruct
 from fastae.gpu.diagnosis import Setup
 from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.gpu.watch import Watch
+from fastae.hostmemory import keep_freed_memory
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
 from fastae.model import AutoEncoder
@@ -48,6 +49,8 @@ LONG_RUN = 15 * 60
 def train(config: TrainConfig) -> Path:
     """Runs what `config` says; returns the run's folder. Raises FastaeError for a user's mistake."""
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     precision = choose_precision(device, config.amp)
     compiled, compile_note = choose_compile(
         config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf

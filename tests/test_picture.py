@@ -1,0 +1,29 @@
+"""Grids of originals over reconstructions."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fastae.picture import GAP, pairs, save_png
+
+SIDE = 4
+CELL = SIDE + GAP
+
+
+@pytest.mark.parametrize(
+    ("number", "columns", "rows"), [(8, 8, 1), (16, 8, 2), (3, 3, 1), (15, 8, 2), (9, 8, 2)]
+)
+def test_originals_stand_over_their_reconstructions(number, columns, rows, tmp_path):
+    shades = torch.linspace(0, 0.9, number)
+    originals = shades[:, None, None, None].expand(number, 3, SIDE, SIDE)
+    picture = pairs(originals, 1 - originals)
+    assert picture.shape == (2 * rows * CELL, columns * CELL, 3) and picture.dtype == np.uint8
+    for place, shade in enumerate(shades.tolist()):
+        top, left = 2 * (place // 8) * CELL, (place % 8) * CELL
+        assert abs(int(picture[top, left, 0]) - 255 * shade) <= 0.51
+        assert abs(int(picture[top + CELL, left, 0]) - 255 * (1 - shade)) <= 0.51
+    if number % columns:
+        assert (picture[-CELL:, (number % columns) * CELL :] == 255).all()
+    save_png(picture, tmp_path / "grid.png")
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "grid.png")), picture)
