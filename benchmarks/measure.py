@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 REPEATS = 5
+CHECKOUT = Path(__file__).parents[1]
+"""Left out of logs, which are read elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ def isolated(module: str, arguments: Sequence[str], log: Callable[[str], None]) 
     result = subprocess.run(
         command, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}, check=False
     )
-    log(result.stdout + result.stderr)
+    log((result.stdout + result.stderr).replace(f"{CHECKOUT}/", ""))
     lines = result.stdout.strip().splitlines()
     if result.returncode or not lines:
         reason = (result.stderr.strip().splitlines() or ["it printed nothing"])[-1]

@@ -35,6 +35,8 @@ ARTICLE = "article's graph, TensorFlow"
 NAMES = (*VARIANTS, ARTICLE)
 LOSS = "minibatch_bce"
 WARM_UP = 3
+LOSS_TOLERANCE = 0.01
+"""Relative, over the warm-up's steps from the same weights on the same batch: bf16 rounds."""
 SIZE = 128
 
 
@@ -55,7 +57,8 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
     level = VARIANTS.index(name)
     precision = choose_precision(target, amp=level >= 2)
     step = _fastae_step(level, target) if level >= 4 else _plain_step(level, target)
-    images = torch.rand(batch_size, 3, SIZE, SIZE, device=target)
+    torch.manual_seed(1)  # the same batch for every variant: their losses are compared
+    images = torch.rand(batch_size, 3, SIZE, SIZE).to(target)
     if level >= 1:
         images = images.contiguous(memory_format=torch.channels_last)
     run = step(images)
@@ -121,7 +124,7 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
             loss = measured(images)
             loss.backward()
             optimiser.step()
-            return loss
+            return loss.detach()
 
         return run
 
@@ -186,6 +189,19 @@ def measure_all(
     return {name: isolated("benchmarks.steps", ["--one", name, *common], log) for name in NAMES}
 
 
+def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
+    """Variants of ours whose first losses are not plain PyTorch's: what is faster must train the same."""
+    plain = results[VARIANTS[0]].get("losses")
+    return [
+        f"{name} trains otherwise: losses {found['losses']}, plain {plain}"
+        for name, found in results.items()
+        if plain
+        and name in VARIANTS
+        and "losses" in found
+        and max(abs(a / b - 1) for a, b in zip(found["losses"], plain, strict=True)) > LOSS_TOLERANCE
+    ]
+
+
 def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: float) -> list[str]:
     """The results for a terminal: rate, time of a step, ratio to plain float32, share of the ceiling."""
     plain = results[VARIANTS[0]].get("rate", {}).get("median")
@@ -206,6 +222,10 @@ def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: f
             line += f"  {share:4.0%} of {found['ceilings']['flops'] / 1e12:.2f} TFLOP/s"
         line += f"  first step {found['first_step']:.1f} s, peak {found['peak_memory'] / 2**30:.1f} GiB"
         shown.append(line)
+    apart = disagreements(results)
+    shown += [f"  {problem}" for problem in apart] or [
+        f"  losses of the first {WARM_UP} steps agree within {LOSS_TOLERANCE:.0%} for all variants"
+    ]
     return shown
 
 

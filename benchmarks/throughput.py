@@ -128,6 +128,8 @@ def _main(
         if not out:
             record.index()
         print(f"\nrecord    {folder}  ({time.perf_counter() - started:.0f} s)")
+    if problems := steps.disagreements(result.get("steps", {steps.VARIANTS[0]: {}})):
+        raise FastaeError("; ".join(problems))
 
 
 if __name__ == "__main__":

@@ -90,34 +90,35 @@ def train(config: TrainConfig) -> Path:
         compiled=compiled,
         images_of=loader.images,
     )
-    graph_note = step.record(loader.example())
-    layout = "channels-last" if config.channels_last else "channels-first"
-    description = {
-        "config": config.as_dict(),
-        "data": {
-            "source": source,
-            "folder": folder.root,
-            "train": len(folder.train),
-            "held_out": len(folder.held_out),
-            "split": folder.split,
-            "evaluated_on": len(evaluated),
-            "skipped": len(folder.skipped),
-        },
-        "loader": loader.kind,
-        "device": describe(device),
-        "step": ", ".join(filter(None, (precision.note, layout, compile_note, graph_note))),
-        "environment": describe_environment(),
-    }
-    run.create(description, folder.skipped)
-    say(f"device    {description['device']}: {description['step']}")
-    say(f"run       {run.path}")
     setup = Setup(loader.kind, compiled, config.amp, config.batch_size)
-    with (
-        Board(run.path) as board,
-        Watch(run.path, config.gpu_sample_hz, uuid(device), setup) as watch,
-    ):
-        board.settings(description)
-        Training(config, run, board, watch, step, held_out, precision, compiled).loop(loader.inputs())
+    with Watch(run.path, config.gpu_sample_hz, uuid(device), setup) as watch:
+        if compiled:
+            watch.enter(COMPILE)
+        graph_note = step.record(loader.example())
+        layout = "channels-last" if config.channels_last else "channels-first"
+        description = {
+            "config": config.as_dict(),
+            "data": {
+                "source": source,
+                "folder": folder.root,
+                "train": len(folder.train),
+                "held_out": len(folder.held_out),
+                "split": folder.split,
+                "evaluated_on": len(evaluated),
+                "skipped": len(folder.skipped),
+            },
+            "loader": loader.kind,
+            "device": describe(device),
+            "step": ", ".join(filter(None, (precision.note, layout, compile_note, graph_note))),
+            "environment": describe_environment(),
+        }
+        run.create(description, folder.skipped)
+        say(f"device    {description['device']}: {description['step']}")
+        say(f"run       {run.path}")
+        with Board(run.path) as board:
+            board.settings(description)
+            training = Training(config, run, board, watch, step, held_out, precision, compiled)
+            training.loop(loader.inputs())
     say(f"run       {run.path}")
     say(f"picture   {run.latest_sample()}")
     say(f"curves    tensorboard --logdir {run.path.parent}")

@@ -74,7 +74,8 @@ class Watch(AbstractContextManager):
         if self._sampler:
             try:
                 self._sampler.stop()
-                self._report(self._sampler)
+                if self._folder.is_dir():  # else the run did not come into being
+                    self._report(self._sampler)
             except Exception as failure:  # the run matters more than its report
                 say(f"watching  no GPU report: {failure}")
         if self._library:

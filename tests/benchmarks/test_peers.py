@@ -8,8 +8,9 @@ from fastae.augment import Augmentation
 from fastae.data import open_loader
 from fastae.data.order import Order
 
-# Pillow rounds to bytes before the colours; TensorFlow decodes with a faster, coarser transform.
-TOLERANCE = {"Pillow + DataLoader": 2 / 255, "WebDataset": 2 / 255, "tf.data": 8 / 255}
+# Pillow rounds to bytes before the colours; TensorFlow decodes with a faster, coarser transform, by which
+# single pixels at sharp edges differ more.
+TOLERANCE = {"Pillow + DataLoader": 2 / 255, "WebDataset": 2 / 255, "tf.data": 16 / 255}
 
 
 @pytest.mark.parametrize("peer", peers.PEERS)
@@ -25,3 +26,4 @@ def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
         difference = np.abs(theirs - expected)
         assert difference.max() <= TOLERANCE[peer]
         assert difference.mean() <= 1 / 255
+        assert np.quantile(difference, 0.99) <= 4 / 255

@@ -74,6 +74,14 @@ def test_absent_variants_are_shown_with_the_reason():
     assert steps.measure("+ CUDA graph", 8, 1, "cpu") == {"absent": "needs a CUDA device"}
 
 
+def test_a_variant_that_trains_otherwise_is_found():
+    plain = {"losses": [0.7, 0.6, 0.5]}
+    near, far = {"losses": [0.701, 0.601, 0.5]}, {"losses": [0.7, 0.6, 0.52]}
+    assert steps.disagreements({"plain float32": plain, "+ AMP": near}) == []
+    (found,) = steps.disagreements({"plain float32": plain, "+ AMP": far})
+    assert found.startswith("+ AMP trains otherwise")
+
+
 def run(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "benchmarks.throughput", *arguments],
