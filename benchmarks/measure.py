@@ -46,7 +46,9 @@ def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
     return Figure.of(measured, "images/s")
 
 
-def isolated(module: str, arguments: Sequence[str], log: Callable[[str], None]) -> dict[str, Any]:
+def isolated(
+    module: str, arguments: Sequence[str], log: Callable[[str], None], **environment: str
+) -> dict[str, Any]:
     """What `python -m MODULE ARGUMENTS` prints as its last line, as JSON.
 
     Everything else that it prints goes to `log`. A variant that fails comes back as {"absent": why}:
@@ -55,7 +57,11 @@ def isolated(module: str, arguments: Sequence[str], log: Callable[[str], None]) 
     command = [sys.executable, "-m", module, *arguments]
     log(f"$ python -m {module} {' '.join(arguments)}")
     result = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"}, check=False
+        command,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
+        check=False,
     )
     log((result.stdout + result.stderr).replace(f"{CHECKOUT}/", ""))
     lines = result.stdout.strip().splitlines()

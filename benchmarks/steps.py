@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import json
 import resource
+import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,6 +33,7 @@ VARIANTS = (
     "+ memory kept",
     "+ CUDA graph",
 )
+COMPILED = "+ torch.compile"
 ARTICLE = "article's graph, TensorFlow"
 NAMES = (*VARIANTS, ARTICLE)
 LOSS = "minibatch_bce"
@@ -61,12 +64,25 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
     images = torch.rand(batch_size, 3, SIZE, SIZE).to(target)
     if level >= 1:
         images = images.contiguous(memory_format=torch.channels_last)
-    run = step(images)
+    found = _timed(step(images), steps, batch_size)
+    if target.type == "cuda":
+        peak = torch.cuda.max_memory_allocated()
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ceilings = measure_ceilings(target, precision.dtype or torch.float32)
+    return found | {
+        "peak_memory": peak,
+        "precision": precision.note,
+        "ceilings": asdict(ceilings),
+    }
+
+
+def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any]:
+    """The rate of a step after its warm-up, its first losses, and the seconds of the very first."""
     started = time.perf_counter()
     losses = [float(run())]
     first = time.perf_counter() - started
-    for _ in range(WARM_UP - 1):
-        losses.append(float(run()))
+    losses += [float(run()) for _ in range(WARM_UP - 1)]
 
     def work() -> int:
         for _ in range(steps):
@@ -74,21 +90,17 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
         float(loss)  # waits for the device
         return steps * batch_size
 
-    with torch.compiler.set_stance("fail_on_recompile" if level >= 3 else "default"):
-        rate = rates(work)
-    if target.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    ceilings = measure_ceilings(target, precision.dtype or torch.float32)
-    return {
-        "rate": asdict(rate),
-        "first_step": first,
-        "peak_memory": peak,
-        "losses": losses,
-        "precision": precision.note,
-        "ceilings": asdict(ceilings),
-    }
+    return {"rate": asdict(_rates_without_recompiling(work)), "first_step": first, "losses": losses}
+
+
+def _rates_without_recompiling(work: Callable[[], int]) -> Figure:
+    """A recompile after the warm-up is an error. (Where TensorFlow is measured PyTorch is not there.)"""
+    if "torch" not in sys.modules:
+        return rates(work)
+    import torch
+
+    with torch.compiler.set_stance("fail_on_recompile"):
+        return rates(work)
 
 
 def _model(level: int, device: Any) -> Any:
@@ -162,22 +174,8 @@ def _article(batch_size: int, steps: int) -> dict[str, Any]:
         return {"absent": "tensorflow is not installed (pip install '.[peers]')"}
     from benchmarks.article import build
 
-    run = build(batch_size, SIZE)
-    started = time.perf_counter()
-    losses = [float(run())]
-    first = time.perf_counter() - started
-    for _ in range(WARM_UP - 1):
-        losses.append(float(run()))
-
-    def work() -> int:
-        for _ in range(steps):
-            loss = run()
-        float(loss)
-        return steps * batch_size
-
-    rate = rates(work)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"rate": asdict(rate), "first_step": first, "peak_memory": peak, "losses": losses}
+    found = _timed(build(batch_size, SIZE), steps, batch_size)
+    return found | {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
 
 
 def measure_all(
@@ -186,7 +184,11 @@ def measure_all(
     """Every variant, each in its own process; name -> what `measure` returns."""
     steps = 1 if device == "cpu" and quick else 2 if device == "cpu" else 50
     common = ["--batch-size", str(batch_size), "--steps", str(steps), "--device", device]
-    return {name: isolated("benchmarks.steps", ["--one", name, *common], log) for name in NAMES}
+    results = {name: isolated("benchmarks.steps", ["--one", name, *common], log) for name in NAMES}
+    with tempfile.TemporaryDirectory() as empty:  # Inductor's cache is warm by now: once without it
+        cold = isolated("benchmarks.steps", ["--one", COMPILED, *common], log, TORCHINDUCTOR_CACHE_DIR=empty)
+    results[COMPILED]["first_step_cold"] = cold.get("first_step")
+    return results
 
 
 def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -221,6 +223,8 @@ def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: f
             share = figure.median * flops_an_image / found["ceilings"]["flops"]
             line += f"  {share:4.0%} of {found['ceilings']['flops'] / 1e12:.2f} TFLOP/s"
         line += f"  first step {found['first_step']:.1f} s, peak {found['peak_memory'] / 2**30:.1f} GiB"
+        if cold := found.get("first_step_cold"):
+            line += f" ({cold:.1f} s with no compile cache)"
         shown.append(line)
     apart = disagreements(results)
     shown += [f"  {problem}" for problem in apart] or [
