@@ -25,5 +25,5 @@ def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
         assert theirs.shape == expected.shape and theirs.dtype == np.float32
         difference = np.abs(theirs - expected)
         assert difference.max() <= TOLERANCE[peer]
-        assert difference.mean() <= 1 / 255
+        assert difference.mean() <= 1.5 / 255
         assert np.quantile(difference, 0.99) <= 4 / 255
