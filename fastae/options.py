@@ -10,9 +10,6 @@ import click
 
 from fastae.config import flag
 
-# Click's own check of a float admits nan, which `TrainConfig` refuses with a better message.
-SWITCH = bool
-
 
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
     """A decorator that adds one option for each field of the dataclass `config`.
@@ -35,9 +32,9 @@ def _option(entry: dataclasses.Field, annotation: object) -> Callable:
     kind = kinds[0] if kinds else annotation
     name = flag(entry.name)
     return click.option(
-        f"{name}/--no-{name[2:]}" if kind is SWITCH else name,
+        f"{name}/--no-{name[2:]}" if kind is bool else name,
         entry.name,
-        type=None if kind is SWITCH else kind,
+        type=None if kind is bool else kind,
         default=entry.default,
         show_default=entry.default is not None,
         help=entry.metadata["help"],
