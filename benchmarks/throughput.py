@@ -87,7 +87,15 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
 @click.option("--quick", is_flag=True, help="Fewer and shorter repeats: for a look, not for a claim.")
 @click.option("--out", metavar="DIR", help="Where the record goes; - for none.")
 @click.option("--compare", metavar="RECORD", help="Print ratios to this older record of the same hardware.")
-def main(
+def main(**options: Any) -> None:
+    try:
+        _main(**options)
+    except FastaeError as error:
+        print(f"throughput: error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def _main(
     only: str,
     images: str | None,
     threads: int,
@@ -96,22 +104,7 @@ def main(
     out: str | None,
     compare: str | None,
 ) -> None:
-    try:
-        _main(tuple(only.split(",")), images, threads, device, quick, out, compare)
-    except FastaeError as error:
-        print(f"throughput: error: {error}", file=sys.stderr)
-        sys.exit(2)
-
-
-def _main(
-    sections: tuple[str, ...],
-    images: str | None,
-    threads: int,
-    device: str | None,
-    quick: bool,
-    out: str | None,
-    compare: str | None,
-) -> None:
+    sections = tuple(only.split(","))
     if unknown := set(sections) - set(SECTIONS):
         raise FastaeError(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(SECTIONS)}")
     older = record.load(Path(compare)) if compare else None

@@ -10,14 +10,10 @@ from typing import Any
 
 import fastae
 
-DISTRIBUTIONS = (
-    "torch",
-    "nvidia-dali-cuda130",
-    "nvidia-dali-cuda120",
-    "numpy",
-    "tensorboard",
-    "pillow",
-)
+DALI_BUILDS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
+"""Both provide the module nvidia.dali: exactly one may be installed."""
+
+DISTRIBUTIONS = ("torch", *DALI_BUILDS, "numpy", "tensorboard", "pillow")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -36,10 +36,8 @@ from fastae.data.order import Order
 from fastae.data.pixels import Parameters, Passes, channel_means, to_batch
 from fastae.data.resident import Store, open_store, store_bytes
 from fastae.device import can_compile
-from fastae.environment import version
+from fastae.environment import DALI_BUILDS, version
 from fastae.errors import FastaeError
-
-DALI_BUILDS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 
 
 class Loader(ABC):

@@ -28,7 +28,7 @@ from fastae.console import say, track
 from fastae.data.decode import BATCH, Decoder
 from fastae.data.mending import ImageFiles
 from fastae.data.pixels import channel_means
-from fastae.environment import version
+from fastae.environment import DALI_BUILDS, version
 from fastae.errors import FastaeError
 from fastae.files import atomic_folder
 
@@ -95,7 +95,7 @@ def _does_not_fit(shape: tuple[int, ...], device: torch.device) -> str:
 
 def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
     digest = hashlib.sha256()
-    versions = [version(name) for name in ("nvidia-dali-cuda130", "nvidia-dali-cuda120", "torch")]
+    versions = [version(name) for name in (*DALI_BUILDS, "torch")]
     digest.update(json.dumps([FORMAT, decoder.name, asdict(decoder.geometry), versions]).encode())
     for path in files.paths:
         status = os.stat(path)  # noqa: PTH116
