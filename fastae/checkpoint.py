@@ -1,24 +1,101 @@
-"""The state of a run on disk: plain tensors and numbers, which `torch.load(weights_only=True)` reads."""
+"""The states of a run on disk: checkpoints/ITERATION.pt, each with its SHA-256 beside it.
+
+Plain tensors and numbers, which `torch.load(weights_only=True)` reads: a checkpoint cannot run code. Each
+is written beside its place, flushed to the disk and renamed, and older ones go only after that, so that a
+whole one is there at every moment. One that is torn or flipped is recognised, and the one before is used.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from fastae.config import TrainConfig
-from fastae.files import atomic_write
-from fastae.step import TrainingStep
+from fastae.errors import FastaeError
+from fastae.files import atomic_write, sync_folder
+
+LAST = "last.pt"
+"""A link to the newest, for people and scripts; resuming looks at the numbers."""
+
+PARTS = {"model": dict, "optimiser": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
+"""What a checkpoint holds. run: data, device, versions, as in config.json."""
+
+State = dict[str, Any]
 
 
-def save(path: Path, step: TrainingStep, iteration: int, config: TrainConfig) -> None:
-    """Writes model, optimiser, scaler, iteration and config; `path` is whole or as it was."""
-    state = {
-        "model": step.model.state_dict(),
-        "optimiser": step.optimiser.state_dict(),
-        "scaler": step.scaler.state_dict(),
-        "iteration": iteration,
-        "config": config.as_dict(),
-    }
+def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
+    """Writes a state, whole and on the disk when this returns, then removes all but the last `keep`.
+
+    Raises OSError where it cannot be written; nothing else has changed then.
+    """
+    path = folder / f"{state['iteration']:07d}.pt"
     with atomic_write(path) as file:
-        torch.save(state, file)
+        torch.save(dict(state), file)
+        file.flush()
+        # As `sha256sum` writes and checks it. It is there before its checkpoint is: none is without.
+        digest = f"{_sha256(Path(file.name))}  {path.name}\n"
+        with atomic_write(_digest_of(path)) as beside:
+            beside.write(digest.encode())
+    sync_folder(folder)
+    with suppress(OSError):  # a convenience, which some file systems do not have
+        link = folder / f".{LAST}.partial"
+        link.unlink(missing_ok=True)
+        link.symlink_to(path.name)
+        link.replace(folder / LAST)
+    for old in _numbered(folder)[keep:]:
+        old.unlink(missing_ok=True)
+        _digest_of(old).unlink(missing_ok=True)
+    return path
+
+
+def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
+    """The newest whole state in `folder`, on the CPU; None where there is none.
+
+    warn: told in one line of each newer one that is damaged.
+    """
+    for path in _numbered(folder):
+        try:
+            return _read(path)
+        except FastaeError as error:
+            warn(f"{error}; the checkpoint before it is used")
+    return None
+
+
+def _read(path: Path) -> State:
+    """The verified state of one file. Raises FastaeError where it is damaged or not one of ours."""
+    try:
+        recorded = _digest_of(path).read_text().split()[:1]
+        if recorded != [_sha256(path)]:
+            raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
+        # To the CPU first: where its tensors then go is the reader's choice, not the file's.
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except FastaeError:
+        raise
+    except Exception as error:  # torch.load's own, many-lined: what matters is that it cannot be used
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise FastaeError(f"checkpoint {path} cannot be read: {reason:.120}") from None
+    if not isinstance(state, dict) or any(
+        not isinstance(state.get(part), kind) for part, kind in PARTS.items()
+    ):
+        raise FastaeError(f"checkpoint {path} is not one of fastae's")
+    return state
+
+
+def _numbered(folder: Path) -> list[Path]:
+    """The checkpoints in `folder`, the newest first."""
+    found = [path for path in folder.glob("*.pt") if path.stem.isdecimal()]
+    return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+
+def _digest_of(path: Path) -> Path:
+    return path.with_name(path.name + ".sha256")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

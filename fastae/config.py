@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import typing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,6 +105,27 @@ class TrainConfig:
     def as_dict(self) -> dict[str, Any]:
         """The settings as plain JSON values."""
         return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: object, where: str) -> TrainConfig:
+        """The settings that `as_dict` wrote; ones that it did not know have their defaults.
+
+        Raises FastaeError, naming the file `where` they stood, for anything else.
+        """
+        if not isinstance(values, dict):
+            raise FastaeError(f"{where}: no settings of a run")
+        types = typing.get_type_hints(cls)
+        for name, value in values.items():
+            if name not in types:
+                raise FastaeError(f"{where}: {name!r:.80} is no setting of this version of fastae")
+            if not _fits(value, types[name]):
+                raise FastaeError(f"{where}: {name} cannot be {value!r:.80}")
+        return cls(**values)
+
+
+def _fits(value: object, annotation: object) -> bool:
+    kinds = typing.get_args(annotation) or (annotation,)
+    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def flag(name: str) -> str:

@@ -25,6 +25,15 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def sync_folder(folder: Path) -> None:
+    """Has the disk know the names in `folder`: a renamed file is found after a power failure."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """A folder to fill that appears as `folder` when the block ends well, and leaves nothing otherwise.

@@ -29,8 +29,8 @@ class RunFolder:
         return self.path / "config.json"
 
     @property
-    def checkpoint(self) -> Path:
-        return self.path / "checkpoints" / "last.pt"
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
 
     def sample(self, iteration: int) -> Path:
         return self.path / "samples" / f"{iteration:07d}.png"
@@ -45,7 +45,7 @@ class RunFolder:
     def create(self, description: dict[str, Any], skipped: Sequence[Finding] = ()) -> None:
         """Makes the folders, writes `description` as config.json and what was left out."""
         try:
-            self.checkpoint.parent.mkdir(parents=True)
+            self.checkpoints.mkdir(parents=True)
             self.sample(0).parent.mkdir()
             with atomic_write(self.config) as file:
                 file.write(json.dumps(description, indent=2).encode() + b"\n")
@@ -54,6 +54,22 @@ class RunFolder:
                     file.writelines(_line(finding) for finding in skipped)
         except OSError as error:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
+
+    def settings(self) -> TrainConfig:
+        """What config.json says. Raises FastaeError where this is no run's folder, or that is damaged."""
+        return TrainConfig.from_dict(self.describe().get("config"), str(self.config))
+
+    def describe(self) -> dict[str, Any]:
+        """config.json: config, data, loader, device, step, environment. Raises FastaeError as `settings`."""
+        try:
+            written = json.loads(self.config.read_bytes())
+        except (FileNotFoundError, NotADirectoryError):
+            raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no config.json") from None
+        except (OSError, ValueError) as error:
+            raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
+        if not isinstance(written, dict):
+            raise FastaeError(f"{str(self.config)!r} is not what a run writes")
+        return written
 
     def report_replaced(self, bad: Finding, substitute: str) -> None:
         """Says, and writes down, that a file went bad in mid-run."""

@@ -187,7 +187,7 @@ class Training:
                     self.log(iteration, elapsed, objective, error, progress)
                     if looks:
                         self.look(iteration)
-                        checkpoint.save(self.run.checkpoint, self.step, iteration, config)
+                        self.save(iteration)
                     self.watch.enter(self.phase(iteration))
                     self.clock.begin()
                 if last:
@@ -257,6 +257,17 @@ class Training:
         self.board.picture(iteration, "held_out/original_over_reconstruction", picture)
         self.board.flush()
         say(f"iteration {iteration:,}: held-out loss_index {result.loss_index:,.0f}")
+
+    def save(self, iteration: int) -> None:
+        state = {
+            "model": self.step.model.state_dict(),
+            "optimiser": self.step.optimiser.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
+            "iteration": iteration,
+            "config": self.config.as_dict(),
+            "run": self.run.describe(),
+        }
+        checkpoint.write(self.run.checkpoints, state, keep=3)
 
     def summarise(self) -> None:
         """The run in three lines. The first step, which warms up and compiles, is not in the rates."""
