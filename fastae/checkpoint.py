@@ -8,6 +8,7 @@ whole one is there at every moment. One that is torn or flipped is recognised, a
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -33,13 +34,15 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     Raises OSError where it cannot be written; nothing else has changed then.
     """
     path = folder / f"{state['iteration']:07d}.pt"
+    # In memory first: torch.save makes something else of a file's own errors, a full disk's for one.
+    content = io.BytesIO()
+    torch.save(dict(state), content)
     with atomic_write(path) as file:
-        torch.save(dict(state), file)
-        file.flush()
+        file.write(content.getbuffer())
         # As `sha256sum` writes and checks it. It is there before its checkpoint is: none is without.
-        digest = f"{_sha256(Path(file.name))}  {path.name}\n"
+        digest = hashlib.sha256(content.getbuffer()).hexdigest()
         with atomic_write(_digest_of(path)) as beside:
-            beside.write(digest.encode())
+            beside.write(f"{digest}  {path.name}\n".encode())
     sync_folder(folder)
     with suppress(OSError):  # a convenience, which some file systems do not have
         link = folder / f".{LAST}.partial"
@@ -63,6 +66,12 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is used")
     return None
+
+
+def latest(folder: Path) -> int | None:
+    """The iteration of the newest checkpoint, whole or not."""
+    found = _numbered(folder)
+    return int(found[0].stem) if found else None
 
 
 def _read(path: Path) -> State:

@@ -6,6 +6,7 @@ A user's mistake is one line on stderr and exit code 2, whoever notices it: clic
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,7 @@ def main() -> None:
     try:
         code = cli.main(prog_name="fastae", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("fastae: interrupted", err=True)
-        code = 130
+        code = complain("fastae: interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         code = error.exit_code
@@ -182,11 +182,15 @@ def main() -> None:
     except FastaeError as error:
         code = refuse(str(error), error.exit_code)
     except Stopped as stopped:
-        click.echo(f"fastae: {stopped}", err=True)
-        code = stopped.exit_code
+        code = complain(f"fastae: {stopped}", stopped.exit_code)
     sys.exit(code or 0)
 
 
 def refuse(message: str, code: int = 2) -> int:
-    click.echo(f"fastae: error: {' '.join(message.split())}", err=True)
+    return complain(f"fastae: error: {' '.join(message.split())}", code)
+
+
+def complain(line: str, code: int) -> int:
+    with suppress(OSError):  # the terminal may have gone: the code still tells
+        click.echo(line, err=True)
     return code

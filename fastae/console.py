@@ -2,16 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Item = TypeVar("Item")
 
+
+class _Output:
+    """sys.stdout as it is at the moment; where its reader or terminal has gone, the run goes on unheard."""
+
+    def write(self, text: str) -> int:
+        return self._try(lambda: sys.stdout.write(text))
+
+    def flush(self) -> None:
+        self._try(sys.stdout.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    @staticmethod
+    def _try(write: Callable[[], Any]) -> Any:
+        try:
+            return write()
+        except OSError:
+            # The stream's descriptor itself, so that the interpreter's last flush does not fail either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 # highlight and markup off: a file name may hold brackets, and numbers need no colours.
-console = Console(highlight=False, markup=False, soft_wrap=True, emoji=False)
+console = Console(file=cast(TextIO, _Output()), highlight=False, markup=False, soft_wrap=True, emoji=False)
 
 
 def say(text: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastae import checkpoint
 from fastae.board import Board
 from fastae.config import TrainConfig
 from fastae.console import duration, printable, say
@@ -55,7 +56,9 @@ SKIPPED_IN_A_ROW = 100
 
 def how_to_go_on(run: RunFolder) -> str:
     """What is kept of a run that ended early, in words."""
-    return f"what its last checkpoint holds is kept: fastae train --resume {run.path}"
+    iteration = checkpoint.latest(run.checkpoints)
+    kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
+    return f"{kept}; fastae train --resume {run.path}"
 
 
 class Training:
@@ -223,13 +226,14 @@ class Training:
         for at, value in enumerate(fresh, start=self.checked + 1):
             self.skipped_in_a_row = 0 if math.isfinite(value) else self.skipped_in_a_row + 1
             if self.skipped_in_a_row:
-                names = self.list_images(at)
-                if self.config.on_nan == "stop" or self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+                what = f"the loss is not finite at iteration {at:,} (its images: {self.list_images(at)})"
+                if self.config.on_nan == "stop":
+                    raise RunFailure(f"{what}; {how_to_go_on(self.run)} --on-nan skip leaves such steps out")
+                if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
                     raise RunFailure(
-                        f"the loss is not finite at iteration {at:,} ({names} lists its images): try a lower "
-                        f"--lr, or resume with --on-nan skip; {how_to_go_on(self.run)}"
+                        f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it; {how_to_go_on(self.run)}"
                     )
-                say(f"iteration {at:,}: the loss is not finite, its step is skipped (images: {names})")
+                say(f"{what}: its step is skipped")
         self.checked = iteration
 
     def list_images(self, iteration: int) -> Path:
@@ -294,8 +298,8 @@ class Training:
 
     def refuse_weights(self, iteration: int) -> None:
         raise RunFailure(
-            f"the weights are not finite before iteration {iteration:,}: try a lower --lr, or resume with "
-            f"--on-nan skip; {how_to_go_on(self.run)}"
+            f"the weights are not finite before iteration {iteration:,}; {how_to_go_on(self.run)} "
+            "--on-nan skip leaves out such steps"
         )
 
     def stop(self, iteration: int) -> None:

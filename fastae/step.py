@@ -93,7 +93,7 @@ class TrainingStep:
             capturable=self.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.needs_scaling)
-        self._objective = objective or objective_of(model, loss, precision, compiled)
+        self._objective = objective_of(model, loss, precision, compiled) if objective is None else objective
         self._run: Callable[..., tuple[Tensor, Tensor]] = self._step
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,12 +6,31 @@ alone. For CPU ranks the same is written out here, in float32.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from fastae.model import AutoEncoder
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum over all ranks of a tensor that each has; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        return _SumOverRanks.sum(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _SumOverRanks.sum(gradient)
+
+    @staticmethod
+    def sum(values: Tensor) -> Tensor:
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
 
 
 class _CpuSyncBatchNorm2d(nn.BatchNorm2d):
@@ -22,7 +41,7 @@ class _CpuSyncBatchNorm2d(nn.BatchNorm2d):
             return super().forward(input)
         values = input.float()
         moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
-        mean, square = all_reduce(moments) / dist.get_world_size()
+        mean, square = _SumOverRanks.apply(moments) / dist.get_world_size()
         variance = square - mean.square()
         self._track(mean.detach(), variance.detach(), dist.get_world_size() * input[:, 0].numel())
         scale = self.weight * torch.rsqrt(variance + self.eps)

@@ -12,7 +12,7 @@ from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 
-from .test_train import SMALL, fastae
+from .commands import SMALL, fastae
 
 
 def test_help_is_quick_and_imports_nothing_heavy():

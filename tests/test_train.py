@@ -1,7 +1,6 @@
 """A whole run as a user starts it: a subprocess on real JPEGs, and what it leaves behind."""
 
 import json
-import os
 import re
 import signal
 import socket
@@ -21,18 +20,7 @@ from fastae.device import Precision
 from fastae.evaluate import evaluate
 from fastae.model import AutoEncoder
 
-SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
-
-
-def fastae(*arguments, cwd=None, **environment):
-    return subprocess.run(
-        [sys.executable, "-m", "fastae", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-        check=False,
-    )
+from .commands import SMALL, fastae
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import inspect
 from fastae.errors import FastaeError
 
+from ..commands import SMALL, fastae
 from ..test_cli import refused
-from ..test_train import SMALL, fastae
 from . import bad_files
 
 CROP = 100

@@ -10,8 +10,8 @@ import pytest
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 
+from ..commands import fastae
 from ..test_cli import refused
-from ..test_train import fastae
 
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
 

@@ -17,8 +17,8 @@ from fastae.data import loader, open_loader, resident
 from fastae.data.geometry import Geometry
 from fastae.errors import FastaeError
 
+from ..commands import SMALL, fastae
 from ..test_cli import refused
-from ..test_train import SMALL, fastae
 
 
 def open_(paths, cache, kind="resident", **options):

@@ -13,7 +13,7 @@ from fastae.meters import StepClock
 from fastae.model import AutoEncoder
 from fastae.step import TrainingStep
 
-from ..test_train import fastae
+from ..commands import fastae
 
 SHAPE = (8, 3, 64, 64)
 

@@ -14,7 +14,7 @@ from fastae.gpu.nvml import close_nvml, gpu_by_uuid, open_nvml, visible_gpus
 from fastae.gpu.sampler import BUDGET, TRAIN, Sampler
 from fastae.gpu.summary import neighbours, summarise
 
-from ..test_train import fastae
+from ..commands import fastae
 
 SECONDS = 6.0
 

@@ -15,8 +15,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from fastae.gpu.diagnosis import Setup
 from fastae.gpu.watch import Watch
 
+from ..commands import SMALL, fastae
 from ..test_cli import refused
-from ..test_train import SMALL, fastae
 from .recorded_nvml import LAUNCH_BOUND, Card, RecordedNvml
 
 ON_CPU = [*SMALL, "--device", "cpu"]

@@ -1,0 +1,71 @@
+"""fastae as a user starts it: a process of its own."""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
+
+
+def fastae(*arguments, cwd=None, preexec=None, **environment):
+    """Runs it to its end."""
+    return subprocess.run(
+        [sys.executable, "-m", "fastae", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+        preexec_fn=preexec,
+        check=False,
+    )
+
+
+@contextmanager
+def started(*arguments, command=(sys.executable, "-m", "fastae"), **environment):
+    """A process that is under way; killed at the end of the block if it still is."""
+    process = subprocess.Popen(
+        [*command, *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def wait_for(process, text, seconds=60):
+    """Reads lines of its output until one holds `text`; returns them."""
+    lines, deadline = [], time.monotonic() + seconds
+    for line in process.stdout:
+        lines.append(line)
+        if text in line:
+            return lines
+        assert time.monotonic() < deadline, f"no {text!r} in time: {lines}"
+    raise AssertionError(f"it ended without {text!r}: {lines} {process.stderr.read()}")
+
+
+def last_state(run):
+    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+
+
+def same_state(one, other):
+    """Whether weights, optimiser and iteration are the same bits."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same_state(one[name], other[name]) for name in one)
+    return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def curve(run, tag="loss_index/train"):
+    """(iteration, value) of every point, as TensorBoard shows them."""
+    events = EventAccumulator(str(run), size_guidance={"scalars": 0})
+    events.Reload()
+    return [(event.step, event.value) for event in events.Scalars(tag)]
