@@ -147,7 +147,7 @@ def test_a_run_without_a_checkpoint_begins_again(broken_off, uninterrupted):
     shutil.rmtree(broken_off / "checkpoints")
     (broken_off / "checkpoints").mkdir()
     result = fastae("train", "--resume", broken_off)
-    assert "from the beginning: it has no checkpoint yet" in result.stdout, result.stderr
+    assert "from the beginning, since there is no checkpoint yet" in result.stdout, result.stderr
     assert_the_same(broken_off, uninterrupted("resident"))
 
 
