@@ -9,30 +9,35 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard import summary
+
+from fastae.events import EventFile
 
 
 class Board:
-    """TensorBoard event files in `folder`; a context manager, since events are written behind."""
+    """TensorBoard's view of the run in `folder`; a context manager. Raises OSError as `EventFile` does."""
 
     def __init__(self, folder: Path) -> None:
-        self._writer = SummaryWriter(str(folder))
+        self._events = EventFile(folder)
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
+        """Readable from outside, by a TensorBoard that looks on, when this returns."""
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, iteration)
+            self._events.write(summary.scalar(tag, value), iteration)
+        self._events.flush()
 
     def picture(self, iteration: int, tag: str, picture: np.ndarray) -> None:
         """A uint8 (H, W, 3) array."""
-        self._writer.add_image(tag, picture, iteration, dataformats="HWC")
+        self._events.write(summary.image(tag, picture, dataformats="HWC"), iteration)
 
-    def settings(self, values: Mapping[str, Any]) -> None:
+    def settings(self, iteration: int, values: Mapping[str, Any]) -> None:
         """Shown under TensorBoard's Text as indented JSON."""
         indented = json.dumps(values, indent=2).replace("\n", "\n    ")
-        self._writer.add_text("config", "    " + indented)  # four blanks: Markdown's code block
+        self._events.write(summary.text("config", "    " + indented), iteration)  # four blanks: a code block
 
-    def flush(self) -> None:
-        self._writer.flush()
+    def sync(self) -> None:
+        """Returns when all of it is on the disk, as it must be before a checkpoint says so."""
+        self._events.sync()
 
     def __enter__(self) -> Board:
         return self
@@ -43,4 +48,8 @@ class Board:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._writer.close()
+        try:
+            self._events.close()
+        except OSError:
+            if error is None:  # else what came first is told, not this
+                raise

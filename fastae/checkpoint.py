@@ -8,7 +8,6 @@ whole one is there at every moment. One that is torn or flipped is recognised, a
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path

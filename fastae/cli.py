@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 import fastae
 from fastae.config import TrainConfig
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, Stopped
 from fastae.losses import LOSSES
 from fastae.options import options_of
 
@@ -27,13 +28,28 @@ def cli() -> None:
 
 
 @cli.command(epilog=f"Losses: {', '.join(LOSSES)}. Example: fastae train --loss minibatch_bce --amp")
+@click.option(
+    "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with a run that ended early."
+)
 @options_of(TrainConfig)
-def train(**settings: Any) -> None:
+@click.pass_context
+def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
     """Train the autoencoder on a folder of JPEGs."""
-    config = TrainConfig(**settings)
-    from fastae.train import train as run
+    if resume:
+        from fastae.resume import resume as go_on
 
-    run(config)
+        given = {name: value for name, value in settings.items() if was_given(context, name)}
+        go_on(resume, given)
+    else:
+        config = TrainConfig(**settings)
+        from fastae.train import train as run
+
+        run(config)
+
+
+def was_given(context: click.Context, name: str) -> bool:
+    """Whether an option stands on the command line, rather than having its default."""
+    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
 
 
 @cli.command()
@@ -190,10 +206,13 @@ def main() -> None:
     except click.ClickException as error:
         code = refuse(error.format_message())
     except FastaeError as error:
-        code = refuse(str(error))
+        code = refuse(str(error), error.exit_code)
+    except Stopped as stopped:
+        click.echo(f"fastae: {stopped}", err=True)
+        code = stopped.exit_code
     sys.exit(code or 0)
 
 
-def refuse(message: str) -> int:
+def refuse(message: str, code: int = 2) -> int:
     click.echo(f"fastae: error: {' '.join(message.split())}", err=True)
-    return 2
+    return code

@@ -17,12 +17,16 @@ from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 
 LOADERS = ("auto", "dali", "resident")
+ON_NAN = ("stop", "skip")
 IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that would import torch
 
 
-def setting(default: Any, text: str, metavar: str | None = None) -> Any:
-    """A field with its explanation; `metavar` names the value in `--help`."""
-    return field(default=default, metadata={"help": text, "metavar": metavar})
+def setting(default: Any, text: str, metavar: str | None = None, *, free: bool = False) -> Any:
+    """A field with its explanation; `metavar` names the value in `--help`.
+
+    free: may differ when a run is resumed, since it does not change what is optimised.
+    """
+    return field(default=default, metadata={"help": text, "metavar": metavar, "free": free})
 
 
 @dataclass(frozen=True)
@@ -34,21 +38,22 @@ class TrainConfig:
         None,
         "Folder of JPEGs, nested or flat. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
         "DIR",
+        free=True,
     )
     out: str | None = setting(None, "Run folder to create. Default: runs/TIME-LOSS.", "DIR")
-    iterations: int = setting(100_000, "Optimiser steps; the article's is 100,000.")
+    iterations: int = setting(100_000, "Optimiser steps; the article's is 100,000.", free=True)
     minutes: float | None = setting(
-        None, "Stop after this much training time, if that comes before --iterations."
+        None, "Stop after this much training time, if that comes before --iterations.", free=True
     )
     batch_size: int = setting(64, "Images a step.")
     lr: float = setting(1e-4, "Adam's learning rate.")
     seed: int = setting(0, "Fixes the weights, the order of the images and their augmentation.")
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE")
+    device: str = setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE", free=True)
     amp: bool = setting(False, "Mixed precision: bf16 where the device is good at it, else fp16 on CUDA.")
     compile: bool | None = setting(
-        None, "torch.compile. Default: on for CUDA, and for CPU runs long enough to earn it back."
+        None, "torch.compile. Default: on for CUDA, and for CPU runs long enough to earn it back.", free=True
     )
-    channels_last: bool = setting(True, "Keep convolutions' data in NHWC order.")
+    channels_last: bool = setting(True, "Keep convolutions' data in NHWC order.", free=True)
     image_size: int = setting(128, "Side that images are resized to, a multiple of 16.")
     latent: int = setting(512, "Length of the code between encoder and decoder.")
     crop: int | None = setting(
@@ -58,28 +63,56 @@ class TrainConfig:
     brightness: float = setting(0.125, "Random brightness is +- this, of a range of 1.")
     contrast: float = setting(0.2, "Random contrast factor is 1 +- this.")
     saturation: float = setting(0.2, "Random saturation factor is 1 +- this.")
-    log_every: int = setting(50, "Iterations between log lines and scalars.")
-    eval_every: int = setting(1_000, "Iterations between evaluations on held-out images.")
+    log_every: int = setting(50, "Iterations between log lines and scalars.", free=True)
+    eval_every: int = setting(1_000, "Iterations between evaluations on held-out images.", free=True)
     eval_images: int = setting(256, "Held-out images to evaluate on, spread over all of them.")
     loader: str = setting(
         "auto",
         "dali: decode every epoch; resident: decode once, keep the pixels on the device; "
         "auto: resident where that fits in half of the free memory.",
         "auto|dali|resident",
+        free=True,
     )
-    cache: bool = setting(True, "Keep the resident pixels on disk for the next run.")
-    cache_dir: str | None = setting(None, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR")
-    threads: int | None = setting(None, "CPU threads that decode images. Default: one a core, at most 8.")
-    gpu_sample_hz: float = setting(10.0, "Readings of GPU and host a second for the report; 0 is off.")
+    cache: bool = setting(True, "Keep the resident pixels on disk for the next run.", free=True)
+    cache_dir: str | None = setting(
+        None, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR", free=True
+    )
+    threads: int | None = setting(
+        None, "CPU threads that decode images. Default: one a core, at most 8.", free=True
+    )
+    checkpoint_every: int | None = setting(
+        None, "Iterations between checkpoints. Default: by --checkpoint-minutes alone.", free=True
+    )
+    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints.", free=True)
+    keep: int = setting(3, "Checkpoints that are kept.", free=True)
+    on_nan: str = setting(
+        "stop",
+        "A loss that is not finite: stop, the last good checkpoint kept, or skip that step.",
+        "stop|skip",
+        free=True,
+    )
+    signal_grace: float = setting(
+        0.0,
+        "Seconds to train on after SIGTERM, SIGINT or SIGHUP; a checkpoint is saved at once and at the end.",
+        free=True,
+    )
+    deterministic: bool = setting(False, "On a GPU too, the same bits from the same seed; slower.")
+    sync_bn: bool = setting(False, "Under torchrun, batch norm over the whole batch, not each rank's part.")
+    gpu_sample_hz: float = setting(
+        10.0, "Readings of GPU and host a second for the report; 0 is off.", free=True
+    )
 
     def __post_init__(self) -> None:
         if self.loss not in LOSSES:
             raise FastaeError(f"--loss {self.loss!r} is not one of: {', '.join(LOSSES)}")
+        if self.on_nan not in ON_NAN:
+            raise FastaeError(f"--on-nan {self.on_nan!r} is not one of: {', '.join(ON_NAN)}")
         if self.loader not in LOADERS:
             raise FastaeError(f"--loader {self.loader!r} is not one of: {', '.join(LOADERS)}")
         for name in (
             "iterations", "minutes", "batch_size", "lr", "image_size", "latent", "crop",
             "log_every", "eval_every", "eval_images", "threads",
+            "checkpoint_every", "checkpoint_minutes", "keep",
         ):  # fmt: skip
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
@@ -90,7 +123,7 @@ class TrainConfig:
             )
         if not 0 <= self.seed < 2**63:
             raise FastaeError(f"--seed must be in [0, 2^63), not {self.seed}")
-        for name in ("brightness", "gpu_sample_hz"):
+        for name in ("brightness", "gpu_sample_hz", "signal_grace"):
             value = getattr(self, name)
             if not (value >= 0 and math.isfinite(value)):
                 raise FastaeError(f"{flag(name)} must be 0 or more, not {value}")

@@ -1,5 +1,25 @@
-"""The one exception that means "the user can mend this": its text is shown as one line, exit code 2."""
+"""The exceptions that are shown as one line, without a traceback, and the exit code of each."""
+
+from __future__ import annotations
+
+import signal
 
 
 class FastaeError(Exception):
     """A mistake in the input. The message names the thing and the remedy, in one line."""
+
+    exit_code = 2
+
+
+class RunFailure(FastaeError):
+    """A run that had begun could not go on. The message says why, what is kept and how to go on."""
+
+    exit_code = 1
+
+
+class Stopped(Exception):
+    """A run was asked to stop, and has: all is saved. The message says how to go on."""
+
+    def __init__(self, caught: signal.Signals, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + caught  # as a shell reports a process that a signal ended

@@ -13,7 +13,7 @@ from fastae.console import console, say
 class TrainingProgress(AbstractContextManager):
     """The state of a training loop, for people. `update` costs nothing between log steps."""
 
-    def __init__(self, iterations: int) -> None:
+    def __init__(self, start: int, iterations: int) -> None:
         self._iterations = iterations
         self._bar = Progress(
             MofNCompleteColumn(),
@@ -23,7 +23,7 @@ class TrainingProgress(AbstractContextManager):
             disable=not console.is_terminal,
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task("train", total=iterations, status="first step ...")
+        self._task = self._bar.add_task("train", total=iterations, completed=start, status="first step ...")
 
     def advance(self) -> None:
         self._bar.advance(self._task)

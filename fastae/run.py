@@ -1,4 +1,4 @@
-"""A run's folder: config.json, TensorBoard events, checkpoints/last.pt, samples/*.png, gpu.json/.csv/.png."""
+"""A run's folder: config.json, TensorBoard events, checkpoints/*.pt, samples/*.png, gpu.json/.csv/.png."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from fastae.config import TrainConfig
-from fastae.console import printable, say
+from fastae.console import printable
 from fastae.data.check import Finding
 from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_new_folder
@@ -22,6 +24,8 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        # The kernel's lock, which ends with its process: no stale file keeps anybody out.
+        self._lock = FileLock(path / ".lock")
 
     @property
     def config(self) -> Path:
@@ -41,18 +45,49 @@ class RunFolder:
     def skipped(self) -> Path:
         return self.path / "skipped.txt"
 
+    @property
+    def non_finite(self) -> Path:
+        return self.path / "nan.txt"
+
     def create(self, description: dict[str, Any], skipped: Sequence[Finding] = ()) -> None:
-        """Makes the folders, writes `description` as config.json and what was left out."""
+        """Makes the folders, locks them, writes `description` as config.json and what was left out."""
         try:
             self.checkpoints.mkdir(parents=True)
             self.sample(0).parent.mkdir()
-            with atomic_write(self.config) as file:
-                file.write(json.dumps(description, indent=2).encode() + b"\n")
+            self.lock()
+            self.redescribe(description)
             if skipped:
                 with atomic_write(self.skipped) as file:
                     file.writelines(_line(finding) for finding in skipped)
         except OSError as error:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
+
+    def redescribe(self, description: dict[str, Any]) -> None:
+        """Writes config.json anew. Raises OSError."""
+        with atomic_write(self.config) as file:
+            file.write(json.dumps(description, indent=2).encode() + b"\n")
+
+    def lock(self) -> None:
+        """Keeps other runs out of the folder until `unlock`, or until this process has died.
+
+        Raises FastaeError where another run is at work in it.
+        """
+        try:
+            self._lock.acquire(timeout=0)
+        except Timeout:
+            raise FastaeError(
+                f"another run is at work in {str(self.path)!r}: wait for it, or stop it"
+            ) from None
+        except OSError as error:
+            raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
+
+    def unlock(self) -> None:
+        self._lock.release()
+
+    def remove_drafts(self) -> None:
+        """Removes what a process that was killed while it wrote has left; call it under the lock."""
+        for draft in (*self.path.glob(".*.partial"), *self.path.glob("*/.*.partial")):
+            draft.unlink(missing_ok=True)
 
     def settings(self) -> TrainConfig:
         """What config.json says. Raises FastaeError where this is no run's folder, or that is damaged."""
@@ -70,9 +105,8 @@ class RunFolder:
             raise FastaeError(f"{str(self.config)!r} is not what a run writes")
         return written
 
-    def report_replaced(self, bad: Finding, substitute: str) -> None:
-        """Says, and writes down, that a file went bad in mid-run."""
-        say(f"{printable(bad.path)}: {bad.fault.value} since the check; {printable(substitute)} replaces it")
+    def note_skipped(self, bad: Finding) -> None:
+        """Writes down a file that went bad in mid-run."""
         if self.path.is_dir():
             with self.skipped.open("ab") as file:
                 file.write(_line(bad))

@@ -8,9 +8,10 @@ always, which no precision overflows on, and k goes into Adam's eps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastae.device import Precision
 from fastae.graph import GraphedFunction
@@ -28,13 +29,41 @@ def as_they_are(images: Tensor) -> Tensor:
     return images
 
 
+class Objective(nn.Module):
+    """Images (N, 3, S, S) -> (mean loss element to differentiate, mean squared error): float32 scalars."""
+
+    def __init__(self, model: AutoEncoder, loss: str, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.element = element_of(loss)
+        self.precision = precision
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with self.precision.autocast(images.device):
+            reconstruction = self.model(images)
+        objective = self.element(reconstruction, images).mean()
+        return objective, squared_error(reconstruction.detach(), images).mean()
+
+
+def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: bool) -> nn.Module:
+    """The objective of `loss`, compiled for one shape; the model itself keeps its plain names."""
+    objective = Objective(model, loss, precision)
+    if not compiled:
+        return objective
+    return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True))
+
+
 class TrainingStep:
     """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
 
     images_of: makes a batch (N, 3, S, S) of the inputs, a loader's `images`; part of the step, so that
-    it too is in the CUDA graph. Both results are float32 scalars on the device: reading one waits for
-    the device, so the loop does that only when it logs; the next step may overwrite them. Shapes must
-    not change from call to call: the step is compiled for one.
+    it too is in the CUDA graph. objective: `objective_of(model, ...)` where that is there already, or is
+    wrapped. skip_non_finite: a step whose loss or gradient is not finite returns NaN as its objective and
+    changes nothing; decided on the device, without waiting for it.
+
+    Both results are float32 scalars on the device: reading one waits for the device, so the loop does
+    that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
+    the step is compiled for one.
     """
 
     def __init__(
@@ -47,12 +76,14 @@ class TrainingStep:
         precision: Precision,
         compiled: bool,
         images_of: Callable[..., Tensor] = as_they_are,
+        objective: nn.Module | None = None,
+        skip_non_finite: bool = False,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.precision = precision
-        self.element = element_of(loss)
         self.images_of = images_of
+        self.skip_non_finite = skip_non_finite
         self.optimiser = torch.optim.Adam(
             model.parameters(),
             lr=lr,
@@ -62,10 +93,7 @@ class TrainingStep:
             capturable=self.device.type == "cuda",
         )
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.needs_scaling)
-        # A function is compiled, not the module: the state dict keeps its plain names.
-        self._measure = (
-            torch.compile(self._forward, dynamic=False, fullgraph=True) if compiled else self._forward
-        )
+        self._objective = objective or objective_of(model, loss, precision, compiled)
         self._run: Callable[..., tuple[Tensor, Tensor]] = self._step
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,18 +123,51 @@ class TrainingStep:
                 value.zero_()
         return note
 
+    def state(self) -> dict[str, Any]:
+        """Model, optimiser and scaler as state dicts: what `restore` continues from."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`. Raises ValueError, RuntimeError or KeyError where it does not fit."""
+        self.model.load_state_dict(state["model"])
+        moments = state["optimiser"]["state"]
+        if self.optimiser.state:  # in place, since a recorded graph holds these very tensors
+            for index, own in self.optimiser.state_dict()["state"].items():
+                for name, value in own.items():
+                    value.copy_(moments[index][name])
+        else:
+            # This step's own groups: what they hold follows from the settings and the device.
+            groups = self.optimiser.state_dict()["param_groups"]
+            self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         images = self.images_of(*inputs)
         self.optimiser.zero_grad(set_to_none=True)
-        objective, error = self._measure(images)
+        statistics = [buffer.clone() for buffer in self.model.buffers()] if self.skip_non_finite else []
+        objective, error = self._objective(images)
         self.scaler.scale(objective).backward()
+        objective = objective.detach()
+        if self.skip_non_finite:
+            objective = self._hold_back(objective, statistics)
         # Fused Adam takes the scale and the overflow flag as tensors: no wait for the device here.
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        return objective.detach(), error
+        return objective, error
 
-    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        with self.precision.autocast(self.device):
-            reconstruction = self.model(images)
-        objective = self.element(reconstruction, images).mean()
-        return objective, squared_error(reconstruction.detach(), images).mean()
+    def _hold_back(self, objective: Tensor, statistics: Sequence[Tensor]) -> Tensor:
+        """Keeps a non-finite step from weights, moments and batch statistics; NaN for such a one."""
+        good = objective.isfinite()
+        if not self.scaler.is_enabled():  # else it does this itself, and overflows are its daily work
+            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            good = good & nn.utils.get_total_norm(gradients).isfinite()
+            # The flag by which GradScaler has a fused optimiser leave everything as it is.
+            self.optimiser.found_inf = 1.0 - good.float()  # type: ignore[attr-defined]
+        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
+            buffer.copy_(torch.where(good, buffer, before))
+        return torch.where(good, objective, torch.nan)

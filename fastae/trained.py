@@ -34,7 +34,9 @@ def open_trained(path: Path, device: str | torch.device = "cpu") -> Trained:
     config = run.settings()
     state = checkpoint.newest(run.checkpoints, say)
     if state is None:
-        raise FastaeError(f"{str(path)!r} holds no usable checkpoint: it has not been trained long enough yet")
+        raise FastaeError(
+            f"{str(path)!r} holds no usable checkpoint: it has not been trained long enough yet"
+        )
     model = AutoEncoder(config.image_size, config.latent)
     try:
         model.load_state_dict(state["model"])

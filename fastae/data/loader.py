@@ -12,6 +12,7 @@ all loaders give the same batches (resident: to the rounding of its stored pixel
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import shutil
@@ -19,6 +20,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -45,6 +47,13 @@ class Loader(ABC):
 
     kind: str
     note: str
+    order: Order
+
+    def reseeded(self, seed: int) -> Self:
+        """The same images in another order, over the same files or pixels."""
+        other = copy.copy(self)
+        other.order = replace(self.order, seed=seed)
+        return other
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
         """The batches of iterations start, start + 1, ..., without end.
@@ -79,7 +88,7 @@ class DaliLoader(Loader):
 
     def example(self) -> tuple[Tensor, ...]:
         size = self.decoder.geometry.size
-        images = torch.rand(self.order.batch_size, 3, size, size, device=self.decoder.device)
+        images = torch.rand(self.order.share, 3, size, size, device=self.decoder.device)
         return (images.contiguous(memory_format=torch.channels_last),)
 
     def images(self, *inputs: Tensor) -> Tensor:
@@ -98,7 +107,7 @@ class DaliLoader(Loader):
         from fastae.data.pipeline import Engine, read_augmented, read_regions
 
         decoder, paths = self.decoder, self.files.paths
-        engine = Engine(decoder.device, self.order.batch_size, decoder.threads, decoder.tuning)
+        engine = Engine(decoder.device, self.order.share, decoder.threads, decoder.tuning)
         if engine.on_gpu:
             yield from read_augmented(paths, self.order.plans(start), decoder.geometry, engine)
         else:
@@ -146,6 +155,8 @@ def open_loader(
     compiled: bool | None = None,
     cache: Path | str | None = "default",
     on_replaced: Callable[[Finding, str], None] | None = None,
+    part: int = 0,
+    parts: int = 1,
 ) -> Loader:
     """A loader over the training images of a folder, or over exactly the files of a list.
 
@@ -155,9 +166,10 @@ def open_loader(
     compiled: the passes over pixels, by torch.compile (default: where there is a compiler).
     cache: folder for the resident array; None keeps it in memory alone (default: `cache_folder()`).
     on_replaced: told of a file that went bad in mid-run and of the one that stands in for it.
+    part, parts: yield this one alone of the equal parts of every batch, as data-parallel ranks do.
 
-    Raises FastaeError for a bad folder, fewer images than `batch_size`, a missing DALI, or a resident
-    array that does not fit.
+    Raises FastaeError for a bad folder, fewer images than `batch_size`, a batch that `parts` does not
+    divide, a missing DALI, or a resident array that does not fit.
     """
     if kind not in LOADERS:
         raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(LOADERS)}")
@@ -169,7 +181,9 @@ def open_loader(
         source, geometry = opened.train, replace(geometry, crop=geometry.crop or opened.side)
     if batch_size > len(source):
         raise FastaeError(f"--batch-size {batch_size} is more than the {len(source)} training images")
-    order = Order(len(source), batch_size, seed, augmentation or Augmentation())
+    if batch_size % parts:
+        raise FastaeError(f"--batch-size {batch_size} cannot be shared equally by {parts} ranks")
+    order = Order(len(source), batch_size, seed, augmentation or Augmentation(), part, parts)
     decoder = open_decoder(geometry, device, threads, compiled)
     files = ImageFiles(source, on_replaced)
     note = ""

@@ -1,0 +1,331 @@
+"""The training loop: iteration -> batch -> step -> meters -> board, with evaluations and checkpoints.
+
+The loop waits for the device at log steps only. Iterations are counted from 1, when they are done: the
+scalars at iteration i are those of the batch that the i-th step trained on.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastae.board import Board
+from fastae.config import TrainConfig
+from fastae.console import duration, printable, say
+from fastae.data.loader import Loader
+from fastae.data.mending import DECODER_ERRORS
+from fastae.errors import RunFailure, Stopped
+from fastae.evaluate import evaluate, reconstruct
+from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
+from fastae.gpu.watch import Watch
+from fastae.losses import loss_index
+from fastae.meters import StepClock, Window
+from fastae.picture import pairs, save_png
+from fastae.progress import TrainingProgress
+from fastae.run import RunFolder
+from fastae.saver import NotFinite, Saver
+from fastae.session import Session
+from fastae.signals import StopSignals
+from fastae.step import TrainingStep
+
+SAMPLE_IMAGES = 16
+SETTLED = 10
+"""After this many iterations the run's length is projected; the first, which compiles, not counted."""
+
+LONG_RUN = 15 * 60
+"""Seconds from which a projection is worth a line."""
+
+AGREE_EVERY = 10
+"""Iterations after which several ranks agree on whether to stop: each time costs a wait for all."""
+
+SKIPPED_IN_A_ROW = 100
+"""With --on-nan skip, so many steps without a finite one are a run that is lost."""
+
+
+def how_to_go_on(run: RunFolder) -> str:
+    """What is kept of a run that ended early, in words."""
+    return f"what its last checkpoint holds is kept: fastae train --resume {run.path}"
+
+
+class Training:
+    """The loop of one run; a context manager, since it holds the run's open files and threads."""
+
+    def __init__(
+        self,
+        session: Session,
+        config: TrainConfig,
+        run: RunFolder,
+        description: dict[str, Any],
+        watch: Watch,
+        step: TrainingStep,
+        loader: Loader,
+        start: int,
+    ) -> None:
+        self.session = session
+        self.ranks = session.ranks
+        self.config = config
+        self.run = run
+        self.description = description
+        self.watch = watch
+        self.step = step
+        self.loader = loader
+        self.start = start
+        self.clock = StepClock(step.device, config.batch_size)
+        self.windows: list[Window] = []
+        self.held_out_index: list[tuple[int, float]] = []
+        # The objectives since the last log step: read together there, since reading waits for the device.
+        self.objectives = torch.zeros(max(config.log_every, SETTLED), device=step.device)
+        self.logged = self.checked = self.start
+        self.skipped_in_a_row = 0
+        self.saved_at = time.monotonic()
+        self.signal_noticed = False
+
+    def __enter__(self) -> Training:
+        with ExitStack() as opened:
+            if self.ranks.first:
+                self.board = opened.enter_context(Board(self.run.path))
+                self.saver = opened.enter_context(Saver(self.run.checkpoints, self.config.keep))
+                self.board.settings(self.start, self.description)
+            self.progress = opened.enter_context(TrainingProgress(self.start, self.config.iterations))
+            self.stops = opened.enter_context(StopSignals(self.config.signal_grace))
+            self.opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.opened.__exit__(kind, error, traceback)
+
+    def loop(self) -> None:
+        """Trains until the last iteration, or the time is up, or a signal comes."""
+        config = self.config
+        self.step.model.train()
+        batches = self.loader.inputs(self.start)
+        if self.start == 0:
+            self.look(0)
+        started = time.monotonic()
+        self.watch.enter(self.phase(self.start))
+        self.clock.begin()
+        for iteration in range(self.start + 1, config.iterations + 1):
+            inputs = self.next_of(batches, iteration)
+            self.clock.data_ready()
+            objective, error = self.step(*inputs)
+            self.clock.step_done()
+            self.objectives[iteration - self.logged - 1].copy_(objective)
+            self.progress.advance()
+            elapsed = time.monotonic() - started
+            over, stopped = self.ending(iteration, elapsed)
+            looks = over or iteration % config.eval_every == 0
+            if looks or iteration in (1, SETTLED) or iteration % config.log_every == 0:
+                self.log(iteration, elapsed, objective, error)
+                if looks:
+                    self.look(iteration)
+                self.watch.enter(self.phase(iteration))
+                self.clock.begin()
+            elif iteration == self.start + 1:
+                self.clock.begin()  # it warmed up and compiled: no figure of a run that goes on
+            if over or stopped or self.save_is_due(iteration):
+                self.save(iteration)
+            if stopped:
+                self.stop(iteration)
+            if over:
+                break
+        self.finish()
+
+    def next_of(self, batches: Iterator[tuple[Tensor, ...]], iteration: int) -> tuple[Tensor, ...]:
+        """The inputs of the next step."""
+        try:
+            return next(batches)
+        except torch.OutOfMemoryError:
+            raise
+        except DECODER_ERRORS as error:
+            first = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RunFailure(
+                f"the loader failed at iteration {iteration:,}: {printable(first)}; {how_to_go_on(self.run)}"
+            ) from None
+
+    def ending(self, iteration: int, elapsed: float) -> tuple[bool, bool]:
+        """Whether the run is over, and whether a signal stops it; the same on all ranks."""
+        last = iteration == self.config.iterations
+        stopped = self.stops.due()
+        over = last or elapsed >= 60 * (self.config.minutes or math.inf)
+        if not self.ranks.alone:
+            if iteration % AGREE_EVERY and not last:
+                return False, False
+            agreed = self.ranks.largest(2 * stopped + over, self.step.device)
+            over, stopped = agreed % 2 == 1 or last, agreed >= 2
+        return over and not stopped, stopped
+
+    def phase(self, iteration: int) -> str:
+        """What the GPU report calls the iterations that follow this one."""
+        if iteration == self.start and self.session.compiled:
+            return COMPILE
+        return TRAIN if iteration - self.start >= SETTLED else WARM_UP
+
+    def log(self, iteration: int, elapsed: float, objective: Tensor, error: Tensor) -> None:
+        """Reads the device's figures, the one wait for it, and shows them."""
+        config = self.config
+        self.check_finite(iteration)
+        self.logged = iteration
+        loss, mean_error = self.ranks.mean(torch.stack([objective, error])).tolist()
+        index = loss_index(mean_error)
+        window = self.clock.close()
+        self.windows.append(window)
+        if not self.ranks.first:
+            return
+        self.watch.record(window.iterations * config.batch_size, window.seconds, window.wait_share)
+        trained = {f"loss/{config.loss}": loss, "loss_index/train": index} if math.isfinite(loss) else {}
+        self.board.scalars(
+            iteration,
+            {
+                **trained,
+                "speed/images_per_second": window.images_per_second,
+                "speed/data_wait_share": window.wait_share,
+                "speed/step_ms_p50": 1e3 * window.step_p50,
+                "speed/step_ms_p95": 1e3 * window.step_p95,
+                **self.watch.means(),
+            },
+        )
+        remaining = (config.iterations - iteration) * window.seconds / window.iterations
+        if config.minutes:
+            remaining = max(0.0, min(remaining, 60 * config.minutes - elapsed))
+        self.progress.report(
+            iteration,
+            f"loss {loss:.4f}  loss_index {index:>9,.0f}  {window.images_per_second:,.1f} images/s  "
+            f"data wait {window.wait_share:.1%}  ETA {duration(remaining)}",
+        )
+        if iteration == SETTLED and remaining > LONG_RUN:
+            say(
+                f"projected {config.iterations:,} iterations at this rate take "
+                f"{duration(remaining)}; --iterations or --minutes make a shorter run"
+            )
+
+    def check_finite(self, iteration: int) -> None:
+        """Reads the objectives not yet looked at. Raises RunFailure where one stops the run."""
+        fresh = self.objectives[self.checked - self.logged : iteration - self.logged].tolist()
+        for at, value in enumerate(fresh, start=self.checked + 1):
+            self.skipped_in_a_row = 0 if math.isfinite(value) else self.skipped_in_a_row + 1
+            if self.skipped_in_a_row:
+                names = self.list_images(at)
+                if self.config.on_nan == "stop" or self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
+                    raise RunFailure(
+                        f"the loss is not finite at iteration {at:,} ({names} lists its images): try a lower "
+                        f"--lr, or resume with --on-nan skip; {how_to_go_on(self.run)}"
+                    )
+                say(f"iteration {at:,}: the loss is not finite, its step is skipped (images: {names})")
+        self.checked = iteration
+
+    def list_images(self, iteration: int) -> Path:
+        """Writes down which images the batch of this iteration held."""
+        whole = replace(self.loader.order, part=0, parts=1)
+        paths = [self.session.folder.train[index] for index in whole.plan(iteration - 1).indices]
+        with self.run.non_finite.open("a") as file:
+            file.writelines(f"{iteration}\t{printable(path)}\n" for path in paths)
+        return self.run.non_finite
+
+    def look(self, iteration: int) -> None:
+        """Evaluates on the held-out images, and draws some of them."""
+        if not self.ranks.first:
+            return
+        self.watch.enter(EVAL)
+        model, held_out = self.step.model, self.session.held_out
+        precision = self.session.precision
+        result = evaluate(model, held_out, self.config.loss, precision)
+        self.held_out_index.append((iteration, result.loss_index))
+        self.board.scalars(
+            iteration,
+            {
+                f"loss/{self.config.loss}/held_out": result.loss,
+                "loss_index/held_out": result.loss_index,
+            },
+        )
+        originals = held_out[:: max(1, len(held_out) // SAMPLE_IMAGES)][:SAMPLE_IMAGES]
+        picture = pairs(originals, reconstruct(model, originals, precision))
+        save_png(picture, self.run.sample(iteration))
+        self.board.picture(iteration, "held_out/original_over_reconstruction", picture)
+        say(f"iteration {iteration:,}: held-out loss_index {result.loss_index:,.0f}")
+
+    def save_is_due(self, iteration: int) -> bool:
+        """By the number of iterations, by time, and at once when a signal comes that has a grace."""
+        if self.stops.caught and not self.signal_noticed:
+            self.signal_noticed = True
+            return True
+        every = self.config.checkpoint_every
+        by_time = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
+        return by_time or (every is not None and iteration % every == 0)
+
+    def save(self, iteration: int) -> None:
+        """Starts writing a checkpoint. What TensorBoard shows up to it is on the disk before it is."""
+        if not self.ranks.first:
+            return
+        self.check_finite(iteration)
+        self.board.sync()
+        run = {"config": self.config.as_dict(), "run": self.description}
+        try:
+            self.saver.save({**self.step.state(), "iteration": iteration, **run})
+        except NotFinite:
+            self.refuse_weights(iteration)
+        self.saved_at = time.monotonic()
+
+    def settle(self) -> None:
+        """Returns when the last checkpoint is on the disk."""
+        if self.ranks.first:
+            try:
+                self.saver.wait()
+            except NotFinite:
+                self.refuse_weights(self.checked)
+
+    def refuse_weights(self, iteration: int) -> None:
+        raise RunFailure(
+            f"the weights are not finite before iteration {iteration:,}: try a lower --lr, or resume with "
+            f"--on-nan skip; {how_to_go_on(self.run)}"
+        )
+
+    def stop(self, iteration: int) -> None:
+        """Raises Stopped, all being saved."""
+        self.settle()
+        caught = self.stops.caught or signal.SIGTERM  # another rank's, where it was not this one's
+        raise Stopped(
+            caught,
+            f"stopped by {caught.name} at iteration {iteration:,}, all is saved; "
+            f"go on with: fastae train --resume {self.run.path}",
+        )
+
+    def finish(self) -> None:
+        """The run in three lines. The first step, which warms up and compiles, is not in the rates."""
+        self.settle()
+        windows = self.windows[1:] or self.windows
+        seconds = sum(window.seconds for window in windows)
+        images = self.config.batch_size * sum(window.iterations for window in windows)
+        wait = sum(window.wait_share * window.seconds for window in windows)
+        if self.held_out_index:
+            (began, first), (_, last) = self.held_out_index[0], self.held_out_index[-1]
+            where = f"iteration {began:,}" if began else "the start"
+            say(f"\nheld-out loss_index {first:,.0f} at {where}, {last:,.0f} at the end")
+        say(
+            f"{images / seconds:,.1f} images/s, data wait {wait / seconds:.2%}, first step "
+            f"{self.windows[0].seconds:.1f} s, peak memory {peak_memory(self.step.device)}"
+        )
+
+
+def peak_memory(device: torch.device) -> str:
+    """The most memory this process has held, on the host and on its GPU."""
+    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    text = f"{host:.1f} GiB"
+    if device.type == "cuda":
+        text += f" host, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU (PyTorch's)"
+    return text

@@ -1,0 +1,57 @@
+"""What to do when a GPU's memory is too small for a run."""
+
+from __future__ import annotations
+
+import torch
+
+from fastae.config import TrainConfig
+from fastae.data.loader import Loader, ResidentLoader
+from fastae.model import AutoEncoder
+
+BYTES_A_WEIGHT = 16
+"""float32 weight, gradient and Adam's two moments."""
+
+HEADROOM = 2.0
+"""Gradients of activations and cuDNN's workspaces, beside what is saved for the backward pass."""
+
+
+def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
+    """One line for a run that ran out of memory on `device`."""
+    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+    resident = loader.store.pixels.nbytes if isinstance(loader, ResidentLoader) else 0
+    return words(config, total, resident)
+
+
+def words(config: TrainConfig, total: int, resident: int) -> str:
+    """total: the device's bytes, 0 where unknown. resident: those of the decoded images on it."""
+    streamed = f"--loader dali ({resident / 1e9:.1f} GB less)" if resident else ""
+    batch = fitting_batch(config, total - resident) or config.batch_size // 2
+    smaller = f"--batch-size {batch}" if 0 < batch < config.batch_size else ""
+    remedy = " or ".join(filter(None, (smaller, streamed))) or "a smaller --image-size, or another device"
+    return f"out of memory at batch size {config.batch_size}: try {remedy}"
+
+
+def fitting_batch(config: TrainConfig, free: int) -> int:
+    """The largest power of two of images that should fit into so many bytes; 0 where none does."""
+    weights, activations = demand(config)
+    images = int((free - BYTES_A_WEIGHT * weights) / (HEADROOM * activations))
+    return 1 << (images.bit_length() - 1) if images > 0 else 0
+
+
+def demand(config: TrainConfig) -> tuple[int, int]:
+    """(weights, bytes that one image's forward pass keeps for the backward), counted on the model itself."""
+    with torch.device("meta"):
+        model = AutoEncoder(config.image_size, config.latent)
+        image = torch.empty(1, 3, config.image_size, config.image_size)
+    weights = {id(weight) for weight in model.parameters()}
+    kept: dict[int, int] = {}
+
+    def count(value: torch.Tensor) -> torch.Tensor:
+        if id(value) not in weights:
+            kept[id(value)] = value.nbytes
+        return value
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
+        held = model(image)  # alive while counted: an id is not used twice
+    del held
+    return sum(weight.numel() for weight in model.parameters()), sum(kept.values())

@@ -1,0 +1,119 @@
+"""`fastae train --resume RUN`: the run in a folder goes on from its newest whole checkpoint.
+
+What decides the optimisation is the run's own and cannot be changed. What does not (more iterations, another
+device, where the data lie) may be given anew. With nothing changed, the run ends in the same bits as one that
+was never stopped.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastae import checkpoint
+from fastae.checkpoint import State
+from fastae.config import TrainConfig, flag
+from fastae.console import printable, say
+from fastae.errors import FastaeError
+from fastae.ranks import Ranks, joined, launched
+from fastae.run import RunFolder
+from fastae.session import Session, fingerprint
+from fastae.train import show_results, train_in
+
+
+def resume(path: Path, given: Mapping[str, Any]) -> Path:
+    """Goes on with the run in `path`; `given` are the settings to change. Returns the folder.
+
+    Raises FastaeError where that is no run, another process is at work in it, or what is given, or the data,
+    would make it another run; else as `fastae.train.train`.
+    """
+    ranks, run = launched(), RunFolder(path)
+    saved = run.settings()
+    if ranks.first:
+        run.lock()
+    try:
+        state = load(run, ranks)
+        before = state["run"] if state else run.describe()
+        config = changed(saved, given, path)
+        if state and state["iteration"] >= config.iterations:
+            say(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations goes on")
+            return path
+        session = Session(as_before(config, given, before), ranks, run)
+        compare(session, config, before, path)
+        with joined(ranks, session.device):
+            train_in(session, config, run, state)
+    finally:
+        run.unlock()
+    show_results(run)
+    return path
+
+
+def load(run: RunFolder, ranks: Ranks) -> State | None:
+    """The newest whole checkpoint; None, and a line, where there is none yet."""
+    if ranks.first:
+        run.remove_drafts()
+    state = checkpoint.newest(run.checkpoints, say)
+    where = (
+        f"iteration {state['iteration']:,}" if state else "the beginning, since there is no checkpoint yet"
+    )
+    say(f"resuming  {run.path} from {where}")
+    return state
+
+
+def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
+    """The run's settings with those that were given. Raises FastaeError for one that is fixed."""
+    fixed = {entry.name for entry in dataclasses.fields(TrainConfig) if not entry.metadata["free"]}
+    differing = [
+        f"{flag(name)} {getattr(saved, name)}, not {value}"
+        for name, value in given.items()
+        if name in fixed and value != getattr(saved, name)
+    ]
+    if differing:
+        raise FastaeError(f"the run in {str(path)!r} has {', '.join(differing)}: start a new run for that")
+    return dataclasses.replace(saved, **given)
+
+
+def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str, Any]) -> TrainConfig:
+    """The settings with what was chosen automatically then, where nothing else is given now."""
+    found = {
+        "data": _of(before, str, "data", "folder"),
+        "loader": _of(before, str, "loader"),
+        "compile": _of(before, bool, "compiled"),
+    }
+    kept = {name: value for name, value in found.items() if name not in given and value is not None}
+    return dataclasses.replace(config, **kept)
+
+
+def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], path: Path) -> None:
+    """Says what differs and is sound. Raises FastaeError where the data are not the run's."""
+    now = session.describe(config, "")
+    if (then := _of(before, str, "data", "fingerprint")) not in (None, fingerprint(session.folder)):
+        numbers = (_of(before, int, "data", part) for part in ("train", "held_out"))
+        was = " + ".join(f"{number:,}" for number in numbers if number is not None)
+        raise FastaeError(
+            f"{session.folder.root!r} is not what the run in {str(path)!r} trains on: {was} images then, "
+            f"{len(session.folder.train):,} + {len(session.folder.held_out):,} now, or other names or sizes; "
+            "restore the files, or name their folder with --data"
+        )
+    for what, then, is_now in (
+        ("device", _of(before, str, "device"), now["device"]),
+        ("loader", _of(before, str, "loader"), now["loader"]),
+        ("compiled", _of(before, bool, "compiled"), now["compiled"]),
+        *(
+            (name, _of(before, str, "environment", "packages", name), version)
+            for name, version in now["environment"]["packages"].items()
+        ),
+    ):
+        if then is not None and then != is_now:
+            say(
+                f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding, not bit for bit"
+            )
+
+
+def _of(values: Any, kind: type, *names: str) -> Any:
+    """values[name][name]... where that is there and of this kind, else None: a file may hold anything."""
+    for name in names:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values if isinstance(values, kind) else None

@@ -1,0 +1,80 @@
+"""Checkpoints written beside the loop: copied off the device at once, to the disk in a thread."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+
+from fastae import checkpoint
+
+
+class NotFinite(Exception):
+    """The weights to be saved are not finite: such a checkpoint would be none."""
+
+
+class Saver(AbstractContextManager):
+    """Writes states into `folder`, never two at once, and keeps the last `keep`.
+
+    `saved` is the iteration of the last state that is whole on the disk. What goes wrong in the thread is
+    raised by the next call: OSError, or NotFinite.
+    """
+
+    def __init__(self, folder: Path, keep: int, saved: int = 0) -> None:
+        self.saved = saved
+        self._folder = folder
+        self._keep = keep
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future | None = None
+
+    def save(self, state: Mapping[str, Any]) -> None:
+        """Takes a copy of the state and returns; waits only for the save before this one."""
+        self.wait()
+        self._pending = self._thread.submit(self._write, _on_host(state))
+
+    def check(self) -> None:
+        """Raises what went wrong since the last call, without waiting."""
+        if self._pending and self._pending.done():
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when nothing is being written any more."""
+        if self._pending:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def _write(self, state: dict[str, Any]) -> None:
+        if not all(torch.isfinite(value).all() for value in state["model"].values()):
+            raise NotFinite
+        checkpoint.write(self._folder, state, self._keep)
+        self.saved = state["iteration"]
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        try:
+            if self._pending and error:
+                wait([self._pending])  # its own failure would hide the first one
+            else:
+                self.wait()
+        finally:
+            self._thread.shutdown()
+
+
+def _on_host(state: Any) -> Any:
+    """The same nest of dicts and lists, its tensors copied into the host's memory."""
+    if isinstance(state, torch.Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, Mapping):
+        return {name: _on_host(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return type(state)(_on_host(value) for value in state)
+    return state

@@ -1,0 +1,187 @@
+"""What runs under the same conditions share: the device, the opened data, one model, its compiled losses.
+
+One run has a session of its own; a sweep has one for all of its runs, so that the images are decoded once
+and each kind of loss is compiled once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fastae.cache import cache_folder
+from fastae.config import TrainConfig
+from fastae.console import printable, say
+from fastae.data import Geometry, load_images, open_loader
+from fastae.data.check import Finding
+from fastae.data.folder import ImageFolder, count_faults
+from fastae.data.loader import Loader
+from fastae.data.source import open_source
+from fastae.device import choose_compile, choose_device, choose_precision, describe
+from fastae.environment import describe_environment
+from fastae.hostmemory import keep_freed_memory
+from fastae.losses import element_of
+from fastae.model import AutoEncoder
+from fastae.ranks import ALONE, Ranks, device_of
+from fastae.run import RunFolder
+from fastae.step import TrainingStep, objective_of
+from fastae.syncbn import synchronise
+
+SAMPLED = 1_000
+"""Files whose sizes are in a data set's fingerprint; all names are."""
+
+
+class Session:
+    """Opened by the settings of a run. `run` is the one under way, which hears of files gone bad.
+
+    device, precision, compiled: what was chosen. folder, source: the data, and where they are from.
+    loader: training batches; held_out: float32 (N, 3, S, S) on the device, to evaluate on.
+
+    Raises FastaeError for what is wrong with the settings, the device or the data.
+    """
+
+    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE, run: RunFolder | None = None) -> None:
+        self.ranks = ranks
+        self.run = run
+        self.device = choose_device(device_of(config.device, ranks))
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if config.deterministic:
+            be_deterministic()
+        self.precision = choose_precision(self.device, config.amp)
+        self.compiled, self._compile_note = choose_compile(
+            config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
+        )
+        cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
+        self.folder, self.source = open_source(config.data, config.crop, cache)
+        say(
+            f"data      {self.source}: {len(self.folder.train):,} images to train on, "
+            f"{len(self.folder.held_out):,} held out ({self.folder.split})"
+        )
+        if self.folder.skipped:
+            where = f"named in {run.skipped}" if run else "fastae check names them"
+            say(f"left out  {count_faults(self.folder.skipped)}: {where}")
+        self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
+        self.replaced: list[Finding] = []
+        self.loader: Loader = open_loader(
+            self.folder.train,
+            batch_size=config.batch_size,
+            device=self.device,
+            seed=config.seed,
+            augmentation=config.augmentation,
+            geometry=self.geometry,
+            threads=config.threads,
+            kind=config.loader,
+            compiled=self.compiled,
+            cache=cache if config.cache else None,
+            on_replaced=self._report_replaced,
+            part=ranks.rank,
+            parts=ranks.size,
+        )
+        say(f"loader    {self.loader.kind}" + (f" ({self.loader.note})" if self.loader.note else ""))
+        self.evaluated = spread(self.folder.held_out, config.eval_images)
+        self.held_out = load_images(self.evaluated, self.geometry, self.device, config.threads)
+        self._model: AutoEncoder | None = None
+        self._objectives: dict[Callable, nn.Module] = {}
+
+    def step(self, config: TrainConfig, loader: Loader) -> TrainingStep:
+        """A new training of the one model, from the initial weights of `config.seed`."""
+        initial = build_model(config, self.device)
+        if self._model is None:
+            self._model = initial
+            if config.sync_bn and not self.ranks.alone:
+                synchronise(self._model)
+        else:  # in place: what was compiled holds these very weights
+            self._model.load_state_dict(initial.state_dict())
+        return TrainingStep(
+            self._model,
+            loss=config.loss,
+            batch_shape=(config.batch_size, 3, config.image_size, config.image_size),
+            lr=config.lr,
+            precision=self.precision,
+            compiled=self.compiled,
+            images_of=loader.images,
+            objective=self._objective(self._model, config.loss),
+            skip_non_finite=config.on_nan == "skip",
+        )
+
+    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
+        """What config.json and every checkpoint say of a run."""
+        layout = "channels-last" if config.channels_last else "channels-first"
+        ranks = "" if self.ranks.alone else f"{self.ranks.size} ranks"
+        notes = (self.precision.note, layout, self._compile_note, graph_note, ranks)
+        return {
+            "config": config.as_dict(),
+            "data": {
+                "source": self.source,
+                "folder": os.path.abspath(self.folder.root),  # noqa: PTH100
+                "train": len(self.folder.train),
+                "held_out": len(self.folder.held_out),
+                "split": self.folder.split,
+                "evaluated_on": len(self.evaluated),
+                "skipped": len(self.folder.skipped),
+                "fingerprint": fingerprint(self.folder),
+            },
+            "loader": self.loader.kind,
+            "compiled": self.compiled,
+            "device": describe(self.device),
+            "step": ", ".join(filter(None, notes)),
+            "environment": describe_environment(),
+        }
+
+    def _objective(self, model: AutoEncoder, loss: str) -> nn.Module:
+        # The three reductions of an element are one objective: what differs is Adam's eps.
+        element = element_of(loss)
+        if element not in self._objectives:
+            objective = objective_of(model, loss, self.precision, self.compiled)
+            if not self.ranks.alone:
+                objective = DistributedDataParallel(objective)
+            self._objectives[element] = objective
+        return self._objectives[element]
+
+    def _report_replaced(self, bad: Finding, substitute: str) -> None:
+        self.replaced.append(bad)
+        say(f"{printable(bad.path)}: {bad.fault.value} since the check; {printable(substitute)} replaces it")
+        if self.run:
+            self.run.note_skipped(bad)
+
+
+def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
+    """The model with the initial weights of `config.seed`, the same on every device."""
+    torch.manual_seed(config.seed)
+    model = AutoEncoder(config.image_size, config.latent)
+    layout = torch.channels_last if config.channels_last else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+
+
+def spread(paths: Sequence[str], number: int) -> list[str]:
+    """At most `number` of these, evenly spaced, so that they stand for all of them."""
+    stride = max(1, math.ceil(len(paths) / number))
+    return list(paths[::stride])
+
+
+def fingerprint(folder: ImageFolder) -> str:
+    """Tells one data set from another wherever it lies: all names and the split, some files' sizes."""
+    digest = hashlib.sha256()
+    for paths in (folder.train, folder.held_out):
+        names = "\0".join(path[len(folder.root) :] for path in paths)
+        digest.update(os.fsencode(names) + b"\0\0")
+        for path in spread(paths, SAMPLED):
+            digest.update(str(os.stat(path).st_size).encode() + b"\0")  # noqa: PTH116
+    return digest.hexdigest()[:32]
+
+
+def be_deterministic() -> None:
+    """The same bits from the same seed on a GPU too; a CPU gives them anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    torch.backends.cudnn.benchmark = False

@@ -1,0 +1,52 @@
+"""A signal that asks a loop to stop: the first is noted, a second ends the process at once."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from contextlib import AbstractContextManager
+from types import FrameType, TracebackType
+from typing import Any
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class StopSignals(AbstractContextManager):
+    """While the block runs, `caught` tells whether one of SIGTERM, SIGINT and SIGHUP came, and which.
+
+    A signal that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main
+    thread, where Python handles no signals, nothing is caught.
+    """
+
+    def __init__(self, grace: float = 0.0) -> None:
+        self.caught: signal.Signals | None = None
+        self._grace = grace
+        self._deadline = 0.0
+        self._before: dict[signal.Signals, Any] = {}
+
+    def due(self) -> bool:
+        """Whether one was caught and its grace, in seconds, is over."""
+        return self.caught is not None and time.monotonic() >= self._deadline
+
+    def __enter__(self) -> StopSignals:
+        if threading.current_thread() is threading.main_thread():
+            for number in STOPPING:
+                if signal.getsignal(number) != signal.SIG_IGN:
+                    self._before[number] = signal.signal(number, self._catch)
+        return self
+
+    def _catch(self, number: int, frame: FrameType | None) -> None:
+        self._deadline = time.monotonic() + self._grace
+        self.caught = signal.Signals(number)
+        for other in self._before:
+            signal.signal(other, signal.SIG_DFL)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
