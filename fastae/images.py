@@ -82,7 +82,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
             with Image.open(path, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise Image.DecompressionBombError
-                return np.array(_rgb(_cut_out(_upright(image), crop)))
+                return np.array(_rgb(_cut_out(_upright(image), crop), image.format))
     except UnusableImage:
         raise
     except Image.DecompressionBombError:
@@ -130,10 +130,11 @@ def _cut_out(image: Image.Image, crop: int | None) -> Image.Image:
     return image.crop((left, top, left + side, top + side))
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
     # Pillow scales PPM alone to 16 bits; a TIFF's 32-bit integers and floats may mean anything.
-    if image.mode in SIXTEEN_BITS or (image.mode == "I" and image.format == "PPM"):
-        return Image.fromarray((np.asarray(image).astype(np.int32) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in SIXTEEN_BITS or (image.mode == "I" and file_format == "PPM"):
+        high = np.asarray(image).astype(np.int32) >> 8  # as Pillow itself cuts 16-bit colour
+        return Image.fromarray(high.astype(np.uint8)).convert("RGB")
     if image.mode in ("I", "F"):
         raise UnusableImage("has 32 bits a channel, of no known range: convert it to 8 or 16")
     if not image.has_transparency_data:
