@@ -28,7 +28,6 @@ from fastae.data.geometry import Geometry
 from fastae.environment import describe_environment, version
 from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_new_folder
-from fastae.reconstruct import describe_geometry
 from fastae.trained import Trained, open_trained
 
 CARD = "model.json"
@@ -142,7 +141,7 @@ def describe(
             "size": config.image_size,
             "crop": config.crop,
             "antialias": config.antialias,
-            "preparation": f"{describe_geometry(geometry)}; bilinear with half-pixel centres",
+            "preparation": f"{geometry.in_words()}; bilinear with half-pixel centres",
             "channels": "RGB",
             "range": [0, 1],
             "normalisation": "bytes / 255, nothing else",

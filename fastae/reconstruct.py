@@ -63,26 +63,18 @@ def reconstruct_files(run: Path, places: Sequence[str], out: Path, latent: Path 
     config = trained.config
     geometry = Geometry(config.crop, config.image_size, config.antialias)
     say(f"run       {printable(str(run))}: {config.loss}, iteration {trained.iteration:,}")
-    say(f"images    {describe_geometry(geometry)}")
+    say(f"images    {geometry.in_words()}, as in training")
     paths = find_images(places)
     done = Done()
     try:
         for batch in _batches(_usable(paths, geometry, done)):
             _reconstruct(trained, batch, out, done)
         if not done.paths:
-            raise FastaeError(f"none of the {len(paths):,} files can be used, so there is no {str(out)!r}")
+            raise FastaeError(f"no usable image among the {len(paths):,} given, so there is no {str(out)!r}")
         _conclude(done, len(paths), out, latent)
     except OSError as error:  # what is wrong with an image is an UnusableImage
         raise FastaeError(f"cannot write {str(error.filename or out)!r}: {error.strerror or error}") from None
     return 1 if done.left_out else 0
-
-
-def describe_geometry(geometry: Geometry) -> str:
-    """What is done to every image, in words."""
-    square = f"{geometry.crop}x{geometry.crop} pixels" if geometry.crop else "square"
-    which = f"the centred {square}" if geometry.crop else f"the largest centred {square}"
-    filtered = ", antialiased" if geometry.antialias else ""
-    return f"{which}, resized to {geometry.size}x{geometry.size}{filtered}, as in training"
 
 
 def _require_array_file(path: Path) -> None:

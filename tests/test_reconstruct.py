@@ -306,13 +306,11 @@ def test_all_good_is_exit_code_0(small_run, face_paths, tmp_path, capsys):
     assert len(list((tmp_path / "out").iterdir())) == 2
 
 
-def test_no_good_image_is_refused_and_leaves_no_folder(small_run, tmp_path):
+def test_no_good_image_is_refused_and_leaves_no_folder(small_run, tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("no picture")
-    result = fastae("reconstruct", small_run, tmp_path, "--out", tmp_path / "out")
-    assert result.returncode == 2 and "text.jpg is not an image" in result.stdout
-    assert result.stderr == (
-        f"fastae: error: none of the 1 files can be used, so there is no '{tmp_path}/out'\n"
-    )
+    with pytest.raises(FastaeError, match=r"no usable image among the 1 given, so there is no '.*out'"):
+        reconstruct_files(small_run, [str(tmp_path)], tmp_path / "out", None, "cpu")
+    assert "text.jpg is not an image" in capsys.readouterr().out
     assert not (tmp_path / "out").exists()
 
 
