@@ -47,6 +47,23 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
         run(config)
 
 
+@cli.command(epilog=f"Losses: {', '.join(LOSSES)}. The same command goes on with a sweep that was stopped.")
+@click.option("--losses", metavar="A,B,...", help="Default: all six.")
+@click.option("--repeats", default=1, show_default=True, help="Runs of each loss, with other seeds.")
+@click.option("--same-init", is_flag=True, help="The same weights and images for all losses.")
+@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: runs/TIME-sweep.")
+@options_of(TrainConfig, leave_out=("loss", "out"))
+def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, **settings: Any) -> int:
+    """Repeat the article: train once for each loss, under the same conditions."""
+    from fastae.sweep.plan import SweepConfig
+
+    names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
+    config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
+    from fastae.sweep.sweep import sweep as run
+
+    return 1 if run(config, out).failed else 0
+
+
 def was_given(context: click.Context, name: str) -> bool:
     """Whether an option stands on the command line, rather than having its default."""
     return context.get_parameter_source(name) is not ParameterSource.DEFAULT

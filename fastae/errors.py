@@ -22,4 +22,5 @@ class Stopped(Exception):
 
     def __init__(self, caught: signal.Signals, message: str) -> None:
         super().__init__(message)
+        self.caught = caught
         self.exit_code = 128 + caught  # as a shell reports a process that a signal ended

@@ -32,7 +32,7 @@ from fastae.gpu.watch import Watch
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
 from fastae.picture import pairs, save_png
-from fastae.progress import TrainingProgress
+from fastae.progress import Display, Figures
 from fastae.run import RunFolder
 from fastae.saver import NotFinite, Saver
 from fastae.session import Session
@@ -71,6 +71,7 @@ class Training:
         step: TrainingStep,
         loader: Loader,
         start: int,
+        display: Display,
     ) -> None:
         self.session = session
         self.ranks = session.ranks
@@ -81,6 +82,7 @@ class Training:
         self.step = step
         self.loader = loader
         self.start = start
+        self.display = display
         self.clock = StepClock(step.device, config.batch_size)
         self.windows: list[Window] = []
         self.held_out_index: list[tuple[int, float]] = []
@@ -97,7 +99,7 @@ class Training:
                 self.board = opened.enter_context(Board(self.run.path))
                 self.saver = opened.enter_context(Saver(self.run.checkpoints, self.config.keep))
                 self.board.settings(self.start, self.description)
-            self.progress = opened.enter_context(TrainingProgress(self.start, self.config.iterations))
+            opened.enter_context(self.display.begin(self.start, self.config.iterations))
             self.stops = opened.enter_context(StopSignals(self.config.signal_grace))
             self.opened = opened.pop_all()
         return self
@@ -110,8 +112,11 @@ class Training:
     ) -> None:
         self.opened.__exit__(kind, error, traceback)
 
-    def loop(self) -> None:
-        """Trains until the last iteration, or the time is up, or a signal comes."""
+    def loop(self) -> float | None:
+        """Trains until the last iteration, or the time is up, or a signal comes.
+
+        Returns the last held-out loss_index, on the rank that evaluates.
+        """
         config = self.config
         self.step.model.train()
         batches = self.loader.inputs(self.start)
@@ -126,7 +131,7 @@ class Training:
             objective, error = self.step(*inputs)
             self.clock.step_done()
             self.objectives[iteration - self.logged - 1].copy_(objective)
-            self.progress.advance()
+            self.display.advance()
             elapsed = time.monotonic() - started
             over, stopped = self.ending(iteration, elapsed)
             looks = over or iteration % config.eval_every == 0
@@ -144,7 +149,7 @@ class Training:
                 self.stop(iteration)
             if over:
                 break
-        self.finish()
+        return self.finish()
 
     def next_of(self, batches: Iterator[tuple[Tensor, ...]], iteration: int) -> tuple[Tensor, ...]:
         """The inputs of the next step."""
@@ -203,10 +208,8 @@ class Training:
         remaining = (config.iterations - iteration) * window.seconds / window.iterations
         if config.minutes:
             remaining = max(0.0, min(remaining, 60 * config.minutes - elapsed))
-        self.progress.report(
-            iteration,
-            f"loss {loss:.4f}  loss_index {index:>9,.0f}  {window.images_per_second:,.1f} images/s  "
-            f"data wait {window.wait_share:.1%}  ETA {duration(remaining)}",
+        self.display.report(
+            iteration, Figures(loss, index, window.images_per_second, window.wait_share, remaining)
         )
         if iteration == SETTLED and remaining > LONG_RUN:
             say(
@@ -305,7 +308,7 @@ class Training:
             f"go on with: fastae train --resume {self.run.path}",
         )
 
-    def finish(self) -> None:
+    def finish(self) -> float | None:
         """The run in three lines. The first step, which warms up and compiles, is not in the rates."""
         self.settle()
         windows = self.windows[1:] or self.windows
@@ -320,6 +323,7 @@ class Training:
             f"{images / seconds:,.1f} images/s, data wait {wait / seconds:.2%}, first step "
             f"{self.windows[0].seconds:.1f} s, peak memory {peak_memory(self.step.device)}"
         )
+        return self.held_out_index[-1][1] if self.held_out_index else None
 
 
 def peak_memory(device: torch.device) -> str:

@@ -3,18 +3,48 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
-from types import TracebackType
+from dataclasses import dataclass
+from typing import Protocol
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from fastae.console import console, say
+from fastae.console import console, duration, say
 
 
-class TrainingProgress(AbstractContextManager):
-    """The state of a training loop, for people. `update` costs nothing between log steps."""
+@dataclass(frozen=True)
+class Figures:
+    """What a log step shows. wait_share: of the time, without data. remaining: seconds."""
 
-    def __init__(self, start: int, iterations: int) -> None:
-        self._iterations = iterations
+    loss: float
+    loss_index: float
+    images_per_second: float
+    wait_share: float
+    remaining: float
+
+    def __str__(self) -> str:
+        return (
+            f"loss {self.loss:.4f}  loss_index {self.loss_index:>9,.0f}  "
+            f"{self.images_per_second:,.1f} images/s  data wait {self.wait_share:.1%}  "
+            f"ETA {duration(self.remaining)}"
+        )
+
+
+class Display(Protocol):
+    """Where a loop shows how far it is."""
+
+    def begin(self, start: int, iterations: int) -> AbstractContextManager: ...
+
+    def advance(self) -> None:
+        """One iteration is done; costs nothing between log steps."""
+
+    def report(self, iteration: int, figures: Figures) -> None:
+        """The figures of a log step."""
+
+
+class TrainingProgress:
+    """One run's bar, or its lines."""
+
+    def __init__(self) -> None:
         self._bar = Progress(
             MofNCompleteColumn(),
             BarColumn(bar_width=None),
@@ -23,26 +53,22 @@ class TrainingProgress(AbstractContextManager):
             disable=not console.is_terminal,
             refresh_per_second=4,
         )
+
+    def begin(self, start: int, iterations: int) -> AbstractContextManager:
+        self._iterations = iterations
         self._task = self._bar.add_task("train", total=iterations, completed=start, status="first step ...")
+        return self._bar
 
     def advance(self) -> None:
         self._bar.advance(self._task)
 
-    def report(self, iteration: int, status: str) -> None:
-        """The figures of a log step."""
-        self._bar.update(self._task, completed=iteration, status=status)
+    def report(self, iteration: int, figures: Figures) -> None:
+        self._bar.update(self._task, completed=iteration, status=str(figures))
         if not console.is_terminal:
-            width = len(f"{self._iterations:,}")
-            say(f"{iteration:>{width},}/{self._iterations:,}  {status}")
+            show_line(iteration, self._iterations, figures)
 
-    def __enter__(self) -> TrainingProgress:
-        self._bar.start()
-        return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._bar.stop()
+def show_line(iteration: int, iterations: int, figures: Figures) -> None:
+    """A log step as a line, where there is no terminal."""
+    width = len(f"{iterations:,}")
+    say(f"{iteration:>{width},}/{iterations:,}  {figures}")

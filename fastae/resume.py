@@ -107,9 +107,7 @@ def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], pa
         ),
     ):
         if then is not None and then != is_now:
-            say(
-                f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding, not bit for bit"
-            )
+            say(f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding only")
 
 
 def _of(values: Any, kind: type, *names: str) -> Any:

@@ -21,6 +21,7 @@ from fastae.gpu.sampler import COMPILE
 from fastae.gpu.watch import Watch
 from fastae.loop import Training, how_to_go_on
 from fastae.outofmemory import advice
+from fastae.progress import Display, TrainingProgress
 from fastae.ranks import joined, launched
 from fastae.run import RunFolder, choose_run_folder
 from fastae.session import Session
@@ -49,8 +50,17 @@ def show_results(run: RunFolder) -> None:
     say(f"curves    tensorboard --logdir {run.path.parent}")
 
 
-def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State | None = None) -> None:
-    """One run in a session that is open: a new one, or, where its folder is there, from `state` on."""
+def train_in(
+    session: Session,
+    config: TrainConfig,
+    run: RunFolder,
+    state: State | None = None,
+    display: Display | None = None,
+) -> float | None:
+    """One run in a session that is open: a new one, or, where its folder is there, from `state` on.
+
+    Returns its last held-out loss_index. Raises RunFailure and Stopped.
+    """
     ranks, device = session.ranks, session.device
     session.run = run if ranks.first else None
     loader = session.loader.reseeded(config.seed)
@@ -75,8 +85,9 @@ def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State
                     run.create(description, [*session.folder.skipped, *session.replaced])
             say(f"device    {description['device']}: {description['step']}")
             say(f"run       {run.path}")
-            with Training(session, config, run, description, watch, step, loader, start) as training:
-                training.loop()
+            display = display or TrainingProgress()
+            with Training(session, config, run, description, watch, step, loader, start, display) as training:
+                return training.loop()
         except torch.OutOfMemoryError:
             raise RunFailure(advice(config, loader, device)) from None
         except OSError as error:

@@ -1,0 +1,1 @@
+"""The article's experiment: the same network trained once for each loss."""

@@ -1,0 +1,138 @@
+"""`fastae sweep`: the runs of a plan one after the other, over one opened data set and one compiled model.
+
+Started by torchrun, the runs are dealt out: each rank trains its own, on its own GPU.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from fastae import checkpoint
+from fastae.checkpoint import State
+from fastae.config import TrainConfig
+from fastae.console import say
+from fastae.errors import FastaeError, Stopped
+from fastae.ranks import Ranks, device_of, launched
+from fastae.resume import as_before, compare
+from fastae.run import RunFolder
+from fastae.session import Session
+from fastae.sweep.plan import (
+    FAILED,
+    FINISHED,
+    RUNNING,
+    STOPPED,
+    WAITING,
+    Entry,
+    Sweep,
+    SweepConfig,
+    open_sweep,
+)
+from fastae.sweep.table import SweepTable, announce
+from fastae.train import train_in
+
+POLL_SECONDS = 2.0
+
+
+def sweep(config: SweepConfig, folder: Path | None = None) -> Sweep:
+    """Runs what is not finished of the sweep in `folder`; returns it, its failed runs marked.
+
+    Raises FastaeError where it cannot begin, and Stopped after a signal; the same call goes on.
+    """
+    ranks, plan = launched(), open_sweep(config, folder)
+    with working_alone(plan, ranks), SweepTable(plan, config.train) as table:
+        mine = [entry.name for entry in plan.entries[ranks.rank :: ranks.size]]
+        todo = [name for name in mine if plan.entry(name).state != FINISHED]
+        for name in todo:
+            plan.change(name, state=WAITING)
+        if todo:
+            session, settings = open_session(config.train, plan, ranks)
+            for name in todo:
+                train_one(session, settings, plan, plan.entry(name), table)
+        if ranks.first:
+            wait_for_others(plan)
+    for entry in plan.failed:
+        say(f"failed    {entry.name}: {entry.error}")
+    return plan
+
+
+@contextmanager
+def working_alone(plan: Sweep, ranks: Ranks) -> Iterator[None]:
+    """One job at a time in a sweep's folder. Raises FastaeError where there is one."""
+    if not ranks.first:
+        yield
+        return
+    lock = FileLock(plan.folder / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FastaeError(
+            f"another sweep is at work in {str(plan.folder)!r}: wait for it, or stop it"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Session, TrainConfig]:
+    """What all runs share. A sweep that goes on keeps the loader and the compiling it began with."""
+    config = replace(config, device=device_of(config.device, ranks))
+    begun = [RunFolder(plan.folder / entry.name) for entry in plan.entries]
+    before = next((run.describe() for run in begun if run.config.exists()), None)
+    if before is None:
+        return Session(config), config
+    pinned = as_before(config, {}, before)
+    session = Session(pinned)
+    compare(session, pinned, before, plan.folder)
+    return session, config
+
+
+def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry, table: SweepTable) -> None:
+    """One run to its end, from its last checkpoint where it has one; its failure is written down."""
+    run = RunFolder(plan.folder / entry.name)
+    state = begun_state(run)
+    entry = plan.change(entry.name, state=RUNNING, error="", iteration=state["iteration"] if state else 0)
+    names = [other.name for other in plan.entries]
+    announce(entry, names.index(entry.name) + 1, len(names))
+    table.start(entry)
+    config = replace(settings, loss=entry.loss, seed=entry.seed, out=str(run.path))
+    outcome: dict[str, Any] = {"state": STOPPED}
+    try:
+        held_out = train_in(session, config, run, state, table)
+        outcome = {"state": FINISHED, "held_out": held_out}
+    except Stopped as stopped:
+        raise Stopped(
+            stopped.caught, f"stopped by {stopped.caught.name}, all is saved; the same command goes on"
+        ) from None
+    except FastaeError as error:
+        outcome = {"state": FAILED, "error": str(error)}
+        say(f"{entry.name} failed: {error}")
+    finally:
+        table.record(**outcome)
+        table.entry = None
+
+
+def begun_state(run: RunFolder) -> State | None:
+    """The newest checkpoint of a run that was broken off; None for one that starts from the beginning."""
+    if not run.config.exists():
+        shutil.rmtree(run.path, ignore_errors=True)  # broken off before it had begun
+        return None
+    run.lock()
+    run.remove_drafts()
+    return checkpoint.newest(run.checkpoints, say)
+
+
+def wait_for_others(plan: Sweep) -> None:
+    """Returns when no other rank has a run to do; one that died takes this process with it (torchrun)."""
+    plan.refresh()
+    while any(entry.state in (WAITING, RUNNING) for entry in plan.entries):
+        time.sleep(POLL_SECONDS)
+        plan.refresh()
