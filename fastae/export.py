@@ -103,7 +103,7 @@ def export(run: Path, kind: str, out: Path) -> None:
         checked = f"not verified: pip install {ONNX_PACKAGES.split()[-1]}"
         if difference is not None:
             sizes = " and ".join(map(str, BATCHES))
-            checked = f"largest difference from the trained model {difference:.1e} (batches of {sizes})"
+            checked = f"largest difference from the trained model {difference:.2g} (batches of {sizes})"
         size = f"{len(files[name]) / 1e6:.1f} MB"
         say(f"{name.split('.')[0]:8}  {printable(str(out / name))}: {size}, {checked}")
     say(f"card      {printable(str(out / CARD))}")
