@@ -137,12 +137,13 @@ def test_a_file_that_does_something_else_is_not_written(small_run, tmp_path, mon
 def test_weights_that_are_not_numbers_are_not_written(small_run, tmp_path):
     trained = open_trained(small_run)
     state = checkpoint.newest(small_run / "checkpoints", print)
-    state["model"]["decoder.12.bias"].fill_(float("nan"))
+    state["model"]["encoder.0.bias"].fill_(float("nan"))
+    state["optimiser"] = {}
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_bytes(trained.run.config.read_bytes())
     checkpoint.write(run / "checkpoints", state, keep=1)
-    with pytest.raises(FastaeError, match=r"decoder\.pt2 differs from the trained model by nan"):
+    with pytest.raises(FastaeError, match=r"encoder\.pt2 differs from the trained model by nan"):
         export(run, "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -176,9 +177,15 @@ def test_a_model_too_large_for_an_onnx_file_is_refused(small_run, tmp_path, monk
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_is_full_leaves_nothing(small_run, tmp_path):
+def test_a_disk_that_is_full_leaves_nothing(small_run, tmp_path, monkeypatch):
+    growing = replace(
+        FORMATS["torch"],
+        encode=lambda part: bytes(1_000 if part.name == "encoder" else 2_000_000),
+        decode=lambda content: None,
+    )
+    monkeypatch.setitem(FORMATS, "growing", growing)
     with largest_file(1_000_000), pytest.raises(FastaeError, match=r"cannot write to .*File too large"):
-        export(small_run, "torch", tmp_path / "out")
+        export(small_run, "growing", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
