@@ -71,6 +71,49 @@ def was_given(context: click.Context, name: str) -> bool:
 
 
 @cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
+@click.option(
+    "--latent",
+    metavar="FILE.npy",
+    type=click.Path(path_type=Path),
+    help="Save the codes, float32 (N, latent), one row an image; FILE.images.json names the images.",
+)
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+def reconstruct(run: Path, images: tuple[str, ...], out: Path, latent: Path | None, device: str) -> int:
+    """Reconstruct your own images with what RUN has learned; exit code 1 where some cannot be used.
+
+    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cut out and
+    resized as in RUN's training, and saved beside its reconstruction.
+    """
+    from fastae.reconstruct import reconstruct_files
+
+    return reconstruct_files(run, images, out, latent, device)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.option(
+    "--format",
+    "kind",
+    required=True,
+    type=click.Choice(["onnx", "torch"]),
+    help="onnx: *.onnx (needs onnx and onnxscript); torch: torch.export's *.pt2.",
+)
+@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
+def export(run: Path, kind: str, out: Path) -> None:
+    """Write RUN's encoder and decoder as files that need no fastae.
+
+    Each is held against the trained model before it is written; model.json beside them says what they
+    take and what they come from.
+    """
+    from fastae.export import export as write
+
+    write(run, kind, out)
+
+
+@cli.command()
 @click.argument("folder", metavar="DIR")
 @click.option("--deep", is_flag=True, help="Decode every file as well.")
 @click.option("--crop", type=click.IntRange(min=1), help="Side that images must have at least.")

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
+from fastae.errors import FastaeError
+
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
@@ -53,3 +55,25 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def require_new_folder(path: Path, option: str) -> None:
+    """Raises FastaeError, naming `option`, unless `path` is an empty folder or could be made as one."""
+    try:
+        used = path.is_dir() and any(path.iterdir())
+    except OSError as error:
+        raise FastaeError(f"{option} {str(path)!r} cannot be read: {error.strerror}") from None
+    if used:
+        raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
+    if path.exists() and not path.is_dir():
+        raise FastaeError(f"{option} {str(path)!r} is a file: name a new folder")
+    require_place(path, option)
+
+
+def require_place(path: Path, option: str) -> None:
+    """Raises FastaeError, naming `option`, unless `path` or its nearest parent may be written to."""
+    parent = next(place for place in (path, *path.absolute().parents) if place.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise FastaeError(
+            f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a folder that may be written to"
+        )

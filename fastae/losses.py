@@ -77,3 +77,8 @@ def gradient_scale(name: str, shape: Sequence[int]) -> int:
 def loss_index(squared_error_mean: float) -> float:
     """The yardstick beside every loss: mean squared error x 1e7, as the article plots it."""
     return squared_error_mean * LOSS_INDEX_SCALE
+
+
+def psnr(squared_error_mean: float) -> float:
+    """Peak signal-to-noise ratio of images in [0, 1], in dB; infinite where there is no error."""
+    return -10 * math.log10(squared_error_mean) if squared_error_mean else math.inf

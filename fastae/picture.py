@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,6 +27,11 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.nd
         here = slice(first, first + columns)
         bands += [originals[here], reconstructions[here]]
     return np.concatenate([_row(band, columns) for band in bands])
+
+
+def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
+    """One image beside its reconstruction, both (3, S, S) in [0, 1]: uint8 (S, 2 S + GAP, 3)."""
+    return _row(torch.stack([original, reconstruction]), 2)[:-GAP, :-GAP]
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +14,7 @@ from fastae.config import TrainConfig
 from fastae.console import printable
 from fastae.data.check import Finding
 from fastae.errors import FastaeError
-from fastae.files import atomic_write
+from fastae.files import atomic_write, require_new_folder
 
 RUNS = Path("runs")
 
@@ -123,15 +122,7 @@ def choose_run_folder(config: TrainConfig) -> RunFolder:
     Raises FastaeError where the folder is in use or could not be written.
     """
     path = Path(config.out) if config.out else _unused(time.strftime("%Y%m%d-%H%M%S"), config.loss)
-    if path.is_dir() and any(path.iterdir()):
-        raise FastaeError(f"--out {str(path)!r} is not empty: name a new folder")
-    if path.exists() and not path.is_dir():
-        raise FastaeError(f"--out {str(path)!r} is a file: name a new folder")
-    parent = next(place for place in (path, *path.absolute().parents) if place.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise FastaeError(
-            f"--out {str(path)!r} cannot be made: {str(parent)!r} is not a folder that may be written to"
-        )
+    require_new_folder(path, "--out")
     return RunFolder(path)
 
 

@@ -1,6 +1,10 @@
 """Images that the tests share. Real DALI, real files; nothing is mocked."""
 
 import os
+import resource
+import subprocess
+import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,6 +25,30 @@ def face_folder(tmp_path_factory):
 @pytest.fixture(scope="session")
 def face_paths(face_folder):
     return sorted(str(path) for path in face_folder.glob("*.jpg"))
+
+
+@pytest.fixture(scope="session")
+def small_run(face_folder, tmp_path_factory):
+    """The folder of a finished run: 4 iterations on synthetic faces, 32x32, 16 numbers a code."""
+    out = tmp_path_factory.mktemp("small_run") / "run"
+    command = [
+        sys.executable, "-m", "fastae", "train", "--data", face_folder, "--out", out, "--no-cache",
+        "--no-compile", "--image-size", "32", "--latent", "16", "--batch-size", "8", "--iterations", "4",
+        "--lr", "1e-3", "--gpu-sample-hz", "0",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+@contextmanager
+def largest_file(size):
+    """Within it the kernel refuses to write files of more bytes, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.fixture(scope="session")

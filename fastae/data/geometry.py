@@ -15,3 +15,8 @@ class Geometry:
     crop: int | None = None
     size: int = 128
     antialias: bool = False
+
+    def in_words(self) -> str:
+        """'the largest centred square, resized to 128x128'."""
+        square = f"the centred {self.crop}x{self.crop} pixels" if self.crop else "the largest centred square"
+        return f"{square}, resized to {self.size}x{self.size}{', antialiased' if self.antialias else ''}"
