@@ -1,6 +1,11 @@
 """Images that the tests share. Real DALI, real files; nothing is mocked."""
 
 import os
+
+# Before torch is imported, and for every process that a test starts: the models are tiny, and on a busy
+# machine threads that wait for each other cost more than they bring.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import resource
 import subprocess
 import sys

@@ -161,7 +161,7 @@ def refused(*arguments):
 
 def test_what_would_be_another_run_is_refused_by_name(broken_off):
     line = refused("--resume", broken_off, "--lr", 0.1, "--seed", 5, "--loss", "pixel_mse")
-    assert "has --loss minibatch_bce, not pixel_mse, --lr 0.0001, not 0.1: start a new run" in line
+    assert "has --lr 0.0001, not 0.1, --loss minibatch_bce, not pixel_mse: start a new run" in line
 
 
 def test_other_data_are_refused(broken_off, face_folder, tmp_path):
