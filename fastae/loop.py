@@ -162,9 +162,7 @@ class Training:
             raise
         except DECODER_ERRORS as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise RunFailure(
-                f"the loader failed at iteration {iteration:,}: {printable(first)}; {how_to_go_on(self.run)}"
-            ) from None
+            raise self.failure(f"the loader failed at iteration {iteration:,}: {printable(first)}") from None
 
     def ending(self, iteration: int, elapsed: float) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
@@ -228,11 +226,9 @@ class Training:
             if self.skipped_in_a_row:
                 what = f"the loss is not finite at iteration {at:,} (its images: {self.list_images(at)})"
                 if self.config.on_nan == "stop":
-                    raise RunFailure(f"{what}; {how_to_go_on(self.run)} --on-nan skip leaves such steps out")
+                    raise self.failure(f"{what}; a lower --lr, or --on-nan skip, may help")
                 if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
-                    raise RunFailure(
-                        f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it; {how_to_go_on(self.run)}"
-                    )
+                    raise self.failure(f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it")
                 say(f"{what}: its step is skipped")
         self.checked = iteration
 
@@ -297,10 +293,15 @@ class Training:
                 self.refuse_weights(self.checked)
 
     def refuse_weights(self, iteration: int) -> None:
-        raise RunFailure(
-            f"the weights are not finite before iteration {iteration:,}; {how_to_go_on(self.run)} "
-            "--on-nan skip leaves out such steps"
+        raise self.failure(
+            f"the weights are not finite before iteration {iteration:,}; a lower --lr may help"
         )
+
+    def failure(self, what: str) -> RunFailure:
+        """The exception for a run that cannot go on; what is being saved is saved first."""
+        if self.ranks.first:
+            self.saver.finish()
+        return RunFailure(f"{what}; {how_to_go_on(self.run)}")
 
     def stop(self, iteration: int) -> None:
         """Raises Stopped, all being saved."""

@@ -1,4 +1,4 @@
-"""What to do when a GPU's memory is too small for a run."""
+"""What to do when the memory of a device is too small for a run."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ import torch
 from fastae.config import TrainConfig
 from fastae.data.loader import Loader, ResidentLoader
 from fastae.model import AutoEncoder
+
+OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
+"""In the message of the RuntimeError that is all that PyTorch raises on a CPU."""
 
 BYTES_A_WEIGHT = 16
 """float32 weight, gradient and Adam's two moments."""

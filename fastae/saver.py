@@ -48,6 +48,11 @@ class Saver(AbstractContextManager):
             pending, self._pending = self._pending, None
             pending.result()
 
+    def finish(self) -> None:
+        """Waits as `wait` does, but leaves what went wrong untold: something else is about to be."""
+        if self._pending:
+            wait([self._pending])
+
     def _write(self, state: dict[str, Any]) -> None:
         if not all(torch.isfinite(value).all() for value in state["model"].values()):
             raise NotFinite
@@ -61,8 +66,8 @@ class Saver(AbstractContextManager):
         traceback: TracebackType | None,
     ) -> None:
         try:
-            if self._pending and error:
-                wait([self._pending])  # its own failure would hide the first one
+            if error:
+                self.finish()
             else:
                 self.wait()
         finally:

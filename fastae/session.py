@@ -27,6 +27,7 @@ from fastae.data.loader import Loader
 from fastae.data.source import open_source
 from fastae.device import choose_compile, choose_device, choose_precision, describe
 from fastae.environment import describe_environment
+from fastae.errors import FastaeError
 from fastae.hostmemory import keep_freed_memory
 from fastae.losses import element_of
 from fastae.model import AutoEncoder
@@ -39,6 +40,9 @@ SAMPLED = 1_000
 """Files whose sizes are in a data set's fingerprint; all names are."""
 
 
+_first_process: int | None = None
+
+
 class Session:
     """Opened by the settings of a run. `run` is the one under way, which hears of files gone bad.
 
@@ -49,6 +53,7 @@ class Session:
     """
 
     def __init__(self, config: TrainConfig, ranks: Ranks = ALONE, run: RunFolder | None = None) -> None:
+        refuse_forked()
         self.ranks = ranks
         self.run = run
         self.device = choose_device(device_of(config.device, ranks))
@@ -152,6 +157,17 @@ class Session:
         say(f"{printable(bad.path)}: {bad.fault.value} since the check; {printable(substitute)} replaces it")
         if self.run:
             self.run.note_skipped(bad)
+
+
+def refuse_forked() -> None:
+    """Raises FastaeError in a fork of a process that has trained: its threads are not there, and it hangs."""
+    global _first_process
+    if _first_process not in (None, os.getpid()):
+        raise FastaeError(
+            "this process is a fork of one that has trained already, without its threads: "
+            "start it by multiprocessing's 'spawn' instead"
+        )
+    _first_process = os.getpid()
 
 
 def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:

@@ -20,7 +20,7 @@ from fastae.gpu.diagnosis import Setup
 from fastae.gpu.sampler import COMPILE
 from fastae.gpu.watch import Watch
 from fastae.loop import Training, how_to_go_on
-from fastae.outofmemory import advice
+from fastae.outofmemory import OUT_OF_HOST_MEMORY, advice
 from fastae.progress import Display, TrainingProgress
 from fastae.ranks import joined, launched
 from fastae.run import RunFolder, choose_run_folder
@@ -96,6 +96,8 @@ def train_in(
                 f"cannot write to the run folder {str(run.path)!r}: {reason}; {how_to_go_on(run)}"
             ) from None
         except RuntimeError as error:
+            if OUT_OF_HOST_MEMORY in str(error):
+                raise RunFailure(advice(config, loader, device)) from None
             if ranks.alone:
                 raise
             first = printable(str(error).splitlines()[0])
