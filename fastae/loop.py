@@ -293,9 +293,7 @@ class Training:
                 self.refuse_weights(self.checked)
 
     def refuse_weights(self, iteration: int) -> None:
-        raise self.failure(
-            f"the weights are not finite before iteration {iteration:,}; a lower --lr may help"
-        )
+        raise self.failure(f"weights not finite before iteration {iteration:,}; a lower --lr may help")
 
     def failure(self, what: str) -> RunFailure:
         """The exception for a run that cannot go on; what is being saved is saved first."""

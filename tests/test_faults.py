@@ -161,7 +161,7 @@ def test_weights_that_are_not_finite_are_not_saved(face_folder, tmp_path, monkey
         return torch.ones(()), torch.ones(())
 
     monkeypatch.setattr(TrainingStep, "_step", poisoned)
-    with pytest.raises(RunFailure, match="weights are not finite"):
+    with pytest.raises(RunFailure, match="weights not finite before"):
         train(settings(face_folder, tmp_path / "run"))
     assert not list((tmp_path / "run" / "checkpoints").glob("0*"))
 

@@ -1,0 +1,183 @@
+"""`fastae sweep`: six runs that are each what `fastae train` would have made, and that survive a stop."""
+
+import json
+import signal
+
+import pytest
+import torch
+
+from fastae.cli import cli
+from fastae.config import TrainConfig
+from fastae.errors import FastaeError, RunFailure
+from fastae.losses import LOSSES
+from fastae.sweep import sweep as sweeping
+from fastae.sweep.plan import SweepConfig, article_seconds, open_sweep
+from fastae.sweep.sweep import sweep
+
+from .commands import SMALL, fastae, last_state, same_state, started, wait_for
+
+LENGTH = 6
+RUN = [
+    *SMALL, "--iterations", LENGTH, "--log-every", 2, "--eval-every", 3, "--checkpoint-every", 2,
+    "--gpu-sample-hz", 0,
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def swept(face_folder, tmp_path_factory):
+    """A finished sweep, and the process that made it."""
+    out = tmp_path_factory.mktemp("sweep") / "out"
+    result = fastae("sweep", "--data", face_folder, "--out", out, *RUN)
+    assert result.returncode == 0, result.stderr
+    return out, result
+
+
+def written(out):
+    return json.loads((out / "sweep.json").read_text())
+
+
+def states(out):
+    return {run["name"]: run["state"] for run in written(out)["runs"]}
+
+
+def config(face_folder, **others):
+    return TrainConfig(
+        data=str(face_folder), image_size=32, latent=16, batch_size=4, log_every=2, gpu_sample_hz=0,
+        **{"iterations": LENGTH, "compile": False} | others,
+    )  # fmt: skip
+
+
+def test_trains_the_six_losses_each_from_its_own_seed(swept):
+    out, _ = swept
+    assert states(out) == dict.fromkeys(LOSSES, "finished")
+    for number, loss in enumerate(LOSSES):
+        settings = json.loads((out / loss / "config.json").read_text())["config"]
+        assert (settings["loss"], settings["seed"]) == (loss, number)
+        assert last_state(out / loss)["iteration"] == LENGTH
+    assert all(run["held_out"] > 0 and run["seconds"] > 0 for run in written(out)["runs"])
+
+
+def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_path):
+    out, _ = swept
+    alone = tmp_path / "alone"
+    # The fourth of the sweep: what is shared with the three before it changes no bit.
+    result = fastae("train", "--loss", "pixel_mse", "--seed", 3, "--data", face_folder, "--out", alone, *RUN)
+    assert result.returncode == 0, result.stderr
+    for part in ("model", "optimiser"):
+        assert same_state(last_state(out / "pixel_mse")[part], last_state(alone)[part]), part
+
+
+def test_ends_with_a_table_and_the_articles_time(swept):
+    _, result = swept
+    rows = [line.split() for line in result.stdout.splitlines()]
+    for loss in LOSSES:
+        (row,) = [row for row in rows if row[:2] == [loss, "finished"]]
+        assert row[2] == str(LENGTH)
+    # 6 runs of 6 iterations of 4 images, of the article's 38,400,000 in 30 hours.
+    assert article_seconds(144) == pytest.approx(0.405)
+    assert "spent on 144 images; the article's GPU took 0 s for as many" in result.stdout
+
+
+def test_the_same_command_goes_on_after_a_kill_and_leaves_what_is_finished(swept, face_folder, tmp_path):
+    out = tmp_path / "out"
+    command = ["sweep", "--losses", "minibatch_bce,minibatch_mse", "--data", face_folder, "--out", out, *RUN]
+    with started(*command) as process:
+        wait_for(process, "minibatch_mse: run 2 of 2")
+        wait_for(process, "2/6")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert states(out) == {"minibatch_bce": "finished", "minibatch_mse": "running"}
+    first = out / "minibatch_bce" / "checkpoints" / "0000006.pt"
+    before = first.stat().st_mtime_ns
+    result = fastae(*command)
+    assert result.returncode == 0, result.stderr
+    assert first.stat().st_mtime_ns == before
+    assert states(out) == {"minibatch_bce": "finished", "minibatch_mse": "finished"}
+    for loss in ("minibatch_bce", "minibatch_mse"):
+        assert same_state(last_state(out / loss)["model"], last_state(swept[0] / loss)["model"])
+
+
+def test_a_signal_stops_the_sweep_and_says_so(face_folder, tmp_path):
+    out = tmp_path / "out"
+    with started("sweep", "--data", face_folder, "--out", out, *RUN, "--iterations", 100_000) as process:
+        wait_for(process, "4/100,000")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert errors == "fastae: stopped by SIGTERM, all is saved; the same command goes on\n"
+    assert list(states(out).values()) == ["stopped", *["waiting"] * 5]
+
+
+def test_one_failure_leaves_the_others_and_is_told(face_folder, tmp_path, monkeypatch, capsys):
+    train_in = sweeping.train_in
+
+    def failing(session, config, run, *rest):
+        if config.loss == "minibatch_mse":
+            raise RunFailure("out of memory at batch size 4")
+        return train_in(session, config, run, *rest)
+
+    monkeypatch.setattr(sweeping, "train_in", failing)
+    out = tmp_path / "out"
+    arguments = ["sweep", "--losses", "minibatch_bce,minibatch_mse,pixel_bce", "--data", face_folder]
+    code = cli.main([*map(str, [*arguments, "--out", out, *RUN])], standalone_mode=False)
+    assert code == 1
+    assert list(states(out).values()) == ["finished", "failed", "finished"]
+    assert "failed    minibatch_mse: out of memory at batch size 4" in capsys.readouterr().out
+    monkeypatch.setattr(sweeping, "train_in", train_in)
+    assert not sweep(SweepConfig(config(face_folder, checkpoint_every=2, eval_every=3), ("minibatch_bce",
+        "minibatch_mse", "pixel_bce")), out).failed  # fmt: skip
+
+
+def test_same_init_and_repeats_choose_the_seeds(face_folder):
+    def seeds(**others):
+        return [(run.name, run.seed) for run in SweepConfig(config(face_folder, seed=7), **others).runs()]
+
+    two = ("pixel_bce", "minibatch_bce")
+    assert seeds(losses=two) == [("minibatch_bce", 7), ("pixel_bce", 9)]
+    assert seeds(losses=two, same_init=True) == [("minibatch_bce", 7), ("pixel_bce", 7)]
+    assert seeds(losses=two, repeats=2)[2:] == [("minibatch_bce-2", 13), ("pixel_bce-2", 15)]
+
+
+def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
+    from torch._dynamo.utils import counters
+
+    def compiled_graphs(losses, out):
+        counters.clear()
+        torch._dynamo.reset()
+        sweep(SweepConfig(config(face_folder, compile=True, iterations=2), losses), out)
+        return counters["stats"]["unique_graphs"]
+
+    one = compiled_graphs(("minibatch_bce",), tmp_path / "one")
+    assert compiled_graphs(("minibatch_bce", "pixel_bce", "sample_bce"), tmp_path / "three") == one > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (["--losses", "minibatch_bce,huber"], "--losses 'huber': not one of minibatch_bce"),
+        (["--losses", ""], "--losses"),
+        (["--repeats", "0"], "--repeats must be positive"),
+        (["--lr", "0"], "--lr must be positive"),
+    ],
+)
+def test_a_users_mistake_is_one_line(tmp_path, options, line):
+    result = fastae("sweep", "--out", tmp_path / "out", *options)
+    assert result.returncode == 2 and line in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
+    out, _ = swept
+    other = SweepConfig(config(face_folder, lr=0.5, iterations=9), same_init=True)
+    with pytest.raises(
+        FastaeError, match=r"--iterations 6, not 9, --lr 0\.0001, not 0\.5, --same-init False"
+    ):
+        open_sweep(other, out)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").touch()
+    with pytest.raises(FastaeError, match="is not empty and holds no sweep"):
+        open_sweep(other, tmp_path / "full")
+    (tmp_path / "full" / "sweep.json").write_text('{"plan": {}, "runs": [{"name": 1}]}')
+    with pytest.raises(FastaeError, match="cannot be read as a sweep"):
+        open_sweep(other, tmp_path / "full")
