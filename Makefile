@@ -7,7 +7,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 DALI ?= $(shell test $(or $(DRIVER),580) -ge 580 && echo cuda13 || echo cuda12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test throughput gpu-check lint format clean
+.PHONY: help setup train test soak throughput gpu-check lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +26,9 @@ train: setup ## Train on the embedded faces for 2.5 minutes; prints which pictur
 
 test: setup ## Run all tests (those of the GPU skip where there is none)
 	$(BIN)/python -m pytest
+
+soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (half an hour)
+	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA tests/test_resume.py tests/test_soak.py
 
 throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writes a record
 	$(BIN)/python -m benchmarks.throughput $(ARGS)

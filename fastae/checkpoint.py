@@ -8,11 +8,10 @@ whole one is there at every moment. One that is torn or flipped is recognised, a
 from __future__ import annotations
 
 import hashlib
-import io
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -34,15 +33,14 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     Raises OSError where it cannot be written; nothing else has changed then.
     """
     path = folder / f"{state['iteration']:07d}.pt"
-    # In memory first: torch.save makes something else of a file's own errors, a full disk's for one.
-    content = io.BytesIO()
-    torch.save(dict(state), content)
     with atomic_write(path) as file:
-        file.write(content.getbuffer())
+        output = _Output(file)
+        torch.save(dict(state), output)
+        if output.error:
+            raise output.error
         # As `sha256sum` writes and checks it. It is there before its checkpoint is: none is without.
-        digest = hashlib.sha256(content.getbuffer()).hexdigest()
         with atomic_write(_digest_of(path)) as beside:
-            beside.write(f"{digest}  {path.name}\n".encode())
+            beside.write(f"{output.digest.hexdigest()}  {path.name}\n".encode())
     sync_folder(folder)
     with suppress(OSError):  # a convenience, which some file systems do not have
         link = folder / f".{LAST}.partial"
@@ -66,6 +64,27 @@ def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is used")
     return None
+
+
+class _Output:
+    """A file for torch.save, which digests what it writes and keeps the file's own error.
+
+    torch.save would make something else of a full disk: a RuntimeError about positions.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.digest = hashlib.sha256()
+        self.error: OSError | None = None
+        self._file = file
+
+    def write(self, content: bytes) -> int:
+        self.digest.update(content)
+        if self.error is None:
+            try:
+                self._file.write(content)
+            except OSError as error:
+                self.error = error
+        return len(content)
 
 
 def latest(folder: Path) -> int | None:
