@@ -254,11 +254,19 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
+def ffcv(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+    """FFCV's file, decoder and compiled loops: `benchmarks.ffcv_peer`."""
+    from benchmarks.ffcv_peer import batches
+
+    return batches(paths, order, workers, scratch, SIZE)
+
+
 class Peer(NamedTuple):
-    """module: what it needs."""
+    """module: what it needs. install: how to come by that."""
 
     module: str
     batches: Callable[[Sequence[str], Order, int, Path], Batches]
+    install: str = "pip install '.[peers]'"
 
 
 PEERS = {
@@ -267,18 +275,19 @@ PEERS = {
     "tf.data": Peer("tensorflow", tf_data),
     "WebDataset": Peer("webdataset", webdataset),
     "SPDL": Peer("spdl.pipeline", spdl),
+    "FFCV": Peer("ffcv", ffcv, "it is built from source: benchmarks/README.md"),
 }
 
 
 def missing(peer: str) -> str | None:
     """Why this peer cannot run here, or None."""
-    module = PEERS[peer].module
+    module, _, install = PEERS[peer]
     package = module.split(".")[0]
     try:
         importlib.import_module(module)
     except Exception as error:  # any: torchvision beside another torch than its own raises RuntimeError
         if isinstance(error, ModuleNotFoundError) and error.name == package:
-            return f"{package} is not installed (pip install '.[peers]')"
+            return f"{package} is not installed ({install})"
         first_line, _, _ = str(error).partition("\n")
         return f"{package} cannot be imported: {type(error).__name__}: {first_line}"
     return None
@@ -287,4 +296,4 @@ def missing(peer: str) -> str | None:
 def first_batches(peer: str, paths: Sequence[str], order: Order, scratch: Path, number: int) -> list:
     """The first batches of a peer, for tests: float32 (N, 128, 128, 3)."""
     batches = PEERS[peer].batches(paths, order, 2, scratch)
-    return [np.asarray(batch) for batch in itertools.islice(batches, number)]
+    return [np.array(batch) for batch in itertools.islice(batches, number)]  # copies: FFCV reuses its own

@@ -10,14 +10,15 @@ from fastae.augment import Augmentation
 from fastae.data import open_loader
 from fastae.data.order import Order
 
-# Pillow rounds to bytes before the colours; TensorFlow decodes with a faster, coarser transform, by which
-# single pixels at sharp edges differ more.
+# Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
+# which single pixels at sharp edges differ more.
 TOLERANCE = {
     "Pillow + DataLoader": 2 / 255,
     "torchvision": 0.1 / 255,
     "tf.data": 16 / 255,
     "WebDataset": 2 / 255,
     "SPDL": 2 / 255,
+    "FFCV": 16 / 255,
 }
 LIMIT = 120
 
