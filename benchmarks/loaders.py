@@ -42,7 +42,7 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
         elif why := peers.missing(name):
             return {"absent": why}
         else:
-            stream = peers.PEERS[name][1](folder.train, order, threads, Path(scratch))
+            stream = peers.PEERS[name].batches(folder.train, order, threads, Path(scratch))
         synchronise = _synchronise(device)
         epoch = order.count // BATCH
         first_epoch = None

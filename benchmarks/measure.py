@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -14,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 REPEATS = 5
+LIMIT = 900
+"""Seconds for one variant. On two cores the slowest takes 150: `resident` decoding all of CelebA."""
 CHECKOUT = Path(__file__).parents[1]
 """Left out of logs, which are read elsewhere."""
 
@@ -47,25 +52,45 @@ def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
 
 
 def isolated(
-    module: str, arguments: Sequence[str], log: Callable[[str], None], **environment: str
+    module: str, arguments: Sequence[str], log: Callable[[str], None], limit: int = LIMIT, **environment: str
 ) -> dict[str, Any]:
     """What `python -m MODULE ARGUMENTS` prints as its last line, as JSON.
 
-    Everything else that it prints goes to `log`. A variant that fails comes back as {"absent": why}:
-    one that cannot run here must not end the others.
+    Everything else that it prints goes to `log`. A variant that fails, or has not ended after `limit`
+    seconds, comes back as {"absent": why}: one that cannot run here must not end the others.
     """
     command = [sys.executable, "-m", module, *arguments]
     log(f"$ python -m {module} {' '.join(arguments)}")
-    result = subprocess.run(
+    process = subprocess.Popen(
         command,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
-        check=False,
+        start_new_session=True,
     )
-    log((result.stdout + result.stderr).replace(f"{CHECKOUT}/", ""))
-    lines = result.stdout.strip().splitlines()
-    if result.returncode or not lines:
-        reason = (result.stderr.strip().splitlines() or ["it printed nothing"])[-1]
+    late = False
+    try:
+        output, errors = process.communicate(timeout=limit)
+    except subprocess.TimeoutExpired:
+        late = True
+        _kill(process)
+        output, errors = process.communicate()
+    except BaseException:  # Ctrl-C does not reach another session
+        _kill(process)
+        raise
+    log((output + errors).replace(f"{CHECKOUT}/", ""))
+    if late:
+        return {"absent": f"no answer in {limit} s"}
+    lines = output.strip().splitlines()
+    if process.returncode or not lines:
+        named = re.findall(r"^[ |]*([\w.]*Error: .*)", errors, re.MULTILINE)
+        reason = (named or errors.strip().splitlines() or ["it printed nothing"])[-1]
         return {"absent": f"failed: {reason[:200]}"}
     return json.loads(lines[-1])
+
+
+def _kill(process: subprocess.Popen) -> None:
+    """With its worker processes, which keep its pipes open."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)

@@ -7,21 +7,23 @@ number of workers or threads. `tests/benchmarks` holds what they put out against
 
 from __future__ import annotations
 
-import functools
-import importlib.util
+import importlib
 import io
 import itertools
 import json
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from fastae import augment
 from fastae.data.order import BatchPlan, Order
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SIZE = 128
 Batches = Iterator[np.ndarray]
@@ -50,10 +52,15 @@ class _Numpy:
     maximum = staticmethod(np.maximum)
 
 
+def square(width: int, height: int) -> tuple[int, int, int]:
+    """Left, top and side of the central square."""
+    side = min(width, height)
+    return (width - side + 1) // 2, (height - side + 1) // 2, side
+
+
 def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
     """A decoded Pillow image to float32 (128, 128, 3) in [0, 1]."""
-    side = min(image.size)
-    left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
+    left, top, side = square(*image.size)
     scale = side / SIZE
     # An affine transform samples between pixels, as TensorFlow does; Pillow's resize always filters.
     image = image.transform(
@@ -81,29 +88,91 @@ def load_with_pillow(sample: Sample) -> np.ndarray:
 
 def pillow(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
     """Pillow and NumPy in the worker processes of a `torch.utils.data.DataLoader`."""
-    from torch.utils.data import DataLoader, Dataset
+    yield from (batch.numpy() for batch in _data_loader(load_with_pillow, paths, order, workers))
 
-    class Images(Dataset):
-        def __getitem__(self, sample: Sample) -> np.ndarray:
-            return load_with_pillow(sample)
 
-    loader = DataLoader(
-        Images(),
+def _data_loader(
+    load: Callable[[Sample], Any], paths: Sequence[str], order: Order, workers: int
+) -> Iterator[Tensor]:
+    from torch.utils.data import DataLoader
+
+    yield from DataLoader(
+        _Loaded(load),
         batch_size=order.batch_size,
         sampler=_Endless(paths, order),
         num_workers=workers,
     )
-    yield from (batch.numpy() for batch in loader)
+
+
+class _Loaded:
+    """A data set whose "indices" are whole samples."""
+
+    def __init__(self, load: Callable[[Sample], Any]) -> None:
+        self._load = load
+
+    def __getitem__(self, sample: Sample) -> Any:
+        return self._load(sample)
 
 
 class _Endless:
-    """A sampler whose "indices" are whole samples."""
+    """The sampler that gives such "indices"."""
 
     def __init__(self, paths: Sequence[str], order: Order) -> None:
         self._paths, self._order = paths, order
 
     def __iter__(self) -> Iterator[Sample]:
         return samples(self._paths, self._order)
+
+
+class _Torch:
+    """`fastae.augment.Arrays` in PyTorch, for one tensor with the channels first and numbers."""
+
+    highest = staticmethod(lambda channels: channels[0].amax(0, keepdim=True))
+    lowest = staticmethod(lambda channels: channels[0].amin(0, keepdim=True))
+    minimum = staticmethod(lambda x, y: x.clamp(max=y))
+    maximum = staticmethod(lambda x, y: x.clamp(min=y))
+
+
+def load_with_torchvision(sample: Sample) -> Tensor:
+    """float32 (3, 128, 128) in [0, 1]."""
+    import torch
+    from torchvision.io import ImageReadMode, decode_jpeg, read_file
+    from torchvision.transforms.v2 import functional
+
+    path, flip, *parameters = sample
+    pixels = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
+    left, top, side = square(pixels.shape[2], pixels.shape[1])
+    # Floats before the resize, which rounds bytes to bytes.
+    pixels = functional.to_dtype(pixels, torch.float32, scale=True)
+    pixels = functional.resized_crop(pixels, top, left, side, side, [SIZE, SIZE], antialias=False)
+    if flip:
+        pixels = functional.horizontal_flip(pixels)
+    # torchvision's brightness, contrast and saturation are Pillow's formulas, not `tf.image`'s.
+    return augment.colour([pixels], [pixels.mean((1, 2), keepdim=True)], *parameters, arrays=_Torch)[0]
+
+
+def torchvision(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+    """torchvision's decoder and transforms in the worker processes of a `torch.utils.data.DataLoader`."""
+    loader = _data_loader(load_with_torchvision, paths, order, workers)
+    yield from (batch.permute(0, 2, 3, 1).numpy() for batch in loader)
+
+
+def spdl(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+    """SPDL's pipeline of threads, with Pillow: SPDL's own decoder needs FFmpeg's libraries on the machine."""
+    from spdl.pipeline import PipelineBuilder
+
+    pipeline = (
+        PipelineBuilder()
+        .add_source(samples(paths, order))
+        .pipe(load_with_pillow, concurrency=workers, output_order="input")
+        .aggregate(order.batch_size)
+        .pipe(np.stack)
+        .add_sink()
+        # Without a limit a stage that always fails drops all it gets, and no batch ever comes.
+        .build(num_threads=workers, max_failures=0)
+    )
+    with pipeline.auto_stop():
+        yield from pipeline
 
 
 def tf_data(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
@@ -151,17 +220,18 @@ def webdataset(paths: Sequence[str], order: Order, workers: int, scratch: Path) 
     import webdataset as wds
 
     shards = _write_shards(paths, order, workers, scratch)
-
-    def load(sample: dict) -> np.ndarray:
-        return finish(Image.open(io.BytesIO(sample["jpg"])).convert("RGB"), *json.loads(sample["json"]))
-
-    dataset = wds.WebDataset(shards, shardshuffle=False).map(load).repeat()
+    dataset = wds.WebDataset(shards, shardshuffle=False).map(load_from_shard).repeat()
     loader = wds.WebLoader(
         dataset.batched(order.batch_size, collation_fn=np.stack, partial=False),
         num_workers=workers,
         batch_size=None,
     )
     yield from loader
+
+
+def load_from_shard(sample: dict[str, bytes]) -> np.ndarray:
+    image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
+    return finish(image, *json.loads(sample["json"]))
 
 
 def _write_shards(paths: Sequence[str], order: Order, number: int, scratch: Path) -> list[str]:
@@ -184,24 +254,46 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-PEERS: dict[str, tuple[str, Callable[..., Batches]]] = {
-    "Pillow + DataLoader": ("PIL", pillow),
-    "tf.data": ("tensorflow", tf_data),
-    "WebDataset": ("webdataset", webdataset),
+def ffcv(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+    """FFCV's file, decoder and compiled loops: `benchmarks.ffcv_peer`."""
+    from benchmarks.ffcv_peer import batches
+
+    return batches(paths, order, workers, scratch, SIZE)
+
+
+class Peer(NamedTuple):
+    """module: what it needs. install: how to come by that."""
+
+    module: str
+    batches: Callable[[Sequence[str], Order, int, Path], Batches]
+    install: str = "pip install '.[peers]'"
+
+
+PEERS = {
+    "Pillow + DataLoader": Peer("PIL", pillow),
+    "torchvision": Peer("torchvision", torchvision),
+    "tf.data": Peer("tensorflow", tf_data),
+    "WebDataset": Peer("webdataset", webdataset),
+    "SPDL": Peer("spdl.pipeline", spdl),
+    "FFCV": Peer("ffcv", ffcv, "it is built from source: benchmarks/README.md"),
 }
-"""Name -> the module it needs, and its batches."""
 
 
-@functools.cache
 def missing(peer: str) -> str | None:
     """Why this peer cannot run here, or None."""
-    module = PEERS[peer][0]
-    if importlib.util.find_spec(module) is None:
-        return f"{module} is not installed (pip install '.[peers]')"
+    module, _, install = PEERS[peer]
+    package = module.split(".")[0]
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # any: torchvision beside another torch than its own raises RuntimeError
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            return f"{package} is not installed ({install})"
+        first_line, _, _ = str(error).partition("\n")
+        return f"{package} cannot be imported: {type(error).__name__}: {first_line}"
     return None
 
 
 def first_batches(peer: str, paths: Sequence[str], order: Order, scratch: Path, number: int) -> list:
     """The first batches of a peer, for tests: float32 (N, 128, 128, 3)."""
-    batches = PEERS[peer][1](paths, order, 2, scratch)
-    return [np.asarray(batch) for batch in itertools.islice(batches, number)]
+    batches = PEERS[peer].batches(paths, order, 2, scratch)
+    return [np.array(batch) for batch in itertools.islice(batches, number)]  # copies: FFCV reuses its own

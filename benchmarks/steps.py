@@ -22,6 +22,7 @@ from typing import Any
 
 import click
 
+from benchmarks import peers
 from benchmarks.measure import REPEATS, Figure, isolated, rates
 
 VARIANTS = (
@@ -168,10 +169,8 @@ def _fastae_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
 
 def _article(batch_size: int, steps: int) -> dict[str, Any]:
-    import importlib.util
-
-    if importlib.util.find_spec("tensorflow") is None:
-        return {"absent": "tensorflow is not installed (pip install '.[peers]')"}
+    if why := peers.missing("tf.data"):
+        return {"absent": why}
     from benchmarks.article import build
 
     found = _timed(build(batch_size, SIZE), steps, batch_size)

@@ -86,6 +86,9 @@ class _Output:
                 self.error = error
         return len(content)
 
+    def flush(self) -> None:
+        """torch.save calls it; `atomic_write` does it."""
+
 
 def latest(folder: Path) -> int | None:
     """The iteration of the newest checkpoint, whole or not."""

@@ -1,5 +1,7 @@
 """Every peer does fastae's work: the same images, order and parameters give nearly the same batches."""
 
+import multiprocessing
+
 import numpy as np
 import pytest
 
@@ -8,9 +10,17 @@ from fastae.augment import Augmentation
 from fastae.data import open_loader
 from fastae.data.order import Order
 
-# Pillow rounds to bytes before the colours; TensorFlow decodes with a faster, coarser transform, by which
-# single pixels at sharp edges differ more.
-TOLERANCE = {"Pillow + DataLoader": 2 / 255, "WebDataset": 2 / 255, "tf.data": 16 / 255}
+# Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
+# which single pixels at sharp edges differ more.
+TOLERANCE = {
+    "Pillow + DataLoader": 2 / 255,
+    "torchvision": 0.1 / 255,
+    "tf.data": 16 / 255,
+    "WebDataset": 2 / 255,
+    "SPDL": 2 / 255,
+    "FFCV": 16 / 255,
+}
+LIMIT = 120
 
 
 @pytest.mark.parametrize("peer", peers.PEERS)
@@ -20,10 +30,42 @@ def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
     order = Order(len(face_paths), 8, 0, Augmentation())
     loader = open_loader(face_paths, kind="dali", batch_size=8, device="cpu", seed=0, compiled=False)
     ours = loader.batches()
-    for theirs in peers.first_batches(peer, face_paths, order, tmp_path, 3):
+    for theirs in first_batches(peer, face_paths, order, tmp_path):
         expected = next(ours).permute(0, 2, 3, 1).numpy()
         assert theirs.shape == expected.shape and theirs.dtype == np.float32
         difference = np.abs(theirs - expected)
         assert difference.max() <= TOLERANCE[peer]
         assert difference.mean() <= 1.5 / 255
         assert np.quantile(difference, 0.99) <= 4 / 255
+
+
+def first_batches(peer, paths, order, scratch):
+    """Three batches from a process of its own: a peer whose thread dies would wait for ever."""
+    file = scratch / "batches.npy"
+    run = multiprocessing.get_context("spawn").Process(target=_save, args=(peer, paths, order, scratch, file))
+    run.start()
+    run.join(LIMIT)
+    if run.is_alive():
+        run.kill()
+        pytest.fail(f"{peer} gave no batches in {LIMIT} s")
+    assert run.exitcode == 0, f"{peer} failed: its traceback is on stderr"
+    return np.load(file)
+
+
+def _save(peer, paths, order, scratch, file):
+    multiprocessing.set_start_method(None, force=True)  # a spawned process would spawn its workers too
+    np.save(file, peers.first_batches(peer, paths, order, scratch, 3))
+
+
+def test_a_package_that_does_not_import_is_absent_with_its_reason(tmp_path, monkeypatch):
+    (tmp_path / "misfit.py").write_text("raise RuntimeError('operator misfit::nms does not exist\\nhint')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(peers.PEERS, "misfit", peers.Peer("misfit", peers.pillow))
+    assert peers.missing("misfit") == (
+        "misfit cannot be imported: RuntimeError: operator misfit::nms does not exist"
+    )
+
+
+def test_a_package_that_is_not_there_is_absent_with_the_way_to_it(monkeypatch):
+    monkeypatch.setitem(peers.PEERS, "nowhere", peers.Peer("nowhere.inner", peers.pillow))
+    assert peers.missing("nowhere") == "nowhere is not installed (pip install '.[peers]')"

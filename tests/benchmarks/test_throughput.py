@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -64,6 +65,31 @@ def test_a_variant_that_fails_does_not_end_the_others():
     found = isolated("benchmarks.steps", ["--one", "nonsense"], logged.append)
     assert found["absent"].startswith("failed: ")
     assert "nonsense" in logged[0]
+
+
+def test_an_error_in_a_group_of_errors_is_the_reason(tmp_path):
+    (tmp_path / "group.py").write_text("raise ExceptionGroup('all', [RuntimeError('a stage failed')])")
+    found = isolated("group", [], print, PYTHONPATH=str(tmp_path))
+    assert found == {"absent": "failed: RuntimeError: a stage failed"}
+
+
+HANGS = """
+import subprocess, sys, time
+worker = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
+print("worker", worker.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_variant_that_hangs_ends_with_its_workers_and_is_absent(tmp_path):
+    (tmp_path / "hangs.py").write_text(HANGS)
+    logged = []
+    found = isolated("hangs", [], logged.append, limit=3, PYTHONPATH=str(tmp_path))
+    assert found == {"absent": "no answer in 3 s"}
+    assert loaders.lines({"SPDL": found})[0].endswith("absent: no answer in 3 s")
+    worker = int(logged[-1].split()[1])
+    status = Path(f"/proc/{worker}/stat")
+    assert not status.exists() or ") Z " in status.read_text()
 
 
 def test_absent_variants_are_shown_with_the_reason():

@@ -1,0 +1,157 @@
+"""FFCV's part of `benchmarks.peers`: one file of all JPEGs, and loops over pixels that Numba compiles.
+
+The JPEGs go into FFCV's file as they are; its own writer would encode their pixels anew. They must all be
+of one size, as FFCV's plain decoder asks for: its others shrink with a filter. FFCV's flips and colours
+draw their own numbers and are not `tf.image`'s, so that all after the decoder is one operation of ours,
+as FFCV's users write theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from ffcv.fields import RGBImageField
+from ffcv.fields.rgb_image import IMAGE_MODES, SimpleRGBImageDecoder
+from ffcv.loader import Loader, OrderOption
+from ffcv.pipeline.allocation_query import AllocationQuery
+from ffcv.pipeline.compiler import Compiler
+from ffcv.pipeline.operation import Operation
+from ffcv.pipeline.state import State
+from ffcv.writer import DatasetWriter
+from PIL import Image
+
+from fastae.augment import EPSILON
+from fastae.data.order import Order
+
+FLOAT = np.dtype(np.float32)
+
+
+def batches(
+    paths: Sequence[str], order: Order, workers: int, scratch: Path, size: int
+) -> Iterator[np.ndarray]:
+    """The whole batches of the first epoch, over and over: float32 (N, size, size, 3) in [0, 1].
+
+    A batch is a buffer that FFCV fills anew a few batches later.
+    """
+    file = str(scratch / "images.beton")
+    writer = DatasetWriter(file, {"image": _Jpeg()}, num_workers=workers)
+    writer.from_indexed_dataset([(path,) for path in paths])
+    plans = [order.plan(i) for i in range(order.count // order.batch_size)]
+    indices = np.concatenate([plan.indices for plan in plans])
+    # By image, which comes once in these batches: FFCV tells an operation the images' numbers.
+    parameters = np.zeros((order.count, 4), np.float32)
+    for column, name in enumerate(("flip", "brightness", "contrast", "saturation")):
+        parameters[indices, column] = np.concatenate([getattr(plan, name) for plan in plans])
+    loader = Loader(
+        file,
+        order.batch_size,
+        num_workers=workers,
+        order=OrderOption.SEQUENTIAL,
+        indices=indices,
+        pipelines={"image": [SimpleRGBImageDecoder(), _Change(parameters, size)]},
+        custom_fields={"image": _Jpeg},
+    )
+    while True:
+        epoch = iter(loader)
+        try:
+            for (images,) in epoch:
+                yield images
+        finally:
+            epoch.close()
+            epoch.join()  # a thread in compiled code must not outlive the interpreter
+
+
+class _Jpeg(RGBImageField):
+    """A path to a JPEG, where FFCV's own field takes pixels; stored are the file's bytes."""
+
+    def encode(self, destination: np.ndarray, path: str, malloc: Callable) -> None:
+        content = np.fromfile(path, np.uint8)
+        destination["mode"] = IMAGE_MODES["jpg"]
+        destination["width"], destination["height"] = Image.open(path).size
+        destination["data_ptr"], place = malloc(content.nbytes)
+        place[:] = content
+
+
+class _Change(Operation):
+    """uint8 (N, H, W, 3) -> float32 (N, size, size, 3) in [0, 1].
+
+    parameters: float32 (images, 4): flip, brightness, contrast, saturation of each image.
+    """
+
+    def __init__(self, parameters: np.ndarray, size: int) -> None:
+        super().__init__()
+        self._parameters, self._size = parameters, size
+
+    def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
+        shape = (self._size, self._size, 3)
+        return replace(previous_state, shape=shape, dtype=FLOAT), AllocationQuery(shape, FLOAT)
+
+    def generate_code(self) -> Callable:
+        parameters = self._parameters
+        resize, recolour = Compiler.compile(_resize), Compiler.compile(_recolour)
+        each = Compiler.get_iterator()
+
+        def change(images: np.ndarray, changed: np.ndarray, indices: np.ndarray) -> np.ndarray:
+            for i in each(len(indices)):
+                mine = parameters[indices[i]]
+                resize(images[i], mine[0] > 0, changed[i])
+                recolour(changed[i], mine[1], mine[2], mine[3])
+            return changed
+
+        change.is_parallel = change.with_indices = True
+        return change
+
+
+def _resize(image: np.ndarray, flip: bool, resized: np.ndarray) -> None:
+    """The central square, bilinear with half-pixel centres, flipped where asked, in [0, 1]."""
+    size = len(resized)
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side + 1) // 2, (width - side + 1) // 2
+    unit = np.float32(1 / 255)
+    for y in range(size):
+        down = max((y + 0.5) * side / size - 0.5, 0.0)
+        upper = int(down)
+        lower = min(upper + 1, side - 1)
+        down = np.float32(down - upper)
+        for x in range(size):
+            across = max((x + 0.5) * side / size - 0.5, 0.0)
+            near = int(across)
+            far = min(near + 1, side - 1)
+            across = np.float32(across - near)
+            to = size - 1 - x if flip else x
+            for channel in range(3):
+                a = np.float32(image[top + upper, left + near, channel])
+                b = np.float32(image[top + upper, left + far, channel])
+                c = np.float32(image[top + lower, left + near, channel])
+                d = np.float32(image[top + lower, left + far, channel])
+                a += (b - a) * across
+                c += (d - c) * across
+                resized[y, to, channel] = (a + (c - a) * down) * unit
+
+
+def _recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> None:
+    """`fastae.augment.colour` pixel by pixel, in place."""
+    height, width = image.shape[:2]
+    means = np.zeros(3, np.float32)
+    for y in range(height):
+        for x in range(width):
+            for channel in range(3):
+                means[channel] += image[y, x, channel]
+    # x + brightness, then (x - m) f + m, as one multiplication and one addition a channel.
+    means /= np.float32(height * width)
+    offsets = means * (np.float32(1) - contrast) + brightness
+    for y in range(height):
+        for x in range(width):
+            red = image[y, x, 0] * contrast + offsets[0]
+            green = image[y, x, 1] * contrast + offsets[1]
+            blue = image[y, x, 2] * contrast + offsets[2]
+            value = max(red, green, blue)
+            spread = max(value - min(red, green, blue), np.float32(EPSILON))
+            scale = max(min(value / spread, saturation), np.float32(0))
+            for channel, old in enumerate((red, green, blue)):
+                new = value - (value - old) * scale
+                image[y, x, channel] = min(max(new, np.float32(0)), np.float32(1))
