@@ -11,7 +11,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 
@@ -35,7 +35,7 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     path = folder / f"{state['iteration']:07d}.pt"
     with atomic_write(path) as file:
         output = _Output(file)
-        torch.save(dict(state), output)
+        torch.save(dict(state), cast(IO[bytes], output))
         if output.error:
             raise output.error
         # As `sha256sum` writes and checks it. It is there before its checkpoint is: none is without.

@@ -76,7 +76,7 @@ def test_a_disk_that_is_full_while_saving_costs_no_checkpoint(run):
 
 def test_a_disk_that_is_full_while_events_are_written(face_folder, tmp_path):
     out = tmp_path / "run"
-    arguments = [*RUN, "--checkpoint-every", 1000, "--eval-every", 2, "--iterations", 100]
+    arguments = [*RUN, "--no-cache", "--checkpoint-every", 1000, "--eval-every", 2, "--iterations", 100]
     result = fastae("train", "--data", face_folder, "--out", out, *arguments, preexec=limited_to(100_000))
     line = failed(result)
     assert FULL in line and "nothing was saved yet" in line
