@@ -1,0 +1,29 @@
+"""A run on a GPU that was killed and resumed: the same to rounding, and to the bit with --deterministic."""
+
+import signal
+
+import pytest
+
+from ..commands import SMALL, curve, fastae, last_state, same_state, started, wait_for
+
+RUN = [*SMALL, "--device", "cuda", "--iterations", 24, "--log-every", 2, "--checkpoint-every", 3]
+
+
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_a_killed_run_ends_as_one_that_was_not(cuda, face_folder, tmp_path, kind, deterministic):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    options = [*RUN, "--loader", kind, *(["--deterministic"] if deterministic else [])]
+    assert fastae("train", "--data", face_folder, "--out", whole, *options).returncode == 0
+    with started("train", "--data", face_folder, "--out", broken, *options) as process:
+        wait_for(process, "14/24")
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    result = fastae("train", "--resume", broken)
+    assert result.returncode == 0, result.stderr
+    if deterministic:
+        assert same_state(last_state(broken)["model"], last_state(whole)["model"])
+        assert curve(broken) == curve(whole)
+    else:
+        ours, theirs = (dict(curve(run)) for run in (broken, whole))
+        assert ours == pytest.approx(theirs, rel=0.05)
