@@ -55,14 +55,19 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
 @click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: runs/TIME-sweep.")
 @options_of(TrainConfig, leave_out=("loss", "out"))
 def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, **settings: Any) -> int:
-    """Repeat the article: train once for each loss, under the same conditions."""
+    """Repeat the article: train once for each loss, under the same conditions; then the report."""
     from fastae.sweep.plan import SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
     config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
+    from fastae.ranks import launched
+    from fastae.report.make import make_report
     from fastae.sweep.sweep import sweep as run
 
-    return 1 if run(config, out).failed else 0
+    done = run(config, out)
+    if done.finished and launched().first:
+        make_report([done.folder])
+    return 1 if done.failed else 0
 
 
 def was_given(context: click.Context, name: str) -> bool:

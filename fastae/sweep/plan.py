@@ -99,6 +99,10 @@ class Sweep:
         return self.folder / "sweep.json"
 
     @property
+    def finished(self) -> list[Entry]:
+        return [entry for entry in self.entries if entry.state == FINISHED]
+
+    @property
     def failed(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.state == FAILED]
 
