@@ -173,6 +173,24 @@ def gpu(
 
 
 @cli.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--open", "show", is_flag=True, help="Show it in the browser.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Default: DIR/report.html.")
+def report(folders: tuple[Path, ...], show: bool, out: Path | None) -> None:
+    """Compare finished runs: curves, reconstructions, numbers and the answer, in one HTML file.
+
+    DIR is a run's folder, or one that holds runs, such as a sweep's.
+    """
+    from fastae.report.make import make_report
+
+    page = make_report(folders, out)
+    if show:
+        import webbrowser
+
+        webbrowser.open(page.absolute().as_uri())
+
+
+@cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> int:
     """Say what this machine will do, and what to mend; exit code 1 where training is impossible."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.table import Table
@@ -12,19 +12,16 @@ from fastae.gpu.report import Report
 from fastae.gpu.sampler import TRAIN
 from fastae.gpu.summary import GpuSummary, Statistics, Summary
 
+COLUMNS = ("mean", "p5", "p50", "p95", "max", "at 0 %", "> 90 %")
+
 
 def show_report(report: Report, console: Console) -> None:
     """Prints the table, energy, throttling, what was not offered, and the diagnosis."""
     summary = report.summary
-    console.print(_heading(report))
+    console.print(heading(report))
     console.print(_table(summary))
-    for gpu in summary.gpus:
-        for line in _gpu_lines(gpu):
-            console.print(line)
-    for line in _energy_lines(summary):
+    for line in remarks(summary):
         console.print(line)
-    for error in summary.errors:
-        console.print(f"trouble   {error}")
     console.print(f"verdict   {report.diagnosis.verdict}")
     for line in report.diagnosis.evidence:
         console.print(f"          {line}")
@@ -32,7 +29,8 @@ def show_report(report: Report, console: Console) -> None:
         console.print(f"try       {line}")
 
 
-def _heading(report: Report) -> str:
+def heading(report: Report) -> str:
+    """What was watched, for how long."""
     summary = report.summary
     names = ", ".join(gpu.name for gpu in summary.gpus)
     what = "training, without warm-up and evaluation" if summary.measured == TRAIN else "everything"
@@ -43,24 +41,37 @@ def _heading(report: Report) -> str:
     )
 
 
-def _table(summary: Summary) -> Table:
-    table = Table("", "", box=None, pad_edge=False)
-    for heading in ("mean", "p5", "p50", "p95", "max", "at 0 %", "> 90 %"):
-        table.add_column(heading, justify="right", no_wrap=True)
+def rows(summary: Summary) -> Iterator[tuple[str, ...]]:
+    """Of each metric its label, its unit, and a cell for each of COLUMNS; of the GPUs, then of the host."""
     for place, gpu in enumerate(summary.gpus):
         prefix = f"GPU {place} " if len(summary.gpus) > 1 else ""
-        _add(table, gpu.statistics, prefix)
-    _add(table, summary.host, "")
+        for each in gpu.statistics.values():
+            yield _row(each, prefix)
+    for each in summary.host.values():
+        yield _row(each, "")
+
+
+def remarks(summary: Summary) -> list[str]:
+    """Lines below the table, each with the word that it begins with."""
+    lines = [line for gpu in summary.gpus for line in _gpu_lines(gpu)]
+    return [*lines, *_energy_lines(summary), *(f"trouble   {error}" for error in summary.errors)]
+
+
+def _table(summary: Summary) -> Table:
+    table = Table("", "", box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows(summary):
+        table.add_row(*row)
     return table
 
 
-def _add(table: Table, statistics: Mapping[str, Statistics], prefix: str) -> None:
-    for each in statistics.values():
-        values = (each.mean, each.p5, each.p50, each.p95, each.max)
-        shares = ("" if share is None else f"{share:.0%}" for share in (each.at_zero, each.above_90))
-        # The label of a rate is its unit: "images/s" need not be said twice.
-        unit = "" if each.unit == each.label else each.unit
-        table.add_row(prefix + each.label, unit, *(_number(value) for value in values), *shares)
+def _row(each: Statistics, prefix: str) -> tuple[str, ...]:
+    values = (each.mean, each.p5, each.p50, each.p95, each.max)
+    shares = ("" if share is None else f"{share:.0%}" for share in (each.at_zero, each.above_90))
+    # The label of a rate is its unit: "images/s" need not be said twice.
+    unit = "" if each.unit == each.label else each.unit
+    return (prefix + each.label, unit, *(_number(value) for value in values), *shares)
 
 
 def _gpu_lines(gpu: GpuSummary) -> list[str]:

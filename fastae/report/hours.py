@@ -1,0 +1,125 @@
+"""The article's 30 hours against the time of these runs, and where that time went."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fastae.gpu.sampler import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP
+from fastae.losses import LOSSES
+from fastae.report.gather import HELD_OUT, Run
+
+ARTICLE_HOURS = 30.0
+ARTICLE_ITERATIONS = 100_000
+ARTICLE_BATCH = 64
+ARTICLE_SIZE = 128
+ARTICLE_LATENT = 512
+ARTICLE_EVALUATIONS = 100
+"""Of a run of 100,000 iterations, at the default --eval-every."""
+
+WAIT, STEPS, EVALUATION, STARTING = "waiting for data", "steps", "evaluation", "start, compiling, warm-up"
+
+
+@dataclass(frozen=True)
+class Hours:
+    """wall: of all runs, one after the other. gpu: the GPU-hours among them. kwh: None unless known of all.
+
+    projected: hours of the article's 600,000 steps of 64 images at the measured images/s; None where nothing
+    was measured. evaluating: hours that evaluations and checkpoints would add, None if unknown.
+    unlike: why the projection is not of the article's work; empty where it is.
+    """
+
+    wall: float
+    gpu: float
+    kwh: float | None
+    projected: float | None
+    evaluating: float | None
+    unlike: str
+
+    @property
+    def total(self) -> float | None:
+        """Steps, evaluations and checkpoints; of steps alone where no more is known."""
+        return None if self.projected is None else self.projected + (self.evaluating or 0.0)
+
+    @property
+    def factor(self) -> float | None:
+        """How many times shorter than the article's 30 hours; below 1 where it is longer."""
+        return ARTICLE_HOURS / self.total if self.total else None
+
+
+def hours_of(runs: Sequence[Run]) -> Hours:
+    rates: dict[str, list[float]] = {}
+    looks: list[float] = []
+    for run in runs:
+        if (rate := run.speed().images_per_second) is not None:
+            rates.setdefault(run.loss, []).append(rate)
+        if (look := _seconds_of_a_look(run)) is not None:
+            looks.append(look)
+    energies = [run.gpu.summary.kwh if run.gpu else None for run in runs]
+    known = [kwh for kwh in energies if kwh is not None]
+    evaluations = ARTICLE_EVALUATIONS * len(LOSSES)
+    return Hours(
+        wall=sum(run.wall_seconds for run in runs) / 3600,
+        gpu=sum(run.wall_seconds for run in runs if run.on_gpu) / 3600,
+        kwh=sum(known) if known and len(known) == len(energies) else None,
+        projected=project([float(np.mean(each)) for each in rates.values()]),
+        evaluating=float(np.mean(looks)) * evaluations / 3600 if looks else None,
+        unlike=_unlike(runs),
+    )
+
+
+def project(rates: Sequence[float]) -> float | None:
+    """Hours for 6 x 100,000 iterations of 64 images; `rates`: images/s of each loss that was measured.
+
+    A loss that was not is taken to run as fast as the others do on average (in time).
+    """
+    if not rates:
+        return None
+    seconds = [ARTICLE_ITERATIONS * ARTICLE_BATCH / rate for rate in rates]
+    return len(LOSSES) * float(np.mean(seconds)) / 3600
+
+
+def shares(run: Run) -> Mapping[str, float] | None:
+    """Where a run's time went, as shares that add up to 1; None where its sampler left no record."""
+    if run.gpu is None:
+        return None
+    phases = run.gpu.summary.phases
+    total = sum(phases.values())
+    if not total > 0:
+        return None
+    training = phases.get(TRAIN, 0.0)
+    wait = run.gpu.summary.data_wait or 0.0
+    starting = sum(phases.get(phase, 0.0) for phase in (BEFORE, COMPILE, WARM_UP))
+    parts = {
+        STEPS: training * (1 - wait),
+        WAIT: training * wait,
+        EVALUATION: phases.get(EVAL, 0.0),
+        STARTING: starting,
+    }
+    return {name: seconds / total for name, seconds in parts.items()}
+
+
+def _seconds_of_a_look(run: Run) -> float | None:
+    """Mean time of an evaluation with its pictures and checkpoint."""
+    looks = len(run.events.series(HELD_OUT))
+    if run.gpu is None or not looks:
+        return None
+    seconds = run.gpu.summary.phases.get(EVAL, 0.0) / looks
+    return seconds if math.isfinite(seconds) and seconds > 0 else None
+
+
+def _unlike(runs: Sequence[Run]) -> str:
+    wanted = {"image_size": ARTICLE_SIZE, "latent": ARTICLE_LATENT, "batch_size": ARTICLE_BATCH}
+    words = {
+        "image_size": "images of {} pixels",
+        "latent": "codes of {} numbers",
+        "batch_size": "batches of {}",
+    }
+    return ", ".join(
+        words[name].format(" or ".join(map(str, found)))
+        for name, value in wanted.items()
+        if (found := sorted({getattr(run.config, name) for run in runs})) != [value]
+    )

@@ -1,0 +1,183 @@
+"""The runs' reconstructions of their held-out images, computed from their checkpoints: errors, PSNR, SSIM.
+
+The images are the ones that training evaluated on. Checkpoints are run in float32, whatever they were trained
+in. Each checkpoint is read once, for its weights and for its optimiser's state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from skimage.metrics import structural_similarity
+from torch import Tensor
+
+from fastae import checkpoint
+from fastae.cache import cache_folder, check_records
+from fastae.data import Geometry, load_images
+from fastae.data.folder import open_folder
+from fastae.device import Precision
+from fastae.errors import FastaeError
+from fastae.evaluate import reconstruct
+from fastae.losses import loss_index, squared_error
+from fastae.report.adam import EpsReach, eps_reach
+from fastae.report.gather import Run
+from fastae.train import spread
+from fastae.trained import open_trained
+
+FLOAT32 = Precision(None, "float32")
+
+AGREEMENT = 0.05
+"""How far the error computed here may be from the logged one: mixed precision and other decoders differ."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """names: of the files, without the folder's. images: float32 (N, 3, S, S) in [0, 1]."""
+
+    names: tuple[str, ...]
+    images: Tensor
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one run's checkpoint at `iteration`, for each of the N held-out images, (N,) each.
+
+    errors: mean squared error. psnr: decibels, of a peak of 1. ssim: in [-1, 1].
+    pictures: uint8 (N, S, S, 3).
+    """
+
+    iteration: int
+    errors: np.ndarray
+    psnr: np.ndarray
+    ssim: np.ndarray
+    pictures: np.ndarray
+
+    @property
+    def loss_index(self) -> float:
+        return loss_index(float(self.errors.mean()))
+
+
+@dataclass
+class Measured:
+    """What was computed, by a run's folder; what could not be is told of in `notes`.
+
+    held_out: the images that a run was measured on; runs of one data set share them.
+    """
+
+    held_out: dict[Path, HeldOut] = field(default_factory=dict)
+    quality: dict[Path, Quality] = field(default_factory=dict)
+    eps: dict[Path, EpsReach] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def note(self, text: str) -> None:
+        if text and text not in self.notes:
+            self.notes.append(text)
+
+
+def measure(runs: Iterable[Run], device: torch.device) -> Measured:
+    """Reads every checkpoint and runs the held-out images through it."""
+    measured, sets = Measured(), {}
+    for run in runs:
+        try:
+            state = checkpoint.newest(run.path / "checkpoints", measured.note)
+        except OSError as error:
+            measured.note(f"the checkpoints of {run.name} cannot be read: {error.strerror or error}")
+            continue
+        if state and (reach := eps_reach(run, state["optimiser"])):
+            measured.eps[run.path] = reach
+        del state
+        key = _key(run)
+        try:
+            if key not in sets:
+                sets[key] = _load(run, device)
+            held_out = sets[key]
+            trained = open_trained(run.path, device)
+        except FastaeError as error:
+            measured.note(f"no reconstructions of {run.name}: {error}")
+            continue
+        measured.note(held_out.note)
+        quality = compare_images(
+            held_out.images, reconstruct(trained.model, held_out.images, FLOAT32), trained.iteration
+        )
+        measured.held_out[run.path], measured.quality[run.path] = held_out, quality
+        measured.note(_disagreement(run, quality))
+    return measured
+
+
+def compare_images(images: Tensor, reconstructions: Tensor, iteration: int) -> Quality:
+    """Both (N, 3, S, S) in [0, 1], on any device."""
+    errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
+    one, other = (_channels_last(each) for each in (images, reconstructions))
+    with np.errstate(divide="ignore"):
+        psnr = -10 * np.log10(errors)
+    return Quality(
+        iteration=iteration,
+        errors=errors,
+        psnr=psnr,
+        ssim=np.array([ssim(*pair) for pair in zip(one, other, strict=True)]),
+        pictures=as_bytes(reconstructions),
+    )
+
+
+def ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """Structural similarity of two images (S, S, 3) in [0, 1], as Wang and others (2004) define it.
+
+    A Gaussian window of sigma 1.5 (11 pixels), each channel by itself, their mean.
+    """
+    return float(
+        structural_similarity(
+            one, other, data_range=1.0, channel_axis=-1,
+            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+        )
+    )  # fmt: skip
+
+
+def as_bytes(images: Tensor) -> np.ndarray:
+    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3)."""
+    return (_channels_last(images) * 255).round().clip(0, 255).astype(np.uint8)
+
+
+def _channels_last(images: Tensor) -> np.ndarray:
+    return images.float().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def _key(run: Run) -> tuple[object, ...]:
+    """Runs with the same are evaluated on the same images."""
+    config = run.config
+    return (
+        run.told("data", "folder"), config.crop, config.image_size, config.antialias, config.eval_images,
+    )  # fmt: skip
+
+
+def _load(run: Run, device: torch.device) -> HeldOut:
+    root, config = run.told("data", "folder"), run.config
+    if not root:
+        raise FastaeError("its config.json does not name its data")
+    folder = open_folder(root, config.crop, check_records(cache_folder()))
+    paths = spread(folder.held_out, config.eval_images)
+    geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
+    counts = str(len(folder.train)), str(len(folder.held_out))
+    recorded = run.told("data", "train"), run.told("data", "held_out")
+    note = ""
+    if counts != recorded:
+        note = (
+            f"{root} has changed since the runs: {counts[0]} images to train on and {counts[1]} held out, "
+            f"not {recorded[0]} and {recorded[1]}"
+        )
+    names = tuple(path.removeprefix(root).lstrip("/") for path in paths)
+    return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
+
+
+def _disagreement(run: Run, quality: Quality) -> str:
+    logged = run.held_out.at(quality.iteration)
+    if not abs(quality.loss_index - logged) > AGREEMENT * logged:
+        return ""
+    return (
+        f"{run.name}: its checkpoint gives a held-out error of {quality.loss_index:,.0f} here, and the run "
+        f"logged {logged:,.0f} at iteration {quality.iteration:,}"
+    )
