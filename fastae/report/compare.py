@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,18 +12,19 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import studentized_range
 
-from fastae.config import flag
+from fastae.config import TrainConfig, flag
 from fastae.losses import LOSSES
 from fastae.report.gather import Run
 
-SAME_WORK = (
-    "batch_size", "lr", "image_size", "latent", "crop", "antialias", "brightness", "contrast", "saturation",
-    "eval_images",
-)  # fmt: skip
-"""Settings that change what is learnt: runs that differ in one are not compared."""
-
-SAME_SPEED = ("amp", "compile", "channels_last", "loader", "threads")
+SAME_SPEED = ("amp", "deterministic", "compile", "channels_last", "loader", "threads")
 """Settings that change how fast it is learnt, and results by rounding alone."""
+
+SAME_WORK = tuple(
+    entry.name
+    for entry in dataclasses.fields(TrainConfig)
+    if not entry.metadata["free"] and entry.name not in ("loss", "seed", "out", *SAME_SPEED)
+)
+"""Settings that change what is learnt: runs that differ in one are not compared."""
 
 FAR_ENOUGH = 0.5
 """Of the iterations of the run that went furthest: one that got less far is not compared."""
@@ -149,6 +151,9 @@ def _states(runs: Sequence[Run]) -> Iterator[_Finding]:
         if not run.ended:
             reached = f"unfinished: iteration {run.iteration:,} of {run.config.iterations:,}"
             yield _Finding(f"{run.name} is {reached}", {run.path: reached})
+        if lost := run.non_finite_steps():
+            mark = f"{lost:,} steps without a finite loss" if lost > 1 else "a step without a finite loss"
+            yield _Finding(f"{run.name} had {mark}", {run.path: mark})
         for series in (run.train, run.held_out):
             broken = ~np.isfinite(series.values)
             if broken.any():
@@ -224,7 +229,9 @@ def in_order(losses: Iterable[str]) -> list[str]:
 
 def _data(run: Run) -> str:
     train, held_out = run.told("data", "train"), run.told("data", "held_out")
-    return f"{run.told('data', 'folder')} ({train} + {held_out} images)"
+    fingerprint = run.told("data", "fingerprint")
+    which = f"fingerprint {fingerprint:.8}" if fingerprint else run.told("data", "folder")
+    return f"{train} + {held_out} images ({which})"
 
 
 def _setting(name: str, run: Run) -> str:

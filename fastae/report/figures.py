@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from PIL import Image
 
-from fastae.report.events import Series, smooth
+from fastae.report.curves import Series, smooth
 from fastae.report.gallery import Row
 from fastae.report.gather import Run
 

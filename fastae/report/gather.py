@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.gpu.report import Report, read_report
 from fastae.losses import LOSSES
-from fastae.report.events import Events, Series, read_events
+from fastae.report.curves import Events, Series, read_events
 from fastae.run import RunFolder
 
 TRAIN, HELD_OUT = "loss_index/train", "loss_index/held_out"
@@ -87,13 +88,38 @@ class Run:
 
     @property
     def wall_seconds(self) -> float:
-        """By its sampler, which sees compiling too; by its events where those cover more (it was resumed)."""
+        """By its sampler, which sees compiling too, or by its events, which cover all of its sessions."""
         return max(self.events.seconds, self.gpu.summary.seconds if self.gpu else 0.0)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether it went on from a checkpoint: its sampler's report then is of the last session alone."""
+        return bool(self.description.get("resumed"))
+
+    @property
+    def ranks(self) -> int:
+        """GPUs, or processes, that shared it."""
+        found = re.search(r"\b(\d+) ranks\b", self.told("step"))
+        return int(found[1]) if found else 1
+
+    @property
+    def kwh(self) -> float | None:
+        """Of all its sessions and GPUs; None where that is not known."""
+        known = self.gpu is not None and not self.resumed and self.ranks == 1
+        return self.gpu.summary.kwh if known and self.gpu else None
 
     @property
     def command(self) -> str:
         """What a shell needs to repeat it: every setting that is not the default, but its folder."""
         return shlex.join(("fastae", "train", *_options(self.config)))
+
+    def non_finite_steps(self) -> int:
+        """How many iterations it noted down because their loss was no number."""
+        try:
+            lines = RunFolder(self.path).non_finite.read_text(errors="replace").splitlines()
+        except OSError:
+            return 0
+        return len({line.partition("\t")[0] for line in lines})
 
     def told(self, *names: str) -> str:
         """A value of config.json as text, whatever is there: `told("data", "folder")`. Empty for none."""

@@ -8,17 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from fastae.config import TrainConfig
 from fastae.gpu.sampler import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.losses import LOSSES
-from fastae.report.gather import HELD_OUT, Run
+from fastae.report.gather import Run
+from fastae.sweep.plan import ARTICLE_IMAGES, ARTICLE_SECONDS
 
-ARTICLE_HOURS = 30.0
-ARTICLE_ITERATIONS = 100_000
-ARTICLE_BATCH = 64
-ARTICLE_SIZE = 128
-ARTICLE_LATENT = 512
-ARTICLE_EVALUATIONS = 100
-"""Of a run of 100,000 iterations, at the default --eval-every."""
+ARTICLE = TrainConfig()
+"""Its conditions are the defaults."""
+
+ARTICLE_HOURS = ARTICLE_SECONDS / 3600
+ARTICLE_EVALUATIONS = ARTICLE.iterations // ARTICLE.eval_every
+"""Of each of its runs, at the default --eval-every."""
 
 WAIT, STEPS, EVALUATION, STARTING = "waiting for data", "steps", "evaluation", "start, compiling, warm-up"
 
@@ -58,12 +59,12 @@ def hours_of(runs: Sequence[Run]) -> Hours:
             rates.setdefault(run.loss, []).append(rate)
         if (look := _seconds_of_a_look(run)) is not None:
             looks.append(look)
-    energies = [run.gpu.summary.kwh if run.gpu else None for run in runs]
+    energies = [run.kwh for run in runs]
     known = [kwh for kwh in energies if kwh is not None]
     evaluations = ARTICLE_EVALUATIONS * len(LOSSES)
     return Hours(
         wall=sum(run.wall_seconds for run in runs) / 3600,
-        gpu=sum(run.wall_seconds for run in runs if run.on_gpu) / 3600,
+        gpu=sum(run.ranks * run.wall_seconds for run in runs if run.on_gpu) / 3600,
         kwh=sum(known) if known and len(known) == len(energies) else None,
         projected=project([float(np.mean(each)) for each in rates.values()]),
         evaluating=float(np.mean(looks)) * evaluations / 3600 if looks else None,
@@ -78,12 +79,11 @@ def project(rates: Sequence[float]) -> float | None:
     """
     if not rates:
         return None
-    seconds = [ARTICLE_ITERATIONS * ARTICLE_BATCH / rate for rate in rates]
-    return len(LOSSES) * float(np.mean(seconds)) / 3600
+    return float(np.mean([ARTICLE_IMAGES / rate for rate in rates])) / 3600
 
 
 def shares(run: Run) -> Mapping[str, float] | None:
-    """Where a run's time went, as shares that add up to 1; None where its sampler left no record."""
+    """Where the time of a run's last session went, in shares that add up to 1; None without a record of it."""
     if run.gpu is None:
         return None
     phases = run.gpu.summary.phases
@@ -104,22 +104,22 @@ def shares(run: Run) -> Mapping[str, float] | None:
 
 def _seconds_of_a_look(run: Run) -> float | None:
     """Mean time of an evaluation with its pictures and checkpoint."""
-    looks = len(run.events.series(HELD_OUT))
-    if run.gpu is None or not looks:
+    steps = run.held_out.steps
+    looks = int((steps >= run.events.began).sum()) - (1 if run.events.began else 0)
+    if run.gpu is None or looks < 1:
         return None
     seconds = run.gpu.summary.phases.get(EVAL, 0.0) / looks
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 
 def _unlike(runs: Sequence[Run]) -> str:
-    wanted = {"image_size": ARTICLE_SIZE, "latent": ARTICLE_LATENT, "batch_size": ARTICLE_BATCH}
     words = {
         "image_size": "images of {} pixels",
         "latent": "codes of {} numbers",
         "batch_size": "batches of {}",
     }
     return ", ".join(
-        words[name].format(" or ".join(map(str, found)))
-        for name, value in wanted.items()
-        if (found := sorted({getattr(run.config, name) for run in runs})) != [value]
+        told.format(" or ".join(map(str, found)))
+        for name, told in words.items()
+        if (found := sorted({getattr(run.config, name) for run in runs})) != [getattr(ARTICLE, name)]
     )

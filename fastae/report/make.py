@@ -21,7 +21,7 @@ from fastae.losses import LOSSES
 from fastae.report import figures, words
 from fastae.report.adam import EpsReach
 from fastae.report.compare import Mixture, find_mixture, standing
-from fastae.report.events import Series
+from fastae.report.curves import Series
 from fastae.report.figures import THEMES, Curve, name_of
 from fastae.report.gallery import Gallery, make_gallery
 from fastae.report.gather import Run, gather

@@ -25,7 +25,8 @@ from fastae.evaluate import reconstruct
 from fastae.losses import loss_index, squared_error
 from fastae.report.adam import EpsReach, eps_reach
 from fastae.report.gather import Run
-from fastae.train import spread
+from fastae.run import RunFolder
+from fastae.session import fingerprint, spread
 from fastae.trained import open_trained
 
 FLOAT32 = Precision(None, "float32")
@@ -81,31 +82,30 @@ class Measured:
 
 def measure(runs: Iterable[Run], device: torch.device) -> Measured:
     """Reads every checkpoint and runs the held-out images through it."""
-    measured, sets = Measured(), {}
+    measured = Measured()
+    sets: dict[tuple[object, ...], HeldOut | FastaeError] = {}
+    without: dict[str, list[str]] = {}
     for run in runs:
         try:
-            state = checkpoint.newest(run.path / "checkpoints", measured.note)
-        except OSError as error:
-            measured.note(f"the checkpoints of {run.name} cannot be read: {error.strerror or error}")
-            continue
-        if state and (reach := eps_reach(run, state["optimiser"])):
-            measured.eps[run.path] = reach
-        del state
-        key = _key(run)
-        try:
-            if key not in sets:
-                sets[key] = _load(run, device)
-            held_out = sets[key]
+            state = checkpoint.newest(RunFolder(run.path).checkpoints, measured.note)
+            if state and (reach := eps_reach(run, state["optimiser"])):
+                measured.eps[run.path] = reach
+            del state  # half a gigabyte
+            held_out = _images_of(run, device, sets)
             trained = open_trained(run.path, device)
         except FastaeError as error:
-            measured.note(f"no reconstructions of {run.name}: {error}")
+            without.setdefault(str(error).replace(str(run.path), "its folder"), []).append(run.name)
             continue
-        measured.note(held_out.note)
-        quality = compare_images(
-            held_out.images, reconstruct(trained.model, held_out.images, FLOAT32), trained.iteration
-        )
+        except OSError as error:
+            without.setdefault(f"cannot be read, {error.strerror or error}", []).append(run.name)
+            continue
+        reconstructions = reconstruct(trained.model, held_out.images, FLOAT32)
+        quality = compare_images(held_out.images, reconstructions, trained.iteration)
         measured.held_out[run.path], measured.quality[run.path] = held_out, quality
+        measured.note(held_out.note)
         measured.note(_disagreement(run, quality))
+    for reason, names in without.items():
+        measured.note(f"no reconstructions, PSNR and SSIM of {', '.join(names)}: {reason}")
     return measured
 
 
@@ -154,6 +154,22 @@ def _key(run: Run) -> tuple[object, ...]:
     )  # fmt: skip
 
 
+def _images_of(
+    run: Run, device: torch.device, sets: dict[tuple[object, ...], HeldOut | FastaeError]
+) -> HeldOut:
+    """The run's held-out images, loaded once for all runs on the same ones. Raises FastaeError."""
+    key = _key(run)
+    if key not in sets:
+        try:
+            sets[key] = _load(run, device)
+        except FastaeError as error:
+            sets[key] = error
+    found = sets[key]
+    if isinstance(found, FastaeError):
+        raise found
+    return found
+
+
 def _load(run: Run, device: torch.device) -> HeldOut:
     root, config = run.told("data", "folder"), run.config
     if not root:
@@ -161,14 +177,9 @@ def _load(run: Run, device: torch.device) -> HeldOut:
     folder = open_folder(root, config.crop, check_records(cache_folder()))
     paths = spread(folder.held_out, config.eval_images)
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
-    counts = str(len(folder.train)), str(len(folder.held_out))
-    recorded = run.told("data", "train"), run.told("data", "held_out")
-    note = ""
-    if counts != recorded:
-        note = (
-            f"{root} has changed since the runs: {counts[0]} images to train on and {counts[1]} held out, "
-            f"not {recorded[0]} and {recorded[1]}"
-        )
+    recorded = run.told("data", "fingerprint")
+    changed = recorded and fingerprint(folder) != recorded
+    note = f"{root} has changed since {run.name}: its held-out images may be others now" if changed else ""
     names = tuple(path.removeprefix(root).lstrip("/") for path in paths)
     return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
 

@@ -9,12 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from fastae.config import TrainConfig, flag
+from fastae.config import flag
 from fastae.console import duration
 from fastae.report.compare import SAME_SPEED, SAME_WORK, Mixture
-from fastae.report.events import smooth
+from fastae.report.curves import smooth
 from fastae.report.figures import name_of
 from fastae.report.gather import Run
+from fastae.report.hours import ARTICLE
 from fastae.report.quality import Quality
 from fastae.report.words import percent
 
@@ -63,14 +64,18 @@ def quality_table(runs: Sequence[Run], quality: Mapping[Any, Quality], mixture: 
     several = len({run.config.seed for run in runs}) > 1
     lines: list[Line] = []
     for place, run in enumerate(runs):
-        figures = _figures(run, quality.get(run.path))
+        measured = quality.get(run.path)
+        figures = _figures(run, measured)
+        notes = mixture.marks[run.path]
+        if measured and measured.iteration < run.iteration:
+            notes = (*notes, f"PSNR and SSIM of iteration {measured.iteration:,}, its last checkpoint")
         best = run.held_out.finite()
         at = f" at {int(best.steps[best.values.argmin()]):,}" if len(best) else ""
         lines.append(
             Line(
                 (name_of(run.loss), *_written(figures, at), f"{run.iteration:,}"),
                 f"seed {run.config.seed}" if several else "",
-                mixture.marks[run.path],
+                notes,
                 "best" if len(finals) > 1 and finals.get(run.path) == lowest else "",
             )
         )
@@ -88,7 +93,6 @@ def cost_table(runs: Sequence[Run]) -> Table:
     lines = []
     for run in runs:
         speed = run.speed()
-        kwh = run.gpu.summary.kwh if run.gpu else None
         cells = (
             run.name,
             _or_none(speed.images_per_second, lambda value: f"{value:,.1f}"),
@@ -96,10 +100,10 @@ def cost_table(runs: Sequence[Run]) -> Table:
             _or_none(speed.step_ms_p95, lambda value: f"{value:,.1f} ms"),
             _or_none(speed.data_wait, percent),
             duration(run.wall_seconds),
-            f"{run.wall_seconds / 3600:.3g}" if run.on_gpu else "none: CPU",
-            _or_none(kwh, lambda value: f"{value:.3g} kWh"),
+            f"{run.ranks * run.wall_seconds / 3600:.3g}" if run.on_gpu else "none: CPU",
+            _or_none(run.kwh, lambda value: f"{value:.3g} kWh"),
         )
-        lines.append(Line(cells))
+        lines.append(Line(cells, "resumed" if run.resumed else ""))
     return Table(head, tuple(lines))
 
 
@@ -180,7 +184,7 @@ def _setting(name: str, value: object) -> str:
     if value is None:
         return "default"
     told = f"{value:,}" if isinstance(value, int) else str(value)
-    article = getattr(TrainConfig, name)
+    article = getattr(ARTICLE, name)
     return told if name not in THE_ARTICLES or value == article else f"{told} (the article: {article:,})"
 
 

@@ -13,7 +13,7 @@ from fastae.report.compare import Mixture, Standing, in_order
 from fastae.report.figures import name_of
 from fastae.report.gallery import Gallery
 from fastae.report.gather import Run
-from fastae.report.hours import ARTICLE_HOURS, ARTICLE_ITERATIONS, Hours
+from fastae.report.hours import ARTICLE, ARTICLE_HOURS, Hours
 
 THE_SAME, ABOUT_THE_SAME = 0.02, 0.10
 """Best to worst, relative to the mean: up to which the losses are called the same, or about the same."""
@@ -66,7 +66,7 @@ def answer(mixture: Mixture, found: Standing | None, gallery: Gallery | None) ->
 
 
 def _headline(found: Standing) -> str:
-    early = found.at < LONG_ENOUGH * ARTICLE_ITERATIONS
+    early = found.at < LONG_ENOUGH * ARTICLE.iterations
     when = f"After {found.at:,} iterations" if early else ""
     losses = f"{'all ' if len(found.errors) == len(LOSSES) else 'the '}{COUNTS[len(found.errors)]} losses"
     if found.range < THE_SAME:
@@ -130,9 +130,11 @@ def _elements(found: Standing) -> list[str]:
 
 def _seeds(found: Standing, mixture: Mixture) -> str:
     if found.seeds is None:
+        used = {run.config.seed for run in mixture.compared}
+        same = "with the same seed" if len(used) == 1 else "each with its own seed"
         return (
-            "Every loss was run with one seed only, so nothing here tells how much of these differences "
-            "another seed would change: run some losses with other seeds (--seed) to find out."
+            f"Every loss was run once, {same}, so nothing here tells how much of these differences other "
+            "seeds would change: repeated runs (fastae sweep --repeats) would."
         )
     seeds = found.seeds
     several = [
@@ -153,11 +155,11 @@ def _seeds(found: Standing, mixture: Mixture) -> str:
 
 
 def _short(found: Standing) -> list[str]:
-    share = found.at / ARTICLE_ITERATIONS
+    share = found.at / ARTICLE.iterations
     if share >= LONG_ENOUGH:
         return []
     return [
-        f"This is {percent(share)} of the article's {ARTICLE_ITERATIONS:,} iterations: it shows how the "
+        f"This is {percent(share)} of the article's {ARTICLE.iterations:,} iterations: it shows how the "
         "losses begin, not how they end."
     ]
 
@@ -186,8 +188,8 @@ def reason(reach: Sequence[EpsReach]) -> list[str]:
         "The three reductions of an element have the same gradient up to a constant factor k: 1 for the mean "
         "over the minibatch, H·W·C for sample, N·H·W·C for pixel, since TensorFlow differentiates a tensor "
         "as the sum of its elements. Adam moves a weight by lr·m/(√v + eps), and both m and √v grow with k: "
-        "it divides the factor out again. All that is left of it is eps. Adam on k·g with eps is Adam on g with "
-        "eps/k, so the three are one optimiser with three values of eps."
+        "it divides the factor out again. All that is left of it is eps. Adam on k·g with eps is Adam on g "
+        "with eps/k, so the three are one optimiser with three values of eps."
     ]
     minibatch = [each for each in reach if each.k == 1]
     if minibatch:
@@ -197,7 +199,8 @@ def reason(reach: Sequence[EpsReach]) -> list[str]:
             "How far that lets them differ stands in the checkpoints. Only where √v is not far above eps "
             "does eps shorten a step, and the minibatch losses have the largest, 10⁻⁸. The share of weights "
             f"whose √v is below {NEAR} eps, so that their steps are more than {percent(1 / (1 + NEAR))} "
-            f"shorter than without it, is {near}; the median √v is {ratio:,.0f} times eps or more. {_verdict(minibatch)}"
+            f"shorter than without it, is {near}; the median √v is {ratio:,.0f} times eps or more. "
+            + _verdict(minibatch)
         )
     return told
 
@@ -216,7 +219,7 @@ def time_told(hours: Hours, runs: Sequence[Run]) -> list[str]:
     devices = in_words(dict.fromkeys(run.told("device") or "an unknown device" for run in runs))
     iterations = sum(run.iteration for run in runs)
     told = [
-        f"The article's six runs of {ARTICLE_ITERATIONS:,} iterations took {ARTICLE_HOURS:.0f} hours of its "
+        f"The article's six runs of {ARTICLE.iterations:,} iterations took {ARTICLE_HOURS:.0f} hours of its "
         f"GPU. The {plural(len(runs), 'run')} of this report took {time(3600 * hours.wall)} for "
         f"{iterations:,} iterations together, on {devices}."
     ]

@@ -19,8 +19,13 @@ from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-LARGEST_SCALAR = 4096
-"""Bytes. Records above this are pictures and texts, and are passed over unread; a scalar's has about 70."""
+from fastae.events import event_files
+
+LARGEST = 32_768
+"""Bytes. Records above this are pictures, and are passed over unread; a scalar's has about 70."""
+
+SETTINGS = "config/text_summary"
+"""What a run writes first, and again whenever it is resumed."""
 
 HEADER = struct.Struct("<QI")  # length of the data, checksum of these 8 bytes; after the data, 4 bytes more
 CHECKSUM = struct.Struct("<I")
@@ -52,11 +57,13 @@ EMPTY = Series(np.empty(0, np.int64), np.empty(0))
 
 @dataclass(frozen=True)
 class Events:
-    """scalars: by tag. seconds: from first to last event of each file, added up, so that the pause before a
-    run was resumed does not count. problems: a line for each file that could not be read to its end."""
+    """scalars: by tag. seconds: from first to last event of each session, added up, so that the pause before a
+    run was resumed does not count. began: the iteration at which the last session began. problems: a line for
+    each file that could not be read to its end."""
 
     scalars: Mapping[str, Series]
     seconds: float
+    began: int
     problems: tuple[str, ...]
 
     def series(self, tag: str) -> Series:
@@ -70,16 +77,18 @@ class DamagedFile(Exception):
 def read_events(folder: Path) -> Events:
     """Every scalar in the event files of `folder`. Damage is told of in `problems`, never raised.
 
-    Where a resumed run repeated iterations, the later file's values stand.
+    Where an iteration was logged twice, the later record stands.
     """
     points: dict[str, dict[int, float]] = {}
-    seconds, problems = 0.0, []
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        first = last = None
+    seconds, began, problems = 0.0, 0, []
+    for path in event_files(folder):
+        before = None
         try:
             for event in _events(path):
-                last = event.wall_time
-                first = last if first is None else first
+                if any(value.tag == SETTINGS for value in event.summary.value):
+                    before, began = None, event.step
+                seconds += max(0.0, event.wall_time - before) if before is not None else 0.0
+                before = event.wall_time
                 for value in event.summary.value:
                     if value.HasField("simple_value"):
                         points.setdefault(value.tag, {})[event.step] = value.simple_value
@@ -87,9 +96,7 @@ def read_events(folder: Path) -> Events:
             problems.append(f"{path}: {damage}; what stands before that is used")
         except OSError as error:
             problems.append(f"{path} cannot be read: {error.strerror or error}")
-        if first is not None and last is not None:
-            seconds += max(0.0, last - first)
-    return Events({tag: _series(found) for tag, found in points.items()}, seconds, tuple(problems))
+    return Events({tag: _series(found) for tag, found in points.items()}, seconds, began, tuple(problems))
 
 
 def smooth(values: np.ndarray, weight: float = 0.95) -> np.ndarray:
@@ -132,7 +139,7 @@ def _records(path: Path) -> Iterator[tuple[int, bytes]]:
                 raise DamagedFile(f"damaged at byte {offset:,}")
             if file.tell() + length + CHECKSUM.size > size:
                 raise DamagedFile(f"cut short at byte {offset:,}")
-            if length > LARGEST_SCALAR:
+            if length > LARGEST:
                 file.seek(length + CHECKSUM.size, os.SEEK_CUR)
                 continue
             data = file.read(length)
