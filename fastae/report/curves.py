@@ -57,9 +57,9 @@ EMPTY = Series(np.empty(0, np.int64), np.empty(0))
 
 @dataclass(frozen=True)
 class Events:
-    """scalars: by tag. seconds: from first to last event of each session, added up, so that the pause before a
-    run was resumed does not count. began: the iteration at which the last session began. problems: a line for
-    each file that could not be read to its end."""
+    """scalars: by tag. seconds: from first to last event of each session, added up, so that the pause before
+    a run was resumed does not count. began: the iteration at which the last session began. problems: a line
+    for each file that could not be read to its end."""
 
     scalars: Mapping[str, Series]
     seconds: float

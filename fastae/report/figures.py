@@ -58,8 +58,8 @@ LABEL_ROOM = 0.28
 LINE_SPACING = 0.066
 """Of the axes' height, between two names."""
 
-RAW_POINTS = 600
-"""A raw curve is drawn with at most twice as many points: the lowest and highest of each stretch."""
+STRETCHES = 250
+"""Of a curve, each drawn by its lowest and its highest point: there are no more pixels than that."""
 
 START_SHARE = 0.02
 """The first part of a curve, which a linear axis lets run out at the top: it would squeeze all the rest."""
@@ -206,15 +206,16 @@ def short(value: float, _: object = None) -> str:
 
 
 def thin(series: Series) -> Series:
-    """At most 2 * RAW_POINTS points that draw the same noisy line: each stretch's lowest and highest."""
-    series = series.finite()
-    if len(series) <= 2 * RAW_POINTS:
+    """At most 2 * STRETCHES points that draw the same noisy line: each stretch's lowest and highest.
+
+    One with values that are no number, at which the line breaks, is left as it is.
+    """
+    if len(series) <= 2 * STRETCHES or not np.isfinite(series.values).all():
         return series
-    stretches = np.array_split(np.arange(len(series)), RAW_POINTS)
     kept = sorted(
         {
             int(stretch[place])
-            for stretch in stretches
+            for stretch in np.array_split(np.arange(len(series)), STRETCHES)
             for place in (series.values[stretch].argmin(), series.values[stretch].argmax())
         }
     )
@@ -270,14 +271,14 @@ def _axes(
 def _draw_curve(axes: Axes, curve: Curve, theme: Theme, smoothing: float) -> None:
     colour, dashes = hue(curve.loss, theme), DASHES[curve.loss.split("_")[1]]
     width = WIDTHS[curve.loss.split("_")[0]] if curve.label else 0.8
-    values = curve.series.values
+    shown = curve.series
     if smoothing:
         raw = thin(curve.series)
         axes.plot(raw.steps, raw.values, color=colour, linewidth=0.6, alpha=0.2, zorder=1)
-        values = smooth(values, smoothing)
-    axes.plot(curve.series.steps, values, color=colour, linestyle=dashes, linewidth=width)
-    if not smoothing and len(values) <= 60:
-        axes.plot(curve.series.steps, values, "o", color=colour, markersize=1.2 + width)
+        shown = thin(Series(shown.steps, smooth(shown.values, smoothing)))
+    axes.plot(shown.steps, shown.values, color=colour, linestyle=dashes, linewidth=width)
+    if not smoothing and len(shown) <= 60:
+        axes.plot(shown.steps, shown.values, "o", color=colour, markersize=1.2 + width)
 
 
 def _label_ends(axes: Axes, drawn: Sequence[Curve], theme: Theme, smoothing: float) -> None:

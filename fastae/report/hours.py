@@ -83,7 +83,7 @@ def project(rates: Sequence[float]) -> float | None:
 
 
 def shares(run: Run) -> Mapping[str, float] | None:
-    """Where the time of a run's last session went, in shares that add up to 1; None without a record of it."""
+    """Where the time of a run's last session went, in shares that add up to 1; None without a record."""
     if run.gpu is None:
         return None
     phases = run.gpu.summary.phases

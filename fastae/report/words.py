@@ -78,6 +78,8 @@ def _headline(found: Standing) -> str:
             f"the losses differ: {name_of(found.worst)} ends {percent(found.range)} "
             f"of the mean error above {name_of(found.best)}"
         )
+    if found.seeds is not None and found.range < ABOUT_THE_SAME and found.seeds.chance < LIKELY:
+        what = f"{what}: small, but more than seeds bring about"
     sentence = f"{when}, {what}" if when else what
     return sentence[0].upper() + sentence[1:] + "."
 

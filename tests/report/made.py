@@ -1,0 +1,131 @@
+"""Run folders made without training: real config.json, event files, checkpoints and gpu.json, chosen numbers."""
+
+import dataclasses
+import json
+import os
+
+import torch
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.summary.writer.record_writer import RecordWriter
+from torch.utils.tensorboard import summary
+
+from fastae import checkpoint
+from fastae.config import TrainConfig
+from fastae.data.folder import open_folder
+from fastae.gpu.diagnosis import Diagnosis
+from fastae.gpu.report import REPORT, Report
+from fastae.gpu.summary import Statistics, Summary
+from fastae.model import AutoEncoder
+from fastae.session import fingerprint
+from fastae.step import TrainingStep
+
+SMALL = {"image_size": 32, "latent": 16, "batch_size": 4, "iterations": 100, "eval_every": 50, "log_every": 10}
+DEVICE = "AMD EPYC, 2 threads"
+BEGAN = 1_700_000_000.0
+
+
+def make_run(
+    folder,
+    loss="minibatch_bce",
+    *,
+    train=None,
+    held_out=None,
+    data="/gone/faces",
+    device=DEVICE,
+    environment=None,
+    gpu=None,
+    weights=None,
+    rate=100.0,
+    wait=0.01,
+    described=None,
+    **settings,
+):
+    """A run of `loss` that logged these loss_index: iteration -> value; a second an iteration.
+
+    weights: seed of the model in its checkpoint, None for no checkpoint. gpu: a Report for gpu.json.
+    described: more of config.json.
+    """
+    config = TrainConfig(loss=loss, data=str(data), **{**SMALL, **settings})
+    train = train if train is not None else {1: 900_000.0, 50: 400_000.0, 100: 300_000.0}
+    held_out = held_out if held_out is not None else {0: 900_000.0, 50: 400_000.0, 100: 300_000.0}
+    (folder / "checkpoints").mkdir(parents=True)
+    description = {
+        "config": config.as_dict(),
+        "data": {"source": str(data), "folder": str(data), "train": 38, "held_out": 2, "split": "by name",
+                 "evaluated_on": 2, "skipped": 0},
+        "loader": "resident",
+        "compiled": False,
+        "device": device,
+        "step": "float32, channels-last",
+        "environment": environment or {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
+    }  # fmt: skip
+    if os.path.isdir(data):
+        description["data"]["fingerprint"] = fingerprint(open_folder(str(data)))
+    description |= described or {}
+    (folder / "config.json").write_text(json.dumps(description))
+    scalars = {step: {"loss_index/train": value} for step, value in train.items()}
+    for step in train:
+        scalars[step] |= {
+            "speed/images_per_second": rate,
+            "speed/data_wait_share": wait,
+            "speed/step_ms_p50": 1e3 * config.batch_size / rate,
+            "speed/step_ms_p95": 2e3 * config.batch_size / rate,
+        }
+    for step, value in held_out.items():
+        scalars.setdefault(step, {})["loss_index/held_out"] = value
+    write_events(folder, [(BEGAN + step, step, scalars[step]) for step in sorted(scalars)])
+    if gpu:
+        (folder / REPORT).write_text(json.dumps(dataclasses.asdict(gpu)))
+    if weights is not None:
+        write_checkpoint(folder, config, weights, max(train, default=1))
+    return folder
+
+
+def write_events(folder, moments, name="1", sessions=(0,)):
+    """An event file of (wall time, iteration, {tag: value}); `sessions`: which of them begin one."""
+    path = folder / f"events.out.tfevents.{name}.host"
+    with path.open("wb") as file:
+        writer = RecordWriter(file)
+        writer.write(Event(wall_time=moments[0][0], file_version="brain.Event:2").SerializeToString())
+        for place, (moment, step, values) in enumerate(moments):
+            if place in sessions:
+                _write(writer, moment, step, summary.text("config", "{}"))
+            for tag, value in values.items():
+                _write(writer, moment, step, summary.scalar(tag, value))
+    return path
+
+
+def _write(writer, moment, step, content):
+    writer.write(Event(wall_time=moment, step=step, summary=content).SerializeToString())
+
+
+def write_checkpoint(folder, config, seed, iteration):
+    """What one step on a random batch leaves."""
+    torch.manual_seed(seed)
+    size = config.image_size
+    shape = (config.batch_size, 3, size, size)
+    from fastae.device import Precision
+
+    step = TrainingStep(
+        AutoEncoder(size, config.latent),
+        loss=config.loss,
+        batch_shape=shape,
+        lr=config.lr,
+        precision=Precision(None, "float32"),
+        compiled=False,
+    )
+    step(torch.rand(shape))
+    state = {**step.state(), "iteration": iteration, "config": config.as_dict(), "run": {}}
+    checkpoint.write(folder / "checkpoints", state, keep=3)
+
+
+def gpu_report(seconds=120.0, kwh=None, wait=0.1, **phases):
+    """A report as the sampler writes it. Phases in seconds: train, eval, compile."""
+    statistics = {"cpu": Statistics("CPU use", "cores", 1.5, 1.0, 1.5, 2.0, 2.0)}
+    whole = Summary(
+        seconds=seconds, samples=1000, sampler_share=0.01,
+        phases=phases or {"before": 10.0, "warm-up": 10.0, "train": 80.0, "eval": 20.0},
+        measured="train", gpus=(), host=statistics, host_not_offered={}, data_wait=wait, kwh=kwh,
+    )  # fmt: skip
+    diagnosis = Diagnosis("busy", ("the process kept 1.9 of 2 CPU cores busy",), ("--amp",))
+    return Report("this run", whole, diagnosis, "the run is on the CPU")
