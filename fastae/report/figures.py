@@ -124,7 +124,7 @@ def draw_curves(
             axes.yaxis.set_major_formatter(
                 FuncFormatter(lambda value, _: f"{value:+.3g} %" if value else "0")
             )
-        elif log:
+        elif log and any((curve.series.values > 0).any() for curve in drawn):
             axes.set_yscale("log")
             _log_ticks(axes)
         else:

@@ -1,8 +1,9 @@
-"""Run folders made without training: real config.json, event files, checkpoints and gpu.json, chosen numbers."""
+"""Run folders made without training: real config.json, event files, checkpoints, gpu.json; chosen numbers."""
 
 import dataclasses
+import functools
 import json
-import os
+from pathlib import Path
 
 import torch
 from tensorboard.compat.proto.event_pb2 import Event
@@ -12,6 +13,7 @@ from torch.utils.tensorboard import summary
 from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
+from fastae.device import Precision
 from fastae.gpu.diagnosis import Diagnosis
 from fastae.gpu.report import REPORT, Report
 from fastae.gpu.summary import Statistics, Summary
@@ -19,7 +21,14 @@ from fastae.model import AutoEncoder
 from fastae.session import fingerprint
 from fastae.step import TrainingStep
 
-SMALL = {"image_size": 32, "latent": 16, "batch_size": 4, "iterations": 100, "eval_every": 50, "log_every": 10}
+SMALL = {
+    "image_size": 32,
+    "latent": 16,
+    "batch_size": 4,
+    "iterations": 100,
+    "eval_every": 50,
+    "log_every": 10,
+}
 DEVICE = "AMD EPYC, 2 threads"
 BEGAN = 1_700_000_000.0
 
@@ -59,7 +68,7 @@ def make_run(
         "step": "float32, channels-last",
         "environment": environment or {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
     }  # fmt: skip
-    if os.path.isdir(data):
+    if Path(data).is_dir():
         description["data"]["fingerprint"] = fingerprint(open_folder(str(data)))
     description |= described or {}
     (folder / "config.json").write_text(json.dumps(description))
@@ -101,22 +110,24 @@ def _write(writer, moment, step, content):
 
 def write_checkpoint(folder, config, seed, iteration):
     """What one step on a random batch leaves."""
-    torch.manual_seed(seed)
-    size = config.image_size
-    shape = (config.batch_size, 3, size, size)
-    from fastae.device import Precision
+    state = {**_trained(seed, config.image_size, config.latent), "iteration": iteration}
+    checkpoint.write(folder / "checkpoints", {**state, "config": config.as_dict(), "run": {}}, keep=3)
 
+
+@functools.cache
+def _trained(seed, size, latent):
+    torch.manual_seed(seed)
+    shape = (4, 3, size, size)
     step = TrainingStep(
-        AutoEncoder(size, config.latent),
-        loss=config.loss,
+        AutoEncoder(size, latent),
+        loss="minibatch_bce",
         batch_shape=shape,
-        lr=config.lr,
+        lr=1e-4,
         precision=Precision(None, "float32"),
         compiled=False,
     )
     step(torch.rand(shape))
-    state = {**step.state(), "iteration": iteration, "config": config.as_dict(), "run": {}}
-    checkpoint.write(folder / "checkpoints", state, keep=3)
+    return step.state()
 
 
 def gpu_report(seconds=120.0, kwh=None, wait=0.1, **phases):
