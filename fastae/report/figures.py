@@ -62,7 +62,10 @@ STRETCHES = 250
 """Of a curve, each drawn by its lowest and its highest point: there are no more pixels than that."""
 
 START_SHARE = 0.02
-"""The first part of a curve, which a linear axis lets run out at the top: it would squeeze all the rest."""
+"""The first part of a long curve, which a linear axis lets run out at the top: it would squeeze the rest."""
+
+LONG_CURVE = 60
+"""Points from which a curve is long: shorter ones are shown whole, with a dot at each point."""
 
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -277,7 +280,7 @@ def _draw_curve(axes: Axes, curve: Curve, theme: Theme, smoothing: float) -> Non
         axes.plot(raw.steps, raw.values, color=colour, linewidth=0.6, alpha=0.2, zorder=1)
         shown = thin(Series(shown.steps, smooth(shown.values, smoothing)))
     axes.plot(shown.steps, shown.values, color=colour, linestyle=dashes, linewidth=width)
-    if not smoothing and len(shown) <= 60:
+    if not smoothing and len(shown) < LONG_CURVE:
         axes.plot(shown.steps, shown.values, "o", color=colour, markersize=1.2 + width)
 
 
@@ -310,18 +313,17 @@ def _label_ends(axes: Axes, drawn: Sequence[Curve], theme: Theme, smoothing: flo
 
 def _top(drawn: Sequence[Curve], smoothing: float) -> float | None:
     """Of a linear axis from 0: just above all that comes after the start; None leaves it to matplotlib."""
-    tops = []
+    tops = [0.0]
     for curve in drawn:
-        series = curve.series
-        shown = smooth(series.values, smoothing) if smoothing else series.values
-        started = np.isfinite(shown) & (series.steps >= START_SHARE * series.steps[-1])
-        if smoothing:
-            raw = series.values[started]
-            shown = np.maximum(shown[started], np.percentile(raw, 95)) if len(raw) else shown[started]
-        else:
-            shown = shown[started]
-        tops.append(float(shown.max(initial=0)))
-    return 1.08 * max(tops) if tops and max(tops) > 0 else None
+        steps, values = curve.series.steps, curve.series.values
+        known = np.isfinite(values)
+        if len(values) >= LONG_CURVE:
+            known &= steps >= START_SHARE * steps[-1]
+        shown = smooth(values, smoothing) if smoothing else values
+        tops.append(float(shown[known].max(initial=0)))
+        if smoothing and known.any():  # most of the raw curve as well
+            tops.append(float(np.percentile(values[known], 95)))
+    return 1.08 * max(tops) if max(tops) > 0 else None
 
 
 def _log_ticks(axes: Axes) -> None:

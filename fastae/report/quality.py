@@ -22,7 +22,7 @@ from fastae.data.folder import open_folder
 from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.evaluate import reconstruct
-from fastae.losses import loss_index, squared_error
+from fastae.losses import loss_index, psnr, squared_error
 from fastae.report.adam import EpsReach, eps_reach
 from fastae.report.gather import Run
 from fastae.run import RunFolder
@@ -113,12 +113,10 @@ def compare_images(images: Tensor, reconstructions: Tensor, iteration: int) -> Q
     """Both (N, 3, S, S) in [0, 1], on any device."""
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
     one, other = (_channels_last(each) for each in (images, reconstructions))
-    with np.errstate(divide="ignore"):
-        psnr = -10 * np.log10(errors)
     return Quality(
         iteration=iteration,
         errors=errors,
-        psnr=psnr,
+        psnr=np.array([psnr(error) for error in errors]),
         ssim=np.array([ssim(*pair) for pair in zip(one, other, strict=True)]),
         pictures=as_bytes(reconstructions),
     )

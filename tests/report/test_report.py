@@ -6,36 +6,27 @@ import json
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from fastae.config import TrainConfig
+from fastae.errors import FastaeError
 from fastae.report.make import make_report
 from fastae.sweep.plan import SweepConfig
-from fastae.sweep.sweep import sweep
+from fastae.sweep.sweep import sweep as run_sweep
 
-from ..test_train import fastae
+from ..commands import fastae
 from .made import gpu_report, make_run
 
+FIGURES = {
+    *(f"{name}{theme}.svg" for theme in ("", "-dark")
+      for name in ("train-linear", "train-log", "held-out-linear", "held-out-log", "held-out-apart", "time")),
+    "reconstructions.png",
+}  # fmt: skip
+
 HOSTILE = "<script>alert(1)</script>'\"&amp;{{ 7 * 7 }}"
-
-
-@pytest.fixture(scope="module")
-def reported(face_folder, tmp_path_factory):
-    """A sweep of two losses with two seeds each, and the process that reported on it."""
-    folder = tmp_path_factory.mktemp("sweep") / "small"
-    config = TrainConfig(
-        data=str(face_folder), image_size=32, latent=16, batch_size=4, iterations=6, eval_every=3,
-        log_every=2, compile=False, device="cpu", loader="dali", cache_dir=str(folder.parent / "cache"),
-    )  # fmt: skip
-    sweep(SweepConfig(config, losses=("minibatch_bce", "pixel_mse"), repeats=2), folder)
-    return folder, fastae("report", folder)
-
-
-@pytest.fixture(scope="module")
-def page(reported):
-    return reported[0] / "report.html"
 
 
 def words_of(page):
@@ -65,30 +56,26 @@ def addresses(page):
     return parser
 
 
-def test_it_writes_the_page_and_its_figures_and_says_where(reported, page):
-    folder, result = reported
+def test_a_sweep_is_reported_on(face_folder, tmp_path):
+    sweep = tmp_path / "small"
+    config = TrainConfig(
+        data=str(face_folder), image_size=32, latent=16, batch_size=4, iterations=6, eval_every=3,
+        log_every=2, compile=False, device="cpu", loader="dali", cache_dir=str(tmp_path / "cache"),
+    )  # fmt: skip
+    run_sweep(SweepConfig(config, losses=("minibatch_bce", "pixel_mse"), repeats=2), sweep)
+
+    result = fastae("report", sweep)
+
     assert result.returncode == 0, result.stderr
+    page = sweep / "report.html"
     answer, where = result.stdout.splitlines()[-2:]
     assert answer.startswith("answer    After 6 iterations, ")
-    assert where == f"report    {page}, and its figures in {folder / 'report'}"
-    names = sorted(path.name for path in (folder / "report").iterdir())
-    assert {"train-linear.svg", "train-log.svg", "held-out-linear.svg", "held-out-log.svg",
-            "train-linear-dark.svg", "held-out-apart.svg", "time.svg",
-            "reconstructions.png"} <= set(names)  # fmt: skip
-    assert not list(folder.rglob("*.partial"))
-    assert Image.open(folder / "report" / "reconstructions.png").size[0] > 200
-
-
-def test_the_page_stands_alone(page):
-    found = addresses(page)
-    assert found.found and all(address.startswith("data:") for address in found.found)
-    assert not {"script", "iframe", "object", "embed"} & set(found.tags)
-    style = re.search(r"<style>(.*?)</style>", page.read_text(), re.DOTALL)[1]
-    assert "url(" not in style and "@import" not in style
-
-
-def test_the_page_tells_the_answer_the_time_and_how_to_repeat_it(reported, page):
-    folder, _ = reported
+    assert where == f"report    {page}, and its figures in {sweep / 'report'}"
+    assert "warning" not in result.stdout
+    assert {path.name for path in (sweep / "report").iterdir()} >= FIGURES
+    assert Image.open(sweep / "report" / "reconstructions.png").size[0] > 200
+    assert not list(sweep.rglob("*.partial"))
+    stands_alone(page)
     words = words_of(page)
     for told in (
         "Do the losses differ?",
@@ -99,22 +86,23 @@ def test_the_page_tells_the_answer_the_time_and_how_to_repeat_it(reported, page)
         "The article's six runs of 100,000 iterations took 30 hours of its GPU. The 4 runs of this report",
         "images of 32 pixels, codes of 16 numbers, batches of 4",
         "fastae train --loss pixel_mse",
-        f"fastae report {folder}",
+        f"fastae report {sweep}",
         "6 (the article: 100,000)",
         "All, from best to worst",
     ):
         assert told in words, told
     assert "Read with care" not in words
+    finals = [entry["held_out"] for entry in json.loads((sweep / "sweep.json").read_text())["runs"]]
+    assert len(finals) == 4 and all(f"{value:,.0f}" in words for value in finals)
 
 
-def test_the_figures_of_the_runs_are_in_the_table(reported, page):
-    folder, _ = reported
-    finals = {
-        entry["name"]: entry["held_out"] for entry in json.loads((folder / "sweep.json").read_text())["runs"]
-    }
-    assert len(finals) == 4
-    words = words_of(page)
-    assert all(f"{value:,.0f}" in words for value in finals.values())
+def stands_alone(page):
+    """It loads nothing, and runs nothing."""
+    found = addresses(page)
+    assert found.found and all(address.startswith("data:") for address in found.found)
+    assert not {"script", "iframe", "object", "embed"} & set(found.tags)
+    style = re.search(r"<style>(.*?)</style>", page.read_text(), re.DOTALL)[1]
+    assert "url(" not in style and "@import" not in style
 
 
 def test_the_numbers_of_made_runs_as_worked_out_by_hand(tmp_path):
@@ -200,23 +188,28 @@ def test_a_lone_run_and_one_that_has_only_begun(tmp_path):
     assert "Nothing can be said of the losses yet." in words and "unfinished: iteration 1 of 100" in words
 
 
+def test_a_mistake_is_one_line_and_exit_code_2(tmp_path):
+    result = fastae("report", "missing", cwd=tmp_path)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == "fastae: error: run folder 'missing' does not exist\n"
+
+
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("folder", "out", "words"),
     [
-        ([], "Missing argument 'DIR...'"),
-        (["missing"], "run folder 'missing' does not exist"),
-        (["."], "no run in '.'"),
-        (["../run", "--out", "page.txt"], "--out 'page.txt' must end in .html"),
-        (["../run", "--out", "folder.html"], "--out 'folder.html' is a folder"),
-        (["../run", "--out", "/proc/fastae/page.html"], "cannot write '/proc/fastae/page.html'"),
+        (".", None, "no run in '.'"),
+        ("../run", "page.txt", "--out 'page.txt' must end in .html"),
+        ("../run", "folder.html", "--out 'folder.html' is a folder"),
+        ("../run", "/proc/fastae/page.html", "cannot write '/proc/fastae/page.html'"),
     ],
 )
-def test_a_mistake_is_one_line(arguments, words, tmp_path):
+def test_a_mistake_leaves_nothing(folder, out, words, tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     (tmp_path / "here" / "folder.html").mkdir(parents=True)
-    result = fastae("report", *arguments, cwd=tmp_path / "here")
-    assert (result.returncode, result.stdout, result.stderr.count("\n")) == (2, "", 1)
-    assert result.stderr.startswith("fastae: error: ") and words in result.stderr
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(FastaeError, match=re.escape(words)):
+        make_report([Path(folder)], out and Path(out))
+    assert [path.name for path in tmp_path.glob("here/*")] == ["folder.html"]
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -233,6 +226,15 @@ def browser():
         opened = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
         yield opened
         opened.close()
+
+
+@pytest.fixture(scope="module")
+def page(face_folder, tmp_path_factory):
+    """Two losses on the 2 held-out images, one a name that is too long for a phone, with a warning."""
+    folder = tmp_path_factory.mktemp("made")
+    make_run(folder / "minibatch_bce", "minibatch_bce", data=face_folder, weights=0, gpu=gpu_report())
+    make_run(folder / ("pixel_mse" + 60 * "x"), "pixel_mse", data=face_folder, weights=1, gpu=gpu_report())
+    return make_report([folder])
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
