@@ -15,7 +15,8 @@ import numpy as np
 
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
-from fastae.gpu.report import Report, read_report
+from fastae.gpu.report import REPORT, Report, read_report
+from fastae.gpu.table import heading, remarks, rows
 from fastae.losses import LOSSES
 from fastae.report.curves import Events, Series, read_events
 from fastae.run import RunFolder
@@ -214,9 +215,23 @@ def _read(path: Path) -> Run:
     gpu, note = None, ""
     try:
         gpu = read_report(path)
+        _try_out(gpu)
     except FastaeError as error:
         note = str(error)
+    except (AttributeError, TypeError, ValueError):
+        gpu, note = None, f"{str(path / REPORT)!r} is damaged"
     return Run(path.name, path, config, folder.describe(), read_events(path), gpu, note)
+
+
+def _try_out(report: Report) -> None:
+    """Reads all of it once: what no sampler writes raises here, not in the middle of a page."""
+    summary = report.summary
+    list(rows(summary))
+    remarks(summary)
+    heading(report)
+    numbers = [summary.seconds, *summary.phases.values(), summary.data_wait or 0.0, summary.kwh or 0.0]
+    if not all(math.isfinite(number) for number in numbers):
+        raise ValueError("not finite")
 
 
 def _named(runs: Iterable[Run]) -> list[Run]:

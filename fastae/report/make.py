@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shlex
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 import fastae
 from fastae.console import printable, say, track
@@ -236,10 +239,12 @@ def _samples(runs: Sequence[Run]) -> list[tuple[Run, bytes]]:
     found = []
     for run in runs:
         pictures = sorted((run.path / "samples").glob("*.png"))
-        try:
-            found += [(run, picture.read_bytes()) for picture in pictures[-1:]]
-        except OSError:
-            continue
+        for picture in reversed(pictures):
+            with suppress(OSError, SyntaxError):  # Pillow's, of a file that is none or damaged
+                content = picture.read_bytes()
+                Image.open(io.BytesIO(content), formats=["PNG"]).verify()
+                found.append((run, content))
+                break
     return found
 
 

@@ -258,7 +258,9 @@ def smoothing_told(runs: Sequence[Run]) -> str:
 def percent(share: float) -> str:
     """0.0123 -> "1.2 %"; three digits at most, and never a rounded 0 for what is not 0."""
     value = 100 * share
-    if value and abs(value) < 0.01:
+    if not value:
+        return f"0{BLANK}%"
+    if abs(value) < 0.01:
         return f"less than 0.01{BLANK}%"
     digits = 2 if abs(value) < 1 else 1 if abs(value) < 10 else 0
     return f"{value:.{digits}f}{BLANK}%"

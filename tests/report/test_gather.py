@@ -94,6 +94,18 @@ def test_the_wall_time_is_the_longer_of_two_records(tmp_path):
     assert (run.wall_seconds, other.wall_seconds) == (100, 500)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"), [("80.0", '"long"'), ("80.0", "NaN"), ('"label": "CPU use"', '"label": [1]'), ("{", "{[")]
+)
+def test_a_damaged_gpu_report_is_left_out_and_named(old, new, tmp_path):
+    folder = make_run(tmp_path / "run", gpu=gpu_report())
+    path = folder / "gpu.json"
+    path.write_text(path.read_text().replace(old, new))
+    ((run,), _) = gather([folder])
+    assert run.gpu is None and str(path) in run.gpu_note
+    assert run.wall_seconds == 100
+
+
 def test_gpus_and_energy_are_claimed_only_where_known(tmp_path):
     counted = gpu_report(kwh=0.5)
     make_run(tmp_path / "a", gpu=counted)

@@ -154,6 +154,7 @@ def test_data_that_are_gone_are_said_so_and_the_runs_own_pictures_are_shown(tmp_
     (folder / "samples").mkdir()
     for iteration, colour in ((50, "red"), (100, "blue")):
         Image.new("RGB", (64, 64), colour).save(folder / "samples" / f"{iteration:07d}.png")
+    (folder / "samples" / "0000101.png").write_bytes(b"torn")
     page = make_report([tmp_path])
     words = words_of(page)
     assert "no reconstructions, PSNR and SSIM of run: data folder '/gone/faces' does not exist" in words
