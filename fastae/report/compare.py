@@ -235,7 +235,9 @@ def _data(run: Run) -> str:
 
 
 def _setting(name: str, run: Run) -> str:
-    value = getattr(run.config, name)
+    """The value as text; of what a run chooses by itself, what it chose."""
+    chosen = {"compile": "compiled", "loader": "loader"}.get(name, "")
+    value = run.description.get(chosen, getattr(run.config, name))
     if isinstance(value, bool):
         return "on" if value else "off"
     return "default" if value is None else str(value)

@@ -94,7 +94,7 @@ def measure(runs: Iterable[Run], device: torch.device) -> Measured:
             held_out = _images_of(run, device, sets)
             trained = open_trained(run.path, device)
         except FastaeError as error:
-            without.setdefault(str(error).replace(str(run.path), "its folder"), []).append(run.name)
+            without.setdefault(str(error).replace(repr(str(run.path)), "its folder"), []).append(run.name)
             continue
         except OSError as error:
             without.setdefault(f"cannot be read, {error.strerror or error}", []).append(run.name)

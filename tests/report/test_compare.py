@@ -66,6 +66,16 @@ def test_a_run_of_other_speed_is_marked_and_compared(tmp_path):
     assert all("their speeds do not compare" in warning for warning in mixture.warnings)
 
 
+def test_what_a_run_chose_by_itself_counts_not_that_it_was_left_to_it(tmp_path):
+    for loss in ("minibatch_bce", "pixel_bce"):
+        make_run(tmp_path / loss, loss)  # chose resident, and not to compile
+    make_run(tmp_path / "same", "pixel_mse", loader="resident", compile=False)
+    odd = make_run(tmp_path / "odd", "sample_mse", described={"compiled": True, "loader": "dali"})
+    mixture = mixture_of(tmp_path)
+    assert mixture.marks[odd] == ("--compile on, not off", "--loader dali, not resident")
+    assert len(mixture.warnings) == 2
+
+
 def test_an_unfinished_run_is_marked_and_all_are_compared_where_all_were_evaluated(tmp_path):
     make_run(tmp_path / "whole", "minibatch_bce")
     broken = make_run(
