@@ -19,7 +19,7 @@ from fastae.console import printable, say
 from fastae.errors import FastaeError
 from fastae.ranks import Ranks, joined, launched
 from fastae.run import RunFolder
-from fastae.session import Session, fingerprint
+from fastae.session import Session
 from fastae.train import show_results, train_in
 
 
@@ -89,7 +89,7 @@ def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str
 def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], path: Path) -> None:
     """Says what differs and is sound. Raises FastaeError where the data are not the run's."""
     now = session.describe(config, "")
-    if (then := _of(before, str, "data", "fingerprint")) not in (None, fingerprint(session.folder)):
+    if (then := _of(before, str, "data", "fingerprint")) not in (None, session.fingerprint):
         numbers = (_of(before, int, "data", part) for part in ("train", "held_out"))
         was = " + ".join(f"{number:,}" for number in numbers if number is not None)
         raise FastaeError(

@@ -74,6 +74,7 @@ class Session:
         if self.folder.skipped:
             where = f"named in {run.skipped}" if run else "fastae check names them"
             say(f"left out  {count_faults(self.folder.skipped)}: {where}")
+        self.fingerprint = fingerprint(self.folder)
         self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
         self.replaced: list[Finding] = []
         self.loader: Loader = open_loader(
@@ -133,7 +134,7 @@ class Session:
                 "split": self.folder.split,
                 "evaluated_on": len(self.evaluated),
                 "skipped": len(self.folder.skipped),
-                "fingerprint": fingerprint(self.folder),
+                "fingerprint": self.fingerprint,
             },
             "loader": self.loader.kind,
             "compiled": self.compiled,

@@ -98,22 +98,24 @@ def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Sessio
 def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry, table: SweepTable) -> None:
     """One run to its end, from its last checkpoint where it has one; its failure is written down."""
     run = RunFolder(plan.folder / entry.name)
-    state = begun_state(run)
-    entry = plan.change(entry.name, state=RUNNING, error="", iteration=state["iteration"] if state else 0)
-    names = [other.name for other in plan.entries]
-    announce(entry, names.index(entry.name) + 1, len(names))
-    table.start(entry)
     config = replace(settings, loss=entry.loss, seed=entry.seed, out=str(run.path))
+    entry = plan.change(entry.name, state=RUNNING, error="")
+    table.start(entry)
     outcome: dict[str, Any] = {"state": STOPPED}
     try:
-        held_out = train_in(session, config, run, state, table)
-        outcome = {"state": FINISHED, "held_out": held_out}
+        state = begun_state(run)
+        table.begin(state["iteration"] if state else 0, config.iterations)
+        names = [other.name for other in plan.entries]
+        announce(entry, names.index(entry.name) + 1, len(names))
+        if entry.iteration < config.iterations:
+            outcome["held_out"] = train_in(session, config, run, state, table)
+        outcome["state"] = FINISHED
     except Stopped as stopped:
         raise Stopped(
             stopped.caught, f"stopped by {stopped.caught.name}, all is saved; the same command goes on"
         ) from None
     except FastaeError as error:
-        outcome = {"state": FAILED, "error": str(error)}
+        outcome |= {"state": FAILED, "error": str(error)}
         say(f"{entry.name} failed: {error}")
     finally:
         table.record(**outcome)
