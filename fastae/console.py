@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -77,6 +78,8 @@ def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterato
 
 def duration(seconds: float) -> str:
     """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"
