@@ -17,6 +17,8 @@ from fastae.data.mending import ImageFiles
 from fastae.data.order import Order
 from fastae.errors import FastaeError
 
+from ..commands import SMALL, started, wait_for
+
 TRUNCATED = slice(0, 2500)
 WAYS = {
     "truncated": lambda path: path.write_bytes(path.read_bytes()[TRUNCATED]),
@@ -195,3 +197,15 @@ print(failures)
         cutter.wait()
     assert reader.returncode == 0, reader.stderr[-1000:]
     assert int(reader.stdout) > 0
+
+
+def test_a_run_whose_folder_vanishes_ends_in_one_line(paths, tmp_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("vanished") / "run"
+    options = ["--loader", "dali", "--out", out, *SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
+    with started("train", "--data", tmp_path, *options) as run:
+        wait_for(run, "images/s")
+        shutil.rmtree(tmp_path)
+        said = run.communicate(timeout=60)[1]
+        assert run.returncode in (1, 2)
+    assert [line for line in said.splitlines() if "Error" in line or "Traceback" in line] == []
+    assert "none of the 11 images can be read any more: is the folder gone?" in said.splitlines()[-1]
