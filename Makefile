@@ -7,7 +7,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 DALI ?= $(shell test $(or $(DRIVER),580) -ge 580 && echo cuda13 || echo cuda12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test soak throughput gpu-check lint format clean
+.PHONY: help setup train test soak fuzz throughput gpu-check lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,11 @@ test: setup ## Run all tests (those of the GPU skip where there is none)
 
 soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (half an hour)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA tests/test_resume.py tests/test_soak.py
+
+FILES ?= 20000
+SEED ?= 0
+fuzz: setup ## The long form of tests/fuzz: FILES=20000 broken JPEGs of SEED=0, 2,000 examples a parser
+	FASTAE_FUZZ=$(FILES) FASTAE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest --numprocesses=0 tests/fuzz
 
 throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writes a record
 	$(BIN)/python -m benchmarks.throughput $(ARGS)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -214,12 +215,13 @@ def cache() -> None:
 def list_cache(cache_dir: str | None) -> None:
     """List what lies in the cache, with sizes."""
     from fastae.cache import cache_folder, entries
+    from fastae.console import say
 
     folder = Path(cache_dir) if cache_dir else cache_folder()
     found = entries(folder)
     for entry in found:
-        click.echo(f"{entry.size / 1e6:12,.1f} MB  {entry.path.name}")
-    click.echo(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
+        say(f"{entry.size / 1e6:12,.1f} MB  {entry.path.name}")
+    say(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
 
 
 @cache.command("clear")
@@ -227,15 +229,19 @@ def list_cache(cache_dir: str | None) -> None:
 def clear_cache(cache_dir: str | None) -> None:
     """Remove all of it; it is made again where it is needed."""
     from fastae.cache import cache_folder, clear, entries
+    from fastae.console import say
 
     folder = Path(cache_dir) if cache_dir else cache_folder()
     size = sum(entry.size for entry in entries(folder))
     clear(folder)
-    click.echo(f"removed {size / 1e6:,.1f} MB from {folder}")
+    say(f"removed {size / 1e6:,.1f} MB from {folder}")
 
 
 def main() -> None:
     """The entry point of `fastae` and `python -m fastae`."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a name that the terminal's encoding lacks is no error
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(prog_name="fastae", standalone_mode=False)
     except (click.Abort, KeyboardInterrupt):
@@ -257,6 +263,8 @@ def refuse(message: str, code: int = 2) -> int:
 
 
 def complain(line: str, code: int) -> int:
+    from fastae.console import printable  # not above: `fastae --help` shall not wait for rich
+
     with suppress(OSError):  # the terminal may have gone: the code still tells
-        click.echo(line, err=True)
+        click.echo(printable(line), err=True)
     return code

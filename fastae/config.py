@@ -7,7 +7,6 @@ explanation stand in one place. Deeper code trusts what comes out of here.
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +17,7 @@ from fastae.losses import LOSSES
 
 LOADERS = ("auto", "dali", "resident")
 ON_NAN = ("stop", "skip")
+LARGEST = 2**63
 IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that would import torch
 
 
@@ -109,23 +109,26 @@ class TrainConfig:
             raise FastaeError(f"--on-nan {self.on_nan!r} is not one of: {', '.join(ON_NAN)}")
         if self.loader not in LOADERS:
             raise FastaeError(f"--loader {self.loader!r} is not one of: {', '.join(LOADERS)}")
+        for name, value in self.as_dict().items():
+            if isinstance(value, int | float) and value >= LARGEST:
+                raise FastaeError(f"{flag(name)} must be below 2^63, not {value!s:.30}")
         for name in (
             "iterations", "minutes", "batch_size", "lr", "image_size", "latent", "crop",
             "log_every", "eval_every", "eval_images", "threads",
             "checkpoint_every", "checkpoint_minutes", "keep",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not (value > 0 and math.isfinite(value)):
+            if value is not None and not value > 0:
                 raise FastaeError(f"{flag(name)} must be positive, not {value}")
         if self.image_size % IMAGE_SIZE_MULTIPLE:
             raise FastaeError(
                 f"--image-size must be a multiple of {IMAGE_SIZE_MULTIPLE}, not {self.image_size}"
             )
-        if not 0 <= self.seed < 2**63:
+        if not 0 <= self.seed < LARGEST:
             raise FastaeError(f"--seed must be in [0, 2^63), not {self.seed}")
         for name in ("brightness", "gpu_sample_hz", "signal_grace"):
             value = getattr(self, name)
-            if not (value >= 0 and math.isfinite(value)):
+            if not value >= 0:
                 raise FastaeError(f"{flag(name)} must be 0 or more, not {value}")
         for name in ("contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:

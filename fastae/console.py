@@ -1,7 +1,8 @@
-"""Where lines for people go, and how durations are written there."""
+"""Where lines for people go, what is made harmless in them, and how durations are written there."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -9,6 +10,7 @@ from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 Item = TypeVar("Item")
 
@@ -34,8 +36,20 @@ class _Output:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-# highlight and markup off: a file name may hold brackets, and numbers need no colours.
-console = Console(file=cast(TextIO, _Output()), highlight=False, markup=False, soft_wrap=True, emoji=False)
+class HarmlessConsole(Console):
+    """Prints text as it is, whatever file or folder it came from: no terminal obeys anything in it.
+
+    No markup, since a file name may hold brackets, and no colours, which numbers do not need.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, soft_wrap=True, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str("\n".join(map(printable, text.split("\n"))), **options)
+
+
+console = HarmlessConsole(file=cast(TextIO, _Output()))
 
 
 def say(text: str) -> None:
@@ -43,11 +57,13 @@ def say(text: str) -> None:
     console.print(text)
 
 
-def printable(path: str) -> str:
-    """A file's name in one harmless line: control characters and stray bytes as escapes."""
+def printable(text: str) -> str:
+    """A file's name, say, in one harmless line: control characters and stray bytes as escapes."""
+    if text.isprintable():
+        return text
     return "".join(
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode()
-        for character in path
+        for character in text
     )
 
 
@@ -62,6 +78,8 @@ def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterato
 
 def duration(seconds: float) -> str:
     """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
+    if not math.isfinite(seconds):
+        return f"{seconds} s"
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds} s"

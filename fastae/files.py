@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -15,7 +16,12 @@ from fastae.errors import FastaeError
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends well, and leaves nothing otherwise."""
+    """A binary file that appears at `path` when the block ends well, and leaves nothing otherwise.
+
+    Raises OSError for what is there and no file: a device or a pipe would be replaced by one.
+    """
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file")
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:

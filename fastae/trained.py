@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastae import checkpoint
 from fastae.config import TrainConfig
@@ -37,9 +39,24 @@ def open_trained(path: Path, device: str | torch.device = "cpu") -> Trained:
         raise FastaeError(
             f"{str(path)!r} holds no usable checkpoint: it has not been trained long enough yet"
         )
+    if not _fits(state["model"], config):
+        raise FastaeError(f"the checkpoint in {str(path)!r} does not fit its config.json")
     model = AutoEncoder(config.image_size, config.latent)
-    try:
-        model.load_state_dict(state["model"])
-    except RuntimeError:
-        raise FastaeError(f"the checkpoint in {str(path)!r} does not fit its config.json") from None
+    model.load_state_dict(state["model"])
     return Trained(run, config, state["iteration"], model.to(device).eval())
+
+
+def _fits(weights: Any, config: TrainConfig) -> bool:
+    """Whether these are the model's weights; before memory is taken for what config.json may claim."""
+    try:
+        with torch.device("meta"):
+            expected = AutoEncoder(config.image_size, config.latent).state_dict()
+    except (RuntimeError, TypeError):  # more than PyTorch can count
+        return False
+    return weights.keys() == expected.keys() and all(
+        isinstance(weight, Tensor)
+        and weight.shape == expected[name].shape
+        and weight.dtype == expected[name].dtype
+        and weight.untyped_storage().nbytes() >= weight.nbytes  # else one number stands for many
+        for name, weight in weights.items()
+    )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastae.data.geometry import Geometry
-from fastae.data.mending import ImageFiles
+from fastae.data.mending import DECODER_ERRORS, ImageFiles
 from fastae.data.pixels import Passes
 from fastae.data.tuning import DEFAULT, Tuning
 
@@ -41,7 +41,16 @@ class Decoder:
         def prefetched(position: int) -> range:
             return range(position * BATCH, min((position + 2 + self.tuning.prefetch) * BATCH, len(files)))
 
-        yield from files.mended(lambda first: self._stream(batches(first)), prefetched)
+        yield from files.mended(lambda first: self._stream(batches(first)), prefetched, self.decodes)
+
+    def decodes(self, paths: Sequence[str]) -> bool:
+        """Whether the decoder takes all of these files, BATCH at most."""
+        try:
+            for _ in self._stream(iter([list(paths)])):
+                pass
+        except DECODER_ERRORS:
+            return False
+        return True
 
     def _stream(self, batches: Iterator[list[str]]) -> Iterator[Tensor]:
         from fastae.data.pipeline import Engine, read_images, read_regions

@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from fastae.data.check import Check, Finding, check
+from fastae.data.memory import free_bytes
 from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
 PARTITION_FILE = "list_eval_partition.txt"
+MAX_PARTITION = 1 << 25
+"""Bytes of that file: CelebA's has 2.8 million."""
+
 HELD_OUT_SHARE = 0.05
 
 
@@ -41,30 +47,52 @@ def open_folder(root: str | Path, crop: int | None = None, records: Path | None 
     """Lists, checks and divides the JPEGs under `root`.
 
     crop: images with a shorter side are left out. records: where what is known of the files is kept.
-    Raises FastaeError where there is no such folder, or fewer than two usable JPEGs in it.
+    Raises FastaeError where there is no such folder, fewer than two usable JPEGs in it, or images so large
+    that decoding them would exhaust the memory.
     """
     root = os.fspath(root)
     paths = find_jpegs(root)
     checked = check(root, paths, crop=crop, records=records)
     if len(checked.usable) < 2:
         raise FastaeError(_too_few(root, len(checked.usable), checked.unusable, crop))
+    if checked.heaviest > (free := free_bytes(torch.device("cpu"))):
+        raise FastaeError(
+            f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
+            f"decoded, and {free / 1e9:.1f} GB are free: --crop cuts less out of them, or make them smaller"
+        )
     return _divide(root, checked)
 
 
 def find_jpegs(root: str) -> list[str]:
-    """Everything named like a JPEG under `root`, sorted by path; links to folders are not followed.
+    """Everything named like a JPEG under `root`, sorted by path, and every folder that cannot be listed.
 
-    Raises FastaeError where there is no such folder, or none is in it.
+    Links to folders are not followed. Raises FastaeError where there is no such folder, or nothing in it.
     """
-    if not Path(root).is_dir():
-        what = "is a file, not a folder" if Path(root).exists() else "does not exist"
+    if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that is too long)
+        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"  # noqa: PTH110
         raise FastaeError(f"data folder {root!r} {what}")
-    found = []
-    for folder, folders, names in os.walk(root):
-        found += [f"{folder}/{name}" for name in names + folders if name.lower().endswith(SUFFIXES)]
+    found = set(_walk(root))
     if not found:
         raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it")
     return sorted(found)
+
+
+def _walk(root: str) -> Iterator[str]:
+    """As `find_jpegs`, in any order. By a list, since folders may be nested deeper than calls may."""
+    folders = [root]
+    while folders:
+        folder = folders.pop()
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.lower().endswith(SUFFIXES):
+                        yield f"{folder}/{entry.name}"
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(f"{folder}/{entry.name}")
+        except OSError as error:
+            if folder == root:
+                raise FastaeError(f"data folder {root!r} cannot be read: {error.strerror}") from None
+            yield folder
 
 
 def count_faults(findings: Sequence[Finding]) -> str:
@@ -99,8 +127,17 @@ def _divide(root: str, checked: Check) -> ImageFolder:
 
 
 def _held_out_names(partition: Path) -> set[str]:
+    try:
+        with partition.open("rb") as file:
+            content = file.read(MAX_PARTITION + 1)
+    except OSError as error:
+        raise FastaeError(f"{str(partition)!r} cannot be read: {error.strerror}") from None
+    if len(content) > MAX_PARTITION:
+        raise FastaeError(f"{str(partition)!r} is too large for CelebA's partition: {MAX_PARTITION:,} bytes")
     held = set()
-    for number, line in enumerate(partition.read_text(errors="replace").splitlines(), start=1):
+    for number, line in enumerate(os.fsdecode(content).split("\n"), start=1):
+        if not line.strip():
+            continue
         fields = line.split()
         if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
             raise FastaeError(f"{partition}:{number}: expected 'NAME 0|1|2', found {line!r:.80}")

@@ -100,7 +100,8 @@ class DaliLoader(Loader):
             plans = itertools.islice(self.order.plans(start + position), 2 + self.decoder.tuning.prefetch)
             return itertools.chain.from_iterable(plan.indices.tolist() for plan in plans)
 
-        for images in self.files.mended(lambda position: self._stream(start + position), prefetched):
+        decodes = self.decoder.decodes
+        for images in self.files.mended(lambda place: self._stream(start + place), prefetched, decodes):
             yield (images,)
 
     def _stream(self, start: int) -> Iterator[Tensor]:

@@ -7,10 +7,11 @@ replacement is the next good file by index: the same for every loader, at every 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from fastae.data.check import Finding, decodes
+from fastae.data.check import Finding, decodes, quietly
 from fastae.data.jpeg import Fault, inspect
 from fastae.errors import FastaeError
 
@@ -18,6 +19,12 @@ Item = TypeVar("Item")
 
 DECODER_ERRORS = (RuntimeError, ValueError)
 """What DALI raises for a file that it cannot read or decode."""
+
+MANY = 4
+"""From every fourth file on that is bad, all files are looked at."""
+
+BATCH = 64
+"""Files that the decoder is given at once when it is asked which of them it cannot decode."""
 
 
 class ImageFiles:
@@ -39,13 +46,19 @@ class ImageFiles:
         return len(self._own)
 
     def mended(
-        self, stream: Callable[[int], Iterator[Item]], images_of: Callable[[int], Iterable[int]]
+        self,
+        stream: Callable[[int], Iterator[Item]],
+        images_of: Callable[[int], Iterable[int]],
+        decodable: Callable[[Sequence[str]], bool],
     ) -> Iterator[Item]:
         """The items of `stream(0)`, where `stream(i)` starts at the i-th; goes on behind bad files.
 
         images_of: the indices of the images that item i, and those prefetched with it, are made of.
+        decodable: whether the decoder, which has the last word, decodes all of these files (BATCH at most).
+
+        Raises FastaeError where no file is left, and what the decoder raised where it is no file's fault.
         """
-        position = 0
+        position, tried_again = 0, -1
         while True:
             try:
                 for item in stream(position):
@@ -53,32 +66,64 @@ class ImageFiles:
                     position += 1
                 return
             except DECODER_ERRORS:
-                if not self._replace_bad(images_of(position)):
+                read = {self._reads.get(image, image) for image in images_of(position)}
+                found = self._look_for_bad(sorted(read - self._bad), decodable)
+                if found:
+                    self._replace(found)
+                elif tried_again == position:
                     raise
+                else:  # a file that was being written just then is whole by now
+                    tried_again = position
 
-    def _replace_bad(self, images: Iterable[int]) -> bool:
-        """Replaces the files of these images that cannot be decoded; False where all can."""
-        found = False
-        for index in sorted({self._reads.get(image, image) for image in images} - self._bad):
-            if fault := _fault(self._own[index]):
-                found = True
-                self._bad.add(index)
-                self._replace_all()
-                if self._on_replaced:
-                    self._on_replaced(Finding(self._own[index], fault), self.paths[index])
+    def _look_for_bad(
+        self, suspects: Sequence[int], decodable: Callable[[Sequence[str]], bool]
+    ) -> dict[int, Fault]:
+        """Which of these images' files are bad, and why."""
+        found = self._faulty(suspects, _fault)
+        if not found:  # the decoder is stricter than Pillow
+            return dict.fromkeys(self._undecodable(suspects, decodable), Fault.UNDECODABLE)
+        if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
+            others = (index for index in range(len(self)) if index not in self._bad)
+            found |= self._faulty(others, _visible_fault)
         return found
 
-    def _replace_all(self) -> None:
-        if len(self._bad) == len(self):
+    def _faulty(self, images: Iterable[int], fault_of: Callable[[str], Fault | None]) -> dict[int, Fault]:
+        with quietly():
+            return {index: fault for index in images if (fault := fault_of(self._own[index]))}
+
+    def _undecodable(
+        self, suspects: Sequence[int], decodable: Callable[[Sequence[str]], bool]
+    ) -> Iterator[int]:
+        """By halves: a decoder does not tell which file it failed at."""
+        if not suspects:
+            return
+        if len(suspects) <= BATCH and decodable([self._own[index] for index in suspects]):
+            return
+        if len(suspects) == 1:
+            yield suspects[0]
+            return
+        middle = len(suspects) // 2
+        yield from self._undecodable(suspects[:middle], decodable)
+        yield from self._undecodable(suspects[middle:], decodable)
+
+    def _replace(self, found: Mapping[int, Fault]) -> None:
+        self._bad |= found.keys()
+        good = [index for index in range(len(self)) if index not in self._bad]
+        if not good:
             raise FastaeError(f"none of the {len(self)} images can be read any more: is the folder gone?")
         for index in self._bad:
-            following = ((index + step) % len(self) for step in range(1, len(self)))
-            self._reads[index] = next(other for other in following if other not in self._bad)
+            self._reads[index] = good[bisect(good, index) % len(good)]
             self.paths[index] = self._own[self._reads[index]]
+        for index, fault in found.items():
+            if self._on_replaced:
+                self._on_replaced(Finding(self._own[index], fault), self.paths[index])
+
+
+def _visible_fault(path: str) -> Fault | None:
+    """A fault that header and end of the file show."""
+    fault = inspect(path).fault
+    return None if fault is None or fault.usable else fault
 
 
 def _fault(path: str) -> Fault | None:
-    fault = inspect(path).fault
-    if fault is not None and not fault.usable:
-        return fault
-    return None if decodes(path) else Fault.UNDECODABLE
+    return _visible_fault(path) or (None if decodes(path) else Fault.UNDECODABLE)

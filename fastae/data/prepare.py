@@ -25,9 +25,12 @@ from fastae.files import atomic_write
 COUNT = 202_599
 SIZE = (178, 218)
 IMAGES = "img_align_celeba"
-IMAGE_NAME = re.compile(r"\d{6}\.jpg")
+IMAGE_NAME = re.compile(r"[0-9]{6}\.jpg")
 MAX_ENTRY = 1 << 20
 """Bytes: the largest of CelebA's images has 22 kB. More is not CelebA, and may be a zip bomb."""
+
+MAX_TOTAL = 1 << 32
+"""Bytes of an archive's images: CelebA's have 1.4 billion."""
 
 
 @dataclass(frozen=True)
@@ -55,17 +58,22 @@ def prepare_celeba(archive: Path, out: Path, count: int = COUNT) -> Preparation:
             _unpack(archive, out)
         return _verify(out, count)
     except OSError as error:
-        raise FastaeError(f"cannot prepare {str(out)!r}: {error.strerror or error}") from None
+        raise FastaeError(
+            f"cannot prepare {str(out)!r}: {error.strerror or error}; the same command goes on from there"
+        ) from None
 
 
 def _unpack(path: Path, out: Path) -> None:
-    if not path.exists():
-        raise FastaeError(f"{str(path)!r} does not exist: give img_align_celeba.zip or a folder")
+    if not os.path.isfile(path):  # noqa: PTH113 (pathlib's raises for a name that is too long)
+        what = "is not a file" if os.path.exists(path) else "does not exist"  # noqa: PTH110
+        raise FastaeError(f"{str(path)!r} {what}: give img_align_celeba.zip or a folder")
     try:
         with zipfile.ZipFile(path) as archive:
             entries = {Path(entry.filename).name: entry for entry in archive.infolist() if _wanted(entry)}
             if not any(IMAGE_NAME.fullmatch(name) for name in entries):
                 raise FastaeError(f"{str(path)!r} holds no image named like CelebA's (000001.jpg)")
+            if (total := sum(entry.file_size for entry in entries.values())) > MAX_TOTAL:
+                raise FastaeError(f"{str(path)!r} claims {total:,} bytes in all: this is not CelebA")
             for name, entry in track(entries.items(), "unpacking", total=len(entries)):
                 target = _place(out, name)
                 if target.exists() and target.stat().st_size == entry.file_size:
@@ -73,8 +81,13 @@ def _unpack(path: Path, out: Path) -> None:
                 with archive.open(entry) as source, atomic_write(target) as file:
                     # Read no further than the stated size: a lying header ends in an error here.
                     shutil.copyfileobj(_Bounded(source, entry.file_size, name), file)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise FastaeError(f"{str(path)!r} is not a readable zip archive: {error}") from None
+    except FastaeError:
+        raise
+    except Exception as error:  # whatever zipfile and its decompressors raise over a damaged archive
+        if isinstance(error, OSError) and error.errno is not None:
+            raise  # the disk's
+        reason = str(error) or type(error).__name__
+        raise FastaeError(f"{str(path)!r} is not a readable zip archive: {reason}") from None
 
 
 def _wanted(entry: zipfile.ZipInfo) -> bool:
@@ -104,7 +117,8 @@ class _Bounded:
 
 def _link_folder(folder: Path, out: Path) -> None:
     source = folder / IMAGES if (folder / IMAGES).is_dir() else folder
-    names = sorted(name for name in os.listdir(source) if IMAGE_NAME.fullmatch(name))  # noqa: PTH208
+    found = (name for name in os.listdir(source) if IMAGE_NAME.fullmatch(name))  # noqa: PTH208
+    names = sorted(name for name in found if (source / name).is_file())  # no pipe, no device
     if not names:
         raise FastaeError(f"{str(source)!r} holds no image named like CelebA's (000001.jpg)")
     for name in track(names, "linking"):
@@ -120,7 +134,7 @@ def _take(source: Path, target: Path) -> None:
     if target.exists():
         return
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:
         with source.open("rb") as original, atomic_write(target) as copy:
             shutil.copyfileobj(original, copy)

@@ -147,11 +147,14 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
     """The store in a folder, mapped; None where there is none of this shape."""
     try:
         # Copy-on-write, since PyTorch warns of memory that it may not write to; nobody writes.
-        pixels = np.load(folder / "pixels.npy", mmap_mode="c")
-        means = np.load(folder / "means.npy")
-    except (OSError, ValueError, EOFError):
+        pixels = np.lib.format.open_memmap(folder / "pixels.npy", "c")
+        with (folder / "means.npy").open("rb") as file:
+            means = np.lib.format.read_array(file, allow_pickle=False)
+    except Exception:  # whatever NumPy's parsers raise over a damaged file
         return None
-    if pixels.shape != shape or pixels.dtype != np.uint8 or means.shape != (shape[0], 3):
+    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
+        return None
+    if (means.shape, means.dtype) != ((shape[0], 3), np.float32):
         return None
     return Store(torch.from_numpy(pixels), torch.from_numpy(means))
 

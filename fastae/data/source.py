@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from fastae.cache import cache_folder, check_records
+from fastae.console import printable
 from fastae.data import faces
 from fastae.data.folder import ImageFolder, open_folder
 from fastae.errors import FastaeError
@@ -25,11 +26,14 @@ def open_source(
     cache = cache or cache_folder()
     records = check_records(cache)
     if data is not None:
-        return open_folder(data, crop, records), data
+        return open_folder(data, crop, records), printable(data)
     if data := os.environ.get(VARIABLE):
-        return open_folder(data, crop, records), f"{data} (from ${VARIABLE})"
+        return open_folder(data, crop, records), f"{printable(data)} (from ${VARIABLE})"
     try:
         root = faces.ensure(cache)
     except OSError as error:
-        raise FastaeError(f"cannot write the synthetic faces to {str(cache)!r}: {error}") from None
+        raise FastaeError(
+            f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
+            "--cache-dir or $FASTAE_CACHE names another place, --data your own images"
+        ) from None
     return open_folder(root, crop, records), f"no --data, so synthetic faces in {root}"

@@ -35,11 +35,11 @@ def gpu_command(
 
 
 def _show_run(run: Path, as_json: bool) -> None:
-    from fastae.gpu.report import REPORT, read_report
+    from fastae.gpu.report import read_report, report_json
     from fastae.gpu.table import show_report
 
     report = read_report(run)
     if as_json:
-        print((run / REPORT).read_text(), end="")
+        print(report_json(report))  # not the file as it is, which may hold anything behind what was read
     else:
         show_report(report, console)

@@ -9,11 +9,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import pynvml
-from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from fastae.console import console
+from fastae.console import HarmlessConsole, console
 from fastae.errors import FastaeError
 from fastae.gpu.metrics import GPU_METRICS, THROTTLE, GpuReader
 from fastae.gpu.nvml import all_gpus, close_nvml, open_nvml
@@ -49,7 +48,7 @@ def show_gpus(*, once: bool, as_json: bool, hz: float, library: Any = pynvml) ->
         if as_json:
             print(json.dumps([state_of(reader) for reader in readers], indent=2))
         elif once or not console.is_terminal:
-            screen = console if console.is_terminal else Console(width=WIDTH, highlight=False)
+            screen = console if console.is_terminal else HarmlessConsole(width=WIDTH)
             screen.print(_table([state_of(reader) for reader in readers]))
         else:
             _follow(readers, hz)

@@ -12,8 +12,8 @@ from types import FrameType
 from typing import Any
 
 import pynvml
-from rich.console import Console
 
+from fastae.console import HarmlessConsole
 from fastae.errors import FastaeError
 from fastae.gpu.host import HostReader
 from fastae.gpu.metrics import GpuReader
@@ -46,7 +46,7 @@ def watch_program(command: Sequence[str], hz: float, out: Path | None, library: 
     finally:
         close_nvml(library)
     report = make_report(recording, shlex.join(command))
-    show_report(report, Console(stderr=True, highlight=False, markup=False, soft_wrap=True, emoji=False))
+    show_report(report, HarmlessConsole(stderr=True))
     if out:
         _write(report, recording, out)
     return code if code >= 0 else 128 - code

@@ -7,17 +7,16 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from fastae.errors import FastaeError
 from fastae.files import atomic_write
 from fastae.gpu.diagnosis import Diagnosis, Setup, diagnose
 from fastae.gpu.host import usable_cores
 from fastae.gpu.sampler import Recording
-from fastae.gpu.summary import GpuSummary, Statistics, Summary, summarise
+from fastae.gpu.summary import Summary, summarise
+from fastae.parsing import parse, read_json
 
 REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
 
@@ -42,7 +41,7 @@ def write_report(report: Report, recording: Recording, folder: Path) -> None:
     from fastae.gpu.plot import draw  # matplotlib takes half a second to import
 
     with atomic_write(folder / REPORT) as file:
-        file.write(json.dumps(dataclasses.asdict(report), indent=2).encode() + b"\n")
+        file.write(report_json(report).encode() + b"\n")
     with atomic_write(folder / SAMPLES) as file:
         file.write(_as_csv(recording).encode())
     with atomic_write(folder / PLOT) as file:
@@ -55,15 +54,19 @@ def read_report(folder: Path) -> Report:
     if not folder.is_dir():
         raise FastaeError(f"{str(folder)!r} is not a run's folder")
     try:
-        return _from_json(json.loads(path.read_bytes()))
+        return parse(Report, read_json(path))
     except FileNotFoundError:
         raise FastaeError(
             f"{str(folder)!r} has no {REPORT}: its run has not ended, or had --gpu-sample-hz 0"
         ) from None
     except OSError as error:
         raise FastaeError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise FastaeError(f"{str(path)!r} is not a report of this version of fastae") from None
+    except ValueError as error:
+        raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
+
+
+def report_json(report: Report) -> str:
+    return json.dumps(dataclasses.asdict(report), indent=2)
 
 
 def _as_csv(recording: Recording) -> str:
@@ -76,19 +79,3 @@ def _as_csv(recording: Recording) -> str:
         values = ("" if math.isnan(value) else f"{value:.10g}" for value in row)
         writer.writerow([f"{time:.3f}", phase, *values])
     return text.getvalue()
-
-
-def _from_json(values: Mapping[str, Any]) -> Report:
-    summary = dict(values["summary"])
-    summary["gpus"] = tuple(
-        GpuSummary(**(gpu | {"statistics": _statistics(gpu["statistics"])})) for gpu in summary["gpus"]
-    )
-    summary["host"] = _statistics(summary["host"])
-    summary["errors"] = tuple(summary["errors"])
-    told = values["diagnosis"]
-    diagnosis = Diagnosis(told["verdict"], tuple(told["evidence"]), tuple(told["advice"]))
-    return Report(values["subject"], Summary(**summary), diagnosis, values["note"])
-
-
-def _statistics(values: Mapping[str, Any]) -> dict[str, Statistics]:
-    return {name: Statistics(**each) for name, each in values.items()}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.files import atomic_write
 from fastae.losses import LOSSES
+from fastae.parsing import parse, read_json
 from fastae.run import RUNS
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
@@ -160,11 +162,15 @@ def read(folder: Path) -> Sweep:
     """Raises FastaeError where sweep.json is not what `Sweep.write` wrote."""
     path = folder / "sweep.json"
     try:
-        content = json.loads(path.read_bytes())
-        entries = [Entry(**values) for values in content["runs"]]
+        content = read_json(path)
+        entries = parse(list[Entry], content["runs"])
         plan = dict(content["plan"])
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} cannot be read as a sweep: {error}") from None
+    for entry in entries:
+        # A run's folder has its name, and is removed where the run had not begun: no other folder is.
+        if entry.loss not in LOSSES or not re.fullmatch(rf"{entry.loss}(-[0-9]+)?", entry.name):
+            raise FastaeError(f"{str(path)!r} holds a run {entry.name!r:.60}, which no sweep does")
     return Sweep(folder, plan, entries)
 
 

@@ -1,11 +1,14 @@
-"""More than thirty kinds of file that are named like a JPEG and are not one to train on.
+"""More than forty kinds of file that are named like a JPEG and are not one to train on.
 
 `make(folder, good)` writes them beside each other and returns what the check must say of each, None for
 those that a marker alone cannot give away and only the deep check finds.
 """
 
+import io
 import os
+import socket
 import stat
+from contextlib import chdir
 from pathlib import Path
 
 from PIL import Image
@@ -52,6 +55,17 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
     write("without_end.jpg", good[:-2], "truncated")
     write("end_overwritten.jpg", good[:-2] + b"\0\0", "truncated")
     write("huge.jpg", good[: frame + 5] + b"\xff\xdc\xff\xdc" + good[frame + 9 :], "too large")
+    write("long.jpg", good[: frame + 5] + b"\xff\xff\x00\x08" + good[frame + 9 :], "too large")
+    write("claims.jpg", good[: frame + 5] + b"\x20\x00\x20\x00" + good[frame + 9 :], "truncated")
+    write("two_frames.jpg", good[:scan] + good[frame:], "header cut short")
+    # Where a marker that no decoder knows is skipped as if it had a length, a decoder sees another frame.
+    write("hidden.jpg", good[:2] + b"\xff\x02\x00\x13" + good[frame : frame + 17] + good[2:],
+          "header cut short")  # fmt: skip
+    write("scans.jpg", progressive(image)[:-2] + good[scan : scan + 14] * 64 + b"\xff\xd9", "too many scans")
+    sparse(folder / "sparse.jpg", b"\xff\xd8\xff\xe0\x00\x10")
+    expected["sparse.jpg"] = "header cut short"
+    sparse(folder / "sparse_behind.jpg", good)
+    expected["sparse_behind.jpg"] = "too large"
     write("twelve_bits.jpg", good[: frame + 4] + b"\x0c" + good[frame + 5 :], "unsupported coding")
     write("lossless.jpg", good[: frame + 1] + b"\xc3" + good[frame + 2 :], "unsupported coding")
     write("arithmetic.jpg", good[: frame + 1] + b"\xc9" + good[frame + 2 :], "unsupported coding")
@@ -72,7 +86,26 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
     expected["folder.jpg"] = "not a file"
     os.mkfifo(folder / "pipe.jpg")
     expected["pipe.jpg"] = "not a file"
+    with socket.socket(socket.AF_UNIX) as listening, chdir(folder):  # its name may have 107 bytes
+        listening.bind("socket.jpg")
+    expected["socket.jpg"] = "not a file"
+    (folder / "device.jpg").symlink_to("/dev/zero")
+    expected["device.jpg"] = "not a file"
+    (folder / "kernel.jpg").symlink_to("/proc/self/environ")
+    expected["kernel.jpg"] = "empty"
     if os.geteuid() != 0:
         write("forbidden.jpg", good, "unreadable")
         (folder / "forbidden.jpg").chmod(stat.S_IWUSR)
     return expected
+
+
+def progressive(image: Image.Image) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", progressive=True)
+    return file.getvalue()
+
+
+def sparse(path: Path, start: bytes) -> None:
+    """A file of 1 TiB that takes a block on the disk: whoever reads it whole has no memory left."""
+    path.write_bytes(start)
+    os.truncate(path, 1 << 40)

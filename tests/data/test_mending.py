@@ -1,14 +1,23 @@
 """A file that goes bad between the check and its reading: reported, replaced, and the run goes on."""
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from fastae.data import Geometry, load_images, open_loader
+from fastae.data.mending import ImageFiles
 from fastae.data.order import Order
 from fastae.errors import FastaeError
+
+from ..commands import SMALL, started, wait_for
 
 TRUNCATED = slice(0, 2500)
 WAYS = {
@@ -79,3 +88,124 @@ def test_a_folder_that_vanishes_is_one_clear_error(paths):
     with pytest.raises(FastaeError, match="none of the 12 images can be read any more"):
         for _ in itertools.islice(batches, 10):
             pass
+
+
+@pytest.mark.parametrize("gone", [1.0, 0.5])
+def test_thousands_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths, gone):
+    """Found batch by batch, each with a new pipeline, they would take minutes."""
+    paths = [str(tmp_path / f"{number:05d}.jpg") for number in range(3_000)]
+    for path, face in zip(paths, itertools.cycle(face_paths)):
+        os.link(face, path)
+    told = []
+    batches = open_loader(
+        paths, kind="dali", batch_size=64, device="cpu", seed=0, compiled=False, cache=None,
+        geometry=Geometry(size=16), on_replaced=lambda bad, _: told.append(bad.path),
+    ).batches()  # fmt: skip
+    next(batches)
+    lost = paths[: int(gone * len(paths))]
+    for path in lost:
+        Path(path).unlink()
+    started = time.perf_counter()
+    if gone == 1:
+        with pytest.raises(FastaeError, match="none of the 3000 images can be read any more"):
+            next(itertools.islice(batches, 10, None))
+        assert told == []
+    else:
+        next(itertools.islice(batches, 10, None))
+        assert sorted(told) == lost
+    assert time.perf_counter() - started < 10
+
+
+def test_a_resident_run_does_not_need_its_folder_any_more(paths):
+    expected = list(itertools.islice(open_(paths, "resident").batches(), 12))
+    batches = open_(paths, "resident").batches()
+    first = next(batches)
+    shutil.rmtree(Path(paths[0]).parent)
+    assert all(map(torch.equal, [first, *itertools.islice(batches, 11)], expected))
+
+
+def test_a_file_that_dali_alone_refuses_is_found(paths, tmp_path):
+    """An image that is smaller than the crop, by now: nothing is wrong with the file itself."""
+    told = []
+    batches = open_loader(
+        paths, kind="dali", batch_size=4, device="cpu", seed=0, compiled=False, cache=None,
+        geometry=Geometry(crop=100), on_replaced=lambda bad, _: told.append(bad),
+    ).batches()  # fmt: skip
+    next(batches)
+    for path in paths[3:5]:
+        Image.new("RGB", (60, 60)).save(path)
+    next(itertools.islice(batches, 12, None))
+    assert sorted(bad.path for bad in told) == paths[3:5]
+    assert {bad.fault.value for bad in told} == {"does not decode"}
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_file_that_was_just_being_written_is_tried_once_more(paths, failures):
+    """By the time it is looked at it is whole again, so that nothing is found to be bad."""
+    left = iter(range(failures))
+
+    def stream(position):
+        for item in range(position, 5):
+            if item == 3 and next(left, None) is not None:
+                raise RuntimeError("DALI's")
+            yield item
+
+    items = ImageFiles(paths).mended(stream, lambda position: range(12), lambda some: True)
+    if failures == 1:
+        assert list(items) == [0, 1, 2, 3, 4]
+    else:
+        with pytest.raises(RuntimeError, match="DALI's"):
+            list(items)
+
+
+def test_a_file_cut_short_while_it_is_read_does_not_kill_the_process(paths):
+    """Mapped into memory, it did: a read behind the new end of the file is SIGBUS."""
+    for path in paths:
+        whole = Path(path).read_bytes()
+        Path(path).write_bytes(whole[:-2] + bytes(300_000) + whole[-2:])
+    cutting = f"""
+import os, time
+files = [(path, open(path, "rb").read()) for path in {paths!r}]
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    for path, whole in files:
+        file = os.open(path, os.O_RDWR)
+        os.ftruncate(file, 10)
+        os.pwrite(file, whole, 0)
+        os.close(file)
+"""
+    reading = f"""
+import time, torch
+from fastae.data.geometry import Geometry
+from fastae.data.pipeline import Engine, read_regions
+end, failures = time.monotonic() + 1.5, 0
+while time.monotonic() < end:
+    try:
+        batches = ({paths!r} for _ in range(50))
+        for _ in read_regions(batches, Geometry(100), Engine(torch.device("cpu"), 12, 2)):
+            if time.monotonic() > end:
+                break
+    except RuntimeError:
+        failures += 1
+print(failures)
+"""
+    cutter = subprocess.Popen([sys.executable, "-c", cutting])
+    try:
+        reader = subprocess.run([sys.executable, "-c", reading], capture_output=True, text=True, check=False)
+    finally:
+        cutter.kill()
+        cutter.wait()
+    assert reader.returncode == 0, reader.stderr[-1000:]
+    assert int(reader.stdout) > 0
+
+
+def test_a_run_whose_folder_vanishes_ends_in_one_line(paths, tmp_path, tmp_path_factory):
+    out = tmp_path_factory.mktemp("vanished") / "run"
+    options = ["--loader", "dali", "--out", out, *SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
+    with started("train", "--data", tmp_path, *options) as run:
+        wait_for(run, "images/s")
+        shutil.rmtree(tmp_path)
+        said = run.communicate(timeout=60)[1]
+        assert run.returncode in (1, 2)
+    assert [line for line in said.splitlines() if "Error" in line or "Traceback" in line] == []
+    assert "none of the 11 images can be read any more: is the folder gone?" in said.splitlines()[-1]

@@ -2,6 +2,7 @@
 
 import io
 import os
+import stat
 import zipfile
 from pathlib import Path
 
@@ -97,6 +98,74 @@ def test_an_archive_that_lies_about_a_size_is_refused(tmp_path):
     with pytest.raises(FastaeError):
         prepare_celeba(path, out)
     assert not list(out.rglob("*.jpg"))
+
+
+def test_a_link_in_an_archive_is_not_made(tmp_path, face_paths):
+    path, out = tmp_path / "links.zip", tmp_path / "out"
+    with zipfile.ZipFile(path, "w") as made:
+        link = zipfile.ZipInfo("img_align_celeba/000001.jpg")
+        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
+        made.writestr(link, "/etc/passwd")
+        made.write(face_paths[1], "img_align_celeba/000002.jpg")
+    assert prepare_celeba(path, out, count=2).faulty == ["000001.jpg"]
+    assert not any(file.is_symlink() for file in out.rglob("*"))
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_of_two_entries_with_one_name_the_last_counts(tmp_path, face_paths):
+    path = tmp_path / "twice.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        for name, face in (("a/000001.jpg", 0), ("000001.jpg", 1), ("000001.jpg", 2)):
+            made.write(face_paths[face], name)
+    done = prepare_celeba(path, tmp_path / "out", count=1)
+    assert (done.folder / "000001.jpg").read_bytes() == Path(face_paths[2]).read_bytes()
+
+
+def test_names_in_other_scripts_are_not_the_data_sets(tmp_path, face_paths):
+    path = tmp_path / "digits.zip"
+    with zipfile.ZipFile(path, "w") as made:
+        made.write(face_paths[0], "\u0660\u0660\u0660\u0660\u0660\u0661.jpg")
+    with pytest.raises(FastaeError, match="holds no image named like CelebA's"):
+        prepare_celeba(path, tmp_path / "out")
+
+
+def test_many_small_entries_may_not_add_up_to_a_full_disk(tmp_path, monkeypatch, archive):
+    monkeypatch.setattr("fastae.data.prepare.MAX_TOTAL", 20_000)
+    with pytest.raises(FastaeError, match="bytes in all: this is not CelebA"):
+        prepare_celeba(archive, tmp_path / "out")
+
+
+@pytest.mark.parametrize("kind", ["stored", "deflated", "bzip2", "lzma", "encrypted", "cut short"])
+def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, face_paths, kind):
+    methods = {"deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", methods.get(kind, zipfile.ZIP_STORED)) as made:
+        made.write(face_paths[0], "000001.jpg")
+    content = bytearray(buffer.getvalue())
+    if kind == "encrypted":
+        for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            content[content.rindex(header) + flags] |= 1
+    elif kind == "cut short":
+        del content[len(content) // 2 :]
+    else:
+        content[60:1_000] = b"\xa5" * 940
+    path = tmp_path / "a.zip"
+    path.write_bytes(content)
+    with pytest.raises(FastaeError, match="is not a readable zip archive"):
+        prepare_celeba(path, tmp_path / "out", count=1)
+    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+
+
+def test_pipes_are_not_waited_for(tmp_path, face_paths):
+    images = tmp_path / "in"
+    images.mkdir()
+    os.link(face_paths[0], images / NAMES[0])
+    os.mkfifo(images / NAMES[1])
+    (images / NAMES[2]).symlink_to("/dev/zero")
+    done = prepare_celeba(images, tmp_path / "out", count=3)
+    assert (done.present, done.missing) == (1, NAMES[1:3])
+    with pytest.raises(FastaeError, match="is not a file"):
+        prepare_celeba(images / NAMES[1], tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 torn"])

@@ -100,7 +100,10 @@ def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_pat
     assert torch.equal(next(fresh.batches()), next(open_(copies, None, geometry=geometry).batches()))
 
 
-@pytest.mark.parametrize("damage", ["flipped pixels", "cut short", "no means", "not an array"])
+DAMAGES = ["flipped pixels", "cut short", "no means", "not an array", "an archive", "other numbers", "nested"]
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_store_is_built_anew(face_paths, tmp_path, damage, capsys):
     intact = batches(face_paths, tmp_path)
     (store,) = stores(tmp_path)
@@ -113,6 +116,13 @@ def test_a_damaged_store_is_built_anew(face_paths, tmp_path, damage, capsys):
         os.truncate(pixels, pixels.stat().st_size // 2)
     elif damage == "no means":
         (store / "means.npy").unlink()
+    elif damage == "an archive":
+        np.savez((store / "means.npy").open("wb"), np.zeros(3))
+    elif damage == "other numbers":
+        np.save(store / "means.npy", np.load(store / "means.npy").astype(np.complex64))
+    elif damage == "nested":
+        header = np.lib.format.magic(1, 0) + (60_000).to_bytes(2, "little") + b"(" * 60_000
+        pixels.write_bytes(header)
     else:
         pixels.write_bytes(b"\x80\x04pickle")
     assert all(torch.equal(a, b) for a, b in zip(intact, batches(face_paths, tmp_path), strict=True))

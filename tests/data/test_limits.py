@@ -1,0 +1,207 @@
+"""What a data folder can ask of the machine is limited, and each limit has a name."""
+
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastae.data import check as checking
+from fastae.data import folder as folders
+from fastae.data import jpeg
+from fastae.data.check import check, decodes, quietly
+from fastae.data.folder import find_jpegs, open_folder
+from fastae.data.jpeg import Fault, inspect
+from fastae.errors import FastaeError
+
+
+def claiming(good: bytes, height: int, width: int) -> bytes:
+    """The same file under other dimensions, with as many bytes as these need at the least."""
+    frame = good.index(b"\xff\xc0")
+    claim = good[: frame + 5] + height.to_bytes(2) + width.to_bytes(2) + good[frame + 9 : -2]
+    return claim + bytes(height * width // jpeg.PIXELS_PER_BYTE + 1) + good[-2:]
+
+
+@pytest.fixture
+def good(face_paths):
+    return Path(face_paths[0]).read_bytes()
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(
+    tmp_path, good, face_paths, deep, monkeypatch
+):
+    (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
+    os.link(face_paths[1], tmp_path / "a.jpg")
+    decoded = []
+    monkeypatch.setattr(checking, "decodes", lambda path: decoded.append(Path(path).name) or True)
+    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, deep=deep)
+    assert [(Path(f.path).name, f.fault) for f in found.findings] == [("huge.jpg", Fault.TOO_LARGE)]
+    assert decoded == (["a.jpg"] if deep else [])
+
+
+def test_the_largest_image_that_may_be_decoded(tmp_path, good):
+    side = int(jpeg.MAX_PIXELS**0.5)
+    for height, fault in ((side, None), (side + 1, Fault.TOO_LARGE)):
+        (tmp_path / "a.jpg").write_bytes(claiming(good, height, side))
+        assert inspect(str(tmp_path / "a.jpg")).fault == fault
+
+
+def test_a_claim_that_so_few_bytes_cannot_hold_is_truncated(tmp_path, good):
+    whole = claiming(good, 4_000, 4_000)
+    (tmp_path / "a.jpg").write_bytes(whole)
+    assert inspect(str(tmp_path / "a.jpg")).fault is None
+    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2] + whole[-2:])
+    assert inspect(str(tmp_path / "a.jpg")).fault == Fault.TRUNCATED
+
+
+@pytest.mark.parametrize("colours", [(0, 0, 0), (200, 100, 50)])
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_the_emptiest_images_that_are_whole_pass(tmp_path, colours, subsampling, progressive):
+    image = Image.new("RGB", (4_000, 4_000), colours)
+    for mode in ("RGB", "L"):
+        image.convert(mode).save(
+            tmp_path / "a.jpg", quality=1, optimize=True, progressive=progressive,
+            **({"subsampling": subsampling} if mode == "RGB" else {}),
+        )  # fmt: skip
+        fault = inspect(str(tmp_path / "a.jpg")).fault
+        assert fault is None or fault.usable
+
+
+def test_images_whose_batches_would_not_fit_into_memory_are_refused_with_the_remedy(
+    tmp_path, face_paths, monkeypatch
+):
+    for number in range(4):
+        os.link(face_paths[number], tmp_path / f"{number}.jpg")
+    monkeypatch.setattr(folders, "free_bytes", lambda device: 4 * 3 * 150**2)
+    open_folder(tmp_path, crop=150)
+    with pytest.raises(FastaeError, match=r"decoded, and 0\.0 GB are free: --crop cuts less"):
+        open_folder(tmp_path, crop=151)
+    with pytest.raises(FastaeError, match="--crop cuts less"):
+        open_folder(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["fill", "comments", "tables", "sparse"])
+def test_an_endless_header_ends_soon(tmp_path, good, content):
+    frame = good.index(b"\xff\xc0")
+    path = tmp_path / "a.jpg"
+    path.write_bytes(
+        {
+            "fill": good[:2] + b"\xff" * (8 << 20),
+            "comments": good[:2] + b"\xff\xfe\x00\x02" * (2 << 20),
+            "tables": good[: frame + 19] + b"\xff\xdb\x00\x02" * (2 << 20),  # behind the frame header
+            "sparse": good[:2] + b"\xff\xe0\xff\xff",
+        }[content]
+        + good[2:]
+    )
+    if content == "sparse":
+        os.truncate(path, 1 << 40)
+    started = time.perf_counter()
+    assert inspect(str(path)).fault == Fault.HEADER_CUT
+    assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("kind", ["progressive", "one component a scan"])
+def test_scans_are_counted_where_each_is_a_pass_over_the_image(tmp_path, face_paths, kind):
+    image, path = Image.open(face_paths[0]), tmp_path / "a.jpg"
+    image.save(path, progressive=kind == "progressive")
+    jpeg_bytes = path.read_bytes()
+    scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x28"
+    if kind != "progressive":
+        jpeg_bytes = jpeg_bytes[: jpeg_bytes.index(b"\xff\xda")] + b"\xff\xd9"
+    room = jpeg.MAX_SCANS - jpeg_bytes.count(b"\xff\xda")
+    for scans, few in ((room, True), (room + 1, False), (100_000, False)):
+        path.write_bytes(jpeg_bytes[:-2] + scan * scans + b"\xff\xd9")
+        fault = inspect(str(path)).fault
+        assert (fault != Fault.TOO_MANY_SCANS) == few, scans
+
+
+def test_a_picture_with_a_preview_and_much_metadata_passes(tmp_path, face_paths):
+    preview = Path(face_paths[1]).read_bytes()
+    Image.open(face_paths[0]).save(tmp_path / "a.jpg", comment=preview, icc_profile=bytes(3 << 20))
+    assert inspect(str(tmp_path / "a.jpg")).fault is None
+    with quietly():
+        assert decodes(str(tmp_path / "a.jpg"))
+
+
+def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
+    deepest = tmp_path
+    for _ in range(1_200):
+        deepest = deepest / "a"
+        deepest.mkdir()
+    (deepest / "x.jpg").write_bytes(good)
+    try:
+        assert find_jpegs(str(tmp_path)) == [str(deepest / "x.jpg")]
+    finally:
+        (deepest / "x.jpg").unlink()
+        while deepest != tmp_path:  # pytest's own tidying up gives up at such a depth
+            deepest.rmdir()
+            deepest = deepest.parent
+
+
+def test_loops_of_links_end(tmp_path, good):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "a.jpg").write_bytes(good)
+    (tmp_path / "folder" / "up").symlink_to(tmp_path)
+    (tmp_path / "here").symlink_to(".")
+    (tmp_path / "round").symlink_to("round")
+    assert find_jpegs(str(tmp_path)) == [str(tmp_path / "folder" / "a.jpg")]
+    with pytest.raises(FastaeError, match="round' does not exist"):
+        find_jpegs(str(tmp_path / "round"))
+
+
+@contextmanager
+def as_nobody():
+    """Root may read everything, so root is not root within this."""
+    if os.geteuid():
+        yield
+        return
+    os.setresuid(65_534, 65_534, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+def test_a_folder_that_may_not_be_read_is_named_not_passed_over(good):
+    root = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+    try:
+        root.chmod(0o755)
+        (root / "closed").mkdir()
+        for name in ("a.jpg", "b.jpg", "closed/c.jpg"):
+            (root / name).write_bytes(good)
+        (root / "closed").chmod(0)
+        with as_nobody():
+            (finding,) = open_folder(root).skipped
+            assert (finding.path, finding.fault.value) == (f"{root}/closed", "unreadable")
+            with pytest.raises(FastaeError, match="closed' cannot be read: Permission denied"):
+                find_jpegs(str(root / "closed"))
+    finally:
+        (root / "closed").chmod(0o700)
+        shutil.rmtree(root)
+
+
+def test_a_name_that_is_too_long_is_one_line():
+    with pytest.raises(FastaeError, match="x' does not exist"):
+        find_jpegs("x" * 300)
+
+
+@pytest.mark.parametrize("content", ["huge", "binary", "a pipe"])
+def test_a_partition_file_that_is_none(tmp_path, face_paths, content):
+    for number in range(3):
+        os.link(face_paths[number], tmp_path / f"{number}.jpg")
+    partition = tmp_path / "list_eval_partition.txt"
+    if content == "a pipe":
+        os.mkfifo(partition)
+        assert open_folder(tmp_path).split == "the last 5 % by name"
+        return
+    partition.write_bytes(b"\xff\x1b[31m \0" if content == "binary" else b"")
+    if content == "huge":
+        os.truncate(partition, 1 << 40)
+    with pytest.raises(FastaeError, match=r"list_eval_partition\.txt"):
+        open_folder(tmp_path)

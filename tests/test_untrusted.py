@@ -1,0 +1,298 @@
+"""What came from elsewhere runs no code, takes no more than its share, and is printed harmlessly."""
+
+import ast
+import hashlib
+import io
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from rich.table import Table
+
+from fastae import checkpoint
+from fastae.archive import require_plain
+from fastae.config import TrainConfig
+from fastae.console import HarmlessConsole
+from fastae.errors import FastaeError
+from fastae.gpu.report import read_report
+from fastae.sweep import plan
+from fastae.trained import open_trained
+
+from .commands import SMALL, fastae
+from .test_cli import refused
+
+ROOT = Path(__file__).parents[1]
+STATE = {"model": {}, "optimiser": {}, "scaler": {}, "iteration": 1, "config": {}, "run": {}}
+
+
+class Evil:
+    """A pickle that runs a shell command when it is loaded."""
+
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def saved(state, **options):
+    file = io.BytesIO()
+    torch.save(state, file, **options)
+    return file.getvalue()
+
+
+def archived(pickled, compression=zipfile.ZIP_STORED):
+    """A file of torch.save's kind around any pickle."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", compression) as archive:
+        for name, content in (("data.pkl", pickled), ("version", "3\n"), ("byteorder", "little")):
+            archive.writestr(f"archive/{name}", content)
+    return file.getvalue()
+
+
+def plant(folder, content, iteration=1):
+    """A checkpoint of these bytes, and the digest that vouches for them."""
+    path = folder / f"{iteration:07d}.pt"
+    path.write_bytes(content)
+    digest = hashlib.sha256(content).hexdigest()
+    path.with_name(path.name + ".sha256").write_text(f"{digest}  {path.name}\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    "form", ["a pickle", "protocol 5", "torch.save", "torch.save's old form", "in the model"]
+)
+def test_a_malicious_pickle_does_nothing(tmp_path, form):
+    evil = Evil(f"touch {tmp_path}/done")
+    content = {
+        "a pickle": lambda: pickle.dumps(evil),
+        "protocol 5": lambda: archived(pickle.dumps(evil, 5)),
+        "torch.save": lambda: saved(evil),
+        "torch.save's old form": lambda: saved(evil, _use_new_zipfile_serialization=False),
+        "in the model": lambda: saved(STATE | {"model": {"encoder.0.weight": evil}}),
+    }[form]()
+    said = []
+    (tmp_path / "checkpoints").mkdir()
+    plant(tmp_path / "checkpoints", content)
+    assert checkpoint.newest(tmp_path / "checkpoints", said.append) is None
+    assert len(said) == 1 and "\n" not in said[0] and "0000001.pt cannot be read" in said[0]
+    assert not (tmp_path / "done").exists()
+
+
+def test_the_checkpoint_before_a_malicious_one_is_used(small_run, tmp_path, capsys):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run, symlinks=True)
+    plant(run / "checkpoints", saved(Evil(f"touch {tmp_path}/done")), iteration=99)
+    assert open_trained(run).iteration == 4
+    assert "0000099.pt cannot be read" in capsys.readouterr().out
+    assert not (tmp_path / "done").exists()
+
+
+@pytest.mark.parametrize(
+    "state", [[], 1, None, {}, {**STATE, "iteration": "1"}, {**STATE, "model": []}, {"model": {}}]
+)
+def test_what_is_no_state_of_a_run_is_refused(tmp_path, state):
+    said = []
+    plant(tmp_path, saved(state))
+    assert checkpoint.newest(tmp_path, said.append) is None
+    assert "0000001.pt is not one of fastae's" in said[0]
+
+
+def test_only_tensors_that_are_there_are_let_in(small_run, tmp_path):
+    (good,) = (small_run / "checkpoints").glob("0*.pt")
+    require_plain(good)
+    with zipfile.ZipFile(good) as archive:
+        content = {name: archive.read(name) for name in archive.namelist()}
+
+    def packed(compression):
+        file = io.BytesIO()
+        with zipfile.ZipFile(file, "w", compression) as archive:
+            for name, record in content.items():
+                archive.writestr(name, record)
+        return file.getvalue()
+
+    require_plain(plant(tmp_path, packed(zipfile.ZIP_STORED)))
+    for bomb, reason in (
+        (packed(zipfile.ZIP_DEFLATED), "compressed"),
+        (archived(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R."), "names builtins bytearray"),
+        (archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."), "not one of fastae's"),
+        (archived(pickle.dumps(STATE)[:-5]), "pickle exhausted"),
+        (saved(Evil("true")), "names posix system"),
+        (b"PK\x03\x04", "not a zip file"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            require_plain(plant(tmp_path, bomb))
+
+
+@pytest.mark.parametrize("claim", [{"latent": 2**40}, {"image_size": 2**40}, {"latent": 2**62}])
+def test_a_model_that_config_json_claims_takes_no_memory(small_run, tmp_path, claim):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run, symlinks=True)
+    described = json.loads((run / "config.json").read_text())
+    described["config"] |= claim
+    (run / "config.json").write_text(json.dumps(described))
+    with pytest.raises(FastaeError, match=r"does not fit its config\.json"):
+        open_trained(run)
+
+
+def test_weights_that_are_one_number_many_times_are_refused(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run, symlinks=True)
+    state = checkpoint.newest(run / "checkpoints", print)
+    for weight in (
+        torch.zeros(1).expand(32, 3, 5, 5),
+        torch.zeros(32, 3, 5, 5, dtype=torch.int8),
+        "weight",
+        None,
+    ):
+        first = next(iter(state["model"]))
+        plant(run / "checkpoints", saved(state | {"model": state["model"] | {first: weight}}), iteration=9)
+        with pytest.raises(FastaeError, match="does not fit"):
+            open_trained(run)
+
+
+def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):
+    """The folder of a run that had not begun is removed."""
+    for name in ("../precious", str(tmp_path), ".", "", "pixel_bce/..", "pixel_bce-1/../../precious"):
+        entry = {"name": name, "loss": "pixel_bce", "seed": 0}
+        (tmp_path / "sweep.json").write_text(json.dumps({"plan": {}, "runs": [entry]}))
+        with pytest.raises(FastaeError, match="which no sweep does"):
+            plan.read(tmp_path)
+
+
+def calls(tree):
+    """(name, keywords) of every call; the name as it is written: 'torch.load'."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), {word.arg: ast.unparse(word.value) for word in node.keywords}
+
+
+def test_nothing_that_is_read_can_be_run():
+    """No pickle, eval, shell or unpacking of whole archives, in any of the sources."""
+    modules = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy"}
+    functions = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput"}
+    read = 0
+    for path in (
+        path for place in ("fastae", "benchmarks", "scripts") for path in (ROOT / place).rglob("*.py")
+    ):
+        tree = ast.parse(path.read_text())
+        read += 1
+        for node in ast.walk(tree):
+            names = [name.name for name in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not modules & {name.partition(".")[0] for name in names}, path
+        for name, keywords in calls(tree):
+            assert name not in functions, path
+            assert not name.endswith((".extractall", ".extract", "unpack_archive", "read_pickle")), path
+            assert keywords.get("shell", "False") == "False", path
+            assert keywords.get("allow_pickle", "False") == "False", path
+            if name.endswith("torch.load"):
+                assert keywords.get("weights_only") == "True", path
+    assert read > 50
+
+
+def test_tensorboard_is_suggested_on_localhost_alone():
+    """Which is its default: it listens elsewhere only where it is told to."""
+    for path in (
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        *ROOT.glob("fastae/**/*.py"),
+        ROOT / "Makefile",
+    ):
+        text = path.read_text()
+        assert "bind_all" not in text and "tensorboard --host" not in text, path
+    assert "tensorboard --logdir" in (ROOT / "README.md").read_text()
+
+
+HOSTILE = "a\x1b]0;title\x07\x1b[31m\r\u202e\udcff\u009b2J [b]bold"
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_nothing_that_is_printed_is_obeyed_by_a_terminal(terminal):
+    screen = io.StringIO()
+    console = HarmlessConsole(file=screen, force_terminal=terminal, color_system=None, width=300)
+    table = Table(HOSTILE, title=HOSTILE)
+    table.add_row(HOSTILE)
+    console.print(HOSTILE)
+    console.print(table)
+    printed = screen.getvalue()
+    assert printed.count(r"a\x1b]0;title\x07\x1b[31m\r\u202e\udcff\x9b2J [b]bold") == 4
+    printed.encode()
+    assert all(character.isprintable() or character == "\n" for character in printed)
+
+
+def test_an_error_is_one_harmless_line(tmp_path):
+    assert refused(fastae("check", tmp_path / HOSTILE), r"\x1b[31m", r"\udcff")
+
+
+def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths):
+    """Folder, files and run; on a terminal that knows ASCII alone."""
+    data = tmp_path / f"-data\n{HOSTILE}"
+    data.mkdir()
+    names = [
+        "-rf.jpg",
+        " .jpg",
+        "new\nline.jpg",
+        "é\U0001f600.jpg",
+        "x" * 251 + ".jpg",
+        f"{HOSTILE}.jpg",
+    ]
+    for name, face in zip(names, face_paths, strict=False):
+        (data / name).write_bytes(Path(face).read_bytes())
+        (data / f"{name[:240]}-bad.jpg").write_bytes(b"")
+    out = tmp_path / f"run{HOSTILE}"
+    result = fastae(
+        "train", "--data", data, "--out", out, *SMALL, "--iterations", 2, "--loader", "dali",
+        PYTHONIOENCODING="ascii",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    for text in (result.stdout, result.stderr, (out / "skipped.txt").read_text()):
+        assert all(character.isprintable() or character in "\n\t" for character in text)
+    skipped = (out / "skipped.txt").read_text().splitlines()
+    assert len(skipped) == len(names) and all(line.startswith("empty\t") for line in skipped)
+    assert json.loads((out / "config.json").read_text())["data"]["folder"] == str(data)
+    shown = fastae("gpu", out, PYTHONIOENCODING="ascii")
+    assert shown.returncode == 0 and "\x1b" not in shown.stdout
+
+
+def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(small_run, tmp_path, capsys):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    figures = ("mean", "p5", "p50", "p95", "max")
+    report = {
+        "subject": HOSTILE,
+        "summary": {
+            "seconds": 1e999, "samples": 1, "sampler_share": 0, "phases": {}, "measured": HOSTILE, "gpus": [],
+            "host": {HOSTILE: {"label": HOSTILE, "unit": HOSTILE} | dict.fromkeys(figures, 1)},
+            "host_not_offered": {}, "errors": [HOSTILE],
+        },
+        "diagnosis": {"verdict": HOSTILE, "evidence": [HOSTILE], "advice": []},
+        "note": HOSTILE,
+    }  # fmt: skip
+    (folder / "gpu.json").write_text(json.dumps(report))
+    for options in ([], ["--json"]):
+        result = fastae("gpu", folder, *options)
+        assert result.returncode == 0, result.stderr
+        assert all(character.isprintable() or character == "\n" for character in result.stdout)
+    report["summary"]["host"][HOSTILE]["mean"] = "much"
+    (folder / "gpu.json").write_text(json.dumps(report))
+    with pytest.raises(FastaeError, match="mean: cannot be 'much'"):
+        read_report(folder)
+
+
+def test_what_is_written_replaces_no_device(tmp_path, face_folder):
+    """To anybody who may rename there (root), a file that takes the place of /dev/null is the end of much."""
+    os.mkfifo(tmp_path / "pipe")
+    assert refused(fastae("check", face_folder, "--json", tmp_path / "pipe"), "it is not a file")
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize("name", ["iterations", "lr", "brightness", "seed", "minutes"])
+def test_a_setting_of_400_digits_is_one_line(name):
+    with pytest.raises(FastaeError, match=f"--{name} must be below 2"):
+        TrainConfig.from_dict({name: 10**400}, "config.json")
