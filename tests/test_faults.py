@@ -192,13 +192,14 @@ def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monke
 
     def failing(self, pipeline):
         for number, images in enumerate(healthy(self, pipeline)):
-            if number == 5 and isinstance(failing.loader, DaliLoader):
+            if failing.broken or (number == 5 and isinstance(failing.loader, DaliLoader)):
+                failing.broken = True  # and stays so: a new pipeline is tried once
                 raise RuntimeError("Critical error in pipeline:\nworker thread 3 died")
             yield images
 
     monkeypatch.setattr(Engine, "run", failing)
     original = DaliLoader.inputs
-    failing.loader = None
+    failing.loader, failing.broken = None, False
 
     def inputs(self, start=0):
         failing.loader = self
