@@ -7,6 +7,7 @@ explanation stand in one place. Deeper code trusts what comes out of here.
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any
@@ -110,7 +111,7 @@ class TrainConfig:
         if self.loader not in LOADERS:
             raise FastaeError(f"--loader {self.loader!r} is not one of: {', '.join(LOADERS)}")
         for name, value in self.as_dict().items():
-            if isinstance(value, int | float) and value >= LARGEST:
+            if isinstance(value, int) and value >= LARGEST:
                 raise FastaeError(f"{flag(name)} must be below 2^63, not {value!s:.30}")
         for name in (
             "iterations", "minutes", "batch_size", "lr", "image_size", "latent", "crop",
@@ -118,7 +119,7 @@ class TrainConfig:
             "checkpoint_every", "checkpoint_minutes", "keep",
         ):  # fmt: skip
             value = getattr(self, name)
-            if value is not None and not value > 0:
+            if value is not None and not 0 < value < math.inf:
                 raise FastaeError(f"{flag(name)} must be positive, not {value}")
         if self.image_size % IMAGE_SIZE_MULTIPLE:
             raise FastaeError(
@@ -128,7 +129,7 @@ class TrainConfig:
             raise FastaeError(f"--seed must be in [0, 2^63), not {self.seed}")
         for name in ("brightness", "gpu_sample_hz", "signal_grace"):
             value = getattr(self, name)
-            if not value >= 0:
+            if not 0 <= value < math.inf:
                 raise FastaeError(f"{flag(name)} must be 0 or more, not {value}")
         for name in ("contrast", "saturation"):
             if not 0 <= getattr(self, name) <= 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import TypeVar
 
 from fastae.data.check import Finding, decodes, quietly
@@ -22,6 +23,9 @@ DECODER_ERRORS = (RuntimeError, ValueError)
 
 MANY = 4
 """From every fourth file on that is bad, all files are looked at."""
+
+FEW = 8
+"""Files that the decoder alone refuses at a time; where there are more, it is broken, not they."""
 
 BATCH = 64
 """Files that the decoder is given at once when it is asked which of them it cannot decode."""
@@ -80,9 +84,16 @@ class ImageFiles:
     ) -> dict[int, Fault]:
         """Which of these images' files are bad, and why."""
         found = self._faulty(suspects, _fault)
+<<<<<<< HEAD
         if not found:  # the decoder is stricter than Pillow; but where it takes none, it is what is broken
             refused = list(self._undecodable(suspects, decodable))
             return dict.fromkeys(refused, Fault.UNDECODABLE) if len(refused) < len(suspects) else {}
+=======
+        if not found:  # the decoder is stricter than Pillow; but if it refuses all, the fault is its own
+            refused = list(islice(self._undecodable(suspects, decodable), FEW + 1))
+            blame = len(refused) <= FEW and len(refused) < len(suspects)
+            return dict.fromkeys(refused, Fault.UNDECODABLE) if blame else {}
+>>>>>>> fuzz
         if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
             others = (index for index in range(len(self)) if index not in self._bad)
             found |= self._faulty(others, _visible_fault)

@@ -13,6 +13,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from fastae.data.jpeg import PIXELS_PER_BYTE
+
 
 def make(folder: Path, good: bytes) -> dict[str, str]:
     """name -> fault, for files in `folder` made from the bytes of a good baseline JPEG."""
@@ -109,3 +111,10 @@ def sparse(path: Path, start: bytes) -> None:
     """A file of 1 TiB that takes a block on the disk: whoever reads it whole has no memory left."""
     path.write_bytes(start)
     os.truncate(path, 1 << 40)
+
+
+def claiming(good: bytes, height: int, width: int) -> bytes:
+    """The same file under other dimensions, with as many bytes as these need at the least."""
+    frame = good.index(b"\xff\xc0")
+    claim = good[: frame + 5] + height.to_bytes(2) + width.to_bytes(2) + good[frame + 9 : -2]
+    return claim + bytes(height * width // PIXELS_PER_BYTE + 1) + good[-2:]

@@ -18,12 +18,7 @@ from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import Fault, inspect
 from fastae.errors import FastaeError
 
-
-def claiming(good: bytes, height: int, width: int) -> bytes:
-    """The same file under other dimensions, with as many bytes as these need at the least."""
-    frame = good.index(b"\xff\xc0")
-    claim = good[: frame + 5] + height.to_bytes(2) + width.to_bytes(2) + good[frame + 9 : -2]
-    return claim + bytes(height * width // jpeg.PIXELS_PER_BYTE + 1) + good[-2:]
+from .bad_files import claiming
 
 
 @pytest.fixture

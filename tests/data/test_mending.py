@@ -18,6 +18,7 @@ from fastae.data.order import Order
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, started, wait_for
+from .bad_files import claiming
 
 TRUNCATED = slice(0, 2500)
 WAYS = {
@@ -25,6 +26,7 @@ WAYS = {
     "emptied": lambda path: path.write_bytes(b""),
     "header cut": lambda path: path.write_bytes(path.read_bytes()[:100]),
     "not a JPEG": lambda path: path.write_bytes(b"x" * 5000),
+    "huge": lambda path: path.write_bytes(claiming(path.read_bytes(), 65_500, 65_500)),
     "removed": lambda path: path.unlink(),
 }
 
@@ -156,6 +158,26 @@ def test_a_file_that_was_just_being_written_is_tried_once_more(paths, failures):
     else:
         with pytest.raises(RuntimeError, match="DALI's"):
             list(items)
+
+
+@pytest.mark.parametrize("refused", [1, 8, 9, 12])
+def test_a_decoder_that_refuses_many_whole_files_is_to_blame_itself(paths, refused):
+    """A GPU that is lost, say: the files are not declared bad for that."""
+    told, bad = [], set(paths[:refused])
+
+    def stream(position):
+        if bad & set(files.paths):
+            raise RuntimeError("DALI's")
+        yield from range(position, 5)
+
+    files = ImageFiles(paths, lambda finding, _: told.append(finding.path))
+    items = files.mended(stream, lambda position: range(12), lambda some: not bad & set(some))
+    if refused <= 8:
+        assert list(items) == [0, 1, 2, 3, 4] and told == paths[:refused]
+    else:
+        with pytest.raises(RuntimeError, match="DALI's"):
+            list(items)
+        assert told == []
 
 
 def test_a_file_cut_short_while_it_is_read_does_not_kill_the_process(paths):
