@@ -84,16 +84,10 @@ class ImageFiles:
     ) -> dict[int, Fault]:
         """Which of these images' files are bad, and why."""
         found = self._faulty(suspects, _fault)
-<<<<<<< HEAD
-        if not found:  # the decoder is stricter than Pillow; but where it takes none, it is what is broken
-            refused = list(self._undecodable(suspects, decodable))
-            return dict.fromkeys(refused, Fault.UNDECODABLE) if len(refused) < len(suspects) else {}
-=======
         if not found:  # the decoder is stricter than Pillow; but if it refuses all, the fault is its own
             refused = list(islice(self._undecodable(suspects, decodable), FEW + 1))
             blame = len(refused) <= FEW and len(refused) < len(suspects)
             return dict.fromkeys(refused, Fault.UNDECODABLE) if blame else {}
->>>>>>> fuzz
         if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
             others = (index for index in range(len(self)) if index not in self._bad)
             found |= self._faulty(others, _visible_fault)
