@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastae.console import printable
 from fastae.data.geometry import Geometry
+from fastae.data.jpeg import MAX_BYTES, Fault, inspect
 from fastae.data.pixels import Passes, to_batch
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -108,6 +109,11 @@ def _require_content(path: str) -> None:
         raise UnusableImage("is a folder without images")
     if not stat.S_ISREG(status.st_mode):
         raise UnusableImage("is not a file")
+    if status.st_size > MAX_BYTES:
+        raise UnusableImage(f"has more than {MAX_BYTES >> 20} MiB")
+    # Pillow would walk through such a file byte by byte, or once for each scan.
+    if (fault := inspect(path).fault) in (Fault.HEADER_CUT, Fault.TOO_MANY_SCANS):
+        raise UnusableImage(f"is damaged: {fault.value}")
     if not os.access(path, os.R_OK):
         raise UnusableImage("may not be read")
     if status.st_size == 0:

@@ -10,6 +10,8 @@ import time
 
 import pytest
 
+from fastae import checkpoint
+
 from .commands import SMALL, curve, fastae, last_state, same_state, started, wait_for
 
 LENGTH = 24
@@ -95,27 +97,38 @@ def test_a_compiled_run_goes_on_compiled(uninterrupted, face_folder, tmp_path):
     assert_the_same(run, uninterrupted(kind))
 
 
-@pytest.mark.parametrize("damage", ["torn", "flipped", "empty", "no digest", "no zip at all"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(broken_off, uninterrupted, damage):
-    newest = broken_off / "checkpoints" / "0000021.pt"
+def damage_newest(run, how):
+    newest = run / "checkpoints" / "0000021.pt"
     content = bytearray(newest.read_bytes())
-    if damage == "torn":
+    if how == "torn":
         newest.write_bytes(content[: len(content) // 2])
-    elif damage == "flipped":
+    elif how == "flipped":
         content[len(content) // 3] ^= 1
         newest.write_bytes(content)
-    elif damage == "empty":
+    elif how == "empty":
         newest.write_bytes(b"")
-    elif damage == "no digest":
+    elif how == "no digest":
         newest.with_name(newest.name + ".sha256").unlink()
     else:
         newest.write_bytes(b"not a checkpoint")
         digest = subprocess.run(["sha256sum", newest], capture_output=True, text=True, check=True).stdout
         newest.with_name(newest.name + ".sha256").write_text(digest)
+
+
+@pytest.mark.parametrize("how", ["torn", "flipped", "empty", "no digest", "no zip at all"])
+def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(broken_off, how):
+    damage_newest(broken_off, how)
+    told = []
+    state = checkpoint.newest(broken_off / "checkpoints", told.append)
+    assert state["iteration"] == 18
+    (line,) = told
+    assert "0000021.pt" in line and line.endswith("the checkpoint before it is used")
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(broken_off, uninterrupted):
+    damage_newest(broken_off, "flipped")
     result = fastae("train", "--resume", broken_off)
     assert result.returncode == 0, result.stderr
-    (line,) = [line for line in result.stdout.splitlines() if "0000021.pt" in line]
-    assert line.startswith("checkpoint ") and line.endswith("the checkpoint before it is used")
     assert "from iteration 18" in result.stdout
     assert_the_same(broken_off, uninterrupted("resident"))
 
