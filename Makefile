@@ -28,7 +28,8 @@ test: setup ## Run all tests (those of the GPU skip where there is none)
 	$(BIN)/python -m pytest
 
 soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (half an hour)
-	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA tests/test_resume.py tests/test_soak.py
+	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
+		tests/test_resume.py tests/test_soak.py tests/test_distributed.py
 
 FILES ?= 20000
 SEED ?= 0

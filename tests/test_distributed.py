@@ -20,6 +20,7 @@ from .commands import SMALL, curve, fastae, last_state, started, wait_for
 TORCHRUN = (
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastae",
 )  # fmt: skip
+SOAK = bool(os.environ.get("FASTAE_SOAK"))
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
 
 
@@ -57,9 +58,9 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
 
 
 def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
-    """With --sync-bn: one step to 2e-7 on average, three to 1e-5 (Adam's first steps are the sign of a
-    gradient, so that rounding is amplified wherever one is near zero); the losses to 1e-3."""
-    for iterations, tolerance in ((1, 2e-7), (3, 1e-5)):
+    """With --sync-bn: one step to 2e-7 on average (and three, in the long form, to 1e-5: Adam's first steps
+    are the sign of a gradient, so that rounding is amplified wherever one is near zero)."""
+    for iterations, tolerance in ((1, 2e-7), (3, 1e-5)) if SOAK else ((1, 2e-7),):
         one, two = tmp_path / f"one-{iterations}", tmp_path / f"two-{iterations}"
         common = ["train", "--data", face_folder, *RUN, "--iterations", iterations]
         assert fastae(*common, "--out", one).returncode == 0
@@ -77,6 +78,7 @@ def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
         )
 
 
+@pytest.mark.skipif(not SOAK, reason="in the long form: make soak")
 def test_without_sync_bn_the_ranks_normalise_each_their_own(face_folder, tmp_path):
     losses = {}
     for name, option in (("own", []), ("shared", ["--sync-bn"])):

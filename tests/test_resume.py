@@ -74,7 +74,7 @@ def killed_at(moment, *arguments):
         process.wait()
 
 
-@pytest.mark.parametrize("kind", LOADERS if SOAK else ["resident", "dali"])
+@pytest.mark.parametrize("kind", LOADERS if SOAK else ["resident"])
 def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folder, tmp_path, kind):
     """Killed 20 times in the long form (make soak), each time at another moment; saves are among them."""
     moments = random.Random(kind)

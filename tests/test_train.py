@@ -59,7 +59,9 @@ def test_config_json_holds_settings_versions_and_device(finished):
     assert written["config"]["loss"] == "pixel_bce"
     assert written["config"]["iterations"] == 12
     assert written["config"]["lr"] == 1e-4
-    assert written["data"] | {"folder": "", "source": ""} == {
+    assert len(written["data"]["fingerprint"]) == 32
+    assert written["data"] | {"folder": "", "source": "", "fingerprint": ""} == {
+        "fingerprint": "",
         "source": "",
         "folder": "",
         "train": 38,
