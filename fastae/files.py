@@ -20,8 +20,7 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
     Raises OSError for what is there and no file: a device or a pipe would be replaced by one.
     """
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a file")
+    require_file(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with partial.open("wb") as file:
@@ -31,6 +30,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def require_file(path: Path) -> None:
+    """Raises OSError for what is there and no file: opening a pipe would wait, and a device do anything."""
+    if path.exists() and not path.is_file():
+        raise OSError(errno.EINVAL, "it is not a file")
 
 
 def sync_folder(folder: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import json
 import types
 import typing
@@ -11,14 +10,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fastae.files import require_file
+
 MAX_BYTES = 1 << 26
 """Of a file; what fastae writes has some ten kB."""
 
 
 def read_json(path: Path) -> Any:
     """Raises OSError where it cannot be read, and ValueError for what is not JSON."""
-    if path.exists() and not path.is_file():
-        raise OSError(errno.EINVAL, "it is not a file")  # opening a pipe would wait for its other end
+    require_file(path)
     with path.open("rb") as file:
         content = file.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:

@@ -147,7 +147,7 @@ def test_weights_that_are_one_number_many_times_are_refused(small_run, tmp_path)
     state = checkpoint.newest(run / "checkpoints", print)
     for weight in (
         torch.zeros(1).expand(32, 3, 5, 5),
-        torch.zeros(32, 3, 5, 5, dtype=torch.int8),
+        torch.zeros(32, 3, 5, 5).long(),
         "weight",
         None,
     ):
