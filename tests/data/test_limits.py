@@ -125,18 +125,17 @@ def test_a_picture_with_a_preview_and_much_metadata_passes(tmp_path, face_paths)
 
 
 def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
-    deepest = tmp_path
-    for _ in range(1_200):
-        deepest = deepest / "a"
-        deepest.mkdir()
-    (deepest / "x.jpg").write_bytes(good)
+    folders = [f"{tmp_path}{'/a' * depth}" for depth in range(1, 1_101)]
+    image = Path(f"{folders[-1]}/x.jpg")
+    for folder in folders:
+        os.mkdir(folder)  # noqa: PTH102 (pathlib calls itself for each level)
+    image.write_bytes(good)
     try:
-        assert find_jpegs(str(tmp_path)) == [str(deepest / "x.jpg")]
-    finally:
-        (deepest / "x.jpg").unlink()
-        while deepest != tmp_path:  # pytest's own tidying up gives up at such a depth
-            deepest.rmdir()
-            deepest = deepest.parent
+        assert find_jpegs(str(tmp_path)) == [str(image)]
+    finally:  # pytest's own tidying up gives up at such a depth
+        image.unlink()
+        for folder in reversed(folders):
+            os.rmdir(folder)  # noqa: PTH106
 
 
 def test_loops_of_links_end(tmp_path, good):
