@@ -15,8 +15,9 @@ from typing import IO, Any, BinaryIO, cast
 
 import torch
 
+from fastae.archive import require_plain
 from fastae.errors import FastaeError
-from fastae.files import atomic_write, sync_folder
+from fastae.files import atomic_write, require_file, sync_folder
 
 LAST = "last.pt"
 """A link to the newest, for people and scripts; resuming looks at the numbers."""
@@ -99,9 +100,11 @@ def latest(folder: Path) -> int | None:
 def _read(path: Path) -> State:
     """The verified state of one file. Raises FastaeError where it is damaged or not one of ours."""
     try:
+        require_file(_digest_of(path))
         recorded = _digest_of(path).read_text().split()[:1]
         if recorded != [_sha256(path)]:
             raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
+        require_plain(path)
         # To the CPU first: where its tensors then go is the reader's choice, not the file's.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FastaeError:
@@ -118,7 +121,7 @@ def _read(path: Path) -> State:
 
 def _numbered(folder: Path) -> list[Path]:
     """The checkpoints in `folder`, the newest first."""
-    found = [path for path in folder.glob("*.pt") if path.stem.isdecimal()]
+    found = [path for path in folder.glob("*.pt") if path.stem.isdecimal() and path.is_file()]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 

@@ -15,6 +15,7 @@ from fastae.console import printable
 from fastae.data.check import Finding
 from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_new_folder
+from fastae.parsing import read_json
 
 RUNS = Path("runs")
 
@@ -96,7 +97,7 @@ class RunFolder:
     def describe(self) -> dict[str, Any]:
         """config.json: config, data, loader, device, step, environment. Raises FastaeError as `settings`."""
         try:
-            written = json.loads(self.config.read_bytes())
+            written = read_json(self.config)
         except (FileNotFoundError, NotADirectoryError):
             raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no config.json") from None
         except (OSError, ValueError) as error:

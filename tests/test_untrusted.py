@@ -128,6 +128,13 @@ def test_only_tensors_that_are_there_are_let_in(small_run, tmp_path):
     ):
         with pytest.raises(ValueError, match=reason):
             require_plain(plant(tmp_path, bomb))
+        said = []
+        assert checkpoint.newest(tmp_path, said.append) is None
+        assert len(said) == 1 and reason in said[0]
+    os.mkfifo(tmp_path / "0000002.pt")
+    (tmp_path / "0000003.pt").touch()
+    os.mkfifo(tmp_path / "0000003.pt.sha256")
+    assert checkpoint.newest(tmp_path, said.append) is None and len(said) == 3
 
 
 @pytest.mark.parametrize("claim", [{"latent": 2**40}, {"image_size": 2**40}, {"latent": 2**62}])

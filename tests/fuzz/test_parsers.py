@@ -154,7 +154,7 @@ def test_a_sweeps_plan(folder, content):
         assert all((folder / entry.name).parent == folder for entry in read.entries)
 
 
-@pytest.mark.parametrize("name", ["gpu.json", "sweep.json"])
+@pytest.mark.parametrize("name", ["config.json", "gpu.json", "sweep.json"])
 @pytest.mark.parametrize(
     "content", [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 5_000, b"\xff\xfe", b"", None]
 )
@@ -166,7 +166,12 @@ def test_json_that_no_parser_likes(folder, name, content):
         os.truncate(path, 1 << 40)
     else:
         path.write_bytes(content)
-    read = {"gpu.json": read_report, "sweep.json": plan.read}[name]
+    readers = {"gpu.json": read_report, "sweep.json": plan.read}
+    read = readers.get(name, lambda folder: RunFolder(folder).settings())
+    with pytest.raises(FastaeError):
+        read(folder)
+    path.unlink()
+    os.mkfifo(path)
     with pytest.raises(FastaeError):
         read(folder)
     path.unlink()
