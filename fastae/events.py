@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
+from google.protobuf.message import DecodeError
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
-from tensorboard.util import tb_logging
 
 from fastae.files import atomic_write
 
@@ -27,6 +29,20 @@ BEFORE_ALL = -1
 
 VERSION = "brain.Event:2"
 """The first record of every file, which tells TensorBoard how to read the others."""
+
+HEADER = struct.Struct("<QI")  # length of the data, checksum of these 8 bytes; after the data, 4 bytes more
+CHECKSUM = struct.Struct("<I")
+
+
+class DamagedFile(Exception):
+    """Why a file's records end before the file does."""
+
+
+class Record(NamedTuple):
+    """framed: the record as it stands in the file."""
+
+    event: Event
+    framed: bytes
 
 
 class EventFile:
@@ -70,23 +86,47 @@ def rewind(folder: Path, iteration: int) -> None:
     if not old:
         return
     with atomic_write(folder / _new_name()) as file:
-        writer, seen = RecordWriter(file), set()
+        seen = set()
         for path in old:
-            for record in _records(path):
-                # Twice where a copy was made and its original not yet removed.
-                event = Event.FromString(record)
-                if (event.step <= iteration or event.file_version) and record not in seen:
-                    seen.add(record)
-                    writer.write(record)
+            with suppress(DamagedFile):  # a torn last record is no news after a crash
+                for event, framed in records(path):
+                    # Twice where a copy was made and its original not yet removed.
+                    if (event.step <= iteration or event.file_version) and framed not in seen:
+                        seen.add(framed)
+                        file.write(framed)
     for path in old:
         path.unlink()
 
 
-def _records(path: Path) -> Iterator[bytes]:
-    """The whole records of a file, up to the first torn one."""
-    tb_logging.get_logger().setLevel("CRITICAL")  # a torn last record is no news after a crash
-    with suppress(Exception):
-        yield from RawEventFileLoader(str(path)).Load()
+def records(path: Path, largest: int | None = None) -> Iterator[Record]:
+    """The records of a file; those with more than `largest` bytes of data are passed over unread.
+
+    TensorBoard's own loader is not used: it is silent about a file that is cut short or damaged, and cannot
+    pass over pictures, whose checksums are computed in Python, at some 5 MB/s, where TensorFlow is not there.
+
+    Raises DamagedFile at the first that is not whole, and OSError.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        while (offset := file.tell()) < size:
+            header = file.read(HEADER.size)
+            if len(header) < HEADER.size:
+                raise DamagedFile(f"cut short at byte {offset:,}")
+            length, checksum = HEADER.unpack(header)
+            if masked_crc32c(header[:8]) != checksum:
+                raise DamagedFile(f"damaged at byte {offset:,}")
+            if file.tell() + length + CHECKSUM.size > size:
+                raise DamagedFile(f"cut short at byte {offset:,}")
+            if largest is not None and length > largest:
+                file.seek(length + CHECKSUM.size, os.SEEK_CUR)
+                continue
+            data, tail = file.read(length), file.read(CHECKSUM.size)
+            try:
+                if masked_crc32c(data) != CHECKSUM.unpack(tail)[0]:
+                    raise DamagedFile(f"damaged at byte {offset:,}")
+                yield Record(Event.FromString(data), header + data + tail)
+            except DecodeError:
+                raise DamagedFile(f"damaged at byte {offset:,}") from None
 
 
 def _new_name() -> str:

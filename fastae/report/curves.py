@@ -1,34 +1,23 @@
 """A run's scalars out of its TensorBoard event files, and TensorBoard's smoothing of them.
 
-The records are framed as TensorBoard frames them, checked by its checksum and parsed by its protocol buffer.
-Its own loader is not used, because it reads the pictures too: without TensorFlow it computes their checksums
-in Python, at some 3 MB/s, and a run of 100,000 iterations holds 100 MB of them. And it is silent about a file
-that is cut short or damaged.
+Pictures, of which a run of 100,000 iterations holds 100 MB, are passed over unread.
 """
 
 from __future__ import annotations
 
-import os
-import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from google.protobuf.message import DecodeError
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-from fastae.events import event_files
+from fastae.events import DamagedFile, event_files, records
 
 LARGEST = 32_768
 """Bytes. Records above this are pictures, and are passed over unread; a scalar's has about 70."""
 
 SETTINGS = "config/text_summary"
 """What a run writes first, and again whenever it is resumed."""
-
-HEADER = struct.Struct("<QI")  # length of the data, checksum of these 8 bytes; after the data, 4 bytes more
-CHECKSUM = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -70,10 +59,6 @@ class Events:
         return self.scalars.get(tag, EMPTY)
 
 
-class DamagedFile(Exception):
-    """Why a file's records end before the file does."""
-
-
 def read_events(folder: Path) -> Events:
     """Every scalar in the event files of `folder`. Damage is told of in `problems`, never raised.
 
@@ -84,7 +69,7 @@ def read_events(folder: Path) -> Events:
     for path in event_files(folder):
         before = None
         try:
-            for event in _events(path):
+            for event, _ in records(path, LARGEST):
                 if any(value.tag == SETTINGS for value in event.summary.value):
                     before, began = None, event.step
                 seconds += max(0.0, event.wall_time - before) if before is not None else 0.0
@@ -116,36 +101,6 @@ def smooth(values: np.ndarray, weight: float = 0.95) -> np.ndarray:
         count += 1
         smoothed[place] = average / (1 - weight**count)
     return smoothed
-
-
-def _events(path: Path) -> Iterator[Event]:
-    for offset, record in _records(path):
-        try:
-            yield Event.FromString(record)
-        except DecodeError:
-            raise DamagedFile(f"damaged at byte {offset:,}") from None
-
-
-def _records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """The small records, each with its place. Raises DamagedFile at the first that is not whole."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        while (offset := file.tell()) < size:
-            header = file.read(HEADER.size)
-            if len(header) < HEADER.size:
-                raise DamagedFile(f"cut short at byte {offset:,}")
-            length, checksum = HEADER.unpack(header)
-            if masked_crc32c(header[:8]) != checksum:
-                raise DamagedFile(f"damaged at byte {offset:,}")
-            if file.tell() + length + CHECKSUM.size > size:
-                raise DamagedFile(f"cut short at byte {offset:,}")
-            if length > LARGEST:
-                file.seek(length + CHECKSUM.size, os.SEEK_CUR)
-                continue
-            data = file.read(length)
-            if masked_crc32c(data) != CHECKSUM.unpack(file.read(CHECKSUM.size))[0]:
-                raise DamagedFile(f"damaged at byte {offset:,}")
-            yield offset, data
 
 
 def _series(points: Mapping[int, float]) -> Series:
