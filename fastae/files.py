@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
+
+from filelock import FileLock, Timeout
 
 from fastae.errors import FastaeError
 
@@ -32,6 +35,12 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
         partial.unlink(missing_ok=True)
 
 
+def write_json(path: Path, value: Any) -> None:
+    """Writes a value as indented JSON, as `atomic_write` does."""
+    with atomic_write(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")
+
+
 def require_file(path: Path) -> None:
     """Raises OSError for what is there and no file: opening a pipe would wait, and a device do anything."""
     if path.exists() and not path.is_file():
@@ -45,6 +54,16 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def take_lock(lock: FileLock, folder: Path, what: str) -> None:
+    """Takes `folder`'s lock at once. Raises FastaeError where another `what` has it, or it cannot be made."""
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FastaeError(f"another {what} is at work in {str(folder)!r}: wait for it, or stop it") from None
+    except OSError as error:
+        raise FastaeError(f"cannot write the {what} folder {str(folder)!r}: {error}") from None
 
 
 @contextmanager

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -107,13 +106,8 @@ class Training:
             self.opened = opened.pop_all()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.opened.__exit__(kind, error, traceback)
+    def __exit__(self, *exception: Any) -> None:
+        self.opened.__exit__(*exception)
 
     def loop(self) -> float | None:
         """Trains until the last iteration, or the time is up, or a signal comes.

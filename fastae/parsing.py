@@ -29,6 +29,13 @@ def read_json(path: Path) -> Any:
         raise ValueError("it is nested too deeply") from None
 
 
+def nested(values: Any, *names: str) -> Any:
+    """values[name][name]..., or None where that is not there: such a file may hold anything."""
+    for name in names:
+        values = values.get(name) if isinstance(values, Mapping) else None
+    return values
+
+
 def parse(kind: Any, value: Any) -> Any:
     """A JSON value as what `kind` says: a dataclass of such kinds, `tuple[X, ...]`, `list[X]`,
     `Mapping[str, X]`, `X | None`, float (which an integer is, too), int, bool or str.

@@ -7,7 +7,6 @@ can be kept as well. Images are cut out and resized as the run's training did.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from fastae.console import printable, say
 from fastae.data.geometry import Geometry
 from fastae.device import choose_device
 from fastae.errors import FastaeError
-from fastae.files import atomic_write, require_new_folder, require_place
+from fastae.files import atomic_write, require_new_folder, require_place, write_json
 from fastae.images import UnusableImage, find_images, load_image
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.picture import pairs, save_png, side_by_side
@@ -153,8 +152,7 @@ def _conclude(done: Done, given: int, out: Path, latent: Path | None) -> None:
     if latent:
         codes, names = np.stack(done.codes), latent.with_suffix(NAMES_SUFFIX)
         latent.parent.mkdir(parents=True, exist_ok=True)
-        with atomic_write(names) as file:
-            file.write(json.dumps(done.paths, indent=2).encode() + b"\n")
+        write_json(names, done.paths)
         with atomic_write(latent) as file:
             np.save(file, codes)
         shape = f"float32 {codes.shape}, rows named in {printable(names.name)}"

@@ -17,7 +17,8 @@ from fastae.checkpoint import State
 from fastae.config import TrainConfig, flag
 from fastae.console import printable, say
 from fastae.errors import FastaeError
-from fastae.ranks import Ranks, joined, launched
+from fastae.parsing import nested
+from fastae.ranks import ALONE, Ranks, joined, launched
 from fastae.run import RunFolder
 from fastae.session import Session
 from fastae.train import show_results, train_in
@@ -31,10 +32,14 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
     """
     ranks, run = launched(), RunFolder(path)
     saved = run.settings()
-    if ranks.first:
-        run.lock()
     try:
-        state = load(run, ranks)
+        state = reopen(run, ranks)
+        where = (
+            f"iteration {state['iteration']:,}"
+            if state
+            else "the beginning, since there is no checkpoint yet"
+        )
+        say(f"resuming  {path} from {where}")
         before = state["run"] if state else run.describe()
         config = changed(saved, given, path)
         if state and state["iteration"] >= config.iterations:
@@ -50,16 +55,12 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
     return path
 
 
-def load(run: RunFolder, ranks: Ranks) -> State | None:
-    """The newest whole checkpoint; None, and a line, where there is none yet."""
+def reopen(run: RunFolder, ranks: Ranks = ALONE) -> State | None:
+    """Locks a run's folder and clears it up; its newest whole checkpoint, or None where it has none yet."""
     if ranks.first:
+        run.lock()
         run.remove_drafts()
-    state = checkpoint.newest(run.checkpoints, say)
-    where = (
-        f"iteration {state['iteration']:,}" if state else "the beginning, since there is no checkpoint yet"
-    )
-    say(f"resuming  {run.path} from {where}")
-    return state
+    return checkpoint.newest(run.checkpoints, say)
 
 
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
@@ -111,7 +112,6 @@ def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], pa
 
 
 def _of(values: Any, kind: type, *names: str) -> Any:
-    """values[name][name]... where that is there and of this kind, else None: a file may hold anything."""
-    for name in names:
-        values = values.get(name) if isinstance(values, Mapping) else None
-    return values if isinstance(values, kind) else None
+    """The value at values[name][name]... where it is of this kind, else None."""
+    found = nested(values, *names)
+    return found if isinstance(found, kind) else None

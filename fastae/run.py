@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from fastae.config import TrainConfig
 from fastae.console import printable
 from fastae.data.check import Finding
 from fastae.errors import FastaeError
-from fastae.files import atomic_write, require_new_folder
+from fastae.files import atomic_write, require_new_folder, take_lock, write_json
 from fastae.parsing import read_json
 
 RUNS = Path("runs")
@@ -65,22 +64,14 @@ class RunFolder:
 
     def redescribe(self, description: dict[str, Any]) -> None:
         """Writes config.json anew. Raises OSError."""
-        with atomic_write(self.config) as file:
-            file.write(json.dumps(description, indent=2).encode() + b"\n")
+        write_json(self.config, description)
 
     def lock(self) -> None:
         """Keeps other runs out of the folder until `unlock`, or until this process has died.
 
         Raises FastaeError where another run is at work in it.
         """
-        try:
-            self._lock.acquire(timeout=0)
-        except Timeout:
-            raise FastaeError(
-                f"another run is at work in {str(self.path)!r}: wait for it, or stop it"
-            ) from None
-        except OSError as error:
-            raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
+        take_lock(self._lock, self.path, "run")
 
     def unlock(self) -> None:
         self._lock.release()

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -21,12 +20,10 @@ class NotFinite(Exception):
 class Saver(AbstractContextManager):
     """Writes states into `folder`, never two at once, and keeps the last `keep`.
 
-    `saved` is the iteration of the last state that is whole on the disk. What goes wrong in the thread is
-    raised by the next call: OSError, or NotFinite.
+    What goes wrong in the thread is raised by the next call of `save` or `wait`: OSError, or NotFinite.
     """
 
-    def __init__(self, folder: Path, keep: int, saved: int = 0) -> None:
-        self.saved = saved
+    def __init__(self, folder: Path, keep: int) -> None:
         self._folder = folder
         self._keep = keep
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
@@ -36,11 +33,6 @@ class Saver(AbstractContextManager):
         """Takes a copy of the state and returns; waits only for the save before this one."""
         self.wait()
         self._pending = self._thread.submit(self._write, _on_host(state))
-
-    def check(self) -> None:
-        """Raises what went wrong since the last call, without waiting."""
-        if self._pending and self._pending.done():
-            self.wait()
 
     def wait(self) -> None:
         """Returns when nothing is being written any more."""
@@ -57,16 +49,10 @@ class Saver(AbstractContextManager):
         if not all(torch.isfinite(value).all() for value in state["model"].values()):
             raise NotFinite
         checkpoint.write(self._folder, state, self._keep)
-        self.saved = state["iteration"]
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            if error:
+            if kind:
                 self.finish()
             else:
                 self.wait()

@@ -95,6 +95,7 @@ class Session:
         say(f"loader    {self.loader.kind}" + (f" ({self.loader.note})" if self.loader.note else ""))
         self.evaluated = spread(self.folder.held_out, config.eval_images)
         self.held_out = load_images(self.evaluated, self.geometry, self.device, config.threads)
+        self._environment = describe_environment()
         self._model: AutoEncoder | None = None
         self._objectives: dict[Callable, nn.Module] = {}
 
@@ -140,7 +141,7 @@ class Session:
             "compiled": self.compiled,
             "device": describe(self.device),
             "step": ", ".join(filter(None, notes)),
-            "environment": describe_environment(),
+            "environment": self._environment,
         }
 
     def _objective(self, model: AutoEncoder, loss: str) -> nn.Module:

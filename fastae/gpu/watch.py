@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from fastae.console import console, say
@@ -65,16 +64,11 @@ class Watch(AbstractContextManager):
                 say(f"watching  no GPU report: {error}")
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._sampler:
             try:
                 self._sampler.stop()
-                if error is None or self._folder.is_dir():  # else the run did not come into being
+                if kind is None or self._folder.is_dir():  # else the run did not come into being
                     self._report(self._sampler)
             except Exception as failure:  # the run matters more than its report
                 say(f"watching  no GPU report: {failure}")

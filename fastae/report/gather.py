@@ -18,6 +18,7 @@ from fastae.errors import FastaeError
 from fastae.gpu.report import REPORT, Report, read_report
 from fastae.gpu.table import heading, remarks, rows
 from fastae.losses import LOSSES
+from fastae.parsing import nested
 from fastae.report.curves import Events, Series, read_events
 from fastae.run import RunFolder
 
@@ -124,9 +125,7 @@ class Run:
 
     def told(self, *names: str) -> str:
         """A value of config.json as text, whatever is there: `told("data", "folder")`. Empty for none."""
-        value: Any = self.description
-        for name in names:
-            value = value.get(name) if isinstance(value, Mapping) else None
+        value = nested(self.description, *names)
         return "" if value is None else str(value)
 
     def speed(self) -> Speed:

@@ -6,7 +6,6 @@ Several processes may work on one sweep, so a change is read, made and written u
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import time
 from collections.abc import Iterator
@@ -19,7 +18,7 @@ from filelock import FileLock
 
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
-from fastae.files import atomic_write
+from fastae.files import write_json
 from fastae.losses import LOSSES
 from fastae.parsing import parse, read_json
 from fastae.run import RUNS
@@ -127,8 +126,7 @@ class Sweep:
 
     def write(self) -> None:
         content = {"plan": self.plan, "runs": [dataclasses.asdict(entry) for entry in self.entries]}
-        with atomic_write(self.path) as file:
-            file.write(json.dumps(content, indent=2).encode() + b"\n")
+        write_json(self.path, content)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:

@@ -13,15 +13,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
-from fastae import checkpoint
 from fastae.checkpoint import State
 from fastae.config import TrainConfig
 from fastae.console import say
 from fastae.errors import FastaeError, Stopped
+from fastae.files import take_lock
 from fastae.ranks import Ranks, device_of, launched
-from fastae.resume import as_before, compare
+from fastae.resume import as_before, compare, reopen
 from fastae.run import RunFolder
 from fastae.session import Session
 from fastae.sweep.plan import (
@@ -70,12 +70,7 @@ def working_alone(plan: Sweep, ranks: Ranks) -> Iterator[None]:
         yield
         return
     lock = FileLock(plan.folder / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise FastaeError(
-            f"another sweep is at work in {str(plan.folder)!r}: wait for it, or stop it"
-        ) from None
+    take_lock(lock, plan.folder, "sweep")
     try:
         yield
     finally:
@@ -104,7 +99,7 @@ def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry
     outcome: dict[str, Any] = {"state": STOPPED}
     try:
         state = begun_state(run)
-        table.begin(state["iteration"] if state else 0, config.iterations)
+        entry.iteration = state["iteration"] if state else 0
         names = [other.name for other in plan.entries]
         announce(entry, names.index(entry.name) + 1, len(names))
         if entry.iteration < config.iterations:
@@ -127,9 +122,7 @@ def begun_state(run: RunFolder) -> State | None:
     if not run.config.exists():
         shutil.rmtree(run.path, ignore_errors=True)  # broken off before it had begun
         return None
-    run.lock()
-    run.remove_drafts()
-    return checkpoint.newest(run.checkpoints, say)
+    return reopen(run)
 
 
 def wait_for_others(plan: Sweep) -> None:
