@@ -74,6 +74,7 @@ class Training:
         loader: Loader,
         start: int,
         display: Display,
+        stops: StopSignals,
     ) -> None:
         self.session = session
         self.ranks = session.ranks
@@ -85,6 +86,7 @@ class Training:
         self.loader = loader
         self.start = start
         self.display = display
+        self.stops = stops
         self.clock = StepClock(step.device, config.batch_size)
         self.windows: list[Window] = []
         self.held_out_index: list[tuple[int, float]] = []
@@ -102,7 +104,6 @@ class Training:
                 self.saver = opened.enter_context(Saver(self.run.checkpoints, self.config.keep))
                 self.board.settings(self.start, self.description)
             opened.enter_context(self.display.begin(self.start, self.config.iterations))
-            self.stops = opened.enter_context(StopSignals(self.config.signal_grace))
             self.opened = opened.pop_all()
         return self
 

@@ -18,7 +18,7 @@ from fastae.config import TrainConfig, flag
 from fastae.console import printable, say
 from fastae.errors import FastaeError
 from fastae.parsing import nested
-from fastae.ranks import ALONE, Ranks, joined, launched
+from fastae.ranks import ALONE, Ranks, launched
 from fastae.run import RunFolder
 from fastae.session import Session
 from fastae.train import show_results, train_in
@@ -47,8 +47,7 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
             return path
         session = Session(as_before(config, given, before), ranks, run)
         compare(session, config, before, path)
-        with joined(ranks, session.device):
-            train_in(session, config, run, state)
+        train_in(session, config, run, state)
     finally:
         run.unlock()
     show_results(run)

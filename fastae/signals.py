@@ -15,6 +15,8 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class StopSignals(AbstractContextManager):
     """While the block runs, `caught` tells whether one of SIGTERM, SIGINT and SIGHUP came, and which.
 
+    One that came too late for the block to heed, which ended by itself, is sent again when it ends.
+
     A signal that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main
     thread, where Python handles no signals, nothing is caught.
     """
@@ -42,6 +44,8 @@ class StopSignals(AbstractContextManager):
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if self.caught and kind is None:
+            signal.raise_signal(self.caught)

@@ -6,6 +6,8 @@ is the run that was never stopped.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -25,6 +27,7 @@ from fastae.progress import Display, TrainingProgress
 from fastae.ranks import joined, launched
 from fastae.run import RunFolder, choose_run_folder
 from fastae.session import Session
+from fastae.signals import StopSignals
 from fastae.step import TrainingStep
 
 
@@ -37,8 +40,7 @@ def train(config: TrainConfig) -> Path:
     ranks = launched()
     run = choose_run_folder(config)
     session = Session(config, ranks, run)
-    with joined(ranks, session.device):
-        train_in(session, config, run)
+    train_in(session, config, run)
     show_results(run)
     return run.path
 
@@ -63,13 +65,19 @@ def train_in(
     """
     ranks, device = session.ranks, session.device
     session.run = run if ranks.first else None
-    loader = session.loader.reseeded(config.seed)
-    step = session.step(config, loader)
-    setup = Setup(loader.kind, session.compiled, config.amp, config.batch_size)
-    with Watch(run.path, config.gpu_sample_hz if ranks.first else 0, uuid(device), setup) as watch:
-        if session.compiled:
-            watch.enter(COMPILE)
-        try:
+    # Outermost: a signal, torchrun's for one, must not end what still saves or explains.
+    with (
+        StopSignals(config.signal_grace) as stops,
+        joined(ranks, device),
+        faults_in_words(session, config, run),
+    ):
+        loader = session.loader.reseeded(config.seed)
+        step = session.step(config, loader)
+        setup = Setup(loader.kind, session.compiled, config.amp, config.batch_size)
+        hz = config.gpu_sample_hz if ranks.first else 0
+        with Watch(run.path, hz, uuid(device), setup) as watch:
+            if session.compiled:
+                watch.enter(COMPILE)
             graph_note = step.record(loader.example()) if ranks.alone else ""
             description = session.describe(config, graph_note)
             start = state["iteration"] if state else 0
@@ -86,26 +94,33 @@ def train_in(
             say(f"device    {description['device']}: {description['step']}")
             say(f"run       {run.path}")
             display = display or TrainingProgress()
-            with Training(session, config, run, description, watch, step, loader, start, display) as training:
+            with Training(
+                session, config, run, description, watch, step, loader, start, display, stops
+            ) as training:
                 return training.loop()
-        except torch.OutOfMemoryError:
-            raise RunFailure(advice(config, loader, device)) from None
-        except OSError as error:
-            reason = error.strerror or error
-            raise RunFailure(
-                f"cannot write to the run folder {str(run.path)!r}: {reason}; {how_to_go_on(run)}"
-            ) from None
-        except RuntimeError as error:
-            if OUT_OF_HOST_MEMORY in str(error):
-                raise RunFailure(advice(config, loader, device)) from None
-            if ranks.alone:
-                raise
-            first = printable(str(error).splitlines()[0])
-            raise RunFailure(
-                f"another rank ended, or cannot be reached: {first}; {how_to_go_on(run)}"
-            ) from None
-        finally:
-            run.unlock()
+
+
+@contextmanager
+def faults_in_words(session: Session, config: TrainConfig, run: RunFolder) -> Iterator[None]:
+    """What a run meets from outside becomes one line that says how to go on; frees its folder."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise RunFailure(advice(config, session.loader, session.device)) from None
+    except OSError as error:
+        reason = error.strerror or error
+        raise RunFailure(
+            f"cannot write to the run folder {str(run.path)!r}: {reason}; {how_to_go_on(run)}"
+        ) from None
+    except RuntimeError as error:
+        if OUT_OF_HOST_MEMORY in str(error):
+            raise RunFailure(advice(config, session.loader, session.device)) from None
+        if session.ranks.alone:
+            raise
+        first = printable(str(error).splitlines()[0])
+        raise RunFailure(f"another rank ended, or cannot be reached: {first}; {how_to_go_on(run)}") from None
+    finally:
+        run.unlock()
 
 
 def restore(step: TrainingStep, state: State, run: RunFolder) -> None:
