@@ -18,9 +18,11 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from fastae.console import printable
+from fastae.data.folder import walk
 from fastae.data.geometry import Geometry
 from fastae.data.jpeg import MAX_BYTES, Fault, inspect
 from fastae.data.pixels import Passes, to_batch
+from fastae.errors import FastaeError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Pillow's names; JPEG takes in MPO, which many phones write. None of them starts another program."""
@@ -54,10 +56,10 @@ def find_images(places: Sequence[str]) -> list[str]:
 
 
 def _images_below(root: str) -> list[str]:
-    inside = []
-    for folder, _, names in os.walk(root):
-        wanted = (name for name in names if name.lower().endswith(SUFFIXES) and not name.startswith("."))
-        inside += [os.path.join(folder, name) for name in wanted]  # noqa: PTH118
+    try:
+        inside = [path for path in walk(root, SUFFIXES) if not os.path.basename(path).startswith(".")]  # noqa: PTH119
+    except FastaeError:
+        return [root]
     return sorted(inside) or [root]
 
 

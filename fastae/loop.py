@@ -25,7 +25,7 @@ from fastae.config import TrainConfig
 from fastae.console import duration, printable, say
 from fastae.data.loader import Loader
 from fastae.data.mending import DECODER_ERRORS
-from fastae.errors import RunFailure, Stopped
+from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.evaluate import evaluate, reconstruct
 from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.gpu.watch import Watch
@@ -141,6 +141,8 @@ class Training:
                 self.clock.begin()
             elif iteration == self.start + 1:
                 self.clock.begin()  # it warmed up and compiled: no figure of a run that goes on
+            if self.ranks.first and self.saver.idle:
+                self.settle()  # a save that failed is told now, not at the next one
             if over or stopped or self.save_is_due(iteration):
                 self.save(iteration)
             if stopped:
@@ -155,6 +157,8 @@ class Training:
             return next(batches)
         except torch.OutOfMemoryError:
             raise
+        except FastaeError as error:
+            raise self.failure(str(error)) from None
         except DECODER_ERRORS as error:
             first = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise self.failure(f"the loader failed at iteration {iteration:,}: {printable(first)}") from None

@@ -6,6 +6,8 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.loader import Loader, ResidentLoader
+from fastae.data.memory import free_bytes
+from fastae.errors import FastaeError
 from fastae.model import AutoEncoder
 
 OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
@@ -16,6 +18,17 @@ BYTES_A_WEIGHT = 16
 
 HEADROOM = 2.0
 """Gradients of activations and cuDNN's workspaces, beside what is saved for the backward pass."""
+
+
+def require_room(config: TrainConfig, device: torch.device) -> None:
+    """Raises FastaeError for a model that can never be trained on `device`, before anything is begun."""
+    model = AutoEncoder.shapes(config.image_size, config.latent)
+    needed, free = BYTES_A_WEIGHT * count_weights(model), free_bytes(device)
+    if needed > free:
+        raise FastaeError(
+            f"a model of --image-size {config.image_size} and --latent {config.latent} takes "
+            f"{needed / 1e9:,.1f} GB to train, and {free / 1e9:.1f} GB are free on {device}"
+        )
 
 
 def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
@@ -43,9 +56,8 @@ def fitting_batch(config: TrainConfig, free: int) -> int:
 
 def demand(config: TrainConfig) -> tuple[int, int]:
     """(weights, bytes that one image's forward pass keeps for the backward), counted on the model itself."""
-    with torch.device("meta"):
-        model = AutoEncoder(config.image_size, config.latent)
-        image = torch.empty(1, 3, config.image_size, config.image_size)
+    model = AutoEncoder.shapes(config.image_size, config.latent)
+    image = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
     weights = {id(weight) for weight in model.parameters()}
     kept: dict[int, int] = {}
 
@@ -57,4 +69,8 @@ def demand(config: TrainConfig) -> tuple[int, int]:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
         held = model(image)  # alive while counted: an id is not used twice
     del held
-    return sum(weight.numel() for weight in model.parameters()), sum(kept.values())
+    return count_weights(model), sum(kept.values())
+
+
+def count_weights(model: AutoEncoder) -> int:
+    return sum(weight.numel() for weight in model.parameters())

@@ -45,8 +45,8 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
         if state and state["iteration"] >= config.iterations:
             say(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations goes on")
             return path
-        session = Session(as_before(config, given, before), ranks, run)
-        compare(session, config, before, path)
+        session = Session(as_before(config, given, before), ranks, run, run.began_with())
+        compare(session, config, before)
         train_in(session, config, run, state)
     finally:
         run.unlock()
@@ -86,17 +86,9 @@ def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str
     return dataclasses.replace(config, **kept)
 
 
-def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], path: Path) -> None:
-    """Says what differs and is sound. Raises FastaeError where the data are not the run's."""
+def compare(session: Session, config: TrainConfig, before: Mapping[str, Any]) -> None:
+    """Says what differs and is sound."""
     now = session.describe(config, "")
-    if (then := _of(before, str, "data", "fingerprint")) not in (None, session.fingerprint):
-        numbers = (_of(before, int, "data", part) for part in ("train", "held_out"))
-        was = " + ".join(f"{number:,}" for number in numbers if number is not None)
-        raise FastaeError(
-            f"{session.folder.root!r} is not what the run in {str(path)!r} trains on: {was} images then, "
-            f"{len(session.folder.train):,} + {len(session.folder.held_out):,} now, or other names or sizes; "
-            "restore the files, or name their folder with --data"
-        )
     for what, then, is_now in (
         ("device", _of(before, str, "device"), now["device"]),
         ("loader", _of(before, str, "loader"), now["loader"]),

@@ -1,7 +1,8 @@
-"""A run's folder: config.json, TensorBoard events, checkpoints/*.pt, samples/*.png, gpu.json/.csv/.png."""
+"""A run's folder: config.json, images.json, TensorBoard events, checkpoints, samples, the GPU report."""
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +13,10 @@ from filelock import FileLock
 from fastae.config import TrainConfig
 from fastae.console import printable
 from fastae.data.check import Finding
+from fastae.data.listing import Listing
 from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_new_folder, take_lock, write_json
-from fastae.parsing import read_json
+from fastae.parsing import parse, read_json
 
 RUNS = Path("runs")
 
@@ -30,6 +32,10 @@ class RunFolder:
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def images(self) -> Path:
+        return self.path / "images.json"
 
     @property
     def checkpoints(self) -> Path:
@@ -49,16 +55,20 @@ class RunFolder:
     def non_finite(self) -> Path:
         return self.path / "nan.txt"
 
-    def create(self, description: dict[str, Any], skipped: Sequence[Finding] = ()) -> None:
-        """Makes the folders, locks them, writes `description` as config.json and what was left out."""
+    def create(self, description: dict[str, Any], images: Listing, skipped: Sequence[Finding] = ()) -> None:
+        """Makes the folders, locks them, and writes down what the run is and which images it begins with.
+
+        config.json comes last: a folder that has it has all the rest.
+        """
         try:
             self.checkpoints.mkdir(parents=True)
             self.sample(0).parent.mkdir()
             self.lock()
-            self.redescribe(description)
+            write_json(self.images, dataclasses.asdict(images))
             if skipped:
                 with atomic_write(self.skipped) as file:
                     file.writelines(_line(finding) for finding in skipped)
+            self.redescribe(description)
         except OSError as error:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
 
@@ -87,15 +97,26 @@ class RunFolder:
 
     def describe(self) -> dict[str, Any]:
         """config.json: config, data, loader, device, step, environment. Raises FastaeError as `settings`."""
-        try:
-            written = read_json(self.config)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no config.json") from None
-        except (OSError, ValueError) as error:
-            raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
+        written = self._read(self.config)
         if not isinstance(written, dict):
             raise FastaeError(f"{str(self.config)!r} is not what a run writes")
         return written
+
+    def began_with(self) -> Listing:
+        """The images it began with, from images.json. Raises FastaeError as `settings`."""
+        written = self._read(self.images)
+        try:
+            return parse(Listing, written)
+        except ValueError as error:
+            raise FastaeError(f"{str(self.images)!r} is not what a run writes: {error}") from None
+
+    def _read(self, file: Path) -> Any:
+        try:
+            return read_json(file)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no {file.name}") from None
+        except (OSError, ValueError) as error:
+            raise FastaeError(f"{str(file)!r} cannot be read: {error}") from None
 
     def note_skipped(self, bad: Finding) -> None:
         """Writes down a file that went bad in mid-run."""

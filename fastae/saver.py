@@ -29,6 +29,11 @@ class Saver(AbstractContextManager):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: Future | None = None
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is being written; what went wrong may still be untold."""
+        return self._pending is None or self._pending.done()
+
     def save(self, state: Mapping[str, Any]) -> None:
         """Takes a copy of the state and returns; waits only for the save before this one."""
         self.wait()

@@ -6,7 +6,6 @@ and each kind of loss is compiled once.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -22,7 +21,8 @@ from fastae.config import TrainConfig
 from fastae.console import printable, say
 from fastae.data import Geometry, load_images, open_loader
 from fastae.data.check import Finding
-from fastae.data.folder import ImageFolder, count_faults
+from fastae.data.folder import count_faults
+from fastae.data.listing import Listing
 from fastae.data.loader import Loader
 from fastae.data.source import open_source
 from fastae.device import choose_compile, choose_device, choose_precision, describe
@@ -31,14 +31,11 @@ from fastae.errors import FastaeError
 from fastae.hostmemory import keep_freed_memory
 from fastae.losses import element_of
 from fastae.model import AutoEncoder
+from fastae.outofmemory import require_room
 from fastae.ranks import ALONE, Ranks, device_of
 from fastae.run import RunFolder
 from fastae.step import TrainingStep, objective_of
 from fastae.syncbn import synchronise
-
-SAMPLED = 1_000
-"""Files whose sizes are in a data set's fingerprint; all names are."""
-
 
 _first_process: int | None = None
 
@@ -46,17 +43,27 @@ _first_process: int | None = None
 class Session:
     """Opened by the settings of a run. `run` is the one under way, which hears of files gone bad.
 
+    began_with: the images of a run that goes on; None for those that are there now.
+
     device, precision, compiled: what was chosen. folder, source: the data, and where they are from.
-    loader: training batches; held_out: float32 (N, 3, S, S) on the device, to evaluate on.
+    images: the same by name. loader: training batches; held_out: float32 (N, 3, S, S) on the device, to
+    evaluate on.
 
     Raises FastaeError for what is wrong with the settings, the device or the data.
     """
 
-    def __init__(self, config: TrainConfig, ranks: Ranks = ALONE, run: RunFolder | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        ranks: Ranks = ALONE,
+        run: RunFolder | None = None,
+        began_with: Listing | None = None,
+    ) -> None:
         refuse_forked()
         self.ranks = ranks
         self.run = run
         self.device = choose_device(device_of(config.device, ranks))
+        require_room(config, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
         if config.deterministic:
@@ -66,7 +73,9 @@ class Session:
             config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
         )
         cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
-        self.folder, self.source = open_source(config.data, config.crop, cache)
+        found, self.source = open_source(config.data, config.crop, cache)
+        self.images = began_with or Listing.of(found)
+        self.folder, lost = self.images.find(found)
         say(
             f"data      {self.source}: {len(self.folder.train):,} images to train on, "
             f"{len(self.folder.held_out):,} held out ({self.folder.split})"
@@ -74,7 +83,9 @@ class Session:
         if self.folder.skipped:
             where = f"named in {run.skipped}" if run else "fastae check names them"
             say(f"left out  {count_faults(self.folder.skipped)}: {where}")
-        self.fingerprint = fingerprint(self.folder)
+        if lost:
+            more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
+            say(f"lost      {printable(lost[0])}{more} since the run began: the next in order stands in")
         self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
         self.replaced: list[Finding] = []
         self.loader: Loader = open_loader(
@@ -135,7 +146,7 @@ class Session:
                 "split": self.folder.split,
                 "evaluated_on": len(self.evaluated),
                 "skipped": len(self.folder.skipped),
-                "fingerprint": self.fingerprint,
+                "fingerprint": self.images.fingerprint,
             },
             "loader": self.loader.kind,
             "compiled": self.compiled,
@@ -184,17 +195,6 @@ def spread(paths: Sequence[str], number: int) -> list[str]:
     """At most `number` of these, evenly spaced, so that they stand for all of them."""
     stride = max(1, math.ceil(len(paths) / number))
     return list(paths[::stride])
-
-
-def fingerprint(folder: ImageFolder) -> str:
-    """Tells one data set from another wherever it lies: all names and the split, some files' sizes."""
-    digest = hashlib.sha256()
-    for paths in (folder.train, folder.held_out):
-        names = "\0".join(path[len(folder.root) :] for path in paths)
-        digest.update(os.fsencode(names) + b"\0\0")
-        for path in spread(paths, SAMPLED):
-            digest.update(str(os.stat(path).st_size).encode() + b"\0")  # noqa: PTH116
-    return digest.hexdigest()[:32]
 
 
 def be_deterministic() -> None:

@@ -90,7 +90,7 @@ def train_in(
                     run.redescribe(description)
                     rewind(run.path, start if state else BEFORE_ALL)
                 else:
-                    run.create(description, [*session.folder.skipped, *session.replaced])
+                    run.create(description, session.images, [*session.folder.skipped, *session.replaced])
             say(f"device    {description['device']}: {description['step']}")
             say(f"run       {run.path}")
             display = display or TrainingProgress()

@@ -77,6 +77,26 @@ def test_a_disk_that_is_full_while_saving_costs_no_checkpoint(run):
     assert [step for step, _ in curve(run)] == [1, *range(2, 41, 2)]
 
 
+def test_a_failed_save_is_told_at_once_and_not_at_the_next(run):
+    limit = limited_to(50_000_000)
+    options = ("--iterations", 100_000, "--checkpoint-every", 50, "--checkpoint-minutes", 1000)
+    started_at = time.monotonic()
+    result = fastae("train", "--resume", run, *options, preexec=limit)
+    assert FULL in failed(result)
+    assert max(step for step, _ in curve(run)) < 100
+    assert time.monotonic() - started_at < 60
+
+
+@pytest.mark.parametrize("latent", [2**33, 2**62])
+def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(face_folder, tmp_path, latent):
+    out = tmp_path / "run"
+    result = fastae("train", "--data", face_folder, "--out", out, "--latent", latent)
+    assert result.returncode == 2 and not out.exists()
+    (line,) = result.stderr.splitlines()
+    assert str(latent) in line
+    assert ("GB are free on cpu" in line) == (latent == 2**33)
+
+
 def test_a_disk_that_is_full_while_events_are_written(face_folder, tmp_path):
     out = tmp_path / "run"
     arguments = [*RUN, "--no-cache", "--checkpoint-every", 1000, "--eval-every", 2, "--iterations", 100]

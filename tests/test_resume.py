@@ -177,12 +177,47 @@ def test_what_would_be_another_run_is_refused_by_name(broken_off):
     assert "has --lr 0.0001, not 0.1, --loss minibatch_bce, not pixel_mse: start a new run" in line
 
 
-def test_other_data_are_refused(broken_off, face_folder, tmp_path):
+@pytest.mark.parametrize("how", ["two are gone", "one has grown"])
+def test_other_data_are_refused(broken_off, face_folder, tmp_path, how):
     other = tmp_path / "other"
     shutil.copytree(face_folder, other)
-    next(iter(sorted(other.glob("*.jpg")))).unlink()
+    first, second, *_ = sorted(other.glob("*.jpg"))
+    if how == "two are gone":
+        first.unlink()
+        second.unlink()
+        why = "2 of 38 files are missing or bad"
+    else:
+        why = f"'{first.name}' had {first.stat().st_size:,} bytes"
+        first.write_bytes(first.read_bytes() + bytes(1))
     line = refused("--resume", broken_off, "--data", other)
-    assert "38 + 2 images then, 37 + 2 now" in line
+    assert line.endswith(
+        f"{str(other)!r} is not what the run trains on: {why}; "
+        "restore the files, or name their folder with --data"
+    )
+
+
+@pytest.mark.parametrize("loader", ["resident", "dali"])
+def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, loader):
+    """It is as if it had gone bad in mid-run: the next stands in, and no other image moves."""
+    data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
+    shutil.copytree(face_folder, data)
+    half = ("--data", data, *RUN, *LOADERS[loader], "--iterations", LENGTH // 2)
+    assert fastae("train", "--out", run, *half).returncode == 0
+    shutil.copytree(run, other, symlinks=True)
+    bad, stand_in, *_ = sorted(data.glob("*.jpg"))
+    bad.unlink()
+    (data / "aaa.jpg").write_bytes(stand_in.read_bytes())  # a new file, first by name: not the run's
+    result = fastae("train", "--resume", run, "--iterations", LENGTH)
+    assert result.returncode == 0, result.stderr
+    assert f"lost      {bad.name} since the run began: the next in order stands in" in result.stdout
+
+    bad.write_bytes(stand_in.read_bytes())
+    images = json.loads((other / "images.json").read_text())
+    images["train"][bad.name] = bad.stat().st_size
+    (other / "images.json").write_text(json.dumps(images))
+    assert fastae("train", "--resume", other, "--iterations", LENGTH).returncode == 0
+    assert same_state(last_state(run)["model"], last_state(other)["model"])
+    assert curve(run) == curve(other)
 
 
 def test_data_that_were_moved_are_found_by_data(broken_off, face_folder, tmp_path, uninterrupted):

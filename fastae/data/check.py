@@ -24,6 +24,9 @@ from fastae.data.jpeg import Fault, Report, inspect
 from fastae.files import atomic_write
 
 FAULTS = list(Fault)
+Stamp = tuple[int, int]
+"""Of a file: bytes, nanoseconds of the last change."""
+
 VERSION = 2
 """Of the record on disk, and of what `inspect` answers."""
 
@@ -43,12 +46,13 @@ class Finding:
 class Check:
     """`usable`: paths to train on, in the order given. `findings`: faults and remarks, likewise.
 
-    `side`: the shorter side of the usable images in pixels, where all have the same; else None.
-    `heaviest`: bytes of the squares cut out of them, of the TOGETHER largest.
+    `sizes`: of the usable ones, in bytes. `side`: their shorter side in pixels, where all have the same;
+    else None. `heaviest`: bytes of the squares cut out of them, of the TOGETHER largest.
     """
 
     usable: list[str]
     findings: list[Finding]
+    sizes: dict[str, int]
     side: int | None
     heaviest: int
 
@@ -64,22 +68,24 @@ def check(
 
     crop: side in pixels below which an image is too small.
     """
-    reports = _quick(root, paths, records)
+    stamps = [stamp(path) for path in paths]
+    reports = _quick(root, paths, stamps, records)
     if deep:
         reports = _deep(paths, reports)
-    usable, findings, sides = [], [], []
-    for path, report in zip(paths, reports, strict=True):
+    sizes, findings, sides = {}, [], []
+    for path, report, at in zip(paths, reports, stamps, strict=True):
         fault = report.fault
         if crop is not None and (fault is None or fault.usable) and min(report.width, report.height) < crop:
             fault = Fault.TOO_SMALL
         if fault is not None:
             findings.append(Finding(path, fault))
         if fault is None or fault.usable:
-            usable.append(path)
+            sizes[path] = at[0] if at else 0
             sides.append(min(report.width, report.height))
     return Check(
-        usable,
+        list(sizes),
         findings,
+        sizes,
         side=sides[0] if len(set(sides)) == 1 else None,
         heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
     )
@@ -95,14 +101,24 @@ def decodes(path: str) -> bool:
     return True
 
 
+def stamp(path: str) -> Stamp | None:
+    """Tells whether a file is the same as before; None for what cannot be read anyway."""
+    try:
+        status = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
 def quietly() -> AbstractContextManager[object]:
     """Without Pillow's warnings. Around threads, not in them: the filters are the process's."""
     return warnings.catch_warnings(action="ignore")
 
 
-def _quick(root: str, paths: Sequence[str], records: Path | None) -> list[Report]:
+def _quick(
+    root: str, paths: Sequence[str], stamps: Sequence[Stamp | None], records: Path | None
+) -> list[Report]:
     memory = _Memory(root, records)
-    stamps = [_stamp(path) for path in paths]
     known = [memory.recall(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
     unknown = [path for path, report in zip(paths, known, strict=True) if report is None]
     if not unknown:
@@ -124,18 +140,6 @@ def _deep(paths: Sequence[str], reports: Iterable[Report]) -> list[Report]:
     with quietly(), ThreadPoolExecutor(os.cpu_count()) as pool:
         items = list(zip(paths, reports, strict=True))
         return list(track(pool.map(look, items), "decoding files", total=len(items)))
-
-
-Stamp = tuple[int, int]
-
-
-def _stamp(path: str) -> Stamp | None:
-    """(bytes, nanoseconds of the last change); None for what cannot be read anyway."""
-    try:
-        status = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return status.st_size, status.st_mtime_ns
 
 
 class _Memory:

@@ -8,7 +8,7 @@ replacement is the next good file by index: the same for every loader, at every 
 from __future__ import annotations
 
 from bisect import bisect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TypeVar
 
@@ -114,15 +114,20 @@ class ImageFiles:
 
     def _replace(self, found: Mapping[int, Fault]) -> None:
         self._bad |= found.keys()
-        good = [index for index in range(len(self)) if index not in self._bad]
-        if not good:
+        if len(self._bad) == len(self):
             raise FastaeError(f"none of the {len(self)} images can be read any more: is the folder gone?")
-        for index in self._bad:
-            self._reads[index] = good[bisect(good, index) % len(good)]
-            self.paths[index] = self._own[self._reads[index]]
+        self._reads = stand_ins(self._bad, len(self))
+        for index, other in self._reads.items():
+            self.paths[index] = self._own[other]
         for index, fault in found.items():
             if self._on_replaced:
                 self._on_replaced(Finding(self._own[index], fault), self.paths[index])
+
+
+def stand_ins(bad: Collection[int], count: int) -> dict[int, int]:
+    """For each bad one of `count` images the next good one by index, behind the last the first."""
+    good = [index for index in range(count) if index not in bad]
+    return {index: good[bisect(good, index) % len(good)] for index in bad}
 
 
 def _visible_fault(path: str) -> Fault | None:

@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fastae.console import say, track
+from fastae.data.check import stamp
 from fastae.data.decode import BATCH, Decoder
 from fastae.data.mending import ImageFiles
 from fastae.data.pixels import channel_means
@@ -98,8 +99,8 @@ def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
     versions = [version(name) for name in (*DALI_BUILDS, "torch")]
     digest.update(json.dumps([FORMAT, decoder.name, asdict(decoder.geometry), versions]).encode())
     for path in files.paths:
-        status = os.stat(path)  # noqa: PTH116
-        digest.update(f"\0{status.st_size} {status.st_mtime_ns} ".encode() + os.fsencode(path))
+        size, changed = stamp(path) or (0, 0)
+        digest.update(f"\0{size} {changed} ".encode() + os.fsencode(path))
     return f"resident-{digest.hexdigest()[:24]}"
 
 

@@ -19,6 +19,7 @@ from fastae import checkpoint
 from fastae.cache import cache_folder, check_records
 from fastae.data import Geometry, load_images
 from fastae.data.folder import open_folder
+from fastae.data.listing import Listing
 from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.evaluate import reconstruct
@@ -26,7 +27,7 @@ from fastae.losses import loss_index, psnr, squared_error
 from fastae.report.adam import EpsReach, eps_reach
 from fastae.report.gather import Run
 from fastae.run import RunFolder
-from fastae.session import fingerprint, spread
+from fastae.session import spread
 from fastae.trained import open_trained
 
 FLOAT32 = Precision(None, "float32")
@@ -176,7 +177,7 @@ def _load(run: Run, device: torch.device) -> HeldOut:
     paths = spread(folder.held_out, config.eval_images)
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
     recorded = run.told("data", "fingerprint")
-    changed = recorded and fingerprint(folder) != recorded
+    changed = recorded and Listing.of(folder).fingerprint != recorded
     note = f"{root} has changed since {run.name}: its held-out images may be others now" if changed else ""
     names = tuple(path.removeprefix(root).lstrip("/") for path in paths)
     return HeldOut(names, load_images(paths, geometry, device, config.threads), note)

@@ -80,13 +80,14 @@ def working_alone(plan: Sweep, ranks: Ranks) -> Iterator[None]:
 def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Session, TrainConfig]:
     """What all runs share. A sweep that goes on keeps the loader and the compiling it began with."""
     config = replace(config, device=device_of(config.device, ranks))
-    begun = [RunFolder(plan.folder / entry.name) for entry in plan.entries]
-    before = next((run.describe() for run in begun if run.config.exists()), None)
-    if before is None:
+    runs = [RunFolder(plan.folder / entry.name) for entry in plan.entries]
+    begun = next((run for run in runs if run.config.exists()), None)
+    if begun is None:
         return Session(config), config
+    before = begun.describe()
     pinned = as_before(config, {}, before)
-    session = Session(pinned)
-    compare(session, pinned, before, plan.folder)
+    session = Session(pinned, began_with=begun.began_with())
+    compare(session, pinned, before)
     return session, config
 
 

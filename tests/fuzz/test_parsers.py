@@ -30,6 +30,7 @@ from fastae.data import resident
 from fastae.data.check import check
 from fastae.data.folder import PARTITION_FILE, find_jpegs, open_folder
 from fastae.data.jpeg import inspect
+from fastae.data.listing import Listing
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.gpu.diagnosis import Diagnosis
@@ -154,7 +155,20 @@ def test_a_sweeps_plan(folder, content):
         assert all((folder / entry.name).parent == folder for entry in read.entries)
 
 
-@pytest.mark.parametrize("name", ["config.json", "gpu.json", "sweep.json"])
+LISTED = {"train": {"0.jpg": 1, "1.jpg": 2}, "held_out": {"2.jpg": 3}}
+
+
+@thoroughly
+@given(st.binary() | nearly(LISTED).map(json.dumps).map(str.encode))
+def test_a_runs_images(pictures, folder, content):
+    (folder / "images.json").write_bytes(content)
+    images = refusing(RunFolder(folder).began_with)
+    if isinstance(images, Listing):
+        assert len(images.fingerprint) == 32
+        refusing(lambda: images.find(open_folder(pictures)))
+
+
+@pytest.mark.parametrize("name", ["config.json", "images.json", "gpu.json", "sweep.json"])
 @pytest.mark.parametrize(
     "content", [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 5_000, b"\xff\xfe", b"", None]
 )
@@ -166,8 +180,13 @@ def test_json_that_no_parser_likes(folder, name, content):
         os.truncate(path, 1 << 40)
     else:
         path.write_bytes(content)
-    readers = {"gpu.json": read_report, "sweep.json": plan.read}
-    read = readers.get(name, lambda folder: RunFolder(folder).settings())
+    readers = {
+        "config.json": lambda folder: RunFolder(folder).settings(),
+        "images.json": lambda folder: RunFolder(folder).began_with(),
+        "gpu.json": read_report,
+        "sweep.json": plan.read,
+    }
+    read = readers[name]
     with pytest.raises(FastaeError):
         read(folder)
     path.unlink()

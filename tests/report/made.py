@@ -13,12 +13,12 @@ from torch.utils.tensorboard import summary
 from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
+from fastae.data.listing import Listing
 from fastae.device import Precision
 from fastae.gpu.diagnosis import Diagnosis
 from fastae.gpu.report import REPORT, Report
 from fastae.gpu.summary import Statistics, Summary
 from fastae.model import AutoEncoder
-from fastae.session import fingerprint
 from fastae.step import TrainingStep
 
 SMALL = {
@@ -69,7 +69,7 @@ def make_run(
         "environment": environment or {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
     }  # fmt: skip
     if Path(data).is_dir():
-        description["data"]["fingerprint"] = fingerprint(open_folder(str(data)))
+        description["data"]["fingerprint"] = Listing.of(open_folder(str(data))).fingerprint
     description |= described or {}
     (folder / "config.json").write_text(json.dumps(description))
     scalars = {step: {"loss_index/train": value} for step, value in train.items()}
