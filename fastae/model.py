@@ -15,10 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 
-import torch
 from torch import Tensor, nn
-
-from fastae.errors import FastaeError
 
 ENCODER_CHANNELS = (32, 64, 128, 256, 512)
 DECODER_CHANNELS = (512, 256, 128, 64, 32)
@@ -67,18 +64,6 @@ class AutoEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> reconstruction of the same shape, in [0, 1]."""
         return self.decoder(self.encoder(images))
-
-    @classmethod
-    def shapes(cls, image_size: int, latent: int) -> AutoEncoder:
-        """The network on the meta device, which takes no memory whatever its size.
-
-        Raises FastaeError where it has more weights than PyTorch can count.
-        """
-        try:
-            with torch.device("meta"):
-                return cls(image_size, latent)
-        except (RuntimeError, TypeError):
-            raise FastaeError(f"no model has images of {image_size} pixels and codes of {latent}") from None
 
 
 def initialise(layer: nn.Module) -> None:

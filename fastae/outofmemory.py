@@ -22,7 +22,7 @@ HEADROOM = 2.0
 
 def require_room(config: TrainConfig, device: torch.device) -> None:
     """Raises FastaeError for a model that can never be trained on `device`, before anything is begun."""
-    model = AutoEncoder.shapes(config.image_size, config.latent)
+    model = shapes(config)
     needed, free = BYTES_A_WEIGHT * count_weights(model), free_bytes(device)
     if needed > free:
         raise FastaeError(
@@ -56,7 +56,7 @@ def fitting_batch(config: TrainConfig, free: int) -> int:
 
 def demand(config: TrainConfig) -> tuple[int, int]:
     """(weights, bytes that one image's forward pass keeps for the backward), counted on the model itself."""
-    model = AutoEncoder.shapes(config.image_size, config.latent)
+    model = shapes(config)
     image = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
     weights = {id(weight) for weight in model.parameters()}
     kept: dict[int, int] = {}
@@ -70,6 +70,20 @@ def demand(config: TrainConfig) -> tuple[int, int]:
         held = model(image)  # alive while counted: an id is not used twice
     del held
     return count_weights(model), sum(kept.values())
+
+
+def shapes(config: TrainConfig) -> AutoEncoder:
+    """The model on the meta device, which takes no memory whatever its size.
+
+    Raises FastaeError where it has more weights than PyTorch can count.
+    """
+    try:
+        with torch.device("meta"):
+            return AutoEncoder(config.image_size, config.latent)
+    except (RuntimeError, TypeError):
+        raise FastaeError(
+            f"no model is large enough for --image-size {config.image_size} and --latent {config.latent}"
+        ) from None
 
 
 def count_weights(model: AutoEncoder) -> int:

@@ -14,6 +14,7 @@ from fastae.config import TrainConfig
 from fastae.console import say
 from fastae.errors import FastaeError
 from fastae.model import AutoEncoder
+from fastae.outofmemory import shapes
 from fastae.run import RunFolder
 
 
@@ -48,7 +49,7 @@ def open_trained(path: Path, device: str | torch.device = "cpu") -> Trained:
 
 def _fits(weights: Any, config: TrainConfig) -> bool:
     """Whether these are the model's weights; before memory is taken for what config.json may claim."""
-    expected = AutoEncoder.shapes(config.image_size, config.latent).state_dict()
+    expected = shapes(config).state_dict()
     return weights.keys() == expected.keys() and all(
         isinstance(weight, Tensor)
         and weight.shape == expected[name].shape
