@@ -26,6 +26,12 @@ LOADERS = {
     "dali-compiled": ["--loader", "dali", "--compile"],
 }
 SOAK = bool(os.environ.get("FASTAE_SOAK"))
+KILLS = 20 if SOAK else 2
+LINES = 6
+"""The most log lines between two kills."""
+
+KILLED_LENGTH = 4 * LINES * KILLS
+"""So many iterations that none of the kills finds the run finished."""
 
 
 @pytest.fixture(scope="module")
@@ -33,12 +39,14 @@ def uninterrupted(face_folder, tmp_path_factory):
     """The run that nothing happened to, for each way of running it; made once."""
     made = {}
 
-    def run(kind):
-        if kind not in made:
-            made[kind] = tmp_path_factory.mktemp("whole") / kind
-            result = fastae("train", "--data", face_folder, "--out", made[kind], *RUN, *LOADERS[kind])
+    def run(kind, length=LENGTH):
+        key = f"{kind}-{length}"
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp("whole") / key
+            arguments = [*RUN, *LOADERS[kind], "--iterations", length]
+            result = fastae("train", "--data", face_folder, "--out", made[key], *arguments)
             assert result.returncode == 0, result.stderr
-        return made[kind]
+        return made[key]
 
     return run
 
@@ -53,23 +61,24 @@ def broken_off(uninterrupted, tmp_path):
     return run
 
 
-def assert_the_same(run, whole):
+def assert_the_same(run, whole, length=LENGTH):
     ours, theirs = last_state(run), last_state(whole)
+    assert ours["iteration"] == length
     for part in ("model", "optimiser", "iteration"):
         assert same_state(ours[part], theirs[part]), part
     for tag in ("loss_index/train", "loss/minibatch_bce", "loss_index/held_out"):
         assert curve(run, tag) == curve(whole, tag), tag
-    assert [step for step, _ in curve(run)] == [1, *range(2, LENGTH + 1, 2)]
+    assert [step for step, _ in curve(run)] == [1, *range(2, length + 1, 2)]
 
 
-def killed_at(moment, *arguments):
-    """Starts fastae, and kills it so many log lines, and a part of a second, after its first."""
-    with started(*arguments) as process:
-        wait_for(process, "iteration 0:" if moment < 1 else "images/s")
+def killed_at(moment, run, *arguments):
+    """Starts fastae, and kills it in mid-run, so many log lines and a part of a second after it began."""
+    with started("train", *arguments) as process:
+        wait_for(process, f"run       {run}")
         for _ in range(int(moment)):
-            if not process.stdout.readline():
-                break
-        time.sleep(moment % 1 * 0.3)
+            wait_for(process, "images/s")
+        time.sleep(moment % 1 * 0.1)
+        assert process.poll() is None, "it was faster than the test expects"
         process.send_signal(signal.SIGKILL)
         process.wait()
 
@@ -79,19 +88,22 @@ def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folde
     """Killed 20 times in the long form (make soak), each time at another moment; saves are among them."""
     moments = random.Random(kind)
     run = tmp_path / "run"
-    killed_at(moments.uniform(1, 4), "train", "--data", face_folder, "--out", run, *RUN, *LOADERS[kind])
-    for _ in range(19 if SOAK else 1):
-        killed_at(moments.uniform(0, 6), "train", "--resume", run)
+    new = ["--data", face_folder, "--out", run, *RUN, *LOADERS[kind], "--iterations", KILLED_LENGTH]
+    drafts = 0
+    for kill in range(KILLS):
+        killed_at(moments.uniform(0, LINES), run, *(["--resume", run] if kill else new))
+        drafts += len(list(run.glob("**/*.partial")))
     result = fastae("train", "--resume", run)
     assert result.returncode == 0, result.stderr
-    assert_the_same(run, uninterrupted(kind))
+    assert_the_same(run, uninterrupted(kind, KILLED_LENGTH), KILLED_LENGTH)
     assert not list(run.glob("**/*.partial"))
+    print(f"{kind}: {KILLS} kills, {drafts} of them while a checkpoint was being written")
 
 
 def test_a_compiled_run_goes_on_compiled(uninterrupted, face_folder, tmp_path):
     run = tmp_path / "run"
     kind = "dali-compiled"
-    killed_at(3.5, "train", "--data", face_folder, "--out", run, *RUN, *LOADERS[kind])
+    killed_at(3.5, run, "--data", face_folder, "--out", run, *RUN, *LOADERS[kind])
     result = fastae("train", "--resume", run)
     assert ", compiled" in result.stdout, result.stderr
     assert_the_same(run, uninterrupted(kind))
