@@ -57,10 +57,14 @@ def find_images(places: Sequence[str]) -> list[str]:
 
 def _images_below(root: str) -> list[str]:
     try:
-        inside = [path for path in walk(root, SUFFIXES) if not os.path.basename(path).startswith(".")]  # noqa: PTH119
+        inside = [path for path in walk(root, SUFFIXES) if _is_wanted(path)]
     except FastaeError:
         return [root]
     return sorted(inside) or [root]
+
+
+def _is_wanted(path: str) -> bool:
+    return not os.path.basename(path).startswith(".") and not os.path.isdir(path)  # noqa: PTH112, PTH119
 
 
 def load_image(path: str, geometry: Geometry) -> Tensor:

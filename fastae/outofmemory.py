@@ -6,7 +6,7 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.loader import Loader, ResidentLoader
-from fastae.data.memory import free_bytes
+from fastae.data.memory import total_bytes
 from fastae.errors import FastaeError
 from fastae.model import AutoEncoder
 
@@ -23,11 +23,11 @@ HEADROOM = 2.0
 def require_room(config: TrainConfig, device: torch.device) -> None:
     """Raises FastaeError for a model that can never be trained on `device`, before anything is begun."""
     model = shapes(config)
-    needed, free = BYTES_A_WEIGHT * count_weights(model), free_bytes(device)
-    if needed > free:
+    needed, total = BYTES_A_WEIGHT * count_weights(model), total_bytes(device)
+    if needed > total:
         raise FastaeError(
             f"a model of --image-size {config.image_size} and --latent {config.latent} takes "
-            f"{needed / 1e9:,.1f} GB to train, and {free / 1e9:.1f} GB are free on {device}"
+            f"{needed / 1e9:,.1f} GB to train, and {device} has {total / 1e9:.1f} GB"
         )
 
 

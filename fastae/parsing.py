@@ -12,17 +12,17 @@ from typing import Any
 
 from fastae.files import require_file
 
-MAX_BYTES = 1 << 27
-"""Of a file; the list of a run's images has 5 MB for CelebA, all else some ten kB."""
+MAX_BYTES = 1 << 24
+"""Of a file, unless another limit is given; what fastae writes has some ten kB."""
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, limit: int = MAX_BYTES) -> Any:
     """Raises OSError where it cannot be read, and ValueError for what is not JSON."""
     require_file(path)
     with path.open("rb") as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+        content = file.read(limit + 1)
+    if len(content) > limit:
+        raise ValueError(f"it has more than {limit:,} bytes")
     try:
         return json.loads(content)
     except RecursionError:

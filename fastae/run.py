@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,9 @@ from filelock import FileLock
 from fastae.config import TrainConfig
 from fastae.console import printable
 from fastae.data.check import Finding
-from fastae.data.listing import Listing
+from fastae.data.listing import MAX_BYTES, Listing
 from fastae.errors import FastaeError
-from fastae.files import atomic_write, require_new_folder, take_lock, write_json
+from fastae.files import atomic_write, require_file, require_new_folder, take_lock, write_json
 from fastae.parsing import parse, read_json
 
 RUNS = Path("runs")
@@ -55,19 +54,19 @@ class RunFolder:
     def non_finite(self) -> Path:
         return self.path / "nan.txt"
 
-    def create(self, description: dict[str, Any], images: Listing, skipped: Sequence[Finding] = ()) -> None:
+    def create(self, description: dict[str, Any], images: Listing, skipped: Iterable[Finding] = ()) -> None:
         """Makes the folders, locks them, and writes down what the run is and which images it begins with.
 
-        config.json comes last: a folder that has it has all the rest.
+        config.json comes last: a folder that has it has all the rest. Raises FastaeError.
         """
+        names = images.as_json()
         try:
             self.checkpoints.mkdir(parents=True)
             self.sample(0).parent.mkdir()
             self.lock()
-            write_json(self.images, dataclasses.asdict(images))
-            if skipped:
-                with atomic_write(self.skipped) as file:
-                    file.writelines(_line(finding) for finding in skipped)
+            with atomic_write(self.images) as file:
+                file.write(names)
+            self.note_skipped(skipped)
             self.redescribe(description)
         except OSError as error:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
@@ -97,32 +96,33 @@ class RunFolder:
 
     def describe(self) -> dict[str, Any]:
         """config.json: config, data, loader, device, step, environment. Raises FastaeError as `settings`."""
-        written = self._read(self.config)
+        try:
+            written = read_json(self.config)
+        except (FileNotFoundError, NotADirectoryError):
+            raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no config.json") from None
+        except (OSError, ValueError) as error:
+            raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
         if not isinstance(written, dict):
             raise FastaeError(f"{str(self.config)!r} is not what a run writes")
         return written
 
     def began_with(self) -> Listing:
-        """The images it began with, from images.json. Raises FastaeError as `settings`."""
-        written = self._read(self.images)
+        """The images it began with. Raises FastaeError where images.json is missing or damaged."""
         try:
-            return parse(Listing, written)
-        except ValueError as error:
-            raise FastaeError(f"{str(self.images)!r} is not what a run writes: {error}") from None
-
-    def _read(self, file: Path) -> Any:
-        try:
-            return read_json(file)
-        except (FileNotFoundError, NotADirectoryError):
-            raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no {file.name}") from None
+            return parse(Listing, read_json(self.images, MAX_BYTES))
         except (OSError, ValueError) as error:
-            raise FastaeError(f"{str(file)!r} cannot be read: {error}") from None
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise FastaeError(
+                f"{str(self.images)!r}, the list of the images it began with, cannot be read: {reason}"
+            ) from None
 
-    def note_skipped(self, bad: Finding) -> None:
-        """Writes down a file that went bad in mid-run."""
-        if self.path.is_dir():
+    def note_skipped(self, bad: Iterable[Finding]) -> None:
+        """Adds files that cannot be trained on to the list of them. Raises OSError."""
+        lines = [_line(finding) for finding in bad]
+        if lines and self.path.is_dir():
+            require_file(self.skipped)
             with self.skipped.open("ab") as file:
-                file.write(_line(bad))
+                file.writelines(lines)
 
 
 def _line(finding: Finding) -> bytes:

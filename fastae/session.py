@@ -46,8 +46,7 @@ class Session:
     began_with: the images of a run that goes on; None for those that are there now.
 
     device, precision, compiled: what was chosen. folder, source: the data, and where they are from.
-    images: the same by name. loader: training batches; held_out: float32 (N, 3, S, S) on the device, to
-    evaluate on.
+    loader: training batches; held_out: float32 (N, 3, S, S) on the device, to evaluate on.
 
     Raises FastaeError for what is wrong with the settings, the device or the data.
     """
@@ -73,19 +72,18 @@ class Session:
             config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
         )
         cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
-        found, self.source = open_source(config.data, config.crop, cache)
-        self.images = began_with or Listing.of(found)
-        self.folder, lost = self.images.find(found)
+        self.folder, self.source = open_source(config.data, config.crop, cache, began_with)
         say(
             f"data      {self.source}: {len(self.folder.train):,} images to train on, "
-            f"{len(self.folder.held_out):,} held out ({self.folder.split})"
+            f"{len(self.folder.held_out):,} held out ({self.folder.listing.split})"
         )
-        if self.folder.skipped:
+        if self.folder.skipped and began_with:
+            first, *others = self.folder.skipped
+            lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
+            say(f"lost      {lost} since the run began: the next in order stands in")
+        elif self.folder.skipped:
             where = f"named in {run.skipped}" if run else "fastae check names them"
             say(f"left out  {count_faults(self.folder.skipped)}: {where}")
-        if lost:
-            more = f" and {len(lost) - 1:,} more" if len(lost) > 1 else ""
-            say(f"lost      {printable(lost[0])}{more} since the run began: the next in order stands in")
         self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
         self.replaced: list[Finding] = []
         self.loader: Loader = open_loader(
@@ -143,10 +141,9 @@ class Session:
                 "folder": os.path.abspath(self.folder.root),  # noqa: PTH100
                 "train": len(self.folder.train),
                 "held_out": len(self.folder.held_out),
-                "split": self.folder.split,
+                "split": self.folder.listing.split,
                 "evaluated_on": len(self.evaluated),
-                "skipped": len(self.folder.skipped),
-                "fingerprint": self.images.fingerprint,
+                "fingerprint": self.folder.listing.fingerprint,
             },
             "loader": self.loader.kind,
             "compiled": self.compiled,
@@ -169,7 +166,7 @@ class Session:
         self.replaced.append(bad)
         say(f"{printable(bad.path)}: {bad.fault.value} since the check; {printable(substitute)} replaces it")
         if self.run:
-            self.run.note_skipped(bad)
+            self.run.note_skipped([bad])
 
 
 def refuse_forked() -> None:

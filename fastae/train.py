@@ -86,11 +86,13 @@ def train_in(
                 earlier = state["run"].get("resumed")
                 description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
             if ranks.first:
+                skipped = [*session.folder.skipped, *session.replaced]
                 if run.config.exists():
                     run.redescribe(description)
+                    run.note_skipped(skipped)
                     rewind(run.path, start if state else BEFORE_ALL)
                 else:
-                    run.create(description, session.images, [*session.folder.skipped, *session.replaced])
+                    run.create(description, session.folder.listing, skipped)
             say(f"device    {description['device']}: {description['step']}")
             say(f"run       {run.path}")
             display = display or TrainingProgress()

@@ -94,7 +94,7 @@ def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(fac
     assert result.returncode == 2 and not out.exists()
     (line,) = result.stderr.splitlines()
     assert str(latent) in line
-    assert ("GB are free on cpu" in line) == (latent == 2**33)
+    assert ("GB to train, and cpu has" in line) == (latent == 2**33)
 
 
 def test_a_disk_that_is_full_while_events_are_written(face_folder, tmp_path):

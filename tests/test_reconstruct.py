@@ -212,12 +212,22 @@ def test_no_broken_file_is_more_than_unusable(tmp_path, face_paths):
 
 
 def test_folders_give_their_images_sorted_and_files_stay_in_order(tmp_path):
-    for name in ("b/2.PNG", "b/1.jpeg", "b/deep/0.webp", "b/notes.txt", "b/._1.jpeg", "a.jpg", "c/x.txt"):
+    for name in ("b/2.PNG", "b/1.jpeg", "b/deep/0.webp", "b/notes.txt", "b/._1.jpeg", "a.jpg", "c/x.txt",
+                 "b/album.png/3.jpg"):  # fmt: skip
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     given = [f"{tmp_path}/{name}" for name in ("c", "a.jpg", "b", "none.jpg", "a.jpg")]
     found = [path.removeprefix(f"{tmp_path}/") for path in find_images(given)]
-    assert found == ["c", "a.jpg", "b/1.jpeg", "b/2.PNG", "b/deep/0.webp", "none.jpg", "a.jpg"]
+    assert found == [
+        "c",
+        "a.jpg",
+        "b/1.jpeg",
+        "b/2.PNG",
+        "b/album.png/3.jpg",
+        "b/deep/0.webp",
+        "none.jpg",
+        "a.jpg",
+    ]
     assert unusable(tmp_path / "c") == "is a folder without images"
 
 

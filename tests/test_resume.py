@@ -7,12 +7,15 @@ import shutil
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from fastae import checkpoint
+from fastae.run import RunFolder
 
-from .commands import SMALL, curve, fastae, last_state, same_state, started, wait_for
+from .commands import SMALL, curve, fastae, last_state, rewrite, same_state, started, wait_for
 
 LENGTH = 24
 RUN = [
@@ -189,6 +192,16 @@ def test_what_would_be_another_run_is_refused_by_name(broken_off):
     assert "has --lr 0.0001, not 0.1, --loss minibatch_bce, not pixel_mse: start a new run" in line
 
 
+def test_a_list_of_other_images_is_refused(broken_off):
+    images = RunFolder(broken_off).began_with()
+    moved = replace(images, train=dict(reversed(images.train.items())))
+    (broken_off / "images.json").write_bytes(moved.as_json())
+    line = refused("--resume", broken_off)
+    assert "did not begin with these 38 + 2 images: an images.json was changed, restore it" in line
+    (broken_off / "images.json").unlink()
+    assert "the list of the images it began with, cannot be read" in refused("--resume", broken_off)
+
+
 @pytest.mark.parametrize("how", ["two are gone", "one has grown"])
 def test_other_data_are_refused(broken_off, face_folder, tmp_path, how):
     other = tmp_path / "other"
@@ -197,7 +210,7 @@ def test_other_data_are_refused(broken_off, face_folder, tmp_path, how):
     if how == "two are gone":
         first.unlink()
         second.unlink()
-        why = "2 of 38 files are missing or bad"
+        why = "2 of 40 files are missing or bad"
     else:
         why = f"'{first.name}' had {first.stat().st_size:,} bytes"
         first.write_bytes(first.read_bytes() + bytes(1))
@@ -221,12 +234,17 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     (data / "aaa.jpg").write_bytes(stand_in.read_bytes())  # a new file, first by name: not the run's
     result = fastae("train", "--resume", run, "--iterations", LENGTH)
     assert result.returncode == 0, result.stderr
-    assert f"lost      {bad.name} since the run began: the next in order stands in" in result.stdout
+    assert f"lost      {bad} since the run began: the next in order stands in" in result.stdout
+    assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
+    # The same by hand: the stand-in under the lost one's name, in a run that is told it began with it.
     bad.write_bytes(stand_in.read_bytes())
-    images = json.loads((other / "images.json").read_text())
-    images["train"][bad.name] = bad.stat().st_size
-    (other / "images.json").write_text(json.dumps(images))
+    images = RunFolder(other).began_with()
+    images = replace(images, train={**images.train, bad.name: bad.stat().st_size})
+    (other / "images.json").write_bytes(images.as_json())
+    rewrite(
+        other / "checkpoints" / f"{LENGTH // 2:07d}.pt", "data", last="fingerprint", value=images.fingerprint
+    )
     assert fastae("train", "--resume", other, "--iterations", LENGTH).returncode == 0
     assert same_state(last_state(run)["model"], last_state(other)["model"])
     assert curve(run) == curve(other)
@@ -242,14 +260,7 @@ def test_data_that_were_moved_are_found_by_data(broken_off, face_folder, tmp_pat
 
 def test_another_version_is_said(broken_off):
     # What the checkpoint says, since config.json may be of a later session.
-    import torch
-
-    newest = broken_off / "checkpoints" / "0000021.pt"
-    state = torch.load(newest, weights_only=True)
-    state["run"]["environment"]["packages"]["torch"] = "1.0"
-    torch.save(state, newest)
-    digest = subprocess.run(["sha256sum", newest], capture_output=True, text=True, check=True).stdout
-    newest.with_name(newest.name + ".sha256").write_text(digest)
+    rewrite(broken_off / "checkpoints" / "0000021.pt", "environment", "packages", last="torch", value="1.0")
     result = fastae("train", "--resume", broken_off)
     assert result.returncode == 0, result.stderr
     assert f"differs   torch was 1.0, is {torch.__version__}: equal to rounding only" in result.stdout

@@ -1,6 +1,7 @@
 """`fastae sweep`: six runs that are each what `fastae train` would have made, and that survive a stop."""
 
 import json
+import shutil
 import signal
 
 import pytest
@@ -14,7 +15,7 @@ from fastae.sweep import sweep as sweeping
 from fastae.sweep.plan import SweepConfig, article_seconds, open_sweep
 from fastae.sweep.sweep import sweep
 
-from .commands import SMALL, fastae, last_state, same_state, started, wait_for
+from .commands import SMALL, fastae, last_state, rewrite, same_state, started, wait_for
 
 LENGTH = 6
 RUN = [
@@ -165,6 +166,45 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
     assert result.returncode == 2 and line in result.stderr
     assert len(result.stderr.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(face_folder, tmp_path):
+    out = tmp_path / "out"
+    begin = ["sweep", "--losses", "pixel_mse", "--data", face_folder, "--out", out, *RUN, "--iterations", 1]
+    for wrong in (["--latent", 2**33], ["--crop", 5_000]):
+        refused = fastae(*begin, *wrong)
+        assert refused.returncode == 2 and str(wrong[1]) in refused.stderr
+    assert fastae(*begin).returncode == 0
+    assert "holds a sweep with --latent 16, not 17" in fastae(*begin, "--latent", 17).stderr
+
+
+def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path):
+    out, moved = tmp_path / "out", tmp_path / "moved"
+    shutil.copytree(swept[0], out, symlinks=True)
+    shutil.copytree(face_folder, moved)
+    (out / "pixel_bce" / "checkpoints" / "0000006.pt").unlink()
+    plan = written(out)
+    next(run for run in plan["runs"] if run["name"] == "pixel_bce")["state"] = "stopped"
+    (out / "sweep.json").write_text(json.dumps(plan))
+    result = fastae("sweep", "--data", moved, "--out", out, *RUN)
+    assert result.returncode == 0, result.stderr
+    assert f"data      {moved}: 38 images" in result.stdout
+    assert same_state(last_state(out / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
+
+
+def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(swept, face_folder, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(swept[0], out, symlinks=True)
+    plan = written(out)
+    for run in plan["runs"]:
+        run["state"] = "stopped"
+    (out / "sweep.json").write_text(json.dumps(plan))
+    path = out / "sample_bce" / "checkpoints" / "0000006.pt"
+    rewrite(path, "data", last="fingerprint", value="0" * 32)
+    result = fastae("sweep", "--data", face_folder, "--out", out, *RUN)
+    assert result.returncode == 1
+    assert states(out) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
+    assert "sample_bce' did not begin with these 38 + 2 images" in result.stdout
 
 
 def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):

@@ -68,7 +68,6 @@ def test_config_json_holds_settings_versions_and_device(finished):
         "held_out": 2,
         "split": "the last 5 % by name",
         "evaluated_on": 2,
-        "skipped": 0,
     }
     assert written["environment"]["packages"]["torch"] == torch.__version__
     assert written["device"] and written["step"]

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,19 +68,18 @@ def check(
 
     crop: side in pixels below which an image is too small.
     """
-    stamps = [stamp(path) for path in paths]
-    reports = _quick(root, paths, stamps, records)
+    reports = _quick(root, paths, records)
     if deep:
         reports = _deep(paths, reports)
     sizes, findings, sides = {}, [], []
-    for path, report, at in zip(paths, reports, stamps, strict=True):
+    for path, report in zip(paths, reports, strict=True):
         fault = report.fault
         if crop is not None and (fault is None or fault.usable) and min(report.width, report.height) < crop:
             fault = Fault.TOO_SMALL
         if fault is not None:
             findings.append(Finding(path, fault))
         if fault is None or fault.usable:
-            sizes[path] = at[0] if at else 0
+            sizes[path] = report.size
             sides.append(min(report.width, report.height))
     return Check(
         list(sizes),
@@ -115,10 +114,10 @@ def quietly() -> AbstractContextManager[object]:
     return warnings.catch_warnings(action="ignore")
 
 
-def _quick(
-    root: str, paths: Sequence[str], stamps: Sequence[Stamp | None], records: Path | None
-) -> list[Report]:
+def _quick(root: str, paths: Sequence[str], records: Path | None) -> list[Report]:
     memory = _Memory(root, records)
+    # Taken before a file is looked at: one that changes meanwhile is looked at again the next time.
+    stamps = [stamp(path) for path in paths]
     known = [memory.recall(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
     unknown = [path for path, report in zip(paths, known, strict=True) if report is None]
     if not unknown:
@@ -133,7 +132,7 @@ def _deep(paths: Sequence[str], reports: Iterable[Report]) -> list[Report]:
     def look(item: tuple[str, Report]) -> Report:
         path, report = item
         if (report.fault is None or report.fault.usable) and not decodes(path):
-            return Report(Fault.UNDECODABLE, report.width, report.height)
+            return replace(report, fault=Fault.UNDECODABLE)
         return report
 
     # Pillow decodes without the interpreter lock.
@@ -166,7 +165,7 @@ class _Memory:
         if known is None or known[:2] != stamp:
             return None
         fault = known[2]
-        return Report(FAULTS[fault] if fault >= 0 else None, known[3], known[4])
+        return Report(FAULTS[fault] if fault >= 0 else None, known[3], known[4], known[0])
 
     def keep(self, paths: Sequence[str], stamps: Sequence[Stamp | None], reports: Sequence[Report]) -> None:
         if self._path is None:

@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from fastae.data.check import Check, Finding, check
+from fastae.data.jpeg import Fault
+from fastae.data.listing import Listing
 from fastae.data.memory import free_bytes
+from fastae.data.mending import stand_ins
 from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
@@ -26,43 +29,58 @@ MAX_PARTITION = 1 << 25
 
 HELD_OUT_SHARE = 0.05
 
+LOST_AT_MOST = 0.01
+"""The share of a run's files whose loss is an accident; more, and it is another data set. One is always."""
+
 
 @dataclass(frozen=True)
 class ImageFolder:
     """Paths are strings, sorted by name: 200,000 of them are cheap.
 
-    split: the rule that divided them, in words. skipped: what was left out, and why. sizes: of the usable
-    files, in bytes. side: the shorter side of the images in pixels where all have the same, which spares
-    looking for it in each header.
+    listing: the same by name, as they were when the run began. skipped: what was left out, or lost since,
+    and why. side: the shorter side of the images in pixels where all have the same, which spares looking
+    for it in each header.
     """
 
     root: str
     train: list[str]
     held_out: list[str]
-    split: str
+    listing: Listing
     skipped: list[Finding]
-    sizes: dict[str, int]
     side: int | None
 
 
-def open_folder(root: str | Path, crop: int | None = None, records: Path | None = None) -> ImageFolder:
+def open_folder(
+    root: str | Path,
+    crop: int | None = None,
+    records: Path | None = None,
+    began_with: Listing | None = None,
+) -> ImageFolder:
     """Lists, checks and divides the JPEGs under `root`.
 
     crop: images with a shorter side are left out. records: where what is known of the files is kept.
-    Raises FastaeError where there is no such folder, fewer than two usable JPEGs in it, or images so large
-    that decoding them would exhaust the memory.
+    began_with: of a run that goes on; the next file in order stands in for one that was lost.
+    Raises FastaeError where there is no such folder, fewer than two usable JPEGs in it, images so large
+    that decoding them would exhaust the memory, or other images than a run began with.
     """
     root = os.fspath(root)
     paths = find_jpegs(root)
+    if began_with:  # only what is there and listed: a listing from elsewhere opens nothing outside the folder
+        listed = began_with.sizes
+        paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
-    if len(checked.usable) < 2:
-        raise FastaeError(_too_few(root, len(checked.usable), checked.unusable, crop))
+    folder = _as_begun(root, checked, began_with) if began_with else _divide(root, checked, crop)
     if checked.heaviest > (free := free_bytes(torch.device("cpu"))):
         raise FastaeError(
             f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
             f"decoded, and {free / 1e9:.1f} GB are free: --crop cuts less out of them, or make them smaller"
         )
-    return _divide(root, checked)
+    return folder
+
+
+def name_below(root: str, path: str) -> str:
+    """The name of a file in or below `root`, wherever that lies."""
+    return path.removeprefix(root).lstrip("/")
 
 
 def find_jpegs(root: str) -> list[str]:
@@ -117,8 +135,18 @@ def _too_few(root: str, usable: int, unusable: Sequence[Finding], crop: int | No
     return message
 
 
-def _divide(root: str, checked: Check) -> ImageFolder:
-    paths, rest = checked.usable, (checked.unusable, checked.sizes, checked.side)
+def _divide(root: str, checked: Check, crop: int | None) -> ImageFolder:
+    if len(checked.usable) < 2:
+        raise FastaeError(_too_few(root, len(checked.usable), checked.unusable, crop))
+    train, held_out, split = _split(root, checked.usable)
+    listing = Listing(
+        split, *({name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out))
+    )
+    return ImageFolder(root, train, held_out, listing, checked.unusable, checked.side)
+
+
+def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
+    """What to train on, what to hold out, and the rule."""
     for place in (Path(root), Path(root).parent):
         partition = place / PARTITION_FILE
         if partition.is_file():
@@ -126,9 +154,45 @@ def _divide(root: str, checked: Check) -> ImageFolder:
             train = [path for path in paths if os.path.basename(path) not in held_names]  # noqa: PTH119
             held_out = [path for path in paths if os.path.basename(path) in held_names]  # noqa: PTH119
             if train and held_out:
-                return ImageFolder(root, train, held_out, PARTITION_FILE, *rest)
+                return train, held_out, PARTITION_FILE
     number = max(1, round(HELD_OUT_SHARE * len(paths)))
-    return ImageFolder(root, paths[:-number], paths[-number:], "the last 5 % by name", *rest)
+    return paths[:-number], paths[-number:], "the last 5 % by name"
+
+
+def _as_begun(root: str, checked: Check, listing: Listing) -> ImageFolder:
+    there = {name_below(root, path): path for path in checked.usable}
+    listed = listing.sizes
+    lost = [name for name in listed if name not in there]
+    if len(lost) > max(1, LOST_AT_MOST * len(listed)):
+        raise _other(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
+    for name, path in there.items():
+        if checked.sizes[path] != listed[name]:
+            raise _other(root, f"{name!r:.200} had {listed[name]:,} bytes")
+    faults = {name_below(root, finding.path): finding.fault for finding in checked.unusable}
+    return ImageFolder(
+        root,
+        _filled(root, listing.train, there),
+        _filled(root, listing.held_out, there),
+        listing,
+        [Finding(f"{root}/{name}", faults.get(name, Fault.GONE)) for name in lost],
+        checked.side,
+    )
+
+
+def _filled(root: str, names: Iterable[str], there: Mapping[str, str]) -> list[str]:
+    """The paths of these files, or of those that stand in for them."""
+    names = list(names)
+    lost = {place for place, name in enumerate(names) if name not in there}
+    if len(lost) == len(names):
+        raise _other(root, "no file is left to train on, or none to evaluate on")
+    read = stand_ins(lost, len(names))
+    return [there[names[read.get(place, place)]] for place in range(len(names))]
+
+
+def _other(root: str, why: str) -> FastaeError:
+    return FastaeError(
+        f"{root!r} is not what the run trains on: {why}; restore the files, or name their folder with --data"
+    )
 
 
 def _held_out_names(partition: Path) -> set[str]:

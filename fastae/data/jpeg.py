@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -79,11 +79,12 @@ REMARKS = frozenset({Fault.GREY, Fault.PROGRESSIVE})
 
 @dataclass(frozen=True)
 class Report:
-    """width, height: 0 where unknown."""
+    """width, height: 0 where unknown. size: bytes of the file as it was looked at."""
 
     fault: Fault | None
     width: int = 0
     height: int = 0
+    size: int = 0
 
 
 def inspect(path: str) -> Report:
@@ -100,7 +101,7 @@ def inspect(path: str) -> Report:
     except OSError:
         return Report(Fault.UNREADABLE)
     try:
-        return _inspect(descriptor, status.st_size)
+        return replace(_inspect(descriptor, status.st_size), size=status.st_size)
     except OSError:
         return Report(Fault.UNREADABLE)
     finally:

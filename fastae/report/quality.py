@@ -18,8 +18,7 @@ from torch import Tensor
 from fastae import checkpoint
 from fastae.cache import cache_folder, check_records
 from fastae.data import Geometry, load_images
-from fastae.data.folder import open_folder
-from fastae.data.listing import Listing
+from fastae.data.folder import name_below, open_folder
 from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.evaluate import reconstruct
@@ -149,7 +148,8 @@ def _key(run: Run) -> tuple[object, ...]:
     """Runs with the same are evaluated on the same images."""
     config = run.config
     return (
-        run.told("data", "folder"), config.crop, config.image_size, config.antialias, config.eval_images,
+        run.told("data", "folder"), run.told("data", "fingerprint"),
+        config.crop, config.image_size, config.antialias, config.eval_images,
     )  # fmt: skip
 
 
@@ -173,13 +173,17 @@ def _load(run: Run, device: torch.device) -> HeldOut:
     root, config = run.told("data", "folder"), run.config
     if not root:
         raise FastaeError("its config.json does not name its data")
-    folder = open_folder(root, config.crop, check_records(cache_folder()))
+    records, note = check_records(cache_folder()), ""
+    try:
+        folder = open_folder(root, config.crop, records, RunFolder(run.path).began_with())
+        if lost := len(folder.skipped):
+            note = f"{root} has lost {lost:,} of the files that {run.name} began with: others stand in"
+    except FastaeError as error:
+        note = f"{run.name}: {error}; its held-out images may be others now"
+        folder = open_folder(root, config.crop, records)
     paths = spread(folder.held_out, config.eval_images)
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
-    recorded = run.told("data", "fingerprint")
-    changed = recorded and Listing.of(folder).fingerprint != recorded
-    note = f"{root} has changed since {run.name}: its held-out images may be others now" if changed else ""
-    names = tuple(path.removeprefix(root).lstrip("/") for path in paths)
+    names = tuple(name_below(root, path) for path in paths)
     return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
 
 

@@ -21,7 +21,7 @@ from fastae.errors import FastaeError
 from fastae.files import write_json
 from fastae.losses import LOSSES
 from fastae.parsing import parse, read_json
-from fastae.run import RUNS
+from fastae.run import RUNS, RunFolder
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 
@@ -100,6 +100,11 @@ class Sweep:
         return self.folder / "sweep.json"
 
     @property
+    def has_begun(self) -> bool:
+        """Whether there is a run; a plan whose settings were refused may be replaced by another."""
+        return any(RunFolder(self.folder / entry.name).config.exists() for entry in self.entries)
+
+    @property
     def finished(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.state == FINISHED]
 
@@ -146,9 +151,10 @@ def open_sweep(config: SweepConfig, folder: Path | None) -> Sweep:
         with sweep._alone():
             if sweep.path.exists():
                 found = read(folder)
-                refuse_another(found, sweep)
-                return found
-            if [entry for entry in folder.iterdir() if not entry.name.startswith(".")]:
+                if found.plan == sweep.plan or found.has_begun:
+                    refuse_another(found, sweep)
+                    return found
+            elif [entry for entry in folder.iterdir() if not entry.name.startswith(".")]:
                 raise FastaeError(f"--out {str(folder)!r} is not empty and holds no sweep: name a new folder")
             sweep.write()
     except OSError as error:

@@ -21,7 +21,7 @@ from fastae.console import say
 from fastae.errors import FastaeError, Stopped
 from fastae.files import take_lock
 from fastae.ranks import Ranks, device_of, launched
-from fastae.resume import as_before, compare, reopen
+from fastae.resume import as_before, compare, description_of, reopen, require_its_images
 from fastae.run import RunFolder
 from fastae.session import Session
 from fastae.sweep.plan import (
@@ -78,16 +78,16 @@ def working_alone(plan: Sweep, ranks: Ranks) -> Iterator[None]:
 
 
 def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Session, TrainConfig]:
-    """What all runs share. A sweep that goes on keeps the loader and the compiling it began with."""
+    """What all runs share. A sweep that goes on keeps images, loader and compiling as it began."""
     config = replace(config, device=device_of(config.device, ranks))
     runs = [RunFolder(plan.folder / entry.name) for entry in plan.entries]
     begun = next((run for run in runs if run.config.exists()), None)
     if begun is None:
         return Session(config), config
     before = begun.describe()
-    pinned = as_before(config, {}, before)
+    pinned = as_before(config, {"data": config.data} if config.data else {}, before)
     session = Session(pinned, began_with=begun.began_with())
-    compare(session, pinned, before)
+    compare(session, pinned, before, begun.path)
     return session, config
 
 
@@ -100,6 +100,8 @@ def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry
     outcome: dict[str, Any] = {"state": STOPPED}
     try:
         state = begun_state(run)
+        if run.config.exists():
+            require_its_images(session, description_of(run, state), run.path)
         entry.iteration = state["iteration"] if state else 0
         names = [other.name for other in plan.entries]
         announce(entry, names.index(entry.name) + 1, len(names))

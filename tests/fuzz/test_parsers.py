@@ -155,17 +155,20 @@ def test_a_sweeps_plan(folder, content):
         assert all((folder / entry.name).parent == folder for entry in read.entries)
 
 
-LISTED = {"train": {"0.jpg": 1, "1.jpg": 2}, "held_out": {"2.jpg": 3}}
-
-
 @thoroughly
-@given(st.binary() | nearly(LISTED).map(json.dumps).map(str.encode))
-def test_a_runs_images(pictures, folder, content):
-    (folder / "images.json").write_bytes(content)
+@given(st.data())
+def test_a_runs_images(pictures, folder, data):
+    listed = json.loads(open_folder(pictures).listing.as_json())
+    (folder / "images.json").write_bytes(
+        data.draw(st.binary() | nearly(listed).map(json.dumps).map(str.encode))
+    )
     images = refusing(RunFolder(folder).began_with)
     if isinstance(images, Listing):
         assert len(images.fingerprint) == 32
-        refusing(lambda: images.find(open_folder(pictures)))
+        opened = refusing(lambda: open_folder(pictures, began_with=images))
+        if not isinstance(opened, str):
+            assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)))
+            assert (len(opened.train), len(opened.held_out)) == (len(images.train), len(images.held_out))
 
 
 @pytest.mark.parametrize("name", ["config.json", "images.json", "gpu.json", "sweep.json"])

@@ -13,7 +13,6 @@ from torch.utils.tensorboard import summary
 from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
-from fastae.data.listing import Listing
 from fastae.device import Precision
 from fastae.gpu.diagnosis import Diagnosis
 from fastae.gpu.report import REPORT, Report
@@ -61,7 +60,7 @@ def make_run(
     description = {
         "config": config.as_dict(),
         "data": {"source": str(data), "folder": str(data), "train": 38, "held_out": 2, "split": "by name",
-                 "evaluated_on": 2, "skipped": 0},
+                 "evaluated_on": 2},
         "loader": "resident",
         "compiled": False,
         "device": device,
@@ -69,7 +68,9 @@ def make_run(
         "environment": environment or {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
     }  # fmt: skip
     if Path(data).is_dir():
-        description["data"]["fingerprint"] = Listing.of(open_folder(str(data))).fingerprint
+        listing = open_folder(str(data)).listing
+        description["data"]["fingerprint"] = listing.fingerprint
+        (folder / "images.json").write_bytes(listing.as_json())
     description |= described or {}
     (folder / "config.json").write_text(json.dumps(description))
     scalars = {step: {"loss_index/train": value} for step, value in train.items()}

@@ -1,6 +1,7 @@
 """Errors, PSNR, SSIM, the choice of images and the reach of Adam's eps, against hand-made figures."""
 
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -105,9 +106,50 @@ def test_a_run_without_a_checkpoint_or_with_a_damaged_one_is_told_of(tmp_path, f
     assert any("of young, hurt: its folder holds no usable checkpoint" in n for n in measured.notes)
 
 
-def test_data_that_changed_are_told_of(tmp_path, face_folder):
-    described = {"data": {"folder": str(face_folder), "train": 38, "held_out": 2, "fingerprint": "0" * 32}}
-    make_run(tmp_path / "run", data=face_folder, weights=0, described=described)
+@pytest.fixture
+def data(face_folder, tmp_path_factory):
+    """A data folder to change."""
+    return shutil.copytree(face_folder, tmp_path_factory.mktemp("data") / "faces")
+
+
+def measured_names(measured, run):
+    (found,) = (held_out for path, held_out in measured.held_out.items() if path.name == run)
+    return list(found.names)
+
+
+def test_each_run_is_measured_on_its_own_images_although_more_have_come_in(tmp_path, data):
+    make_run(tmp_path / "first", data=data, weights=0)
+    last = sorted(data.glob("*.jpg"))[-2:]
+    for number in range(3):
+        shutil.copy(last[0], data / f"zzz{number}.jpg")
+    make_run(tmp_path / "second", data=data, weights=0)
     measured = measure(gather([tmp_path])[0], CPU)
-    assert any("has changed since run" in note for note in measured.notes)
+    assert measured_names(measured, "first") == [path.name for path in last]
+    assert measured_names(measured, "second") == ["zzz1.jpg", "zzz2.jpg"]
+    assert not any("its held-out images" in note or "has lost" in note for note in measured.notes)
+
+
+def test_lost_images_are_told_of(tmp_path, data):
+    make_run(tmp_path / "run", data=data, weights=0)
+    *_, other, last = sorted(data.glob("*.jpg"))
+    last.unlink()
+    measured = measure(gather([tmp_path])[0], CPU)
+    assert measured_names(measured, "run") == [other.name] * 2
+    assert any("has lost 1 of the files that run began with: others" in note for note in measured.notes)
+
+
+@pytest.mark.parametrize("how", ["other images", "no list"])
+def test_data_that_changed_are_told_of(tmp_path, data, how):
+    run = make_run(tmp_path / "run", data=data, weights=0)
+    if how == "other images":
+        path = sorted(data.glob("*.jpg"))[-1]
+        path.write_bytes(path.read_bytes() + bytes(1))
+        why = f"{str(data)!r} is not what the run trains on: {path.name!r} had"
+    else:
+        (run / "images.json").unlink()
+        why = "images.json', the list of the images it began with, cannot be read: No such file"
+    measured = measure(gather([tmp_path])[0], CPU)
+    assert any(
+        why in note and note.endswith("its held-out images may be others now") for note in measured.notes
+    )
     assert not math.isnan(next(iter(measured.quality.values())).loss_index)
