@@ -43,8 +43,8 @@ def states(out):
 
 def config(face_folder, **others):
     return TrainConfig(
-        data=str(face_folder), image_size=32, latent=16, batch_size=4, log_every=2, gpu_sample_hz=0,
-        **{"iterations": LENGTH, "compile": False} | others,
+        data=str(face_folder), image_size=32, batch_size=4, log_every=2, gpu_sample_hz=0,
+        **{"latent": 16, "iterations": LENGTH, "compile": False} | others,
     )  # fmt: skip
 
 
@@ -176,6 +176,16 @@ def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(fa
         assert refused.returncode == 2 and str(wrong[1]) in refused.stderr
     assert fastae(*begin).returncode == 0
     assert "holds a sweep with --latent 16, not 17" in fastae(*begin, "--latent", 17).stderr
+
+
+def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
+    one, other = (SweepConfig(config(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
+    with open_sweep(one, tmp_path).at_work():
+        for late in (one, other):  # the other would else replace a plan whose first run is about to begin
+            with pytest.raises(FastaeError, match="another sweep is at work in"):
+                sweep(late, tmp_path)
+        assert written(tmp_path)["plan"]["latent"] == 16
+    assert open_sweep(other, tmp_path).plan["latent"] == written(tmp_path)["plan"]["latent"] == 17
 
 
 def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path):

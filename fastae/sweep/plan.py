@@ -18,7 +18,7 @@ from filelock import FileLock
 
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
-from fastae.files import write_json
+from fastae.files import take_lock, write_json
 from fastae.losses import LOSSES
 from fastae.parsing import parse, read_json
 from fastae.run import RUNS, RunFolder
@@ -134,6 +134,16 @@ class Sweep:
         write_json(self.path, content)
 
     @contextmanager
+    def at_work(self) -> Iterator[None]:
+        """One job at a time in the folder. Raises FastaeError where there is one."""
+        lock = FileLock(self.folder / ".lock")
+        take_lock(lock, self.folder, "sweep")
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
     def _alone(self) -> Iterator[None]:
         with FileLock(self.folder / ".sweep.json.lock"):
             yield
@@ -154,9 +164,12 @@ def open_sweep(config: SweepConfig, folder: Path | None) -> Sweep:
                 if found.plan == sweep.plan or found.has_begun:
                     refuse_another(found, sweep)
                     return found
+                with sweep.at_work():
+                    sweep.write()
             elif [entry for entry in folder.iterdir() if not entry.name.startswith(".")]:
                 raise FastaeError(f"--out {str(folder)!r} is not empty and holds no sweep: name a new folder")
-            sweep.write()
+            else:
+                sweep.write()
     except OSError as error:
         raise FastaeError(f"--out {str(folder)!r} cannot be used: {error.strerror or error}") from None
     return sweep

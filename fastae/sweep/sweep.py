@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock
 
 from fastae.checkpoint import State
 from fastae.config import TrainConfig
 from fastae.console import say
 from fastae.errors import FastaeError, Stopped
-from fastae.files import take_lock
 from fastae.ranks import Ranks, device_of, launched
 from fastae.resume import as_before, compare, description_of, reopen, require_its_images
 from fastae.run import RunFolder
@@ -47,7 +43,7 @@ def sweep(config: SweepConfig, folder: Path | None = None) -> Sweep:
     Raises FastaeError where it cannot begin, and Stopped after a signal; the same call goes on.
     """
     ranks, plan = launched(), open_sweep(config, folder)
-    with working_alone(plan, ranks), SweepTable(plan, config.train) as table:
+    with plan.at_work() if ranks.first else nullcontext(), SweepTable(plan, config.train) as table:
         mine = [entry.name for entry in plan.entries[ranks.rank :: ranks.size]]
         todo = [name for name in mine if plan.entry(name).state != FINISHED]
         for name in todo:
@@ -61,20 +57,6 @@ def sweep(config: SweepConfig, folder: Path | None = None) -> Sweep:
     for entry in plan.failed:
         say(f"failed    {entry.name}: {entry.error}")
     return plan
-
-
-@contextmanager
-def working_alone(plan: Sweep, ranks: Ranks) -> Iterator[None]:
-    """One job at a time in a sweep's folder. Raises FastaeError where there is one."""
-    if not ranks.first:
-        yield
-        return
-    lock = FileLock(plan.folder / ".lock")
-    take_lock(lock, plan.folder, "sweep")
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Session, TrainConfig]:
