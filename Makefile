@@ -27,7 +27,7 @@ train: setup ## Train on the embedded faces for 2.5 minutes; prints which pictur
 test: setup ## Run all tests (those of the GPU skip where there is none)
 	$(BIN)/python -m pytest
 
-soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (half an hour)
+soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
 		tests/test_resume.py tests/test_soak.py tests/test_distributed.py
 
