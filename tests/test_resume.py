@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from fastae import checkpoint
+from fastae.errors import FastaeError
+from fastae.resume import resume
 from fastae.run import RunFolder
 
-from .commands import SMALL, curve, fastae, last_state, rewrite, same_state, started, wait_for
+from .commands import SMALL, curve, fastae, here, last_state, rewrite, same_state, started, wait_for
 
 LENGTH = 24
 RUN = [
@@ -196,10 +198,11 @@ def test_a_list_of_other_images_is_refused(broken_off):
     images = RunFolder(broken_off).began_with()
     moved = replace(images, train=dict(reversed(images.train.items())))
     (broken_off / "images.json").write_bytes(moved.as_json())
-    line = refused("--resume", broken_off)
-    assert "did not begin with these 38 + 2 images: an images.json was changed, restore it" in line
+    with pytest.raises(FastaeError, match=r"did not begin with these 38 \+ 2 images: an images.json was cha"):
+        resume(broken_off, {})
     (broken_off / "images.json").unlink()
-    assert "the list of the images it began with, cannot be read" in refused("--resume", broken_off)
+    with pytest.raises(FastaeError, match="the list of the images it began with, cannot be read: No such"):
+        resume(broken_off, {})
 
 
 @pytest.mark.parametrize("how", ["two are gone", "one has grown"])
@@ -222,19 +225,17 @@ def test_other_data_are_refused(broken_off, face_folder, tmp_path, how):
 
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
-def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, loader):
+def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, capsys, loader):
     """It is as if it had gone bad in mid-run: the next stands in, and no other image moves."""
     data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
     shutil.copytree(face_folder, data)
-    half = ("--data", data, *RUN, *LOADERS[loader], "--iterations", LENGTH // 2)
-    assert fastae("train", "--out", run, *half).returncode == 0
+    here("train", "--data", data, "--out", run, *RUN, *LOADERS[loader], "--iterations", LENGTH // 2)
     shutil.copytree(run, other, symlinks=True)
     bad, stand_in, *_ = sorted(data.glob("*.jpg"))
     bad.unlink()
     (data / "aaa.jpg").write_bytes(stand_in.read_bytes())  # a new file, first by name: not the run's
-    result = fastae("train", "--resume", run, "--iterations", LENGTH)
-    assert result.returncode == 0, result.stderr
-    assert f"lost      {bad} since the run began: the next in order stands in" in result.stdout
+    resume(run, {"iterations": LENGTH})
+    assert f"lost      {bad} since the run began: the next in order stands in" in capsys.readouterr().out
     assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
     # The same by hand: the stand-in under the lost one's name, in a run that is told it began with it.
@@ -245,7 +246,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     rewrite(
         other / "checkpoints" / f"{LENGTH // 2:07d}.pt", "data", last="fingerprint", value=images.fingerprint
     )
-    assert fastae("train", "--resume", other, "--iterations", LENGTH).returncode == 0
+    resume(other, {"iterations": LENGTH})
     assert same_state(last_state(run)["model"], last_state(other)["model"])
     assert curve(run) == curve(other)
 

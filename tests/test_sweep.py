@@ -7,7 +7,6 @@ import signal
 import pytest
 import torch
 
-from fastae.cli import cli
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure
 from fastae.losses import LOSSES
@@ -15,7 +14,7 @@ from fastae.sweep import sweep as sweeping
 from fastae.sweep.plan import SweepConfig, article_seconds, open_sweep
 from fastae.sweep.sweep import sweep
 
-from .commands import SMALL, fastae, last_state, rewrite, same_state, started, wait_for
+from .commands import SMALL, fastae, here, last_state, rewrite, same_state, started, wait_for
 
 LENGTH = 6
 RUN = [
@@ -120,8 +119,7 @@ def test_one_failure_leaves_the_others_and_is_told(face_folder, tmp_path, monkey
     monkeypatch.setattr(sweeping, "train_in", failing)
     out = tmp_path / "out"
     arguments = ["sweep", "--losses", "minibatch_bce,minibatch_mse,pixel_bce", "--data", face_folder]
-    code = cli.main([*map(str, [*arguments, "--out", out, *RUN])], standalone_mode=False)
-    assert code == 1
+    assert here(*arguments, "--out", out, *RUN) == 1
     assert list(states(out).values()) == ["finished", "failed", "finished"]
     assert "failed    minibatch_mse: out of memory at batch size 4" in capsys.readouterr().out
     monkeypatch.setattr(sweeping, "train_in", train_in)
@@ -169,13 +167,15 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
 
 
 def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(face_folder, tmp_path):
-    out = tmp_path / "out"
-    begin = ["sweep", "--losses", "pixel_mse", "--data", face_folder, "--out", out, *RUN, "--iterations", 1]
-    for wrong in (["--latent", 2**33], ["--crop", 5_000]):
-        refused = fastae(*begin, *wrong)
-        assert refused.returncode == 2 and str(wrong[1]) in refused.stderr
-    assert fastae(*begin).returncode == 0
-    assert "holds a sweep with --latent 16, not 17" in fastae(*begin, "--latent", 17).stderr
+    def begin(**others):
+        return sweep(SweepConfig(config(face_folder, iterations=1, **others), ("pixel_mse",)), tmp_path)
+
+    for wrong in ({"latent": 2**33}, {"crop": 5_000}):
+        with pytest.raises(FastaeError, match=str(*wrong.values())):
+            begin(**wrong)
+    assert not begin().failed
+    with pytest.raises(FastaeError, match="holds a sweep with --latent 16, not 17"):
+        begin(latent=17)
 
 
 def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
@@ -188,7 +188,7 @@ def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
     assert open_sweep(other, tmp_path).plan["latent"] == written(tmp_path)["plan"]["latent"] == 17
 
 
-def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path):
+def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path, capsys):
     out, moved = tmp_path / "out", tmp_path / "moved"
     shutil.copytree(swept[0], out, symlinks=True)
     shutil.copytree(face_folder, moved)
@@ -196,13 +196,14 @@ def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path):
     plan = written(out)
     next(run for run in plan["runs"] if run["name"] == "pixel_bce")["state"] = "stopped"
     (out / "sweep.json").write_text(json.dumps(plan))
-    result = fastae("sweep", "--data", moved, "--out", out, *RUN)
-    assert result.returncode == 0, result.stderr
-    assert f"data      {moved}: 38 images" in result.stdout
+    here("sweep", "--data", moved, "--out", out, *RUN)
+    assert f"data      {moved}: 38 images" in capsys.readouterr().out
     assert same_state(last_state(out / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
 
 
-def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(swept, face_folder, tmp_path):
+def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
+    swept, face_folder, tmp_path, capsys
+):
     out = tmp_path / "out"
     shutil.copytree(swept[0], out, symlinks=True)
     plan = written(out)
@@ -211,10 +212,9 @@ def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
     (out / "sweep.json").write_text(json.dumps(plan))
     path = out / "sample_bce" / "checkpoints" / "0000006.pt"
     rewrite(path, "data", last="fingerprint", value="0" * 32)
-    result = fastae("sweep", "--data", face_folder, "--out", out, *RUN)
-    assert result.returncode == 1
+    assert here("sweep", "--data", face_folder, "--out", out, *RUN) == 1
     assert states(out) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
-    assert "sample_bce' did not begin with these 38 + 2 images" in result.stdout
+    assert "sample_bce' did not begin with these 38 + 2 images" in capsys.readouterr().out
 
 
 def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
