@@ -320,7 +320,8 @@ class Training:
         if self.held_out_index:
             (began, first), (_, last) = self.held_out_index[0], self.held_out_index[-1]
             where = f"iteration {began:,}" if began else "the start"
-            say(f"\nheld-out loss_index {first:,.0f} at {where}, {last:,.0f} at the end")
+            before = f"{first:,.0f} at {where}, " if len(self.held_out_index) > 1 else ""
+            say(f"\nheld-out loss_index {before}{last:,.0f} at the end")
         say(
             f"{images / seconds:,.1f} images/s, data wait {wait / seconds:.2%}, first step "
             f"{self.windows[0].seconds:.1f} s, peak memory {peak_memory(self.step.device)}"
