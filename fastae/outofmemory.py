@@ -82,7 +82,8 @@ def shapes(config: TrainConfig) -> AutoEncoder:
             return AutoEncoder(config.image_size, config.latent)
     except (RuntimeError, TypeError):
         raise FastaeError(
-            f"no model is large enough for --image-size {config.image_size} and --latent {config.latent}"
+            f"a model of --image-size {config.image_size} and --latent {config.latent} has more weights than "
+            "can be counted"
         ) from None
 
 

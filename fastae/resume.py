@@ -40,13 +40,13 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
             else "the beginning, since there is no checkpoint yet"
         )
         say(f"resuming  {path} from {where}")
-        before = description_of(run, state)
+        before = state["run"] if state else run.describe()
         config = changed(saved, given, path)
         if state and state["iteration"] >= config.iterations:
             say(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations goes on")
             return path
         session = Session(as_before(config, given, before), ranks, run, run.began_with())
-        compare(session, config, before, path)
+        compare(session, config, before)
         train_in(session, config, run, state)
     finally:
         run.unlock()
@@ -86,9 +86,8 @@ def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str
     return dataclasses.replace(config, **kept)
 
 
-def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], path: Path) -> None:
-    """Says what differs and is sound. Raises FastaeError as `require_its_images`."""
-    require_its_images(session, before, path)
+def compare(session: Session, config: TrainConfig, before: Mapping[str, Any]) -> None:
+    """Says what differs and is sound."""
     now = session.describe(config, "")
     for what, then, is_now in (
         ("device", _of(before, str, "device"), now["device"]),
@@ -101,21 +100,6 @@ def compare(session: Session, config: TrainConfig, before: Mapping[str, Any], pa
     ):
         if then is not None and then != is_now:
             say(f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding only")
-
-
-def description_of(run: RunFolder, state: State | None) -> Mapping[str, Any]:
-    """What a run says of itself: in its checkpoint, where it has one, else in config.json."""
-    return state["run"] if state else run.describe()
-
-
-def require_its_images(session: Session, before: Mapping[str, Any], path: Path) -> None:
-    """Raises FastaeError where the session's images are not those that the run in `path` began with."""
-    listing = session.folder.listing
-    if _of(before, str, "data", "fingerprint") not in (None, listing.fingerprint):
-        raise FastaeError(
-            f"the run in {str(path)!r} did not begin with these {len(listing.train):,} + "
-            f"{len(listing.held_out):,} images: an images.json was changed, restore it"
-        )
 
 
 def _of(values: Any, kind: type, *names: str) -> Any:

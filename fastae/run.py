@@ -12,10 +12,10 @@ from filelock import FileLock
 from fastae.config import TrainConfig
 from fastae.console import printable
 from fastae.data.check import Finding
-from fastae.data.listing import MAX_BYTES, Listing
+from fastae.data.listing import NAME, Listing
 from fastae.errors import FastaeError
-from fastae.files import atomic_write, require_file, require_new_folder, take_lock, write_json
-from fastae.parsing import parse, read_json
+from fastae.files import require_file, require_new_folder, take_lock, write_json
+from fastae.parsing import nested, read_json
 
 RUNS = Path("runs")
 
@@ -27,6 +27,7 @@ class RunFolder:
         self.path = path
         # The kernel's lock, which ends with its process: no stale file keeps anybody out.
         self._lock = FileLock(path / ".lock")
+        self._noted: set[bytes] | None = None
 
     @property
     def config(self) -> Path:
@@ -34,7 +35,7 @@ class RunFolder:
 
     @property
     def images(self) -> Path:
-        return self.path / "images.json"
+        return self.path / NAME
 
     @property
     def checkpoints(self) -> Path:
@@ -59,13 +60,11 @@ class RunFolder:
 
         config.json comes last: a folder that has it has all the rest. Raises FastaeError.
         """
-        names = images.as_json()
         try:
             self.checkpoints.mkdir(parents=True)
             self.sample(0).parent.mkdir()
             self.lock()
-            with atomic_write(self.images) as file:
-                file.write(names)
+            images.write(self.images)
             self.note_skipped(skipped)
             self.redescribe(description)
         except OSError as error:
@@ -107,22 +106,25 @@ class RunFolder:
         return written
 
     def began_with(self) -> Listing:
-        """The images it began with. Raises FastaeError where images.json is missing or damaged."""
-        try:
-            return parse(Listing, read_json(self.images, MAX_BYTES))
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise FastaeError(
-                f"{str(self.images)!r}, the list of the images it began with, cannot be read: {reason}"
-            ) from None
+        """The images it began with. Raises FastaeError where images.json is missing, damaged or another's."""
+        images = Listing.read(self.images)
+        if nested(self.describe(), "data", "fingerprint") not in (None, images.fingerprint):
+            raise FastaeError(f"{str(self.images)!r} lists other images than the run began with: restore it")
+        return images
 
     def note_skipped(self, bad: Iterable[Finding]) -> None:
-        """Adds files that cannot be trained on to the list of them. Raises OSError."""
+        """Adds files that cannot be trained on to the list of them, each once. Raises OSError."""
         lines = [_line(finding) for finding in bad]
-        if lines and self.path.is_dir():
-            require_file(self.skipped)
-            with self.skipped.open("ab") as file:
-                file.writelines(lines)
+        if not lines or not self.path.is_dir():
+            return
+        require_file(self.skipped)
+        with self.skipped.open("a+b") as file:
+            if self._noted is None:
+                file.seek(0)
+                self._noted = set(file)
+            fresh = [line for line in dict.fromkeys(lines) if line not in self._noted]
+            file.writelines(fresh)
+            self._noted.update(fresh)
 
 
 def _line(finding: Finding) -> bytes:

@@ -60,7 +60,7 @@ class Session:
     ) -> None:
         refuse_forked()
         self.ranks = ranks
-        self.run = run
+        self.run = run if ranks.first else None
         self.device = choose_device(device_of(config.device, ranks))
         require_room(config, self.device)
         if self.device.type == "cpu":

@@ -49,7 +49,10 @@ def open_trained(path: Path, device: str | torch.device = "cpu") -> Trained:
 
 def _fits(weights: Any, config: TrainConfig) -> bool:
     """Whether these are the model's weights; before memory is taken for what config.json may claim."""
-    expected = shapes(config).state_dict()
+    try:
+        expected = shapes(config).state_dict()
+    except FastaeError:
+        return False
     return weights.keys() == expected.keys() and all(
         isinstance(weight, Tensor)
         and weight.shape == expected[name].shape

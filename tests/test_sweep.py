@@ -3,6 +3,7 @@
 import json
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ import torch
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure
 from fastae.losses import LOSSES
+from fastae.ranks import Ranks
+from fastae.run import RunFolder
 from fastae.sweep import sweep as sweeping
 from fastae.sweep.plan import SweepConfig, article_seconds, open_sweep
 from fastae.sweep.sweep import sweep
 
-from .commands import SMALL, fastae, here, last_state, rewrite, same_state, started, wait_for
+from .commands import SMALL, fastae, here, last_state, same_state, started, wait_for
 
 LENGTH = 6
 RUN = [
@@ -178,6 +181,19 @@ def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(fa
         begin(latent=17)
 
 
+def test_ranks_agree_on_the_images_of_the_first(face_folder, tmp_path):
+    """Each lists the folder by itself, and a file may come in between."""
+    settings, out, data = SweepConfig(config(tmp_path / "faces")), tmp_path / "out", tmp_path / "faces"
+    shutil.copytree(face_folder, data)
+    first, _ = sweeping.open_session(settings.train, open_sweep(settings, out), Ranks(0, 2))
+    shutil.copy(data / "000001.jpg", data / "000.jpg")
+    late = open_sweep(settings, out)
+    late.began_with = lambda: None  # it looked before the first had written
+    second, _ = sweeping.open_session(settings.train, late, Ranks(1, 2, 1))
+    assert second.folder.listing == first.folder.listing
+    assert second.folder.train == first.folder.train
+
+
 def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
     one, other = (SweepConfig(config(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
     with open_sweep(one, tmp_path).at_work():
@@ -192,6 +208,7 @@ def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path, ca
     out, moved = tmp_path / "out", tmp_path / "moved"
     shutil.copytree(swept[0], out, symlinks=True)
     shutil.copytree(face_folder, moved)
+    shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # not the sweep's
     (out / "pixel_bce" / "checkpoints" / "0000006.pt").unlink()
     plan = written(out)
     next(run for run in plan["runs"] if run["name"] == "pixel_bce")["state"] = "stopped"
@@ -210,11 +227,16 @@ def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
     for run in plan["runs"]:
         run["state"] = "stopped"
     (out / "sweep.json").write_text(json.dumps(plan))
-    path = out / "sample_bce" / "checkpoints" / "0000006.pt"
-    rewrite(path, "data", last="fingerprint", value="0" * 32)
+    run = out / "sample_bce"
+    images = RunFolder(run).began_with()
+    other = replace(images, train=dict(reversed(images.train.items())))
+    other.write(run / "images.json")
+    described = json.loads((run / "config.json").read_text())
+    described["data"]["fingerprint"] = other.fingerprint
+    (run / "config.json").write_text(json.dumps(described))
     assert here("sweep", "--data", face_folder, "--out", out, *RUN) == 1
     assert states(out) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
-    assert "sample_bce' did not begin with these 38 + 2 images" in capsys.readouterr().out
+    assert "sample_bce failed: it began with other images than the sweep" in capsys.readouterr().out
 
 
 def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):

@@ -137,21 +137,14 @@ def test_only_tensors_that_are_there_are_let_in(small_run, tmp_path):
     assert checkpoint.newest(tmp_path, said.append) is None and len(said) == 3
 
 
-@pytest.mark.parametrize(
-    ("claim", "why"),
-    [
-        ({"latent": 2**40}, r"does not fit its config\.json"),
-        ({"image_size": 2**40}, "no model is large enough for --image-size 1099511627776"),
-        ({"latent": 2**62}, "no model is large enough for"),
-    ],
-)
-def test_a_model_that_config_json_claims_takes_no_memory(small_run, tmp_path, claim, why):
+@pytest.mark.parametrize("claim", [{"latent": 2**40}, {"image_size": 2**40}, {"latent": 2**62}])
+def test_a_model_that_config_json_claims_takes_no_memory(small_run, tmp_path, claim):
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     described = json.loads((run / "config.json").read_text())
     described["config"] |= claim
     (run / "config.json").write_text(json.dumps(described))
-    with pytest.raises(FastaeError, match=why):
+    with pytest.raises(FastaeError, match=r"does not fit its config\.json"):
         open_trained(run)
 
 

@@ -35,9 +35,10 @@ LOST_AT_MOST = 0.01
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Paths are strings, sorted by name: 200,000 of them are cheap.
+    """Paths are strings, in the order of `listing`: 200,000 of them are cheap.
 
-    listing: the same by name, as they were when the run began. skipped: what was left out, or lost since,
+    listing: the files by name, as they were when the run began; where one was lost since, the path is that
+    of the one that stands in. skipped: what was left out, or lost since,
     and why. side: the shorter side of the images in pixels where all have the same, which spares looking
     for it in each header.
     """
@@ -191,7 +192,7 @@ def _filled(root: str, names: Iterable[str], there: Mapping[str, str]) -> list[s
 
 def _other(root: str, why: str) -> FastaeError:
     return FastaeError(
-        f"{root!r} is not what the run trains on: {why}; restore the files, or name their folder with --data"
+        f"{root!r} is not what the run trains on: {why}; restore them there, or resume with --data FOLDER"
     )
 
 

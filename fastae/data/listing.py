@@ -1,4 +1,4 @@
-"""The files that a run began with, by name and size: images.json in its folder.
+"""The files that a run, or a sweep, began with, by name and size: images.json in its folder.
 
 Which image is number i of an epoch follows from this list alone, so a run goes on with it whatever became of
 its data folder. A file that was lost since leaves its place to the next, by the rule that holds in mid-run
@@ -12,8 +12,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from fastae.errors import FastaeError
+from fastae.files import atomic_write
+from fastae.parsing import parse, read_json
+
+NAME = "images.json"
+"""Of the file."""
 
 MAX_BYTES = 1 << 27
 """Of it as JSON: some five million files. CelebA's has 4 MB."""
@@ -44,9 +50,19 @@ class Listing:
             digest.update(listed.encode(errors="surrogatepass") + b"\0\0")
         return digest.hexdigest()[:32]
 
-    def as_json(self) -> bytes:
-        """Raises FastaeError where it would be too large to be read again."""
+    def write(self, path: Path) -> None:
+        """Raises OSError, and FastaeError where it would be too large to be read again."""
         content = json.dumps(dataclasses.asdict(self), indent=0, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
             raise FastaeError(f"the names of {len(self.sizes):,} images are more than {MAX_BYTES:,} bytes")
-        return content
+        with atomic_write(path) as file:
+            file.write(content)
+
+    @classmethod
+    def read(cls, path: Path) -> Listing:
+        """Raises FastaeError where it is missing or damaged."""
+        try:
+            return parse(cls, read_json(path, MAX_BYTES))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise FastaeError(f"{str(path)!r}, the list of its images, cannot be read: {reason}") from None

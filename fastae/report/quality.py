@@ -6,7 +6,7 @@ in. Each checkpoint is read once, for its weights and for its optimiser's state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from fastae import checkpoint
 from fastae.cache import cache_folder, check_records
 from fastae.data import Geometry, load_images
-from fastae.data.folder import name_below, open_folder
+from fastae.data.folder import ImageFolder, name_below, open_folder
 from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.evaluate import reconstruct
@@ -83,6 +83,7 @@ class Measured:
 def measure(runs: Iterable[Run], device: torch.device) -> Measured:
     """Reads every checkpoint and runs the held-out images through it."""
     measured = Measured()
+    runs = list(runs)
     sets: dict[tuple[object, ...], HeldOut | FastaeError] = {}
     without: dict[str, list[str]] = {}
     for run in runs:
@@ -91,7 +92,7 @@ def measure(runs: Iterable[Run], device: torch.device) -> Measured:
             if state and (reach := eps_reach(run, state["optimiser"])):
                 measured.eps[run.path] = reach
             del state  # half a gigabyte
-            held_out = _images_of(run, device, sets)
+            held_out = _images_of(run, runs, device, sets)
             trained = open_trained(run.path, device)
         except FastaeError as error:
             without.setdefault(str(error).replace(repr(str(run.path)), "its folder"), []).append(run.name)
@@ -147,20 +148,27 @@ def _channels_last(images: Tensor) -> np.ndarray:
 def _key(run: Run) -> tuple[object, ...]:
     """Runs with the same are evaluated on the same images."""
     config = run.config
-    return (
-        run.told("data", "folder"), run.told("data", "fingerprint"),
-        config.crop, config.image_size, config.antialias, config.eval_images,
-    )  # fmt: skip
+    return _data_of(run), config.crop, config.image_size, config.antialias, config.eval_images
+
+
+def _data_of(run: Run) -> str:
+    """What is the same for runs of the same data, wherever these lie."""
+    return run.told("data", "fingerprint") or run.told("data", "folder")
 
 
 def _images_of(
-    run: Run, device: torch.device, sets: dict[tuple[object, ...], HeldOut | FastaeError]
+    run: Run,
+    runs: Sequence[Run],
+    device: torch.device,
+    sets: dict[tuple[object, ...], HeldOut | FastaeError],
 ) -> HeldOut:
     """The run's held-out images, loaded once for all runs on the same ones. Raises FastaeError."""
     key = _key(run)
     if key not in sets:
         try:
-            sets[key] = _load(run, device)
+            # Data that were moved in mid-sweep lie where the runs that were gone on with say.
+            roots = [other.told("data", "folder") for other in runs if _data_of(other) == _data_of(run)]
+            sets[key] = _load(run, [run.told("data", "folder"), *roots], device)
         except FastaeError as error:
             sets[key] = error
     found = sets[key]
@@ -169,22 +177,31 @@ def _images_of(
     return found
 
 
-def _load(run: Run, device: torch.device) -> HeldOut:
-    root, config = run.told("data", "folder"), run.config
-    if not root:
-        raise FastaeError("its config.json does not name its data")
-    records, note = check_records(cache_folder()), ""
-    try:
-        folder = open_folder(root, config.crop, records, RunFolder(run.path).began_with())
-        if lost := len(folder.skipped):
-            note = f"{root} has lost {lost:,} of the files that {run.name} began with: others stand in"
-    except FastaeError as error:
-        note = f"{run.name}: {error}; its held-out images may be others now"
-        folder = open_folder(root, config.crop, records)
+def _load(run: Run, roots: Sequence[str], device: torch.device) -> HeldOut:
+    config = run.config
+    folder, note = _open_first(run, dict.fromkeys(filter(None, roots)))
     paths = spread(folder.held_out, config.eval_images)
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
-    names = tuple(name_below(root, path) for path in paths)
+    names = tuple(name_below(folder.root, path) for path in paths)
     return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
+
+
+def _open_first(run: Run, roots: Iterable[str]) -> tuple[ImageFolder, str]:
+    """The first of these folders that holds the run's images, else the first as it is now, and a note."""
+    crop, records, errors = run.config.crop, check_records(cache_folder()), []
+    for root in roots:
+        try:
+            folder = open_folder(root, crop, records, RunFolder(run.path).began_with())
+        except FastaeError as error:
+            errors.append((root, error))
+            continue
+        lost = len(folder.skipped)
+        others = f"{root} has lost {lost:,} of the files that {run.name} began with: others stand in"
+        return folder, others if lost else ""
+    if not errors:
+        raise FastaeError("its config.json does not name its data")
+    root, reason = errors[0]
+    return open_folder(root, crop, records), f"{run.name}: {reason}; its held-out images may be others now"
 
 
 def _disagreement(run: Run, quality: Quality) -> str:

@@ -17,6 +17,7 @@ from typing import Any
 from filelock import FileLock
 
 from fastae.config import TrainConfig, flag
+from fastae.data.listing import NAME, Listing
 from fastae.errors import FastaeError
 from fastae.files import take_lock, write_json
 from fastae.losses import LOSSES
@@ -102,7 +103,9 @@ class Sweep:
     @property
     def has_begun(self) -> bool:
         """Whether there is a run; a plan whose settings were refused may be replaced by another."""
-        return any(RunFolder(self.folder / entry.name).config.exists() for entry in self.entries)
+        return bool(self.finished) or any(
+            RunFolder(self.folder / entry.name).config.exists() for entry in self.entries
+        )
 
     @property
     def finished(self) -> list[Entry]:
@@ -111,6 +114,21 @@ class Sweep:
     @property
     def failed(self) -> list[Entry]:
         return [entry for entry in self.entries if entry.state == FAILED]
+
+    @property
+    def images(self) -> Path:
+        return self.folder / NAME
+
+    def began_with(self) -> Listing | None:
+        """The images that all runs train on; None until `agree_on` was called. Raises FastaeError."""
+        return Listing.read(self.images) if self.images.exists() else None
+
+    def agree_on(self, images: Listing) -> Listing:
+        """The images that the first process to ask has found. Raises FastaeError, OSError."""
+        with self._alone():
+            if not self.images.exists():
+                images.write(self.images)
+            return Listing.read(self.images)
 
     def entry(self, name: str) -> Entry:
         return next(entry for entry in self.entries if entry.name == name)
@@ -165,6 +183,7 @@ def open_sweep(config: SweepConfig, folder: Path | None) -> Sweep:
                     refuse_another(found, sweep)
                     return found
                 with sweep.at_work():
+                    sweep.images.unlink(missing_ok=True)
                     sweep.write()
             elif [entry for entry in folder.iterdir() if not entry.name.startswith(".")]:
                 raise FastaeError(f"--out {str(folder)!r} is not empty and holds no sweep: name a new folder")

@@ -17,7 +17,7 @@ from fastae.config import TrainConfig
 from fastae.console import say
 from fastae.errors import FastaeError, Stopped
 from fastae.ranks import Ranks, device_of, launched
-from fastae.resume import as_before, compare, description_of, reopen, require_its_images
+from fastae.resume import as_before, compare, reopen
 from fastae.run import RunFolder
 from fastae.session import Session
 from fastae.sweep.plan import (
@@ -60,16 +60,18 @@ def sweep(config: SweepConfig, folder: Path | None = None) -> Sweep:
 
 
 def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Session, TrainConfig]:
-    """What all runs share. A sweep that goes on keeps images, loader and compiling as it began."""
+    """What all runs share, on all ranks: images, and, in a sweep that goes on, loader and compiling."""
     config = replace(config, device=device_of(config.device, ranks))
     runs = [RunFolder(plan.folder / entry.name) for entry in plan.entries]
-    begun = next((run for run in runs if run.config.exists()), None)
-    if begun is None:
-        return Session(config), config
-    before = begun.describe()
+    before = next((run.describe() for run in runs if run.config.exists()), {})
     pinned = as_before(config, {"data": config.data} if config.data else {}, before)
-    session = Session(pinned, began_with=begun.began_with())
-    compare(session, pinned, before, begun.path)
+    session = Session(pinned, began_with=plan.began_with())
+    agreed = plan.agree_on(session.folder.listing)
+    if (
+        agreed.fingerprint != session.folder.listing.fingerprint
+    ):  # another rank was first, and a file came or went between the two
+        session = Session(pinned, began_with=agreed)
+    compare(session, pinned, before)
     return session, config
 
 
@@ -82,8 +84,11 @@ def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry
     outcome: dict[str, Any] = {"state": STOPPED}
     try:
         state = begun_state(run)
-        if run.config.exists():
-            require_its_images(session, description_of(run, state), run.path)
+        images = session.folder.listing
+        if run.config.exists() and run.began_with().fingerprint != images.fingerprint:
+            raise FastaeError(
+                f"it began with other images than the sweep; fastae train --resume {run.path} goes on with it"
+            )
         entry.iteration = state["iteration"] if state else 0
         names = [other.name for other in plan.entries]
         announce(entry, names.index(entry.name) + 1, len(names))

@@ -13,7 +13,6 @@ from fastae.data import jpeg, listing
 from fastae.data.folder import PARTITION_FILE, open_folder
 from fastae.data.listing import Listing
 from fastae.errors import FastaeError
-from fastae.run import RunFolder
 
 
 @pytest.fixture
@@ -43,19 +42,19 @@ def test_nothing_happened(root, ending):
 
 
 def test_it_is_read_as_it_was_written(root, tmp_path):
-    images = open_folder(root).listing
-    run = RunFolder(tmp_path)
-    run.images.write_bytes(images.as_json())
-    assert "\\udcff.jpg" in run.images.read_text()
-    again = run.began_with()
+    images, path = open_folder(root).listing, tmp_path / "images.json"
+    images.write(path)
+    assert "\\udcff.jpg" in path.read_text()
+    again = Listing.read(path)
     assert (again, again.fingerprint) == (images, images.fingerprint)
 
 
-def test_a_list_too_long_to_be_read_again_is_refused(root, monkeypatch):
+def test_a_list_too_long_to_be_read_again_is_refused(root, tmp_path, monkeypatch):
     images = open_folder(root).listing
     monkeypatch.setattr(listing, "MAX_BYTES", 100)
     with pytest.raises(FastaeError, match="the names of 40 images are more than 100 bytes"):
-        images.as_json()
+        images.write(tmp_path / "images.json")
+    assert not (tmp_path / "images.json").exists()
 
 
 def test_what_differs_gives_another_fingerprint():
@@ -135,7 +134,7 @@ def test_another_size_is_another_data_set(root):
     size = Path(before.train[7]).stat().st_size
     with Path(before.train[7]).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(FastaeError, match=f"'{names(before)[7]}' had {size:,} bytes; restore the files"):
+    with pytest.raises(FastaeError, match=f"'{names(before)[7]}' had {size:,} bytes; restore them there"):
         open_folder(root, began_with=before.listing)
 
 

@@ -70,7 +70,7 @@ def make_run(
     if Path(data).is_dir():
         listing = open_folder(str(data)).listing
         description["data"]["fingerprint"] = listing.fingerprint
-        (folder / "images.json").write_bytes(listing.as_json())
+        listing.write(folder / "images.json")
     description |= described or {}
     (folder / "config.json").write_text(json.dumps(description))
     scalars = {step: {"loss_index/train": value} for step, value in train.items()}

@@ -138,16 +138,31 @@ def test_lost_images_are_told_of(tmp_path, data):
     assert any("has lost 1 of the files that run began with: others" in note for note in measured.notes)
 
 
-@pytest.mark.parametrize("how", ["other images", "no list"])
+def test_data_that_were_moved_are_found_where_another_run_of_the_same_has_them(tmp_path, data):
+    for loss in ("minibatch_bce", "pixel_bce"):
+        make_run(tmp_path / loss, loss, data=data, weights=0)
+    moved = data.rename(data.parent / "moved")
+    described = tmp_path / "pixel_bce" / "config.json"
+    described.write_text(described.read_text().replace(str(data), str(moved)))
+    measured = measure(gather([tmp_path])[0], CPU)
+    assert len(measured.quality) == 2 and not any("does not exist" in note for note in measured.notes)
+    assert len({id(held_out) for held_out in measured.held_out.values()}) == 1
+
+
+@pytest.mark.parametrize("how", ["other images", "no list", "another list"])
 def test_data_that_changed_are_told_of(tmp_path, data, how):
     run = make_run(tmp_path / "run", data=data, weights=0)
     if how == "other images":
         path = sorted(data.glob("*.jpg"))[-1]
         path.write_bytes(path.read_bytes() + bytes(1))
         why = f"{str(data)!r} is not what the run trains on: {path.name!r} had"
+    elif how == "another list":
+        listed = (run / "images.json").read_text().replace("000001.jpg", "0.jpg", 1)
+        (run / "images.json").write_text(listed)
+        why = "images.json' lists other images than the run began with: restore it"
     else:
         (run / "images.json").unlink()
-        why = "images.json', the list of the images it began with, cannot be read: No such file"
+        why = "images.json', the list of its images, cannot be read: No such file"
     measured = measure(gather([tmp_path])[0], CPU)
     assert any(
         why in note and note.endswith("its held-out images may be others now") for note in measured.notes
