@@ -20,7 +20,7 @@ from fastae.device import Precision
 from fastae.evaluate import evaluate
 from fastae.model import AutoEncoder
 
-from .commands import SMALL, fastae
+from .commands import SMALL, fastae, here
 
 
 @pytest.fixture(scope="module")
@@ -139,11 +139,8 @@ def test_training_lowers_the_held_out_error(face_folder, tmp_path):
 
 def test_the_same_seed_gives_the_same_weights(face_folder, tmp_path):
     def weights(name, seed):
-        result = fastae(
-            "train", "--data", face_folder, "--out", tmp_path / name, *SMALL,
-            "--iterations", 3, "--seed", seed,
-        )  # fmt: skip
-        assert result.returncode == 0, result.stderr
+        here("train", "--data", face_folder, "--out", tmp_path / name, *SMALL, "--iterations", 3,
+             "--seed", seed)  # fmt: skip
         return torch.load(tmp_path / name / "checkpoints" / "last.pt", weights_only=True)["model"]
 
     one, again, other = weights("a", 5), weights("b", 5), weights("c", 6)
