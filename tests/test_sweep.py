@@ -1,6 +1,8 @@
 """`fastae sweep`: six runs that are each what `fastae train` would have made, and that survive a stop."""
 
+import errno
 import json
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -14,7 +16,7 @@ from fastae.losses import LOSSES
 from fastae.ranks import Ranks
 from fastae.run import RunFolder
 from fastae.sweep import sweep as sweeping
-from fastae.sweep.plan import SweepConfig, article_seconds, open_sweep
+from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep
 from fastae.sweep.sweep import sweep
 
 from .commands import SMALL, fastae, here, last_state, same_state, started, wait_for
@@ -128,6 +130,22 @@ def test_one_failure_leaves_the_others_and_is_told(face_folder, tmp_path, monkey
     monkeypatch.setattr(sweeping, "train_in", train_in)
     assert not sweep(SweepConfig(config(face_folder, checkpoint_every=2, eval_every=3), ("minibatch_bce",
         "minibatch_mse", "pixel_bce")), out).failed  # fmt: skip
+
+
+def test_a_disk_that_is_full_for_the_plan_itself_is_one_line(face_folder, tmp_path, monkeypatch):
+    write = Sweep.write
+
+    def full(plan):
+        if any(run.state == "running" for run in plan.entries):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(plan)
+
+    settings = SweepConfig(config(face_folder, iterations=1), ("pixel_mse",))
+    monkeypatch.setattr(Sweep, "write", full)
+    with pytest.raises(RunFailure, match=r"No space left on device; the same command goes on"):
+        sweep(settings, tmp_path)
+    monkeypatch.setattr(Sweep, "write", write)
+    assert not sweep(settings, tmp_path).failed
 
 
 def test_same_init_and_repeats_choose_the_seeds(face_folder):

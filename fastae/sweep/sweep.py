@@ -15,7 +15,7 @@ from typing import Any
 from fastae.checkpoint import State
 from fastae.config import TrainConfig
 from fastae.console import say
-from fastae.errors import FastaeError, Stopped
+from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.ranks import Ranks, device_of, launched
 from fastae.resume import as_before, compare, reopen
 from fastae.run import RunFolder
@@ -40,23 +40,34 @@ POLL_SECONDS = 2.0
 def sweep(config: SweepConfig, folder: Path | None = None) -> Sweep:
     """Runs what is not finished of the sweep in `folder`; returns it, its failed runs marked.
 
-    Raises FastaeError where it cannot begin, and Stopped after a signal; the same call goes on.
+    Raises FastaeError where it cannot begin or write, and Stopped after a signal; the same call goes on.
     """
     ranks, plan = launched(), open_sweep(config, folder)
-    with plan.at_work() if ranks.first else nullcontext(), SweepTable(plan, config.train) as table:
+    try:
+        run_all(config.train, plan, ranks)
+    except OSError as error:
+        raise RunFailure(
+            f"cannot write to the sweep's folder {str(plan.folder)!r}: {error.strerror or error}; "
+            "the same command goes on"
+        ) from None
+    for entry in plan.failed:
+        say(f"failed    {entry.name}: {entry.error}")
+    return plan
+
+
+def run_all(config: TrainConfig, plan: Sweep, ranks: Ranks) -> None:
+    """What this rank is to do of the plan, one run after the other. Raises OSError."""
+    with plan.at_work() if ranks.first else nullcontext(), SweepTable(plan, config) as table:
         mine = [entry.name for entry in plan.entries[ranks.rank :: ranks.size]]
         todo = [name for name in mine if plan.entry(name).state != FINISHED]
         for name in todo:
             plan.change(name, state=WAITING)
         if todo:
-            session, settings = open_session(config.train, plan, ranks)
+            session, settings = open_session(config, plan, ranks)
             for name in todo:
                 train_one(session, settings, plan, plan.entry(name), table)
         if ranks.first:
             wait_for_others(plan)
-    for entry in plan.failed:
-        say(f"failed    {entry.name}: {entry.error}")
-    return plan
 
 
 def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Session, TrainConfig]:
@@ -67,9 +78,8 @@ def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Sessio
     pinned = as_before(config, {"data": config.data} if config.data else {}, before)
     session = Session(pinned, began_with=plan.began_with())
     agreed = plan.agree_on(session.folder.listing)
-    if (
-        agreed.fingerprint != session.folder.listing.fingerprint
-    ):  # another rank was first, and a file came or went between the two
+    if agreed.fingerprint != session.folder.listing.fingerprint:
+        # Another rank was first, and a file came or went between the two.
         session = Session(pinned, began_with=agreed)
     compare(session, pinned, before)
     return session, config
@@ -84,8 +94,8 @@ def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry
     outcome: dict[str, Any] = {"state": STOPPED}
     try:
         state = begun_state(run)
-        images = session.folder.listing
-        if run.config.exists() and run.began_with().fingerprint != images.fingerprint:
+        images = session.folder.listing.fingerprint
+        if run.config.exists() and run.began_with().fingerprint != images:
             raise FastaeError(
                 f"it began with other images than the sweep; fastae train --resume {run.path} goes on with it"
             )
