@@ -12,7 +12,6 @@ repeat. `article` is the article's own graph in TensorFlow, where that is import
 from __future__ import annotations
 
 import json
-import resource
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import click
 
 from benchmarks import peers
 from benchmarks.measure import REPEATS, Figure, isolated, rates
+from fastae.hostmemory import peak_bytes
 
 VARIANTS = (
     "plain float32",
@@ -66,10 +66,7 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
     if level >= 1:
         images = images.contiguous(memory_format=torch.channels_last)
     found = _timed(step(images), steps, batch_size)
-    if target.type == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if target.type == "cuda" else peak_bytes()
     ceilings = measure_ceilings(target, precision.dtype or torch.float32)
     return found | {
         "peak_memory": peak,
@@ -174,7 +171,7 @@ def _article(batch_size: int, steps: int) -> dict[str, Any]:
     from benchmarks.article import build
 
     found = _timed(build(batch_size, SIZE), steps, batch_size)
-    return found | {"peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}
+    return found | {"peak_memory": peak_bytes()}
 
 
 def measure_all(

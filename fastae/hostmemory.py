@@ -1,11 +1,31 @@
-"""How the C library hands out large blocks of host memory, set for a program that takes the same again."""
+"""The host's memory: what the kernel tells of it, and how the C library hands out large blocks."""
 
 from __future__ import annotations
 
 import ctypes
+import resource
+from pathlib import Path
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
+
+MEMINFO, STATUS = Path("/proc/meminfo"), Path("/proc/self/status")
+
+
+def bytes_in(file: Path, name: str) -> int:
+    """An entry in kB of one of these files, in bytes. Raises OSError where it has none."""
+    for line in file.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"{file} does not tell {name}")
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    try:
+        return bytes_in(STATUS, "VmHWM")
+    except OSError:  # some containers' kernels; this figure begins with that of the process that started this
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def keep_freed_memory() -> bool:

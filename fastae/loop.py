@@ -7,7 +7,6 @@ scalars at iteration i are those of the batch that the i-th step trained on.
 from __future__ import annotations
 
 import math
-import resource
 import signal
 import time
 from collections.abc import Iterator
@@ -29,6 +28,7 @@ from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.evaluate import evaluate, reconstruct
 from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.gpu.watch import Watch
+from fastae.hostmemory import peak_bytes
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
 from fastae.picture import pairs, save_png
@@ -331,7 +331,7 @@ class Training:
 
 def peak_memory(device: torch.device) -> str:
     """The most memory this process has held, on the host and on its GPU."""
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    host = peak_bytes() / 2**30
     text = f"{host:.1f} GiB"
     if device.type == "cuda":
         text += f" host, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU (PyTorch's)"

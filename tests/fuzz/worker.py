@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import resource
 import sys
 
 import torch
@@ -18,6 +17,7 @@ from fastae.data.check import check, decodes, quietly
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
 from fastae.data.loader import DaliLoader
+from fastae.hostmemory import peak_bytes
 
 BATCH = 8
 
@@ -55,7 +55,7 @@ def main(folder: str) -> None:
         batch = next(batches)
         assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1
         seen.update(images)
-    tell(peak_memory=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    tell(peak_memory=peak_bytes())
 
 
 if __name__ == "__main__":
