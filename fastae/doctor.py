@@ -25,6 +25,7 @@ from fastae.errors import FastaeError
 from fastae.gpu.host import usable_cores
 from fastae.gpu.metrics import JPEG
 from fastae.gpu.nvml import all_gpus, close_nvml, offered, open_nvml
+from fastae.hostmemory import MEMINFO, bytes_in
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -266,9 +267,7 @@ def quota(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
 
 
 def of_memory() -> Finding:
-    lines = Path("/proc/meminfo").read_text().splitlines()
-    kib = {name: int(rest.split()[0]) for name, _, rest in (line.partition(":") for line in lines)}
-    available, total = (kib[name] / 2**20 for name in ("MemAvailable", "MemTotal"))
+    available, total = (bytes_in(MEMINFO, name) / 2**30 for name in ("MemAvailable", "MemTotal"))
     text = f"{available:.1f} GiB free of {total:.1f} GiB"
     if available < LITTLE_MEMORY:
         return Finding("memory", WARNING, text, "--loader dali, and a smaller --batch-size")

@@ -33,7 +33,7 @@ def require_room(config: TrainConfig, device: torch.device) -> None:
 
 def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
     """One line for a run that ran out of memory on `device`."""
-    total = torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 0
+    total = total_bytes(device) if device.type == "cuda" else 0
     resident = loader.store.pixels.nbytes if isinstance(loader, ResidentLoader) else 0
     return words(config, total, resident)
 

@@ -19,7 +19,7 @@ from fastae.sweep import sweep as sweeping
 from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep
 from fastae.sweep.sweep import sweep
 
-from .commands import SMALL, fastae, here, last_state, same_state, started, wait_for
+from .commands import SMALL, begin_with, fastae, here, last_state, same_state, started, wait_for
 
 LENGTH = 6
 RUN = [
@@ -247,11 +247,7 @@ def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
     (out / "sweep.json").write_text(json.dumps(plan))
     run = out / "sample_bce"
     images = RunFolder(run).began_with()
-    other = replace(images, train=dict(reversed(images.train.items())))
-    other.write(run / "images.json")
-    described = json.loads((run / "config.json").read_text())
-    described["data"]["fingerprint"] = other.fingerprint
-    (run / "config.json").write_text(json.dumps(described))
+    begin_with(run, replace(images, train=dict(reversed(images.train.items()))))
     assert here("sweep", "--data", face_folder, "--out", out, *RUN) == 1
     assert states(out) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
     assert "sample_bce failed: it began with other images than the sweep" in capsys.readouterr().out

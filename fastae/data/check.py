@@ -24,6 +24,7 @@ from fastae.data.jpeg import Fault, Report, inspect
 from fastae.files import atomic_write
 
 FAULTS = list(Fault)
+
 Stamp = tuple[int, int]
 """Of a file: bytes, nanoseconds of the last change."""
 
@@ -44,17 +45,20 @@ class Finding:
 
 @dataclass(frozen=True)
 class Check:
-    """`usable`: paths to train on, in the order given. `findings`: faults and remarks, likewise.
+    """`sizes`: paths to train on -> bytes, in the order given. `findings`: faults and remarks, likewise.
 
-    `sizes`: of the usable ones, in bytes. `side`: their shorter side in pixels, where all have the same;
-    else None. `heaviest`: bytes of the squares cut out of them, of the TOGETHER largest.
+    `side`: the shorter side of the usable images in pixels, where all have the same; else None.
+    `heaviest`: bytes of the squares cut out of them, of the TOGETHER largest.
     """
 
-    usable: list[str]
-    findings: list[Finding]
     sizes: dict[str, int]
+    findings: list[Finding]
     side: int | None
     heaviest: int
+
+    @property
+    def usable(self) -> list[str]:
+        return list(self.sizes)
 
     @property
     def unusable(self) -> list[Finding]:
@@ -82,9 +86,8 @@ def check(
             sizes[path] = report.size
             sides.append(min(report.width, report.height))
     return Check(
-        list(sizes),
-        findings,
         sizes,
+        findings,
         side=sides[0] if len(set(sides)) == 1 else None,
         heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
     )

@@ -38,9 +38,8 @@ class ImageFolder:
     """Paths are strings, in the order of `listing`: 200,000 of them are cheap.
 
     listing: the files by name, as they were when the run began; where one was lost since, the path is that
-    of the one that stands in. skipped: what was left out, or lost since,
-    and why. side: the shorter side of the images in pixels where all have the same, which spares looking
-    for it in each header.
+    of the one that stands in. skipped: what was left out, or lost since, and why. side: the shorter side of
+    the images in pixels where all have the same, which spares looking for it in each header.
     """
 
     root: str

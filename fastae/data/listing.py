@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from fastae.errors import FastaeError
@@ -36,12 +37,12 @@ class Listing:
     train: Mapping[str, int]
     held_out: Mapping[str, int]
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Of all files."""
         return {**self.train, **self.held_out}
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Tells one data set from another, wherever it lies: 32 hexadecimal digits."""
         digest = hashlib.sha256()

@@ -7,6 +7,7 @@ in. Each checkpoint is read once, for its weights and for its optimiser's state.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fastae import checkpoint
 from fastae.cache import cache_folder, check_records
 from fastae.data import Geometry, load_images
 from fastae.data.folder import ImageFolder, name_below, open_folder
+from fastae.data.listing import Listing
 from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.evaluate import reconstruct
@@ -179,29 +181,40 @@ def _images_of(
 
 def _load(run: Run, roots: Sequence[str], device: torch.device) -> HeldOut:
     config = run.config
-    folder, note = _open_first(run, dict.fromkeys(filter(None, roots)))
+    folder, note = _open_as_begun(run, list(dict.fromkeys(filter(None, roots))))
     paths = spread(folder.held_out, config.eval_images)
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
     names = tuple(name_below(folder.root, path) for path in paths)
     return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
 
 
-def _open_first(run: Run, roots: Iterable[str]) -> tuple[ImageFolder, str]:
+def _open_as_begun(run: Run, roots: Sequence[str]) -> tuple[ImageFolder, str]:
     """The first of these folders that holds the run's images, else the first as it is now, and a note."""
-    crop, records, errors = run.config.crop, check_records(cache_folder()), []
-    for root in roots:
-        try:
-            folder = open_folder(root, crop, records, RunFolder(run.path).began_with())
-        except FastaeError as error:
-            errors.append((root, error))
-            continue
-        lost = len(folder.skipped)
-        others = f"{root} has lost {lost:,} of the files that {run.name} began with: others stand in"
-        return folder, others if lost else ""
-    if not errors:
+    if not roots:
         raise FastaeError("its config.json does not name its data")
-    root, reason = errors[0]
-    return open_folder(root, crop, records), f"{run.name}: {reason}; its held-out images may be others now"
+    crop, records = run.config.crop, check_records(cache_folder())
+    try:
+        folder = _first_that_holds(RunFolder(run.path).began_with(), roots, crop, records)
+    except FastaeError as error:
+        note = f"{run.name}: {error}; its held-out images may be others now"
+        return open_folder(roots[0], crop, records), note
+    lost = len(folder.skipped)
+    note = f"{folder.root} has lost {lost:,} of the files that {run.name} began with: others stand in"
+    return folder, note if lost else ""
+
+
+def _first_that_holds(
+    images: Listing, roots: Sequence[str], crop: int | None, records: Path | None
+) -> ImageFolder:
+    """Raises FastaeError, as opening the first of them does, where none holds these images."""
+    first, *others = roots
+    try:
+        return open_folder(first, crop, records, images)
+    except FastaeError:
+        for root in others:
+            with suppress(FastaeError):
+                return open_folder(root, crop, records, images)
+        raise
 
 
 def _disagreement(run: Run, quality: Quality) -> str:
