@@ -26,7 +26,7 @@ from fastae.files import atomic_write
 FAULTS = list(Fault)
 
 Stamp = tuple[int, int]
-"""Of a file: bytes, nanoseconds of the last change."""
+"""Of a file: bytes, nanoseconds of the last change (63 bits of them: a file may be dated in any year)."""
 
 VERSION = 2
 """Of the record on disk, and of what `inspect` answers."""
@@ -109,7 +109,7 @@ def stamp(path: str) -> Stamp | None:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
+    return status.st_size, status.st_mtime_ns & (1 << 63) - 1
 
 
 def quietly() -> AbstractContextManager[object]:

@@ -91,6 +91,18 @@ def test_the_deep_check_decodes(tmp_path, face_paths):
     assert Path(finding.path).name == "bad_table.jpg" and finding.fault.value == "does not decode"
 
 
+@pytest.mark.parametrize("year", [1600, 1969, 2300, 9999])
+def test_a_file_may_be_dated_in_any_year(tmp_path, face_paths, year, monkeypatch):
+    folder, records = tmp_path / "images", tmp_path / "records"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(Path(face_paths[0]).read_bytes())
+    moment = (year - 1970) * 31_556_952 * 10**9 + 1
+    os.utime(folder / "a.jpg", ns=(moment, moment))
+    first = checked(folder, records=records)
+    monkeypatch.setattr("fastae.data.check.inspect", None)
+    assert checked(folder, records=records) == first
+
+
 def test_answers_are_remembered_until_a_file_changes(tmp_path, face_paths, monkeypatch):
     folder, records = tmp_path / "images", tmp_path / "records"
     folder.mkdir()
