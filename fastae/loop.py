@@ -23,7 +23,7 @@ from fastae.board import Board
 from fastae.config import TrainConfig
 from fastae.console import duration, printable, say
 from fastae.data.loader import Loader
-from fastae.data.mending import DECODER_ERRORS
+from fastae.data.recovery import DecoderError
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.evaluate import evaluate, reconstruct
 from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
@@ -155,13 +155,11 @@ class Training:
         """The inputs of the next step."""
         try:
             return next(batches)
-        except torch.OutOfMemoryError:
-            raise
+        except DecoderError as error:
+            what = f"the loader failed at iteration {iteration:,}: {printable(str(error))}"
+            raise self.failure(what) from None
         except FastaeError as error:
             raise self.failure(str(error)) from None
-        except DECODER_ERRORS as error:
-            first = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise self.failure(f"the loader failed at iteration {iteration:,}: {printable(first)}") from None
 
     def ending(self, iteration: int, elapsed: float) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""

@@ -10,10 +10,10 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastae.cache import cache_folder
@@ -24,6 +24,7 @@ from fastae.data.check import Finding
 from fastae.data.folder import count_faults
 from fastae.data.listing import Listing
 from fastae.data.loader import Loader
+from fastae.data.recovery import NoneLeft
 from fastae.data.source import open_source
 from fastae.device import choose_compile, choose_device, choose_precision, describe
 from fastae.environment import describe_environment
@@ -37,11 +38,13 @@ from fastae.run import RunFolder
 from fastae.step import TrainingStep, objective_of
 from fastae.syncbn import synchronise
 
+Item = TypeVar("Item")
+
 _first_process: int | None = None
 
 
 class Session:
-    """Opened by the settings of a run. `run` is the one under way, which hears of files gone bad.
+    """Opened by the settings of a run. `run` is the one under way, whose skipped.txt names the bad files.
 
     began_with: the images of a run that goes on; None for those that are there now.
 
@@ -73,6 +76,16 @@ class Session:
         )
         cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
         self.folder, self.source = open_source(config.data, config.crop, cache, began_with)
+        self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
+        self.replaced: list[Finding] = []
+        while True:
+            try:
+                self.held_out = self._load_held_out(config)
+                break
+            except NoneLeft as error:
+                if began_with:
+                    raise
+                self.folder = self.folder.without(error.found)
         say(
             f"data      {self.source}: {len(self.folder.train):,} images to train on, "
             f"{len(self.folder.held_out):,} held out ({self.folder.listing.split})"
@@ -80,12 +93,10 @@ class Session:
         if self.folder.skipped and began_with:
             first, *others = self.folder.skipped
             lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
-            say(f"lost      {lost} since the run began: the next in order stands in")
+            say(f"lost      {lost} since the run began: replaced by the next in order")
         elif self.folder.skipped:
-            where = f"named in {run.skipped}" if run else "fastae check names them"
-            say(f"left out  {count_faults(self.folder.skipped)}: {where}")
-        self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
-        self.replaced: list[Finding] = []
+            where = f"named in {run.skipped}" if run else "fastae check --deep names them"
+            say(f"skipped   {count_faults(self.folder.skipped)}: {where}")
         self.loader: Loader = open_loader(
             self.folder.train,
             batch_size=config.batch_size,
@@ -102,8 +113,6 @@ class Session:
             parts=ranks.size,
         )
         say(f"loader    {self.loader.kind}" + (f" ({self.loader.note})" if self.loader.note else ""))
-        self.evaluated = spread(self.folder.held_out, config.eval_images)
-        self.held_out = load_images(self.evaluated, self.geometry, self.device, config.threads)
         self._environment = describe_environment()
         self._model: AutoEncoder | None = None
         self._objectives: dict[Callable, nn.Module] = {}
@@ -142,7 +151,7 @@ class Session:
                 "train": len(self.folder.train),
                 "held_out": len(self.folder.held_out),
                 "split": self.folder.listing.split,
-                "evaluated_on": len(self.evaluated),
+                "evaluated_on": len(self.held_out),
                 "fingerprint": self.folder.listing.fingerprint,
             },
             "loader": self.loader.kind,
@@ -162,9 +171,21 @@ class Session:
             self._objectives[element] = objective
         return self._objectives[element]
 
+    def _load_held_out(self, config: TrainConfig) -> Tensor:
+        held_out = self.folder.held_out
+        indices = spread(range(len(held_out)), config.eval_images)
+        return load_images(
+            held_out,
+            self.geometry,
+            self.device,
+            config.threads,
+            indices=indices,
+            on_replaced=self._report_replaced,
+        )
+
     def _report_replaced(self, bad: Finding, substitute: str) -> None:
         self.replaced.append(bad)
-        say(f"{printable(bad.path)}: {bad.fault.value} since the check; {printable(substitute)} replaces it")
+        say(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
         if self.run:
             self.run.note_skipped([bad])
 
@@ -188,10 +209,10 @@ def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
     return model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
 
 
-def spread(paths: Sequence[str], number: int) -> list[str]:
+def spread(items: Sequence[Item], number: int) -> list[Item]:
     """At most `number` of these, evenly spaced, so that they stand for all of them."""
-    stride = max(1, math.ceil(len(paths) / number))
-    return list(paths[::stride])
+    stride = max(1, math.ceil(len(items) / number))
+    return list(items[::stride])
 
 
 def be_deterministic() -> None:

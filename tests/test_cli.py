@@ -92,7 +92,7 @@ def test_wrong_data_leaves_nothing(tmp_path, face_folder):
         (tmp_path / "texts", [], "no JPEG (*.jpg, *.jpeg) in"),
         (tmp_path / "one", [], "holds 1 usable JPEG"),
         (face_folder, ["--batch-size", 39], "--batch-size 39 is more than the 38 training"),
-        (face_folder, ["--crop", 179], "left out: 40 too small for --crop 179"),
+        (face_folder, ["--crop", 179], "skipped: 40 too small for --crop 179"),
     ):
         assert words in refuses("train", "--data", data, "--out", out, *options)
         assert not out.exists()

@@ -12,7 +12,7 @@ import torch
 
 from fastae import loop
 from fastae.config import TrainConfig
-from fastae.data.pipeline import Engine
+from fastae.data.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
 from fastae.outofmemory import demand, fitting_batch, words
 from fastae.resume import resume
@@ -212,20 +212,19 @@ def test_the_batch_that_fits_follows_from_the_model():
 
 
 def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monkeypatch):
-    healthy = Engine.run
+    healthy = Pipeline.run
 
     given = []
 
-    def failing(self, pipeline):
-        for images in healthy(self, pipeline):
-            given.append(images)
-            if len(given) > 5 + OPENED:
-                raise RuntimeError("Critical error in pipeline:\nworker thread 3 died")
-            yield images
+    def failing(self, stream):
+        given.append(healthy(self, stream))
+        if len(given) > 5 + OPENED:
+            raise RuntimeError("Critical error in pipeline:\nworker thread 3 died")
+        return given[-1]
 
-    monkeypatch.setattr(Engine, "run", failing)
+    monkeypatch.setattr(Pipeline, "run", failing)
     with pytest.raises(
-        RunFailure, match="the loader failed at iteration 6: Critical error in pipeline:; iter"
+        RunFailure, match="the loader failed at iteration 6: DALI failed: Critical error in pipeline; iter"
     ):
         train(settings(face_folder, tmp_path / "run", loader="dali"))
     assert last_state(tmp_path / "run")["iteration"] == 4

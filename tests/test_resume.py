@@ -226,7 +226,7 @@ def test_other_data_are_refused(broken_off, face_folder, tmp_path, how):
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
 def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, capsys, loader):
-    """It is as if it had gone bad in mid-run: the next stands in, and no other image moves."""
+    """It is as if it had gone bad in mid-run: the next is read instead, and no other image moves."""
     data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
     shutil.copytree(face_folder, data)
     here("train", "--data", data, "--out", run, *RUN, *LOADERS[loader], "--iterations", LENGTH // 2)
@@ -236,7 +236,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     (data / "000.jpg").write_bytes(stand_in.read_bytes())  # a new file, first by name: not the run's
     for until in (LENGTH // 2 + 4, LENGTH):
         resume(run, {"iterations": until})
-        assert f"lost      {bad} since the run began: the next in order" in capsys.readouterr().out
+        assert f"lost      {bad} since the run began" in capsys.readouterr().out
     assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
     # The same by hand: the stand-in under the lost one's name, in a run that is told it began with it.

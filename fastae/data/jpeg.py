@@ -57,6 +57,7 @@ class Fault(StrEnum):
     HEADER_CUT = "header cut short"
     TRUNCATED = "truncated"
     UNDECODABLE = "does not decode"
+    STALLED = "does not decode in time"
     UNREADABLE = "unreadable"
     DANGLING = "dangling link"
     GONE = "gone"
@@ -75,6 +76,8 @@ class Fault(StrEnum):
 
 
 REMARKS = frozenset({Fault.GREY, Fault.PROGRESSIVE})
+DECODER_FAULTS = frozenset({Fault.UNDECODABLE, Fault.STALLED})
+"""What only a decoder finds."""
 
 
 @dataclass(frozen=True)

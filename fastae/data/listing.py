@@ -1,8 +1,8 @@
 """The files that a run, or a sweep, began with, by name and size: images.json in its folder.
 
-Which image is number i of an epoch follows from this list alone, so a run goes on with it whatever became of
-its data folder. A file that was lost since leaves its place to the next, by the rule that holds in mid-run
-too, and all the others stay where they were; files that came in are not the run's.
+Which image is number i of an epoch follows from this list alone, so a run is resumed with it whatever became
+of its data folder. A file that was lost since is replaced by the next, as one that goes bad in mid-run is
+(`fastae.data.recovery`), and all the others stay where they were; files that came in are not the run's.
 """
 
 from __future__ import annotations

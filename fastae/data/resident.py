@@ -25,10 +25,10 @@ from filelock import FileLock, Timeout
 from torch import Tensor
 
 from fastae.console import say, track
-from fastae.data.check import stamp
-from fastae.data.decode import BATCH, Decoder
-from fastae.data.mending import ImageFiles
+from fastae.data.check import BATCH, stamp
+from fastae.data.decode import Decoder
 from fastae.data.pixels import channel_means
+from fastae.data.recovery import ImageFiles
 from fastae.environment import DALI_BUILDS, version
 from fastae.errors import FastaeError
 from fastae.files import atomic_folder

@@ -101,6 +101,23 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
     return expected
 
 
+def bad_table(good: bytes) -> bytes:
+    """The counts of a Huffman table: more codes than there can be."""
+    table = good.index(b"\xff\xc4") + 5
+    return good[:table] + b"\xff" * 16 + good[table + 16 :]
+
+
+def two_ways_up(good: bytes) -> bytes:
+    """Two Exif segments: of orientation 1, and of 6."""
+    segments = b""
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = exif.tobytes()
+        segments += b"\xff\xe1" + (len(content) + 2).to_bytes(2) + content
+    return good[:2] + segments + good[2:]
+
+
 def progressive(image: Image.Image) -> bytes:
     file = io.BytesIO()
     image.save(file, "JPEG", progressive=True)

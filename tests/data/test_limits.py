@@ -8,17 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from fastae.data import check as checking
 from fastae.data import folder as folders
 from fastae.data import jpeg
-from fastae.data.check import check, decodes, quietly
+from fastae.data.check import check
 from fastae.data.folder import find_jpegs, open_folder
+from fastae.data.geometry import Geometry
 from fastae.data.jpeg import Fault, inspect
+from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming
+
+
+def decoder():
+    return open_decoder(Geometry(), torch.device("cpu"), threads=2, compiled=False)
 
 
 @pytest.fixture
@@ -26,17 +32,19 @@ def good(face_paths):
     return Path(face_paths[0]).read_bytes()
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(
-    tmp_path, good, face_paths, deep, monkeypatch
-):
+def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, good, face_paths):
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
     os.link(face_paths[1], tmp_path / "a.jpg")
     decoded = []
-    monkeypatch.setattr(checking, "decodes", lambda path: decoded.append(Path(path).name) or True)
-    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, deep=deep)
+
+    class Decoder:
+        def faults(self, paths, together):
+            decoded.extend(Path(path).name for path in paths)
+            return iter([None])
+
+    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, decoder=Decoder())
     assert [(Path(f.path).name, f.fault) for f in found.findings] == [("huge.jpg", Fault.TOO_LARGE)]
-    assert decoded == (["a.jpg"] if deep else [])
+    assert decoded == ["a.jpg"]
 
 
 def test_the_largest_image_that_may_be_decoded(tmp_path, good):
@@ -120,8 +128,7 @@ def test_a_picture_with_a_preview_and_much_metadata_passes(tmp_path, face_paths)
     preview = Path(face_paths[1]).read_bytes()
     Image.open(face_paths[0]).save(tmp_path / "a.jpg", comment=preview, icc_profile=bytes(3 << 20))
     assert inspect(str(tmp_path / "a.jpg")).fault is None
-    with quietly():
-        assert decodes(str(tmp_path / "a.jpg"))
+    assert list(decoder().faults([str(tmp_path / "a.jpg")])) == [None]
 
 
 def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
