@@ -6,6 +6,7 @@ so that the contrast of a batch needs no pass of its own.
 
 A folder in the cache is named by a fingerprint of all that the pixels follow from. It appears whole or
 not at all, one process builds while others wait, and a sample is decoded again whenever it is opened.
+It lists the files that could not be decoded, so that every run that opens it reports them.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +28,18 @@ from torch import Tensor
 from fastae.console import say, track
 from fastae.data.check import BATCH, stamp
 from fastae.data.decode import Decoder
+from fastae.data.jpeg import Fault
 from fastae.data.pixels import channel_means
-from fastae.data.recovery import ImageFiles
+from fastae.data.recovery import ImageFiles, visible_fault
 from fastae.environment import DALI_BUILDS, version
 from fastae.errors import FastaeError
-from fastae.files import atomic_folder
+from fastae.files import atomic_folder, write_json
+from fastae.parsing import read_json
 
 FORMAT = 1
+BAD = "bad.json"
+"""Of an entry: index -> fault."""
+
 SAMPLE = 16
 """Images that are decoded again when a store is opened."""
 
@@ -43,10 +49,14 @@ TOLERANCE = 1
 
 @dataclass(frozen=True)
 class Store:
-    """pixels: uint8 (M, S, 3, S). means: float32 (M, 3) in [0, 1]. Both on the training device."""
+    """pixels: uint8 (M, S, 3, S). means: float32 (M, 3) in [0, 1]. Both on the training device.
+
+    bad: the images whose files could not be decoded, and why; their pixels are those of the replacements.
+    """
 
     pixels: Tensor
     means: Tensor
+    bad: Mapping[int, Fault]
 
 
 def store_bytes(count: int, size: int) -> int:
@@ -65,15 +75,17 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store
             pixels = torch.empty(shape, dtype=torch.uint8, device=decoder.device)
         except RuntimeError:  # of which PyTorch's OutOfMemoryError is one
             raise FastaeError(_does_not_fit(shape, decoder.device)) from None
-        return Store(pixels, _fill(pixels, files, decoder).to(decoder.device))
+        return Store(pixels, _fill(pixels, files, decoder).to(decoder.device), files.bad)
     folder = cache / _fingerprint(files, decoder)
     try:
         with _building_alone(folder):
             store = _open(folder, shape)
-            if store is not None and not _sample_agrees(store, files, decoder):
+            if store is not None and not _agrees(store, files, decoder):
                 say(f"resident  {folder.name}: pixels differ from the images, building anew")
                 store = None
-            if store is None:
+            if store is not None:
+                files.replace(store.bad)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, shape, files, decoder)
                 store = _open(folder, shape)
@@ -85,7 +97,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store
         ) from None
     assert store is not None
     try:
-        return Store(store.pixels.to(decoder.device), store.means.to(decoder.device))
+        return replace(store, pixels=store.pixels.to(decoder.device), means=store.means.to(decoder.device))
     except torch.OutOfMemoryError:
         raise FastaeError(_does_not_fit(shape, decoder.device)) from None
 
@@ -129,6 +141,7 @@ def _build(folder: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Dec
         means = _fill(torch.from_numpy(pixels), files, decoder)
         pixels.flush()
         np.save(draft / "means.npy", means.numpy())
+        write_json(draft / BAD, files.bad)
 
 
 def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
@@ -151,17 +164,31 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
         pixels = np.lib.format.open_memmap(folder / "pixels.npy", "c")
         with (folder / "means.npy").open("rb") as file:
             means = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception:  # whatever NumPy's parsers raise over a damaged file
+        bad = {int(index): Fault(fault) for index, fault in read_json(folder / BAD).items()}
+    except Exception:  # whatever the parsers raise over a damaged file
         return None
     if (pixels.shape, pixels.dtype) != (shape, np.uint8):
         return None
     if (means.shape, means.dtype) != ((shape[0], 3), np.float32):
         return None
-    return Store(torch.from_numpy(pixels), torch.from_numpy(means))
+    if not bad.keys() < set(range(shape[0])):
+        return None
+    return Store(torch.from_numpy(pixels), torch.from_numpy(means), bad)
 
 
-def _sample_agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
-    places = np.unique(np.linspace(0, len(files) - 1, SAMPLE).astype(int)).tolist()
-    sample = ImageFiles([files.paths[place] for place in places])
-    decoded = torch.cat([batch.cpu() for batch in decoder.decode(sample)])
+def _agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
+    """Whether a sample of the images is what is stored, and a sample of the bad files is still bad."""
+    bad = [files.own[index] for index in _spread(list(store.bad))]
+    if not all(decoder.faults([path for path in bad if not visible_fault(path)])):
+        return False
+    as_stored = ImageFiles(files.own)
+    as_stored.replace(store.bad)
+    places = _spread(range(len(files)))
+    decoded = torch.cat([batch.cpu() for batch in decoder.decode(as_stored, places)])
     return bool((decoded.round() - store.pixels[places]).abs().max() <= TOLERANCE)
+
+
+def _spread(items: Sequence[int]) -> list[int]:
+    """At most SAMPLE of them, evenly spaced."""
+    places = np.linspace(0, len(items) - 1, min(SAMPLE, len(items)))
+    return [items[place] for place in places.astype(int)]

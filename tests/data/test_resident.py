@@ -19,6 +19,7 @@ from fastae.errors import FastaeError
 
 from ..commands import SMALL, fastae
 from ..test_cli import refused
+from .bad_files import bad_table
 
 
 def open_(paths, cache, kind="resident", **options):
@@ -28,6 +29,11 @@ def open_(paths, cache, kind="resident", **options):
 
 def batches(*arguments, number=6, **options):
     return list(itertools.islice(open_(*arguments, **options).batches(), number))
+
+
+def copies(face_paths, folder, number):
+    """Files of one's own, to damage."""
+    return [shutil.copy(path, folder / Path(path).name) for path in face_paths[:number]]
 
 
 def stores(cache):
@@ -98,6 +104,42 @@ def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_pat
     fresh = open_(copies, cache, geometry=geometry)
     assert len(stores(cache)) == 2
     assert torch.equal(next(fresh.batches()), next(open_(copies, None, geometry=geometry).batches()))
+
+
+@pytest.mark.parametrize("bad", [[0], [3, 4], [9], [0, 3, 4, 5, 9]])
+def test_every_run_that_opens_a_store_reports_its_bad_files(face_paths, tmp_path, monkeypatch, bad):
+    """One at either end is in the sample that is decoded again."""
+    paths = copies(face_paths, tmp_path, 10)
+    for number in bad:
+        Path(paths[number]).write_bytes(bad_table(Path(paths[number]).read_bytes()))
+    told = []
+    first = batches(paths, tmp_path, on_replaced=lambda *them: told.append(them))
+    assert [finding.path for finding, _ in told] == [paths[number] for number in bad]
+    monkeypatch.setattr(resident, "_build", None)  # building again would fail
+    again = []
+    second = batches(paths, tmp_path, on_replaced=lambda *them: again.append(them))
+    assert again == told and all(map(torch.equal, first, second))
+
+
+def test_a_store_whose_bad_files_are_good_by_now_is_built_anew(face_paths, tmp_path):
+    paths = copies(face_paths, tmp_path, 10)
+    whole, moment = Path(paths[3]).read_bytes(), Path(paths[3]).stat().st_mtime_ns
+    for content in (bad_table(whole), whole):
+        Path(paths[3]).write_bytes(content)
+        os.utime(paths[3], ns=(moment, moment))  # the fingerprint stays the same
+        told = []
+        got = batches(paths, tmp_path, on_replaced=lambda bad, _, told=told: told.append(bad.path))
+    assert told == [] and len(stores(tmp_path)) == 1
+    assert all(map(torch.equal, got, batches(paths, None)))
+
+
+@pytest.mark.parametrize("written", ["", "[]", '{"3": "what"}', '{"10": "gone"}', '{"-1": "gone"}'])
+def test_a_damaged_list_of_bad_files_is_no_store(face_paths, tmp_path, written):
+    intact = batches(face_paths[:10], tmp_path)
+    (store,) = stores(tmp_path)
+    (store / resident.BAD).write_text(written)
+    assert all(map(torch.equal, intact, batches(face_paths[:10], tmp_path)))
+    assert (store / resident.BAD).read_text() == "{}\n"
 
 
 DAMAGES = ["flipped pixels", "cut short", "no means", "not an array", "an archive", "other numbers", "nested"]
