@@ -210,31 +210,57 @@ def cache() -> None:
     """What fastae keeps on disk to start faster: decoded data sets, faces, checks."""
 
 
+cache_dir_option = click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+
+
 @cache.command("list")
-@click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+@cache_dir_option
 def list_cache(cache_dir: str | None) -> None:
-    """List what lies in the cache, with sizes."""
+    """List the cache's entries: size, last use, name, data."""
+    from datetime import datetime
+
     from fastae.cache import cache_folder, entries
     from fastae.console import say
 
-    folder = Path(cache_dir) if cache_dir else cache_folder()
+    folder = cache_folder(cache_dir)
     found = entries(folder)
     for entry in found:
-        say(f"{entry.size / 1e6:12,.1f} MB  {entry.path.name}")
+        used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
+        state = "unfinished, " if entry.is_draft else ""
+        say(f"{entry.size / 1e6:12,.1f} MB  {used}  {entry.name}  {state}{entry.marker.data}")
     say(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
 
 
 @cache.command("clear")
-@click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
-def clear_cache(cache_dir: str | None) -> None:
-    """Remove all of it; it is made again where it is needed."""
-    from fastae.cache import cache_folder, clear, entries
-    from fastae.console import say
+@click.argument("name", required=False)
+@cache_dir_option
+@click.option("--yes", is_flag=True, help="Do not ask before removing everything.")
+def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
+    """Remove the entry NAME, or all of them; they are made again when needed.
 
-    folder = Path(cache_dir) if cache_dir else cache_folder()
-    size = sum(entry.size for entry in entries(folder))
-    clear(folder)
-    say(f"removed {size / 1e6:,.1f} MB from {folder}")
+    Only folders with fastae's own marker (entry.json) are removed. Exit code 1 if an entry is being built.
+    """
+    from fastae.cache import cache_folder, clear, entries
+    from fastae.console import printable, say
+
+    folder = cache_folder(cache_dir)
+    chosen = [entry for entry in entries(folder) if name in (None, entry.name)]
+    if name and not chosen:
+        raise FastaeError(f"{str(folder)!r} has no entry {name!r}: fastae cache list shows their names")
+    size = sum(entry.size for entry in chosen)
+    if chosen and not name and not yes:
+        if not sys.stdin.isatty():
+            raise FastaeError(
+                "name an entry, or remove all of them with --yes: there is no terminal to ask on"
+            )
+        question = f"Remove {len(chosen)} entries, {size / 1e6:,.1f} MB, from {printable(str(folder))}?"
+        if not click.confirm(question):
+            return 1
+    kept = clear(chosen)
+    for entry in kept:
+        say(f"kept {entry.name}: another process is building it")
+    say(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
+    return 1 if kept else 0
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,7 +70,7 @@ class Session:
         self.compiled, self._compile_note = choose_compile(
             config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
         )
-        cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
+        cache = cache_folder(config.cache_dir)
         self.folder, self.source = open_source(config.data, config.crop, cache, began_with)
         say(
             f"data      {self.source}: {len(self.folder.train):,} images to train on, "
