@@ -137,14 +137,21 @@ def prepare() -> None:
 
 
 @prepare.command()
-@click.argument("archive", metavar="ARCHIVE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Target folder.")
-@click.option("--count", default=202_599, show_default=True, help="Images that should be there.")
-def celeba(archive: Path, out: Path, count: int) -> int:
-    """Unpack img_align_celeba.zip, or take a folder of its images, and verify them."""
+@click.option(
+    "--count", default=202_599, show_default=True, help="Images that there should be, by any names."
+)
+def celeba(source: Path, out: Path, count: int) -> int:
+    """Bring CelebA into one form, with the official split, and verify it.
+
+    SOURCE is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
+    folder, or a folder of Hugging Face's parquet files (needs pyarrow). The same command resumes where it was
+    stopped. Exit code 1 if images are missing or faulty.
+    """
     from fastae.dataset_commands import prepare_and_report
 
-    return prepare_and_report(archive, out, count)
+    return prepare_and_report(source, out, count)
 
 
 class WatchingCommand(click.Command):

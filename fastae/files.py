@@ -16,9 +16,10 @@ from fastae.errors import FastaeError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` when the block ends well, and leaves nothing otherwise.
 
+    durable: after a power failure, too, at the cost of some milliseconds.
     Raises OSError for what is there and no file: a device or a pipe would be replaced by one.
     """
     require_file(path)
@@ -26,8 +27,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
