@@ -28,7 +28,7 @@ from fastae.data.geometry import Geometry
 from fastae.environment import describe_environment, version
 from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_new_folder
-from fastae.trained import Trained, open_trained
+from fastae.trained import LoadedModel, load_model
 
 CARD = "model.json"
 BATCHES = (1, 3)
@@ -85,7 +85,7 @@ def export(run: Path, kind: str, out: Path) -> None:
     form = FORMATS[kind]
     if kind == "onnx":
         _require_onnx()
-    trained = open_trained(run)
+    trained = load_model(run)
     say(f"run       {printable(str(run))}: {trained.config.loss}, iteration {trained.iteration:,}")
     files: dict[str, bytes] = {}
     differences: dict[str, float | None] = {}
@@ -109,7 +109,7 @@ def export(run: Path, kind: str, out: Path) -> None:
     say(f"card      {printable(str(out / CARD))}")
 
 
-def parts_of(trained: Trained) -> tuple[Part, Part]:
+def parts_of(trained: LoadedModel) -> tuple[Part, Part]:
     """The encoder and the decoder of a trained model."""
     model, size = trained.model, trained.config.image_size
     images, codes = (3, size, size), (trained.config.latent,)
@@ -120,7 +120,7 @@ def parts_of(trained: Trained) -> tuple[Part, Part]:
 
 
 def describe(
-    trained: Trained, kind: str, form: Format, differences: dict[str, float | None]
+    trained: LoadedModel, kind: str, form: Format, differences: dict[str, float | None]
 ) -> dict[str, Any]:
     """The card: what the files are, what they take, and what they come from; JSON values, no paths."""
     config = trained.config

@@ -23,7 +23,7 @@ from fastae.files import atomic_write, require_new_folder, require_place, write_
 from fastae.images import UnusableImage, find_images, load_image
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.picture import pairs, save_png, side_by_side
-from fastae.trained import Trained, open_trained
+from fastae.trained import LoadedModel, load_model
 
 BATCH = 32
 NAMES_SUFFIX = ".images.json"
@@ -58,7 +58,7 @@ def reconstruct_files(run: Path, places: Sequence[str], out: Path, latent: Path 
     require_new_folder(out, "--out")
     if latent:
         _require_array_file(latent)
-    trained = open_trained(run, choose_device(device))
+    trained = load_model(run, choose_device(device))
     config = trained.config
     geometry = Geometry(config.crop, config.image_size, config.antialias)
     say(f"run       {printable(str(run))}: {config.loss}, iteration {trained.iteration:,}")
@@ -107,7 +107,7 @@ def _batches(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, T
         yield batch
 
 
-def _reconstruct(trained: Trained, batch: list[tuple[str, Tensor]], out: Path, done: Done) -> None:
+def _reconstruct(trained: LoadedModel, batch: list[tuple[str, Tensor]], out: Path, done: Done) -> None:
     """One batch through the model: a PNG and a line each."""
     device = next(trained.model.parameters()).device
     images = torch.stack([image for _, image in batch]).to(device)

@@ -16,7 +16,7 @@ from fastae import checkpoint
 from fastae import export as exporting
 from fastae.errors import FastaeError
 from fastae.export import FORMATS, export
-from fastae.trained import open_trained
+from fastae.trained import load_model
 
 from .conftest import largest_file
 from .test_cli import refused
@@ -42,7 +42,7 @@ def names(out):
 
 def expected(small_run):
     """Batches of 1, 2 and 7 images, their codes and reconstructions by the trained model itself."""
-    model = open_trained(small_run).model
+    model = load_model(small_run).model
     generator = torch.Generator().manual_seed(9)
     for batch in (1, 2, 7):
         images = torch.rand(batch, 3, 32, 32, generator=generator)
@@ -135,7 +135,7 @@ def test_a_file_that_does_something_else_is_not_written(small_run, tmp_path, mon
 
 
 def test_weights_that_are_not_numbers_are_not_written(small_run, tmp_path):
-    trained = open_trained(small_run)
+    trained = load_model(small_run)
     state = checkpoint.newest(small_run / "checkpoints", print)
     state["model"]["encoder.0.bias"].fill_(float("nan"))
     state["optimiser"] = {}

@@ -19,7 +19,7 @@ from fastae.evaluate import reconstruct
 from fastae.images import UnusableImage, find_images, load_image
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.reconstruct import picture_name, reconstruct_files
-from fastae.trained import open_trained
+from fastae.trained import load_model
 
 from .conftest import largest_file
 from .data import bad_files
@@ -278,7 +278,7 @@ def test_bad_images_are_named_the_others_done_and_the_exit_code_is_1(mixed):
 
 def test_reconstructions_errors_and_codes_are_those_of_the_trained_model(mixed, small_run):
     paths, out, result = mixed
-    trained = open_trained(small_run)
+    trained = load_model(small_run)
     originals = torch.stack([load_image(path, SMALL) for path in paths])
     assert torch.equal(originals[:2], load_images(paths[:2], SMALL, "cpu"))
     expected = reconstruct(trained.model, originals, FLOAT32)
