@@ -81,21 +81,21 @@ def was_given(context: click.Context, name: str) -> bool:
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
 @click.option(
-    "--latent",
+    "--codes",
     metavar="FILE.npy",
     type=click.Path(path_type=Path),
-    help="Save the codes, float32 (N, latent), one row an image; FILE.images.json names the images.",
+    help="Save the codes, float32 (N, latent), one row per image; FILE.images.json names the images.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def reconstruct(run: Path, images: tuple[str, ...], out: Path, latent: Path | None, device: str) -> int:
-    """Reconstruct your own images with what RUN has learned; exit code 1 where some cannot be used.
+def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | None, device: str) -> int:
+    """Reconstruct your own images with the model of RUN; exit code 1 if some cannot be used.
 
-    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cut out and
+    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
     resized as in RUN's training, and saved beside its reconstruction.
     """
     from fastae.reconstruct import reconstruct_files
 
-    return reconstruct_files(run, images, out, latent, device)
+    return reconstruct_files(run, images, out, codes, device)
 
 
 @cli.command()
@@ -105,14 +105,14 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, latent: Path | No
     "kind",
     required=True,
     type=click.Choice(["onnx", "torch"]),
-    help="onnx: *.onnx (needs onnx and onnxscript); torch: torch.export's *.pt2.",
+    help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
 def export(run: Path, kind: str, out: Path) -> None:
     """Write RUN's encoder and decoder as files that need no fastae.
 
-    Each is held against the trained model before it is written; model.json beside them says what they
-    take and what they come from.
+    Each is compared with the trained model before it is written; model.json beside them describes their
+    inputs, outputs and training.
     """
     from fastae.export import export as write
 
