@@ -81,21 +81,21 @@ def was_given(context: click.Context, name: str) -> bool:
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
 @click.option(
-    "--latent",
+    "--codes",
     metavar="FILE.npy",
     type=click.Path(path_type=Path),
-    help="Save the codes, float32 (N, latent), one row an image; FILE.images.json names the images.",
+    help="Save the codes, float32 (N, latent), one row per image; FILE.images.json names the images.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def reconstruct(run: Path, images: tuple[str, ...], out: Path, latent: Path | None, device: str) -> int:
-    """Reconstruct your own images with what RUN has learned; exit code 1 where some cannot be used.
+def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | None, device: str) -> int:
+    """Reconstruct your own images with the model of RUN; exit code 1 if some cannot be used.
 
-    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cut out and
+    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
     resized as in RUN's training, and saved beside its reconstruction.
     """
     from fastae.reconstruct import reconstruct_files
 
-    return reconstruct_files(run, images, out, latent, device)
+    return reconstruct_files(run, images, out, codes, device)
 
 
 @cli.command()
@@ -105,14 +105,14 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, latent: Path | No
     "kind",
     required=True,
     type=click.Choice(["onnx", "torch"]),
-    help="onnx: *.onnx (needs onnx and onnxscript); torch: torch.export's *.pt2.",
+    help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
 )
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
 def export(run: Path, kind: str, out: Path) -> None:
     """Write RUN's encoder and decoder as files that need no fastae.
 
-    Each is held against the trained model before it is written; model.json beside them says what they
-    take and what they come from.
+    Each is compared with the trained model before it is written; model.json beside them describes their
+    inputs, outputs and training.
     """
     from fastae.export import export as write
 
@@ -137,14 +137,21 @@ def prepare() -> None:
 
 
 @prepare.command()
-@click.argument("archive", metavar="ARCHIVE", type=click.Path(path_type=Path))
+@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Target folder.")
-@click.option("--count", default=202_599, show_default=True, help="Images that should be there.")
-def celeba(archive: Path, out: Path, count: int) -> int:
-    """Unpack img_align_celeba.zip, or take a folder of its images, and verify them."""
+@click.option(
+    "--count", default=202_599, show_default=True, help="Images that there should be, by any names."
+)
+def celeba(source: Path, out: Path, count: int) -> int:
+    """Bring CelebA into one form, with the official split, and verify it.
+
+    SOURCE is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
+    folder, or a folder of Hugging Face's parquet files (needs pyarrow). The same command resumes where it was
+    stopped. Exit code 1 if images are missing or faulty.
+    """
     from fastae.dataset_commands import prepare_and_report
 
-    return prepare_and_report(archive, out, count)
+    return prepare_and_report(source, out, count)
 
 
 class WatchingCommand(click.Command):
@@ -210,31 +217,57 @@ def cache() -> None:
     """What fastae keeps on disk to start faster: decoded data sets, faces, checks."""
 
 
+cache_dir_option = click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+
+
 @cache.command("list")
-@click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+@cache_dir_option
 def list_cache(cache_dir: str | None) -> None:
-    """List what lies in the cache, with sizes."""
+    """List the cache's entries: size, last use, name, data."""
+    from datetime import datetime
+
     from fastae.cache import cache_folder, entries
     from fastae.console import say
 
-    folder = Path(cache_dir) if cache_dir else cache_folder()
+    folder = cache_folder(cache_dir)
     found = entries(folder)
     for entry in found:
-        say(f"{entry.size / 1e6:12,.1f} MB  {entry.path.name}")
+        used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
+        state = "unfinished, " if entry.is_draft else ""
+        say(f"{entry.size / 1e6:12,.1f} MB  {used}  {entry.name}  {state}{entry.marker.data}")
     say(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
 
 
 @cache.command("clear")
-@click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
-def clear_cache(cache_dir: str | None) -> None:
-    """Remove all of it; it is made again where it is needed."""
-    from fastae.cache import cache_folder, clear, entries
-    from fastae.console import say
+@click.argument("name", required=False)
+@cache_dir_option
+@click.option("--yes", is_flag=True, help="Do not ask before removing everything.")
+def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
+    """Remove the entry NAME, or all of them; they are made again when needed.
 
-    folder = Path(cache_dir) if cache_dir else cache_folder()
-    size = sum(entry.size for entry in entries(folder))
-    clear(folder)
-    say(f"removed {size / 1e6:,.1f} MB from {folder}")
+    Only folders with fastae's own marker (entry.json) are removed. Exit code 1 if an entry is being built.
+    """
+    from fastae.cache import cache_folder, clear, entries
+    from fastae.console import printable, say
+
+    folder = cache_folder(cache_dir)
+    chosen = [entry for entry in entries(folder) if name in (None, entry.name)]
+    if name and not chosen:
+        raise FastaeError(f"{str(folder)!r} has no entry {name!r}: fastae cache list shows their names")
+    size = sum(entry.size for entry in chosen)
+    if chosen and not name and not yes:
+        if not sys.stdin.isatty():
+            raise FastaeError(
+                "name an entry, or remove all of them with --yes: there is no terminal to ask on"
+            )
+        question = f"Remove {len(chosen)} entries, {size / 1e6:,.1f} MB, from {printable(str(folder))}?"
+        if not click.confirm(question):
+            return 1
+    kept = clear(chosen)
+    for entry in kept:
+        say(f"kept {entry.name}: another process is building it")
+    say(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
+    return 1 if kept else 0
 
 
 def main() -> None:

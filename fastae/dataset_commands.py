@@ -84,19 +84,21 @@ def _as_json(folder: str, total: int, found: Check) -> str:
     )
 
 
-def prepare_and_report(archive: Path, out: Path, count: int) -> int:
-    """Prepares CelebA and says what is there and what is missing; returns the exit code, 0 or 1."""
+def prepare_and_report(source: Path, out: Path, count: int) -> int:
+    """Prepares CelebA and prints what is there and what is missing; returns the exit code, 0 or 1."""
     say("CelebA is for non-commercial research only and may not be redistributed.")
-    done = prepare_celeba(archive, out, count)
-    say(
-        f"{done.present:,} images in {done.folder}, {len(done.missing):,} missing, "
-        f"{len(done.faulty):,} faulty"
-    )
-    for kind, names in (("missing", done.missing), ("faulty", done.faulty)):
+    done = prepare_celeba(source, out, count)
+    say(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")
+    for kind, names in (
+        ("missing", done.missing),
+        ("faulty", done.faulty),
+        ("skipped, not plain files", done.skipped),
+    ):
         if names:
             shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
             say(f"{kind}: {shown}")
-    if not done.partition:
-        say("list_eval_partition.txt is not there: without it the last 5 % by name are held out")
+    train, valid, test = done.parts
+    official = " (CelebA's official split)" if done.official else ""
+    say(f"split: {train:,} to train on, {valid:,} to validate on, {test:,} to test on{official}")
     say(f"next: fastae train --amp --data {done.folder}")
-    return 1 if done.missing or done.faulty else 0
+    return 0 if done.complete else 1

@@ -25,7 +25,7 @@ from fastae.errors import FastaeError
 from fastae.gpu.host import usable_cores
 from fastae.gpu.metrics import JPEG
 from fastae.gpu.nvml import all_gpus, close_nvml, offered, open_nvml
-from fastae.hostmemory import MEMINFO, bytes_in
+from fastae.hostmemory import free_bytes, total_bytes
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 
@@ -267,7 +267,7 @@ def quota(limits: Path = Path("/sys/fs/cgroup/cpu.max")) -> float | None:
 
 
 def of_memory() -> Finding:
-    available, total = (bytes_in(MEMINFO, name) / 2**30 for name in ("MemAvailable", "MemTotal"))
+    available, total = free_bytes() / 2**30, total_bytes() / 2**30
     text = f"{available:.1f} GiB free of {total:.1f} GiB"
     if available < LITTLE_MEMORY:
         return Finding("memory", WARNING, text, "--loader dali, and a smaller --batch-size")

@@ -5,8 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +16,10 @@ from fastae.errors import FastaeError
 
 
 @contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` when the block ends well, and leaves nothing otherwise.
 
+    durable: after a power failure, too, at the cost of some milliseconds.
     Raises OSError for what is there and no file: a device or a pipe would be replaced by one.
     """
     require_file(path)
@@ -28,8 +27,9 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
     try:
         with partial.open("wb") as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -64,27 +64,6 @@ def take_lock(lock: FileLock, folder: Path, what: str) -> None:
         raise FastaeError(f"another {what} is at work in {str(folder)!r}: wait for it, or stop it") from None
     except OSError as error:
         raise FastaeError(f"cannot write the {what} folder {str(folder)!r}: {error}") from None
-
-
-@contextmanager
-def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill that appears as `folder` when the block ends well, and leaves nothing otherwise.
-
-    Where another process was first, its folder stands and this one's work is dropped: use it for what
-    is the same whoever makes it.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    draft = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", suffix=".partial", dir=folder.parent))
-    draft.chmod(0o755)  # mkdtemp's 0700 would keep others out of a shared cache
-    try:
-        yield draft
-        try:
-            draft.rename(folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
 
 
 def require_new_folder(path: Path, option: str) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import torch
 from torch import Tensor, nn
 
 ENCODER_CHANNELS = (32, 64, 128, 256, 512)
@@ -64,6 +65,15 @@ class AutoEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> reconstruction of the same shape, in [0, 1]."""
         return self.decoder(self.encoder(images))
+
+
+def meta_model(image_size: int, latent: int) -> AutoEncoder:
+    """The model on the meta device: shapes and types without memory, whatever the size.
+
+    Raises RuntimeError or TypeError if it has more weights than PyTorch can count.
+    """
+    with torch.device("meta"):
+        return AutoEncoder(image_size, latent)
 
 
 def initialise(layer: nn.Module) -> None:

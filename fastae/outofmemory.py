@@ -1,4 +1,4 @@
-"""What to do when the memory of a device is too small for a run."""
+"""Too little memory on a device: refuses a model that can never fit, advises a batch size that should."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from fastae.config import TrainConfig
 from fastae.data.loader import Loader, ResidentLoader
 from fastae.data.memory import total_bytes
 from fastae.errors import FastaeError
-from fastae.model import AutoEncoder
+from fastae.model import AutoEncoder, meta_model
 
 OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
 """In the message of the RuntimeError that is all that PyTorch raises on a CPU."""
 
-BYTES_A_WEIGHT = 16
+BYTES_PER_WEIGHT = 16
 """float32 weight, gradient and Adam's two moments."""
 
 HEADROOM = 2.0
@@ -22,70 +22,51 @@ HEADROOM = 2.0
 
 def require_room(config: TrainConfig, device: torch.device) -> None:
     """Raises FastaeError for a model that can never be trained on `device`, before anything is begun."""
-    model = shapes(config)
-    needed, total = BYTES_A_WEIGHT * count_weights(model), total_bytes(device)
-    if needed > total:
+    subject = f"a model of --image-size {config.image_size} and --latent {config.latent}"
+    try:
+        needed = training_bytes(meta_model(config.image_size, config.latent))
+    except (RuntimeError, TypeError):
+        raise FastaeError(f"{subject} has more weights than PyTorch can count") from None
+    if needed > (total := total_bytes(device)):
         raise FastaeError(
-            f"a model of --image-size {config.image_size} and --latent {config.latent} takes "
-            f"{needed / 1e9:,.1f} GB to train, and {device} has {total / 1e9:.1f} GB"
+            f"{subject} takes {needed / 1e9:,.1f} GB to train, and {device} has {total / 1e9:.1f} GB"
         )
 
 
 def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
-    """One line for a run that ran out of memory on `device`."""
-    total = total_bytes(device) if device.type == "cuda" else 0
+    """One line for a run that ran out of memory on `device`: a batch size or loader that should fit."""
     resident = loader.store.pixels.nbytes if isinstance(loader, ResidentLoader) else 0
-    return words(config, total, resident)
-
-
-def words(config: TrainConfig, total: int, resident: int) -> str:
-    """total: the device's bytes, 0 where unknown. resident: those of the decoded images on it."""
-    streamed = f"--loader dali ({resident / 1e9:.1f} GB less)" if resident else ""
-    batch = fitting_batch(config, total - resident) or config.batch_size // 2
-    smaller = f"--batch-size {batch}" if 0 < batch < config.batch_size else ""
-    remedy = " or ".join(filter(None, (smaller, streamed))) or "a smaller --image-size, or another device"
+    free = total_bytes(device) - resident if device.type == "cuda" else 0
+    batch = fitting_batch(config, free) or config.batch_size // 2
+    remedies = [f"--batch-size {batch}"] if 0 < batch < config.batch_size else []
+    if resident:
+        remedies.append(f"--loader dali ({resident / 1e9:.1f} GB less)")
+    remedy = " or ".join(remedies) or "a smaller --image-size, or another device"
     return f"out of memory at batch size {config.batch_size}: try {remedy}"
 
 
 def fitting_batch(config: TrainConfig, free: int) -> int:
-    """The largest power of two of images that should fit into so many bytes; 0 where none does."""
-    weights, activations = demand(config)
-    images = int((free - BYTES_A_WEIGHT * weights) / (HEADROOM * activations))
+    """The largest power of two of images that should fit into so many bytes; 0 if none does."""
+    model = meta_model(config.image_size, config.latent)
+    images = int((free - training_bytes(model)) / (HEADROOM * activation_bytes(model, config.image_size)))
     return 1 << (images.bit_length() - 1) if images > 0 else 0
 
 
-def demand(config: TrainConfig) -> tuple[int, int]:
-    """(weights, bytes that one image's forward pass keeps for the backward), counted on the model itself."""
-    model = shapes(config)
-    image = torch.empty(1, 3, config.image_size, config.image_size, device="meta")
+def training_bytes(model: AutoEncoder) -> int:
+    """Weights, gradients and optimizer state."""
+    return BYTES_PER_WEIGHT * sum(weight.numel() for weight in model.parameters())
+
+
+def activation_bytes(model: AutoEncoder, image_size: int) -> int:
+    """What one image's forward pass saves for the backward pass; `model` is on the meta device."""
     weights = {id(weight) for weight in model.parameters()}
-    kept: dict[int, int] = {}
+    saved: dict[int, int] = {}
 
     def count(value: torch.Tensor) -> torch.Tensor:
         if id(value) not in weights:
-            kept[id(value)] = value.nbytes
+            saved[id(value)] = value.nbytes
         return value
 
     with torch.autograd.graph.saved_tensors_hooks(count, lambda value: value):
-        held = model(image)  # alive while counted: an id is not used twice
-    del held
-    return count_weights(model), sum(kept.values())
-
-
-def shapes(config: TrainConfig) -> AutoEncoder:
-    """The model on the meta device, which takes no memory whatever its size.
-
-    Raises FastaeError where it has more weights than PyTorch can count.
-    """
-    try:
-        with torch.device("meta"):
-            return AutoEncoder(config.image_size, config.latent)
-    except (RuntimeError, TypeError):
-        raise FastaeError(
-            f"a model of --image-size {config.image_size} and --latent {config.latent} has more weights than "
-            "can be counted"
-        ) from None
-
-
-def count_weights(model: AutoEncoder) -> int:
-    return sum(weight.numel() for weight in model.parameters())
+        _alive = model(torch.empty(1, 3, image_size, image_size, device="meta"))  # no id is used twice
+    return sum(saved.values())

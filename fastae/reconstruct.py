@@ -1,14 +1,13 @@
-"""`fastae reconstruct`: a run's trained weights on a user's own images.
+"""`fastae reconstruct`: a run's model on a user's own images.
 
-Files in; out comes a folder with one PNG an image, original beside reconstruction, and `sheet.png`, a
-contact sheet of the first of them; the error of each is printed. The codes between encoder and decoder
-can be kept as well. Images are cut out and resized as the run's training did.
+Files in; out comes a folder with one PNG per image, original beside reconstruction, and `sheet.png`, a
+contact sheet of the first of them; the error of each is printed. The codes between encoder and decoder can
+be saved, too. Images are cropped and resized as in the run's training.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,140 +21,118 @@ from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_new_folder, require_place, write_json
 from fastae.images import UnusableImage, find_images, load_image
 from fastae.losses import loss_index, psnr, squared_error
+from fastae.model import AutoEncoder
 from fastae.picture import pairs, save_png, side_by_side
-from fastae.trained import Trained, open_trained
+from fastae.trained import load_model
 
 BATCH = 32
 NAMES_SUFFIX = ".images.json"
-SHEET = "sheet.png"
 SHEET_IMAGES = 96
-"""Of more images than these the sheet shows the first: twelve rows of eight, each row twice."""
+"""The most that the contact sheet shows: twelve rows of eight, each row twice."""
 
-NAME_LENGTH = 50
-"""Characters of an image's name that its PNG keeps: four bytes each at most, and a name may have 255."""
-
-
-@dataclass
-class Done:
-    """What has been made: rows of `paths`, `errors` (mean squared) and `codes` (latent,) belong together.
-
-    left_out: how many files could not be used. shown: originals and reconstructions for the sheet.
-    """
-
-    paths: list[str] = field(default_factory=list)
-    errors: list[float] = field(default_factory=list)
-    codes: list[np.ndarray] = field(default_factory=list)
-    shown: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    left_out: int = 0
+Row = tuple[str, Tensor, Tensor, Tensor, float]
+"""Path, original and reconstruction (3, S, S), code (latent,), mean squared error; float32 on the CPU."""
 
 
-def reconstruct_files(run: Path, places: Sequence[str], out: Path, latent: Path | None, device: str) -> int:
+def reconstruct_files(
+    run: Path, places: Sequence[str], out: Path, codes_file: Path | None, device: str
+) -> int:
     """Reconstructs every image in `places` (files and folders); returns the exit code.
 
-    0; or 1 where some could not be used, each named in a line. Raises FastaeError where none could, for
-    a wrong `run`, `out` or `latent`, and where something cannot be written.
+    0; or 1 if some could not be used, each named in a line. Raises FastaeError if none could, for a wrong
+    `run`, `out` or `codes_file`, and if something cannot be written.
     """
     require_new_folder(out, "--out")
-    if latent:
-        _require_array_file(latent)
-    trained = open_trained(run, choose_device(device))
-    config = trained.config
+    if codes_file:
+        _require_codes_file(codes_file)
+    loaded = load_model(run, choose_device(device))
+    config = loaded.config
     geometry = Geometry(config.crop, config.image_size, config.antialias)
-    say(f"run       {printable(str(run))}: {config.loss}, iteration {trained.iteration:,}")
+    say(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
     say(f"images    {geometry.in_words()}, as in training")
-    paths = find_images(places)
-    done = Done()
+    given = find_images(places)
     try:
-        for batch in _batches(_usable(paths, geometry, done)):
-            _reconstruct(trained, batch, out, done)
-        if not done.paths:
-            raise FastaeError(f"no usable image among the {len(paths):,} given, so there is no {str(out)!r}")
-        _conclude(done, len(paths), out, latent)
+        paths, codes = _write_pictures(_reconstructions(loaded.model, given, geometry), out)
+        if not paths:
+            raise FastaeError(f"no usable image among the {len(given):,} given: {str(out)!r} was not made")
+        if codes_file:
+            _write_codes(codes_file, paths, codes)
     except OSError as error:  # what is wrong with an image is an UnusableImage
         raise FastaeError(f"cannot write {str(error.filename or out)!r}: {error.strerror or error}") from None
-    return 1 if done.left_out else 0
+    skipped = len(given) - len(paths)
+    if skipped:
+        say(f"skipped   {skipped:,} of {len(given):,}, named above")
+    return 1 if skipped else 0
 
 
-def _require_array_file(path: Path) -> None:
-    if path.suffix != ".npy":
-        raise FastaeError(
-            f"--latent {str(path)!r} must be named *.npy; the images' names go to *{NAMES_SUFFIX}"
-        )
-    if path.is_dir():
-        raise FastaeError(f"--latent {str(path)!r} is a folder: name a file")
-    require_place(path.parent, "--latent")
+def _require_codes_file(path: Path) -> None:
+    if path.suffix != ".npy" or path.is_dir():
+        raise FastaeError(f"--codes {str(path)!r} must be a file named *.npy; *{NAMES_SUFFIX} goes beside it")
+    require_place(path.parent, "--codes")
 
 
-def _usable(paths: Sequence[str], geometry: Geometry, done: Done) -> Iterator[tuple[str, Tensor]]:
-    """Each file that can be used, with its pixels; a line for each other."""
-    for path in paths:
-        try:
-            yield path, load_image(path, geometry)
-        except UnusableImage as reason:
-            done.left_out += 1
-            say(f"left out  {printable(path)} {reason}")
+def _reconstructions(model: AutoEncoder, paths: Sequence[str], geometry: Geometry) -> Iterator[Row]:
+    """The usable images in order; each other one is logged."""
+    device = next(model.parameters()).device
+    for start in range(0, len(paths), BATCH):
+        usable = {}
+        for row, path in enumerate(paths[start : start + BATCH], start):
+            try:
+                usable[row] = load_image(path, geometry)
+            except UnusableImage as reason:
+                say(f"skipped   {printable(path)}: {reason}")
+        if usable:
+            originals = torch.stack(list(usable.values()))
+            with torch.inference_mode():
+                codes = model.encoder(originals.to(device))
+                images = model.decoder(codes).cpu()
+            errors = squared_error(images, originals).mean((1, 2, 3)).tolist()
+            yield from zip(
+                (paths[row] for row in usable), originals, images, codes.cpu(), errors, strict=True
+            )
 
 
-def _batches(images: Iterator[tuple[str, Tensor]]) -> Iterator[list[tuple[str, Tensor]]]:
-    batch: list[tuple[str, Tensor]] = []
-    for image in images:
-        batch.append(image)
-        if len(batch) == BATCH:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
-
-
-def _reconstruct(trained: Trained, batch: list[tuple[str, Tensor]], out: Path, done: Done) -> None:
-    """One batch through the model: a PNG and a line each."""
-    device = next(trained.model.parameters()).device
-    images = torch.stack([image for _, image in batch]).to(device)
-    with torch.inference_mode():
-        codes = trained.model.encoder(images)
-        reconstructions = trained.model.decoder(codes)
-    errors = squared_error(reconstructions, images).mean((1, 2, 3)).tolist()
-    if not done.paths:
-        out.mkdir(parents=True, exist_ok=True)
-        say(f"{'loss_index':>12}  {'PSNR':>8}  image -> {printable(str(out))}/")
-    for (path, _), original, reconstruction, error in zip(
-        batch, images.cpu(), reconstructions.cpu(), errors, strict=True
-    ):
-        picture = out / picture_name(len(done.paths), path)
+def _write_pictures(rows: Iterable[Row], out: Path) -> tuple[list[str], list[np.ndarray]]:
+    """A PNG and a line per image, and the contact sheet; returns the paths and codes of all."""
+    paths: list[str] = []
+    codes: list[np.ndarray] = []
+    errors: list[float] = []
+    shown: list[tuple[Tensor, Tensor]] = []
+    for path, original, reconstruction, code, error in rows:
+        if not paths:
+            out.mkdir(parents=True, exist_ok=True)
+            say(f"{'loss_index':>12}  {'PSNR':>8}  image -> {printable(str(out))}/")
+        picture = out / picture_name(len(paths), path)
         save_png(side_by_side(original, reconstruction), picture)
         say(f"{_figures(error)}  {printable(path)} -> {picture.name}")
-        done.paths.append(path)
-        if len(done.shown) < SHEET_IMAGES:
-            done.shown.append((original, reconstruction))
-    done.errors += errors
-    done.codes += list(codes.cpu().numpy())
+        paths.append(path)
+        codes.append(code.numpy())
+        errors.append(error)
+        if len(shown) < SHEET_IMAGES:
+            shown.append((original, reconstruction))
+    if paths:
+        say(f"{_figures(sum(errors) / len(errors))}  mean of {len(errors):,} (PSNR of the mean error)")
+        sheet = out / "sheet.png"
+        originals, reconstructions = map(torch.stack, zip(*shown, strict=True))
+        save_png(pairs(originals, reconstructions), sheet)
+        say(f"sheet     {printable(str(sheet))}: {len(shown):,} originals over their reconstructions")
+    return paths, codes
 
 
 def picture_name(row: int, path: str) -> str:
     """'0007-face.png': unique by the row of the image's code, and harmless whatever the file is called."""
     stem = "".join(character if character.isprintable() else "_" for character in Path(path).stem)
-    return f"{row:04d}-{stem[:NAME_LENGTH]}.png"
+    return f"{row:04d}-{stem[:50]}.png"  # a name may have 255 bytes, a character four
 
 
 def _figures(error: float) -> str:
     return f"{loss_index(error):>12,.0f}  {psnr(error):5.1f} dB"
 
 
-def _conclude(done: Done, given: int, out: Path, latent: Path | None) -> None:
-    """The totals, the contact sheet and the codes."""
-    count = len(done.paths)
-    say(f"{_figures(sum(done.errors) / count)}  all {count:,} together (PSNR of the mean error)")
-    originals, reconstructions = (torch.stack(list(kind)) for kind in zip(*done.shown, strict=True))
-    save_png(pairs(originals, reconstructions), out / SHEET)
-    part = "" if len(done.shown) == count else f", the first {len(done.shown)} images"
-    say(f"sheet     {printable(str(out / SHEET))}: originals over their reconstructions{part}")
-    if latent:
-        codes, names = np.stack(done.codes), latent.with_suffix(NAMES_SUFFIX)
-        latent.parent.mkdir(parents=True, exist_ok=True)
-        write_json(names, done.paths)
-        with atomic_write(latent) as file:
-            np.save(file, codes)
-        shape = f"float32 {codes.shape}, rows named in {printable(names.name)}"
-        say(f"codes     {printable(str(latent))}: {shape}")
-    if done.left_out:
-        say(f"left out  {done.left_out:,} of {given:,}, named above")
+def _write_codes(file: Path, paths: list[str], codes: list[np.ndarray]) -> None:
+    rows, names = np.stack(codes), file.with_suffix(NAMES_SUFFIX)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(names, paths)
+    with atomic_write(file) as content:
+        np.save(content, rows)
+    say(f"codes     {printable(str(file))}: float32 {rows.shape}, rows named in {printable(names.name)}")

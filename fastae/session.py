@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -74,7 +73,7 @@ class Session:
         self.compiled, self._compile_note = choose_compile(
             config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
         )
-        cache = Path(config.cache_dir) if config.cache_dir else cache_folder()
+        cache = cache_folder(config.cache_dir)
         self.folder, self.source = open_source(config.data, config.crop, cache, began_with)
         self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
         self.replaced: list[Finding] = []

@@ -22,7 +22,7 @@ from fastae.dataset_commands import check_folder
 from fastae.errors import FastaeError
 from fastae.gpu.report import read_report
 from fastae.sweep import plan
-from fastae.trained import open_trained
+from fastae.trained import load_model
 
 from .commands import SMALL, fastae
 
@@ -89,7 +89,7 @@ def test_the_checkpoint_before_a_malicious_one_is_used(small_run, tmp_path, caps
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     plant(run / "checkpoints", saved(Evil(f"touch {tmp_path}/done")), iteration=99)
-    assert open_trained(run).iteration == 4
+    assert load_model(run).iteration == 4
     assert "0000099.pt cannot be read" in capsys.readouterr().out
     assert not (tmp_path / "done").exists()
 
@@ -145,7 +145,7 @@ def test_a_model_that_config_json_claims_takes_no_memory(small_run, tmp_path, cl
     described["config"] |= claim
     (run / "config.json").write_text(json.dumps(described))
     with pytest.raises(FastaeError, match=r"does not fit its config\.json"):
-        open_trained(run)
+        load_model(run)
 
 
 def test_weights_that_are_one_number_many_times_are_refused(small_run, tmp_path):
@@ -161,7 +161,7 @@ def test_weights_that_are_one_number_many_times_are_refused(small_run, tmp_path)
         first = next(iter(state["model"]))
         plant(run / "checkpoints", saved(state | {"model": state["model"] | {first: weight}}), iteration=9)
         with pytest.raises(FastaeError, match="does not fit"):
-            open_trained(run)
+            load_model(run)
 
 
 def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):

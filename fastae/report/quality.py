@@ -29,7 +29,7 @@ from fastae.report.adam import EpsReach, eps_reach
 from fastae.report.gather import Run
 from fastae.run import RunFolder
 from fastae.session import spread
-from fastae.trained import open_trained
+from fastae.trained import load_model
 
 FLOAT32 = Precision(None, "float32")
 
@@ -95,7 +95,7 @@ def measure(runs: Iterable[Run], device: torch.device) -> Measured:
                 measured.eps[run.path] = reach
             del state  # half a gigabyte
             held_out = _images_of(run, runs, device, sets)
-            trained = open_trained(run.path, device)
+            trained = load_model(run.path, device)
         except FastaeError as error:
             without.setdefault(str(error).replace(repr(str(run.path)), "its folder"), []).append(run.name)
             continue

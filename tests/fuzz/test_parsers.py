@@ -285,6 +285,31 @@ def test_an_archive(folder, content):
 
 
 @pytest.fixture(scope="module")
+def parquet(face_paths):
+    """A parquet file of three images."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is missing (the extra `parquet`)")
+    from pyarrow.parquet import write_table
+
+    file = io.BytesIO()
+    rows = [{"bytes": Path(path).read_bytes(), "path": None} for path in face_paths[:3]]
+    write_table(pyarrow.table({"image": rows}), file)
+    return file.getvalue()
+
+
+@thoroughly
+@given(st.data())
+def test_a_parquet_file(folder, parquet, data):
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        source, out = Path(place) / "in", Path(place) / "out"
+        source.mkdir()
+        (source / "train-00000-of-00001.parquet").write_bytes(data.draw(st.binary() | damaged(parquet)))
+        refusing(lambda: prepare_celeba(source, out, 3))
+        files = [path for path in out.rglob("*") if not path.is_dir()]
+        assert all(path.parent == out / "img_align_celeba" or path == out / PARTITION_FILE for path in files)
+        assert not [path for path in files if path.name.endswith(".partial")]
+
+
+@pytest.fixture(scope="module")
 def pictures(face_paths, folder):
     for number in range(3):
         (folder / f"pictures/{number}.jpg").parent.mkdir(exist_ok=True)
