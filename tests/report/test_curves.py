@@ -86,8 +86,8 @@ def test_a_damaged_record_ends_what_is_read_of_its_file(tmp_path):
 def test_what_is_no_event_file_is_one_line(tmp_path):
     (tmp_path / "events.out.tfevents.1").write_bytes(b"not an event file at all")
     (tmp_path / "events.out.tfevents.2").mkdir()
-    problems = read_events(tmp_path).problems
-    assert "damaged at byte 0" in problems[0] and "cannot be read: Is a directory" in problems[1]
+    (problem,) = read_events(tmp_path).problems
+    assert "damaged at byte 0" in problem
 
 
 def test_an_iteration_logged_twice_has_its_later_value(tmp_path):
