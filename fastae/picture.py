@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastae.files import atomic_write
+from fastae.files import atomic_write, require_file
 
 WHITE = 255
 GAP = 2
 """White pixels between images."""
+
+MAX_BYTES, MAX_PIXELS = 1 << 27, 1 << 26
+"""Of a PNG that is read: 32 images of 1024 pixels and their gaps have half as many pixels."""
 
 
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
@@ -38,6 +42,27 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     """Writes a uint8 (H, W, 3) array; the file is whole or not there."""
     with atomic_write(path) as file:
         Image.fromarray(picture).save(file, format="png")
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A PNG that anybody may have written: uint8 (H, W, 3).
+
+    Raises OSError, and ValueError for one that is too large or damaged.
+    """
+    require_file(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=["PNG"]) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it claims more than {MAX_PIXELS:,} pixels")
+                return np.array(image.convert("RGB"))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoder raises nearly anything over a broken file
+        raise ValueError(f"it is damaged: {error}") from None
 
 
 def _row(images: Tensor, columns: int) -> np.ndarray:

@@ -81,8 +81,8 @@ class Standing:
 
     @property
     def range(self) -> float:
-        """Of the best and worst loss, relative to the mean of all."""
-        return (self.errors[self.worst] - self.errors[self.best]) / self.mean
+        """Of the best and worst loss, relative to the mean of all; 0 where none has an error."""
+        return (self.errors[self.worst] - self.errors[self.best]) / self.mean if self.mean else 0.0
 
     @property
     def mean(self) -> float:

@@ -166,7 +166,7 @@ def draw_bars(names: Sequence[str], parts: Mapping[str, Sequence[float]], theme:
 
 def draw_strip(row: Row) -> bytes:
     """A PNG of the original and the reconstructions side by side, with transparent gaps."""
-    return _png(_strip(row.pictures))
+    return png(_strip(row.pictures))
 
 
 def draw_gallery(losses: Sequence[str], groups: Mapping[str, Sequence[Row]]) -> bytes:
@@ -349,7 +349,8 @@ def _strip(pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(list(np.pad(opaque, ((0, 0), (0, 0), (gap, gap), (0, 0)))), axis=1)
 
 
-def _png(pixels: np.ndarray) -> bytes:
+def png(pixels: np.ndarray) -> bytes:
+    """uint8 (H, W, 3) or, with transparency, (H, W, 4)."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, format="png", optimize=True)
     return file.getvalue()

@@ -15,6 +15,7 @@ import numpy as np
 
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
+from fastae.files import require_file
 from fastae.gpu.report import REPORT, Report, read_report
 from fastae.gpu.table import heading, remarks, rows
 from fastae.losses import LOSSES
@@ -24,6 +25,9 @@ from fastae.run import RunFolder
 
 TRAIN, HELD_OUT = "loss_index/train", "loss_index/held_out"
 CONFIG = "config.json"
+
+MAX_NAN_BYTES = 1 << 24
+"""Of nan.txt: some 200,000 images; what follows is not counted."""
 
 
 @dataclass(frozen=True)
@@ -117,11 +121,14 @@ class Run:
 
     def non_finite_steps(self) -> int:
         """How many iterations it noted down because their loss was no number."""
+        path = RunFolder(self.path).non_finite
         try:
-            lines = RunFolder(self.path).non_finite.read_text(errors="replace").splitlines()
+            require_file(path)
+            with path.open("rb") as file:
+                lines = file.read(MAX_NAN_BYTES).splitlines()
         except OSError:
             return 0
-        return len({line.partition("\t")[0] for line in lines})
+        return len({line.partition(b"\t")[0] for line in lines})
 
     def told(self, *names: str) -> str:
         """A value of config.json as text, whatever is there: `told("data", "folder")`. Empty for none."""

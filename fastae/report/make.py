@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import shlex
 import time
@@ -12,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 import fastae
 from fastae.console import printable, say, track
@@ -21,6 +19,7 @@ from fastae.errors import FastaeError
 from fastae.files import atomic_write
 from fastae.gpu.table import COLUMNS, heading, remarks, rows
 from fastae.losses import LOSSES
+from fastae.picture import read_png
 from fastae.report import figures, words
 from fastae.report.adam import EpsReach
 from fastae.report.compare import Mixture, find_mixture, standing
@@ -40,23 +39,27 @@ PAGE = "report.html"
 SUFFIXES = (".html", ".htm")
 
 
-def make_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
     """Writes the page and its figures; returns the page's path.
 
     folders: runs, or folders with runs one or two levels below. out: the page; by default report.html in the
     one folder that was named, or in the one that holds all that were. The figures go into a folder beside it,
-    named as it is. Raises FastaeError for a user's mistake.
+    named as it is. data: the folder of the runs' images, as `measure` takes it.
+
+    Raises FastaeError for a user's mistake.
     """
     out = _place(folders, out)
     runs, troubles = gather(folders)
     mixture = find_mixture(runs)
-    measured = measure(track(runs, "reconstructing"), choose_device("auto"))
+    measured = measure(track(runs, "reconstructing"), choose_device("auto"), data)
     compared = {run.path for run in mixture.compared}
     gallery = make_gallery(sorted(runs, key=lambda run: run.path not in compared), measured)
     warnings = [*troubles, *mixture.warnings, *measured.notes]
     values, pictures = _contents(runs, mixture, measured, gallery)
     values["warnings"] = warnings
-    values["command"] = shlex.join(["fastae", "report", *map(str, folders)])
+    values["command"] = shlex.join(
+        ["fastae", "report", *map(str, folders), *(["--data", data] if data else [])]
+    )
     _write(out, render(values), files_of(pictures))
     for warning in warnings:
         say(f"warning   {printable(warning)}")
@@ -238,13 +241,12 @@ def _samples(runs: Sequence[Run]) -> list[tuple[Run, bytes]]:
     """The last picture that each run drew of its held-out images, for want of better."""
     found = []
     for run in runs:
-        pictures = sorted((run.path / "samples").glob("*.png"))
-        for picture in reversed(pictures):
-            with suppress(OSError, SyntaxError):  # Pillow's, of a file that is none or damaged
-                content = picture.read_bytes()
-                Image.open(io.BytesIO(content), formats=["PNG"]).verify()
-                found.append((run, content))
-                break
+        root = run.path.resolve()
+        for path in sorted((run.path / "samples").glob("*.png"), reverse=True):
+            with suppress(OSError, ValueError):
+                if path.resolve().is_relative_to(root):  # a link may lead to anybody's picture
+                    found.append((run, figures.png(read_png(path))))
+                    break
     return found
 
 

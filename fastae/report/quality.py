@@ -6,8 +6,8 @@ in. Each checkpoint is read once, for its weights and for its optimiser's state.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,10 +17,10 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from fastae import checkpoint
-from fastae.cache import cache_folder, check_records
-from fastae.data import Geometry, load_images
-from fastae.data.folder import ImageFolder, name_below, open_folder
+from fastae.data import Geometry, faces, load_images
+from fastae.data.folder import name_below
 from fastae.data.listing import Listing
+from fastae.data.source import VARIABLE, open_source
 from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.evaluate import reconstruct
@@ -32,6 +32,13 @@ from fastae.session import spread
 from fastae.trained import open_trained
 
 FLOAT32 = Precision(None, "float32")
+
+LARGEST_SIDE = 2048
+LARGEST_SET = 1 << 32
+"""Pixels, and bytes of one data set's held-out images as float32: config.json may claim any size."""
+
+LARGEST_BATCH = 64 * 128 * 128
+"""Pixels, of one channel, that go through the model at once."""
 
 AGREEMENT = 0.05
 """How far the error computed here may be from the logged one: mixed precision and other decoders differ."""
@@ -82,10 +89,13 @@ class Measured:
             self.notes.append(text)
 
 
-def measure(runs: Iterable[Run], device: torch.device) -> Measured:
-    """Reads every checkpoint and runs the held-out images through it."""
+def measure(runs: Iterable[Run], device: torch.device, data: str | None = None) -> Measured:
+    """Reads every checkpoint and runs the held-out images through it.
+
+    data: the user's folder of the runs' images; None for $FASTAE_DATA, or else the synthetic faces. A folder
+    that config.json names is not opened: anybody may have written it, and the page shows what is read.
+    """
     measured = Measured()
-    runs = list(runs)
     sets: dict[tuple[object, ...], HeldOut | FastaeError] = {}
     without: dict[str, list[str]] = {}
     for run in runs:
@@ -94,15 +104,17 @@ def measure(runs: Iterable[Run], device: torch.device) -> Measured:
             if state and (reach := eps_reach(run, state["optimiser"])):
                 measured.eps[run.path] = reach
             del state  # half a gigabyte
-            held_out = _images_of(run, runs, device, sets)
             trained = open_trained(run.path, device)
+            held_out = _images_of(run, data, device, sets)
         except FastaeError as error:
             without.setdefault(str(error).replace(repr(str(run.path)), "its folder"), []).append(run.name)
             continue
         except OSError as error:
             without.setdefault(f"cannot be read, {error.strerror or error}", []).append(run.name)
             continue
-        reconstructions = reconstruct(trained.model, held_out.images, FLOAT32)
+        pixels = held_out.images.shape[-1] ** 2
+        chunks = held_out.images.split(max(1, LARGEST_BATCH // pixels))
+        reconstructions = torch.cat([reconstruct(trained.model, chunk, FLOAT32) for chunk in chunks])
         quality = compare_images(held_out.images, reconstructions, trained.iteration)
         measured.held_out[run.path], measured.quality[run.path] = held_out, quality
         measured.note(held_out.note)
@@ -147,30 +159,15 @@ def _channels_last(images: Tensor) -> np.ndarray:
     return images.float().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def _key(run: Run) -> tuple[object, ...]:
-    """Runs with the same are evaluated on the same images."""
-    config = run.config
-    return _data_of(run), config.crop, config.image_size, config.antialias, config.eval_images
-
-
-def _data_of(run: Run) -> str:
-    """What is the same for runs of the same data, wherever these lie."""
-    return run.told("data", "fingerprint") or run.told("data", "folder")
-
-
 def _images_of(
-    run: Run,
-    runs: Sequence[Run],
-    device: torch.device,
-    sets: dict[tuple[object, ...], HeldOut | FastaeError],
+    run: Run, data: str | None, device: torch.device, sets: dict[tuple[object, ...], HeldOut | FastaeError]
 ) -> HeldOut:
     """The run's held-out images, loaded once for all runs on the same ones. Raises FastaeError."""
-    key = _key(run)
+    config, listing = run.config, RunFolder(run.path).began_with()
+    key = (listing.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
     if key not in sets:
         try:
-            # Data that were moved in mid-sweep lie where the runs that were gone on with say.
-            roots = [other.told("data", "folder") for other in runs if _data_of(other) == _data_of(run)]
-            sets[key] = _load(run, [run.told("data", "folder"), *roots], device)
+            sets[key] = _load(run, listing, data, device)
         except FastaeError as error:
             sets[key] = error
     found = sets[key]
@@ -179,42 +176,22 @@ def _images_of(
     return found
 
 
-def _load(run: Run, roots: Sequence[str], device: torch.device) -> HeldOut:
+def _load(run: Run, listing: Listing, data: str | None, device: torch.device) -> HeldOut:
     config = run.config
-    folder, note = _open_as_begun(run, list(dict.fromkeys(filter(None, roots))))
+    if data is None and not os.environ.get(VARIABLE) and len(listing.sizes) != faces.COUNT:
+        raise FastaeError("they need the images that it was trained on: name their folder with --data DIR")
+    folder, _ = open_source(data, config.crop, began_with=listing)
     paths = spread(folder.held_out, config.eval_images)
+    size = len(paths) * 3 * 4 * config.image_size**2
+    if config.image_size > LARGEST_SIDE or size > LARGEST_SET:
+        raise FastaeError(
+            f"{len(paths):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too many to read"
+        )
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
     names = tuple(name_below(folder.root, path) for path in paths)
-    return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
-
-
-def _open_as_begun(run: Run, roots: Sequence[str]) -> tuple[ImageFolder, str]:
-    """The first of these folders that holds the run's images, else the first as it is now, and a note."""
-    if not roots:
-        raise FastaeError("its config.json does not name its data")
-    crop, records = run.config.crop, check_records(cache_folder())
-    try:
-        folder = _first_that_holds(RunFolder(run.path).began_with(), roots, crop, records)
-    except FastaeError as error:
-        note = f"{run.name}: {error}; its held-out images may be others now"
-        return open_folder(roots[0], crop, records), note
     lost = len(folder.skipped)
-    note = f"{folder.root} has lost {lost:,} of the files that {run.name} began with: others stand in"
-    return folder, note if lost else ""
-
-
-def _first_that_holds(
-    images: Listing, roots: Sequence[str], crop: int | None, records: Path | None
-) -> ImageFolder:
-    """Raises FastaeError, as opening the first of them does, where none holds these images."""
-    first, *others = roots
-    try:
-        return open_folder(first, crop, records, images)
-    except FastaeError:
-        for root in others:
-            with suppress(FastaeError):
-                return open_folder(root, crop, records, images)
-        raise
+    note = f"{folder.root} has lost {lost:,} of the files that {run.name} began with: others replace them"
+    return HeldOut(names, load_images(paths, geometry, device), note if lost else "")
 
 
 def _disagreement(run: Run, quality: Quality) -> str:

@@ -112,6 +112,8 @@ def _elements(found: Standing) -> list[str]:
     """Of squared error against cross entropy, and of the reductions of each."""
     sentences = []
     bce, mse = found.of_element("bce"), found.of_element("mse")
+    if not found.mean:
+        return []
     if bce and mse:
         one, other = sum(bce) / len(bce), sum(mse) / len(mse)
         lower, higher = ("mse", "bce") if other < one else ("bce", "mse")
@@ -120,7 +122,7 @@ def _elements(found: Standing) -> list[str]:
             f"{higher} in the mean."
         )
     spreads = {
-        element: (max(each) - min(each)) / (sum(each) / len(each))
+        element: (max(each) - min(each)) / (sum(each) / len(each) or 1)
         for element, each in (("bce", bce), ("mse", mse))
         if len(each) > 1
     }
@@ -146,7 +148,7 @@ def _seeds(found: Standing, mixture: Mixture) -> str:
     ]
     sentence = (
         f"Runs of one loss that differ by their seed alone ({', '.join(several)}) spread with a standard "
-        f"deviation of {seeds.deviation:,.0f}, {percent(seeds.deviation / found.mean)} of the mean. "
+        f"deviation of {seeds.deviation:,.0f}, {percent(seeds.deviation / (found.mean or 1))} of the mean. "
     )
     of_it = f"the largest difference between two losses is {seeds.difference:,.0f}"
     chance = f"chance alone would show one as large in {chances(seeds.chance)} of such sweeps (Tukey's test)"
