@@ -1,4 +1,4 @@
-"""Pictures of images: a grid of originals over their reconstructions, as an array and as a PNG."""
+"""Pictures of images: originals over their reconstructions, in a grid, as arrays and as PNGs."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastae.files import atomic_write, require_file
@@ -15,6 +15,9 @@ from fastae.files import atomic_write, require_file
 WHITE = 255
 GAP = 2
 """White pixels between images."""
+
+TITLE, MARGIN = 24, 92
+"""Pixels above and left of a sample sheet's grid, for the iteration and the names of its rows."""
 
 MAX_BYTES, MAX_PIXELS = 1 << 27, 1 << 26
 """Of a PNG that is read: 32 images of 1024 pixels and their gaps have half as many pixels."""
@@ -31,6 +34,36 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.nd
         here = slice(first, first + columns)
         bands += [originals[here], reconstructions[here]]
     return np.concatenate([_row(band, columns) for band in bands])
+
+
+def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> np.ndarray:
+    """`pairs` with the iteration above it and a name beside each row: uint8 (H, W, 3)."""
+    grid = pairs(originals, reconstructions)
+    height, width, _ = grid.shape
+    sheet = Image.new("RGB", (MARGIN + width, TITLE + height), "white")
+    sheet.paste(Image.fromarray(grid), (MARGIN, TITLE))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw.text((4, TITLE // 2), f"iteration {iteration:,}", "black", font, anchor="lm")
+    side = originals.shape[-1]
+    for row, top in enumerate(range(TITLE, TITLE + height, side + GAP)):
+        name = ("original", "reconstruction")[row % 2]
+        draw.text((MARGIN - 6, top + side // 2), name, "black", font, anchor="rm")
+    return np.array(sheet)
+
+
+def read_sheet(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The originals and the reconstructions of a sample sheet, both uint8 (N, S, S, 3); `side` is S.
+
+    Raises OSError and ValueError as `read_png` does, and ValueError for any other picture.
+    """
+    grid, cell = read_png(path)[TITLE:, MARGIN:], side + GAP
+    bands, columns = len(grid) // (2 * cell), grid.shape[1] // cell
+    if not bands * columns or grid.shape != (2 * bands * cell, columns * cell, 3):
+        raise ValueError(f"it is no sheet of images of {side} pixels")
+    cells = grid.reshape(bands, 2, cell, columns, cell, 3)[:, :, :side, :, :side]
+    originals, reconstructions = cells.transpose(1, 0, 3, 2, 4, 5).reshape(2, -1, side, side, 3)
+    filled = (originals != WHITE).any(axis=(1, 2, 3))
+    return originals[filled], reconstructions[filled]
 
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
