@@ -67,7 +67,7 @@ def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, *
 
     done = run(config, out)
     if done.finished and launched().first:
-        make_report([done.folder])
+        make_report([done.folder], data=config.train.data)
     return 1 if done.failed else 0
 
 
@@ -189,14 +189,19 @@ def gpu(
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Default: DIR/report.html.")
-def report(folders: tuple[Path, ...], show: bool, out: Path | None) -> None:
+@click.option(
+    "--data",
+    metavar="DIR",
+    help="The runs' images, for PSNR, SSIM, reconstructions. Default: $FASTAE_DATA, else synthetic faces.",
+)
+def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:
     """Compare finished runs: curves, reconstructions, numbers and the answer, in one HTML file.
 
     DIR is a run's folder, or one that holds runs, such as a sweep's.
     """
     from fastae.report.make import make_report
 
-    page = make_report(folders, out)
+    page = make_report(folders, out, data)
     if show:
         import webbrowser
 

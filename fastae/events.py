@@ -22,7 +22,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from fastae.files import atomic_write
+from fastae.files import atomic_write, require_file
 
 BEFORE_ALL = -1
 """The iteration to rewind to for nothing to be left."""
@@ -74,7 +74,8 @@ class EventFile:
 
 
 def event_files(folder: Path) -> list[Path]:
-    return sorted(folder.glob("events.out.tfevents.*"))
+    """Those in `folder`, oldest first. Pipes, devices and folders of such a name are none."""
+    return sorted(path for path in folder.glob("events.out.tfevents.*") if path.is_file())
 
 
 def rewind(folder: Path, iteration: int) -> None:
@@ -104,8 +105,9 @@ def records(path: Path, largest: int | None = None) -> Iterator[Record]:
     TensorBoard's own loader is not used: it is silent about a file that is cut short or damaged, and cannot
     pass over pictures, whose checksums are computed in Python, at some 5 MB/s, where TensorFlow is not there.
 
-    Raises DamagedFile at the first that is not whole, and OSError.
+    Raises DamagedFile at the first that is not whole, and OSError, also for a pipe or a device.
     """
+    require_file(path)
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         while (offset := file.tell()) < size:

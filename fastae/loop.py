@@ -31,7 +31,7 @@ from fastae.gpu.watch import Watch
 from fastae.hostmemory import peak_bytes
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
-from fastae.picture import pairs, save_png
+from fastae.picture import sample_sheet, save_png
 from fastae.progress import Display, Figures
 from fastae.run import RunFolder
 from fastae.saver import NotFinite, Saver
@@ -254,7 +254,7 @@ class Training:
             },
         )
         originals = held_out[:: max(1, len(held_out) // SAMPLE_IMAGES)][:SAMPLE_IMAGES]
-        picture = pairs(originals, reconstruct(model, originals, precision))
+        picture = sample_sheet(originals, reconstruct(model, originals, precision), iteration)
         save_png(picture, self.run.sample(iteration))
         self.board.picture(iteration, "held_out/original_over_reconstruction", picture)
         say(f"iteration {iteration:,}: held-out loss_index {result.loss_index:,.0f}")

@@ -156,6 +156,7 @@ class Session:
             "loader": self.loader.kind,
             "compiled": self.compiled,
             "device": describe(self.device),
+            "world_size": self.ranks.size,
             "step": ", ".join(filter(None, notes)),
             "environment": self._environment,
         }
