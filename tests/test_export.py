@@ -134,16 +134,15 @@ def test_a_file_that_does_something_else_is_not_written(small_run, tmp_path, mon
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_that_are_not_numbers_are_not_written(small_run, tmp_path):
+def test_weights_that_are_not_numbers_are_not_exported(small_run, tmp_path):
     trained = open_trained(small_run)
     state = checkpoint.newest(small_run / "checkpoints", print)
     state["model"]["encoder.0.bias"].fill_(float("nan"))
-    state["optimiser"] = {}
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)
     (run / "config.json").write_bytes(trained.run.config.read_bytes())
     checkpoint.write(run / "checkpoints", state, keep=1)
-    with pytest.raises(FastaeError, match=r"encoder\.pt2 differs from the trained model by nan"):
+    with pytest.raises(FastaeError, match="holds no usable checkpoint"):
         export(run, "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
