@@ -8,16 +8,21 @@ whole one is there at every moment. One that is torn or flipped is recognised, a
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
 import torch
+from torch import Tensor, nn
 
 from fastae.archive import require_plain
 from fastae.errors import FastaeError
 from fastae.files import atomic_write, require_file, sync_folder
+from fastae.parsing import parse
+from fastae.step import moments_like
 
 LAST = "last.pt"
 """A link to the newest, for people and scripts; resuming looks at the numbers."""
@@ -54,17 +59,108 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     return path
 
 
-def newest(folder: Path, warn: Callable[[str], None]) -> State | None:
+def newest(folder: Path, warn: Callable[[str], None], model: nn.Module | None = None) -> State | None:
     """The newest whole state in `folder`, on the CPU; None where there is none.
 
     warn: told in one line of each newer one that is damaged.
+    model: whose state it must be, in shapes and types; the meta device will do.
     """
-    for path in _numbered(folder):
+    paths = _numbered(folder)
+    for path in paths:
         try:
-            return _read(path)
+            state = _read(path)
+            if model:
+                _require_fit(state, model, path)
+            return state
         except FastaeError as error:
-            warn(f"{error}; the checkpoint before it is used")
+            warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
     return None
+
+
+def tensors(state: Mapping[str, Any]) -> dict[tuple, Any]:
+    """The weights and Adam's moments in a state, by their places. Raises ValueError for another structure."""
+    moments = state["optimiser"].get("state")
+    if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
+        raise ValueError("it has no optimizer state")
+    return {("model", name): value for name, value in state["model"].items()} | {
+        ("optimizer", index, name): value for index, kept in moments.items() for name, value in kept.items()
+    }
+
+
+def is_finite(state: Mapping[str, Any]) -> bool:
+    """Whether all weights and moments are."""
+    return all(value.isfinite().all() for value in tensors(state).values())
+
+
+def _require_fit(state: State, model: nn.Module, path: Path) -> None:
+    """Raises FastaeError, naming what is wrong, where this cannot be a state of training `model`.
+
+    Adam's kernel does not look: with moments of other shapes it reads and writes memory that is not theirs.
+    """
+    kept = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
+    expected = tensors({"model": model.state_dict(), "optimiser": {"state": kept}})
+    try:
+        found = tensors(state)
+        _require_alike(found, expected)
+        if any((value < 0).any() for place, value in found.items() if place[-1] in ("step", "exp_avg_sq")):
+            raise ValueError("Adam's steps or mean squares are negative")
+        _require_scaler(state["scaler"])
+    except ValueError as error:
+        raise FastaeError(f"checkpoint {path} does not fit its run's config.json: {error}") from None
+
+
+def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
+    """Raises ValueError, which names the first difference, if these are not finite weights of `model`."""
+    _require_alike(
+        {("model", name): value for name, value in weights.items()},
+        {("model", name): value for name, value in model.state_dict().items()},
+    )
+
+
+def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor]) -> None:
+    for verb, places in (
+        ("lacks", expected.keys() - found.keys()),
+        ("has", found.keys() - expected.keys()),
+    ):
+        if places:
+            raise ValueError(f"it {verb} {min(map(_in_words, places))}")
+    for place, value in found.items():
+        if fault := _fault(value, expected[place]):
+            raise ValueError(f"{_in_words(place)} {fault}")
+
+
+def _fault(value: Any, like: Tensor) -> str:
+    """What is wrong with a value that should be a tensor of this shape and type, and finite; else ''."""
+    if not isinstance(value, Tensor):
+        return "is no tensor"
+    if (value.shape, value.dtype) != (like.shape, like.dtype):
+        return f"is {value.dtype} {tuple(value.shape)}, not {like.dtype} {tuple(like.shape)}"
+    if value.untyped_storage().nbytes() < value.nbytes:
+        return "is one number many times"
+    return "" if value.isfinite().all() else "is not finite"
+
+
+@dataclass(frozen=True)
+class _Scaler:
+    """What a GradScaler keeps where it is enabled; else nothing."""
+
+    scale: float
+    growth_factor: float
+    backoff_factor: float
+    growth_interval: int
+    _growth_tracker: int
+
+
+def _require_scaler(state: Mapping[str, Any]) -> None:
+    if state:
+        parse(_Scaler, state)
+        for name, value in state.items():
+            if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
+                raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")
+
+
+def _in_words(place: tuple) -> str:
+    return f"{' '.join(map(str, place)):.100}"
 
 
 class _Output:
@@ -116,6 +212,8 @@ def _read(path: Path) -> State:
         not isinstance(state.get(part), kind) for part, kind in PARTS.items()
     ):
         raise FastaeError(f"checkpoint {path} is not one of fastae's")
+    if state["iteration"] != int(path.stem):
+        raise FastaeError(f"checkpoint {path} is of iteration {state['iteration']!r:.30}")
     return state
 
 

@@ -5,9 +5,9 @@ A user's mistake is one line on stderr and exit code 2, whoever notices it: clic
 
 from __future__ import annotations
 
+import errno
 import sys
 from contextlib import suppress
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import fastae
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, Stopped
 from fastae.losses import LOSSES
-from fastae.options import options_of
+from fastae.options import PathType, options_of
+from fastae.streams import OutputError, discard_output, open_streams
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -30,9 +31,7 @@ def cli() -> None:
 
 
 @cli.command(epilog=f"Losses: {', '.join(LOSSES)}. Example: fastae train --loss minibatch_bce --amp")
-@click.option(
-    "--resume", metavar="RUN", type=click.Path(path_type=Path), help="Go on with a run that ended early."
-)
+@click.option("--resume", metavar="RUN", type=PathType(), help="Go on with a run that ended early.")
 @options_of(TrainConfig)
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
@@ -53,7 +52,7 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
 @click.option("--losses", metavar="A,B,...", help="Default: all six.")
 @click.option("--repeats", default=1, show_default=True, help="Runs of each loss, with other seeds.")
 @click.option("--same-init", is_flag=True, help="The same weights and images for all losses.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Default: runs/TIME-sweep.")
+@click.option("--out", metavar="DIR", type=PathType(), help="Default: runs/TIME-sweep.")
 @options_of(TrainConfig, leave_out=("loss", "out"))
 def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, **settings: Any) -> int:
     """Repeat the article: train once for each loss, under the same conditions; then the report."""
@@ -77,13 +76,13 @@ def was_given(context: click.Context, name: str) -> bool:
 
 
 @cli.command()
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=PathType())
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
 @click.option(
     "--codes",
     metavar="FILE.npy",
-    type=click.Path(path_type=Path),
+    type=PathType(),
     help="Save the codes, float32 (N, latent), one row per image; FILE.images.json names the images.",
 )
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -99,7 +98,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | Non
 
 
 @cli.command()
-@click.argument("run", metavar="RUN", type=click.Path(path_type=Path))
+@click.argument("run", metavar="RUN", type=PathType())
 @click.option(
     "--format",
     "kind",
@@ -107,7 +106,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | Non
     type=click.Choice(["onnx", "torch"]),
     help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
 )
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="New folder.")
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
 def export(run: Path, kind: str, out: Path) -> None:
     """Write RUN's encoder and decoder as files that need no fastae.
 
@@ -120,10 +119,12 @@ def export(run: Path, kind: str, out: Path) -> None:
 
 
 @cli.command()
-@click.argument("folder", metavar="DIR")
+@click.argument("folder", metavar="DIR", type=PathType(str))
 @click.option("--deep", is_flag=True, help="Decode every file as well.")
 @click.option("--crop", type=click.IntRange(min=1), help="Side that images must have at least.")
-@click.option("--json", "report", metavar="FILE", help="Write the findings as JSON; - is stdout.")
+@click.option(
+    "--json", "report", metavar="FILE", type=PathType(str), help="Write the findings as JSON; - is stdout."
+)
 def check(folder: str, deep: bool, crop: int | None, report: str | None) -> int:
     """Find the files of a data set that cannot be trained on; exit code 1 where there are any."""
     from fastae.dataset_commands import check_folder
@@ -137,8 +138,8 @@ def prepare() -> None:
 
 
 @prepare.command()
-@click.argument("source", metavar="SOURCE", type=click.Path(path_type=Path))
-@click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path), help="Target folder.")
+@click.argument("source", metavar="SOURCE", type=PathType())
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="Target folder.")
 @click.option(
     "--count", default=202_599, show_default=True, help="Images that there should be, by any names."
 )
@@ -165,10 +166,10 @@ class WatchingCommand(click.Command):
 
 
 @cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] [RUN | -- COMMAND ...]")
-@click.argument("run", metavar="", required=False, type=click.Path(path_type=Path))
+@click.argument("run", metavar="", required=False, type=PathType())
 @click.option("--once", is_flag=True, help="Show the GPUs once, not until interrupted.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: with RUN or --once.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Files of COMMAND's report.")
+@click.option("--out", metavar="DIR", type=PathType(), help="Files of COMMAND's report.")
 @click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings a second.")
 @click.pass_obj
 def gpu(
@@ -186,12 +187,13 @@ def gpu(
 
 
 @cli.command()
-@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=PathType())
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Default: DIR/report.html.")
+@click.option("--out", metavar="FILE", type=PathType(), help="Default: DIR/report.html.")
 @click.option(
     "--data",
     metavar="DIR",
+    type=PathType(str),
     help="The runs' images, for PSNR, SSIM, reconstructions. Default: $FASTAE_DATA, else synthetic faces.",
 )
 def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:
@@ -222,7 +224,9 @@ def cache() -> None:
     """What fastae keeps on disk to start faster: decoded data sets, faces, checks."""
 
 
-cache_dir_option = click.option("--cache-dir", metavar="DIR", help="Default: $FASTAE_CACHE, else the user's.")
+cache_dir_option = click.option(
+    "--cache-dir", metavar="DIR", type=PathType(str), help="Default: $FASTAE_CACHE, else the user's."
+)
 
 
 @cache.command("list")
@@ -277,23 +281,34 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
 
 def main() -> None:
     """The entry point of `fastae` and `python -m fastae`."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a name that the terminal's encoding lacks is no error
-            stream.reconfigure(errors="backslashreplace")
+    open_streams()
     try:
-        code = cli.main(prog_name="fastae", standalone_mode=False)
+        code = run_command()
+        sys.stdout.flush()
+    except OutputError as error:
+        discard_output()
+        # A reader that has seen enough (`| head`) is no news.
+        code = 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
+    sys.exit(code)
+
+
+def run_command() -> int:
+    """Runs what the command line says; prints one line where it fails. Returns the exit code."""
+    if sys.flags.optimize > 1:
+        return refuse("PYTHONOPTIMIZE=2 (python -OO) removes docstrings, which DALI needs: set it to 1 or 0")
+    try:
+        return cli.main(prog_name="fastae", standalone_mode=False) or 0
     except (click.Abort, KeyboardInterrupt):
-        code = complain("fastae: interrupted", 130)
+        return complain("fastae: interrupted", 130)
     except click.exceptions.NoArgsIsHelpError as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except click.ClickException as error:
-        code = refuse(error.format_message())
+        return refuse(error.format_message())
     except FastaeError as error:
-        code = refuse(str(error), error.exit_code)
+        return refuse(str(error), error.exit_code)
     except Stopped as stopped:
-        code = complain(f"fastae: {stopped}", stopped.exit_code)
-    sys.exit(code or 0)
+        return complain(f"fastae: {stopped}", stopped.exit_code)
 
 
 def refuse(message: str, code: int = 2) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, TextIO, TypeVar, cast
@@ -11,6 +10,8 @@ from typing import Any, TextIO, TypeVar, cast
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from fastae.streams import discard_output
 
 Item = TypeVar("Item")
 
@@ -32,8 +33,7 @@ class _Output:
         try:
             return write()
         except OSError:
-            # The stream's descriptor itself, so that the interpreter's last flush does not fail either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard_output()
 
 
 class HarmlessConsole(Console):

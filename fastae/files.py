@@ -6,7 +6,8 @@ import errno
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -56,14 +57,56 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def take_lock(lock: FileLock, folder: Path, what: str) -> None:
-    """Takes `folder`'s lock at once. Raises FastaeError where another `what` has it, or it cannot be made."""
+@contextmanager
+def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
+    """Holds the lock in `folder` while the block runs; the kernel releases that of a process that dies.
+
+    Raises FastaeError at once where another `what` holds it, or it cannot be made.
+    """
     try:
         lock.acquire(timeout=0)
     except Timeout:
         raise FastaeError(f"another {what} is at work in {str(folder)!r}: wait for it, or stop it") from None
     except OSError as error:
         raise FastaeError(f"cannot write the {what} folder {str(folder)!r}: {error}") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
+    """A folder at `path`; with `new`, at the first of PATH, PATH-2, PATH-3, ... that was not there.
+
+    Those that had to be made for it, and are empty when the block ends, are removed. Raises OSError.
+    """
+    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
+    made: list[Path] = []
+    try:
+        for parent in reversed(path.parents):
+            _make(parent, made)
+        if new:
+            path = next(name for name in names if _make(name, made))
+        else:
+            _make(path, made)
+        yield path
+    finally:
+        for folder in reversed(made):
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def _make(folder: Path, made: list[Path]) -> bool:
+    """Whether the folder had to be made; `made` has it then."""
+    try:
+        folder.mkdir()
+    except OSError:
+        if not folder.is_dir():
+            raise
+        return False
+    made.append(folder)
+    return True
 
 
 def require_new_folder(path: Path, option: str) -> None:

@@ -290,7 +290,8 @@ class Training:
                 self.refuse_weights(self.checked)
 
     def refuse_weights(self, iteration: int) -> None:
-        raise self.failure(f"weights not finite before iteration {iteration:,}; a lower --lr may help")
+        what = f"weights or Adam's moments not finite before iteration {iteration:,}"
+        raise self.failure(f"{what}; a lower --lr may help")
 
     def failure(self, what: str) -> RunFailure:
         """The exception for a run that cannot go on; what is being saved is saved first."""

@@ -68,10 +68,7 @@ class AutoEncoder(nn.Module):
 
 
 def meta_model(image_size: int, latent: int) -> AutoEncoder:
-    """The model on the meta device: shapes and types without memory, whatever the size.
-
-    Raises RuntimeError or TypeError if it has more weights than PyTorch can count.
-    """
+    """The model on the meta device: shapes and types without memory, whatever the size."""
     with torch.device("meta"):
         return AutoEncoder(image_size, latent)
 

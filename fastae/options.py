@@ -3,12 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import typing
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import click
 
 from fastae.config import flag
+from fastae.paths import require_path
+
+
+class PathType(click.Path):
+    """A file or folder that need not exist, as `kind`. Raises FastaeError for what cannot be a path."""
+
+    def __init__(self, kind: type[str] | type[Path] = Path) -> None:
+        super().__init__(path_type=kind)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        name = param.opts[0] if param else "path"
+        require_path(os.fspath(value), name if name.startswith("-") else name.upper())
+        return super().convert(value, param, ctx)
 
 
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:

@@ -9,13 +9,15 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from fastae.console import console
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, RunFailure
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,27 @@ class Ranks:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return int(shared)
 
+    def tell(self, name: str, text: str) -> None:
+        """Gives the other ranks what they `hear` under this name, before they are `joined`."""
+        if not self.alone:
+            _store().set(f"fastae/{name}", text)
+
+    def hear(self, name: str) -> str:
+        """Waits for what the first rank tells. Raises RunFailure where it has ended."""
+        try:
+            return _store().get(f"fastae/{name}").decode()
+        except RuntimeError as error:
+            raise RunFailure(f"the first rank ended, or cannot be reached: {error!s:.200}") from None
+
 
 ALONE = Ranks()
+
+
+@cache
+def _store() -> dist.Store:
+    """The ranks' shared memory of names and values, which torchrun keeps for their rendezvous."""
+    store, *_ = next(rendezvous("env://"))
+    return store
 
 
 def launched() -> Ranks:

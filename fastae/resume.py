@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from fastae.checkpoint import State
 from fastae.config import TrainConfig, flag
 from fastae.console import printable, say
 from fastae.errors import FastaeError
+from fastae.model import meta_model
 from fastae.parsing import nested
 from fastae.ranks import ALONE, Ranks, launched
 from fastae.run import RunFolder
@@ -32,8 +34,8 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
     """
     ranks, run = launched(), RunFolder(path)
     saved = run.settings()
-    try:
-        state = reopen(run, ranks)
+    with run.locked() if ranks.first else nullcontext():
+        state = reopen(run, saved, ranks)
         where = (
             f"iteration {state['iteration']:,}"
             if state
@@ -48,18 +50,23 @@ def resume(path: Path, given: Mapping[str, Any]) -> Path:
         session = Session(as_before(config, given, before), ranks, run, run.began_with())
         compare(session, config, before)
         train_in(session, config, run, state)
-    finally:
-        run.unlock()
     show_results(run)
     return path
 
 
-def reopen(run: RunFolder, ranks: Ranks = ALONE) -> State | None:
-    """Locks a run's folder and clears it up; its newest whole checkpoint, or None where it has none yet."""
+def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State | None:
+    """Clears up a run's folder, which is locked; its newest whole checkpoint, or None where it has none yet.
+
+    Raises FastaeError where it has some, and none of them can be used.
+    """
     if ranks.first:
-        run.lock()
         run.remove_drafts()
-    return checkpoint.newest(run.checkpoints, say)
+    state = checkpoint.newest(run.checkpoints, say, meta_model(config.image_size, config.latent))
+    if state is None and checkpoint.latest(run.checkpoints) is not None:
+        raise FastaeError(
+            f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one, or remove all to begin again"
+        )
+    return state
 
 
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +15,28 @@ from fastae.console import printable
 from fastae.data.check import Finding
 from fastae.data.listing import NAME, Listing
 from fastae.errors import FastaeError
-from fastae.files import require_file, require_new_folder, take_lock, write_json
+from fastae.files import locked, made_folder, require_file, require_new_folder, write_json
 from fastae.parsing import nested, read_json
 
 RUNS = Path("runs")
+DRAFTS = ".*.partial"
+"""What `atomic_write` names a file that is not whole yet."""
 
 
 class RunFolder:
-    """The places in a run's folder. `RunFolder.create` makes one; the path may be anywhere."""
+    """The places in a run's folder, which may be anywhere. `new_run` makes one.
 
-    def __init__(self, path: Path) -> None:
+    new: its run has not begun, and is not to be resumed.
+    """
+
+    def __init__(self, path: Path, *, new: bool = False) -> None:
         self.path = path
-        # The kernel's lock, which ends with its process: no stale file keeps anybody out.
-        self._lock = FileLock(path / ".lock")
+        self.new = new
         self._noted: set[bytes] | None = None
+
+    @property
+    def lock_file(self) -> Path:
+        return self.path / ".lock"
 
     @property
     def config(self) -> Path:
@@ -41,11 +50,15 @@ class RunFolder:
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
     def sample(self, iteration: int) -> Path:
-        return self.path / "samples" / f"{iteration:07d}.png"
+        return self.samples / f"{iteration:07d}.png"
 
     def latest_sample(self) -> Path:
-        return max(self.sample(0).parent.glob("*.png"))
+        return max(self.samples.glob("*.png"))
 
     @property
     def skipped(self) -> Path:
@@ -55,15 +68,14 @@ class RunFolder:
     def non_finite(self) -> Path:
         return self.path / "nan.txt"
 
-    def create(self, description: dict[str, Any], images: Listing, skipped: Iterable[Finding] = ()) -> None:
-        """Makes the folders, locks them, and writes down what the run is and which images it begins with.
+    def begin(self, description: dict[str, Any], images: Listing, skipped: Iterable[Finding] = ()) -> None:
+        """Writes down what the run is and which images it begins with, under the lock.
 
         config.json comes last: a folder that has it has all the rest. Raises FastaeError.
         """
         try:
-            self.checkpoints.mkdir(parents=True)
-            self.sample(0).parent.mkdir()
-            self.lock()
+            self.checkpoints.mkdir()
+            self.samples.mkdir()
             images.write(self.images)
             self.note_skipped(skipped)
             self.redescribe(description)
@@ -74,19 +86,42 @@ class RunFolder:
         """Writes config.json anew. Raises OSError."""
         write_json(self.config, description)
 
-    def lock(self) -> None:
-        """Keeps other runs out of the folder until `unlock`, or until this process has died.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps other runs out of the folder. Raises FastaeError where one is at work in it."""
+        with locked(FileLock(self.lock_file), self.path, "run"):
+            yield
 
-        Raises FastaeError where another run is at work in it.
-        """
-        take_lock(self._lock, self.path, "run")
+    def require_unused(self, option: str) -> None:
+        """Raises FastaeError, naming `option`, unless a new run can begin in the folder."""
+        if not self.holds_leftovers():
+            require_new_folder(self.path, option)
 
-    def unlock(self) -> None:
-        self._lock.release()
+    def holds_leftovers(self) -> bool:
+        """Whether all that is in it was left by a run that was killed before it began."""
+        try:
+            entries = list(self.path.iterdir())
+            return self.lock_file in entries and all(map(self._is_leftover, entries))
+        except OSError:
+            return False
+
+    def _is_leftover(self, entry: Path) -> bool:
+        if entry in (self.checkpoints, self.samples):
+            return not any(entry.iterdir())
+        return entry in (self.lock_file, self.images, self.skipped) or entry.match(DRAFTS)
+
+    def remove_leftovers(self) -> None:
+        """Removes, under the lock, what a run that did not begin has written. Raises OSError."""
+        self.remove_drafts()
+        for folder in (self.checkpoints, self.samples):
+            if folder.exists():
+                folder.rmdir()
+        for file in (self.images, self.skipped):
+            file.unlink(missing_ok=True)
 
     def remove_drafts(self) -> None:
         """Removes what a process that was killed while it wrote has left; call it under the lock."""
-        for draft in (*self.path.glob(".*.partial"), *self.path.glob("*/.*.partial")):
+        for draft in (*self.path.glob(DRAFTS), *self.path.glob(f"*/{DRAFTS}")):
             draft.unlink(missing_ok=True)
 
     def settings(self) -> TrainConfig:
@@ -131,18 +166,30 @@ def _line(finding: Finding) -> bytes:
     return f"{finding.fault.value}\t{printable(finding.path)}\n".encode()
 
 
-def choose_run_folder(config: TrainConfig) -> RunFolder:
-    """--out, or runs/TIME-LOSS; not made yet, so that a run that fails to start leaves nothing.
+@contextmanager
+def new_run(path: Path | None, loss: str, option: str = "--out") -> Iterator[RunFolder]:
+    """A new run's folder, made and locked: `path`, or runs/TIME-LOSS. It is removed where no run has begun.
 
-    Raises FastaeError where the folder is in use or could not be written.
+    Raises FastaeError, naming `option`, where the folder is in use or cannot be made.
     """
-    path = Path(config.out) if config.out else _unused(time.strftime("%Y%m%d-%H%M%S"), config.loss)
-    require_new_folder(path, "--out")
-    return RunFolder(path)
+    if path:
+        RunFolder(path).require_unused(option)
+    with ExitStack() as held:
+        place = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{loss}"
+        try:
+            run = RunFolder(held.enter_context(made_folder(place, new=path is None)), new=True)
+        except OSError as error:
+            raise FastaeError(f"cannot write the run folder {str(place)!r}: {error}") from None
+        held.enter_context(run.locked())
+        run.require_unused(option)  # again, under the lock: a run may have begun and ended in between
+        held.callback(_withdraw, run)
+        run.remove_leftovers()
+        yield run
 
 
-def _unused(moment: str, loss: str) -> Path:
-    path, number = RUNS / f"{moment}-{loss}", 2
-    while path.exists():
-        path, number = RUNS / f"{moment}-{loss}-{number}", number + 1
-    return path
+def _withdraw(run: RunFolder) -> None:
+    """Leaves nothing, not even the lock, where no run has begun."""
+    if not run.config.exists():
+        with suppress(OSError):
+            run.remove_leftovers()
+            run.lock_file.unlink()

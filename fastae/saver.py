@@ -14,7 +14,7 @@ from fastae import checkpoint
 
 
 class NotFinite(Exception):
-    """The weights to be saved are not finite: such a checkpoint would be none."""
+    """The weights, or Adam's moments, to be saved are not finite: such a checkpoint would be none."""
 
 
 class Saver(AbstractContextManager):
@@ -51,7 +51,7 @@ class Saver(AbstractContextManager):
             wait([self._pending])
 
     def _write(self, state: dict[str, Any]) -> None:
-        if not all(torch.isfinite(value).all() for value in state["model"].values()):
+        if not checkpoint.is_finite(state):
             raise NotFinite
         checkpoint.write(self._folder, state, self._keep)
 

@@ -29,6 +29,11 @@ def as_they_are(images: Tensor) -> Tensor:
     return images
 
 
+def moments_like(weight: Tensor) -> dict[str, Tensor]:
+    """What fused Adam keeps of a weight, by name: tensors of the same shape, type, device and layout."""
+    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
+
+
 class Objective(nn.Module):
     """Images (N, 3, S, S) -> (mean loss element to differentiate, mean squared error): float32 scalars."""
 
@@ -131,18 +136,18 @@ class TrainingStep:
             "scaler": self.scaler.state_dict(),
         }
 
+    @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`. Raises ValueError, RuntimeError or KeyError where it does not fit."""
+        """Goes on from a `state`, whose tensors `fastae.checkpoint` has compared with the model's.
+
+        In place, since a recorded graph holds these very tensors. Adam's moments lie in memory as the weights
+        do, whose layout may be another than in the run before: its kernel assumes that.
+        """
         self.model.load_state_dict(state["model"])
-        moments = state["optimiser"]["state"]
-        if self.optimiser.state:  # in place, since a recorded graph holds these very tensors
-            for index, own in self.optimiser.state_dict()["state"].items():
-                for name, value in own.items():
-                    value.copy_(moments[index][name])
-        else:
-            # This step's own groups: what they hold follows from the settings and the device.
-            groups = self.optimiser.state_dict()["param_groups"]
-            self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+        for index, weight in enumerate(self.model.parameters()):
+            own = self.optimiser.state[weight]
+            for name, like in moments_like(weight).items():
+                own.setdefault(name, torch.zeros_like(like)).copy_(state["optimiser"]["state"][index][name])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 

@@ -16,7 +16,7 @@ from fastae.checkpoint import State
 from fastae.config import TrainConfig
 from fastae.console import printable, say
 from fastae.device import uuid
-from fastae.errors import FastaeError, RunFailure
+from fastae.errors import RunFailure
 from fastae.events import BEFORE_ALL, rewind
 from fastae.gpu.diagnosis import Setup
 from fastae.gpu.sampler import COMPILE
@@ -24,11 +24,10 @@ from fastae.gpu.watch import Watch
 from fastae.loop import Training, how_to_go_on
 from fastae.outofmemory import OUT_OF_HOST_MEMORY, advice
 from fastae.progress import Display, TrainingProgress
-from fastae.ranks import joined, launched
-from fastae.run import RunFolder, choose_run_folder
+from fastae.ranks import Ranks, joined, launched
+from fastae.run import RunFolder, new_run
 from fastae.session import Session
 from fastae.signals import StopSignals
-from fastae.step import TrainingStep
 
 
 def train(config: TrainConfig) -> Path:
@@ -38,11 +37,21 @@ def train(config: TrainConfig) -> Path:
     signal.
     """
     ranks = launched()
-    run = choose_run_folder(config)
-    session = Session(config, ranks, run)
-    train_in(session, config, run)
+    with new_run_of(config, ranks) as run:
+        train_in(Session(config, ranks, run), config, run)
     show_results(run)
     return run.path
+
+
+@contextmanager
+def new_run_of(config: TrainConfig, ranks: Ranks) -> Iterator[RunFolder]:
+    """The run's folder on all ranks: the first makes it and holds its lock, the others hear of it."""
+    if not ranks.first:
+        yield RunFolder(Path(ranks.hear("run")), new=True)
+        return
+    with new_run(Path(config.out) if config.out else None, config.loss) as run:
+        ranks.tell("run", str(run.path))
+        yield run
 
 
 def show_results(run: RunFolder) -> None:
@@ -59,7 +68,7 @@ def train_in(
     state: State | None = None,
     display: Display | None = None,
 ) -> float | None:
-    """One run in a session that is open: a new one, or, where its folder is there, from `state` on.
+    """One run in a session that is open and a folder that is locked: from `state` on, if there is one.
 
     Returns its last held-out loss_index. Raises RunFailure and Stopped.
     """
@@ -82,17 +91,17 @@ def train_in(
             description = session.describe(config, graph_note)
             start = state["iteration"] if state else 0
             if state:
-                restore(step, state, run)
+                step.restore(state)
                 earlier = state["run"].get("resumed")
                 description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
             if ranks.first:
                 skipped = [*session.folder.skipped, *session.replaced]
-                if run.config.exists():
+                if run.new:
+                    run.begin(description, session.folder.listing, skipped)
+                else:
                     run.redescribe(description)
                     run.note_skipped(skipped)
                     rewind(run.path, start if state else BEFORE_ALL)
-                else:
-                    run.create(description, session.folder.listing, skipped)
             say(f"device    {description['device']}: {description['step']}")
             say(f"run       {run.path}")
             display = display or TrainingProgress()
@@ -104,7 +113,7 @@ def train_in(
 
 @contextmanager
 def faults_in_words(session: Session, config: TrainConfig, run: RunFolder) -> Iterator[None]:
-    """What a run meets from outside becomes one line that says how to go on; frees its folder."""
+    """What a run meets from outside becomes one line that says how to go on."""
     try:
         yield
     except torch.OutOfMemoryError:
@@ -121,13 +130,3 @@ def faults_in_words(session: Session, config: TrainConfig, run: RunFolder) -> It
             raise
         first = printable(str(error).splitlines()[0])
         raise RunFailure(f"another rank ended, or cannot be reached: {first}; {how_to_go_on(run)}") from None
-    finally:
-        run.unlock()
-
-
-def restore(step: TrainingStep, state: State, run: RunFolder) -> None:
-    """Puts a checkpoint's state into the step. Raises FastaeError where it is of another shape."""
-    try:
-        step.restore(state)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise FastaeError(f"the checkpoint in {str(run.path)!r} does not fit its config.json") from None

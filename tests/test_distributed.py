@@ -24,9 +24,9 @@ SOAK = bool(os.environ.get("FASTAE_SOAK"))
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
 
 
-def in_two(*arguments):
+def in_two(*arguments, cwd=None):
     """Runs fastae in two ranks to its end: (exit code, output, errors)."""
-    with started(*arguments, command=TORCHRUN) as process:
+    with started(*arguments, command=TORCHRUN, cwd=cwd) as process:
         output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors
 
@@ -117,17 +117,24 @@ def test_a_signal_stops_all_ranks_at_one_iteration(face_folder, tmp_path):
     assert last_state(out)["iteration"] % 10 == 0  # where the ranks agree
 
 
-def test_a_sweep_is_dealt_out_over_the_ranks(face_folder, tmp_path):
-    out = tmp_path / "out"
+def test_a_sweep_is_dealt_out_over_the_ranks_in_the_folder_of_the_first(face_folder, tmp_path):
     losses = ["minibatch_bce", "minibatch_mse", "pixel_bce"]
-    code, output, errors = in_two(
-        "sweep", "--losses", ",".join(losses), "--data", face_folder, *RUN, "--iterations", 2, "--out", out
-    )
+    arguments = ["sweep", "--losses", ",".join(losses), "--data", face_folder, *RUN, "--iterations", 2]
+    code, output, errors = in_two(*arguments, cwd=tmp_path)
     assert code == 0, errors
+    (out,) = (tmp_path / "runs").iterdir()
     runs = json.loads((out / "sweep.json").read_text())["runs"]
     assert [(run["name"], run["state"]) for run in runs] == [(loss, "finished") for loss in losses]
     assert "minibatch_mse: run" not in output  # the other rank's
     assert all(last_state(out / loss)["iteration"] == 2 for loss in losses)
+
+
+def test_a_folder_that_is_in_use_is_refused_by_the_first_rank_alone(face_folder, tmp_path):
+    (tmp_path / "file").touch()
+    code, _, errors = in_two("train", "--data", face_folder, *RUN, "--out", tmp_path)
+    assert code != 0
+    (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
+    assert "is not empty" in line
 
 
 def _rank(agent, number):

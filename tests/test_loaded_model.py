@@ -76,12 +76,12 @@ def test_weights_of_other_shapes_than_config_json_claims_are_refused(run, claim)
     described = json.loads((run / "config.json").read_text())
     described["config"] |= claim
     (run / "config.json").write_text(json.dumps(described))
-    with pytest.raises(FastaeError, match=r"config\.json"):
+    with pytest.raises(FastaeError, match="no usable checkpoint"):
         load_model(run)
 
 
 def test_weights_of_another_type_are_refused(run):
     name, weight = next(iter(load_model(run).model.state_dict().items()))
     save_weights(run, 5, **{name: weight.double()})
-    with pytest.raises(FastaeError, match=r"config\.json"):
+    with pytest.raises(FastaeError, match="no usable checkpoint"):
         load_model(run)

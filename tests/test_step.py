@@ -155,3 +155,15 @@ def test_a_cpu_run_is_compiled_where_it_is_long_enough(monkeypatch):
 def test_refuses_a_device_that_is_not_there(name):
     with pytest.raises(FastaeError, match=f"--device '?{name}"):
         choose_device(name)
+
+
+def test_restored_moments_lie_in_memory_as_the_weights_do(model):
+    """Whatever the layout was before: fused Adam takes both as they lie, and would mix them up."""
+    before = training_step(model.to(memory_format=torch.channels_last))
+    before(images(0))
+    step = training_step(AutoEncoder(32, 16).to(memory_format=torch.contiguous_format))
+    step.restore(before.state())
+    for restored, kept in zip(step.optimiser.state.items(), before.optimiser.state.values(), strict=True):
+        weight, moments = restored
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()

@@ -16,7 +16,7 @@ from fastae.losses import LOSSES
 from fastae.ranks import Ranks
 from fastae.run import RunFolder
 from fastae.sweep import sweep as sweeping
-from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep
+from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep, read
 from fastae.sweep.sweep import sweep
 
 from .commands import SMALL, begin_with, fastae, here, last_state, same_state, started, wait_for
@@ -176,8 +176,10 @@ def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
     [
         (["--losses", "minibatch_bce,huber"], "--losses 'huber': not one of minibatch_bce"),
         (["--losses", ""], "--losses"),
-        (["--repeats", "0"], "--repeats must be positive"),
-        (["--lr", "0"], "--lr must be positive"),
+        (["--repeats", "0"], "--repeats must be"),
+        (["--repeats", 10**12], "--repeats must be"),
+        (["--seed", 2**63 - 2], "--seed must be"),
+        (["--lr", "0"], "--lr must be"),
     ],
 )
 def test_a_users_mistake_is_one_line(tmp_path, options, line):
@@ -189,11 +191,14 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
 
 def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(face_folder, tmp_path):
     def begin(**others):
-        return sweep(SweepConfig(config(face_folder, iterations=1, **others), ("pixel_mse",)), tmp_path)
+        settings = replace(config(face_folder, iterations=1), **others)
+        return sweep(SweepConfig(settings, ("pixel_mse",)), tmp_path / "out")
 
-    for wrong in ({"latent": 2**33}, {"crop": 5_000}):
+    (tmp_path / "out").mkdir()
+    for wrong in ({"batch_size": 39}, {"crop": 5_000}):
         with pytest.raises(FastaeError, match=str(*wrong.values())):
             begin(**wrong)
+        assert not list((tmp_path / "out").iterdir())
     assert not begin().failed
     with pytest.raises(FastaeError, match="holds a sweep with --latent 16, not 17"):
         begin(latent=17)
@@ -203,23 +208,44 @@ def test_ranks_agree_on_the_images_of_the_first(face_folder, tmp_path):
     """Each lists the folder by itself, and a file may come in between."""
     settings, out, data = SweepConfig(config(tmp_path / "faces")), tmp_path / "out", tmp_path / "faces"
     shutil.copytree(face_folder, data)
-    first, _ = sweeping.open_session(settings.train, open_sweep(settings, out), Ranks(0, 2))
-    shutil.copy(data / "000001.jpg", data / "000.jpg")
-    late = open_sweep(settings, out)
-    late.began_with = lambda: None  # it looked before the first had written
-    second, _ = sweeping.open_session(settings.train, late, Ranks(1, 2, 1))
+    with open_sweep(settings, out) as plan:
+        first, _ = sweeping.open_session(settings.train, plan, Ranks(0, 2))
+        shutil.copy(data / "000001.jpg", data / "000.jpg")
+        late = read(out)
+        late.began_with = lambda: None  # it looked before the first had written
+        second, _ = sweeping.open_session(settings.train, late, Ranks(1, 2, 1))
     assert second.folder.listing == first.folder.listing
     assert second.folder.train == first.folder.train
 
 
 def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
     one, other = (SweepConfig(config(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
-    with open_sweep(one, tmp_path).at_work():
+    with open_sweep(one, tmp_path):
         for late in (one, other):  # the other would else replace a plan whose first run is about to begin
             with pytest.raises(FastaeError, match="another sweep is at work in"):
                 sweep(late, tmp_path)
         assert written(tmp_path)["plan"]["latent"] == 16
-    assert open_sweep(other, tmp_path).plan["latent"] == written(tmp_path)["plan"]["latent"] == 17
+    with open_sweep(other, tmp_path) as plan:
+        assert plan.plan["latent"] == written(tmp_path)["plan"]["latent"] == 17
+
+
+def test_sweeps_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    with (
+        open_sweep(SweepConfig(TrainConfig()), None) as one,
+        open_sweep(SweepConfig(TrainConfig()), None) as two,
+    ):
+        assert [one.folder.name, two.folder.name] == ["now-sweep", "now-sweep-2"]
+
+
+def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder, tmp_path):
+    settings = SweepConfig(config(face_folder, iterations=1), ("pixel_mse",))
+    opened(settings, tmp_path)
+    (tmp_path / "pixel_mse").mkdir()
+    (tmp_path / "pixel_mse" / "precious").touch()
+    (failed,) = sweep(settings, tmp_path).failed
+    assert "is not empty" in failed.error and (tmp_path / "pixel_mse" / "precious").exists()
 
 
 def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path, capsys):
@@ -253,17 +279,24 @@ def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
     assert "sample_bce failed: it began with other images than the sweep" in capsys.readouterr().out
 
 
+def opened(settings, folder):
+    with open_sweep(settings, folder) as plan:
+        return plan
+
+
 def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
     out, _ = swept
     other = SweepConfig(config(face_folder, lr=0.5, iterations=9), same_init=True)
     with pytest.raises(
         FastaeError, match=r"--iterations 6, not 9, --lr 0\.0001, not 0\.5, --same-init False"
     ):
-        open_sweep(other, out)
+        opened(other, out)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(FastaeError, match="is not empty and holds no sweep"):
-        open_sweep(other, tmp_path / "full")
+        opened(other, tmp_path / "full")
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
     (tmp_path / "full" / "sweep.json").write_text('{"plan": {}, "runs": [{"name": 1}]}')
     with pytest.raises(FastaeError, match="cannot be read as a sweep"):
-        open_sweep(other, tmp_path / "full")
+        opened(other, tmp_path / "full")
+    assert (tmp_path / "full" / "sweep.json").exists()

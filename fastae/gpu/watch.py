@@ -68,7 +68,7 @@ class Watch(AbstractContextManager):
         if self._sampler:
             try:
                 self._sampler.stop()
-                if kind is None or self._folder.is_dir():  # else the run did not come into being
+                if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._sampler)
             except Exception as failure:  # the run matters more than its report
                 say(f"watching  no GPU report: {failure}")

@@ -92,7 +92,9 @@ def test_an_interrupted_run_has_its_report(face_folder, tmp_path):
 
 
 def test_a_wrong_rate(tmp_path):
-    assert refused(fastae("train", "--gpu-sample-hz", "-1"), "--gpu-sample-hz must be 0 or more, not -1")
+    assert refused(
+        fastae("train", "--gpu-sample-hz", "-1"), "--gpu-sample-hz must be from 0 to 1,000, not -1"
+    )
     assert refused(fastae("gpu", tmp_path / "missing"), "missing' is not a run's folder")
 
 
