@@ -109,7 +109,7 @@ def test_weights_that_are_not_numbers_are_not_exported(small_run, tmp_path):
     weights["encoder.0.weight"].fill_(float("nan"))
     (tmp_path / "config.json").write_bytes((small_run / "config.json").read_bytes())
     save_file(weights, tmp_path / "model.safetensors", {"iteration": "4"})
-    with pytest.raises(FastaeError, match=r"encoder\.pt2 differs from the trained model by nan"):
+    with pytest.raises(FastaeError, match="no usable checkpoint"):
         export(tmp_path, "torch", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
