@@ -91,6 +91,13 @@ class _Output:
         """torch.save calls it; `atomic_write` does it."""
 
 
+def does_not_fit(run: Path) -> FastaeError:
+    """For a run whose checkpoint is not of the model that this version makes of its settings."""
+    return FastaeError(
+        f"the checkpoint in {str(run)!r} does not fit its config.json, or is from an older version of fastae"
+    )
+
+
 def latest(folder: Path) -> int | None:
     """The iteration of the newest checkpoint, whole or not."""
     found = _numbered(folder)

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from fastae.checkpoint import State
+from fastae.checkpoint import State, does_not_fit
 from fastae.config import TrainConfig
 from fastae.console import printable, say
 from fastae.device import uuid
-from fastae.errors import FastaeError, RunFailure
+from fastae.errors import RunFailure
 from fastae.events import BEFORE_ALL, rewind
 from fastae.gpu.diagnosis import Setup
 from fastae.gpu.sampler import COMPILE
@@ -130,4 +130,4 @@ def restore(step: TrainingStep, state: State, run: RunFolder) -> None:
     try:
         step.restore(state)
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
-        raise FastaeError(f"the checkpoint in {str(run.path)!r} does not fit its config.json") from None
+        raise does_not_fit(run.path) from None

@@ -41,7 +41,7 @@ def open_trained(path: Path, device: str | torch.device = "cpu") -> Trained:
             f"{str(path)!r} holds no usable checkpoint: it has not been trained long enough yet"
         )
     if not _fits(state["model"], config):
-        raise FastaeError(f"the checkpoint in {str(path)!r} does not fit its config.json")
+        raise checkpoint.does_not_fit(path)
     model = AutoEncoder(config.image_size, config.latent)
     model.load_state_dict(state["model"])
     return Trained(run, config, state["iteration"], model.to(device).eval())
