@@ -32,7 +32,8 @@ def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settin
     if not brief:
         print("\n".join(lowering.lines(kernels, libraries)))
     print(f"a step      {counts}")
-    print(f"its images  {lowering.counted(lambda: made.loader.images(*made.inputs))}")
+    inputs = made.inputs
+    print(f"its images  {lowering.counted(lambda: made.loader.images(*inputs))}")
     note, replay = lowering.record(made)
     print(f"recording   {note}")
     print(f"a replay    {replay}")

@@ -47,8 +47,9 @@ class Step:
     loader: ResidentLoader
 
     @property
-    def inputs(self) -> tuple[Tensor, ...]:
-        return self.loader.example()
+    def inputs(self) -> list[Tensor]:
+        """As they arrive in the graph: on the device."""
+        return [value.to(self.step.device) for value in self.loader.example()]
 
 
 def make_step(
@@ -116,7 +117,8 @@ def record(made: Step) -> tuple[str, Counts]:
     """Records the step; what that says, and what one replay costs the host."""
     with redirect_stderr(StringIO()):
         note = made.step.record(made.loader.example())
-    return note, counted(lambda: made.step(*made.inputs))
+    inputs = made.loader.example()
+    return note, counted(lambda: made.step(*inputs))
 
 
 class ReadsItsLoss(TrainingStep):

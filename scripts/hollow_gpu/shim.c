@@ -40,7 +40,10 @@ void hollow_launch(cudaStream_t s) { node(s); }  /* Triton's, and the libraries'
 /* Kernels do nothing, so a replay advances these counters in their place: that a graph has work is seen. */
 static long *counters[MOST];
 static int counted;
-void hollow_count_replays(long *counter) { if (counted < MOST) counters[counted++] = counter; }
+void hollow_count_replays(long *counter) {
+  for (int i = 0; i < counted; i++) if (counters[i] == counter) return;
+  if (counted < MOST) counters[counted++] = counter;
+}
 
 /* Devices and streams: a stream's handle carries its number. */
 static _Thread_local int current;
