@@ -58,8 +58,9 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
 
 
 def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
-    """With --sync-bn. Compared are gradients, as Adam's first moments have them, and batch statistics: rounding
-    may flip a single ReLU, which changes them by less than 1 %, but Adam's first step is their sign."""
+    """With --sync-bn. Compared are gradients, as Adam's first moments have them, and batch statistics:
+    rounding may flip a single ReLU, which changes them by less than 1 %, but Adam's first step is their sign.
+    """
     common = ["train", "--data", face_folder, *RUN, "--iterations", 1]
     assert fastae(*common, "--out", tmp_path / "one").returncode == 0
     code, output, errors = in_two(*common, "--out", tmp_path / "two", "--sync-bn")
