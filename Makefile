@@ -7,7 +7,7 @@ DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>
 DALI ?= $(shell test $(or $(DRIVER),580) -ge 580 && echo cuda13 || echo cuda12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test soak fuzz throughput gpu-check lint format clean
+.PHONY: help setup train test soak fuzz throughput gpu-check gpu-lower lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,16 @@ throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writ
 OUT ?= gpu-check
 gpu-check: setup ## On a GPU machine: tests/gpu, throughput, decoder sweep, into OUT=dir; resumes
 	$(BIN)/python scripts/gpu_check.py --out $(OUT) $(ARGS)
+
+HOLLOW_VENV ?= $(HOME)/.cache/fastae-hollow-gpu
+gpu-lower: $(HOLLOW_VENV)/bin/torchrun ## Without a GPU: compile the step for one, print what it launches (5 GB)
+	$(HOLLOW_VENV)/bin/python -m scripts.hollow_gpu $(ARGS)
+
+# PyPI's PyTorch for Linux is a CUDA build; a configured folder or index may hold a CPU build of the same version.
+$(HOLLOW_VENV)/bin/torchrun:
+	$(PYTHON) -m venv $(HOLLOW_VENV)
+	env PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(HOLLOW_VENV)/bin/pip install --quiet \
+		--disable-pip-version-check -c constraints.txt -e '.[cuda13]' pytest pytest-xdist
 
 lint: setup ## Check format, style and types
 	$(BIN)/ruff format --check .

@@ -106,7 +106,9 @@ def _require_fit(state: State, model: nn.Module, path: Path) -> None:
             raise ValueError("Adam's steps or mean squares are negative")
         _require_scaler(state["scaler"])
     except ValueError as error:
-        raise FastaeError(f"checkpoint {path} does not fit its run's config.json: {error}") from None
+        raise FastaeError(
+            f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: {error}"
+        ) from None
 
 
 def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:

@@ -17,6 +17,9 @@ from fastae.errors import FastaeError
 CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
 
+TF32_FROM = (8, 0)
+"""Compute capability: Ampere. Older GPUs ignore the setting."""
+
 
 @dataclass(frozen=True)
 class Precision:
@@ -35,7 +38,10 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one. Raises FastaeError for one that is not there."""
+    """`auto` is the first CUDA device where there is one. Raises FastaeError for one that is not there.
+
+    A GPU becomes this thread's current one: streams, events and CUDA graphs are made on that.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
@@ -52,13 +58,36 @@ def choose_device(name: str) -> torch.device:
     index = device.index or 0
     if index >= torch.cuda.device_count():
         raise FastaeError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
+    torch.cuda.set_device(index)
     return torch.device("cuda", index)
 
 
+def choose_kernels(device: torch.device, deterministic: bool) -> None:
+    """Which of several kernels this process runs: on a GPU the fastest, or always the same.
+
+    deterministic: the same bits from the same seed on a GPU too; a CPU gives them anyway.
+    """
+    if deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = False
+    elif device.type == "cuda":
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.benchmark_limit = 0  # no limit: all of cuDNN's engines are tried
+
+
 def choose_precision(device: torch.device, amp: bool) -> Precision:
-    """bf16 where the device multiplies it natively, else fp16 on CUDA, else float32 with a note."""
+    """bf16 where the device multiplies it natively, else fp16 on CUDA, else float32 with a note.
+
+    What stays float32 on a GPU is multiplied in TF32, where it has that: convolutions and matrix products.
+    """
+    if device.type == "cuda":
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     if not amp:
-        return Precision(None, "float32")
+        has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_FROM
+        return Precision(None, "TF32" if has_tf32 else "float32")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "bf16 AMP")

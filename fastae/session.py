@@ -25,7 +25,7 @@ from fastae.data.listing import Listing
 from fastae.data.loader import Loader
 from fastae.data.recovery import NoneLeft
 from fastae.data.source import open_source
-from fastae.device import choose_compile, choose_device, choose_precision, describe
+from fastae.device import choose_compile, choose_device, choose_kernels, choose_precision, describe
 from fastae.environment import describe_environment
 from fastae.errors import FastaeError
 from fastae.hostmemory import keep_freed_memory
@@ -67,8 +67,7 @@ class Session:
         require_room(config, self.device)
         if self.device.type == "cpu":
             keep_freed_memory()
-        if config.deterministic:
-            be_deterministic()
+        choose_kernels(self.device, config.deterministic)
         self.precision = choose_precision(self.device, config.amp)
         self.compiled, self._compile_note = choose_compile(
             config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
@@ -167,7 +166,11 @@ class Session:
         if element not in self._objectives:
             objective = objective_of(model, loss, self.precision, self.compiled)
             if not self.ranks.alone:
-                objective = DistributedDataParallel(objective)
+                objective = DistributedDataParallel(
+                    objective,
+                    broadcast_buffers=False,  # rank 0 evaluates and saves, by its own statistics
+                    gradient_as_bucket_view=True,
+                )
             self._objectives[element] = objective
         return self._objectives[element]
 
@@ -213,11 +216,3 @@ def spread(items: Sequence[Item], number: int) -> list[Item]:
     """At most `number` of these, evenly spaced, so that they stand for all of them."""
     stride = max(1, math.ceil(len(items) / number))
     return list(items[::stride])
-
-
-def be_deterministic() -> None:
-    """The same bits from the same seed on a GPU too; a CPU gives them anyway."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.backends.cudnn.benchmark = False

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from fastae import graph
 from fastae.device import Precision
-from fastae.graph import GraphedFunction
 from fastae.losses import element_of, gradient_scale, squared_error
 from fastae.model import AutoEncoder
 
@@ -22,6 +22,9 @@ ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
 WARM_UP = 3
 """Steps before a CUDA graph is recorded: compiling, and the allocations of cuDNN and Adam, happen there."""
+
+ATTEMPTS = 2
+"""At recording: another thread may have disturbed the first."""
 
 
 def as_they_are(images: Tensor) -> Tensor:
@@ -68,7 +71,7 @@ class TrainingStep:
 
     Both results are float32 scalars on the device: reading one waits for the device, so the loop does
     that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
-    the step is compiled for one.
+    the step is compiled for one. Inputs may lie in pinned memory where the model is on a GPU.
     """
 
     def __init__(
@@ -97,12 +100,14 @@ class TrainingStep:
             fused=True,
             capturable=self.device.type == "cuda",
         )
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision.needs_scaling)
+        self.scaler = self._new_scaler()
         self._objective = objective_of(model, loss, precision, compiled) if objective is None else objective
-        self._run: Callable[..., tuple[Tensor, Tensor]] = self._step
+        self._recorded: graph.GraphedFunction | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        return self._run(*inputs)
+        if self._recorded is not None:
+            return self._recorded(*inputs)
+        return self._step(*(value.to(self.device, non_blocking=True) for value in inputs))
 
     def record(self, example: Sequence[Tensor]) -> str:
         """On CUDA, records the whole step as one graph, which later calls replay; says what was done.
@@ -110,23 +115,52 @@ class TrainingStep:
         Call it before training and before DALI starts, whose threads may synchronise the device, which
         a recording does not survive. The steps that it trains on `example` to warm up are undone.
         """
-        if self.device.type != "cuda":
+        if not graph.can_record(self.device):
             return ""
-        if self.precision.needs_scaling:
-            return "no CUDA graph (fp16 skips steps that overflow, which a graph cannot)"
-        before = {name: value.clone() for name, value in self.model.state_dict().items()}
-        try:
-            self._run = GraphedFunction(self._step, example, WARM_UP)
-        except RuntimeError as error:
-            note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
-        else:
-            note = "one CUDA graph a step"
-        # In place, since the graph holds these very tensors.
-        self.model.load_state_dict(before)
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        note = ""
+        for _ in range(ATTEMPTS):
+            try:
+                self._recorded = self._graphed(example)
+            except RuntimeError as error:
+                note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
+                self._forget()
+            self._undo(weights)
+            if self._recorded is not None:
+                return "one CUDA graph a step"
+        return note
+
+    def _graphed(self, example: Sequence[Tensor]) -> graph.GraphedFunction:
+        """The step as a graph of which a replay is known to train. Raises RuntimeError."""
+        with graph.side_stream(self.device):
+            for _ in range(WARM_UP):
+                self._step(*(value.to(self.device) for value in example))
+            self.optimiser.zero_grad(set_to_none=True)
+            recorded = graph.GraphedFunction(self._step, example, self.device)
+        # A graph that was recorded on another device or stream is empty, of which PyTorch only warns.
+        before = [int(counter) for counter in self._counters()]
+        recorded(*example)
+        if [int(counter) - 1 for counter in self._counters()] != before:
+            raise RuntimeError("a replay of it does not train")
+        return recorded
+
+    def _forget(self) -> None:
+        """Drops what a broken-off step has left: gradients in a failed graph's memory, the scaler's flags."""
+        self.optimiser.zero_grad(set_to_none=True)
+        for flag in ("grad_scale", "found_inf"):
+            self.optimiser.__dict__.pop(flag, None)
+        self.scaler = self._new_scaler()
+
+    def _undo(self, weights: dict[str, Tensor]) -> None:
+        """Back to these weights and a new optimiser: in place, since a graph holds these very tensors."""
+        self.model.load_state_dict(weights)
         for state in self.optimiser.state.values():
             for value in state.values():
                 value.zero_()
-        return note
+        self.scaler.load_state_dict(self._new_scaler().state_dict())
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaling)
 
     def state(self) -> dict[str, Any]:
         """Model, optimiser and scaler as state dicts: what `restore` continues from."""
@@ -154,25 +188,39 @@ class TrainingStep:
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         images = self.images_of(*inputs)
         self.optimiser.zero_grad(set_to_none=True)
-        statistics = [buffer.clone() for buffer in self.model.buffers()] if self.skip_non_finite else []
+        statistics = torch.cat(self._statistics()) if self.skip_non_finite else None
         objective, error = self._objective(images)
         self.scaler.scale(objective).backward()
         objective = objective.detach()
-        if self.skip_non_finite:
+        if statistics is not None:
             objective = self._hold_back(objective, statistics)
         # Fused Adam takes the scale and the overflow flag as tensors: no wait for the device here.
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return objective, error
 
-    def _hold_back(self, objective: Tensor, statistics: Sequence[Tensor]) -> Tensor:
-        """Keeps a non-finite step from weights, moments and batch statistics; NaN for such a one."""
-        good = objective.isfinite()
+    def _hold_back(self, objective: Tensor, before: Tensor) -> Tensor:
+        """Keeps a non-finite step from weights, moments and batch statistics; NaN for such a one.
+
+        before: the running statistics, all in one. Few operations for many tensors: each is a kernel.
+        """
+        size = objective
         if not self.scaler.is_enabled():  # else it does this itself, and overflows are its daily work
             gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-            good = good & nn.utils.get_total_norm(gradients).isfinite()
-            # The flag by which GradScaler has a fused optimiser leave everything as it is.
-            self.optimiser.found_inf = 1.0 - good.float()  # type: ignore[attr-defined]
-        for buffer, before in zip(self.model.buffers(), statistics, strict=True):
-            buffer.copy_(torch.where(good, buffer, before))
+            size = size + nn.utils.get_total_norm(gradients)
+        good = size.isfinite()
+        # The flag by which a fused optimiser leaves everything as it is; GradScaler sets its own.
+        self.optimiser.found_inf = (~good).float()  # type: ignore[attr-defined]
+        statistics, counters = self._statistics(), self._counters()
+        kept = torch.where(good, torch.cat(statistics), before)
+        torch._foreach_copy_(statistics, kept.split([each.numel() for each in statistics]))
+        torch._foreach_sub_(counters, [(~good).long()] * len(counters))
         return torch.where(good, objective, torch.nan)
+
+    def _statistics(self) -> list[Tensor]:
+        """The running means and variances of each batch norm: float32 (C,)."""
+        return [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+
+    def _counters(self) -> list[Tensor]:
+        """How many batches each batch norm has seen: int64 scalars."""
+        return [buffer for buffer in self.model.buffers() if not buffer.is_floating_point()]

@@ -1,7 +1,7 @@
 """Batch norm over the whole batch where several ranks share it.
 
-PyTorch's DDP leaves each rank to the statistics of its own slice; `nn.SyncBatchNorm` shares them, on GPUs
-alone. For CPU ranks the same is written out here, in float32.
+PyTorch's DDP leaves each rank to the statistics of its own slice. `nn.SyncBatchNorm` shares them, but on GPUs
+alone, and torch.compile cannot trace it there. So it is written out here, in float32, for both.
 """
 
 from __future__ import annotations
@@ -15,39 +15,38 @@ from torch import Tensor, nn
 from fastae.model import AutoEncoder
 
 
-class _SumOverRanks(torch.autograd.Function):
-    """The sum over all ranks of a tensor that each has; its gradient is the sum of theirs."""
+class _MeanOverRanks(torch.autograd.Function):
+    """The mean over all ranks of a tensor that each has; its gradient is the mean of theirs."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _SumOverRanks.sum(values)
+        return _MeanOverRanks.mean(values)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _SumOverRanks.sum(gradient)
+        return _MeanOverRanks.mean(gradient)
 
     @staticmethod
-    def sum(values: Tensor) -> Tensor:
+    def mean(values: Tensor) -> Tensor:
         total = values.clone()
         dist.all_reduce(total)
-        return total
+        return total / dist.get_world_size()
 
 
-class _CpuSyncBatchNorm2d(nn.BatchNorm2d):
-    """As `nn.SyncBatchNorm`: (N, C, H, W), the same N on every rank, normalised over all of them."""
+class SyncBatchNorm2d(nn.BatchNorm2d):
+    """As `nn.BatchNorm2d`: (N, C, H, W), the same N on every rank, normalised over all of them."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values = input.float()
-        moments = torch.stack([values.mean((0, 2, 3)), values.square().mean((0, 2, 3))])
-        mean, square = _SumOverRanks.apply(moments) / dist.get_world_size()
-        variance = square - mean.square()
+        values, shape = input.float(), (1, -1, 1, 1)
+        mean: Tensor = _MeanOverRanks.apply(values.mean((0, 2, 3)))
+        centred = values - mean.view(shape)
+        # A second pass: the mean square less the squared mean would cancel where a channel's mean is large.
+        variance: Tensor = _MeanOverRanks.apply(centred.square().mean((0, 2, 3)))
         self._track(mean.detach(), variance.detach(), dist.get_world_size() * input[:, 0].numel())
         scale = self.weight * torch.rsqrt(variance + self.eps)
-        shape = (1, -1, 1, 1)
-        normalised = (values - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)
-        return normalised.to(input.dtype)
+        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """The running statistics, as `nn.BatchNorm2d` keeps them: of the unbiased variance."""
@@ -60,10 +59,9 @@ class _CpuSyncBatchNorm2d(nn.BatchNorm2d):
 
 def synchronise(model: AutoEncoder) -> None:
     """Has every batch norm of the model normalise over all ranks; its state dict keeps its names."""
-    shared = nn.SyncBatchNorm if next(model.parameters()).is_cuda else _CpuSyncBatchNorm2d
     for part in (model.encoder, model.decoder):
         for place, layer in enumerate(part):
             if isinstance(layer, nn.BatchNorm2d):
-                other = shared(layer.num_features, layer.eps, layer.momentum or 0.0)
+                other = SyncBatchNorm2d(layer.num_features, layer.eps, layer.momentum)
                 part[place] = other.to(layer.weight.device)
                 other.load_state_dict(layer.state_dict())

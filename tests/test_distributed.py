@@ -58,24 +58,25 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
 
 
 def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
-    """With --sync-bn: one step to 2e-7 on average (and three, in the long form, to 1e-5: Adam's first steps
-    are the sign of a gradient, so that rounding is amplified wherever one is near zero)."""
-    for iterations, tolerance in ((1, 2e-7), (3, 1e-5)) if SOAK else ((1, 2e-7),):
-        one, two = tmp_path / f"one-{iterations}", tmp_path / f"two-{iterations}"
-        common = ["train", "--data", face_folder, *RUN, "--iterations", iterations]
-        assert fastae(*common, "--out", one).returncode == 0
-        code, output, errors = in_two(*common, "--out", two, "--sync-bn")
-        assert code == 0, errors
-        assert "2 ranks" in output and output.count("iteration 0:") == 1  # rank 0 alone speaks
-        ours, theirs = last_state(two)["model"], last_state(one)["model"]
-        assert ours.keys() == theirs.keys()
-        for name, value in ours.items():
-            # A convolution's bias before a batch norm has no effect, and a gradient of nothing but rounding.
-            if not (name.endswith("bias") and ours[name.replace("bias", "weight")].dim() == 4):
-                assert (value - theirs[name]).float().abs().mean() < tolerance, name
-        assert [value for _, value in curve(two)] == pytest.approx(
-            [value for _, value in curve(one)], rel=1e-3
-        )
+    """With --sync-bn. Compared are gradients, as Adam's first moments have them, and batch statistics:
+    rounding may flip a single ReLU, which changes them by less than 1 %, but Adam's first step is their sign.
+    """
+    common = ["train", "--data", face_folder, *RUN, "--iterations", 1]
+    assert fastae(*common, "--out", tmp_path / "one").returncode == 0
+    code, output, errors = in_two(*common, "--out", tmp_path / "two", "--sync-bn")
+    assert code == 0, errors
+    assert "2 ranks" in output and output.count("iteration 0:") == 1  # rank 0 alone speaks
+    ours, theirs = last_state(tmp_path / "two"), last_state(tmp_path / "one")
+    assert ours["model"].keys() == theirs["model"].keys()
+    for index, moments in theirs["optimiser"]["state"].items():
+        gradient = moments["exp_avg"]
+        assert (ours["optimiser"]["state"][index]["exp_avg"] - gradient).norm() < 0.05 * gradient.norm()
+    for name, value in theirs["model"].items():
+        if "running" in name:
+            torch.testing.assert_close(ours["model"][name], value, rtol=1e-4, atol=1e-5)
+    assert [value for _, value in curve(tmp_path / "two")] == pytest.approx(
+        [value for _, value in curve(tmp_path / "one")], rel=1e-3
+    )
 
 
 @pytest.mark.skipif(not SOAK, reason="in the long form: make soak")

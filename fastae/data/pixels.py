@@ -8,7 +8,9 @@ side by side, as channels-last is.
 
     regions (N, L, L, 3) uint8 -> `resize` -> (N, S, 3, S) float32 \
                                                                     -> `recolour` -> (N, 3, S, S) in [0, 1]
-    stored images (M, S, 3, S) uint8 -> `select` -> (N, S, 3, S) uint8 /
+    stored images (M, S, 3, S) uint8 -> selected, flipped (N, S, 3, S) uint8 /
+
+`gather` does the second line whole. On a GPU that is one compiled function, the last copy included.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ UNIT = 1 / 255
 
 
 class Parameters(NamedTuple):
-    """A plan's numbers on the device: indices int64, flip bool, the rest float32; all (N,)."""
+    """A plan's numbers as tensors: indices int64, flip bool, the rest float32; all (N,)."""
 
     indices: Tensor
     flip: Tensor
@@ -41,18 +43,22 @@ class Parameters(NamedTuple):
     saturation: Tensor
 
     @staticmethod
-    def of(plan: BatchPlan, device: torch.device) -> Parameters:
-        def upload(values: np.ndarray) -> Tensor:
-            tensor = torch.from_numpy(values)
-            return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+    def of(plan: BatchPlan) -> Parameters:
+        return Parameters.unpack(Parameters.pack(plan))
 
-        return Parameters(
-            upload(plan.indices),
-            upload(plan.flip),
-            upload(plan.brightness),
-            upload(plan.contrast),
-            upload(plan.saturation),
-        )
+    @staticmethod
+    def pack(plan: BatchPlan, pinned: bool = False) -> Tensor:
+        """int32 (5, N), the floats bit by bit: one copy, from pinned memory, takes all of a plan to a GPU."""
+        words = torch.empty(len(Parameters._fields), len(plan.indices), dtype=torch.int32, pin_memory=pinned)
+        rows = words.numpy()
+        rows[0], rows[1] = plan.indices, plan.flip
+        rows[2:].view(np.float32)[:] = plan.brightness, plan.contrast, plan.saturation
+        return words
+
+    @staticmethod
+    def unpack(words: Tensor) -> Parameters:
+        indices, flip = words[:2].unbind()
+        return Parameters(indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind())
 
 
 class Passes:
@@ -65,7 +71,8 @@ class Passes:
         self._shrink_rows = wrap(_shrink_rows)
         self._shrink_columns = wrap(_shrink_columns)
         self._recolour = wrap(_recolour)
-        self._select_on_gpu = wrap(_select_on_gpu)
+        self._color_jitter_on_gpu = wrap(_color_jitter_on_gpu)
+        self._gather_on_gpu = wrap(_gather_on_gpu)
         self._selected: Tensor | None = None
 
     def resize(self, regions: Sequence[Tensor] | Tensor, flip: Tensor | None = None) -> Tensor:
@@ -104,13 +111,18 @@ class Passes:
             pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
         return pixels.transpose(1, 2)
 
-    def select(self, store: Tensor, parameters: Parameters) -> Tensor:
-        """Images of a store (M, S, 3, S) uint8, flipped where asked: (N, S, 3, S) uint8.
+    def gather(self, store: Tensor, means: Tensor, words: Tensor) -> Tensor:
+        """Images of a store, flipped and augmented: float32 (N, 3, S, S), channels-last, in [0, 1].
 
-        On a CPU the next call overwrites the result.
+        store: uint8 (M, S, 3, S). means: of its images, float32 (M, 3) in [0, 1]. words: `Parameters.pack`'s.
         """
         if store.is_cuda:
-            return self._select_on_gpu(store, parameters.indices, parameters.flip)
+            return self._gather_on_gpu(store, means, words.to(store.device, non_blocking=True))
+        parameters = Parameters.unpack(words)
+        return self.recolour(self._select(store, parameters), means[parameters.indices], parameters)
+
+    def _select(self, store: Tensor, parameters: Parameters) -> Tensor:
+        """uint8 (N, S, 3, S), flipped where asked; the next call overwrites it."""
         shape = (len(parameters.indices), *store.shape[1:])
         if self._selected is None or self._selected.shape != shape:
             self._selected = torch.empty(shape, dtype=torch.uint8)
@@ -126,11 +138,11 @@ class Passes:
 
         float32 (N, 3, S, S), channels-last, in [0, 1].
         """
-        planar = self._recolour(
-            pixels, means, parameters.brightness, parameters.contrast, parameters.saturation
-        )
+        colors = parameters.brightness, parameters.contrast, parameters.saturation
+        if pixels.is_cuda:
+            return self._color_jitter_on_gpu(pixels, means, *colors)
         # Interleaved by PyTorch's copy: on a CPU twice as fast as by stores in the compiled loop.
-        return planar.contiguous(memory_format=torch.channels_last)
+        return self._recolour(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
 
 def channel_means(pixels: Tensor) -> Tensor:
@@ -195,11 +207,6 @@ def _shrink_columns(rows: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> 
     return left + (right - left) * weight[:, None]
 
 
-def _select_on_gpu(store: Tensor, indices: Tensor, flip: Tensor) -> Tensor:
-    selected = store[indices]
-    return torch.where(flip[:, None, None, None], selected.flip(3), selected)
-
-
 class _Planes:
     """`fastae.augment.Arrays` for a red, a green and a blue tensor."""
 
@@ -231,3 +238,15 @@ def _recolour(
         arrays=_Planes,
     )
     return torch.stack(recoloured, dim=1)
+
+
+def _color_jitter_on_gpu(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
+    """`_recolour`, and the channels put side by side within the same kernel."""
+    return _recolour(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
+
+
+def _gather_on_gpu(store: Tensor, means: Tensor, words: Tensor) -> Tensor:
+    indices, flip, *colors = Parameters.unpack(words)
+    selected = store[indices]
+    pixels = torch.where(flip[:, None, None, None], selected.flip(3), selected)
+    return _color_jitter_on_gpu(pixels, means[indices], *colors)
