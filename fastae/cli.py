@@ -173,7 +173,7 @@ def gpu(
     gpu_sample_hz: float,
 ) -> int:
     """Show what the GPUs do now, what a RUN did with them, or what COMMAND does with them."""
-    from fastae.gpu.commands import gpu_command
+    from fastae.monitor.command import gpu_command
 
     return gpu_command(run, command, once=once, as_json=as_json, out=out, hz=gpu_sample_hz)
 

@@ -22,10 +22,10 @@ from fastae.cache import cache_folder, entries
 from fastae.console import say
 from fastae.environment import commit, version
 from fastae.errors import FastaeError
-from fastae.gpu.host import usable_cores
-from fastae.gpu.metrics import JPEG
-from fastae.gpu.nvml import all_gpus, close_nvml, offered, open_nvml
 from fastae.hostmemory import MEMINFO, bytes_in
+from fastae.monitor.gpu_reader import JPEG
+from fastae.monitor.host import usable_cores
+from fastae.monitor.nvml import all_gpus, close_nvml, offered, open_nvml
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
 

@@ -26,11 +26,11 @@ from fastae.data.loader import Loader
 from fastae.data.mending import DECODER_ERRORS
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.evaluate import evaluate, reconstruct
-from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
-from fastae.gpu.watch import Watch
 from fastae.hostmemory import peak_bytes
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
+from fastae.monitor.monitor import Monitor
+from fastae.monitor.poller import COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.picture import pairs, save_png
 from fastae.progress import Display, Figures
 from fastae.run import RunFolder
@@ -69,7 +69,7 @@ class Training:
         config: TrainConfig,
         run: RunFolder,
         description: dict[str, Any],
-        watch: Watch,
+        monitor: Monitor,
         step: TrainingStep,
         loader: Loader,
         start: int,
@@ -81,7 +81,7 @@ class Training:
         self.config = config
         self.run = run
         self.description = description
-        self.watch = watch
+        self.monitor = monitor
         self.step = step
         self.loader = loader
         self.start = start
@@ -121,7 +121,7 @@ class Training:
         if self.start == 0:
             self.look(0)
         started = time.monotonic()
-        self.watch.enter(self.phase(self.start))
+        self.monitor.enter(self.phase(self.start))
         self.clock.begin()
         for iteration in range(self.start + 1, config.iterations + 1):
             inputs = self.next_of(batches, iteration)
@@ -137,7 +137,7 @@ class Training:
                 self.log(iteration, elapsed, objective, error)
                 if looks:
                     self.look(iteration)
-                self.watch.enter(self.phase(iteration))
+                self.monitor.enter(self.phase(iteration))
                 self.clock.begin()
             elif iteration == self.start + 1:
                 self.clock.begin()  # it warmed up and compiled: no figure of a run that goes on
@@ -192,7 +192,7 @@ class Training:
         self.windows.append(window)
         if not self.ranks.first:
             return
-        self.watch.record(window.iterations * config.batch_size, window.seconds, window.wait_share)
+        self.monitor.record(window.iterations * config.batch_size, window.seconds, window.wait_share)
         trained = {f"loss/{config.loss}": loss, "loss_index/train": index} if math.isfinite(loss) else {}
         self.board.scalars(
             iteration,
@@ -202,7 +202,7 @@ class Training:
                 "speed/data_wait_share": window.wait_share,
                 "speed/step_ms_p50": 1e3 * window.step_p50,
                 "speed/step_ms_p95": 1e3 * window.step_p95,
-                **self.watch.means(),
+                **self.monitor.means(),
             },
         )
         remaining = (config.iterations - iteration) * window.seconds / window.iterations
@@ -243,7 +243,7 @@ class Training:
         """Evaluates on the held-out images, and draws some of them."""
         if not self.ranks.first:
             return
-        self.watch.enter(EVAL)
+        self.monitor.enter(EVAL)
         model, held_out = self.step.model, self.session.held_out
         precision = self.session.precision
         result = evaluate(model, held_out, self.config.loss, precision)

@@ -18,10 +18,10 @@ from fastae.console import printable, say
 from fastae.device import uuid
 from fastae.errors import FastaeError, RunFailure
 from fastae.events import BEFORE_ALL, rewind
-from fastae.gpu.diagnosis import Setup
-from fastae.gpu.sampler import COMPILE
-from fastae.gpu.watch import Watch
 from fastae.loop import Training, how_to_go_on
+from fastae.monitor.diagnosis import RunInfo
+from fastae.monitor.monitor import Monitor
+from fastae.monitor.poller import COMPILE
 from fastae.outofmemory import OUT_OF_HOST_MEMORY, advice
 from fastae.progress import Display, TrainingProgress
 from fastae.ranks import joined, launched
@@ -73,11 +73,11 @@ def train_in(
     ):
         loader = session.loader.reseeded(config.seed)
         step = session.step(config, loader)
-        setup = Setup(loader.kind, session.compiled, config.amp, config.batch_size)
+        info = RunInfo(loader.kind, session.compiled, config.amp, config.batch_size)
         hz = config.gpu_sample_hz if ranks.first else 0
-        with Watch(run.path, hz, uuid(device), setup) as watch:
+        with Monitor(run.path, hz, uuid(device), info) as monitor:
             if session.compiled:
-                watch.enter(COMPILE)
+                monitor.enter(COMPILE)
             graph_note = step.record(loader.example()) if ranks.alone else ""
             description = session.describe(config, graph_note)
             start = state["iteration"] if state else 0
@@ -97,7 +97,7 @@ def train_in(
             say(f"run       {run.path}")
             display = display or TrainingProgress()
             with Training(
-                session, config, run, description, watch, step, loader, start, display, stops
+                session, config, run, description, monitor, step, loader, start, display, stops
             ) as training:
                 return training.loop()
 

@@ -10,7 +10,7 @@ from fastae.doctor import OK, PROBLEM, WARNING, Driver
 from fastae.environment import version
 
 from .commands import fastae
-from .gpu_report.recorded_nvml import BUSY, MIG, Card, RecordedNvml
+from .monitor.recorded_nvml import BUSY, MIG, Card, RecordedNvml
 
 H100 = (("NVIDIA H100 80GB HBM3", 80.0, True),)
 

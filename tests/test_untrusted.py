@@ -20,7 +20,7 @@ from fastae.config import TrainConfig
 from fastae.console import HarmlessConsole
 from fastae.dataset_commands import check_folder
 from fastae.errors import FastaeError
-from fastae.gpu.report import read_report
+from fastae.monitor.report import read_report
 from fastae.sweep import plan
 from fastae.trained import open_trained
 

@@ -15,9 +15,9 @@ import numpy as np
 
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
-from fastae.gpu.report import REPORT, Report, read_report
-from fastae.gpu.table import heading, remarks, rows
 from fastae.losses import LOSSES
+from fastae.monitor.report import REPORT, UsageReport, read_report
+from fastae.monitor.text import heading, remarks, rows
 from fastae.parsing import nested
 from fastae.report.curves import Events, Series, read_events
 from fastae.run import RunFolder
@@ -52,7 +52,7 @@ class Run:
     config: TrainConfig
     description: Mapping[str, Any]
     events: Events
-    gpu: Report | None
+    gpu: UsageReport | None
     gpu_note: str
 
     @property
@@ -222,7 +222,7 @@ def _read(path: Path) -> Run:
     return Run(path.name, path, config, folder.describe(), read_events(path), gpu, note)
 
 
-def _try_out(report: Report) -> None:
+def _try_out(report: UsageReport) -> None:
     """Reads all of it once: what no sampler writes raises here, not in the middle of a page."""
     summary = report.summary
     list(rows(summary))

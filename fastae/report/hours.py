@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from fastae.config import TrainConfig
-from fastae.gpu.sampler import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.losses import LOSSES
+from fastae.monitor.poller import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP
 from fastae.report.gather import Run
 from fastae.sweep.plan import ARTICLE_IMAGES, ARTICLE_SECONDS
 

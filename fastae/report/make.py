@@ -19,8 +19,8 @@ from fastae.console import printable, say, track
 from fastae.device import choose_device
 from fastae.errors import FastaeError
 from fastae.files import atomic_write
-from fastae.gpu.table import COLUMNS, heading, remarks, rows
 from fastae.losses import LOSSES
+from fastae.monitor.text import COLUMNS, heading, remarks, rows
 from fastae.report import figures, words
 from fastae.report.adam import EpsReach
 from fastae.report.compare import Mixture, find_mixture, standing

@@ -34,10 +34,10 @@ from fastae.data.jpeg import inspect
 from fastae.data.listing import Listing
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
-from fastae.gpu.diagnosis import Diagnosis
-from fastae.gpu.report import Report, read_report, report_json
-from fastae.gpu.summary import GpuSummary, Statistics, Summary
-from fastae.gpu.table import show_report
+from fastae.monitor.diagnosis import Diagnosis
+from fastae.monitor.report import UsageReport, read_report, report_json
+from fastae.monitor.summary import GpuSummary, Statistics, Summary
+from fastae.monitor.text import show_report
 from fastae.run import RunFolder
 from fastae.sweep import plan
 
@@ -122,7 +122,7 @@ def report():
                      "the energy counter", 300.0, 0.1)  # fmt: skip
     summary = Summary(60.0, 600, 0.001, {"train": 60.0}, "train", (gpu, gpu), {"cores": figures}, {},
                       ("one",), 1_000.0, 0.1, 3.0, 0.1)  # fmt: skip
-    return Report("a run", summary, Diagnosis("busy", ("because",), ("nothing",)), "note")
+    return UsageReport("a run", summary, Diagnosis("busy", ("because",), ("nothing",)), "note")
 
 
 @thoroughly
@@ -130,7 +130,7 @@ def report():
 def test_a_runs_report(folder, content):
     (folder / "gpu.json").write_bytes(content)
     read = refusing(lambda: read_report(folder))
-    if isinstance(read, Report):  # then it can also be shown, and read again
+    if isinstance(read, UsageReport):  # then it can also be shown, and read again
         screen = io.StringIO()
         show_report(read, HarmlessConsole(file=screen, width=200))
         assert all(character.isprintable() or character == "\n" for character in screen.getvalue())

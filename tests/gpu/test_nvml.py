@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from fastae.device import uuid
-from fastae.gpu.host import HostReader
-from fastae.gpu.metrics import GpuReader
-from fastae.gpu.nvml import close_nvml, gpu_by_uuid, open_nvml, visible_gpus
-from fastae.gpu.sampler import BUDGET, TRAIN, Sampler
-from fastae.gpu.summary import neighbours, summarise
+from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader
+from fastae.monitor.nvml import close_nvml, gpu_by_uuid, open_nvml, visible_gpus
+from fastae.monitor.poller import BUDGET, TRAIN, Poller
+from fastae.monitor.summary import neighbours, summarise
 
 from ..commands import fastae
 
@@ -33,12 +33,12 @@ def gpu(library, cuda):
 
 
 def sampled(library, gpu, work):
-    sampler = Sampler([GpuReader(library, gpu)], HostReader(os.getpid()), hz=10)
-    sampler.start()
-    sampler.enter(TRAIN)
+    poller = Poller([GpuReader(library, gpu)], HostReader(os.getpid()), hz=10)
+    poller.start()
+    poller.enter(TRAIN)
     work()
-    sampler.stop()
-    return sampler.recording()
+    poller.stop()
+    return poller.recording()
 
 
 @pytest.fixture(scope="module")

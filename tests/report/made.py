@@ -14,10 +14,10 @@ from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
 from fastae.device import Precision
-from fastae.gpu.diagnosis import Diagnosis
-from fastae.gpu.report import REPORT, Report
-from fastae.gpu.summary import Statistics, Summary
 from fastae.model import AutoEncoder
+from fastae.monitor.diagnosis import Diagnosis
+from fastae.monitor.report import REPORT, UsageReport
+from fastae.monitor.summary import Statistics, Summary
 from fastae.step import TrainingStep
 
 SMALL = {
@@ -50,7 +50,7 @@ def make_run(
 ):
     """A run of `loss` that logged these loss_index: iteration -> value; a second an iteration.
 
-    weights: seed of the model in its checkpoint, None for no checkpoint. gpu: a Report for gpu.json.
+    weights: seed of the model in its checkpoint, None for no checkpoint. gpu: a UsageReport for gpu.json.
     described: more of config.json.
     """
     config = TrainConfig(loss=loss, data=str(data), **{**SMALL, **settings})
@@ -140,4 +140,4 @@ def gpu_report(seconds=120.0, kwh=None, wait=0.1, **phases):
         measured="train", gpus=(), host=statistics, host_not_offered={}, data_wait=wait, kwh=kwh,
     )  # fmt: skip
     diagnosis = Diagnosis("busy", ("the process kept 1.9 of 2 CPU cores busy",), ("--amp",))
-    return Report("this run", whole, diagnosis, "the run is on the CPU")
+    return UsageReport("this run", whole, diagnosis, "the run is on the CPU")

@@ -10,9 +10,9 @@ import pynvml
 import pytest
 
 from fastae.errors import FastaeError
-from fastae.gpu.commands import gpu_command
-from fastae.gpu.live import show_gpus
-from fastae.gpu.program import watch_program
+from fastae.monitor.command import gpu_command
+from fastae.monitor.live import show_gpus
+from fastae.monitor.program import watch_program
 
 from .recorded_nvml import FALLS_OFF_THE_BUS, MIG, THROTTLED, Card, RecordedNvml
 

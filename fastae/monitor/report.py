@@ -12,17 +12,17 @@ from pathlib import Path
 
 from fastae.errors import FastaeError
 from fastae.files import atomic_write
-from fastae.gpu.diagnosis import Diagnosis, Setup, diagnose
-from fastae.gpu.host import usable_cores
-from fastae.gpu.sampler import Recording
-from fastae.gpu.summary import Summary, summarise
+from fastae.monitor.diagnosis import Diagnosis, RunInfo, diagnose
+from fastae.monitor.host import usable_cores
+from fastae.monitor.poller import Recording
+from fastae.monitor.summary import Summary, summarise
 from fastae.parsing import parse, read_json
 
 REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
 
 
 @dataclass(frozen=True)
-class Report:
+class UsageReport:
     """`subject`: what was watched; `note`: why a half of it is missing, empty where none is."""
 
     subject: str
@@ -31,14 +31,16 @@ class Report:
     note: str = ""
 
 
-def make_report(recording: Recording, subject: str, note: str = "", setup: Setup | None = None) -> Report:
+def make_report(
+    recording: Recording, subject: str, note: str = "", info: RunInfo | None = None
+) -> UsageReport:
     summary = summarise(recording)
-    return Report(subject, summary, diagnose(summary, usable_cores(), setup), note)
+    return UsageReport(subject, summary, diagnose(summary, usable_cores(), info), note)
 
 
-def write_report(report: Report, recording: Recording, folder: Path) -> None:
+def write_report(report: UsageReport, recording: Recording, folder: Path) -> None:
     """gpu.json, gpu.csv and gpu.png, each whole or not there. The folder is there already."""
-    from fastae.gpu.plot import draw  # matplotlib takes half a second to import
+    from fastae.monitor.plot import draw  # matplotlib takes half a second to import
 
     with atomic_write(folder / REPORT) as file:
         file.write(report_json(report).encode() + b"\n")
@@ -48,13 +50,13 @@ def write_report(report: Report, recording: Recording, folder: Path) -> None:
         draw(recording, file)
 
 
-def read_report(folder: Path) -> Report:
+def read_report(folder: Path) -> UsageReport:
     """The report that lies in a run's folder. Raises FastaeError where none that can be read does."""
     path = folder / REPORT
     if not folder.is_dir():
         raise FastaeError(f"{str(folder)!r} is not a run's folder")
     try:
-        return parse(Report, read_json(path))
+        return parse(UsageReport, read_json(path))
     except FileNotFoundError:
         raise FastaeError(
             f"{str(folder)!r} has no {REPORT}: its run has not ended, or had --gpu-sample-hz 0"
@@ -65,7 +67,7 @@ def read_report(folder: Path) -> Report:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
 
 
-def report_json(report: Report) -> str:
+def report_json(report: UsageReport) -> str:
     return json.dumps(dataclasses.asdict(report), indent=2)
 
 

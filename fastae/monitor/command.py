@@ -18,7 +18,7 @@ def gpu_command(
     if command is not None:
         if not command or run or once or as_json:
             raise FastaeError("after -- comes a COMMAND, with --out DIR for files, and nothing else")
-        from fastae.gpu.program import watch_program
+        from fastae.monitor.program import watch_program
 
         return watch_program(command, hz, out)
     if out:
@@ -28,15 +28,15 @@ def gpu_command(
         return 0
     if as_json and not once:
         raise FastaeError("--json needs a RUN, or --once")
-    from fastae.gpu.live import show_gpus
+    from fastae.monitor.live import show_gpus
 
     show_gpus(once=once, as_json=as_json, hz=hz)
     return 0
 
 
 def _show_run(run: Path, as_json: bool) -> None:
-    from fastae.gpu.report import read_report, report_json
-    from fastae.gpu.table import show_report
+    from fastae.monitor.report import read_report, report_json
+    from fastae.monitor.text import show_report
 
     report = read_report(run)
     if as_json:

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from fastae.console import HarmlessConsole, console
 from fastae.errors import FastaeError
-from fastae.gpu.metrics import GPU_METRICS, THROTTLE, GpuReader
-from fastae.gpu.nvml import all_gpus, close_nvml, open_nvml
-from fastae.gpu.summary import THROTTLING
+from fastae.monitor.gpu_reader import GPU_METRICS, THROTTLE, GpuReader
+from fastae.monitor.nvml import all_gpus, close_nvml, open_nvml
+from fastae.monitor.summary import THROTTLING
 
 COLUMNS = (
     ("SM %", "utilisation"),

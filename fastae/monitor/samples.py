@@ -11,7 +11,7 @@ CAPACITY = 36_000
 """An hour at 10 Hz; with 20 columns 6 MB."""
 
 
-class Series:
+class Samples:
     """At most `capacity` rows, evenly spaced over all that were offered.
 
     When it is full, every second row goes, and from then on every second one that is offered. What is

@@ -12,8 +12,8 @@ import pynvml
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastae.gpu.diagnosis import Setup
-from fastae.gpu.watch import Watch
+from fastae.monitor.diagnosis import RunInfo
+from fastae.monitor.monitor import Monitor
 
 from ..commands import SMALL, fastae
 from ..test_cli import refused
@@ -107,15 +107,15 @@ def test_the_commands_without_a_driver(arguments):
         pytest.skip("there is a driver")
 
 
-SETUP = Setup("dali", compiled=False, amp=False, batch_size=4)
+INFO = RunInfo("dali", compiled=False, amp=False, batch_size=4)
 
 
 def test_a_watch_finds_the_runs_gpu(monkeypatch, tmp_path, capsys):
     machine = RecordedNvml(Card(LAUNCH_BOUND, uuid="GPU-1"), Card(LAUNCH_BOUND, uuid="GPU-2", index=1))
-    monkeypatch.setattr("fastae.gpu.watch.open_nvml", lambda: machine)
-    with Watch(tmp_path, 50, "GPU-2", SETUP) as watch:
+    monkeypatch.setattr("fastae.monitor.monitor.open_nvml", lambda: machine)
+    with Monitor(tmp_path, 50, "GPU-2", INFO) as monitor:
         time.sleep(0.1)
-        assert watch.means()["gpu0/utilisation"] == 55
+        assert monitor.means()["gpu0/utilisation"] == 55
     assert "utilisation of NVIDIA H100" in capsys.readouterr().out
     (gpu,) = json.loads((tmp_path / "gpu.json").read_text())["summary"]["gpus"]
     assert gpu["uuid"] == "GPU-2"
@@ -128,18 +128,18 @@ def test_a_watch_never_harms_its_run(monkeypatch, tmp_path, capsys):
     done = []
     for seam in ("open_nvml", "HostReader", "make_report", "write_report"):
         with monkeypatch.context() as patch:
-            patch.setattr(f"fastae.gpu.watch.{seam}", breaks)
-            with Watch(tmp_path, 50, "GPU-1", SETUP) as watch:
-                watch.enter("train")
-                watch.record(64, 1.0, 0.0)
-                watch.means()
+            patch.setattr(f"fastae.monitor.monitor.{seam}", breaks)
+            with Monitor(tmp_path, 50, "GPU-1", INFO) as monitor:
+                monitor.enter("train")
+                monitor.record(64, 1.0, 0.0)
+                monitor.means()
                 done.append(seam)
         assert "watching  no GPU report: a surprise" in capsys.readouterr().out
     assert len(done) == 4 and not list(tmp_path.iterdir())
 
 
 def test_a_folder_that_is_gone_costs_the_report_alone(tmp_path, capsys):
-    with Watch(tmp_path / "gone", 50, None, SETUP):
+    with Monitor(tmp_path / "gone", 50, None, INFO):
         time.sleep(0.05)
     assert "no GPU report: [Errno 2]" in capsys.readouterr().out
     assert not list(tmp_path.iterdir())

@@ -15,12 +15,12 @@ import pynvml
 
 from fastae.console import HarmlessConsole
 from fastae.errors import FastaeError
-from fastae.gpu.host import HostReader
-from fastae.gpu.metrics import GpuReader
-from fastae.gpu.nvml import close_nvml, open_nvml, visible_gpus
-from fastae.gpu.report import Report, make_report, write_report
-from fastae.gpu.sampler import Recording, Sampler
-from fastae.gpu.table import show_report
+from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader
+from fastae.monitor.nvml import close_nvml, open_nvml, visible_gpus
+from fastae.monitor.poller import Poller, Recording
+from fastae.monitor.report import UsageReport, make_report, write_report
+from fastae.monitor.text import show_report
 
 
 def watch_program(command: Sequence[str], hz: float, out: Path | None, library: Any = pynvml) -> int:
@@ -38,11 +38,11 @@ def watch_program(command: Sequence[str], hz: float, out: Path | None, library: 
             _make(out)
         process = _start(command)
         readers = [GpuReader(library, gpu) for gpu in gpus]
-        sampler = Sampler(readers, HostReader(process.pid, children=True), hz)
-        sampler.start()
+        poller = Poller(readers, HostReader(process.pid, children=True), hz)
+        poller.start()
         code = _wait(process)
-        sampler.stop()
-        recording = sampler.recording()
+        poller.stop()
+        recording = poller.recording()
     finally:
         close_nvml(library)
     report = make_report(recording, shlex.join(command))
@@ -83,7 +83,7 @@ def _make(folder: Path) -> None:
         raise FastaeError(f"--out {str(folder)!r} cannot be made: {error.strerror or error}") from None
 
 
-def _write(report: Report, recording: Recording, folder: Path) -> None:
+def _write(report: UsageReport, recording: Recording, folder: Path) -> None:
     try:
         write_report(report, recording, folder)
     except OSError as error:

@@ -7,7 +7,7 @@ import os
 import time
 from pathlib import Path
 
-from fastae.gpu.metrics import Metric
+from fastae.monitor.gpu_reader import Metric
 
 CORES = Metric("cpu", "CPU use", "cores")
 MACHINE = Metric("machine_cpu", "CPU use, all programs", "cores")

@@ -7,16 +7,16 @@ import time
 
 import numpy as np
 
-from fastae.gpu import sampler as module
-from fastae.gpu.host import HOST_METRICS, HostReader, family
-from fastae.gpu.sampler import COMPILE, TRAIN, Sampler
-from fastae.gpu.series import Series
+from fastae.monitor import poller as module
+from fastae.monitor.host import HOST_METRICS, HostReader, family
+from fastae.monitor.poller import COMPILE, TRAIN, Poller
+from fastae.monitor.samples import Samples
 
 from .recorded_nvml import BUSY
 
 
 def test_a_full_series_is_thinned_and_stays_even():
-    series = Series(2, capacity=8)
+    series = Samples(2, capacity=8)
     for number in range(1000):
         series.add((number, -number))
         assert len(series.rows()) <= 8
@@ -47,17 +47,17 @@ def test_samples_are_on_the_grid(record):
 
 
 def test_a_rate_while_compiling_does_not_stand_for_training():
-    sampler = Sampler([], HostReader(os.getpid()), hz=50)
-    sampler.enter(COMPILE)
-    sampler.start()
-    sampler.record(64, 20.0, 0.0)
+    poller = Poller([], HostReader(os.getpid()), hz=50)
+    poller.enter(COMPILE)
+    poller.start()
+    poller.record(64, 20.0, 0.0)
     time.sleep(0.06)
-    sampler.enter(TRAIN)
+    poller.enter(TRAIN)
     time.sleep(0.06)
-    sampler.record(6400, 2.0, 0.25)
+    poller.record(6400, 2.0, 0.25)
     time.sleep(0.06)
-    sampler.stop()
-    recording = sampler.recording()
+    poller.stop()
+    recording = poller.recording()
     rates = recording.column("loop/images_per_second")
     training = np.array(recording.phases) == TRAIN
     assert set(rates[~training & ~np.isnan(rates)]) == {3.2}
@@ -66,14 +66,14 @@ def test_a_rate_while_compiling_does_not_stand_for_training():
 
 
 def test_means_since_the_last_call():
-    sampler = Sampler([], HostReader(os.getpid()), hz=50)
-    sampler.start()
+    poller = Poller([], HostReader(os.getpid()), hz=50)
+    poller.start()
     time.sleep(0.05)
-    sampler.stop()
-    means = sampler.means()
+    poller.stop()
+    means = poller.means()
     assert set(means) == {f"host/{metric.name}" for metric in HOST_METRICS}
     assert means["host/memory"] > 0.01
-    assert sampler.means() == {}
+    assert poller.means() == {}
 
 
 def test_the_host_reader_sees_work_memory_and_nothing_else():

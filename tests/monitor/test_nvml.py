@@ -6,8 +6,8 @@ import pynvml
 import pytest
 
 from fastae.errors import FastaeError
-from fastae.gpu.metrics import GPU_METRICS, GpuReader
-from fastae.gpu.nvml import Gpu, all_gpus, close_nvml, gpu_by_uuid, open_nvml, visible_gpus
+from fastae.monitor.gpu_reader import GPU_METRICS, GpuReader
+from fastae.monitor.nvml import Gpu, all_gpus, close_nvml, gpu_by_uuid, open_nvml, visible_gpus
 
 from .recorded_nvml import BUSY, GIB, IDLE, MIG, Card, Fault, RecordedNvml
 
@@ -24,11 +24,11 @@ def test_the_stand_in_has_the_real_signature(name):
 
 
 def test_a_function_that_the_stand_in_lacks_is_not_called():
-    """Whatever `fastae.gpu` calls is held against the real module by the test above."""
+    """Whatever `fastae.monitor` calls is held against the real module by the test above."""
     from fastae import doctor
-    from fastae.gpu import metrics, nvml
+    from fastae.monitor import gpu_reader, nvml
 
-    sources = "".join(inspect.getsource(module) for module in (doctor, metrics, nvml))
+    sources = "".join(inspect.getsource(module) for module in (doctor, gpu_reader, nvml))
     called = {word.split("(")[0].split(",")[0] for word in sources.split("library.")[1:]}
     called = {name.split(")")[0].strip() for name in called if name.startswith("nvml")}
     assert called and called <= set(FUNCTIONS)

@@ -16,10 +16,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastae.gpu.host import HOST_METRICS, HostReader
-from fastae.gpu.metrics import GPU_METRICS, GpuReader, Metric
-from fastae.gpu.nvml import Gpu
-from fastae.gpu.series import CAPACITY, Series
+from fastae.monitor.gpu_reader import GPU_METRICS, GpuReader, Metric
+from fastae.monitor.host import HOST_METRICS, HostReader
+from fastae.monitor.nvml import Gpu
+from fastae.monitor.samples import CAPACITY, Samples
 
 BUDGET = 0.005
 """The most CPU time that the sampler may take, as a share of one core."""
@@ -72,7 +72,7 @@ class Recording:
         return self.rows[:, list(self.columns).index(name)]
 
 
-class Sampler:
+class Poller:
     """`start`, then from the loop `enter(phase)` and `record(...)`, then `stop`, then `recording()`.
 
     None of these raises, and none waits for a GPU.
@@ -90,7 +90,7 @@ class Sampler:
             *(("loop/", metric) for metric in LOOP_METRICS),
         ]
         self.columns = {prefix + metric.name: metric for prefix, metric in names}
-        self._series = Series(2 + len(self.columns), capacity)
+        self._samples_kept = Samples(2 + len(self.columns), capacity)
         self._phases = [BEFORE]
         self._phase = 0
         self._progress: dict[str, Progress] = {}
@@ -98,7 +98,7 @@ class Sampler:
         self._sums = np.zeros((2, len(self.columns)))
         self._lock = threading.Lock()
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="gpu-sampler", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._started = self._ended = self._next_slow = time.monotonic()
         self._samples = 0
         self._cpu_seconds = 0.0
@@ -144,7 +144,7 @@ class Sampler:
 
     def recording(self) -> Recording:
         with self._lock:
-            table = self._series.rows()
+            table = self._samples_kept.rows()
         missing = {f"host/{name}": why for name, why in self._host.not_offered.items()}
         errors = [] if self._failure is None else [f"the sampler ended early: {self._failure}"]
         if self._thread.is_alive():
@@ -197,7 +197,7 @@ class Sampler:
         gpus = [reader.read(slow, self._host.processes) for reader in self._gpus]
         with self._lock:
             values = [*itertools.chain.from_iterable(gpus), *host, *self._loop]
-            self._series.add((now - self._started, self._phase, *values))
+            self._samples_kept.add((now - self._started, self._phase, *values))
             read = np.array(values)
             known = ~np.isnan(read)
             self._sums[0, known] += read[known]

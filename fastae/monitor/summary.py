@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import pynvml
 
-from fastae.gpu.metrics import ENERGY, POWER, THROTTLE, Metric
-from fastae.gpu.sampler import TRAIN, Progress, Recording
+from fastae.monitor.gpu_reader import ENERGY, POWER, THROTTLE, Metric
+from fastae.monitor.poller import TRAIN, Progress, Recording
 
 FEWEST_SAMPLES = 10
 """Below this many samples in training proper, the whole recording is summed up instead."""

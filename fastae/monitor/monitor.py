@@ -12,64 +12,62 @@ from typing import Any
 
 from fastae.console import console, say
 from fastae.errors import FastaeError
-from fastae.gpu.diagnosis import Setup
-from fastae.gpu.host import HostReader
-from fastae.gpu.metrics import GpuReader
-from fastae.gpu.nvml import Gpu, close_nvml, gpu_by_uuid, open_nvml, visible_gpus
-from fastae.gpu.report import PLOT, REPORT, SAMPLES, make_report, write_report
-from fastae.gpu.sampler import Sampler
-from fastae.gpu.table import show_report
+from fastae.monitor.diagnosis import RunInfo
+from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader
+from fastae.monitor.nvml import Gpu, close_nvml, gpu_by_uuid, open_nvml, visible_gpus
+from fastae.monitor.poller import Poller
+from fastae.monitor.report import PLOT, REPORT, SAMPLES, make_report, write_report
+from fastae.monitor.text import show_report
 
 ON_CPU = "the run is on the CPU"
 
 
-class Watch(AbstractContextManager):
+class Monitor(AbstractContextManager):
     """Samples while the block runs, then prints the report and writes it to `folder`.
 
     `uuid`: the GPU that the run uses, as NVML writes it, or None where it uses none. `hz`: samples a
     second, 0 for no sampler at all.
     """
 
-    def __init__(self, folder: Path, hz: float, uuid: str | None, setup: Setup) -> None:
+    def __init__(self, folder: Path, hz: float, uuid: str | None, info: RunInfo) -> None:
         self._folder = folder
         self._hz = hz
         self._uuid = uuid
-        self._setup = setup
-        self._sampler: Sampler | None = None
+        self._info = info
+        self._poller: Poller | None = None
         self._library: Any = None
         self._note = ""
 
     def enter(self, phase: str) -> None:
-        if self._sampler:
-            self._sampler.enter(phase)
+        if self._poller:
+            self._poller.enter(phase)
 
     def record(self, images: float, seconds: float, wait_share: float) -> None:
-        if self._sampler:
-            self._sampler.record(images, seconds, wait_share)
+        if self._poller:
+            self._poller.record(images, seconds, wait_share)
 
     def means(self) -> dict[str, float]:
         """For TensorBoard: the means of GPU and host columns since the last call."""
-        return self._sampler.means() if self._sampler else {}
+        return self._poller.means() if self._poller else {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> Monitor:
         if self._hz:
             try:
                 host = HostReader(os.getpid())
-                self._sampler = Sampler(
-                    [GpuReader(self._library, gpu) for gpu in self._find()], host, self._hz
-                )
-                self._sampler.start()
+                self._poller = Poller([GpuReader(self._library, gpu) for gpu in self._find()], host, self._hz)
+                self._poller.start()
             except Exception as error:  # the run matters more than its report
-                self._sampler = None
+                self._poller = None
                 say(f"watching  no GPU report: {error}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._sampler:
+        if self._poller:
             try:
-                self._sampler.stop()
+                self._poller.stop()
                 if kind is None or self._folder.is_dir():  # else the run did not come into being
-                    self._report(self._sampler)
+                    self._report(self._poller)
             except Exception as failure:  # the run matters more than its report
                 say(f"watching  no GPU report: {failure}")
         if self._library:
@@ -92,9 +90,9 @@ class Watch(AbstractContextManager):
         self._note = "" if found else "NVML does not show the run's GPU"
         return found
 
-    def _report(self, sampler: Sampler) -> None:
-        recording = sampler.recording()
-        report = make_report(recording, "this run", self._note, self._setup)
+    def _report(self, poller: Poller) -> None:
+        recording = poller.recording()
+        report = make_report(recording, "this run", self._note, self._info)
         show_report(report, console)
         write_report(report, recording, self._folder)
         say(f"report    {self._folder / PLOT}, {SAMPLES}, {REPORT}; again: fastae gpu {self._folder}")

@@ -9,8 +9,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from fastae.gpu.sampler import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP, Recording
-from fastae.gpu.summary import phase_spans
+from fastae.monitor.poller import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP, Recording
+from fastae.monitor.summary import phase_spans
 
 PHASE_COLOURS = {
     BEFORE: "0.85",

@@ -8,14 +8,14 @@ from rich.console import Console
 from rich.table import Table
 
 from fastae.console import duration
-from fastae.gpu.report import Report
-from fastae.gpu.sampler import TRAIN
-from fastae.gpu.summary import GpuSummary, Statistics, Summary
+from fastae.monitor.poller import TRAIN
+from fastae.monitor.report import UsageReport
+from fastae.monitor.summary import GpuSummary, Statistics, Summary
 
 COLUMNS = ("mean", "p5", "p50", "p95", "max", "at 0 %", "> 90 %")
 
 
-def show_report(report: Report, console: Console) -> None:
+def show_report(report: UsageReport, console: Console) -> None:
     """Prints the table, energy, throttling, what was not offered, and the diagnosis."""
     summary = report.summary
     console.print(heading(report))
@@ -29,7 +29,7 @@ def show_report(report: Report, console: Console) -> None:
         console.print(f"try       {line}")
 
 
-def heading(report: Report) -> str:
+def heading(report: UsageReport) -> str:
     """What was watched, for how long."""
     summary = report.summary
     names = ", ".join(gpu.name for gpu in summary.gpus)

@@ -13,7 +13,7 @@ from typing import Any
 
 import pynvml
 
-from fastae.gpu.nvml import GONE, Gpu, error_name
+from fastae.monitor.nvml import GONE, Gpu, error_name
 
 REFUSED = (
     pynvml.NVML_ERROR_NOT_SUPPORTED,

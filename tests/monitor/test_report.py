@@ -13,14 +13,14 @@ from PIL import Image
 from rich.console import Console
 
 from fastae.errors import FastaeError
-from fastae.gpu.diagnosis import BUSY as IS_BUSY
-from fastae.gpu.diagnosis import IDLE as IS_IDLE
-from fastae.gpu.diagnosis import LAUNCH_BOUND as IS_LAUNCH_BOUND
-from fastae.gpu.diagnosis import NOT_KNOWN, WAITING, Setup, diagnose
-from fastae.gpu.report import make_report, read_report, write_report
-from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, Progress, Recording
-from fastae.gpu.summary import summarise
-from fastae.gpu.table import show_report
+from fastae.monitor.diagnosis import BUSY as IS_BUSY
+from fastae.monitor.diagnosis import IDLE as IS_IDLE
+from fastae.monitor.diagnosis import LAUNCH_BOUND as IS_LAUNCH_BOUND
+from fastae.monitor.diagnosis import NOT_KNOWN, WAITING, RunInfo, diagnose
+from fastae.monitor.poller import COMPILE, EVAL, TRAIN, Progress, Recording
+from fastae.monitor.report import make_report, read_report, write_report
+from fastae.monitor.summary import summarise
+from fastae.monitor.text import show_report
 
 from .recorded_nvml import (
     BUSY,
@@ -34,15 +34,15 @@ from .recorded_nvml import (
     Fault,
 )
 
-DALI = Setup(loader="dali", compiled=False, amp=False, batch_size=64)
+DALI = RunInfo(loader="dali", compiled=False, amp=False, batch_size=64)
 
 
-def judged(recording, cores=1.0, setup=DALI):
+def judged(recording, cores=1.0, info=DALI):
     """The verdict if the process had kept so many cores busy: this one only sleeps."""
     place = list(recording.columns).index("host/cpu")
     recording.rows[:, place] = cores
     summary = summarise(recording)
-    return summary, diagnose(summary, 8, setup)
+    return summary, diagnose(summary, 8, info)
 
 
 def test_an_idle_gpu(record):
@@ -68,7 +68,7 @@ def test_a_launch_bound_gpu(record):
     _, diagnosis = judged(record(LAUNCH_BOUND, wait_share=0.01))
     assert diagnosis.verdict == IS_LAUNCH_BOUND
     assert any("--compile" in advice for advice in diagnosis.advice)
-    _, compiled = judged(record(LAUNCH_BOUND, wait_share=0.01), setup=Setup("resident", True, True, 64))
+    _, compiled = judged(record(LAUNCH_BOUND, wait_share=0.01), info=RunInfo("resident", True, True, 64))
     assert not any("--compile" in advice for advice in compiled.advice)
     assert any("CUDA graph" in advice for advice in compiled.advice)
 
@@ -154,7 +154,7 @@ class Breaks(Hangs):
 
 
 def test_a_reading_that_breaks_or_hangs_harms_nobody(record, monkeypatch):
-    monkeypatch.setattr("fastae.gpu.sampler.LONGEST_STOP", 0.1)
+    monkeypatch.setattr("fastae.monitor.poller.LONGEST_STOP", 0.1)
     started = time.monotonic()
     assert record(BUSY, readers=[Breaks()]).errors == ("the sampler ended early: RuntimeError: a surprise",)
     assert record(BUSY, readers=[Hangs()]).errors == ("the sampler did not end: a reading never came back",)
@@ -163,8 +163,8 @@ def test_a_reading_that_breaks_or_hangs_harms_nobody(record, monkeypatch):
 
 def made_by_hand(phases, columns, progress=None):
     """A recording of one row a second, of these columns alone."""
-    from fastae.gpu.metrics import GPU_METRICS
-    from fastae.gpu.nvml import Gpu
+    from fastae.monitor.gpu_reader import GPU_METRICS
+    from fastae.monitor.nvml import Gpu
 
     metrics = {f"gpu0/{metric.name}": metric for metric in GPU_METRICS}
     rows = np.full((len(phases), len(metrics)), math.nan)
@@ -204,7 +204,7 @@ def test_a_counter_that_starts_again_is_not_negative_energy():
 
 def test_the_files_and_the_report_read_back(record, tmp_path):
     recording = record(STARVED, wait_share=0.4, images=100)
-    report = make_report(recording, "this run", setup=DALI)
+    report = make_report(recording, "this run", info=DALI)
     write_report(report, recording, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["gpu.csv", "gpu.json", "gpu.png"]
     assert read_report(tmp_path) == report
@@ -219,7 +219,7 @@ def test_the_files_and_the_report_read_back(record, tmp_path):
 
 def test_the_table_says_it_all(record):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    show_report(make_report(record(THROTTLED, wait_share=0.0, images=10), "this run", setup=DALI), console)
+    show_report(make_report(record(THROTTLED, wait_share=0.0, images=10), "this run", info=DALI), console)
     text = console.export_text()
     for words in ("SM utilisation", "NVIDIA H100", "images/J", "kWh in all (by the energy counter)",
                   "clocks    held down by its power limit in 100% of the samples",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastae.gpu.host import CORES, MACHINE
-from fastae.gpu.metrics import JPEG, POWER, UTILISATION
-from fastae.gpu.summary import GpuSummary, Statistics, Summary
+from fastae.monitor.gpu_reader import JPEG, POWER, UTILISATION
+from fastae.monitor.host import CORES, MACHINE
+from fastae.monitor.summary import GpuSummary, Statistics, Summary
 
 WAITING = "waiting for data"
 LAUNCH_BOUND = "launch-bound: waiting for the CPU"
@@ -38,7 +38,7 @@ THROTTLED_FROM = 0.05
 
 
 @dataclass(frozen=True)
-class Setup:
+class RunInfo:
     """How the run was set up, as far as advice depends on it."""
 
     loader: str
@@ -54,16 +54,16 @@ class Diagnosis:
     advice: tuple[str, ...]
 
 
-def diagnose(summary: Summary, cores: int, setup: Setup | None = None) -> Diagnosis:
+def diagnose(summary: Summary, cores: int, info: RunInfo | None = None) -> Diagnosis:
     """Judges the busiest GPU, or the CPU where there is none. `cores`: those that the process may use."""
     if not summary.gpus:
-        return _of_cpu(summary, cores, setup)
+        return _of_cpu(summary, cores, info)
     gpu = max(summary.gpus, key=lambda gpu: _mean(gpu.statistics, UTILISATION.name) or 0.0)
     verdict = _verdict(summary, gpu)
     return Diagnosis(
         verdict,
         tuple(_evidence(summary, gpu)),
-        (*_advice(verdict, summary, gpu, setup), *_cooling(gpu)),
+        (*_advice(verdict, summary, gpu, info), *_cooling(gpu)),
     )
 
 
@@ -111,13 +111,13 @@ def _evidence(summary: Summary, gpu: GpuSummary) -> list[str]:
     return lines
 
 
-def _advice(verdict: str, summary: Summary, gpu: GpuSummary, setup: Setup | None) -> list[str]:
+def _advice(verdict: str, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
     if verdict == WAITING:
-        return _feed(gpu, setup)
+        return _feed(gpu, info)
     if verdict == LAUNCH_BOUND:
-        return _launch_less(setup)
+        return _launch_less(info)
     if verdict == BUSY:
-        return _use_it_better(gpu, setup)
+        return _use_it_better(gpu, info)
     if verdict == IDLE:
         return ["the program hardly uses this GPU: see that it is the one meant (CUDA_VISIBLE_DEVICES)"]
     if summary.data_wait is not None and UTILISATION.name in gpu.statistics:
@@ -125,10 +125,10 @@ def _advice(verdict: str, summary: Summary, gpu: GpuSummary, setup: Setup | None
     return ["look at images/s with another --batch-size and --loader instead"]
 
 
-def _feed(gpu: GpuSummary, setup: Setup | None) -> list[str]:
-    if setup is None:
+def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+    if info is None:
         return ["more loader workers, or decoding on the GPU (DALI); compare with fastae train"]
-    if setup.loader == "resident":
+    if info.loader == "resident":
         return ["the pixels are resident, so gathering and augmenting them is what it waits for: --compile"]
     advice = ["--loader resident: decode once, and keep the pixels on the device, if they fit"]
     jpeg = gpu.statistics.get(JPEG.name)
@@ -139,23 +139,23 @@ def _feed(gpu: GpuSummary, setup: Setup | None) -> list[str]:
     return advice
 
 
-def _launch_less(setup: Setup | None) -> list[str]:
-    if setup is None:
+def _launch_less(info: RunInfo | None) -> list[str]:
+    if info is None:
         return ["a larger batch, torch.compile or a CUDA graph: fewer launches for the same work"]
-    advice = [] if setup.compiled else ["--compile: fewer, larger kernels"]
+    advice = [] if info.compiled else ["--compile: fewer, larger kernels"]
     return [
         *advice,
-        f"a --batch-size above {setup.batch_size}: more work for each launch (it changes the experiment)",
+        f"a --batch-size above {info.batch_size}: more work for each launch (it changes the experiment)",
         "a CUDA graph, one launch a step: the line 'device' at the start says whether the run has one",
     ]
 
 
-def _use_it_better(gpu: GpuSummary, setup: Setup | None) -> list[str]:
+def _use_it_better(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
     advice = []
     watts = _mean(gpu.statistics, POWER.name)
     if watts is not None and gpu.power_limit and watts < LOW_POWER * gpu.power_limit:
         advice.append("never idle, but at little power: small kernels; a larger batch would fill the card")
-    if setup and not setup.amp:
+    if info and not info.amp:
         advice.append("--amp: mixed precision multiplies matrices several times faster")
     return advice or ["nothing to mend here: what is left is in the kernels themselves"]
 
@@ -170,7 +170,7 @@ def _cooling(gpu: GpuSummary) -> list[str]:
     return advice
 
 
-def _of_cpu(summary: Summary, available: int, setup: Setup | None) -> Diagnosis:
+def _of_cpu(summary: Summary, available: int, info: RunInfo | None) -> Diagnosis:
     evidence = []
     cores = _mean(summary.host, CORES.name)
     if summary.data_wait is not None:
@@ -180,12 +180,12 @@ def _of_cpu(summary: Summary, available: int, setup: Setup | None) -> Diagnosis:
     others = _others(summary)
     evidence.extend(others)
     if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
-        advice = [] if setup and setup.loader == "resident" else ["--loader resident: decode each image once"]
+        advice = [] if info and info.loader == "resident" else ["--loader resident: decode each image once"]
         return Diagnosis(WAITING, tuple(evidence), tuple(advice))
     if cores is None:
         return Diagnosis(NOT_KNOWN, tuple(evidence), ())
     if cores >= FULL_CORE * available:
-        advice = [] if setup and setup.amp else ["--amp, where the CPU multiplies bf16 natively"]
+        advice = [] if info and info.amp else ["--amp, where the CPU multiplies bf16 natively"]
         return Diagnosis(BUSY, tuple(evidence), tuple(advice))
     if others:
         return Diagnosis("short of CPU cores", tuple(evidence), ("end the other programs, or wait for them",))
