@@ -99,6 +99,7 @@ class TrainConfig:
     )
     deterministic: bool = setting(False, "On a GPU too, the same bits from the same seed; slower.")
     sync_bn: bool = setting(False, "Under torchrun, batch norm over the whole batch, not each rank's part.")
+    profile: int = setting(0, "Steps to trace with PyTorch's profiler, after the warm-up.", "N", free=True)
     gpu_sample_hz: float = setting(
         10.0, "Readings of GPU and host a second for the report; 0 is off.", free=True
     )
@@ -127,7 +128,7 @@ class TrainConfig:
             )
         if not 0 <= self.seed < LARGEST:
             raise FastaeError(f"--seed must be in [0, 2^63), not {self.seed}")
-        for name in ("brightness", "gpu_sample_hz", "signal_grace"):
+        for name in ("brightness", "gpu_sample_hz", "signal_grace", "profile"):
             value = getattr(self, name)
             if not 0 <= value < math.inf:
                 raise FastaeError(f"{flag(name)} must be 0 or more, not {value}")

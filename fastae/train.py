@@ -15,13 +15,12 @@ import torch
 from fastae.checkpoint import State
 from fastae.config import TrainConfig
 from fastae.console import printable, say
-from fastae.device import uuid
 from fastae.errors import FastaeError, RunFailure
 from fastae.events import BEFORE_ALL, rewind
 from fastae.loop import Training, how_to_go_on
-from fastae.monitor.diagnosis import RunInfo
-from fastae.monitor.monitor import Monitor
-from fastae.monitor.poller import COMPILE
+from fastae.monitor.monitor import Monitor, local_gpus
+from fastae.monitor.recording import Phase
+from fastae.monitor.summary import RunInfo
 from fastae.outofmemory import OUT_OF_HOST_MEMORY, advice
 from fastae.progress import Display, TrainingProgress
 from fastae.ranks import joined, launched
@@ -73,11 +72,11 @@ def train_in(
     ):
         loader = session.loader.reseeded(config.seed)
         step = session.step(config, loader)
-        info = RunInfo(loader.kind, session.compiled, config.amp, config.batch_size)
+        info = RunInfo(loader.kind, session.compiled, config.amp, config.batch_size, ranks.size)
         hz = config.gpu_sample_hz if ranks.first else 0
-        with Monitor(run.path, hz, uuid(device), info) as monitor:
+        with Monitor(run.path, hz, local_gpus(device, ranks.size), info) as monitor:
             if session.compiled:
-                monitor.enter(COMPILE)
+                monitor.enter(Phase.COMPILE)
             graph_note = step.record(loader.example()) if ranks.alone else ""
             description = session.describe(config, graph_note)
             start = state["iteration"] if state else 0

@@ -1,208 +1,190 @@
-"""What the GPU waits for, by which evidence, and what to change.
+"""What limits a program's speed, and what to try: rules over the figures of a summary.
 
-The verdict rests on two figures: the share of the time in which the device had no batch to work on, which
-the loop measures itself, and NVML's utilisation, the share of the time in which some kernel was running.
+NVML's "GPU busy" says how much of the time some kernel was running. If that is not nearly always, the host's
+own clock decides: it times how long it waits for data, in `next()` of the loader, and for the device, when it
+reads the loss. A host that does not wait for the device is itself the limit, and the larger of what else it
+does, waiting for data or launching kernels, is the verdict. What is not known gives UNKNOWN.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import os
 
-from fastae.monitor.gpu_reader import JPEG, POWER, UTILISATION
-from fastae.monitor.host import CORES, MACHINE
-from fastae.monitor.summary import GpuSummary, Statistics, Summary
-
-WAITING = "waiting for data"
-LAUNCH_BOUND = "launch-bound: waiting for the CPU"
-BUSY = "busy"
-IDLE = "idle"
-NOT_KNOWN = "not known"
+from fastae.monitor.recording import Throttle
+from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
 
 WAIT_SHARE = 0.1
-"""Of the time without a batch, from which data is what to mend first."""
+"""Of the time, from which waiting for data is worth an advice."""
 
-BUSY_FROM = 90.0
-IDLE_BELOW = 5.0
-SATURATED = 90.0
+NEAR_ZERO = 0.02
+"""Share of the time waiting for the device, below which the host is the limit."""
+
+BUSY_FROM, IDLE_BELOW = 90.0, 5.0
+
+MEMORY_BOUND_FROM = 60.0
+"""Percent of the DRAM bandwidth: 80 is about what programs reach at best, by DCGM's documentation."""
+
+COMPUTE_BOUND_FROM = 80.0
+"""Percent of SM activity that DCGM's documentation calls necessary for effective use."""
+
 FULL_CORE = 0.8
-"""Cores in use from which a thread may be what holds the GPU up; below, nobody computes."""
+"""Cores in use from which a thread may be what holds the GPU up; twice that are several threads."""
 
 LOW_POWER = 0.5
 """Of the power limit: a card that is never idle and draws less than this runs small kernels."""
 
 OTHERS_FROM = 0.5
-"""Cores that other programs must keep busy to be worth a line."""
+"""Cores that other programs keep busy, from which they are worth a line."""
+
+FULL_MACHINE = 0.9
+"""Of all cores, from which programs take them from each other."""
 
 THROTTLED_FROM = 0.05
 
 
-@dataclass(frozen=True)
-class RunInfo:
-    """How the run was set up, as far as advice depends on it."""
-
-    loader: str
-    compiled: bool
-    amp: bool
-    batch_size: int
-
-
-@dataclass(frozen=True)
-class Diagnosis:
-    verdict: str
-    evidence: tuple[str, ...]
-    advice: tuple[str, ...]
-
-
-def diagnose(summary: Summary, cores: int, info: RunInfo | None = None) -> Diagnosis:
-    """Judges the busiest GPU, or the CPU where there is none. `cores`: those that the process may use."""
+def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) -> Diagnosis:
+    """Judges the GPU of the loop that was timed, which is the first, or the busiest of a program that tells
+    nothing, or the CPU if there is no GPU. `judge`: False if it is not known which GPU the program uses.
+    """
     if not summary.gpus:
-        return _of_cpu(summary, cores, info)
-    gpu = max(summary.gpus, key=lambda gpu: _mean(gpu.statistics, UTILISATION.name) or 0.0)
-    verdict = _verdict(summary, gpu)
-    return Diagnosis(
-        verdict,
-        tuple(_evidence(summary, gpu)),
-        (*_advice(verdict, summary, gpu, info), *_cooling(gpu)),
-    )
+        return _of_cpu(summary, info)
+    if not judge:
+        which = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
+        return Diagnosis(Verdict.UNKNOWN, (which,))
+    is_timed = summary.data_wait is not None
+    busy = [0.0 if is_timed else gpu.mean("gpu_busy") or 0.0 for gpu in summary.gpus]
+    gpu = summary.gpus[place := busy.index(max(busy))]
+    verdict = _of_loop(summary, gpu) if is_timed else _from_outside(summary, gpu)
+    is_guess = not is_timed and verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
+    advice = _advice(verdict, summary, gpu, info) + _of_the_card(gpu)
+    return Diagnosis(verdict, tuple(advice), place, is_guess)
 
 
-def _verdict(summary: Summary, gpu: GpuSummary) -> str:
-    utilisation = _mean(gpu.statistics, UTILISATION.name)
-    cores = _mean(summary.host, CORES.name)
-    if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
-        return WAITING
-    if utilisation is None:
-        return NOT_KNOWN
-    if utilisation >= BUSY_FROM:
-        return BUSY
-    if utilisation < IDLE_BELOW:
-        return IDLE
-    if summary.data_wait is not None:
-        return LAUNCH_BOUND if cores is None or cores >= FULL_CORE else NOT_KNOWN
-    # Another program does not tell how long it waits: only the CPU's use is there to go by.
-    if cores is None:
-        return NOT_KNOWN
-    return LAUNCH_BOUND if FULL_CORE <= cores < 2 * FULL_CORE else WAITING
+def other_cores(summary: Summary) -> float:
+    """Cores that other programs keep busy; 0 if that is not known."""
+    if not {"cpu", "machine_cpu"} <= summary.host.keys():
+        return 0.0
+    return summary.host["machine_cpu"].mean - summary.host["cpu"].mean
 
 
-def _evidence(summary: Summary, gpu: GpuSummary) -> list[str]:
-    lines = []
-    if summary.data_wait is None:
-        lines.append("the program does not tell how long it waits for data: the verdict is a guess")
-    else:
-        lines.append(f"no batch to work on for {summary.data_wait:.1%} of the time")
-    if each := gpu.statistics.get(UTILISATION.name):
-        lines.append(
-            f"a kernel was running {each.mean:.0f} % of the time (none at all in {each.at_zero:.0%} of "
-            f"the samples, over 90 % in {each.above_90:.0%})"
-        )
-    else:
-        why = gpu.not_offered.get(UTILISATION.name, "no sample")
-        lines.append(f"utilisation is not offered here ({why})")
-    if (cores := _mean(summary.host, CORES.name)) is not None:
-        lines.append(f"the process kept {cores:.1f} CPU cores busy")
-    lines.extend(_others(summary))
-    if (watts := _mean(gpu.statistics, POWER.name)) is not None and gpu.power_limit:
-        lines.append(f"{watts:.0f} W of {gpu.power_limit:.0f} W allowed")
-    if (jpeg := _mean(gpu.statistics, JPEG.name)) is not None:
-        lines.append(f"JPEG engine at {jpeg:.0f} %")
-    lines.extend(f"{text} in {share:.0%} of the samples" for text, share in gpu.throttling.items())
-    return lines
+def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
+    """The verdict on a loop that times its waits."""
+    data, device = summary.data_wait or 0.0, summary.device_wait or 0.0
+    launching = 1 - data - device
+    busy = gpu.mean("gpu_busy")
+    if busy is not None and busy >= BUSY_FROM:
+        return _busy_with(gpu)
+    if data >= max(WAIT_SHARE, launching, device):
+        return Verdict.WAITING_FOR_DATA
+    if device < NEAR_ZERO:
+        return Verdict.LAUNCH_BOUND
+    return _busy_with(gpu) if busy is None else Verdict.UNKNOWN
 
 
-def _advice(verdict: str, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
-    if verdict == WAITING:
+def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
+    """The verdict on a program that tells nothing: only the use of GPU and CPU is known."""
+    busy = gpu.mean("gpu_busy")
+    if busy is None:
+        return Verdict.UNKNOWN
+    if busy >= BUSY_FROM:
+        return _busy_with(gpu)
+    if busy < IDLE_BELOW:
+        return Verdict.GPU_IDLE
+    if "cpu" not in summary.host:
+        return Verdict.UNKNOWN
+    is_one_thread = FULL_CORE <= summary.host["cpu"].mean < 2 * FULL_CORE
+    return Verdict.LAUNCH_BOUND if is_one_thread else Verdict.WAITING_FOR_DATA
+
+
+def _busy_with(gpu: GpuSummary) -> Verdict:
+    """What a busy GPU does, if it counts that (GPM)."""
+    bandwidth, active = gpu.mean("dram_bandwidth"), gpu.mean("sm_active")
+    if bandwidth is not None and bandwidth >= MEMORY_BOUND_FROM:
+        return Verdict.MEMORY_BOUND
+    return Verdict.COMPUTE_BOUND if (active or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
+
+
+def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+    if verdict is Verdict.WAITING_FOR_DATA:
         return _feed(gpu, info)
-    if verdict == LAUNCH_BOUND:
-        return _launch_less(info)
-    if verdict == BUSY:
-        return _use_it_better(gpu, info)
-    if verdict == IDLE:
-        return ["the program hardly uses this GPU: see that it is the one meant (CUDA_VISIBLE_DEVICES)"]
-    if summary.data_wait is not None and UTILISATION.name in gpu.statistics:
-        return ["neither data nor the CPU holds it up: look for waits in the loop, or another job on it"]
-    return ["look at images/s with another --batch-size and --loader instead"]
+    if verdict is Verdict.LAUNCH_BOUND:
+        also = _feed(gpu, info) if (summary.data_wait or 0.0) >= WAIT_SHARE else []
+        return _launch_less(info) + also
+    if verdict in (Verdict.GPU_BOUND, Verdict.COMPUTE_BOUND, Verdict.MEMORY_BOUND):
+        return _use_it_better(verdict, gpu, info)
+    if verdict is Verdict.GPU_IDLE:
+        return ["CUDA_VISIBLE_DEVICES: is this the GPU that was meant?"]
+    return ["fastae train --profile 10, or Nsight Systems: these figures do not say what it waits for"]
 
 
 def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
     if info is None:
-        return ["more loader workers, or decoding on the GPU (DALI); compare with fastae train"]
+        return ["more loader workers, or decoding on the GPU (DALI)"]
     if info.loader == "resident":
-        return ["the pixels are resident, so gathering and augmenting them is what it waits for: --compile"]
-    advice = ["--loader resident: decode once, and keep the pixels on the device, if they fit"]
-    jpeg = gpu.statistics.get(JPEG.name)
-    if jpeg and jpeg.p95 >= SATURATED:
-        advice.append("the JPEG engine is the limit: smaller files, or --loader resident")
+        return ["--compile: gathering and augmenting the resident pixels takes the time"]
+    advice = ["--loader resident: decode each image once and keep the pixels on the device"]
+    jpeg = gpu.statistics.get("jpeg")
+    if jpeg and jpeg.p95 >= BUSY_FROM:
+        advice.append("smaller JPEG files: the JPEG engine is the limit")
     elif jpeg is None or jpeg.max == 0:
-        advice.append("JPEGs are not decoded by a JPEG engine here, so --threads (CPU) may help")
+        advice.append("more --threads: the JPEG engine is not used, so CPU threads decode")
     return advice
 
 
 def _launch_less(info: RunInfo | None) -> list[str]:
     if info is None:
         return ["a larger batch, torch.compile or a CUDA graph: fewer launches for the same work"]
-    advice = [] if info.compiled else ["--compile: fewer, larger kernels"]
     return [
-        *advice,
-        f"a --batch-size above {info.batch_size}: more work for each launch (it changes the experiment)",
-        "a CUDA graph, one launch a step: the line 'device' at the start says whether the run has one",
+        *([] if info.compiled else ["--compile: fewer, larger kernels"]),
+        "one CUDA graph per step: the line 'device' at the start says if the run has it",
+        f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)",
     ]
 
 
-def _use_it_better(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+def _use_it_better(verdict: Verdict, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+    watts, limit, active = gpu.mean("power"), gpu.record.gpu.power_limit, gpu.mean("sm_active")
+    if active is not None:
+        is_full = active >= COMPUTE_BOUND_FROM
+    else:
+        is_full = watts is None or limit is None or watts >= LOW_POWER * limit
     advice = []
-    watts = _mean(gpu.statistics, POWER.name)
-    if watts is not None and gpu.power_limit and watts < LOW_POWER * gpu.power_limit:
-        advice.append("never idle, but at little power: small kernels; a larger batch would fill the card")
+    if verdict is Verdict.GPU_BOUND and not is_full:
+        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
     if info and not info.amp:
         advice.append("--amp: mixed precision multiplies matrices several times faster")
-    return advice or ["nothing to mend here: what is left is in the kernels themselves"]
-
-
-def _cooling(gpu: GpuSummary) -> list[str]:
-    hot = [text for text, share in gpu.throttling.items() if share >= THROTTLED_FROM]
-    advice = []
-    if any("hot" in text for text in hot):
-        advice.append("it gets too hot and slows down: see to its cooling")
-    if any("power" in text for text in hot):
-        advice.append("it is held down by power: nvidia-smi -q -d POWER shows the limit")
+    if info and info.loader != "resident":
+        advice.append("--loader resident: decoding and training share the GPU")
     return advice
 
 
-def _of_cpu(summary: Summary, available: int, info: RunInfo | None) -> Diagnosis:
-    evidence = []
-    cores = _mean(summary.host, CORES.name)
-    if summary.data_wait is not None:
-        evidence.append(f"no batch to work on for {summary.data_wait:.1%} of the time")
-    if cores is not None:
-        evidence.append(f"the process kept {cores:.1f} of {available} CPU cores busy")
-    others = _others(summary)
-    evidence.extend(others)
+def _of_the_card(gpu: GpuSummary) -> list[str]:
+    """What slows the card itself. A power cap at full load is normal and no advice."""
+    often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
+    advice = []
+    if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
+        advice.append("better cooling: the GPU lowers its clocks because it is too hot")
+    if Throttle.POWER_BRAKE in often:
+        advice.append("the power supply: its brake lowers the clocks")
+    width = gpu.statistics.get(
+        "pcie_width"
+    )  # the generation falls while the link is idle, the width does not
+    if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
+        advice.append("another PCIe slot: the card has fewer lanes here than it could")
+    return advice
+
+
+def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
     if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
-        advice = [] if info and info.loader == "resident" else ["--loader resident: decode each image once"]
-        return Diagnosis(WAITING, tuple(evidence), tuple(advice))
-    if cores is None:
-        return Diagnosis(NOT_KNOWN, tuple(evidence), ())
-    if cores >= FULL_CORE * available:
-        advice = [] if info and info.amp else ["--amp, where the CPU multiplies bf16 natively"]
-        return Diagnosis(BUSY, tuple(evidence), tuple(advice))
-    if others:
-        return Diagnosis("short of CPU cores", tuple(evidence), ("end the other programs, or wait for them",))
-    return Diagnosis(
-        "not all cores are busy",
-        tuple(evidence),
-        ("OMP_NUM_THREADS sets how many PyTorch uses; small batches cannot fill many",),
-    )
-
-
-def _others(summary: Summary) -> list[str]:
-    """A line about the machine's other programs, where they take enough of it to matter."""
-    machine, ours = (_mean(summary.host, metric.name) for metric in (MACHINE, CORES))
-    if machine is None or ours is None or machine - ours < OTHERS_FROM:
-        return []
-    return [f"other programs kept {machine - ours:.1f} cores busy"]
-
-
-def _mean(statistics: Mapping[str, Statistics], name: str) -> float | None:
-    return statistics[name].mean if name in statistics else None
+        is_resident = info is not None and info.loader == "resident"
+        return Diagnosis(
+            Verdict.WAITING_FOR_DATA, () if is_resident else ("--loader resident: decode each image once",)
+        )
+    if "cpu" not in summary.host:
+        return Diagnosis(Verdict.UNKNOWN)
+    used, others = summary.host["cpu"].mean, other_cores(summary)
+    if used >= FULL_CORE * summary.cores:
+        without_amp = ("--amp, if the CPU multiplies bf16 natively",) if info and not info.amp else ()
+        return Diagnosis(Verdict.CPU_BOUND, without_amp)
+    if others >= OTHERS_FROM and used + others >= FULL_MACHINE * (os.cpu_count() or 1):
+        return Diagnosis(Verdict.CPU_CONTENTION, ("stopping the other programs, or waiting for them",))
+    return Diagnosis(Verdict.CPU_IDLE, ("OMP_NUM_THREADS, or a larger batch: small ones fill few cores",))

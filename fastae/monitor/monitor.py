@@ -1,51 +1,71 @@
-"""A run under watch: the sampler beside its loop, and the report when it ends.
+"""The monitor beside a run: it samples GPUs and host while the loop trains, and reports when the run ends.
 
-Nothing here can harm the run: what fails is said in one line, and the run goes on.
+Nothing here can harm the run: what fails costs one line, and the run continues.
 """
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
-from fastae.console import console, say
-from fastae.errors import FastaeError
-from fastae.monitor.diagnosis import RunInfo
-from fastae.monitor.gpu_reader import GpuReader
-from fastae.monitor.host import HostReader
-from fastae.monitor.nvml import Gpu, close_nvml, gpu_by_uuid, open_nvml, visible_gpus
-from fastae.monitor.poller import Poller
-from fastae.monitor.report import PLOT, REPORT, SAMPLES, make_report, write_report
-from fastae.monitor.text import show_report
+import torch
 
-ON_CPU = "the run is on the CPU"
+from fastae.console import say
+from fastae.monitor.diagnosis import diagnose
+from fastae.monitor.files import write_report
+from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader, usable_cores
+from fastae.monitor.nvml import NvmlError, close_nvml, gpu_of_cuda, open_nvml
+from fastae.monitor.poller import Poller
+from fastae.monitor.profiler import PhaseRanges
+from fastae.monitor.recording import Absence, Phase
+from fastae.monitor.summary import RunInfo, UsageReport, summarize
+from fastae.monitor.text import headline
+
+
+def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
+    """The UUIDs, without prefix, of a run's GPUs on this machine: that of `device` alone, or those of all
+    local ranks if several `ranks` share the run, as torchrun starts them; none for a CPU."""
+    if device.type != "cuda":
+        return []
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
+    devices = range(local) if ranks > 1 else [device.index or 0]
+    return [str(torch.cuda.get_device_properties(each).uuid) for each in devices]
 
 
 class Monitor(AbstractContextManager):
-    """Samples while the block runs, then prints the report and writes it to `folder`.
+    """Samples while the block runs, then writes the report to `folder` and prints one line.
 
-    `uuid`: the GPU that the run uses, as NVML writes it, or None where it uses none. `hz`: samples a
-    second, 0 for no sampler at all.
+    `hz`: samples per second, 0 for none. `gpus`: as from `local_gpus`. It also marks the phases as NVTX
+    ranges, whatever `hz` is.
     """
 
-    def __init__(self, folder: Path, hz: float, uuid: str | None, info: RunInfo) -> None:
+    def __init__(self, folder: Path, hz: float, gpus: list[str], info: RunInfo) -> None:
         self._folder = folder
         self._hz = hz
-        self._uuid = uuid
+        self._uuids = gpus
         self._info = info
+        self._ranges = PhaseRanges()
         self._poller: Poller | None = None
         self._library: Any = None
-        self._note = ""
+        self._absence: Absence | None = None
+        self._detail = ""
 
-    def enter(self, phase: str) -> None:
+    def enter(self, phase: Phase) -> None:
+        """What follows belongs to this phase of the run."""
+        self._ranges.enter(phase)
         if self._poller:
             self._poller.enter(phase)
 
-    def record(self, images: float, seconds: float, wait_share: float) -> None:
+    def record(
+        self, images: float, seconds: float, data_wait_seconds: float, device_wait_seconds: float
+    ) -> None:
+        """The loop's figures since the last call: images trained on, seconds in all, seconds of the host in
+        `next()` of the loader, and seconds in which it was blocked until the device was done."""
         if self._poller:
-            self._poller.record(images, seconds, wait_share)
+            self._poller.record(images, seconds, data_wait_seconds, device_wait_seconds)
 
     def means(self) -> dict[str, float]:
         """For TensorBoard: the means of GPU and host columns since the last call."""
@@ -54,45 +74,59 @@ class Monitor(AbstractContextManager):
     def __enter__(self) -> Monitor:
         if self._hz:
             try:
-                host = HostReader(os.getpid())
-                self._poller = Poller([GpuReader(self._library, gpu) for gpu in self._find()], host, self._hz)
-                self._poller.start()
+                self._start()
             except Exception as error:  # the run matters more than its report
                 self._poller = None
-                say(f"watching  no GPU report: {error}")
+                say(f"monitor   no GPU report: {error}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._poller:
-            try:
-                self._poller.stop()
-                if kind is None or self._folder.is_dir():  # else the run did not come into being
-                    self._report(self._poller)
-            except Exception as failure:  # the run matters more than its report
-                say(f"watching  no GPU report: {failure}")
-        if self._library:
-            with suppress(Exception):
-                close_nvml(self._library)
+        self._ranges.enter(None)
+        try:
+            if self._poller is None or self._poller.stop():
+                self._close()
+            has_begun = kind is None or self._folder.is_dir()
+            if self._poller and has_begun:
+                self._report(self._poller)
+        except Exception as failure:  # the run matters more than its report
+            say(f"monitor   no GPU report: {failure}")
 
-    def _find(self) -> list[Gpu]:
-        """The run's GPU; none, and a note that says why, where there is none to be seen."""
-        if self._uuid is None:
-            self._note = ON_CPU
+    def _start(self) -> None:
+        # Of a shared run, the processes of the other local ranks are torchrun's children as well.
+        is_shared = self._info.ranks > 1
+        host = HostReader(os.getppid() if is_shared else os.getpid(), children=is_shared)
+        poller = Poller(host, self._find_gpus(host), self._hz)
+        poller.start()
+        self._poller = poller
+
+    def _find_gpus(self, host: HostReader) -> list[GpuReader]:
+        if not self._uuids:
+            self._absence = Absence.CPU_RUN
             return []
         try:
             self._library = open_nvml()
-        except FastaeError as error:
-            self._note = str(error)
+        except NvmlError as error:
+            self._absence, self._detail = error.absence, error.detail
             return []
-        # A MIG instance may go by another UUID in CUDA than in NVML.
-        gpu = gpu_by_uuid(self._library, self._uuid)
-        found = [gpu] if gpu else visible_gpus(self._library, os.environ.get("CUDA_VISIBLE_DEVICES"))[:1]
-        self._note = "" if found else "NVML does not show the run's GPU"
-        return found
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        found = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
+        self._absence = Absence.NOT_SHOWN if None in found else None
+        return [
+            GpuReader(self._library, device, f"gpu{place}", host.is_ours)
+            for place, device in enumerate(found)
+            if device is not None
+        ]
+
+    def _close(self) -> None:
+        if self._library:
+            close_nvml(self._library)
+            self._library = None
 
     def _report(self, poller: Poller) -> None:
         recording = poller.recording()
-        report = make_report(recording, "this run", self._note, self._info)
-        show_report(report, console)
-        write_report(report, recording, self._folder)
-        say(f"report    {self._folder / PLOT}, {SAMPLES}, {REPORT}; again: fastae gpu {self._folder}")
+        summary = summarize(recording, usable_cores(), self._info.ranks if self._uuids else None)
+        diagnosis = diagnose(summary, self._info)
+        report = UsageReport(None, summary, diagnosis, self._absence, self._detail)
+        line = headline(report)
+        write_report(report, recording, self._folder, f"{self._folder.name}: {line}")
+        say(f"usage     {line}; table and plot: fastae gpu {self._folder}")

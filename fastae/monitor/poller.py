@@ -1,75 +1,72 @@
-"""The sampler: a thread that reads GPUs and host so many times a second, all on one clock.
+"""The poller: a thread that reads whatever it is given, each query at its own rate, all on one clock.
 
-On an AMD EPYC (Zen 5) it costs, at 10 Hz, 0.2 % of a core for the host alone, and 0.3 % with one GPU whose
-NVML is a stand-in. What a real driver adds is not measured yet; whatever it is, the sampler holds itself to
-BUDGET by sampling less often.
+It keeps to BUDGET by asking the dearest queries less often, and only those. Its cost is measured in
+docs/monitor.md.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
-import numpy as np
-
-from fastae.monitor.gpu_reader import GPU_METRICS, GpuReader, Metric
-from fastae.monitor.host import HOST_METRICS, HostReader
-from fastae.monitor.nvml import Gpu
-from fastae.monitor.samples import CAPACITY, Samples
+from fastae.monitor.recording import Column, LoopTotals, Metric, Phase, Recording, Span
 
 BUDGET = 0.005
-"""The most CPU time that the sampler may take, as a share of one core."""
+"""The most CPU time that all queries together may take, as a share of one core."""
 
-FREE_START = 0.02
-"""Seconds of CPU time that it may take before the budget counts, so that a short run is sampled as well."""
+BLOCKED = 0.25
+"""The most time that they may block the thread: a call that waits costs no CPU but delays the others."""
 
-SLOW_PERIOD = 1.0
 LONGEST_STOP = 2.0
 """Seconds that `stop` waits for a reading in progress: a lost GPU may never answer."""
 
-IMAGES_PER_SECOND = Metric("images_per_second", "images/s", "images/s")
-DATA_WAIT = Metric("data_wait", "data wait", "%")
-LOOP_METRICS = (IMAGES_PER_SECOND, DATA_WAIT)
-
-BEFORE, COMPILE, WARM_UP, TRAIN, EVAL = "before", "compile", "warm-up", "train", "eval"
+LOOP_COLUMNS = {
+    "loop/images_per_second": Metric("images_per_second", "images/s", "images/s"),
+    "loop/data_wait": Metric("data_wait", "waiting for data", "%"),
+    "loop/device_wait": Metric("device_wait", "waiting for the device", "%"),
+}
 
 
 @dataclass
-class Progress:
-    """What the loop itself has counted in one phase: images, seconds, and seconds without data."""
+class Query:
+    """Something to read. `read()` gives column -> value for what was answered; `period`: seconds between
+    two calls at least, 0 for the rate of the poller. cost: the share of what all may take that it would take
+    if it were called all the time."""
 
-    images: float = 0.0
-    seconds: float = 0.0
-    waited: float = 0.0
+    read: Callable[[], Mapping[str, float]]
+    period: float = 0.0
+    due: float = field(default=0.0, init=False)
+    cost: float = field(default=0.0, init=False)
+    _last: float = field(default=0.0, init=False)
+
+    def took(self, cpu: float, wall: float) -> None:
+        """Seconds of the last call. A single slow one, such as the first, does not count."""
+        cost = max(cpu / BUDGET, wall / BLOCKED)
+        self.cost, self._last = min(cost, self._last), cost
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What was sampled. `rows` is float64, one row a sample and one column for each of `columns`.
+def fair_share(demands: Sequence[float]) -> float:
+    """How much each may have of 1: as little as it takes that those who want less have all they want."""
+    left = 1.0
+    for place, demand in enumerate(sorted(demands)):
+        share = left / (len(demands) - place)
+        if demand >= share:
+            return share
+        left -= demand
+    return math.inf
 
-    `times`: seconds since the start; `phases`: the phase of each row; `columns`: "gpu0/power" -> its place
-    and metric; `not_offered`, `errors`: by column, or by GPU; `sampler_share`: CPU time of the sampler as a
-    share of one core.
-    """
 
-    seconds: float
-    times: np.ndarray
-    phases: tuple[str, ...]
-    rows: np.ndarray
-    columns: Mapping[str, Metric]
-    gpus: tuple[Gpu, ...] = ()
-    not_offered: Mapping[str, str] = field(default_factory=dict)
-    errors: tuple[str, ...] = ()
-    progress: Mapping[str, Progress] = field(default_factory=dict)
-    samples: int = 0
-    sampler_share: float = 0.0
+class Reader(Protocol):
+    """What is read of the host, or of one GPU: columns by name, the queries that fill them, and, after the
+    last query, what was missing."""
 
-    def column(self, name: str) -> np.ndarray:
-        return self.rows[:, list(self.columns).index(name)]
+    def columns(self) -> dict[str, Metric]: ...
+    def queries(self) -> list[Query]: ...
+    def record(self) -> Any: ...
 
 
 class Poller:
@@ -78,128 +75,106 @@ class Poller:
     None of these raises, and none waits for a GPU.
     """
 
-    def __init__(
-        self, gpus: Sequence[GpuReader], host: HostReader, hz: float, capacity: int = CAPACITY
-    ) -> None:
-        self._gpus = list(gpus)
-        self._host = host
-        self._period = 1 / hz
-        names = [
-            *((f"gpu{place}/", metric) for place in range(len(gpus)) for metric in GPU_METRICS),
-            *(("host/", metric) for metric in HOST_METRICS),
-            *(("loop/", metric) for metric in LOOP_METRICS),
-        ]
-        self.columns = {prefix + metric.name: metric for prefix, metric in names}
-        self._samples_kept = Samples(2 + len(self.columns), capacity)
-        self._phases = [BEFORE]
-        self._phase = 0
-        self._progress: dict[str, Progress] = {}
-        self._loop = [math.nan] * len(LOOP_METRICS)
-        self._sums = np.zeros((2, len(self.columns)))
+    def __init__(self, host: Reader, gpus: Sequence[Reader], hz: float) -> None:
+        self._host, self._gpus = host, gpus
+        self._tick = 1 / hz
+        self._queries = [query for reader in (*gpus, host) for query in reader.queries()]
+        tables = (*(reader.columns() for reader in (*gpus, host)), LOOP_COLUMNS)
+        self._columns = {name: Column(each) for table in tables for name, each in table.items()}
+        self._spans = [Span(Phase.BEFORE, 0.0)]
+        self._loop: dict[Phase, LoopTotals] = {}
+        self._sums: dict[str, tuple[float, int]] = {}
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
-        self._started = self._ended = self._next_slow = time.monotonic()
-        self._samples = 0
-        self._cpu_seconds = 0.0
+        self._started = self._ended = time.monotonic()
+        self._cpu_seconds = self._next_share = 0.0
+        self._share = math.inf
         self._failure: str | None = None
 
     def start(self) -> None:
-        self._started = self._next_slow = time.monotonic()
+        self._started = time.monotonic()
         self._thread.start()
 
-    def stop(self) -> None:
-        """Ends the thread, after a last reading."""
+    def stop(self) -> bool:
+        """Ends the thread after a last reading. False if a reading hangs: its library must then stay open."""
         self._stopping.set()
         self._thread.join(LONGEST_STOP)
         self._ended = time.monotonic()
+        return not self._thread.is_alive()
 
-    def enter(self, phase: str) -> None:
-        """What follows belongs to this phase of the run."""
+    def enter(self, phase: Phase) -> None:
+        """What follows belongs to this phase."""
         with self._lock:
-            if self._phases[self._phase] in (COMPILE, WARM_UP):
-                self._loop = [math.nan] * len(LOOP_METRICS)  # a rate while compiling says nothing of later
-            if phase not in self._phases:
-                self._phases.append(phase)
-            self._phase = self._phases.index(phase)
+            if phase != self._spans[-1].phase:
+                self._spans.append(Span(phase, self._now()))
 
-    def record(self, images: float, seconds: float, wait_share: float) -> None:
-        """The loop's own figures since the last call."""
+    def record(
+        self, images: float, seconds: float, data_wait_seconds: float, device_wait_seconds: float
+    ) -> None:
+        """The loop's own figures since the last call; see `LoopTotals`."""
         with self._lock:
-            done = self._progress.setdefault(self._phases[self._phase], Progress())
-            done.images += images
-            done.seconds += seconds
-            done.waited += wait_share * seconds
-            self._loop = [images / seconds if seconds else math.nan, 100 * wait_share]
+            totals = self._loop.setdefault(self._spans[-1].phase, LoopTotals())
+            totals.images += images
+            totals.seconds += seconds
+            totals.data_wait += data_wait_seconds
+            totals.device_wait += device_wait_seconds
+            if seconds > 0:
+                amounts = (images, 100 * data_wait_seconds, 100 * device_wait_seconds)
+                rates = (amount / seconds for amount in amounts)
+                self._add(self._now(), dict(zip(LOOP_COLUMNS, rates, strict=True)))
 
     def means(self) -> dict[str, float]:
         """The mean of each GPU and host column since the last call; without those that had no value."""
         with self._lock:
-            (sums, counts), self._sums = self._sums, np.zeros_like(self._sums)
-        return {
-            name: float(total / count)
-            for name, total, count in zip(self.columns, sums, counts, strict=True)
-            if count and not name.startswith("loop/")
-        }
+            sums, self._sums = self._sums, {}
+        return {name: total / count for name, (total, count) in sums.items() if name not in LOOP_COLUMNS}
 
     def recording(self) -> Recording:
         with self._lock:
-            table = self._samples_kept.rows()
-        missing = {f"host/{name}": why for name, why in self._host.not_offered.items()}
-        errors = [] if self._failure is None else [f"the sampler ended early: {self._failure}"]
-        if self._thread.is_alive():
-            errors.append("the sampler did not end: a reading never came back")
-        for place, reader in enumerate(self._gpus):
-            missing |= {f"gpu{place}/{name}": why for name, why in reader.not_offered.items()}
-            errors += [f"gpu{place}: {count} x {name}" for name, count in reader.errors.items()]
-            if reader.lost:
-                errors.append(f"gpu{place} stopped answering: {reader.lost}")
-        seconds = self._ended - self._started
-        return Recording(
-            seconds=seconds,
-            times=table[:, 0],
-            phases=tuple(self._phases[int(place)] for place in table[:, 1]),
-            rows=table[:, 2:],
-            columns=self.columns,
-            gpus=tuple(reader.gpu for reader in self._gpus),
-            not_offered=missing,
-            errors=tuple(errors),
-            progress=dict(self._progress),
-            samples=self._samples,
-            sampler_share=self._cpu_seconds / seconds if seconds else 0.0,
-        )
+            seconds = self._ended - self._started
+            return Recording(
+                seconds=seconds,
+                spans=tuple(self._spans),
+                columns=dict(self._columns),
+                loop=dict(self._loop),
+                gpus=tuple(reader.record() for reader in self._gpus),
+                host_missing=self._host.record(),
+                poller_share=self._cpu_seconds / seconds if seconds else 0.0,
+                failure=self._failure,
+                hung=self._thread.is_alive(),
+            )
 
     def _run(self) -> None:
         try:
-            while True:
-                last = self._stopping.is_set()
-                self._sample(last)
-                self._cpu_seconds = time.thread_time()
-                if last:
-                    return
-                self._stopping.wait(self._pause())
+            while not self._stopping.wait(min(query.due for query in self._queries) - self._now()):
+                self._poll(self._now() + self._tick / 2)
+            self._poll(math.inf)
         except Exception as error:  # whatever it is, the run must not be harmed
             self._failure = f"{type(error).__name__}: {error}"
 
-    def _pause(self) -> float:
-        """Seconds to the next reading: on the grid of --gpu-sample-hz, or later where the budget is spent."""
-        elapsed = time.monotonic() - self._started
-        on_grid = (elapsed // self._period + 1) * self._period
-        within_budget = (self._cpu_seconds - FREE_START) / BUDGET
-        return max(on_grid, within_budget) - elapsed
+    def _poll(self, until: float) -> None:
+        """Asks what is due before `until`. All of it has the time of the poll's beginning."""
+        now = self._now()
+        for query in self._queries:
+            if query.due <= until:
+                cpu, wall = time.thread_time(), time.perf_counter()
+                values = query.read()
+                query.took(time.thread_time() - cpu, time.perf_counter() - wall)
+                interval = max(query.period, self._tick, query.cost / self._share)
+                query.due = round((now + interval) / self._tick) * self._tick
+                with self._lock:
+                    self._add(now, values)
+        if now >= self._next_share:
+            self._share = fair_share([each.cost / max(each.period, self._tick) for each in self._queries])
+            self._next_share = now + 1.0
+        self._cpu_seconds = time.thread_time()
 
-    def _sample(self, last: bool) -> None:
-        now = time.monotonic()
-        slow = last or now >= self._next_slow
-        if slow:
-            self._next_slow = now + SLOW_PERIOD - self._period / 2
-        host = self._host.read() if slow and self._samples else [math.nan] * len(HOST_METRICS)
-        gpus = [reader.read(slow, self._host.processes) for reader in self._gpus]
-        with self._lock:
-            values = [*itertools.chain.from_iterable(gpus), *host, *self._loop]
-            self._samples_kept.add((now - self._started, self._phase, *values))
-            read = np.array(values)
-            known = ~np.isnan(read)
-            self._sums[0, known] += read[known]
-            self._sums[1] += known
-            self._samples += 1
+    def _add(self, now: float, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._columns[name].add(now, len(self._spans) - 1, value)
+            total, count = self._sums.get(name, (0.0, 0))
+            self._sums[name] = total + value, count + 1
+
+    def _now(self) -> float:
+        return time.monotonic() - self._started

@@ -1,40 +1,65 @@
-"""A recording in figures: statistics of each metric, energy, images per joule, throttling in words."""
+"""A recording in figures, and everything else that gpu.json holds, as dataclasses."""
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pynvml
 
-from fastae.monitor.gpu_reader import ENERGY, POWER, THROTTLE, Metric
-from fastae.monitor.poller import TRAIN, Progress, Recording
+from fastae.monitor.recording import (
+    Absence,
+    Column,
+    GpuRecord,
+    LoopTotals,
+    Phase,
+    Recording,
+    Throttle,
+    Worded,
+)
 
-FEWEST_SAMPLES = 10
-"""Below this many samples in training proper, the whole recording is summed up instead."""
-
-HIGH = 90.0
+FEWEST_SAMPLES = 10  # of some metric in training proper; below, the whole recording is summed up
 JOULES_PER_KWH = 3.6e6
 
-THROTTLING = {
-    pynvml.nvmlClocksEventReasonSwPowerCap: "held down by its power limit",
-    pynvml.nvmlClocksEventReasonSwThermalSlowdown: "slowed down by its driver, too hot",
-    pynvml.nvmlClocksEventReasonHwThermalSlowdown: "slowed down by its hardware, too hot",
-    pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown: "slowed down by the power supply's brake",
-    pynvml.nvmlClocksEventReasonHwSlowdown: "slowed down by its hardware",
-    pynvml.nvmlClocksEventReasonApplicationsClocksSetting: "at clocks that somebody set",
-    pynvml.nvmlClocksEventReasonSyncBoost: "held to the clocks of another GPU",
-    pynvml.nvmlClocksEventReasonDisplayClockSetting: "at clocks that a display needs",
-}
-"""Why clocks are lower than they could be. GpuIdle is left out: nothing holds an idle card down."""
+COUNTERS = ("energy", "throttle_reasons", *(f"throttled_{reason}" for reason in Throttle))
+"""Metrics whose mean says nothing; the summary has what they come to."""
+
+
+class EnergySource(Worded):
+    COUNTER = "counter", "the energy counter"
+    POWER = "power", "sampled power"
+
+
+class Verdict(Worded):
+    """What limits the speed, as far as it is known."""
+
+    WAITING_FOR_DATA = "waiting_for_data", "waiting for data"
+    LAUNCH_BOUND = "launch_bound", "launch-bound"
+    GPU_BOUND = "gpu_bound", "GPU-bound"
+    COMPUTE_BOUND = "compute_bound", "compute-bound"
+    MEMORY_BOUND = "memory_bound", "memory-bound"
+    GPU_IDLE = "gpu_idle", "GPU idle"
+    CPU_BOUND = "cpu_bound", "CPU-bound"
+    CPU_CONTENTION = "cpu_contention", "CPU contention"
+    CPU_IDLE = "cpu_idle", "CPU cores idle"
+    UNKNOWN = "unknown", "unknown"
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """How a run was set up, as far as advice and energy depend on it. `ranks`: processes that share it."""
+
+    loader: str
+    compiled: bool
+    amp: bool
+    batch_size: int
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one metric, in its unit. `at_zero`, `above_90`: shares of the time in [0, 1], for percentages."""
+    """Of one metric, in its unit. `at_zero`, `above_90`: shares of the samples in [0, 1], for percentages."""
 
     label: str
     unit: str
@@ -49,198 +74,208 @@ class Statistics:
 
 @dataclass(frozen=True)
 class GpuSummary:
-    """`throttling`: the share of samples for each reason. `watts`: the mean over what was measured, by the
-    energy; `kwh`: of it all.
+    """throttling: reason -> share of the time, by the driver's counters where it has them, else by samples.
+    watts: the mean over what was measured; kwh: of the whole recording."""
 
-    `energy_from`: "the energy counter" or "power, integrated"; None where neither is offered.
-    """
-
-    name: str
-    uuid: str
-    memory_gib: float | None
-    power_limit: float | None
+    record: GpuRecord
     statistics: Mapping[str, Statistics]
-    throttling: Mapping[str, float]
-    not_offered: Mapping[str, str]
-    energy_from: str | None = None
+    throttling: Mapping[Throttle, float] = field(default_factory=dict)
+    energy_source: EnergySource | None = None
     watts: float | None = None
     kwh: float | None = None
+
+    def mean(self, metric: str) -> float | None:
+        """Of a metric, by its name; None if it is not known."""
+        return self.statistics[metric].mean if metric in self.statistics else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`measured`: the phase that the statistics are of, or "everything". Times in seconds.
+    """`measured`: the phase that the statistics are of; None for the whole recording. Times in seconds.
 
-    `images_per_second` and `data_wait` (a share of the time, in [0, 1]) are the loop's own, by its count of
-    images; None for a program that tells nothing. `sampler_share` is of one core.
+    images_per_second; data_wait, device_wait (shares of the time, in [0, 1]): the loop's own, by its counts;
+    None for a program that has none. images_per_joule, kwh: of all GPUs of the job, so None if one is not
+    known. cores: those that the program may use. poller_share: of one core.
     """
 
     seconds: float
-    samples: int
-    sampler_share: float
-    phases: Mapping[str, float]
-    measured: str
+    poller_share: float
+    cores: float
+    phases: Mapping[Phase, float]
+    measured: Phase | None
     gpus: tuple[GpuSummary, ...]
     host: Mapping[str, Statistics]
-    host_not_offered: Mapping[str, str]
-    errors: tuple[str, ...] = ()
+    host_missing: Mapping[str, str] = field(default_factory=dict)
     images_per_second: float | None = None
     data_wait: float | None = None
+    device_wait: float | None = None
     images_per_joule: float | None = None
     kwh: float | None = None
+    failure: str | None = None
+    hung: bool = False
 
 
-def summarise(recording: Recording) -> Summary:
-    """Sums up the training phase, without warm-up, compiling and evaluation, where it is long enough."""
-    training = np.array([phase == TRAIN for phase in recording.phases], dtype=bool)
-    measured = TRAIN if training.sum() >= FEWEST_SAMPLES else "everything"
-    chosen = training if measured == TRAIN else np.ones(len(training), dtype=bool)
-    gpus = tuple(_gpu(recording, place, chosen) for place in range(len(recording.gpus)))
-    progress = _progress(recording, measured)
-    rate = progress.images / progress.seconds if progress.seconds else None
-    watts = _total(gpu.watts for gpu in gpus)
+@dataclass(frozen=True)
+class Diagnosis:
+    """`advice`: what to try, for people. `gpu`: the place of the GPU that was judged. is_guess: the program
+    does not tell how long it waits."""
+
+    verdict: Verdict
+    advice: tuple[str, ...] = ()
+    gpu: int | None = None
+    is_guess: bool = False
+
+
+@dataclass(frozen=True)
+class UsageReport:
+    """`command`: the program that was watched, None for a run of fastae. absence: why GPUs are missing, with
+    NVML's name for the reason in `absence_detail`."""
+
+    command: str | None
+    summary: Summary
+    diagnosis: Diagnosis
+    absence: Absence | None = None
+    absence_detail: str = ""
+
+    @property
+    def judged(self) -> GpuSummary | None:
+        """The GPU that the verdict is about."""
+        place = self.diagnosis.gpu
+        return self.summary.gpus[place] if place in range(len(self.summary.gpus)) else None  # type: ignore[index]
+
+
+def summarize(recording: Recording, cores: float, gpus_of_job: int | None = None) -> Summary:
+    """Sums up the training phase, without warm-up, compiling and evaluation, if it is long enough.
+
+    `gpus_of_job`: how many GPUs the program uses, if that is known: energy is withheld unless all are here.
+    """
+    sampled = {name: each for name, each in recording.columns.items() if not name.startswith("loop/")}
+    in_training = [_chosen(recording, column, Phase.TRAIN).sum() for column in sampled.values()]
+    measured = Phase.TRAIN if max(in_training, default=0) >= FEWEST_SAMPLES else None
+    gpus = tuple(_of_gpu(recording, record, measured) for record in recording.gpus)
+    totals = _totals(recording, measured)
+    known = totals.seconds > 0
+    rate = totals.images / totals.seconds if known else None
+    is_complete = gpus_of_job in (None, len(gpus))
+    watts = _sum_of_all(gpu.watts for gpu in gpus) if is_complete else None
     return Summary(
         seconds=recording.seconds,
-        samples=recording.samples,
-        sampler_share=recording.sampler_share,
+        poller_share=recording.poller_share,
+        cores=cores,
         phases=_phase_seconds(recording),
         measured=measured,
         gpus=gpus,
-        host=_statistics(recording, ("host/", "loop/"), chosen),
-        host_not_offered=_of_prefix(recording.not_offered, "host/"),
-        errors=recording.errors,
+        host=_statistics(recording, "host", measured) | _statistics(recording, "loop", measured),
+        host_missing=recording.host_missing,
         images_per_second=rate,
-        data_wait=progress.waited / progress.seconds if progress.seconds else None,
+        data_wait=totals.data_wait / totals.seconds if known else None,
+        device_wait=totals.device_wait / totals.seconds if known else None,
         images_per_joule=rate / watts if rate and watts else None,
-        kwh=_total(gpu.kwh for gpu in gpus),
+        kwh=_sum_of_all(gpu.kwh for gpu in gpus) if is_complete else None,
+        failure=recording.failure,
+        hung=recording.hung,
     )
 
 
-def _gpu(recording: Recording, place: int, chosen: np.ndarray) -> GpuSummary:
-    prefix, gpu = f"gpu{place}/", recording.gpus[place]
-    everything = np.ones(len(chosen), dtype=bool)
-    source, joules, seconds = energy(recording, prefix, chosen)
-    _, total, _ = energy(recording, prefix, everything)
-    statistics = _statistics(recording, (prefix,), chosen)
-    return GpuSummary(
-        name=gpu.name,
-        uuid=gpu.uuid,
-        memory_gib=gpu.memory_gib,
-        power_limit=gpu.power_limit,
-        statistics={
-            name: each for name, each in statistics.items() if name not in (ENERGY.name, THROTTLE.name)
-        },
-        throttling=throttling(recording.column(prefix + THROTTLE.name)[chosen]),
-        not_offered=_of_prefix(recording.not_offered, prefix),
-        energy_from=source,
-        watts=joules / seconds if joules is not None and seconds else None,
-        kwh=None if total is None else total / JOULES_PER_KWH,
-    )
+def _chosen(recording: Recording, column: Column, measured: Phase | None) -> np.ndarray:
+    """Which samples of a column are of the phase that is measured; bool, (n,)."""
+    wanted = np.array([measured in (None, span.phase) for span in recording.spans], dtype=bool)
+    return wanted[column.spans]
 
 
-def energy(
-    recording: Recording, prefix: str, chosen: np.ndarray
-) -> tuple[str | None, float | None, float | None]:
-    """What it is read from, joules, and the seconds that they were spent in, over the `chosen` samples.
+def _of_gpu(recording: Recording, record: GpuRecord, measured: Phase | None) -> GpuSummary:
+    energy = (None, None, None) if record.lost else _energy(recording, record.prefix, measured)
+    found = _statistics(recording, record.prefix, measured)
+    shown = {name: each for name, each in found.items() if name not in COUNTERS}
+    return GpuSummary(record, shown, _throttling(recording, record.prefix, measured), *energy)
 
-    Only stretches between two chosen samples with nothing else between them count.
+
+def _energy(
+    recording: Recording, prefix: str, measured: Phase | None
+) -> tuple[EnergySource | None, float | None, float | None]:
+    """What it is read from, the mean power of what is measured in W, and kWh of the whole recording.
+
+    By the energy counter; without one, or if no two of its readings are in one stretch of the phase, by the
+    mean of the sampled power.
     """
-    counter = recording.column(prefix + ENERGY.name)
-    first, second = neighbours(counter, chosen)
-    # A counter that starts again, when the driver is loaded anew, steps backwards.
-    forwards = counter[second] >= counter[first]
-    first, second = first[forwards], second[forwards]
-    times = recording.times
-    if len(first):
-        joules = counter[second] - counter[first]
-        return "the energy counter", float(joules.sum()), float((times[second] - times[first]).sum())
-    watts = recording.column(prefix + POWER.name)
-    first, second = neighbours(watts, chosen)
-    if not len(first):
+    counter, power = recording.columns[f"{prefix}/energy"], recording.columns[f"{prefix}/power"]
+    sampled = power.values[_chosen(recording, power, measured)]
+    watts = float(sampled.mean()) if len(sampled) else None
+    joules, seconds = _growth(recording, counter, None)
+    if seconds:
+        counted, of = _growth(recording, counter, measured)
+        kwh = joules / seconds * recording.seconds / JOULES_PER_KWH
+        return EnergySource.COUNTER, counted / of if of else watts, kwh
+    if not len(power.values):
         return None, None, None
-    seconds = times[second] - times[first]
-    joules = seconds * (watts[second] + watts[first]) / 2
-    return "power, integrated", float(joules.sum()), float(seconds.sum())
+    return EnergySource.POWER, watts, float(power.values.mean()) * recording.seconds / JOULES_PER_KWH
 
 
-def neighbours(values: np.ndarray, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of pairs of chosen samples with a value, between which no sample was left unchosen."""
-    known = np.flatnonzero(~np.isnan(values) & chosen)
-    left_out = np.cumsum(~chosen)[known]
-    joined = left_out[1:] == left_out[:-1]
-    return known[:-1][joined], known[1:][joined]
+def _growth(recording: Recording, counter: Column, measured: Phase | None) -> tuple[float, float]:
+    """How much a counter grew, and in how many seconds: over pairs of neighbouring readings within one
+    stretch of the phase, or over all. A counter that starts again steps backwards: that pair is left out."""
+    grown, seconds = np.diff(counter.values), np.diff(counter.times)
+    pairs = grown >= 0
+    if measured is not None:
+        pairs &= _chosen(recording, counter, measured)[:-1] & (np.diff(counter.spans) == 0)
+    return float(grown[pairs].sum()), float(seconds[pairs].sum())
 
 
-def throttling(reasons: np.ndarray) -> dict[str, float]:
-    """Of NVML's bit sets: each reason in words, and the share of samples that have it."""
-    known = reasons[~np.isnan(reasons)].astype(np.uint64)
-    counts = Counter({text: int(((known & np.uint64(bit)) != 0).sum()) for bit, text in THROTTLING.items()})
-    return {text: count / len(known) for text, count in counts.most_common() if count}
+def _throttling(recording: Recording, prefix: str, measured: Phase | None) -> dict[Throttle, float]:
+    reasons = recording.columns[f"{prefix}/throttle_reasons"]
+    bits = reasons.values[_chosen(recording, reasons, measured)].astype(np.uint64)
+    shares = {}
+    for reason in Throttle:
+        bit = getattr(pynvml, f"nvmlClocksEventReason{reason}")
+        counter = recording.columns.get(f"{prefix}/throttled_{reason}")
+        grown, seconds = _growth(recording, counter, measured) if counter else (0.0, 0.0)
+        if seconds:
+            shares[reason] = min(1.0, grown / seconds)
+        elif len(bits):
+            shares[reason] = float(((bits & np.uint64(bit)) != 0).mean())
+    return {reason: share for reason, share in shares.items() if share}
 
 
-def statistics_of(metric: Metric, values: np.ndarray) -> Statistics | None:
-    """None where there is no value at all; nan counts as no value."""
-    known = values[~np.isnan(values)]
-    if not len(known):
-        return None
-    p5, p50, p95 = np.percentile(known, (5, 50, 95))
+def _statistics(recording: Recording, prefix: str, measured: Phase | None) -> dict[str, Statistics]:
+    """Of each column of this prefix that has a value, by the metric's name."""
+    return {
+        column.metric.name: _statistics_of(column, values)
+        for name, column in recording.columns.items()
+        if name.startswith(f"{prefix}/")
+        and len(values := column.values[_chosen(recording, column, measured)])
+    }
+
+
+def _statistics_of(column: Column, values: np.ndarray) -> Statistics:
+    p5, p50, p95 = np.percentile(values, (5, 50, 95))
+    is_percent = column.metric.unit == "%"
     return Statistics(
-        label=metric.label,
-        unit=metric.unit,
-        mean=float(known.mean()),
+        label=column.metric.label,
+        unit=column.metric.unit,
+        mean=float(values.mean()),
         p5=float(p5),
         p50=float(p50),
         p95=float(p95),
-        max=float(known.max()),
-        at_zero=float((known == 0).mean()) if metric.is_share else None,
-        above_90=float((known > HIGH).mean()) if metric.is_share else None,
+        max=float(values.max()),
+        at_zero=float((values == 0).mean()) if is_percent else None,
+        above_90=float((values > 90).mean()) if is_percent else None,
     )
 
 
-def _statistics(recording: Recording, prefixes: tuple[str, ...], chosen: np.ndarray) -> dict[str, Statistics]:
-    found = {}
-    for place, (name, metric) in enumerate(recording.columns.items()):
-        if name.startswith(prefixes) and (each := statistics_of(metric, recording.rows[chosen, place])):
-            found[name.partition("/")[2]] = each
-    return found
-
-
-def _progress(recording: Recording, measured: str) -> Progress:
+def _totals(recording: Recording, measured: Phase | None) -> LoopTotals:
     """The loop's counts in the phase measured, or in all of them."""
-    if measured in recording.progress:
-        return recording.progress[measured]
-    done = recording.progress.values()
-    return Progress(
-        sum(each.images for each in done),
-        sum(each.seconds for each in done),
-        sum(each.waited for each in done),
-    )
+    chosen = [vars(totals) for phase, totals in recording.loop.items() if measured in (None, phase)]
+    return LoopTotals(**{name: sum(each[name] for each in chosen) for name in vars(LoopTotals())})
 
 
-def _phase_seconds(recording: Recording) -> dict[str, float]:
-    seconds: dict[str, float] = {}
-    ends = [*recording.times[1:], recording.seconds]
-    for phase, start, end in zip(recording.phases, recording.times, ends, strict=True):
-        seconds[phase] = seconds.get(phase, 0.0) + float(end - start)
+def _phase_seconds(recording: Recording) -> dict[Phase, float]:
+    seconds: dict[Phase, float] = {}
+    for span, end in zip(recording.spans, recording.ends(), strict=True):
+        seconds[span.phase] = seconds.get(span.phase, 0.0) + end - span.start
     return seconds
 
 
-def phase_spans(recording: Recording) -> list[tuple[str, float, float]]:
-    """The phases in order, each with its beginning and end in seconds."""
-    ends = [*recording.times[1:], recording.seconds]
-    moments = zip(recording.phases, recording.times, ends, strict=True)
-    spans = []
-    for phase, group in itertools.groupby(moments, key=lambda moment: moment[0]):
-        pieces = list(group)
-        spans.append((phase, float(pieces[0][1]), float(pieces[-1][2])))
-    return spans
-
-
-def _of_prefix(values: Mapping[str, str], prefix: str) -> dict[str, str]:
-    return {name.removeprefix(prefix): why for name, why in values.items() if name.startswith(prefix)}
-
-
-def _total(values: Iterable[float | None]) -> float | None:
-    """The sum; None where one is not known, since a part of the GPUs would pass for all."""
+def _sum_of_all(values: Iterable[float | None]) -> float | None:
+    """The sum; None if one is not known, since a part of the GPUs would pass for all."""
     known = list(values)
     return sum(each for each in known if each is not None) if known and None not in known else None

@@ -16,7 +16,8 @@ import numpy as np
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
-from fastae.monitor.report import REPORT, UsageReport, read_report
+from fastae.monitor.files import REPORT, read_report
+from fastae.monitor.summary import UsageReport
 from fastae.monitor.text import heading, remarks, rows
 from fastae.parsing import nested
 from fastae.report.curves import Events, Series, read_events

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastae.config import TrainConfig
 from fastae.losses import LOSSES
-from fastae.monitor.poller import BEFORE, COMPILE, EVAL, TRAIN, WARM_UP
+from fastae.monitor.recording import Phase
 from fastae.report.gather import Run
 from fastae.sweep.plan import ARTICLE_IMAGES, ARTICLE_SECONDS
 
@@ -90,13 +90,13 @@ def shares(run: Run) -> Mapping[str, float] | None:
     total = sum(phases.values())
     if not total > 0:
         return None
-    training = phases.get(TRAIN, 0.0)
+    training = phases.get(Phase.TRAIN, 0.0)
     wait = run.gpu.summary.data_wait or 0.0
-    starting = sum(phases.get(phase, 0.0) for phase in (BEFORE, COMPILE, WARM_UP))
+    starting = sum(phases.get(phase, 0.0) for phase in (Phase.BEFORE, Phase.COMPILE, Phase.WARM_UP))
     parts = {
         STEPS: training * (1 - wait),
         WAIT: training * wait,
-        EVALUATION: phases.get(EVAL, 0.0),
+        EVALUATION: phases.get(Phase.EVAL, 0.0),
         STARTING: starting,
     }
     return {name: seconds / total for name, seconds in parts.items()}
@@ -108,7 +108,7 @@ def _seconds_of_a_look(run: Run) -> float | None:
     looks = int((steps >= run.events.began).sum()) - (1 if run.events.began else 0)
     if run.gpu is None or looks < 1:
         return None
-    seconds = run.gpu.summary.phases.get(EVAL, 0.0) / looks
+    seconds = run.gpu.summary.phases.get(Phase.EVAL, 0.0) / looks
     return seconds if math.isfinite(seconds) and seconds > 0 else None
 
 

@@ -20,7 +20,7 @@ from fastae.device import choose_device
 from fastae.errors import FastaeError
 from fastae.files import atomic_write
 from fastae.losses import LOSSES
-from fastae.monitor.text import COLUMNS, heading, remarks, rows
+from fastae.monitor.text import COLUMNS, evidence, heading, headline, remarks, rows
 from fastae.report import figures, words
 from fastae.report.adam import EpsReach
 from fastae.report.compare import Mixture, find_mixture, standing
@@ -267,8 +267,8 @@ def _utilisation(run: Run) -> dict[str, Any]:
         "heading": heading(run.gpu),
         "rows": list(rows(run.gpu.summary)),
         "remarks": [" ".join(line.split()) for line in remarks(run.gpu.summary)],
-        "verdict": run.gpu.diagnosis.verdict,
-        "evidence": run.gpu.diagnosis.evidence,
+        "verdict": headline(run.gpu),
+        "evidence": evidence(run.gpu),
         "advice": run.gpu.diagnosis.advice,
     }
 

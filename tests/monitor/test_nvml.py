@@ -1,15 +1,17 @@
 """The stand-in against the real pynvml, and which GPUs a process uses."""
 
 import inspect
+import re
 
 import pynvml
 import pytest
 
-from fastae.errors import FastaeError
-from fastae.monitor.gpu_reader import GPU_METRICS, GpuReader
-from fastae.monitor.nvml import Gpu, all_gpus, close_nvml, gpu_by_uuid, open_nvml, visible_gpus
+from fastae import compatibility
+from fastae.monitor import gpu_reader, nvml
+from fastae.monitor.nvml import NvmlError, all_gpus, close_nvml, gpu_of_cuda, open_nvml, visible_gpus
+from fastae.monitor.recording import Absence
 
-from .recorded_nvml import BUSY, GIB, IDLE, MIG, Card, Fault, RecordedNvml
+from .recorded_nvml import BUSY, IDLE, SLICE, Card, RecordedNvml, mig_machine
 
 FUNCTIONS = [name for name in dir(RecordedNvml) if name.startswith("nvml")]
 
@@ -24,38 +26,9 @@ def test_the_stand_in_has_the_real_signature(name):
 
 
 def test_a_function_that_the_stand_in_lacks_is_not_called():
-    """Whatever `fastae.monitor` calls is held against the real module by the test above."""
-    from fastae import doctor
-    from fastae.monitor import gpu_reader, nvml
-
-    sources = "".join(inspect.getsource(module) for module in (doctor, gpu_reader, nvml))
-    called = {word.split("(")[0].split(",")[0] for word in sources.split("library.")[1:]}
-    called = {name.split(")")[0].strip() for name in called if name.startswith("nvml")}
-    assert called and called <= set(FUNCTIONS)
-
-
-def test_the_real_module_without_a_driver_is_one_line():
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        with pytest.raises(FastaeError, match="NVIDIA driver"):
-            open_nvml()
-    else:
-        pynvml.nvmlShutdown()
-        pytest.skip("there is a driver")
-
-
-@pytest.mark.parametrize(
-    ("code", "words"),
-    [
-        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, "no NVIDIA driver was found"),
-        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, "does not answer: NVML_ERROR_DRIVER_NOT_LOADED"),
-        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, "NVML_ERROR_LIB_RM_VERSION_MISMATCH"),
-    ],
-)
-def test_a_driver_that_does_not_answer(code, words):
-    with pytest.raises(FastaeError, match=words):
-        open_nvml(RecordedNvml(absent=code))
+    sources = "".join(inspect.getsource(module) for module in (compatibility, gpu_reader, nvml))
+    called = set(re.findall(r"\b(?:library|nvml)\.(nvml\w+)", sources))
+    assert len(called) > 20 and called <= set(FUNCTIONS)
 
 
 def test_what_is_opened_is_closed():
@@ -64,13 +37,29 @@ def test_what_is_opened_is_closed():
     assert library.opened == 0
 
 
+@pytest.mark.parametrize(
+    ("code", "in_wsl", "absence"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, False, Absence.NO_NVML),
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, True, Absence.NO_NVML_IN_WSL),
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, False, Absence.NVML_FAILED),
+    ],
+)
+def test_nvml_that_cannot_be_used(monkeypatch, tmp_path, code, in_wsl, absence):
+    monkeypatch.setattr(nvml, "WSL_DEVICE", tmp_path if in_wsl else tmp_path / "missing")
+    with pytest.raises(NvmlError) as raised:
+        open_nvml(RecordedNvml(absent=code))
+    assert raised.value.absence is absence and raised.value.detail == nvml.ERROR_NAMES[code]
+
+
 @pytest.fixture
 def machine():
-    """Two cards, and a MIG instance of a third that this process may not see."""
+    """Two cards, and a MIG slice of a third that this process may not see."""
+    board = Card(BUSY, uuid="GPU-hidden", index=None, mig=True)
     return RecordedNvml(
         Card(IDLE, uuid="GPU-aaaa1111", index=0),
         Card(BUSY, uuid="GPU-bbbb2222", index=1),
-        Card(MIG, uuid="MIG-cccc3333", index=None, name="NVIDIA H100 MIG 1g.10gb"),
+        Card(SLICE, uuid="MIG-cccc3333", index=None, board=board),
     )
 
 
@@ -90,58 +79,41 @@ def machine():
     ],
 )
 def test_cuda_visible_devices_is_read_as_cuda_reads_it(machine, visible, uuids):
-    found = visible_gpus(machine, visible)
-    assert [gpu.uuid for gpu in found] == uuids
-    assert [gpu.index for gpu in found] == list(range(len(uuids)))
+    assert [gpu.uuid for gpu, _ in visible_gpus(machine, visible)] == uuids
 
 
-def test_a_gpu_by_the_uuid_that_pytorch_gives(machine):
-    found = gpu_by_uuid(machine, "GPU-bbbb2222")
-    assert found == Gpu(0, "NVIDIA H100 80GB HBM3", "GPU-bbbb2222", 80.0, 700.0)
-    assert gpu_by_uuid(machine, "GPU-unknown") is None
+def test_a_gpu_by_the_uuid_that_cuda_gives(machine):
+    gpu, _ = gpu_of_cuda(machine, "bbbb2222", None)
+    assert (gpu.uuid, gpu.memory_gib, gpu.power_limit, gpu.is_slice) == ("GPU-bbbb2222", 80.0, 700.0, False)
+    assert (gpu.max_sm_clock, gpu.max_pcie_generation, gpu.max_pcie_width) == (1980, 5, 16)
+    assert gpu_of_cuda(machine, "unknown", None) is None, "never another GPU"
 
 
-def reading(library, slow=True, processes=()):
-    reader = GpuReader(library, all_gpus(library)[0])
-    values = reader.read(slow, processes)
-    return reader, dict(zip([metric.name for metric in GPU_METRICS], values, strict=True))
+@pytest.mark.parametrize(
+    ("uuid", "visible", "found"),
+    [
+        ("bbbb", None, "MIG-bbbb"),
+        ("board", "MIG-bbbb", "MIG-bbbb"),
+        ("board", None, None),
+        ("board", "0", None),
+    ],
+)
+def test_a_slice_is_found_and_its_board_is_never_taken_for_it(uuid, visible, found):
+    device = gpu_of_cuda(mig_machine(), uuid, visible)
+    assert (device and device[0].uuid) == found
+    assert device is None or device[0].is_slice
 
 
-def test_every_unit_is_converted():
-    state = BUSY[0].but(
-        energy=5_000_000, jpeg=7, decoder=3, pcie=2_500, temperature=51, processes=((9, GIB),)
-    )
-    reader, values = reading(RecordedNvml(Card([state])), processes=(8, 9))
-    assert values == {
-        "utilisation": 98, "memory_utilisation": 60, "memory": 2.0, "power": 600.0, "energy": 5000.0,
-        "sm_clock": 1900, "throttle_reasons": 0, "jpeg": 7, "decoder": 3, "process_memory": 1.0,
-        "temperature": 51, "memory_clock": 2619, "pcie_received": 2.5, "pcie_sent": 2.5,
-    }  # fmt: skip
-    assert reader.not_offered == {} and reader.errors == {} and reader.lost is None
+def test_the_only_slice_of_a_board():
+    gpu, _ = gpu_of_cuda(mig_machine(names=("aaaa",)), "board", None)
+    assert gpu.uuid == "MIG-aaaa"
 
 
-def test_slow_ones_are_left_out_between():
-    _, values = reading(RecordedNvml(Card(BUSY)), slow=False)
-    missing = {name for name, value in values.items() if value != value}
-    assert missing == {"process_memory", "temperature", "memory_clock", "pcie_received", "pcie_sent"}
+def test_a_board_in_mig_mode_stands_for_its_slices():
+    assert [gpu.uuid for gpu, _ in visible_gpus(mig_machine(), None)] == ["MIG-aaaa", "MIG-bbbb"]
 
 
-def test_an_older_driver_knows_the_older_name_and_no_jpeg_engine():
-    new = ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetJpgUtilization")
-    reader, values = reading(RecordedNvml(Card(BUSY), missing=new))
-    assert values["throttle_reasons"] == 0
-    assert reader.not_offered["jpeg"] == "NVML_ERROR_FUNCTION_NOT_FOUND"
-
-
-def test_a_container_hides_the_process():
-    reader, _ = reading(RecordedNvml(Card(BUSY)), processes=(1,))
-    assert list(reader.not_offered) == ["process_memory"]
-    assert "container" in reader.not_offered["process_memory"]
-
-
-def test_a_first_timeout_is_no_refusal():
-    states = [BUSY[0].but(power=Fault(pynvml.NVML_ERROR_TIMEOUT), energy=0), BUSY[0]]
-    reader, values = reading(RecordedNvml(Card(states)), processes=())
-    assert values["power"] != values["power"] and reader.not_offered["power"] == "NVML_ERROR_TIMEOUT"
-    reader.read(False)
-    assert "power" not in reader.not_offered
+def test_a_lost_gpu_stays_in_the_list():
+    lost = Card(BUSY, uuid="GPU-2", index=1, lost=pynvml.NVML_ERROR_GPU_IS_LOST)
+    first, second = (gpu for gpu, _ in all_gpus(RecordedNvml(Card(BUSY), lost)))
+    assert first.lost is None and second.lost == "NVML_ERROR_GPU_IS_LOST" and second.index == 1

@@ -15,9 +15,9 @@ from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
 from fastae.device import Precision
 from fastae.model import AutoEncoder
-from fastae.monitor.diagnosis import Diagnosis
-from fastae.monitor.report import REPORT, UsageReport
-from fastae.monitor.summary import Statistics, Summary
+from fastae.monitor.files import REPORT
+from fastae.monitor.recording import Absence, Phase
+from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
 from fastae.step import TrainingStep
 
 SMALL = {
@@ -134,10 +134,10 @@ def _trained(seed, size, latent):
 def gpu_report(seconds=120.0, kwh=None, wait=0.1, **phases):
     """A report as the sampler writes it. Phases in seconds: train, eval, compile."""
     statistics = {"cpu": Statistics("CPU use", "cores", 1.5, 1.0, 1.5, 2.0, 2.0)}
+    phases = {Phase(name): value for name, value in phases.items()}
     whole = Summary(
-        seconds=seconds, samples=1000, sampler_share=0.01,
-        phases=phases or {"before": 10.0, "warm-up": 10.0, "train": 80.0, "eval": 20.0},
-        measured="train", gpus=(), host=statistics, host_not_offered={}, data_wait=wait, kwh=kwh,
+        seconds=seconds, poller_share=0.01, cores=2.0,
+        phases=phases or {Phase.BEFORE: 10.0, Phase.WARM_UP: 10.0, Phase.TRAIN: 80.0, Phase.EVAL: 20.0},
+        measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=wait, kwh=kwh,
     )  # fmt: skip
-    diagnosis = Diagnosis("busy", ("the process kept 1.9 of 2 CPU cores busy",), ("--amp",))
-    return UsageReport("this run", whole, diagnosis, "the run is on the CPU")
+    return UsageReport(None, whole, Diagnosis(Verdict.CPU_BOUND, ("--amp",)), Absence.CPU_RUN)
