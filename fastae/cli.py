@@ -200,7 +200,7 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None) -> None:
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> int:
-    """Say what this machine will do, and what to mend; exit code 1 where training is impossible."""
+    """Show what this machine will do, and what to fix; exit code 1 if training is impossible."""
     from fastae.doctor import examine
 
     return examine(as_json=as_json)

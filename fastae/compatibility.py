@@ -26,7 +26,8 @@ CUDA_13_FROM = (7, 5)  # compute capability: builds for CUDA 13 have no code for
 INSTALL = {
     13: "pip uninstall -y torch nvidia-dali-cuda120; pip install -c constraints.txt '.[cuda13]'",
     12: "pip uninstall -y torch nvidia-dali-cuda130; pip install -c constraints.txt --extra-index-url INDEX "
-    "'.[cuda12]', where INDEX is the address that pytorch.org's install page shows for CUDA 12",
+    "'.[cuda12]', where INDEX is the address that pytorch.org's install page shows for CUDA 12 "
+    "(12.6 for cards before Turing)",
     None: "install a newer NVIDIA driver",
 }
 """What to do for a version of CUDA; None if the driver is too old for both."""

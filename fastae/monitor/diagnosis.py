@@ -36,6 +36,9 @@ LOW_POWER = 0.5
 OTHERS_FROM = 0.5
 """Cores that other programs keep busy, from which they are worth a line."""
 
+AWAKE = 0.1
+"""Cores; a program that uses less sleeps, and misses none."""
+
 FULL_MACHINE = 0.9
 """Of all cores, from which programs take them from each other."""
 
@@ -185,6 +188,7 @@ def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
     if used >= FULL_CORE * summary.cores:
         without_amp = ("--amp, if the CPU multiplies bf16 natively",) if info and not info.amp else ()
         return Diagnosis(Verdict.CPU_BOUND, without_amp)
-    if others >= OTHERS_FROM and used + others >= FULL_MACHINE * (os.cpu_count() or 1):
+    is_full = used + others >= FULL_MACHINE * (os.cpu_count() or 1)
+    if is_full and others >= OTHERS_FROM and used >= AWAKE:
         return Diagnosis(Verdict.CPU_CONTENTION, ("stopping the other programs, or waiting for them",))
     return Diagnosis(Verdict.CPU_IDLE, ("OMP_NUM_THREADS, or a larger batch: small ones fill few cores",))

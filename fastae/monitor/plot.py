@@ -24,7 +24,7 @@ GAP = 5.0  # a pause of so many usual intervals between samples is left open
 @dataclass(frozen=True)
 class Panel:
     """`metrics`: the names after the slash of the columns that it shows, of whichever GPU; those after the
-    first only if they ever were above 0, and of one GPU alone."""
+    first only if they ever were above a half, and of one GPU alone."""
 
     title: str
     metrics: tuple[str, ...]
@@ -81,7 +81,7 @@ def _columns(recording: Recording, panel: Panel) -> dict[str, Column]:
     for name, column in recording.columns.items():
         owner, _, metric = name.partition("/")
         is_one_of_many = owner.startswith("gpu") and len(recording.gpus) > 1
-        is_extra = metric in others and not is_one_of_many and column.values.any()
+        is_extra = metric in others and not is_one_of_many and column.values.max(initial=0.0) > 0.5
         if len(column) and (metric == first or is_extra):
             found[name] = column
     return found

@@ -21,6 +21,8 @@ BUDGET = 0.005
 BLOCKED = 0.25
 """The most time that they may block the thread: a call that waits costs no CPU but delays the others."""
 
+NO_ANSWER = 1.0  # seconds before a query that gave nothing is asked again
+
 LONGEST_STOP = 2.0
 """Seconds that `stop` waits for a reading in progress: a lost GPU may never answer."""
 
@@ -160,11 +162,12 @@ class Poller:
             if query.due <= until:
                 cpu, wall = time.thread_time(), time.perf_counter()
                 values = query.read()
-                query.took(time.thread_time() - cpu, time.perf_counter() - wall)
-                interval = max(query.period, self._tick, query.cost / self._share)
-                query.due = round((now + interval) / self._tick) * self._tick
                 with self._lock:
                     self._add(now, values)
+                query.took(time.thread_time() - cpu, time.perf_counter() - wall)
+                period = query.period or (0.0 if values else NO_ANSWER)
+                interval = max(period, self._tick, query.cost / self._share)
+                query.due = round((now + interval) / self._tick) * self._tick
         if now >= self._next_share:
             self._share = fair_share([each.cost / max(each.period, self._tick) for each in self._queries])
             self._next_share = now + 1.0

@@ -205,6 +205,7 @@ def test_other_programs_on_the_gpu(simulate):
         (1.9, 2.0, HOST_LIMITED, Verdict.CPU_BOUND),
         (1.0, 2.0, HOST_LIMITED, Verdict.CPU_CONTENTION),
         (1.0, 1.1, HOST_LIMITED, Verdict.CPU_IDLE),
+        (0.0, 2.0, HOST_LIMITED, Verdict.CPU_IDLE),
         (1.0, 1.1, DATA_LIMITED, Verdict.WAITING_FOR_DATA),
         (None, None, HOST_LIMITED, Verdict.UNKNOWN),
     ],

@@ -157,9 +157,9 @@ def test_a_first_timeout_is_no_refusal(read):
 
 
 def test_an_error_in_mid_run_costs_one_value(read):
-    states = [*BUSY * 3, BUSY[0].but(instant_power=UNKNOWN), *BUSY]
+    states = [*BUSY * 13, BUSY[0].but(instant_power=UNKNOWN), *BUSY]
     values, reader = read(*states)
-    assert len(values["power"]) == len(values["gpu_busy"]) - 1
+    assert 10 < len(values["power"]) < len(values["gpu_busy"]), "asked again after a second"
     assert reader.record().errors == {"NVML_ERROR_UNKNOWN": 1} and reader.record().lost is None
 
 
