@@ -2,9 +2,12 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# DALI ships one build a CUDA generation: 13 from driver 580 on and where there is no GPU, else 12.
-DRIVER := $(shell nvidia-smi --query-gpu=driver_version --format=csv,noheader 2>/dev/null | grep -m1 -oE '^[0-9]+')
-DALI ?= $(shell test $(or $(DRIVER),580) -ge 580 && echo cuda13 || echo cuda12)
+# PyTorch and DALI come in builds for one CUDA each, and must agree: 13 without a GPU, or from driver 580 and
+# compute capability 7.5 on; else 12, for which TORCH_INDEX is the address that pytorch.org's install page shows.
+QUERY := nvidia-smi --format=csv,noheader --query-gpu
+DRIVER := $(shell $(QUERY)=driver_version 2>/dev/null | grep -m1 -oE '^[0-9]+')
+OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\.[0-4])')
+CUDA_MAJOR ?= $(shell test -z '$(OLD_CARD)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test soak fuzz throughput gpu-check gpu-lower lint format clean
@@ -15,8 +18,12 @@ help: ## List the targets
 setup: .venv/.installed ## Make .venv and install fastae with its tested versions
 
 .venv/.installed: pyproject.toml constraints.txt
+	@test $(CUDA_MAJOR) = 13 -o -n '$(TORCH_INDEX)' || { echo "this GPU or its driver ($(DRIVER)) needs builds for \
+	CUDA 12: make setup TORCH_INDEX=ADDRESS, which pytorch.org's install page shows for CUDA 12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(DALI),dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
+	@$(BIN)/python -m fastae.compatibility
 	@touch $@
 
 # Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.

@@ -107,7 +107,8 @@ def _require_fit(state: State, model: nn.Module, path: Path) -> None:
         _require_scaler(state["scaler"])
     except ValueError as error:
         raise FastaeError(
-            f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: {error}"
+            f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: "
+            f"{error}"
         ) from None
 
 

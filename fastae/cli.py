@@ -165,25 +165,26 @@ class WatchingCommand(click.Command):
         return super().parse_args(ctx, args)
 
 
-@cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] [RUN | -- COMMAND ...]")
+@cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] RUN | [OPTIONS] -- COMMAND ...")
 @click.argument("run", metavar="", required=False, type=PathType())
-@click.option("--once", is_flag=True, help="Show the GPUs once, not until interrupted.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON: with RUN or --once.")
+@click.option("--json", "as_json", is_flag=True, help="RUN's report as JSON.")
 @click.option("--out", metavar="DIR", type=PathType(), help="Files of COMMAND's report.")
 @click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings a second.")
 @click.pass_obj
 def gpu(
     command: tuple[str, ...] | None,
     run: Path | None,
-    once: bool,
     as_json: bool,
     out: Path | None,
     gpu_sample_hz: float,
 ) -> int:
-    """Show what the GPUs do now, what a RUN did with them, or what COMMAND does with them."""
-    from fastae.gpu.commands import gpu_command
+    """Show how busy a RUN kept GPU and CPU, or run COMMAND and show how busy it keeps them.
 
-    return gpu_command(run, command, once=once, as_json=as_json, out=out, hz=gpu_sample_hz)
+    To watch the GPUs live, use nvitop.
+    """
+    from fastae.monitor.command import gpu_command
+
+    return gpu_command(run, command, as_json=as_json, out=out, hz=gpu_sample_hz)
 
 
 @cli.command()
@@ -213,7 +214,7 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | 
 @cli.command()
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def doctor(as_json: bool) -> int:
-    """Say what this machine will do, and what to mend; exit code 1 where training is impossible."""
+    """Show what this machine will do, and what to fix; exit code 1 if training is impossible."""
     from fastae.doctor import examine
 
     return examine(as_json=as_json)

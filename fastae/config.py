@@ -167,6 +167,9 @@ class TrainConfig:
     )
     deterministic: bool = setting(False, "On a GPU too, the same bits from the same seed; slower.")
     sync_bn: bool = setting(False, "Under torchrun, batch norm over the whole batch, not each rank's part.")
+    profile: int = setting(
+        0, "Steps to trace with PyTorch's profiler, after the warm-up.", "N", free=True, within=Range(0, 1000)
+    )
     gpu_sample_hz: float = setting(
         10.0,
         "Readings of GPU and host a second for the report; 0 is off.",

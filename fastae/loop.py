@@ -26,11 +26,12 @@ from fastae.data.loader import Loader
 from fastae.data.recovery import DecoderError
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.evaluate import evaluate, reconstruct
-from fastae.gpu.sampler import COMPILE, EVAL, TRAIN, WARM_UP
-from fastae.gpu.watch import Watch
 from fastae.hostmemory import peak_bytes
 from fastae.losses import loss_index
 from fastae.meters import StepClock, Window
+from fastae.monitor.monitor import Monitor
+from fastae.monitor.profiler import StepProfiler
+from fastae.monitor.recording import Phase
 from fastae.picture import sample_sheet, save_png
 from fastae.progress import Display, Figures
 from fastae.run import RunFolder
@@ -69,7 +70,7 @@ class Training:
         config: TrainConfig,
         run: RunFolder,
         description: dict[str, Any],
-        watch: Watch,
+        monitor: Monitor,
         step: TrainingStep,
         loader: Loader,
         start: int,
@@ -81,7 +82,7 @@ class Training:
         self.config = config
         self.run = run
         self.description = description
-        self.watch = watch
+        self.monitor = monitor
         self.step = step
         self.loader = loader
         self.start = start
@@ -96,6 +97,8 @@ class Training:
         self.skipped_in_a_row = 0
         self.saved_at = time.monotonic()
         self.signal_noticed = False
+        self.data_wait = 0.0  # seconds of the host in `next()` since the last log step
+        self.profiler = StepProfiler(config.profile if self.ranks.first else 0, run.path)
 
     def __enter__(self) -> Training:
         with ExitStack() as opened:
@@ -104,6 +107,7 @@ class Training:
                 self.saver = opened.enter_context(Saver(self.run.checkpoints, self.config.keep))
                 self.board.settings(self.start, self.description)
             opened.enter_context(self.display.begin(self.start, self.config.iterations))
+            opened.enter_context(self.profiler)
             self.opened = opened.pop_all()
         return self
 
@@ -121,13 +125,16 @@ class Training:
         if self.start == 0:
             self.look(0)
         started = time.monotonic()
-        self.watch.enter(self.phase(self.start))
+        self.monitor.enter(self.phase(self.start))
         self.clock.begin()
         for iteration in range(self.start + 1, config.iterations + 1):
+            asked = time.perf_counter()
             inputs = self.next_of(batches, iteration)
+            self.data_wait += time.perf_counter() - asked
             self.clock.data_ready()
             objective, error = self.step(*inputs)
             self.clock.step_done()
+            self.profile(iteration)
             self.objectives[iteration - self.logged - 1].copy_(objective)
             self.display.advance()
             elapsed = time.monotonic() - started
@@ -137,9 +144,11 @@ class Training:
                 self.log(iteration, elapsed, objective, error)
                 if looks:
                     self.look(iteration)
-                self.watch.enter(self.phase(iteration))
+                self.monitor.enter(self.phase(iteration))
                 self.clock.begin()
+                self.data_wait = 0.0
             elif iteration == self.start + 1:
+                self.data_wait = 0.0
                 self.clock.begin()  # it warmed up and compiled: no figure of a run that goes on
             if self.ranks.first and self.saver.idle:
                 self.settle()  # a save that failed is told now, not at the next one
@@ -161,6 +170,13 @@ class Training:
         except FastaeError as error:
             raise self.failure(str(error)) from None
 
+    def profile(self, iteration: int) -> None:
+        """--profile N: a trace of the first N steps after the warm-up."""
+        if trace := self.profiler.step():
+            say(f"profile   {trace}")
+        if self.phase(iteration) is Phase.TRAIN:
+            self.profiler.begin()
+
     def ending(self, iteration: int, elapsed: float) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
         last = iteration == self.config.iterations
@@ -173,16 +189,18 @@ class Training:
             over, stopped = agreed % 2 == 1 or last, agreed >= 2
         return over and not stopped, stopped
 
-    def phase(self, iteration: int) -> str:
+    def phase(self, iteration: int) -> Phase:
         """What the GPU report calls the iterations that follow this one."""
         if iteration == self.start and self.session.compiled:
-            return COMPILE
-        return TRAIN if iteration - self.start >= SETTLED else WARM_UP
+            return Phase.COMPILE
+        return Phase.TRAIN if iteration - self.start >= SETTLED else Phase.WARM_UP
 
     def log(self, iteration: int, elapsed: float, objective: Tensor, error: Tensor) -> None:
         """Reads the device's figures, the one wait for it, and shows them."""
         config = self.config
-        self.check_finite(iteration)
+        blocked = time.perf_counter()
+        self.check_finite(iteration)  # the first to read from the device, and so the one that waits for it
+        device_wait = time.perf_counter() - blocked
         self.logged = iteration
         loss, mean_error = self.ranks.mean(torch.stack([objective, error])).tolist()
         index = loss_index(mean_error)
@@ -190,7 +208,8 @@ class Training:
         self.windows.append(window)
         if not self.ranks.first:
             return
-        self.watch.record(window.iterations * config.batch_size, window.seconds, window.wait_share)
+        images = window.iterations * config.batch_size
+        self.monitor.record(images, window.seconds, self.data_wait, device_wait)
         trained = {f"loss/{config.loss}": loss, "loss_index/train": index} if math.isfinite(loss) else {}
         self.board.scalars(
             iteration,
@@ -200,7 +219,7 @@ class Training:
                 "speed/data_wait_share": window.wait_share,
                 "speed/step_ms_p50": 1e3 * window.step_p50,
                 "speed/step_ms_p95": 1e3 * window.step_p95,
-                **self.watch.means(),
+                **self.monitor.means(),
             },
         )
         remaining = (config.iterations - iteration) * window.seconds / window.iterations
@@ -241,7 +260,7 @@ class Training:
         """Evaluates on the held-out images, and draws some of them."""
         if not self.ranks.first:
             return
-        self.watch.enter(EVAL)
+        self.monitor.enter(Phase.EVAL)
         model, held_out = self.step.model, self.session.held_out
         precision = self.session.precision
         result = evaluate(model, held_out, self.config.loss, precision)

@@ -7,6 +7,7 @@ import json
 import types
 import typing
 from collections.abc import Mapping
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def nested(values: Any, *names: str) -> Any:
 
 def parse(kind: Any, value: Any) -> Any:
     """A JSON value as what `kind` says: a dataclass of such kinds, `tuple[X, ...]`, `list[X]`,
-    `Mapping[str, X]`, `X | None`, float (which an integer is, too), int, bool or str.
+    `Mapping[str, X]`, `X | None`, an enum of strings, float (which an integer is, too), int, bool or str.
 
     Raises ValueError, which names the place, where it is anything else.
     """
@@ -48,9 +49,11 @@ def parse(kind: Any, value: Any) -> Any:
         return None if value is None else parse(other, value)
     if dataclasses.is_dataclass(kind) and isinstance(kind, type):
         return _as_dataclass(kind, value)
+    if isinstance(kind, type) and issubclass(kind, Enum) and isinstance(value, str):
+        return kind(value)
     container = typing.get_origin(kind)
     if container is Mapping and isinstance(value, dict):
-        return {name: _within(name, arguments[1], each) for name, each in value.items()}
+        return {parse(arguments[0], name): _within(name, arguments[1], each) for name, each in value.items()}
     if container in (tuple, list) and isinstance(value, list):
         return container(_within(place, arguments[0], each) for place, each in enumerate(value))
     if kind is float and type(value) is int:

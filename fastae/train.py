@@ -15,13 +15,12 @@ import torch
 from fastae.checkpoint import State
 from fastae.config import TrainConfig
 from fastae.console import printable, say
-from fastae.device import uuid
 from fastae.errors import RunFailure
 from fastae.events import BEFORE_ALL, rewind
-from fastae.gpu.diagnosis import Setup
-from fastae.gpu.sampler import COMPILE
-from fastae.gpu.watch import Watch
 from fastae.loop import Training, how_to_go_on
+from fastae.monitor.monitor import Monitor, local_gpus
+from fastae.monitor.recording import Phase
+from fastae.monitor.summary import RunInfo
 from fastae.outofmemory import OUT_OF_HOST_MEMORY, advice
 from fastae.progress import Display, TrainingProgress
 from fastae.ranks import Ranks, joined, launched
@@ -82,11 +81,11 @@ def train_in(
     ):
         loader = session.loader.reseeded(config.seed)
         step = session.step(config, loader)
-        setup = Setup(loader.kind, session.compiled, config.amp, config.batch_size)
+        info = RunInfo(loader.kind, session.compiled, config.amp, config.batch_size, ranks.size)
         hz = config.gpu_sample_hz if ranks.first else 0
-        with Watch(run.path, hz, uuid(device), setup) as watch:
+        with Monitor(run.path, hz, local_gpus(device, ranks.size), info) as monitor:
             if session.compiled:
-                watch.enter(COMPILE)
+                monitor.enter(Phase.COMPILE)
             graph_note = step.record(loader.example()) if ranks.alone else ""
             description = session.describe(config, graph_note)
             start = state["iteration"] if state else 0
@@ -106,7 +105,7 @@ def train_in(
             say(f"run       {run.path}")
             display = display or TrainingProgress()
             with Training(
-                session, config, run, description, watch, step, loader, start, display, stops
+                session, config, run, description, monitor, step, loader, start, display, stops
             ) as training:
                 return training.loop()
 

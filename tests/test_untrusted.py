@@ -20,8 +20,8 @@ from fastae.config import TrainConfig
 from fastae.console import HarmlessConsole
 from fastae.dataset_commands import check_folder
 from fastae.errors import FastaeError
-from fastae.gpu.report import read_report
 from fastae.model import AutoEncoder
+from fastae.monitor.files import read_report
 from fastae.resume import resume
 from fastae.sweep import plan
 from fastae.trained import load_model
@@ -345,14 +345,17 @@ def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(small_run, tmp_pa
     folder.mkdir()
     figures = ("mean", "p5", "p50", "p95", "max")
     report = {
-        "subject": HOSTILE,
+        "command": HOSTILE,
         "summary": {
-            "seconds": 1e999, "samples": 1, "sampler_share": 0, "phases": {}, "measured": HOSTILE, "gpus": [],
+            "seconds": 1e999, "poller_share": 0, "cores": 2, "phases": {}, "measured": "train", "gpus": [
+                {"record": {"prefix": HOSTILE, "gpu": {"index": 0, "name": HOSTILE}, "lost": HOSTILE,
+                            "missing": {HOSTILE: HOSTILE}, "errors": {HOSTILE: 1}}, "statistics": {}},
+            ],
             "host": {HOSTILE: {"label": HOSTILE, "unit": HOSTILE} | dict.fromkeys(figures, 1)},
-            "host_not_offered": {}, "errors": [HOSTILE],
+            "failure": HOSTILE,
         },
-        "diagnosis": {"verdict": HOSTILE, "evidence": [HOSTILE], "advice": []},
-        "note": HOSTILE,
+        "diagnosis": {"verdict": "unknown", "advice": [HOSTILE], "gpu": 7},
+        "absence": "not_shown", "absence_detail": HOSTILE,
     }  # fmt: skip
     (folder / "gpu.json").write_text(json.dumps(report))
     for options in ([], ["--json"]):

@@ -21,9 +21,9 @@ from fastae.console import printable
 from fastae.errors import FastaeError
 from fastae.events import DamagedFile, event_files, records
 from fastae.files import require_file
-from fastae.gpu.report import read_report
 from fastae.losses import LOSSES
 from fastae.metrics_csv import METRICS, NAME, Metrics, Rows, read_metrics
+from fastae.monitor.files import read_report
 from fastae.parsing import nested
 from fastae.run import RunFolder
 

@@ -34,10 +34,18 @@ from fastae.data.jpeg import inspect
 from fastae.data.listing import Listing
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
-from fastae.gpu.diagnosis import Diagnosis
-from fastae.gpu.report import Report, read_report, report_json
-from fastae.gpu.summary import GpuSummary, Statistics, Summary
-from fastae.gpu.table import show_report
+from fastae.monitor.files import read_report, report_json
+from fastae.monitor.recording import Absence, Gpu, GpuRecord, Phase, Throttle
+from fastae.monitor.summary import (
+    Diagnosis,
+    EnergySource,
+    GpuSummary,
+    Statistics,
+    Summary,
+    UsageReport,
+    Verdict,
+)
+from fastae.monitor.text import show_report
 from fastae.run import RunFolder
 from fastae.sweep import plan
 
@@ -118,11 +126,25 @@ def test_a_runs_config(folder, content):
 def report():
     """One with everything in it."""
     figures = Statistics("SM", "%", 50.0, 1.0, 50.0, 90.0, 100.0, 0.1, 0.2)
-    gpu = GpuSummary("GPU", "uuid", 80.0, 700.0, {"utilisation": figures}, {"hot": 0.5}, {"jpeg": "why"},
-                     "the energy counter", 300.0, 0.1)  # fmt: skip
-    summary = Summary(60.0, 600, 0.001, {"train": 60.0}, "train", (gpu, gpu), {"cores": figures}, {},
-                      ("one",), 1_000.0, 0.1, 3.0, 0.1)  # fmt: skip
-    return Report("a run", summary, Diagnosis("busy", ("because",), ("nothing",)), "note")
+    card = Gpu(0, "GPU", "uuid", False, 80.0, 700.0, 1980.0, 5, 16)
+    record = GpuRecord("gpu0", card, {"jpeg": "why"}, {"an error": 3}, "lost", True, 2, 3.0)
+    names = (
+        "gpu_busy",
+        "sm_active",
+        "power",
+        "sm_clock",
+        "performance_state",
+        "pcie_generation",
+        "pcie_width",
+    )
+    gpu = GpuSummary(
+        record, dict.fromkeys(names, figures), {Throttle.HARDWARE: 0.5}, EnergySource.COUNTER, 3.0, 0.1
+    )
+    host = {"cpu": figures, "machine_cpu": figures}
+    summary = Summary(60.0, 0.001, 2.0, {Phase.TRAIN: 60.0}, Phase.TRAIN, (gpu, gpu), host, {"disk": "why"},
+                      1_000.0, 0.1, 0.2, 3.0, 0.1, "an error", True)  # fmt: skip
+    diagnosis = Diagnosis(Verdict.GPU_BOUND, ("nothing",), 1, True)
+    return UsageReport("a command", summary, diagnosis, Absence.NOT_SHOWN, "detail")
 
 
 @thoroughly
@@ -130,7 +152,7 @@ def report():
 def test_a_runs_report(folder, content):
     (folder / "gpu.json").write_bytes(content)
     read = refusing(lambda: read_report(folder))
-    if isinstance(read, Report):  # then it can also be shown, and read again
+    if isinstance(read, UsageReport):  # then it can also be shown, and read again
         screen = io.StringIO()
         show_report(read, HarmlessConsole(file=screen, width=200))
         assert all(character.isprintable() or character == "\n" for character in screen.getvalue())

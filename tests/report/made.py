@@ -14,11 +14,11 @@ from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
 from fastae.device import Precision
-from fastae.gpu.diagnosis import Diagnosis
-from fastae.gpu.report import REPORT, Report
-from fastae.gpu.summary import Statistics, Summary
 from fastae.metrics_csv import HELD_OUT, NAME, TRAIN, MetricsWriter
 from fastae.model import AutoEncoder
+from fastae.monitor.files import REPORT
+from fastae.monitor.recording import Absence, Phase
+from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
 from fastae.picture import sample_sheet, save_png
 from fastae.run import RunFolder
 from fastae.step import TrainingStep
@@ -50,7 +50,7 @@ def make_run(
 ):
     """A run of `loss` that logged these loss_index: iteration -> value.
 
-    weights: seed of the model in its checkpoint, None for no checkpoint. gpu: a Report for gpu.json.
+    weights: seed of the model in its checkpoint, None for no checkpoint. gpu: a UsageReport for gpu.json.
     described: more of config.json.
     """
     config = TrainConfig(loss=loss, data=str(data), **{**SMALL, **settings})
@@ -135,7 +135,7 @@ def gpu_report(kwh):
     """As the sampler writes it."""
     statistics = {"cpu": Statistics("CPU use", "cores", 1.5, 1.0, 1.5, 2.0, 2.0)}
     whole = Summary(
-        seconds=120.0, samples=1000, sampler_share=0.01, phases={"train": 100.0, "eval": 20.0},
-        measured="train", gpus=(), host=statistics, host_not_offered={}, kwh=kwh,
+        seconds=120.0, poller_share=0.01, cores=2.0, phases={Phase.TRAIN: 100.0, Phase.EVAL: 20.0},
+        measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=0.1, kwh=kwh,
     )  # fmt: skip
-    return Report("this run", whole, Diagnosis("busy", (), ()))
+    return UsageReport(None, whole, Diagnosis(Verdict.CPU_BOUND, ("--amp",)), Absence.CPU_RUN)

@@ -1,0 +1,194 @@
+"""What limits a program's speed, and what to try: rules over the figures of a summary.
+
+NVML's "GPU busy" says how much of the time some kernel was running. If that is not nearly always, the host's
+own clock decides: it times how long it waits for data, in `next()` of the loader, and for the device, when it
+reads the loss. A host that does not wait for the device is itself the limit, and the larger of what else it
+does, waiting for data or launching kernels, is the verdict. What is not known gives UNKNOWN.
+"""
+
+from __future__ import annotations
+
+import os
+
+from fastae.monitor.recording import Throttle
+from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
+
+WAIT_SHARE = 0.1
+"""Of the time, from which waiting for data is worth an advice."""
+
+NEAR_ZERO = 0.02
+"""Share of the time waiting for the device, below which the host is the limit."""
+
+BUSY_FROM, IDLE_BELOW = 90.0, 5.0
+
+MEMORY_BOUND_FROM = 60.0
+"""Percent of the DRAM bandwidth: 80 is about what programs reach at best, by DCGM's documentation."""
+
+COMPUTE_BOUND_FROM = 80.0
+"""Percent of SM activity that DCGM's documentation calls necessary for effective use."""
+
+FULL_CORE = 0.8
+"""Cores in use from which a thread may be what holds the GPU up; twice that are several threads."""
+
+LOW_POWER = 0.5
+"""Of the power limit: a card that is never idle and draws less than this runs small kernels."""
+
+OTHERS_FROM = 0.5
+"""Cores that other programs keep busy, from which they are worth a line."""
+
+AWAKE = 0.1
+"""Cores; a program that uses less sleeps, and misses none."""
+
+FULL_MACHINE = 0.9
+"""Of all cores, from which programs take them from each other."""
+
+THROTTLED_FROM = 0.05
+
+
+def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) -> Diagnosis:
+    """Judges the GPU of the loop that was timed, which is the first, or the busiest of a program that tells
+    nothing, or the CPU if there is no GPU. `judge`: False if it is not known which GPU the program uses.
+    """
+    if not summary.gpus:
+        return _of_cpu(summary, info)
+    if not judge:
+        which = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
+        return Diagnosis(Verdict.UNKNOWN, (which,))
+    is_timed = summary.data_wait is not None
+    busy = [0.0 if is_timed else gpu.mean("gpu_busy") or 0.0 for gpu in summary.gpus]
+    gpu = summary.gpus[place := busy.index(max(busy))]
+    verdict = _of_loop(summary, gpu) if is_timed else _from_outside(summary, gpu)
+    is_guess = not is_timed and verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
+    advice = _advice(verdict, summary, gpu, info) + _of_the_card(gpu)
+    return Diagnosis(verdict, tuple(advice), place, is_guess)
+
+
+def other_cores(summary: Summary) -> float:
+    """Cores that other programs keep busy; 0 if that is not known."""
+    if not {"cpu", "machine_cpu"} <= summary.host.keys():
+        return 0.0
+    return summary.host["machine_cpu"].mean - summary.host["cpu"].mean
+
+
+def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
+    """The verdict on a loop that times its waits."""
+    data, device = summary.data_wait or 0.0, summary.device_wait or 0.0
+    launching = 1 - data - device
+    busy = gpu.mean("gpu_busy")
+    if busy is not None and busy >= BUSY_FROM:
+        return _busy_with(gpu)
+    if data >= max(WAIT_SHARE, launching, device):
+        return Verdict.WAITING_FOR_DATA
+    if device < NEAR_ZERO:
+        return Verdict.LAUNCH_BOUND
+    return _busy_with(gpu) if busy is None else Verdict.UNKNOWN
+
+
+def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
+    """The verdict on a program that tells nothing: only the use of GPU and CPU is known."""
+    busy = gpu.mean("gpu_busy")
+    if busy is None:
+        return Verdict.UNKNOWN
+    if busy >= BUSY_FROM:
+        return _busy_with(gpu)
+    if busy < IDLE_BELOW:
+        return Verdict.GPU_IDLE
+    if "cpu" not in summary.host:
+        return Verdict.UNKNOWN
+    is_one_thread = FULL_CORE <= summary.host["cpu"].mean < 2 * FULL_CORE
+    return Verdict.LAUNCH_BOUND if is_one_thread else Verdict.WAITING_FOR_DATA
+
+
+def _busy_with(gpu: GpuSummary) -> Verdict:
+    """What a busy GPU does, if it counts that (GPM)."""
+    bandwidth, active = gpu.mean("dram_bandwidth"), gpu.mean("sm_active")
+    if bandwidth is not None and bandwidth >= MEMORY_BOUND_FROM:
+        return Verdict.MEMORY_BOUND
+    return Verdict.COMPUTE_BOUND if (active or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
+
+
+def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+    if verdict is Verdict.WAITING_FOR_DATA:
+        return _feed(gpu, info)
+    if verdict is Verdict.LAUNCH_BOUND:
+        also = _feed(gpu, info) if (summary.data_wait or 0.0) >= WAIT_SHARE else []
+        return _launch_less(info) + also
+    if verdict in (Verdict.GPU_BOUND, Verdict.COMPUTE_BOUND, Verdict.MEMORY_BOUND):
+        return _use_it_better(verdict, gpu, info)
+    if verdict is Verdict.GPU_IDLE:
+        return ["CUDA_VISIBLE_DEVICES: is this the GPU that was meant?"]
+    return ["fastae train --profile 10, or Nsight Systems: these figures do not say what it waits for"]
+
+
+def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+    if info is None:
+        return ["more loader workers, or decoding on the GPU (DALI)"]
+    if info.loader == "resident":
+        return ["--compile: gathering and augmenting the resident pixels takes the time"]
+    advice = ["--loader resident: decode each image once and keep the pixels on the device"]
+    jpeg = gpu.statistics.get("jpeg")
+    if jpeg and jpeg.p95 >= BUSY_FROM:
+        advice.append("smaller JPEG files: the JPEG engine is the limit")
+    elif jpeg is None or jpeg.max == 0:
+        advice.append("more --threads: the JPEG engine is not used, so CPU threads decode")
+    return advice
+
+
+def _launch_less(info: RunInfo | None) -> list[str]:
+    if info is None:
+        return ["a larger batch, torch.compile or a CUDA graph: fewer launches for the same work"]
+    return [
+        *([] if info.compiled else ["--compile: fewer, larger kernels"]),
+        "one CUDA graph per step: the line 'device' at the start says if the run has it",
+        f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)",
+    ]
+
+
+def _use_it_better(verdict: Verdict, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+    watts, limit, active = gpu.mean("power"), gpu.record.gpu.power_limit, gpu.mean("sm_active")
+    if active is not None:
+        is_full = active >= COMPUTE_BOUND_FROM
+    else:
+        is_full = watts is None or limit is None or watts >= LOW_POWER * limit
+    advice = []
+    if verdict is Verdict.GPU_BOUND and not is_full:
+        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
+    if info and not info.amp:
+        advice.append("--amp: mixed precision multiplies matrices several times faster")
+    if info and info.loader != "resident":
+        advice.append("--loader resident: decoding and training share the GPU")
+    return advice
+
+
+def _of_the_card(gpu: GpuSummary) -> list[str]:
+    """What slows the card itself. A power cap at full load is normal and no advice."""
+    often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
+    advice = []
+    if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
+        advice.append("better cooling: the GPU lowers its clocks because it is too hot")
+    if Throttle.POWER_BRAKE in often:
+        advice.append("the power supply: its brake lowers the clocks")
+    width = gpu.statistics.get(
+        "pcie_width"
+    )  # the generation falls while the link is idle, the width does not
+    if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
+        advice.append("another PCIe slot: the card has fewer lanes here than it could")
+    return advice
+
+
+def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
+    if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
+        is_resident = info is not None and info.loader == "resident"
+        return Diagnosis(
+            Verdict.WAITING_FOR_DATA, () if is_resident else ("--loader resident: decode each image once",)
+        )
+    if "cpu" not in summary.host:
+        return Diagnosis(Verdict.UNKNOWN)
+    used, others = summary.host["cpu"].mean, other_cores(summary)
+    if used >= FULL_CORE * summary.cores:
+        without_amp = ("--amp, if the CPU multiplies bf16 natively",) if info and not info.amp else ()
+        return Diagnosis(Verdict.CPU_BOUND, without_amp)
+    is_full = used + others >= FULL_MACHINE * (os.cpu_count() or 1)
+    if is_full and others >= OTHERS_FROM and used >= AWAKE:
+        return Diagnosis(Verdict.CPU_CONTENTION, ("stopping the other programs, or waiting for them",))
+    return Diagnosis(Verdict.CPU_IDLE, ("OMP_NUM_THREADS, or a larger batch: small ones fill few cores",))

@@ -1,0 +1,151 @@
+"""NVML, NVIDIA's management library: opened, and the GPUs that a process uses found in it.
+
+The functions come from the module `library`, which is `pynvml` (package nvidia-ml-py) or, in tests, a
+recorded one in its place. Constants and exceptions are always `pynvml`'s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pynvml
+
+from fastae.errors import FastaeError
+from fastae.monitor.recording import Absence, Gpu
+
+Answer = TypeVar("Answer")
+Device = tuple[Gpu, Any]
+"""A GPU and NVML's handle of it."""
+
+ERROR_NAMES = {getattr(pynvml, name): name for name in dir(pynvml) if name.startswith("NVML_ERROR_")}
+
+WSL_DEVICE = Path("/dev/dxg")
+"""How Windows passes its GPUs into WSL 2: the driver is Windows' own."""
+
+
+class NvmlError(FastaeError):
+    """NVML cannot be used. `absence` says how, `detail` is NVML's name of the error."""
+
+    def __init__(self, absence: Absence, detail: str) -> None:
+        super().__init__(f"NVML cannot be used: {detail}")
+        self.absence = absence
+        self.detail = detail
+
+
+def open_nvml(library: Any = pynvml) -> Any:
+    """Starts NVML and returns the library. Raises NvmlError if there is none, or it does not answer."""
+    try:
+        library.nvmlInit()
+    except pynvml.NVMLError as error:
+        absence = Absence.NVML_FAILED
+        if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
+            absence = Absence.NO_NVML_IN_WSL if in_wsl() else Absence.NO_NVML
+        raise NvmlError(absence, error_name(error)) from None
+    return library
+
+
+def in_wsl() -> bool:
+    return WSL_DEVICE.exists()
+
+
+def close_nvml(library: Any) -> None:
+    """Undoes one `open_nvml`. Never call it while a reading hangs: it would hang too, or crash."""
+    offered(library.nvmlShutdown)
+
+
+def all_gpus(library: Any) -> list[Device]:
+    """Every GPU that NVML shows, in the order of the PCI bus; one that is lost is among them."""
+    found: list[Device] = []
+    for index in range(offered(library.nvmlDeviceGetCount) or 0):
+        try:
+            found.append(_describe(library, index, library.nvmlDeviceGetHandleByIndex(index)))
+        except pynvml.NVMLError as error:
+            found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
+    return found
+
+
+def visible_gpus(library: Any, visible: str | None) -> list[Device]:
+    """The GPUs that CUDA shows to a process whose CUDA_VISIBLE_DEVICES is `visible`, in its order.
+
+    An entry is an index, the beginning of a GPU's UUID, or a MIG slice's UUID; the list ends at the first
+    entry that names nothing, as CUDA's does. Indices are those of the PCI bus, which are CUDA's if all cards
+    are of one kind or CUDA_DEVICE_ORDER is PCI_BUS_ID. A board in MIG mode stands for its slices.
+    """
+    machine = all_gpus(library)
+    found: list[Device] = []
+    for entry in visible.split(",") if visible is not None else map(str, range(len(machine))):
+        device = _named(library, machine, entry.strip())
+        if device is None:
+            break
+        found += _slices(library, device) or [device]
+    return found
+
+
+def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
+    """The GPU or MIG slice whose UUID, without its prefix, CUDA gives; None if NVML does not show it.
+
+    Never another one: CUDA may give the board's UUID for a slice, and then `visible`, as in
+    CUDA_VISIBLE_DEVICES, must name the slice, unless there is only one.
+    """
+    for prefix in ("MIG-", "GPU-"):
+        handle = offered(library.nvmlDeviceGetHandleByUUID, prefix + uuid)
+        if handle is not None:
+            device = _describe(library, 0, handle, is_slice=prefix == "MIG-")
+            slices = _slices(library, device)
+            named = {each.strip() for each in (visible or "").split(",")}
+            chosen = [each for each in slices if each[0].uuid in named] or slices or [device]
+            return chosen[0] if len(chosen) == 1 else None
+    return None
+
+
+def error_name(error: pynvml.NVMLError) -> str:
+    """The name in NVML's manual: NVML_ERROR_NOT_SUPPORTED."""
+    return ERROR_NAMES.get(error.value, f"NVML error {error.value}")
+
+
+def offered(function: Callable[..., Answer], *arguments: Any) -> Answer | None:
+    """What the call returns, or None if this card or driver does not offer it."""
+    try:
+        return function(*arguments)
+    except pynvml.NVMLError:
+        return None
+
+
+def _named(library: Any, machine: list[Device], entry: str) -> Device | None:
+    if entry.isdecimal():
+        return next((device for device in machine if device[0].index == int(entry)), None)
+    if entry.startswith("MIG-"):
+        handle = offered(library.nvmlDeviceGetHandleByUUID, entry)
+        return None if handle is None else _describe(library, 0, handle, is_slice=True)
+    alike = [device for device in machine if entry.startswith("GPU-") and device[0].uuid.startswith(entry)]
+    return alike[0] if len(alike) == 1 else None
+
+
+def _slices(library: Any, device: Device) -> list[Device]:
+    """The MIG slices of a board in MIG mode."""
+    gpu, handle = device
+    mode = None if handle is None or gpu.is_slice else offered(library.nvmlDeviceGetMigMode, handle)
+    if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:  # [now, after the next reset]
+        return []
+    count = offered(library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
+    slices = (offered(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in range(count))
+    return [_describe(library, gpu.index, each, is_slice=True) for each in slices if each is not None]
+
+
+def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> Device:
+    memory = offered(library.nvmlDeviceGetMemoryInfo, handle)
+    limit = offered(library.nvmlDeviceGetEnforcedPowerLimit, handle)  # milliwatts
+    gpu = Gpu(
+        index=index,
+        name=offered(library.nvmlDeviceGetName, handle) or "a GPU without a name",
+        uuid=offered(library.nvmlDeviceGetUUID, handle) or "",
+        is_slice=is_slice,
+        memory_gib=memory.total / 2**30 if memory else None,
+        power_limit=limit / 1e3 if limit else None,
+        max_sm_clock=offered(library.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        max_pcie_generation=offered(library.nvmlDeviceGetMaxPcieLinkGeneration, handle),
+        max_pcie_width=offered(library.nvmlDeviceGetMaxPcieLinkWidth, handle),
+    )
+    return gpu, handle

@@ -1,0 +1,80 @@
+"""For other people's profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
+
+Nsight Systems shows the ranges (`nsys profile fastae train ...`); Perfetto opens the trace.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+TRACE = "trace.json.gz"
+
+
+class PhaseRanges:
+    """One NVTX range at a time; nothing on a PyTorch without CUDA."""
+
+    def __init__(self) -> None:
+        self._enabled = torch.version.cuda is not None
+        self._phase: str | None = None
+        self._range: int | None = None
+
+    def enter(self, phase: str | None) -> None:
+        """Ends the range before, and starts one of this name, if it is another; None starts none."""
+        if phase != self._phase and self._range is not None:
+            torch.cuda.nvtx.range_end(self._range)
+            self._range = None
+        if phase != self._phase and phase and self._enabled:
+            self._range = torch.cuda.nvtx.range_start(phase)
+        self._phase = phase
+
+
+class StepProfiler(AbstractContextManager):
+    """PyTorch's profiler over some steps of a loop: `begin` when it has warmed up, `step` after each step.
+
+    After `steps` of them, or at the end of the block unless that is an error, the trace is in `folder`. With
+    0 steps it does nothing.
+    """
+
+    def __init__(self, steps: int, folder: Path) -> None:
+        self._left = steps
+        self._folder = folder
+        self._profile: profile | None = None
+
+    def begin(self) -> None:
+        """Starts recording; further calls do nothing."""
+        if self._left > 0 and self._profile is None:
+            activities = [ProfilerActivity.CPU]
+            if torch.cuda.is_available():
+                activities.append(ProfilerActivity.CUDA)
+            self._profile = profile(activities=activities)
+            self._profile.start()
+
+    def step(self) -> Path | None:
+        """One step is done. Returns the trace when it has been written. Raises OSError."""
+        if self._profile is None:
+            return None
+        self._left -= 1
+        return self._write() if self._left == 0 else None
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if self._profile is not None and kind is None:
+            self._write()
+
+    def _write(self) -> Path:
+        finished, self._profile, self._left = self._profile, None, 0
+        assert finished is not None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # else the last kernels are not in the trace
+        finished.stop()
+        path = self._folder / TRACE
+        partial = path.with_name(f".partial-{TRACE}")  # PyTorch compresses by the suffix
+        try:
+            finished.export_chrome_trace(str(partial))
+            partial.replace(path)
+        finally:
+            partial.unlink(missing_ok=True)
+        return path

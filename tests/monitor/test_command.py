@@ -1,0 +1,188 @@
+"""`fastae gpu -- COMMAND` beside real programs, on recorded machines."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pynvml
+import pytest
+
+from fastae.errors import FastaeError
+from fastae.monitor import command as module
+from fastae.monitor.command import gpu_command, monitor_program
+from fastae.monitor.files import read_report
+from fastae.monitor.host import HostReader
+from fastae.monitor.recording import Absence
+from fastae.monitor.summary import Verdict
+
+from .recorded_nvml import BUSY, GIB, LAUNCH_BOUND, Card, RecordedNvml
+
+
+def machine(*held, busy=(BUSY, LAUNCH_BOUND)):
+    """A card for each state; `held`: the places of those on which a process of any program is."""
+    cards = [Card(list(states), uuid=f"GPU-{place}", index=place) for place, states in enumerate(busy)]
+    library = RecordedNvml(*cards)
+    library.nvmlDeviceGetComputeRunningProcesses = lambda handle: [
+        pynvml.nvmlFriendlyObject({"pid": 1, "usedGpuMemory": GIB})
+        for place in held
+        if handle is cards[place]
+    ]
+    return library
+
+
+@pytest.fixture(autouse=True)
+def whose(monkeypatch):
+    """Whose process 1 is, and whether process ids are known."""
+
+    def be(answer, sees_all=True):
+        monkeypatch.setattr(HostReader, "is_ours", lambda self, pid: answer)
+        monkeypatch.setattr(module, "sees_all_processes", lambda: sees_all)
+
+    be(True)
+    return be
+
+
+@pytest.mark.parametrize(
+    ("code", "exit_code"),
+    [("print('its own output')", 0), ("raise SystemExit(7)", 7), ("import os; os.kill(os.getpid(), 9)", 137)],
+)
+def test_a_program_keeps_its_output_and_exit_code(capfd, tmp_path, code, exit_code):
+    out = tmp_path / "new" / "folder"
+    library = machine(1)
+    assert monitor_program([sys.executable, "-c", code], 50, out, library) == exit_code
+    stdout, stderr = capfd.readouterr()
+    assert stdout == ("its own output\n" if exit_code == 0 else "")
+    assert "\nverdict   " in stderr and library.opened == 0
+    assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.csv", "gpu.png"}
+
+
+def report_on(library, tmp_path, command=("true",)):
+    assert monitor_program(command, 50, tmp_path, library) == 0
+    return read_report(tmp_path)
+
+
+def test_only_the_gpus_that_the_program_holds_are_reported(tmp_path):
+    report = report_on(machine(1), tmp_path)
+    assert [gpu.record.prefix for gpu in report.summary.gpus] == ["gpu1"]
+    assert report.judged.mean("gpu_busy") == 55, "the busy one is a neighbour's"
+    assert "gpu0/" not in (tmp_path / "gpu.csv").read_text()
+
+
+def test_a_program_on_no_gpu_is_not_judged_by_its_neighbours(tmp_path, whose):
+    whose(False)
+    report = report_on(machine(0), tmp_path)
+    assert report.absence is Absence.NOT_USED and report.summary.gpus == ()
+
+
+@pytest.mark.parametrize(("answer", "held"), [(None, (0,)), (False, ())])
+def test_a_container_hides_whose_processes_they_are(tmp_path, whose, answer, held):
+    whose(answer, sees_all=False)
+    report = report_on(machine(*held), tmp_path)
+    assert report.absence is Absence.NOT_ATTRIBUTED and len(report.summary.gpus) == 2
+    assert report.diagnosis.verdict is Verdict.UNKNOWN and report.diagnosis.gpu is None
+    alone = report_on(machine(busy=(BUSY,)), tmp_path)
+    assert alone.diagnosis.verdict is Verdict.GPU_BOUND, "there is but one GPU that it can be"
+
+
+@pytest.mark.parametrize(
+    ("code", "absence"),
+    [
+        (pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, Absence.NO_NVML),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, Absence.NVML_FAILED),
+    ],
+)
+def test_without_a_driver_the_host_is_sampled(tmp_path, monkeypatch, code, absence):
+    monkeypatch.setattr("fastae.monitor.host.PERIOD", 0.1)
+    report = report_on(RecordedNvml(absent=code), tmp_path, ["sleep", "0.3"])
+    assert report.absence is absence and {"cpu", "memory"} <= report.summary.host.keys()
+
+
+def test_no_gpu_visible_to_the_program(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert report_on(machine(0), tmp_path).absence is Absence.NONE_VISIBLE
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2])
+def test_signals_are_forwarded(number):
+    before = signal.getsignal(number)
+    threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
+    assert monitor_program(["sleep", "20"], 50, None, machine(0)) == 128 + number
+    assert signal.getsignal(number) == before
+
+
+def test_an_ignored_signal_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGHUP)).start()
+        assert monitor_program(["sleep", "0.3"], 50, None, machine(0)) == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("broken", ["write_report", "show_report", "Poller", "visible_gpus"])
+def test_whatever_happens_to_the_report_the_exit_code_is_the_programs(monkeypatch, tmp_path, capfd, broken):
+    def breaks(*arguments, **options):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(module, broken, breaks)
+    assert monitor_program(["sh", "-c", "exit 5"], 50, tmp_path, machine(0)) == 5
+    assert "No space left on device" in capfd.readouterr().err
+
+
+def test_a_reading_that_hangs_leaves_nvml_open(monkeypatch):
+    monkeypatch.setattr("fastae.monitor.poller.LONGEST_STOP", 0.05)
+    released = threading.Event()
+    library = machine(0)
+    library.nvmlDeviceGetUtilizationRates = lambda handle: released.wait(30)
+    assert monitor_program(["true"], 50, None, library) == 0
+    assert library.opened == 1
+    released.set()
+
+
+def test_a_program_that_cannot_start():
+    with pytest.raises(FastaeError, match="no-such-program"):
+        monitor_program(["no-such-program"], 50, None, machine(0))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_the_program_starts(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FastaeError, match="--out"):
+        monitor_program(["touch", str(tmp_path / "started")], 10, tmp_path / "file" / "out", machine(0))
+    assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"hz": 0.0}, "--gpu-sample-hz"),
+        ({"hz": float("nan")}, "--gpu-sample-hz"),
+        ({"command": ()}, "COMMAND"),
+        ({"command": ("ls",), "as_json": True}, "COMMAND"),
+        ({}, "nvitop"),
+    ],
+)
+def test_options_that_do_not_belong_together(options, words):
+    options = {"run": None, "command": None, "as_json": False, "out": None, "hz": 10} | options
+    with pytest.raises(FastaeError, match=words):
+        gpu_command(options.pop("run"), options.pop("command"), **options)
+
+
+def test_the_command_line_of_a_program_is_its_own():
+    """Options after -- are the program's, and its exit code is that of fastae; without a driver, too."""
+    result = subprocess.run(
+        [sys.executable, "-m", "fastae", "gpu", "--", "sh", "-c", "echo $1; exit 3", "--", "--json"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (3, "--json\n") and "verdict" in result.stderr
+
+
+def test_json_of_a_run(tmp_path, capsys):
+    report_on(machine(0), tmp_path)
+    capsys.readouterr()
+    assert gpu_command(tmp_path, None, as_json=True, out=None, hz=10) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "gpu.json").read_text())
