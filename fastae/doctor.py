@@ -23,6 +23,7 @@ from fastae.compatibility import DALI_BUILDS, Driver
 from fastae.console import say
 from fastae.device import can_compile, choose_device, choose_precision, compiler
 from fastae.environment import commit, version
+from fastae.hostmemory import free_bytes, total_bytes
 from fastae.monitor.host import cpu_quota, usable_cores
 from fastae.monitor.nvml import NvmlError, in_wsl
 
