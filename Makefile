@@ -23,7 +23,7 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
-	@$(BIN)/python -m fastae.compatibility
+	@$(BIN)/python -m fastae.tools.compatibility
 	@touch $@
 
 # Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.
@@ -36,7 +36,7 @@ test: setup ## Run all tests (those of the GPU skip where there is none)
 
 soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
-		tests/test_resume.py tests/test_soak.py tests/test_distributed.py
+		tests/training/test_resume.py tests/training/test_soak.py tests/training/test_distributed.py
 
 FILES ?= 20000
 SEED ?= 0

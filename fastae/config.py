@@ -1,6 +1,6 @@
 """Everything that can be set in a training run: one frozen dataclass, validated once, written to the run.
 
-The command line is made from these fields (`fastae.options`), so that a name, a default and its
+The command line is made from these fields (`fastae.cli.options`), so that a name, a default and its
 explanation stand in one place. Deeper code trusts what comes out of here.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 from fastae.augment import Augmentation
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
-from fastae.paths import require_path
+from fastae.utils.paths import require_path
 
 LOADERS = ("auto", "dali", "resident")
 ON_NAN = ("stop", "skip")

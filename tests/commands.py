@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastae.cli import cli
+from fastae.cli.main import cli
 
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 

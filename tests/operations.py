@@ -57,7 +57,7 @@ class _Recording(TorchDispatchMode):
 
 
 class ReplayedFunction:
-    """As `fastae.graph.GraphedFunction`."""
+    """As `fastae.training.cuda_graph.GraphedFunction`."""
 
     def __init__(self, function, example, device):
         self.inputs = [value.clone() for value in example]
@@ -77,7 +77,7 @@ class ReplayedFunction:
 
 
 class Graphs:
-    """As the module `fastae.graph`, for any device."""
+    """As the module `fastae.training.cuda_graph`, for any device."""
 
     def __init__(self, function=ReplayedFunction):
         self.GraphedFunction = function

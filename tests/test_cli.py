@@ -29,7 +29,7 @@ def refuses(*arguments):
 def test_help_is_quick_and_imports_nothing_heavy():
     code = (
         "import sys; sys.argv = ['fastae', 'train', '--help']\n"
-        "from fastae.cli import main\n"
+        "from fastae.cli.main import main\n"
         "try: main()\n"
         "except SystemExit: print([m for m in ('torch', 'nvidia', 'numpy') if m in sys.modules])"
     )

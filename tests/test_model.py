@@ -10,13 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from fastae.config import IMAGE_SIZE_MULTIPLE
-from fastae.device import Precision
 from fastae.errors import FastaeError
 from fastae.losses import cross_entropy
 from fastae.model import DOWNSAMPLING, AutoEncoder
-from fastae.run import RunFolder
-from fastae.step import TrainingStep
-from fastae.train import restore
+from fastae.runs.folder import RunFolder
+from fastae.training.runner import restore
+from fastae.training.step import TrainingStep
+from fastae.utils.device import Precision
 
 WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 

@@ -14,17 +14,18 @@ import pytest
 import torch
 from rich.table import Table
 
-from fastae import checkpoint, cli
-from fastae.archive import require_plain
+from fastae.cli import main as cli
 from fastae.config import TrainConfig
-from fastae.console import HarmlessConsole
-from fastae.dataset_commands import check_folder
 from fastae.errors import FastaeError
 from fastae.model import AutoEncoder
 from fastae.monitor.files import read_report
-from fastae.resume import resume
+from fastae.runs import checkpoint
+from fastae.runs.archive import require_plain
+from fastae.runs.loaded_model import load_model
 from fastae.sweep import plan
-from fastae.trained import load_model
+from fastae.tools.dataset import check_folder
+from fastae.training.resume import resume
+from fastae.utils.console import HarmlessConsole
 
 from .commands import SMALL, fastae
 

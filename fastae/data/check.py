@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastae.console import track
 from fastae.data.jpeg import Fault, Report, inspect
-from fastae.files import atomic_write
+from fastae.utils.console import track
+from fastae.utils.files import atomic_write
 
 if TYPE_CHECKING:
     from fastae.data.decode import Decoder

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastae.data.check import BATCH
-from fastae.data.geometry import Geometry
+from fastae.data.crop_resize import Geometry
 from fastae.data.jpeg import Fault
-from fastae.data.pixels import Passes
+from fastae.data.pixel_ops import Passes
 from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, RecoverableStream
 from fastae.data.tuning import DEFAULT, Tuning
 

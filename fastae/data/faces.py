@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastae.cache import ensure_entry
-from fastae.console import say
+from fastae.utils.cache import ensure_entry
+from fastae.utils.console import say
 
 COUNT = 2000
 QUALITY = 86

@@ -17,7 +17,7 @@ import torch
 
 from fastae.data.check import Check, Finding, check
 from fastae.data.jpeg import Fault
-from fastae.data.listing import Listing
+from fastae.data.manifest import Listing
 from fastae.data.memory import free_bytes
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError

@@ -1,7 +1,7 @@
 """Batches for training, from JPEG files: `open_loader(...).batches(start)`.
 
     dali        every epoch the files are read and decoded by DALI, and augmented: on a GPU all of it in
-                DALI's graph; on a CPU the pixels' part in `fastae.data.pixels`
+                DALI's graph; on a CPU the pixels' part in `fastae.data.pixel_ops`
     resident    every file is decoded once, into one array on the training device; each step gathers a
                 batch from it and augments that
     auto        resident where that fits in half of the free memory, else dali
@@ -26,20 +26,20 @@ import torch
 from torch import Tensor
 
 from fastae.augment import Augmentation
-from fastae.cache import cache_folder, check_records
 from fastae.config import LOADERS
 from fastae.data.check import Finding
+from fastae.data.crop_resize import Geometry
 from fastae.data.decode import Decoder
 from fastae.data.folder import open_folder
-from fastae.data.geometry import Geometry
 from fastae.data.memory import free_bytes
-from fastae.data.order import Order
-from fastae.data.pixels import Parameters, Passes, channel_means, to_batch
+from fastae.data.pixel_ops import Parameters, Passes, channel_means, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, open_store, store_bytes
-from fastae.device import can_compile
-from fastae.environment import DALI_BUILDS, version
+from fastae.data.sampler import Order
 from fastae.errors import FastaeError
+from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.device import can_compile
+from fastae.utils.environment import DALI_BUILDS, version
 
 
 class Loader(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from fastae import hostmemory
+from fastae.utils import memory as hostmemory
 
 
 def free_bytes(device: torch.device) -> int:

@@ -3,7 +3,7 @@
     on a GPU    path -> read -> decode the centred square -> resize -> flip -> brightness, contrast,
                 saturation: float32 (N, S, S, 3) in [0, 1]
     on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L; the rest is
-                `fastae.data.pixels`, which is faster there
+                `fastae.data.pixel_ops`, which is faster there
 
 Which image comes when, and every random parameter, arrive as data from the caller; nothing is drawn
 here. Importing this module imports DALI, so it is imported where a pipeline is made and no earlier.
@@ -24,9 +24,9 @@ import torch
 from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 
 from fastae import augment
-from fastae.data.geometry import Geometry
-from fastae.data.order import BatchPlan
+from fastae.data.crop_resize import Geometry
 from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
+from fastae.data.sampler import BatchPlan
 from fastae.data.tuning import DEFAULT, Tuning
 
 

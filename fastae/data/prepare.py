@@ -15,7 +15,6 @@ from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from fastae.console import track
 from fastae.data.celeba import (
     COUNT,
     IMAGE_NAME,
@@ -35,7 +34,8 @@ from fastae.data.folder import PARTITION_FILE
 from fastae.data.jpeg import inspect
 from fastae.data.parquet import File, count_rows, find_parquet, read_jpegs
 from fastae.errors import FastaeError
-from fastae.files import atomic_write
+from fastae.utils.console import track
+from fastae.utils.files import atomic_write
 
 MAX_TOTAL = 1 << 32
 """Bytes of an archive's images: CelebA's have 1.4 billion."""

@@ -1,7 +1,7 @@
 """All images of a data set as one uint8 array, decoded once; on disk as a memory-mapped file besides.
 
 CelebA at 128x128 takes 9.96 GB. An image is S rows of three planes (S, 3, S), the layout that
-`fastae.data.pixels` works on; beside the array lie each image's channel means, taken before rounding,
+`fastae.data.pixel_ops` works on; beside the array lie each image's channel means, taken before rounding,
 so that the contrast of a batch needs no pass of its own.
 
 An entry of the cache is named by a fingerprint of all that the pixels follow from, but not of where the files
@@ -24,18 +24,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.cache import building, locked, touch
-from fastae.console import say, track
 from fastae.data.check import BATCH, stamp
 from fastae.data.decode import Decoder
 from fastae.data.jpeg import Fault
 from fastae.data.memory import free_bytes
-from fastae.data.pixels import channel_means
+from fastae.data.pixel_ops import channel_means
 from fastae.data.recovery import ImageFiles, visible_fault
-from fastae.environment import DALI_BUILDS, version
 from fastae.errors import FastaeError
-from fastae.files import write_json
-from fastae.parsing import read_json
+from fastae.utils.cache import building, locked, touch
+from fastae.utils.console import say, track
+from fastae.utils.environment import DALI_BUILDS, version
+from fastae.utils.files import write_json
+from fastae.utils.parsing import read_json
 
 FORMAT = 1
 BAD = "bad.json"

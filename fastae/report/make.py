@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 
 import fastae
-from fastae.console import printable, say, track
-from fastae.device import choose_device
 from fastae.errors import FastaeError
-from fastae.files import atomic_write
 from fastae.report.compare import compare
 from fastae.report.figures import SMOOTHING, draw_curves, draw_gallery, draw_strip, short, smooth
 from fastae.report.page import Chart, Page, render
 from fastae.report.quality import make_gallery, measure, read_samples
 from fastae.report.runs import Run, Series, find_runs
 from fastae.report.tables import answer, commands, hours, settings, table
+from fastae.utils.console import printable, say, track
+from fastae.utils.device import choose_device
+from fastae.utils.files import atomic_write
 
 PAGE = "report.html"
 SUFFIXES = (".html", ".htm")

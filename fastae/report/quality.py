@@ -21,17 +21,17 @@ from torch import Tensor
 
 from fastae.data import Geometry, faces, load_images
 from fastae.data.folder import name_below
-from fastae.data.listing import Listing
+from fastae.data.manifest import Listing
 from fastae.data.source import VARIABLE, open_source
-from fastae.device import Precision
 from fastae.errors import FastaeError
-from fastae.evaluate import reconstruct
 from fastae.losses import LOSSES, psnr, squared_error
-from fastae.picture import read_sheet
 from fastae.report.runs import Run
-from fastae.run import RunFolder
-from fastae.session import spread
-from fastae.trained import load_model
+from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import load_model
+from fastae.training.evaluate import reconstruct
+from fastae.training.session import spread
+from fastae.utils.device import Precision
+from fastae.utils.pictures import read_sheet
 
 FLOAT32 = Precision(None, "float32")
 

@@ -17,15 +17,15 @@ from typing import Any
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.console import printable
 from fastae.errors import FastaeError
-from fastae.events import DamagedFile, event_files, records
-from fastae.files import require_file
 from fastae.losses import LOSSES
-from fastae.metrics_csv import METRICS, NAME, Metrics, Rows, read_metrics
 from fastae.monitor.files import read_report
-from fastae.parsing import nested
-from fastae.run import RunFolder
+from fastae.runs.events import DamagedFile, event_files, records
+from fastae.runs.folder import RunFolder
+from fastae.runs.metrics import METRICS, NAME, Metrics, Rows, read_metrics
+from fastae.utils.console import printable
+from fastae.utils.files import require_file
+from fastae.utils.parsing import nested
 
 CONFIG = "config.json"
 

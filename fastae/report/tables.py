@@ -11,13 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.console import duration
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.report.compare import Comparison
 from fastae.report.quality import Reconstructions
 from fastae.report.runs import Run, options
 from fastae.sweep.plan import ARTICLE_IMAGES, ARTICLE_SECONDS, SweepConfig, read
+from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
 """Its conditions are the defaults."""

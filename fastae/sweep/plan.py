@@ -17,12 +17,12 @@ from typing import Any
 from filelock import FileLock
 
 from fastae.config import Range, TrainConfig, flag, require_in
-from fastae.data.listing import NAME, Listing
+from fastae.data.manifest import NAME, Listing
 from fastae.errors import FastaeError
-from fastae.files import locked, made_folder, write_json
 from fastae.losses import LOSSES
-from fastae.parsing import parse, read_json
-from fastae.run import DRAFTS, RUNS, RunFolder
+from fastae.runs.folder import DRAFTS, RUNS, RunFolder
+from fastae.utils.files import locked, made_folder, write_json
+from fastae.utils.parsing import parse, read_json
 
 PLAN = "sweep.json"
 

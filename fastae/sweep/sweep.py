@@ -12,14 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastae.checkpoint import State
 from fastae.config import TrainConfig
-from fastae.console import say
 from fastae.errors import FastaeError, RunFailure, Stopped
-from fastae.ranks import Ranks, device_of, launched
-from fastae.resume import as_before, compare, reopen
-from fastae.run import RunFolder, new_run
-from fastae.session import Session
+from fastae.runs.checkpoint import State
+from fastae.runs.folder import RunFolder, new_run
 from fastae.sweep.plan import (
     FAILED,
     FINISHED,
@@ -33,7 +29,11 @@ from fastae.sweep.plan import (
     read,
 )
 from fastae.sweep.table import SweepTable, announce
-from fastae.train import train_in
+from fastae.training.distributed import Ranks, device_of, launched
+from fastae.training.resume import as_before, compare, reopen
+from fastae.training.runner import train_in
+from fastae.training.session import Session
+from fastae.utils.console import say
 
 POLL_SECONDS = 2.0
 

@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
+from fastae.data.crop_resize import Geometry
 from fastae.data.decode import Decoder
-from fastae.data.geometry import Geometry
 from fastae.data.loader import ResidentLoader
-from fastae.data.order import Order
-from fastae.data.pixels import Passes
+from fastae.data.pixel_ops import Passes
 from fastae.data.resident import Store
-from fastae.device import choose_device, choose_precision
-from fastae.session import build_model
-from fastae.step import TrainingStep
+from fastae.data.sampler import Order
+from fastae.training.session import build_model
+from fastae.training.step import TrainingStep
+from fastae.utils.device import choose_device, choose_precision
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 
 IMAGES = 202_599

@@ -14,8 +14,8 @@ from PIL import Image
 from fastae.data import folder as folders
 from fastae.data import jpeg
 from fastae.data.check import check
+from fastae.data.crop_resize import Geometry
 from fastae.data.folder import find_jpegs, open_folder
-from fastae.data.geometry import Geometry
 from fastae.data.jpeg import Fault, inspect
 from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError

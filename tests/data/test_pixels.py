@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.data.geometry import Geometry
-from fastae.data.order import Order
-from fastae.data.pixels import Parameters, Passes
+from fastae.data.crop_resize import Geometry
+from fastae.data.pixel_ops import Parameters, Passes
+from fastae.data.sampler import Order
 
 
 @pytest.fixture

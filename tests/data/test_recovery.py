@@ -15,8 +15,8 @@ import torch
 from PIL import Image
 
 from fastae.data import Geometry, load_images, open_loader, pipeline, recovery
-from fastae.data.order import Order
 from fastae.data.recovery import DecoderError, ImageFiles, NoneLeft, RecoverableStream
+from fastae.data.sampler import Order
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here, started, wait_for
@@ -301,7 +301,7 @@ while time.monotonic() < end:
 """
     reading = f"""
 import time, torch
-from fastae.data.geometry import Geometry
+from fastae.data.crop_resize import Geometry
 from fastae.data.pipeline import Engine, read_regions
 from fastae.data.recovery import DecoderError
 end, failures = time.monotonic() + 1, 0

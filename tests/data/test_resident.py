@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.cache import entries
 from fastae.data import loader, open_loader, resident
-from fastae.data.geometry import Geometry
+from fastae.data.crop_resize import Geometry
 from fastae.errors import FastaeError
+from fastae.utils.cache import entries
 
 from ..commands import SMALL, fastae
 from ..test_cli import refused

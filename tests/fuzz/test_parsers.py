@@ -23,15 +23,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastae import checkpoint
-from fastae.archive import require_plain
 from fastae.config import TrainConfig
-from fastae.console import HarmlessConsole
 from fastae.data import resident
 from fastae.data.check import check
 from fastae.data.folder import PARTITION_FILE, find_jpegs, open_folder
 from fastae.data.jpeg import inspect
-from fastae.data.listing import Listing
+from fastae.data.manifest import Listing
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_report, report_json
@@ -46,8 +43,11 @@ from fastae.monitor.summary import (
     Verdict,
 )
 from fastae.monitor.text import show_report
-from fastae.run import RunFolder
+from fastae.runs import checkpoint
+from fastae.runs.archive import require_plain
+from fastae.runs.folder import RunFolder
 from fastae.sweep import plan
+from fastae.utils.console import HarmlessConsole
 
 EXAMPLES = 2_000 if "FASTAE_FUZZ" in os.environ else 25
 # Not `deadline`: on a busy machine any example may wait.

@@ -17,7 +17,7 @@ from fastae.data.check import check
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
 from fastae.data.loader import DaliLoader, open_decoder
-from fastae.hostmemory import peak_bytes
+from fastae.utils.memory import peak_bytes
 
 BATCH = 8
 

@@ -10,18 +10,18 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
-from fastae.device import Precision
-from fastae.metrics_csv import HELD_OUT, NAME, TRAIN, MetricsWriter
 from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
-from fastae.picture import sample_sheet, save_png
-from fastae.run import RunFolder
-from fastae.step import TrainingStep
+from fastae.runs import checkpoint
+from fastae.runs.folder import RunFolder
+from fastae.runs.metrics import HELD_OUT, NAME, TRAIN, MetricsWriter
+from fastae.training.step import TrainingStep
+from fastae.utils.device import Precision
+from fastae.utils.pictures import sample_sheet, save_png
 
 SMALL = {
     "image_size": 32,

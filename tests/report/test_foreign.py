@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fastae.errors import FastaeError
-from fastae.events import BEFORE_ALL, rewind
-from fastae.metrics_csv import NAME
 from fastae.report import quality
 from fastae.report.make import make_report
 from fastae.report.runs import find_runs
+from fastae.runs.events import BEFORE_ALL, rewind
+from fastae.runs.metrics import NAME
 
 from .made import draw_samples, make_run, write_events
 

@@ -8,11 +8,11 @@ import click
 import numpy as np
 import pytest
 
+from fastae.cli.options import options_of
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
-from fastae.metrics_csv import NAME
-from fastae.options import options_of
 from fastae.report.runs import find_runs
+from fastae.runs.metrics import NAME
 
 from .made import gpu_report, make_run, write_events
 
