@@ -1,3 +1,32 @@
-"""fastae: a 2017 CelebA autoencoder experiment, repeated exactly and as fast as the machine allows."""
+"""A 2017 CelebA autoencoder experiment, repeated at full speed. The names below are imported when used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastae.config import TrainConfig
+    from fastae.data import open_loader
+    from fastae.losses import LOSSES
+    from fastae.model import AutoEncoder
+    from fastae.runs.loaded_model import load_model
+    from fastae.training.runner import train
 
 __version__ = "0.1.0"
+__all__ = ["LOSSES", "AutoEncoder", "TrainConfig", "load_model", "open_loader", "train"]
+
+_MODULES = {
+    "LOSSES": "losses",
+    "AutoEncoder": "model",
+    "TrainConfig": "config",
+    "load_model": "runs.loaded_model",
+    "open_loader": "data",
+    "train": "training.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'fastae' has no attribute {name!r}")
+    return getattr(import_module(f"fastae.{_MODULES[name]}"), name)

@@ -7,7 +7,6 @@ explanation stand in one place. Deeper code trusts what comes out of here.
 from __future__ import annotations
 
 import dataclasses
-import typing
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,10 +14,9 @@ from typing import Any
 from fastae.augment import Augmentation
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
+from fastae.utils.json import convert
 from fastae.utils.paths import require_path
 
-LOADERS = ("auto", "dali", "resident")
-ON_NAN = ("stop", "skip")
 IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that would import torch
 
 
@@ -53,6 +51,7 @@ def require_in(allowed: Range, value: float, option: str) -> None:
 
 def setting(
     default: Any,
+    group: str,
     text: str,
     metavar: str | None = None,
     *,
@@ -61,120 +60,161 @@ def setting(
     choices: Collection[str] = (),
     path: bool = False,
 ) -> Any:
-    """A field with its explanation; `metavar` names the value in `--help`.
+    """A field with its explanation; `group` is the heading in `--help`, `metavar` names the value there.
 
-    free: may differ when a run is resumed, since it does not change what is optimised.
+    free: may differ when a run is resumed, since it does not change what is optimized.
     within, choices, path: which values are valid.
     """
     metadata = {
-        "help": text, "metavar": metavar, "free": free, "within": within, "choices": choices, "path": path,
+        "group": group, "help": text, "metavar": metavar, "free": free, "within": within, "choices": choices,
+        "path": path,
     }  # fmt: skip
     return field(default=default, metadata=metadata)
+
+
+EXPERIMENT, DATA, SPEED = "Experiment", "Data", "Speed"
+RUN_FOLDER, FAULTS = "Run folder", "Fault tolerance"
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """One run. Defaults are the article's conditions, except where the article is silent."""
 
-    loss: str = setting("minibatch_bce", "Reconstruction loss.", choices=LOSSES)
+    loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
+    iterations: int = setting(
+        100_000, EXPERIMENT, "Optimizer steps; the article's is 100,000.", free=True, within=COUNT
+    )
+    minutes: float | None = setting(
+        None,
+        EXPERIMENT,
+        "Stop after this much training time, if that is before --iterations.",
+        free=True,
+        within=MINUTES,
+    )
+    batch_size: int = setting(64, EXPERIMENT, "Images per step.", within=Range(1, 1_000_000))
+    lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", within=Range(0, 1e38, above=True))
+    seed: int = setting(
+        0,
+        EXPERIMENT,
+        "Fixes the weights, the order of the images and their augmentation.",
+        within=Range(0, 2**63 - 1),
+    )
+    latent: int = setting(
+        512, EXPERIMENT, "Length of the code between encoder and decoder.", within=Range(1, 1_048_576)
+    )
     data: str | None = setting(
         None,
+        DATA,
         "Folder of JPEGs, nested or flat. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
         "DIR",
         free=True,
         path=True,
     )
-    out: str | None = setting(None, "Run folder to create. Default: runs/TIME-LOSS.", "DIR", path=True)
-    iterations: int = setting(100_000, "Optimiser steps; the article's is 100,000.", free=True, within=COUNT)
-    minutes: float | None = setting(
-        None,
-        "Stop after this much training time, if that comes before --iterations.",
-        free=True,
-        within=MINUTES,
-    )
-    batch_size: int = setting(64, "Images a step.", within=Range(1, 1_000_000))
-    lr: float = setting(1e-4, "Adam's learning rate.", within=Range(0, 1e38, above=True))
-    seed: int = setting(
-        0, "Fixes the weights, the order of the images and their augmentation.", within=Range(0, 2**63 - 1)
-    )
-    device: str = setting("auto", "auto, cpu, cuda or cuda:N.", "DEVICE", free=True)
-    amp: bool = setting(False, "Mixed precision: bf16 where the device is good at it, else fp16 on CUDA.")
-    compile: bool | None = setting(
-        None, "torch.compile. Default: on for CUDA, and for CPU runs long enough to earn it back.", free=True
-    )
-    channels_last: bool = setting(True, "Keep convolutions' data in NHWC order.", free=True)
     image_size: int = setting(
-        128, "Side that images are resized to, a multiple of 16.", within=Range(IMAGE_SIZE_MULTIPLE, 4096)
+        128,
+        DATA,
+        "Side that images are resized to, a multiple of 16.",
+        within=Range(IMAGE_SIZE_MULTIPLE, 4096),
     )
-    latent: int = setting(512, "Length of the code between encoder and decoder.", within=Range(1, 1_048_576))
     crop: int | None = setting(
         None,
-        "Side of the centred square cut out first. Default: the largest that fits.",
-        within=Range(1, 65_500),  # JPEG's most
+        DATA,
+        "Side of the centred square that is cut out first. Default: the largest that fits.",
+        within=Range(1, 65_500),
     )
-    antialias: bool = setting(False, "Antialiased resize. Off is TensorFlow's default, hence the article's.")
-    brightness: float = setting(0.125, "Random brightness is +- this, of a range of 1.", within=Range(0, 1))
-    contrast: float = setting(0.2, "Random contrast factor is 1 +- this.", within=Range(0, 1))
-    saturation: float = setting(0.2, "Random saturation factor is 1 +- this.", within=Range(0, 1))
-    log_every: int = setting(
-        50,
-        "Iterations between log lines and scalars.",
+    antialias: bool = setting(
+        False, DATA, "Antialiased resize. Off is TensorFlow's default, so the article's."
+    )
+    brightness: float = setting(
+        0.125, DATA, "Random brightness is +- this, of a range of 1.", within=Range(0, 1)
+    )
+    contrast: float = setting(0.2, DATA, "Random contrast factor is 1 +- this.", within=Range(0, 1))
+    saturation: float = setting(0.2, DATA, "Random saturation factor is 1 +- this.", within=Range(0, 1))
+    device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", "DEVICE", free=True)
+    amp: bool = setting(False, SPEED, "Mixed precision: bf16 if the device is good at it, else fp16 on CUDA.")
+    compile: bool | None = setting(
+        None,
+        SPEED,
+        "torch.compile. Default: on for CUDA, and for CPU runs long enough to amortise it.",
         free=True,
-        within=Range(1, 1_000_000),  # the losses of so many iterations are kept on the device
     )
-    eval_every: int = setting(
-        1_000, "Iterations between evaluations on held-out images.", free=True, within=COUNT
-    )
-    eval_images: int = setting(256, "Held-out images to evaluate on, spread over all of them.", within=COUNT)
+    channels_last: bool = setting(True, SPEED, "Keep convolutions' data in NHWC order.", free=True)
     loader: str = setting(
         "auto",
+        SPEED,
         "dali: decode every epoch; resident: decode once, keep the pixels on the device; "
-        "auto: resident where that fits in half of the free memory.",
-        "auto|dali|resident",
+        "auto: resident if that fits in half of the free memory.",
+        choices=("auto", "dali", "resident"),
         free=True,
-        choices=LOADERS,
     )
-    cache: bool = setting(True, "Keep the resident pixels on disk for the next run.", free=True)
+    cache: bool = setting(True, SPEED, "Keep the resident pixels on disk for the next run.", free=True)
     cache_dir: str | None = setting(
-        None, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR", free=True, path=True
+        None, SPEED, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR", free=True, path=True
     )
     threads: int | None = setting(
         None,
-        "CPU threads that decode images. Default: one a core, at most 8.",
+        SPEED,
+        "CPU threads that decode images. Default: one per core, at most 8.",
         free=True,
-        within=Range(1, 256),  # DALI aborts the process where the system gives it no more
+        within=Range(1, 256),
+    )
+    deterministic: bool = setting(False, SPEED, "On a GPU too, the same bits from the same seed; slower.")
+    sync_bn: bool = setting(
+        False, SPEED, "Under torchrun, batch norm over the whole batch, not each rank's part."
+    )
+    out: str | None = setting(
+        None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", "DIR", path=True
+    )
+    log_every: int = setting(
+        50, RUN_FOLDER, "Iterations between log lines and scalars.", free=True, within=Range(1, 1_000_000)
+    )
+    eval_every: int = setting(
+        1_000, RUN_FOLDER, "Iterations between evaluations on held-out images.", free=True, within=COUNT
+    )
+    eval_images: int = setting(
+        256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", within=COUNT
+    )
+    gpu_sample_hz: float = setting(
+        10.0,
+        RUN_FOLDER,
+        "Readings of GPU and host per second for the report; 0 is off.",
+        free=True,
+        within=Range(0, 1000),
+    )
+    profile: int = setting(
+        0,
+        RUN_FOLDER,
+        "Steps to trace with PyTorch's profiler, after the warm-up.",
+        "N",
+        free=True,
+        within=Range(0, 1000),
     )
     checkpoint_every: int | None = setting(
         None,
+        FAULTS,
         "Iterations between checkpoints. Default: by --checkpoint-minutes alone.",
         free=True,
         within=COUNT,
     )
-    checkpoint_minutes: float = setting(10.0, "Minutes between checkpoints.", free=True, within=MINUTES)
-    keep: int = setting(3, "Checkpoints that are kept.", free=True, within=COUNT)
+    checkpoint_minutes: float = setting(
+        10.0, FAULTS, "Minutes between checkpoints.", free=True, within=MINUTES
+    )
+    keep: int = setting(
+        2, FAULTS, "Checkpoints that are kept while the run is not finished.", free=True, within=COUNT
+    )
     on_nan: str = setting(
         "stop",
-        "A loss that is not finite: stop, the last good checkpoint kept, or skip that step.",
-        "stop|skip",
+        FAULTS,
+        "A loss that is not finite: stop, keeping the last good checkpoint, or skip that step.",
+        choices=("stop", "skip"),
         free=True,
-        choices=ON_NAN,
     )
     signal_grace: float = setting(
         0.0,
+        FAULTS,
         "Seconds to train on after SIGTERM, SIGINT or SIGHUP; a checkpoint is saved at once and at the end.",
         free=True,
         within=Range(0, 1_000_000),
-    )
-    deterministic: bool = setting(False, "On a GPU too, the same bits from the same seed; slower.")
-    sync_bn: bool = setting(False, "Under torchrun, batch norm over the whole batch, not each rank's part.")
-    profile: int = setting(
-        0, "Steps to trace with PyTorch's profiler, after the warm-up.", "N", free=True, within=Range(0, 1000)
-    )
-    gpu_sample_hz: float = setting(
-        10.0,
-        "Readings of GPU and host a second for the report; 0 is off.",
-        free=True,
-        within=Range(0, 1000),
     )
 
     def __post_init__(self) -> None:
@@ -206,25 +246,16 @@ class TrainConfig:
     def from_dict(cls, values: object, where: str) -> TrainConfig:
         """The settings that `as_dict` wrote; ones that it did not know have their defaults.
 
-        Raises FastaeError, naming the file `where` they stood, for anything else.
+        Raises FastaeError, naming the file `where` they are from, for anything else.
         """
         if not isinstance(values, dict):
             raise FastaeError(f"{where}: no settings of a run")
-        types = typing.get_type_hints(cls)
-        for name, value in values.items():
-            if name not in types:
-                raise FastaeError(f"{where}: {name!r:.80} is no setting of this version of fastae")
-            if not _fits(value, types[name]):
-                raise FastaeError(f"{where}: {name} cannot be {value!r:.80}")
+        for name in values.keys() - {entry.name for entry in dataclasses.fields(cls)}:
+            raise FastaeError(f"{where}: {name!r:.80} is no setting of this version of fastae")
         try:
-            return cls(**values)
-        except FastaeError as error:
+            return convert(values, cls)
+        except (ValueError, FastaeError) as error:
             raise FastaeError(f"{where}: {error}") from None
-
-
-def _fits(value: object, annotation: object) -> bool:
-    kinds = typing.get_args(annotation) or (annotation,)
-    return type(value) in kinds or (type(value) is int and float in kinds)
 
 
 def flag(name: str) -> str:

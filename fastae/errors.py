@@ -12,13 +12,17 @@ class FastaeError(Exception):
 
 
 class RunFailure(FastaeError):
-    """A run that had begun could not go on. The message says why, what is kept and how to go on."""
+    """A run that had begun cannot continue. The message says why, what is kept and how to resume it."""
 
     exit_code = 1
 
 
+class TrainingFault(Exception):
+    """Why a run cannot continue; whoever knows its folder adds what is kept and how to resume it."""
+
+
 class Stopped(Exception):
-    """A run was asked to stop, and has: all is saved. The message says how to go on."""
+    """A run was asked to stop, and has: all is saved. The message says how to resume it."""
 
     def __init__(self, caught: signal.Signals, message: str) -> None:
         super().__init__(message)

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Tensor methods alone are used: listing the losses does not cost importing torch.
+if TYPE_CHECKING:  # Tensor methods alone are used: manifest the losses does not cost importing torch.
     from torch import Tensor
 
 LOG_OFFSET = 0.001

@@ -15,7 +15,7 @@ import click
 from click.core import ParameterSource
 
 import fastae
-from fastae.cli.options import PathType, options_of
+from fastae.cli.options import GroupedCommand, PathType, options_of
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, Stopped
 from fastae.losses import LOSSES
@@ -30,44 +30,54 @@ def cli() -> None:
     """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed."""
 
 
-@cli.command(epilog=f"Losses: {', '.join(LOSSES)}. Example: fastae train --loss minibatch_bce --amp")
-@click.option("--resume", metavar="RUN", type=PathType(), help="Go on with a run that ended early.")
+@cli.command(cls=GroupedCommand, epilog="Example: fastae train --loss minibatch_bce --amp")
+@click.option("--resume", metavar="RUN", type=PathType(), help="Resume a run that ended early.")
 @options_of(TrainConfig)
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
     """Train the autoencoder on a folder of JPEGs."""
     if resume:
-        from fastae.training.resume import resume as go_on
+        from fastae.training.resume import resume_run
 
-        given = {name: value for name, value in settings.items() if was_given(context, name)}
-        go_on(resume, given)
+        resume_run(resume, {name: value for name, value in settings.items() if was_given(context, name)})
     else:
         config = TrainConfig(**settings)
-        from fastae.training.runner import train as run
+        from fastae.training import runner
 
-        run(config)
+        runner.train(config)
 
 
-@cli.command(epilog=f"Losses: {', '.join(LOSSES)}. The same command goes on with a sweep that was stopped.")
+@cli.command(cls=GroupedCommand, epilog="The same command resumes a sweep that was stopped.")
 @click.option("--losses", metavar="A,B,...", help="Default: all six.")
 @click.option("--repeats", default=1, show_default=True, help="Runs of each loss, with other seeds.")
 @click.option("--same-init", is_flag=True, help="The same weights and images for all losses.")
+@click.option(
+    "--at-once",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 64),
+    help="Runs that take turns on one device.",
+)
 @click.option("--out", metavar="DIR", type=PathType(), help="Default: runs/TIME-sweep.")
 @options_of(TrainConfig, leave_out=("loss", "out"))
-def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, **settings: Any) -> int:
+def sweep(
+    losses: str | None, repeats: int, same_init: bool, at_once: int, out: Path | None, **settings: Any
+) -> int:
     """Repeat the article: train once for each loss, under the same conditions; then the report."""
-    from fastae.sweep.plan import SweepConfig
+    from fastae.runs.sweep_folder import SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
     config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
     from fastae.report.make import make_report
-    from fastae.sweep.sweep import sweep as run
+    from fastae.runs.sweep_folder import State
+    from fastae.sweep.sweep import run_sweep
     from fastae.training.distributed import launched
 
-    done = run(config, out)
-    if done.finished and launched().first:
-        make_report([done.folder], data=config.train.data)
-    return 1 if done.failed else 0
+    folder, runs = run_sweep(config, out, at_once)
+    states = {run.state for run in runs}
+    if State.FINISHED in states and launched().is_main:
+        make_report([folder], data=config.train.data)
+    return 1 if State.FAILED in states else 0
 
 
 def was_given(context: click.Context, name: str) -> bool:
@@ -237,15 +247,15 @@ def list_cache(cache_dir: str | None) -> None:
     from datetime import datetime
 
     from fastae.utils.cache import cache_folder, entries
-    from fastae.utils.console import say
+    from fastae.utils.console import log
 
     folder = cache_folder(cache_dir)
     found = entries(folder)
     for entry in found:
         used = f"{datetime.fromtimestamp(entry.used):%Y-%m-%d %H:%M}"
         state = "unfinished, " if entry.is_draft else ""
-        say(f"{entry.size / 1e6:12,.1f} MB  {used}  {entry.name}  {state}{entry.marker.data}")
-    say(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
+        log(f"{entry.size / 1e6:12,.1f} MB  {used}  {entry.name}  {state}{entry.marker.data}")
+    log(f"{sum(entry.size for entry in found) / 1e6:12,.1f} MB  in {folder}")
 
 
 @cache.command("clear")
@@ -258,7 +268,7 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     Only folders with fastae's own marker (entry.json) are removed. Exit code 1 if an entry is being built.
     """
     from fastae.utils.cache import cache_folder, clear, entries
-    from fastae.utils.console import printable, say
+    from fastae.utils.console import log, printable
 
     folder = cache_folder(cache_dir)
     chosen = [entry for entry in entries(folder) if name in (None, entry.name)]
@@ -275,8 +285,8 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
             return 1
     kept = clear(chosen)
     for entry in kept:
-        say(f"kept {entry.name}: another process is building it")
-    say(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
+        log(f"kept {entry.name}: another process is building it")
+    log(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
     return 1 if kept else 0
 
 

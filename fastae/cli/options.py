@@ -1,4 +1,4 @@
-"""Click options made from a dataclass: the field gives name, type, default and help, in one place."""
+"""Click options made from a dataclass: a field gives name, type, choices, default, group and help."""
 
 from __future__ import annotations
 
@@ -27,6 +27,27 @@ class PathType(click.Path):
         return super().convert(value, param, ctx)
 
 
+class GroupedCommand(click.Command):
+    """A command whose --help lists its options under headings."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
+        for name in sorted(groups, key=lambda name: name == "Options"):
+            with formatter.section(name):
+                formatter.write_dl(groups[name])
+
+
+class GroupedOption(click.Option):
+    """group: the heading it stands under."""
+
+    def __init__(self, *names: Any, group: str, **settings: Any) -> None:
+        super().__init__(*names, **settings)
+        self.group = group
+
+
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
     """A decorator that adds one option for each field of the dataclass `config`.
 
@@ -45,12 +66,15 @@ def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
 
 def _option(entry: dataclasses.Field, annotation: object) -> Callable:
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
-    kind = kinds[0] if kinds else annotation
+    kind: Any = kinds[0] if kinds else annotation
+    choices = entry.metadata["choices"]
     name = flag(entry.name)
     return click.option(
         f"{name}/--no-{name[2:]}" if kind is bool else name,
         entry.name,
-        type=None if kind is bool else kind,
+        cls=GroupedOption,
+        group=entry.metadata["group"],
+        type=click.Choice(choices) if choices else None if kind is bool else kind,
         default=entry.default,
         show_default=entry.default is not None,
         help=entry.metadata["help"],

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from fastae.utils.cache import ensure_entry
-from fastae.utils.console import say
+from fastae.utils.console import log
 
 COUNT = 2000
 QUALITY = 86
@@ -40,7 +40,7 @@ def ensure(cache: Path) -> Path:
     folder = cache / f"faces-v1-{COUNT}"
 
     def draw(draft: Path) -> None:
-        say(f"drawing {COUNT:,} synthetic faces into {folder}, once ...")
+        log(f"drawing {COUNT:,} synthetic faces into {folder}, once ...")
         write(draft, COUNT)
 
     ensure_entry(folder, "faces", f"{COUNT:,} synthetic faces", draw)

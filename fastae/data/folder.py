@@ -17,7 +17,7 @@ import torch
 
 from fastae.data.check import Check, Finding, check
 from fastae.data.jpeg import Fault
-from fastae.data.manifest import Listing
+from fastae.data.manifest import Manifest
 from fastae.data.memory import free_bytes
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
@@ -35,9 +35,9 @@ LOST_AT_MOST = 0.01
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Paths are strings, in the order of `listing`: 200,000 of them are cheap.
+    """Paths are strings, in the order of `manifest`: 200,000 of them are cheap.
 
-    listing: the files by name, as they were when the run began; the path of one that was lost since is its
+    manifest: the files by name, as they were when the run began; the path of one that was lost since is its
     replacement's. skipped: files that are not read, and why. side: the shorter side of the images in pixels
     where all have the same, which spares looking for it in each header.
     """
@@ -45,13 +45,13 @@ class ImageFolder:
     root: str
     train: list[str]
     held_out: list[str]
-    listing: Listing
+    manifest: Manifest
     skipped: list[Finding]
     side: int | None
 
     def without(self, bad: Sequence[Finding]) -> ImageFolder:
         """The folder divided as if the check had found that these cannot be used. Raises FastaeError."""
-        sizes, unusable = self.listing.sizes, {finding.path for finding in bad}
+        sizes, unusable = self.manifest.sizes, {finding.path for finding in bad}
         paths = sorted({*self.train, *self.held_out} - unusable)
         left = {path: sizes[name_below(self.root, path)] for path in paths}
         return _divide(self.root, Check(left, [*self.skipped, *bad], self.side, heaviest=0), crop=None)
@@ -61,22 +61,22 @@ def open_folder(
     root: str | Path,
     crop: int | None = None,
     records: Path | None = None,
-    began_with: Listing | None = None,
+    manifest: Manifest | None = None,
 ) -> ImageFolder:
     """Lists, checks and divides the JPEGs under `root`.
 
     crop: images with a shorter side are skipped. records: where what is known of the files is kept.
-    began_with: of a run that is resumed; a file that was lost is replaced by the next in order.
+    manifest: of a run that is resumed; a file that was lost is replaced by the next in order.
     Raises FastaeError where there is no such folder, fewer than two usable JPEGs in it, images so large
     that decoding them would exhaust the memory, or other images than a run began with.
     """
     root = os.fspath(root)
     paths = find_jpegs(root)
-    if began_with:  # only what is there and listed: a listing from elsewhere opens nothing outside the folder
-        listed = began_with.sizes
+    if manifest:  # only what is there and listed: a manifest from elsewhere opens nothing outside the folder
+        listed = manifest.sizes
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
-    folder = _as_begun(root, checked, began_with) if began_with else _divide(root, checked, crop)
+    folder = _as_begun(root, checked, manifest) if manifest else _divide(root, checked, crop)
     if checked.heaviest > (free := free_bytes(torch.device("cpu"))):
         raise FastaeError(
             f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
@@ -146,10 +146,10 @@ def _divide(root: str, checked: Check, crop: int | None) -> ImageFolder:
     if len(checked.usable) < 2:
         raise FastaeError(_too_few(root, len(checked.usable), checked.unusable, crop))
     train, held_out, split = _split(root, checked.usable)
-    listing = Listing(
+    manifest = Manifest(
         split, *({name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out))
     )
-    return ImageFolder(root, train, held_out, listing, checked.unusable, checked.side)
+    return ImageFolder(root, train, held_out, manifest, checked.unusable, checked.side)
 
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
@@ -166,9 +166,9 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
     return paths[:-number], paths[-number:], "the last 5 % by name"
 
 
-def _as_begun(root: str, checked: Check, listing: Listing) -> ImageFolder:
+def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     there = {name_below(root, path): path for path in checked.usable}
-    listed = listing.sizes
+    listed = manifest.sizes
     lost = [name for name in listed if name not in there]
     if len(lost) > max(1, LOST_AT_MOST * len(listed)):
         raise _other(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
@@ -185,11 +185,11 @@ def _as_begun(root: str, checked: Check, listing: Listing) -> ImageFolder:
         return files.paths
 
     try:
-        train, held_out = paths_of(listing.train), paths_of(listing.held_out)
+        train, held_out = paths_of(manifest.train), paths_of(manifest.held_out)
     except NoneLeft:
         raise _other(root, "no file is left to train on, or none to evaluate on") from None
     skipped = [Finding(f"{root}/{name}", fault) for name, fault in faults.items()]
-    return ImageFolder(root, train, held_out, listing, skipped, checked.side)
+    return ImageFolder(root, train, held_out, manifest, skipped, checked.side)
 
 
 def _other(root: str, why: str) -> FastaeError:

@@ -26,7 +26,6 @@ import torch
 from torch import Tensor
 
 from fastae.augment import Augmentation
-from fastae.config import LOADERS
 from fastae.data.check import Finding
 from fastae.data.crop_resize import Geometry
 from fastae.data.decode import Decoder
@@ -40,6 +39,8 @@ from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import can_compile
 from fastae.utils.environment import DALI_BUILDS, version
+
+KINDS = ("auto", "dali", "resident")
 
 
 class Loader(ABC):
@@ -177,8 +178,8 @@ def open_loader(
     Raises FastaeError for a bad folder, fewer images than `batch_size`, a batch that `parts` does not
     divide, a missing DALI, or a resident array that does not fit.
     """
-    if kind not in LOADERS:
-        raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(LOADERS)}")
+    if kind not in KINDS:
+        raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(KINDS)}")
     require_dali()
     device, geometry = torch.device(device), geometry or Geometry()
     folder = cache_folder() if cache == "default" else Path(cache) if cache else None

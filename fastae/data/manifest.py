@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastae.errors import FastaeError
 from fastae.utils.files import atomic_write
-from fastae.utils.parsing import parse, read_json
+from fastae.utils.json import read_json
 
 NAME = "images.json"
 """Of the file."""
@@ -27,7 +27,7 @@ MAX_BYTES = 1 << 27
 
 
 @dataclass(frozen=True)
-class Listing:
+class Manifest:
     """split: the rule that divided the files, in words.
 
     train, held_out: names below the data folder -> bytes, in the order of training and of evaluation.
@@ -60,10 +60,10 @@ class Listing:
             file.write(content)
 
     @classmethod
-    def read(cls, path: Path) -> Listing:
+    def read(cls, path: Path) -> Manifest:
         """Raises FastaeError where it is missing or damaged."""
         try:
-            return parse(cls, read_json(path, MAX_BYTES))
+            return read_json(path, cls, MAX_BYTES)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise FastaeError(f"{str(path)!r}, the list of its images, cannot be read: {reason}") from None

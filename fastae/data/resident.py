@@ -32,10 +32,10 @@ from fastae.data.pixel_ops import channel_means
 from fastae.data.recovery import ImageFiles, visible_fault
 from fastae.errors import FastaeError
 from fastae.utils.cache import building, locked, touch
-from fastae.utils.console import say, track
+from fastae.utils.console import log, track
 from fastae.utils.environment import DALI_BUILDS, version
 from fastae.utils.files import write_json
-from fastae.utils.parsing import read_json
+from fastae.utils.json import read_json
 
 FORMAT = 1
 BAD = "bad.json"
@@ -87,7 +87,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store
         with locked(folder):
             store = _open(folder, shape)
             if store is not None and not _agrees(store, files, decoder):
-                say(f"resident  {folder.name}: pixels differ from the images, building anew")
+                log(f"resident  {folder.name}: pixels differ from the images, building anew")
                 store = None
             if store is not None:
                 files.replace(store.bad)

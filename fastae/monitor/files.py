@@ -13,7 +13,7 @@ from fastae.monitor.plot import draw
 from fastae.monitor.recording import Recording
 from fastae.monitor.summary import UsageReport
 from fastae.utils.files import atomic_write
-from fastae.utils.parsing import parse, read_json
+from fastae.utils.json import read_json
 
 REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
 
@@ -34,7 +34,7 @@ def read_report(folder: Path) -> UsageReport:
     if not folder.is_dir():
         raise FastaeError(f"{str(folder)!r} is not a run's folder")
     try:
-        return parse(UsageReport, read_json(path))
+        return read_json(path, UsageReport)
     except FileNotFoundError:
         raise FastaeError(
             f"{str(folder)!r} has no {REPORT}: its run has not ended, or had --gpu-sample-hz 0"

@@ -26,7 +26,7 @@ REFUSED = (
     pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
     pynvml.NVML_ERROR_DEPRECATED,
 )
-"""Answers that will not change while a program runs; after others (a timeout, say) it is asked again."""
+"""Answers that will not change while a program runs; after others (a timeout, log) it is asked again."""
 
 GONE = (
     pynvml.NVML_ERROR_GPU_IS_LOST,

@@ -22,7 +22,7 @@ from fastae.monitor.profiler import PhaseRanges
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline
-from fastae.utils.console import say
+from fastae.utils.console import log
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
@@ -77,7 +77,7 @@ class Monitor(AbstractContextManager):
                 self._start()
             except Exception as error:  # the run matters more than its report
                 self._poller = None
-                say(f"monitor   no GPU report: {error}")
+                log(f"monitor   no GPU report: {error}")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
@@ -89,7 +89,7 @@ class Monitor(AbstractContextManager):
             if self._poller and has_begun:
                 self._report(self._poller)
         except Exception as failure:  # the run matters more than its report
-            say(f"monitor   no GPU report: {failure}")
+            log(f"monitor   no GPU report: {failure}")
 
     def _start(self) -> None:
         # Of a shared run, the processes of the other local ranks are torchrun's children as well.
@@ -129,4 +129,4 @@ class Monitor(AbstractContextManager):
         report = UsageReport(None, summary, diagnosis, self._absence, self._detail)
         line = headline(report)
         write_report(report, recording, self._folder, f"{self._folder.name}: {line}")
-        say(f"usage     {line}; table and plot: fastae gpu {self._folder}")
+        log(f"usage     {line}; table and plot: fastae gpu {self._folder}")

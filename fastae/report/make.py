@@ -17,7 +17,7 @@ from fastae.report.page import Chart, Page, render
 from fastae.report.quality import make_gallery, measure, read_samples
 from fastae.report.runs import Run, Series, find_runs
 from fastae.report.tables import answer, commands, hours, settings, table
-from fastae.utils.console import printable, say, track
+from fastae.utils.console import log, printable, track
 from fastae.utils.device import choose_device
 from fastae.utils.files import atomic_write
 
@@ -39,9 +39,9 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     page, figures = _page(runs, warnings, data, [*map(str, folders), *(["--data", data] if data else [])])
     _write(out, render(page), figures)
     for warning in page.warnings:
-        say(f"warning   {printable(warning)}")
-    say(f"answer    {page.headline}")
-    say(f"report    {out}, and its figures in {out.with_suffix('')}")
+        log(f"warning   {printable(warning)}")
+    log(f"answer    {page.headline}")
+    log(f"report    {out}, and its figures in {out.with_suffix('')}")
     return out
 
 

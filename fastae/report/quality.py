@@ -21,7 +21,7 @@ from torch import Tensor
 
 from fastae.data import Geometry, faces, load_images
 from fastae.data.folder import name_below
-from fastae.data.manifest import Listing
+from fastae.data.manifest import Manifest
 from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES, psnr, squared_error
@@ -211,19 +211,19 @@ def _held_out(
     run: Run, data: str | None, device: torch.device, loaded: dict[tuple[object, ...], HeldOut]
 ) -> HeldOut:
     """The run's held-out images, loaded once for all runs on the same ones. Raises FastaeError."""
-    config, listing = run.config, RunFolder(run.path).began_with()
-    key = (listing.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
+    config, manifest = run.config, RunFolder(run.path).manifest()
+    key = (manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
     if key not in loaded:
-        loaded[key] = _load(run, listing, data, device)
+        loaded[key] = _load(run, manifest, data, device)
     return loaded[key]
 
 
-def _load(run: Run, listing: Listing, data: str | None, device: torch.device) -> HeldOut:
+def _load(run: Run, manifest: Manifest, data: str | None, device: torch.device) -> HeldOut:
     config = run.config
-    if data is None and not os.environ.get(VARIABLE) and len(listing.sizes) != faces.COUNT:
+    if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
         where = run.text("data", "folder")
         raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
-    folder, _ = open_source(data, config.crop, began_with=listing)
+    folder, _ = open_source(data, config.crop, manifest=manifest)
     paths = spread(folder.held_out, config.eval_images)
     size = len(paths) * 3 * 4 * config.image_size**2
     if config.image_size > MAX_SIDE or size > MAX_SET:

@@ -20,12 +20,11 @@ from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.monitor.files import read_report
-from fastae.runs.events import DamagedFile, event_files, records
 from fastae.runs.folder import RunFolder
-from fastae.runs.metrics import METRICS, NAME, Metrics, Rows, read_metrics
+from fastae.runs.metrics import NAME, Metrics, read_metrics
 from fastae.utils.console import printable
 from fastae.utils.files import require_file
-from fastae.utils.parsing import nested
+from fastae.utils.json import nested
 
 CONFIG = "config.json"
 
@@ -209,8 +208,6 @@ def _read(path: Path) -> Run:
     config, description = folder.settings(), folder.describe()
     try:
         metrics = read_metrics(path / NAME)
-    except FileNotFoundError:
-        metrics = _read_events(path)
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
     try:
@@ -220,26 +217,3 @@ def _read(path: Path) -> Run:
     whole = description.get("world_size", 1) == 1 and not description.get("resumed")
     known = kwh is not None and whole and 0 <= kwh < math.inf
     return Run(path.resolve().name, path, config, description, metrics, kwh if known else None)
-
-
-def _read_events(path: Path) -> Metrics:
-    """Of a run without metrics.csv what it would hold, from TensorBoard's files; torn ones to their tear."""
-    tags = {"loss_index/train": "loss_index", "speed/images_per_second": "images_per_second"}
-    points: dict[bool, dict[int, dict[str, float]]] = {False: {}, True: {}}
-    damaged = 0
-    for file in event_files(path):
-        try:
-            for event, _ in records(file, MAX_RECORD):
-                for value in event.summary.value:
-                    held_out = value.tag == "loss_index/held_out"
-                    if name := "loss_index" if held_out else tags.get(value.tag):
-                        points[held_out].setdefault(event.step, {})[name] = value.simple_value
-        except (DamagedFile, OSError):
-            damaged += 1
-
-    def rows(points: dict[int, dict[str, float]]) -> Rows:
-        steps = sorted(step for step in points if step >= 0)
-        columns = {name: np.array([points[s].get(name, math.nan) for s in steps], float) for name in METRICS}
-        return Rows(np.array(steps, np.int64), columns)
-
-    return Metrics(rows(points[False]), rows(points[True]), damaged)

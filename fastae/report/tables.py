@@ -16,7 +16,7 @@ from fastae.losses import LOSSES
 from fastae.report.compare import Comparison
 from fastae.report.quality import Reconstructions
 from fastae.report.runs import Run, options
-from fastae.sweep.plan import ARTICLE_IMAGES, ARTICLE_SECONDS, SweepConfig, read
+from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS, SweepConfig, SweepFolder
 from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
@@ -195,7 +195,7 @@ def commands(runs: Sequence[Run], report: Sequence[str]) -> Iterator[str]:
 def _sweep_command(folder: Path, runs: Sequence[Run]) -> str | None:
     """None if these are not the runs of a sweep."""
     try:
-        entries = read(folder).entries
+        entries = SweepFolder(folder).read().runs
         losses = tuple(loss for loss in LOSSES if any(entry.loss == loss for entry in entries))
         same_init = len(losses) > 1 and entries[0].seed == entries[1].seed
         first = entries[0].seed - (0 if same_init else list(LOSSES).index(losses[0]))

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+import fastae
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
-from fastae.training.step import moments_like
 from fastae.utils.files import atomic_write, require_file, sync_folder
-from fastae.utils.parsing import parse
+from fastae.utils.json import convert
 
 LAST = "last.pt"
 """A link to the newest, for people and scripts; resuming looks at the numbers."""
@@ -75,6 +76,11 @@ def newest(folder: Path, warn: Callable[[str], None], model: nn.Module | None = 
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
     return None
+
+
+def moments_like(weight: Tensor) -> dict[str, Tensor]:
+    """What fused Adam keeps of a weight, by name: tensors of the same shape, type, device and layout."""
+    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
 def tensors(state: Mapping[str, Any]) -> dict[tuple, Any]:
@@ -156,7 +162,7 @@ class _Scaler:
 
 def _require_scaler(state: Mapping[str, Any]) -> None:
     if state:
-        parse(_Scaler, state)
+        convert(state, _Scaler)
         for name, value in state.items():
             if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
                 raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")
@@ -164,6 +170,14 @@ def _require_scaler(state: Mapping[str, Any]) -> None:
 
 def _in_words(place: tuple) -> str:
     return f"{' '.join(map(str, place)):.100}"
+
+
+def write_weights(path: Path, state: Mapping[str, Any]) -> None:
+    """The model's weights alone, as safetensors: for those who only use the model. Raises OSError."""
+    weights = {name: value.contiguous() for name, value in state["model"].items()}
+    metadata = {"iteration": str(state["iteration"]), "fastae": fastae.__version__}
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(weights, metadata))
 
 
 class _Output:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,12 @@ from filelock import FileLock
 
 from fastae.config import TrainConfig
 from fastae.data.check import Finding
-from fastae.data.manifest import NAME, Listing
+from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
+from fastae.runs import checkpoint, metrics
 from fastae.utils.console import printable
 from fastae.utils.files import locked, made_folder, require_file, require_new_folder, write_json
-from fastae.utils.parsing import nested, read_json
+from fastae.utils.json import nested, read_json
 
 RUNS = Path("runs")
 DRAFTS = ".*.partial"
@@ -61,6 +62,14 @@ class RunFolder:
         return max(self.samples.glob("*.png"))
 
     @property
+    def metrics(self) -> Path:
+        return self.path / metrics.NAME
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
     def skipped(self) -> Path:
         return self.path / "skipped.txt"
 
@@ -68,23 +77,33 @@ class RunFolder:
     def non_finite(self) -> Path:
         return self.path / "nan.txt"
 
-    def begin(self, description: dict[str, Any], images: Listing, skipped: Iterable[Finding] = ()) -> None:
-        """Writes down what the run is and which images it begins with, under the lock.
+    def size(self) -> int:
+        """Bytes on disk."""
+        files = (path for path in self.path.rglob("*") if path.is_file() and not path.is_symlink())
+        return sum(path.stat().st_size for path in files)
+
+    def resume_hint(self) -> str:
+        """What is kept of a run that ended early, and how to resume it, in words."""
+        iteration = checkpoint.latest(self.checkpoints)
+        kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
+        return f"{kept}; resume with: fastae train --resume {self.path}"
+
+    def begin(
+        self, description: Mapping[str, Any], images: Manifest, skipped: Iterable[Finding] = ()
+    ) -> None:
+        """Writes down, under the lock, what a run is, and of a new one which images it begins with.
 
         config.json comes last: a folder that has it has all the rest. Raises FastaeError.
         """
         try:
-            self.checkpoints.mkdir()
-            self.samples.mkdir()
-            images.write(self.images)
+            if self.new:
+                self.checkpoints.mkdir()
+                self.samples.mkdir()
+                images.write(self.images)
             self.note_skipped(skipped)
-            self.redescribe(description)
+            write_json(self.config, dict(description))
         except OSError as error:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
-
-    def redescribe(self, description: dict[str, Any]) -> None:
-        """Writes config.json anew. Raises OSError."""
-        write_json(self.config, description)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -140,12 +159,19 @@ class RunFolder:
             raise FastaeError(f"{str(self.config)!r} is not what a run writes")
         return written
 
-    def began_with(self) -> Listing:
+    def manifest(self) -> Manifest:
         """The images it began with. Raises FastaeError where images.json is missing, damaged or another's."""
-        images = Listing.read(self.images)
+        images = Manifest.read(self.images)
         if nested(self.describe(), "data", "fingerprint") not in (None, images.fingerprint):
             raise FastaeError(f"{str(self.images)!r} lists other images than the run began with: restore it")
         return images
+
+    def note_non_finite(self, iteration: int, images: Iterable[str]) -> Path:
+        """Adds the images of an iteration whose loss is not finite to the list of them. Raises OSError."""
+        require_file(self.non_finite)
+        with self.non_finite.open("a") as file:
+            file.writelines(f"{iteration}\t{printable(path)}\n" for path in images)
+        return self.non_finite
 
     def note_skipped(self, bad: Iterable[Finding]) -> None:
         """Adds files that cannot be trained on to the list of them, each once. Raises OSError."""

@@ -16,7 +16,7 @@ from fastae.errors import FastaeError
 from fastae.model import AutoEncoder, meta_model
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
-from fastae.utils.console import printable, say
+from fastae.utils.console import log, printable
 from fastae.utils.files import require_file
 
 WEIGHTS = "model.safetensors"
@@ -61,7 +61,7 @@ def _newest_weights(run: RunFolder, model: AutoEncoder) -> tuple[int, Weights] |
     if final and final[0] >= (checkpoint.latest(run.checkpoints) or 0):
         return final  # reading a checkpoint would take three times as long: it holds Adam's moments, too
     candidates = [final] if final else []
-    if state := checkpoint.newest(run.checkpoints, say, model):
+    if state := checkpoint.newest(run.checkpoints, log, model):
         candidates.append((state["iteration"], state["model"]))
     return max(candidates, key=itemgetter(0), default=None)
 
@@ -77,5 +77,5 @@ def _read_safetensors(path: Path, model: AutoEncoder) -> tuple[int, Weights] | N
         checkpoint.require_weights(weights, model)
         return iteration, weights
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        say(f"{printable(str(path))} cannot be used: {error}; using the newest checkpoint")
+        log(f"{printable(str(path))} cannot be used: {error}; using the newest checkpoint")
         return None

@@ -1,49 +1,93 @@
-"""What a run shows in TensorBoard: scalars, image grids, its settings as text."""
+"""What a run shows in TensorBoard: scalars, image grids, settings and hyperparameters.
+
+The protocol buffers are PyTorch's, the records TensorBoard's; they are written from the calling thread. The
+thread of PyTorch's SummaryWriter would print a traceback when the disk is full; here that is an OSError.
+A resumed run writes a new file that begins with a restart at its iteration, by which TensorBoard drops the
+points that the earlier files hold beyond it (SummaryWriter's `purge_step`).
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import socket
+import threading
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from fastae.runs.events import EventFile
+VERSION = "brain.Event:2"
+"""The first record of each file, which tells TensorBoard how to read the others."""
 
 
-class Board:
-    """TensorBoard's view of the run in `folder`; a context manager. Raises OSError as `EventFile` does."""
+class TensorBoardWriter:
+    """Appends to a new event file in `folder`, from any thread; a context manager. Methods raise OSError.
 
-    def __init__(self, folder: Path) -> None:
-        self._events = EventFile(folder)
+    start: the iteration that the run continues from; 0 for a new run.
+    """
+
+    def __init__(self, folder: Path, start: int = 0) -> None:
+        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        self._file = (folder / name).open("xb")
+        self._records = RecordWriter(self._file)
+        self._lock = threading.Lock()
+        self._write(Event(file_version=VERSION))
+        self._write(Event(session_log=SessionLog(status=SessionLog.START), step=start + 1 if start else 0))
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Readable from outside, by a TensorBoard that looks on, when this returns."""
+        """Visible to a TensorBoard that is open on the folder when this returns."""
         for tag, value in values.items():
-            self._events.write(summary.scalar(tag, value), iteration)
-        self._events.flush()
+            self._summary(summary.scalar(tag, value), iteration)
 
-    def picture(self, iteration: int, tag: str, picture: np.ndarray) -> None:
-        """A uint8 (H, W, 3) array."""
-        self._events.write(summary.image(tag, picture, dataformats="HWC"), iteration)
+    def image(self, iteration: int, tag: str, png: bytes, shape: tuple[int, int]) -> None:
+        """An encoded PNG of `shape` (height, width)."""
+        image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=png)
+        self._summary(Summary(value=[Summary.Value(tag=tag, image=image)]), iteration)
 
     def settings(self, iteration: int, values: Mapping[str, Any]) -> None:
-        """Shown under TensorBoard's Text as indented JSON."""
-        indented = json.dumps(values, indent=2).replace("\n", "\n    ")
-        self._events.write(summary.text("config", "    " + indented), iteration)  # four blanks: a code block
+        """A table under TensorBoard's Text, one row per value; nested values are JSON."""
+        rows = [
+            f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |"
+            for name, value in values.items()
+        ]
+        self._summary(
+            summary.text("config", "\n".join(["| setting | value |", "|---|---|", *rows])), iteration
+        )
+
+    def hyperparameters(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """The run's row under TensorBoard's HPARAMS; `metrics` names the scalars beside them."""
+        for part in summary.hparams(dict(settings), dict.fromkeys(metrics, 0.0)):
+            self._summary(part, 0)
+
+    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
+        """Under CUSTOM SCALARS, the scalars that share a chart: title -> tags."""
+        parts = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
+        self._summary(summary.custom_scalars({"train and held-out": parts}), 0)
 
     def sync(self) -> None:
-        """Returns when all of it is on the disk, as it must be before a checkpoint says so."""
-        self._events.sync()
+        """Returns when all that was written is on the disk."""
+        os.fsync(self._file.fileno())
 
-    def __enter__(self) -> Board:
+    def _summary(self, values: Summary, iteration: int) -> None:
+        self._write(Event(summary=values, step=iteration))
+
+    def _write(self, event: Event) -> None:
+        event.wall_time = time.time()
+        with self._lock:
+            self._records.write(event.SerializeToString())
+
+    def __enter__(self) -> TensorBoardWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         try:
-            self._events.close()
+            self._file.close()
         except OSError:
-            if kind is None:  # else what came first is told, not this
+            if kind is None:  # otherwise the first error is reported, not this one
                 raise

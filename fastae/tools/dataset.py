@@ -17,7 +17,7 @@ from fastae.data.loader import open_decoder, require_dali
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
-from fastae.utils.console import console, printable, say
+from fastae.utils.console import console, log, printable
 from fastae.utils.device import choose_device
 from fastae.utils.files import atomic_write
 
@@ -50,9 +50,9 @@ def _training_decoder(crop: int | None) -> Decoder:
 
 def _show(total: int, found: Check) -> None:
     for finding in found.findings[:NAMES_SHOWN]:
-        say(f"{finding.fault.value:24}  {printable(finding.path)}")
+        log(f"{finding.fault.value:24}  {printable(finding.path)}")
     if len(found.findings) > NAMES_SHOWN:
-        say(f"... and {len(found.findings) - NAMES_SHOWN:,} more: --json FILE names all")
+        log(f"... and {len(found.findings) - NAMES_SHOWN:,} more: --json FILE names all")
     counts = Counter(finding.fault for finding in found.findings)
     table = Table("", "files", "")
     for fault in Fault:
@@ -86,9 +86,9 @@ def _as_json(folder: str, total: int, found: Check) -> str:
 
 def prepare_and_report(source: Path, out: Path, count: int) -> int:
     """Prepares CelebA and prints what is there and what is missing; returns the exit code, 0 or 1."""
-    say("CelebA is for non-commercial research only and may not be redistributed.")
+    log("CelebA is for non-commercial research only and may not be redistributed.")
     done = prepare_celeba(source, out, count)
-    say(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")
+    log(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")
     for kind, names in (
         ("missing", done.missing),
         ("faulty", done.faulty),
@@ -96,9 +96,9 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
     ):
         if names:
             shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-            say(f"{kind}: {shown}")
+            log(f"{kind}: {shown}")
     train, valid, test = done.parts
     official = " (CelebA's official split)" if done.official else ""
-    say(f"split: {train:,} to train on, {valid:,} to validate on, {test:,} to test on{official}")
-    say(f"next: fastae train --amp --data {done.folder}")
+    log(f"split: {train:,} to train on, {valid:,} to validate on, {test:,} to test on{official}")
+    log(f"next: fastae train --amp --data {done.folder}")
     return 0 if done.complete else 1

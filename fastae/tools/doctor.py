@@ -22,7 +22,7 @@ from fastae.monitor.nvml import NvmlError, in_wsl
 from fastae.tools import compatibility
 from fastae.tools.compatibility import DALI_BUILDS, Driver
 from fastae.utils.cache import cache_folder, entries
-from fastae.utils.console import say
+from fastae.utils.console import log
 from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
 from fastae.utils.environment import commit, version
 from fastae.utils.memory import free_bytes, total_bytes
@@ -46,10 +46,10 @@ def examine(*, as_json: bool) -> int:
         return int(impossible)
     for each in found:
         state = "" if each["state"] == "ok" else f"{each['state']}: "
-        say(f"{each['subject']:10} {state}{each['text']}")
+        log(f"{each['subject']:10} {state}{each['text']}")
         if each["remedy"]:
-            say(f"{'':10} -> {each['remedy']}")
-    say("training is impossible here, for the problems above" if impossible else "ready to train")
+            log(f"{'':10} -> {each['remedy']}")
+    log("training is impossible here, for the problems above" if impossible else "ready to train")
     return int(impossible)
 
 

@@ -25,7 +25,7 @@ from torch.export import Dim
 
 from fastae.errors import FastaeError
 from fastae.runs.loaded_model import LoadedModel, load_model
-from fastae.utils.console import printable, say
+from fastae.utils.console import log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.files import atomic_write, require_new_folder
 
@@ -58,7 +58,7 @@ def export(run: Path, kind: str, out: Path) -> None:
     if missing := [name for name in PACKAGES[kind] if not find_spec(name)]:
         raise FastaeError(f"--format {kind} needs missing packages: pip install {' '.join(missing)}")
     loaded = load_model(run)
-    say(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
+    log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
     files: dict[str, bytes] = {}
     parts: dict[str, dict[str, Any]] = {}
     examples = _examples(loaded)
@@ -80,8 +80,8 @@ def export(run: Path, kind: str, out: Path) -> None:
     for name, part in parts.items():
         path, megabytes = printable(str(out / part["file"])), len(files[part["file"]]) / 1e6
         difference = part["largest_difference"]
-        say(f"{name}   {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
-    say(f"card      {printable(str(out / CARD))}")
+        log(f"{name}   {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
+    log(f"card      {printable(str(out / CARD))}")
 
 
 def _examples(loaded: LoadedModel) -> dict[str, Tensor]:

@@ -20,7 +20,7 @@ from fastae.losses import loss_index, psnr, squared_error
 from fastae.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
-from fastae.utils.console import printable, say
+from fastae.utils.console import log, printable
 from fastae.utils.device import choose_device
 from fastae.utils.files import atomic_write, require_new_folder, require_place, write_json
 from fastae.utils.pictures import pairs, save_png, side_by_side
@@ -48,8 +48,8 @@ def reconstruct_files(
     loaded = load_model(run, choose_device(device))
     config = loaded.config
     geometry = Geometry(config.crop, config.image_size, config.antialias)
-    say(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
-    say(f"images    {geometry.in_words()}, as in training")
+    log(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
+    log(f"images    {geometry.in_words()}, as in training")
     given = find_images(places)
     try:
         paths, codes = _write_pictures(_reconstructions(loaded.model, given, geometry), out)
@@ -61,7 +61,7 @@ def reconstruct_files(
         raise FastaeError(f"cannot write {str(error.filename or out)!r}: {error.strerror or error}") from None
     skipped = len(given) - len(paths)
     if skipped:
-        say(f"skipped   {skipped:,} of {len(given):,}, named above")
+        log(f"skipped   {skipped:,} of {len(given):,}, named above")
     return 1 if skipped else 0
 
 
@@ -80,7 +80,7 @@ def _reconstructions(model: AutoEncoder, paths: Sequence[str], geometry: Geometr
             try:
                 usable[row] = load_image(path, geometry)
             except UnusableImage as reason:
-                say(f"skipped   {printable(path)}: {reason}")
+                log(f"skipped   {printable(path)}: {reason}")
         if usable:
             originals = torch.stack(list(usable.values()))
             with torch.inference_mode():
@@ -101,21 +101,21 @@ def _write_pictures(rows: Iterable[Row], out: Path) -> tuple[list[str], list[np.
     for path, original, reconstruction, code, error in rows:
         if not paths:
             out.mkdir(parents=True, exist_ok=True)
-            say(f"{'loss_index':>12}  {'PSNR':>8}  image -> {printable(str(out))}/")
+            log(f"{'loss_index':>12}  {'PSNR':>8}  image -> {printable(str(out))}/")
         picture = out / picture_name(len(paths), path)
         save_png(side_by_side(original, reconstruction), picture)
-        say(f"{_figures(error)}  {printable(path)} -> {picture.name}")
+        log(f"{_figures(error)}  {printable(path)} -> {picture.name}")
         paths.append(path)
         codes.append(code.numpy())
         errors.append(error)
         if len(shown) < SHEET_IMAGES:
             shown.append((original, reconstruction))
     if paths:
-        say(f"{_figures(sum(errors) / len(errors))}  mean of {len(errors):,} (PSNR of the mean error)")
+        log(f"{_figures(sum(errors) / len(errors))}  mean of {len(errors):,} (PSNR of the mean error)")
         sheet = out / "sheet.png"
         originals, reconstructions = map(torch.stack, zip(*shown, strict=True))
         save_png(pairs(originals, reconstructions), sheet)
-        say(f"sheet     {printable(str(sheet))}: {len(shown):,} originals over their reconstructions")
+        log(f"sheet     {printable(str(sheet))}: {len(shown):,} originals over their reconstructions")
     return paths, codes
 
 
@@ -135,4 +135,4 @@ def _write_codes(file: Path, paths: list[str], codes: list[np.ndarray]) -> None:
     write_json(names, paths)
     with atomic_write(file) as content:
         np.save(content, rows)
-    say(f"codes     {printable(str(file))}: float32 {rows.shape}, rows named in {printable(names.name)}")
+    log(f"codes     {printable(str(file))}: float32 {rows.shape}, rows named in {printable(names.name)}")

@@ -29,37 +29,33 @@ class Ranks:
     local: int = 0
 
     @property
-    def first(self) -> bool:
+    def is_main(self) -> bool:
         """The one that logs and saves."""
         return self.rank == 0
 
-    @property
-    def alone(self) -> bool:
-        return self.size == 1
-
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks of a tensor that each has; all must call."""
-        if self.alone:
+        if self.size == 1:
             return values
         total = values.clone()
         dist.all_reduce(total)
         return total / self.size
 
-    def largest(self, value: int, device: torch.device) -> int:
-        """The largest of the ranks' values; all must call."""
-        if self.alone:
-            return value
-        shared = torch.tensor(value, device=device)
+    def any(self, *flags: bool, device: torch.device) -> list[bool]:
+        """Each flag: whether it is set on any rank; all must call."""
+        if self.size == 1:
+            return list(flags)
+        shared = torch.tensor(flags, device=device, dtype=torch.int32)
         dist.all_reduce(shared, dist.ReduceOp.MAX)
-        return int(shared)
+        return shared.bool().tolist()
 
-    def tell(self, name: str, text: str) -> None:
-        """Gives the other ranks what they `hear` under this name, before they are `joined`."""
-        if not self.alone:
+    def broadcast(self, name: str, text: str) -> None:
+        """Gives the other ranks what they `receive` under this name, before they are `joined`."""
+        if self.size > 1:
             _store().set(f"fastae/{name}", text)
 
-    def hear(self, name: str) -> str:
-        """Waits for what the first rank tells. Raises RunFailure where it has ended."""
+    def receive(self, name: str) -> str:
+        """Waits for what the first rank broadcasts. Raises RunFailure if it has ended."""
         try:
             return _store().get(f"fastae/{name}").decode()
         except RuntimeError as error:
@@ -82,14 +78,14 @@ def launched() -> Ranks:
     if not all(name in os.environ for name in names):
         return ALONE
     ranks = Ranks(*(int(os.environ[name]) for name in names))
-    if not ranks.first:
+    if not ranks.is_main:
         console.quiet = True
     return ranks
 
 
 def device_of(name: str, ranks: Ranks) -> str:
     """`--device` for one of several ranks: each its own GPU where there are any."""
-    if ranks.alone or name == "cpu" or not (torch.cuda.is_available() or name != "auto"):
+    if ranks.size == 1 or name == "cpu" or not (torch.cuda.is_available() or name != "auto"):
         return name
     if name not in ("auto", "cuda"):
         raise FastaeError(f"--device {name} under torchrun: use cuda, each rank takes its own")
@@ -99,7 +95,7 @@ def device_of(name: str, ranks: Ranks) -> str:
 @contextmanager
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """While the block runs, the ranks can exchange tensors of this device."""
-    if ranks.alone:
+    if ranks.size == 1:
         yield
         return
     if device.type == "cuda":

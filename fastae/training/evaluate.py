@@ -1,25 +1,33 @@
-"""Held-out images through the model as it stands: reconstructions, their loss and the yardstick."""
+"""Held-out images through the model as it is: reconstructions, their loss, loss_index and PSNR."""
 
 from __future__ import annotations
 
+import statistics
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastae.losses import element_of, loss_index, squared_error
+from fastae.losses import element_of, loss_index, psnr, squared_error
 from fastae.model import AutoEncoder
 from fastae.utils.device import Precision
 
 BATCH = 64
+SAMPLES = 16
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean loss element. loss_index: mean squared error x 1e7. Both over all images given."""
+    """loss: mean loss element. loss_index: mean squared error x 1e7. psnr: dB, the mean over the images.
+
+    originals, reconstructions: up to SAMPLES of the images, evenly spaced; float32 (n, 3, S, S) in [0, 1].
+    """
 
     loss: float
     loss_index: float
+    psnr: float
+    originals: Tensor
+    reconstructions: Tensor
 
 
 def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Tensor:
@@ -34,9 +42,14 @@ def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Ten
 
 
 def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision) -> Evaluation:
-    """The loss and the yardstick on these images."""
-    reconstruction = reconstruct(model, images, precision)
+    """Over all of `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
+    reconstructions = reconstruct(model, images, precision)
+    errors = squared_error(reconstructions, images).mean((1, 2, 3)).tolist()
+    stride = max(1, len(images) // SAMPLES)
     return Evaluation(
-        loss=element_of(loss)(reconstruction, images).mean().item(),
-        loss_index=loss_index(squared_error(reconstruction, images).mean().item()),
+        loss=element_of(loss)(reconstructions, images).mean().item(),
+        loss_index=loss_index(statistics.fmean(errors)),
+        psnr=statistics.fmean(map(psnr, errors)),
+        originals=images[::stride][:SAMPLES],
+        reconstructions=reconstructions[::stride][:SAMPLES],
     )

@@ -1,4 +1,4 @@
-"""The state of a training loop: a live bar on a terminal, one plain line a log step elsewhere."""
+"""The state of a training loop: a live bar on a terminal, one plain line per log step elsewhere."""
 
 from __future__ import annotations
 
@@ -6,25 +6,35 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.progress import BarColumn, Progress, TextColumn
 
-from fastae.utils.console import console, duration, say
+from fastae.utils.console import console, duration, log
+
+WIDE = 110
+"""Columns of a terminal that show everything; on narrower ones the loss and the data wait are left out."""
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a log step shows. wait_share: of the time, without data. remaining: seconds."""
+class Status:
+    """What a log step shows. data_wait: share of the time. remaining: seconds."""
 
     loss: float
     loss_index: float
     images_per_second: float
-    wait_share: float
+    data_wait: float
     remaining: float
 
     def __str__(self) -> str:
         return (
             f"loss {self.loss:.4f}  loss_index {self.loss_index:>9,.0f}  "
-            f"{self.images_per_second:,.1f} images/s  data wait {self.wait_share:.1%}  "
+            f"{self.images_per_second:,.1f} images/s  data wait {self.data_wait:.1%}  "
+            f"ETA {duration(self.remaining)}"
+        )
+
+    @property
+    def short(self) -> str:
+        return (
+            f"loss_index {self.loss_index:,.0f}  {self.images_per_second:,.1f} images/s  "
             f"ETA {duration(self.remaining)}"
         )
 
@@ -37,8 +47,8 @@ class Display(Protocol):
     def advance(self) -> None:
         """One iteration is done; costs nothing between log steps."""
 
-    def report(self, iteration: int, figures: Figures) -> None:
-        """The figures of a log step."""
+    def report(self, iteration: int, status: Status) -> None:
+        """A log step."""
 
 
 class TrainingProgress:
@@ -46,12 +56,14 @@ class TrainingProgress:
 
     def __init__(self) -> None:
         self._bar = Progress(
-            MofNCompleteColumn(),
+            TextColumn("{task.completed:,}/{task.total:,}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[status]}"),
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,
+            transient=True,  # the last lines say it all; after Ctrl-C it would be there twice
+            expand=True,
         )
 
     def begin(self, start: int, iterations: int) -> AbstractContextManager:
@@ -62,13 +74,13 @@ class TrainingProgress:
     def advance(self) -> None:
         self._bar.advance(self._task)
 
-    def report(self, iteration: int, figures: Figures) -> None:
-        self._bar.update(self._task, completed=iteration, status=str(figures))
+    def report(self, iteration: int, status: Status) -> None:
+        self._bar.update(self._task, status=str(status) if console.width >= WIDE else status.short)
         if not console.is_terminal:
-            show_line(iteration, self._iterations, figures)
+            log_line(iteration, self._iterations, status)
 
 
-def show_line(iteration: int, iterations: int, figures: Figures) -> None:
-    """A log step as a line, where there is no terminal."""
+def log_line(iteration: int, iterations: int, status: Status, prefix: str = "") -> None:
+    """A log step as a line, for a log file."""
     width = len(f"{iterations:,}")
-    say(f"{iteration:>{width},}/{iterations:,}  {figures}")
+    log(f"{prefix}{iteration:>{width},}/{iterations:,}  {status}")

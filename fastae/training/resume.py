@@ -1,7 +1,7 @@
-"""`fastae train --resume RUN`: the run in a folder goes on from its newest whole checkpoint.
+"""`fastae train --resume RUN`: the run in a folder continues from its newest whole checkpoint.
 
-What decides the optimisation is the run's own and cannot be changed. What does not (more iterations, another
-device, where the data lie) may be given anew. With nothing changed, the run ends in the same bits as one that
+What decides the optimization is the run's own and cannot be changed. What does not (more iterations, another
+device, where the data are) may be given anew. With nothing changed, the run ends in the same bits as one that
 was never stopped.
 """
 
@@ -20,51 +20,47 @@ from fastae.runs import checkpoint
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder
 from fastae.training.distributed import ALONE, Ranks, launched
-from fastae.training.runner import show_results, train_in
-from fastae.training.session import Session
-from fastae.utils.console import printable, say
-from fastae.utils.parsing import nested
+from fastae.training.runner import log_results, train_in
+from fastae.training.session import Session, open_session
+from fastae.utils.console import log, printable
+from fastae.utils.json import nested
 
 
-def resume(path: Path, given: Mapping[str, Any]) -> Path:
-    """Goes on with the run in `path`; `given` are the settings to change. Returns the folder.
+def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
+    """Resumes the run in `path`, with the settings in `given` changed. Returns the folder.
 
-    Raises FastaeError where that is no run, another process is at work in it, or what is given, or the data,
-    would make it another run; else as `fastae.training.runner.train`.
+    Raises FastaeError if that is no run, another process is at work in it, or the settings or the data would
+    make it another run; otherwise as `fastae.training.runner.train`.
     """
     ranks, run = launched(), RunFolder(path)
     saved = run.settings()
-    with run.locked() if ranks.first else nullcontext():
+    with run.locked() if ranks.is_main else nullcontext():
         state = reopen(run, saved, ranks)
-        where = (
-            f"iteration {state['iteration']:,}"
-            if state
-            else "the beginning, since there is no checkpoint yet"
-        )
-        say(f"resuming  {path} from {where}")
+        where = f"iteration {state['iteration']:,}" if state else "the start: there is no checkpoint yet"
+        log(f"resuming  {path} from {where}")
         before = state["run"] if state else run.describe()
         config = changed(saved, given, path)
         if state and state["iteration"] >= config.iterations:
-            say(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations goes on")
+            log(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations extends it")
             return path
-        session = Session(as_before(config, given, before), ranks, run, run.began_with())
-        compare(session, config, before)
+        session = open_session(as_before(config, given, before), ranks, run, run.manifest())
+        log_differences(session, config, before)
         train_in(session, config, run, state)
-    show_results(run)
+    log_results(run)
     return path
 
 
 def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State | None:
-    """Clears up a run's folder, which is locked; its newest whole checkpoint, or None where it has none yet.
+    """Clears up a run's folder, which is locked; its newest whole checkpoint, or None if it has none yet.
 
-    Raises FastaeError where it has some, and none of them can be used.
+    Raises FastaeError if it has some, and none of them can be used.
     """
-    if ranks.first:
+    if ranks.is_main:
         run.remove_drafts()
-    state = checkpoint.newest(run.checkpoints, say, meta_model(config.image_size, config.latent))
+    state = checkpoint.newest(run.checkpoints, log, meta_model(config.image_size, config.latent))
     if state is None and checkpoint.latest(run.checkpoints) is not None:
         raise FastaeError(
-            f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one, or remove all to begin again"
+            f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one, or remove all to start again"
         )
     return state
 
@@ -93,8 +89,8 @@ def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str
     return dataclasses.replace(config, **kept)
 
 
-def compare(session: Session, config: TrainConfig, before: Mapping[str, Any]) -> None:
-    """Says what differs and is sound."""
+def log_differences(session: Session, config: TrainConfig, before: Mapping[str, Any]) -> None:
+    """What differs from the run so far, and is sound."""
     now = session.describe(config, "")
     for what, then, is_now in (
         ("device", _of(before, str, "device"), now["device"]),
@@ -106,7 +102,7 @@ def compare(session: Session, config: TrainConfig, before: Mapping[str, Any]) ->
         ),
     ):
         if then is not None and then != is_now:
-            say(f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding only")
+            log(f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding only")
 
 
 def _of(values: Any, kind: type, *names: str) -> Any:

@@ -1,4 +1,4 @@
-"""What runs under the same conditions share: the device, the opened data, one model, its compiled losses.
+"""What runs under the same conditions share: the device, the opened data, one model, its compiled objectives.
 
 One run has a session of its own; a sweep has one for all of its runs, so that the images are decoded once
 and each kind of loss is compiled once.
@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -18,9 +20,9 @@ from torch.nn.parallel import DistributedDataParallel
 from fastae.config import TrainConfig
 from fastae.data import Geometry, load_images, open_loader
 from fastae.data.check import Finding
-from fastae.data.folder import count_faults
+from fastae.data.folder import ImageFolder, count_faults
 from fastae.data.loader import Loader
-from fastae.data.manifest import Listing
+from fastae.data.manifest import Manifest
 from fastae.data.recovery import NoneLeft
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
@@ -32,8 +34,15 @@ from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronise
 from fastae.utils.cache import cache_folder
-from fastae.utils.console import printable, say
-from fastae.utils.device import choose_compile, choose_device, choose_kernels, choose_precision, describe
+from fastae.utils.console import log, printable
+from fastae.utils.device import (
+    Precision,
+    choose_compile,
+    choose_device,
+    choose_kernels,
+    choose_precision,
+    describe,
+)
 from fastae.utils.environment import describe_environment
 from fastae.utils.memory import keep_freed_memory
 
@@ -42,85 +51,31 @@ Item = TypeVar("Item")
 _first_process: int | None = None
 
 
-class Session:
-    """Opened by the settings of a run. `run` is the one under way, whose skipped.txt names the bad files.
+@dataclass(frozen=True)
+class Hardware:
+    """What was chosen. compile_note: why, or why not, torch.compile is used, for people."""
 
-    began_with: the images of a run that goes on; None for those that are there now.
+    device: torch.device
+    precision: Precision
+    compiled: bool
+    compile_note: str
 
-    device, precision, compiled: what was chosen. folder, source: the data, and where they are from.
-    loader: training batches; held_out: float32 (N, 3, S, S) on the device, to evaluate on.
 
-    Raises FastaeError for what is wrong with the settings, the device or the data.
-    """
+class Models:
+    """One model, trained anew by each run that takes it, and its objectives, each compiled once."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        ranks: Ranks = ALONE,
-        run: RunFolder | None = None,
-        began_with: Listing | None = None,
-    ) -> None:
-        refuse_forked()
-        self.ranks = ranks
-        self.run = run if ranks.first else None
-        self.device = choose_device(device_of(config.device, ranks))
-        require_room(config, self.device)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        choose_kernels(self.device, config.deterministic)
-        self.precision = choose_precision(self.device, config.amp)
-        self.compiled, self._compile_note = choose_compile(
-            config.compile, self.device, config.iterations * config.batch_size, config.minutes or math.inf
-        )
-        cache = cache_folder(config.cache_dir)
-        self.folder, self.source = open_source(config.data, config.crop, cache, began_with)
-        self.geometry = Geometry(config.crop or self.folder.side, config.image_size, config.antialias)
-        self.replaced: list[Finding] = []
-        while True:
-            try:
-                self.held_out = self._load_held_out(config)
-                break
-            except NoneLeft as error:
-                if began_with:
-                    raise
-                self.folder = self.folder.without(error.found)
-        say(
-            f"data      {self.source}: {len(self.folder.train):,} images to train on, "
-            f"{len(self.folder.held_out):,} held out ({self.folder.listing.split})"
-        )
-        if self.folder.skipped and began_with:
-            first, *others = self.folder.skipped
-            lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
-            say(f"lost      {lost} since the run began: replaced by the next in order")
-        elif self.folder.skipped:
-            where = f"named in {run.skipped}" if run else "fastae check --deep names them"
-            say(f"skipped   {count_faults(self.folder.skipped)}: {where}")
-        self.loader: Loader = open_loader(
-            self.folder.train,
-            batch_size=config.batch_size,
-            device=self.device,
-            seed=config.seed,
-            augmentation=config.augmentation,
-            geometry=self.geometry,
-            threads=config.threads,
-            kind=config.loader,
-            compiled=self.compiled,
-            cache=cache if config.cache else None,
-            on_replaced=self._report_replaced,
-            part=ranks.rank,
-            parts=ranks.size,
-        )
-        say(f"loader    {self.loader.kind}" + (f" ({self.loader.note})" if self.loader.note else ""))
-        self._environment = describe_environment()
+    def __init__(self, hardware: Hardware, ranks: Ranks) -> None:
+        self._hardware = hardware
+        self._ranks = ranks
         self._model: AutoEncoder | None = None
         self._objectives: dict[Callable, nn.Module] = {}
 
-    def step(self, config: TrainConfig, loader: Loader) -> TrainingStep:
-        """A new training of the one model, from the initial weights of `config.seed`."""
-        initial = build_model(config, self.device)
+    def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
+        """A new training, from the initial weights of `config.seed`. images_of: a loader's `images`."""
+        initial = build_model(config, self._hardware.device)
         if self._model is None:
             self._model = initial
-            if config.sync_bn and not self.ranks.alone:
+            if config.sync_bn and self._ranks.size > 1:
                 synchronise(self._model)
         else:  # in place: what was compiled holds these very weights
             self._model.load_state_dict(initial.state_dict())
@@ -129,68 +84,180 @@ class Session:
             loss=config.loss,
             batch_shape=(config.batch_size, 3, config.image_size, config.image_size),
             lr=config.lr,
-            precision=self.precision,
-            compiled=self.compiled,
-            images_of=loader.images,
+            precision=self._hardware.precision,
             objective=self._objective(self._model, config.loss),
+            images_of=images_of,
             skip_non_finite=config.on_nan == "skip",
         )
-
-    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
-        """What config.json and every checkpoint say of a run."""
-        layout = "channels-last" if config.channels_last else "channels-first"
-        ranks = "" if self.ranks.alone else f"{self.ranks.size} ranks"
-        notes = (self.precision.note, layout, self._compile_note, graph_note, ranks)
-        return {
-            "config": config.as_dict(),
-            "data": {
-                "source": self.source,
-                "folder": os.path.abspath(self.folder.root),  # noqa: PTH100
-                "train": len(self.folder.train),
-                "held_out": len(self.folder.held_out),
-                "split": self.folder.listing.split,
-                "evaluated_on": len(self.held_out),
-                "fingerprint": self.folder.listing.fingerprint,
-            },
-            "loader": self.loader.kind,
-            "compiled": self.compiled,
-            "device": describe(self.device),
-            "world_size": self.ranks.size,
-            "step": ", ".join(filter(None, notes)),
-            "environment": self._environment,
-        }
 
     def _objective(self, model: AutoEncoder, loss: str) -> nn.Module:
         # The three reductions of an element are one objective: what differs is Adam's eps.
         element = element_of(loss)
         if element not in self._objectives:
-            objective = objective_of(model, loss, self.precision, self.compiled)
-            if not self.ranks.alone:
+            objective = objective_of(model, loss, self._hardware.precision, self._hardware.compiled)
+            if self._ranks.size > 1:
                 objective = DistributedDataParallel(
                     objective,
-                    broadcast_buffers=False,  # rank 0 evaluates and saves, by its own statistics
+                    broadcast_buffers=False,  # the first rank evaluates and saves, by its own statistics
                     gradient_as_bucket_view=True,
                 )
             self._objectives[element] = objective
         return self._objectives[element]
 
-    def _load_held_out(self, config: TrainConfig) -> Tensor:
-        held_out = self.folder.held_out
-        indices = spread(range(len(held_out)), config.eval_images)
-        return load_images(
-            held_out,
-            self.geometry,
-            self.device,
-            config.threads,
-            indices=indices,
-            on_replaced=self._report_replaced,
-        )
 
-    def _report_replaced(self, bad: Finding, substitute: str) -> None:
+def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
+    """What `config` runs on here. Raises FastaeError for a device that is not there, or too small."""
+    device = choose_device(device_of(config.device, ranks))
+    require_room(config, device)
+    if device.type == "cpu":
+        keep_freed_memory()
+    choose_kernels(device, config.deterministic)
+    compiled, note = choose_compile(
+        config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf
+    )
+    return Hardware(device, choose_precision(device, config.amp), compiled, note)
+
+
+def open_session(
+    config: TrainConfig, ranks: Ranks = ALONE, run: RunFolder | None = None, manifest: Manifest | None = None
+) -> Session:
+    """Everything that runs with these settings share.
+
+    run: lists the files that turn out to be bad. manifest: the images of a run that is resumed; None for
+    those that are there now. Raises FastaeError for what is wrong with the settings, the device or the data.
+    """
+    refuse_forked()
+    hardware = choose_hardware(config, ranks)
+    cache = cache_folder(config.cache_dir)
+    images, source = open_source(config.data, config.crop, cache, manifest)
+    session = Session(ranks, hardware, images, source)
+    with session.reporting_to(run):
+        geometry = Geometry(config.crop or images.side, config.image_size, config.antialias)
+        load_held_out(session, config, geometry, is_resumed=manifest is not None)
+        log_images(session, is_resumed=manifest is not None)
+        session.loader = open_loader(
+            session.images.train,
+            batch_size=config.batch_size,
+            device=hardware.device,
+            seed=config.seed,
+            augmentation=config.augmentation,
+            geometry=geometry,
+            threads=config.threads,
+            kind=config.loader,
+            compiled=hardware.compiled,
+            cache=cache if config.cache else None,
+            on_replaced=session.report_replaced,
+            part=ranks.rank,
+            parts=ranks.size,
+        )
+    log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
+    return session
+
+
+def load_held_out(session: Session, config: TrainConfig, geometry: Geometry, is_resumed: bool) -> None:
+    """Decodes the images to evaluate on. A new run divides its files anew if none of them can be decoded."""
+    while True:
+        held_out = session.images.held_out
+        try:
+            session.held_out = load_images(
+                held_out,
+                geometry,
+                session.hardware.device,
+                config.threads,
+                indices=spread(range(len(held_out)), config.eval_images),
+                on_replaced=session.report_replaced,
+            )
+            return
+        except NoneLeft as error:
+            if is_resumed:
+                raise
+            session.images = session.images.without(error.found)
+
+
+def log_images(session: Session, is_resumed: bool) -> None:
+    """Which images there are, and which are skipped."""
+    images = session.images
+    log(
+        f"data      {session.source}: {len(images.train):,} images to train on, "
+        f"{len(images.held_out):,} held out ({images.manifest.split})"
+    )
+    if images.skipped and is_resumed:
+        first, *others = images.skipped
+        lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
+        log(f"lost      {lost} since the run began: replaced by the next in order")
+    elif images.skipped:
+        log(f"skipped   {count_faults(images.skipped)}: fastae check --deep and skipped.txt name them")
+
+
+class Session:
+    """One opened data set on one device.
+
+    loader: training batches. held_out: images to evaluate on, float32 (N, 3, S, S) on the device.
+    replaced: the files found bad since the check.
+    """
+
+    loader: Loader
+    held_out: Tensor
+
+    def __init__(self, ranks: Ranks, hardware: Hardware, images: ImageFolder, source: str) -> None:
+        self.ranks = ranks
+        self.hardware = hardware
+        self.images = images
+        self.source = source
+        self.models = Models(hardware, ranks)
+        self.replaced: list[Finding] = []
+        self.environment = describe_environment()
+        self._listeners: list[RunFolder] = []
+
+    @property
+    def skipped(self) -> list[Finding]:
+        """The files that are not trained on."""
+        return [*self.images.skipped, *self.replaced]
+
+    @contextmanager
+    def reporting_to(self, run: RunFolder | None) -> Iterator[None]:
+        """While the block runs, files found bad are listed in this run's folder."""
+        if run and self.ranks.is_main:
+            self._listeners.append(run)
+        try:
+            yield
+        finally:
+            if run in self._listeners:
+                self._listeners.remove(run)
+
+    def report_replaced(self, bad: Finding, substitute: str) -> None:
+        """For loaders: a file was found bad, and is replaced by another."""
         self.replaced.append(bad)
-        say(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
-        if self.run:
-            self.run.note_skipped([bad])
+        log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
+        for run in self._listeners:
+            run.note_skipped([bad])
+
+    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
+        """What config.json and every checkpoint say of a run; `step` is for people."""
+        hardware = self.hardware
+        layout = "channels-last" if config.channels_last else "channels-first"
+        ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
+        return {
+            "config": config.as_dict(),
+            "data": {
+                "source": self.source,
+                "folder": os.path.abspath(self.images.root),  # noqa: PTH100
+                "train": len(self.images.train),
+                "held_out": len(self.images.held_out),
+                "split": self.images.manifest.split,
+                "evaluated_on": len(self.held_out),
+                "fingerprint": self.images.manifest.fingerprint,
+            },
+            "loader": self.loader.kind,
+            "compiled": hardware.compiled,
+            "device": describe(hardware.device),
+            "device_type": hardware.device.type,
+            "world_size": self.ranks.size,
+            "step": ", ".join(
+                filter(None, (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks))
+            ),
+            "environment": self.environment,
+        }
 
 
 def refuse_forked() -> None:

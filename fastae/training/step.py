@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from fastae.losses import element_of, gradient_scale, squared_error
 from fastae.model import AutoEncoder
+from fastae.runs.checkpoint import moments_like
 from fastae.training import cuda_graph as graph
 from fastae.utils.device import Precision
 
@@ -30,11 +31,6 @@ ATTEMPTS = 2
 def as_they_are(images: Tensor) -> Tensor:
     """What a loader whose inputs are the images themselves makes of them."""
     return images
-
-
-def moments_like(weight: Tensor) -> dict[str, Tensor]:
-    """What fused Adam keeps of a weight, by name: tensors of the same shape, type, device and layout."""
-    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
 class Objective(nn.Module):
@@ -64,10 +60,10 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
 class TrainingStep:
     """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
 
-    images_of: makes a batch (N, 3, S, S) of the inputs, a loader's `images`; part of the step, so that
-    it too is in the CUDA graph. objective: `objective_of(model, ...)` where that is there already, or is
-    wrapped. skip_non_finite: a step whose loss or gradient is not finite returns NaN as its objective and
-    changes nothing; decided on the device, without waiting for it.
+    objective: from `objective_of(model, ...)`. images_of: makes a batch (N, 3, S, S) of the inputs, the
+    `images` of a loader; part of the step, so that it too is in the CUDA graph. skip_non_finite: a step whose loss or
+    gradient is not finite returns NaN as its objective and changes nothing; decided on the device, without
+    waiting for it.
 
     Both results are float32 scalars on the device: reading one waits for the device, so the loop does
     that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
@@ -82,9 +78,8 @@ class TrainingStep:
         batch_shape: Sequence[int],
         lr: float,
         precision: Precision,
-        compiled: bool,
+        objective: nn.Module,
         images_of: Callable[..., Tensor] = as_they_are,
-        objective: nn.Module | None = None,
         skip_non_finite: bool = False,
     ) -> None:
         self.model = model
@@ -101,7 +96,7 @@ class TrainingStep:
             capturable=self.device.type == "cuda",
         )
         self.scaler = self._new_scaler()
-        self._objective = objective_of(model, loss, precision, compiled) if objective is None else objective
+        self._objective = objective
         self._recorded: graph.GraphedFunction | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,6 +156,12 @@ class TrainingStep:
 
     def _new_scaler(self) -> torch.amp.GradScaler:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaling)
+
+    def gradient_norm(self) -> Tensor:
+        """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        norm = nn.utils.get_total_norm(gradients)
+        return norm / self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else norm
 
     def state(self) -> dict[str, Any]:
         """Model, optimiser and scaler as state dicts: what `restore` continues from."""

@@ -2,7 +2,7 @@
 
 On a CPU the host's clock is read at each mark. On CUDA each mark is an event in the stream, so that
 what is timed is the device: the wait is the time in which the device had no batch to work on. Events
-are read only when a window is closed, which is when the loop logs and waits for the device anyway.
+are read when the window's figures are, after it is over.
 """
 
 from __future__ import annotations
@@ -18,22 +18,25 @@ import torch
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of iterations. Times in seconds; `wait_share` is the part of `seconds` without data.
+    """A stretch of iterations. Times in seconds; `data_wait` is the share of `seconds` without a batch.
 
-    step_p50, _p95, _p99: percentiles of an iteration's time, its wait for data included.
+    step_p50, step_p95: percentiles of an iteration's time, its wait for data included.
     """
 
     iterations: int
     seconds: float
     images_per_second: float
-    wait_share: float
+    data_wait: float
     step_p50: float
     step_p95: float
-    step_p99: float
 
 
-class StepClock:
-    """Call `begin`, then for each iteration `data_ready` and `step_done`; `close` ends the window."""
+class StepTimer:
+    """Call `begin`, then for each iteration `fetch`, `data_ready` and `step_done`; `split` ends the window.
+
+    What is between an iteration's end and the next `fetch` (the turns of other runs, the host's own work)
+    counts as time, but not as waiting for data.
+    """
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
         self._on_gpu = device.type == "cuda"
@@ -44,29 +47,19 @@ class StepClock:
         """Starts a new window here: what came between (an evaluation, a checkpoint) is not counted."""
         self._marks = [self._mark()]
 
+    def fetch(self) -> None:
+        self._marks.append(self._mark())
+
     def data_ready(self) -> None:
         self._marks.append(self._mark())
 
     def step_done(self) -> None:
         self._marks.append(self._mark())
 
-    def close(self) -> Window:
-        """The figures since `begin`, which covers at least one iteration. Waits for the device."""
-        if self._on_gpu:
-            self._marks[-1].synchronize()
-        spans = np.array([self._between(a, b) for a, b in itertools.pairwise(self._marks)])
-        waits, steps = spans[0::2], spans[1::2]
-        seconds = float(spans.sum())
-        p50, p95, p99 = np.percentile(waits + steps, (50, 95, 99))
-        return Window(
-            iterations=len(steps),
-            seconds=seconds,
-            images_per_second=len(steps) * self._batch_size / seconds,
-            wait_share=float(waits.sum()) / seconds,
-            step_p50=float(p50),
-            step_p95=float(p95),
-            step_p99=float(p99),
-        )
+    def split(self) -> Marks:
+        """The marks since `begin` or the last split, at least one iteration; the next window begins here."""
+        marks, self._marks = self._marks, self._marks[-1:]
+        return Marks(marks, self._on_gpu, self._batch_size)
 
     def _mark(self) -> Any:
         if not self._on_gpu:
@@ -75,5 +68,31 @@ class StepClock:
         event.record()
         return event
 
+
+@dataclass(frozen=True)
+class Marks:
+    """The moments of one window, which a GPU may not have reached yet."""
+
+    marks: list[Any]
+    on_gpu: bool
+    batch_size: int
+
+    def measure(self) -> Window:
+        """The window's figures. Waits for the device to reach its end."""
+        if self.on_gpu:
+            self.marks[-1].synchronize()
+        spans = np.array([self._between(a, b) for a, b in itertools.pairwise(self.marks)])
+        gaps, waits, steps = spans[0::3], spans[1::3], spans[2::3]
+        seconds = float(spans.sum())
+        p50, p95 = np.percentile(gaps + waits + steps, (50, 95))
+        return Window(
+            iterations=len(steps),
+            seconds=seconds,
+            images_per_second=len(steps) * self.batch_size / seconds,
+            data_wait=float(waits.sum()) / seconds,
+            step_p50=float(p50),
+            step_p95=float(p95),
+        )
+
     def _between(self, a: Any, b: Any) -> float:
-        return a.elapsed_time(b) / 1e3 if self._on_gpu else b - a
+        return a.elapsed_time(b) / 1e3 if self.on_gpu else b - a

@@ -1,7 +1,8 @@
-"""The training loop: iteration -> batch -> step -> meters -> board, with evaluations and checkpoints.
+"""One run's training, one iteration per call: batch, step, metrics, evaluation, checkpoint.
 
-The loop waits for the device at log steps only. Iterations are counted from 1, when they are done: the
-scalars at iteration i are those of the batch that the i-th step trained on.
+Several trainers may take turns in one process. Iterations are counted from 1, when they are done: the metrics
+of iteration i are those of the batch that the i-th step trained on. On a GPU the loop never waits for the
+device: what a log step measures is copied to the host in the stream, and read at the next log step.
 """
 
 from __future__ import annotations
@@ -10,10 +11,7 @@ import math
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,336 +19,290 @@ from torch import Tensor
 from fastae.config import TrainConfig
 from fastae.data.loader import Loader
 from fastae.data.recovery import DecoderError
-from fastae.errors import FastaeError, RunFailure, Stopped
+from fastae.errors import FastaeError, Stopped, TrainingFault
 from fastae.losses import loss_index
-from fastae.monitor.monitor import Monitor
-from fastae.monitor.profiler import StepProfiler
 from fastae.monitor.recording import Phase
-from fastae.runs import checkpoint
-from fastae.runs.folder import RunFolder
-from fastae.runs.saver import NotFinite, Saver
-from fastae.runs.tensorboard import Board
-from fastae.training.evaluate import evaluate, reconstruct
-from fastae.training.progress import Display, Figures
+from fastae.training.evaluate import evaluate
+from fastae.training.recorder import NullRecorder, TrainMetrics
 from fastae.training.session import Session
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
-from fastae.training.step_timer import StepClock, Window
-from fastae.utils.console import duration, printable, say
-from fastae.utils.memory import peak_bytes
-from fastae.utils.pictures import sample_sheet, save_png
+from fastae.training.step_timer import Marks, StepTimer, Window
+from fastae.utils.console import log, printable
 
-SAMPLE_IMAGES = 16
-SETTLED = 10
-"""After this many iterations the run's length is projected; the first, which compiles, not counted."""
-
-LONG_RUN = 15 * 60
-"""Seconds from which a projection is worth a line."""
+WARM_UP = 10
+"""Iterations after which speed is representative: cuDNN has chosen, caches are warm."""
 
 AGREE_EVERY = 10
-"""Iterations after which several ranks agree on whether to stop: each time costs a wait for all."""
+"""Iterations after which several ranks agree on whether to stop: each agreement is a wait for all."""
 
 SKIPPED_IN_A_ROW = 100
-"""With --on-nan skip, so many steps without a finite one are a run that is lost."""
+"""With --on-nan skip, a run in which this many steps in a row are not finite has failed."""
 
 
-def how_to_go_on(run: RunFolder) -> str:
-    """What is kept of a run that ended early, in words."""
-    iteration = checkpoint.latest(run.checkpoints)
-    kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
-    return f"{kept}; fastae train --resume {run.path}"
+@dataclass(frozen=True)
+class Result:
+    """A finished run. held_out: (iteration, loss_index) of its first and last evaluation;
+    empty on a rank that does not evaluate.
+
+    images_per_second and data_wait (a share) exclude the first step, which warms up and compiles.
+    """
+
+    held_out: tuple[tuple[int, float], ...]
+    images_per_second: float
+    data_wait: float
+    first_step_seconds: float
 
 
-class Training:
-    """The loop of one run; a context manager, since it holds the run's open files and threads."""
+@dataclass(frozen=True)
+class _Reading:
+    """What a log step measured, on its way to the host: mean loss, squared error, gradient norm, then the
+    loss of each iteration from `first` on. ready: set when the copy is complete."""
+
+    first: int
+    iteration: int
+    elapsed: float
+    values: Tensor
+    ready: torch.cuda.Event | None
+    marks: Marks
+    data_seconds: float
+
+
+def is_log_step(iteration: int, every: int) -> bool:
+    """Every `every` iterations, and before that at 1, 2, 5, 10, 20, 50, ...: a run shows its speed early."""
+    if iteration % every == 0:
+        return True
+    return iteration < every and iteration / 10 ** (len(str(iteration)) - 1) in (1, 2, 5)
+
+
+class Trainer:
+    """Call `advance` until it returns False, then `finish`.
+
+    start: the iteration that `step` continues from. stops: asks for an early, orderly end.
+    """
 
     def __init__(
         self,
         session: Session,
         config: TrainConfig,
-        run: RunFolder,
-        description: dict[str, Any],
-        monitor: Monitor,
         step: TrainingStep,
         loader: Loader,
-        start: int,
-        display: Display,
+        recorder: NullRecorder,
         stops: StopSignals,
+        start: int = 0,
     ) -> None:
-        self.session = session
-        self.ranks = session.ranks
         self.config = config
-        self.run = run
-        self.description = description
-        self.monitor = monitor
-        self.step = step
-        self.loader = loader
-        self.start = start
-        self.display = display
-        self.stops = stops
-        self.clock = StepClock(step.device, config.batch_size)
-        self.windows: list[Window] = []
-        self.held_out_index: list[tuple[int, float]] = []
-        # The objectives since the last log step: read together there, since reading waits for the device.
-        self.objectives = torch.zeros(max(config.log_every, SETTLED), device=step.device)
-        self.logged = self.checked = self.start
-        self.skipped_in_a_row = 0
-        self.saved_at = time.monotonic()
-        self.signal_noticed = False
-        self.data_wait = 0.0  # seconds of the host in `next()` since the last log step
-        self.profiler = StepProfiler(config.profile if self.ranks.first else 0, run.path)
+        self.iteration = self._start = start
+        self._session = session
+        self._ranks = session.ranks
+        self._step = step
+        self._loader = loader
+        self._recorder = recorder
+        self._stops = stops
+        self._batches: Iterator[tuple[Tensor, ...]] | None = None
+        self._timer = StepTimer(step.device, config.batch_size)
+        self._data_seconds = 0.0
+        # The losses since the last log step: read together there, since each reading is a copy to the host.
+        self._losses = torch.zeros(min(config.log_every, config.iterations), device=step.device)
+        self._logged = self._checked = start
+        self._reading: _Reading | None = None
+        self._windows: list[Window] = []
+        self._held_out: list[tuple[int, float]] = []
+        self._skipped_in_a_row = 0
+        self._began = self._saved_at = time.monotonic()
+        self._signal_seen = False
 
-    def __enter__(self) -> Training:
-        with ExitStack() as opened:
-            if self.ranks.first:
-                self.board = opened.enter_context(Board(self.run.path))
-                self.saver = opened.enter_context(Saver(self.run.checkpoints, self.config.keep))
-                self.board.settings(self.start, self.description)
-            opened.enter_context(self.display.begin(self.start, self.config.iterations))
-            opened.enter_context(self.profiler)
-            self.opened = opened.pop_all()
-        return self
+    def advance(self) -> bool:
+        """Trains one iteration; False when it was the last: iterations or minutes are over.
 
-    def __exit__(self, *exception: Any) -> None:
-        self.opened.__exit__(*exception)
-
-    def loop(self) -> float | None:
-        """Trains until the last iteration, or the time is up, or a signal comes.
-
-        Returns the last held-out loss_index, on the rank that evaluates.
+        Raises TrainingFault if training cannot continue, Stopped after a signal, and OSError.
         """
-        config = self.config
-        self.step.model.train()
-        batches = self.loader.inputs(self.start)
-        if self.start == 0:
-            self.look(0)
-        started = time.monotonic()
-        self.monitor.enter(self.phase(self.start))
-        self.clock.begin()
-        for iteration in range(self.start + 1, config.iterations + 1):
-            asked = time.perf_counter()
-            inputs = self.next_of(batches, iteration)
-            self.data_wait += time.perf_counter() - asked
-            self.clock.data_ready()
-            objective, error = self.step(*inputs)
-            self.clock.step_done()
-            self.profile(iteration)
-            self.objectives[iteration - self.logged - 1].copy_(objective)
-            self.display.advance()
-            elapsed = time.monotonic() - started
-            over, stopped = self.ending(iteration, elapsed)
-            looks = over or iteration % config.eval_every == 0
-            if looks or iteration in (1, SETTLED) or iteration % config.log_every == 0:
-                self.log(iteration, elapsed, objective, error)
-                if looks:
-                    self.look(iteration)
-                self.monitor.enter(self.phase(iteration))
-                self.clock.begin()
-                self.data_wait = 0.0
-            elif iteration == self.start + 1:
-                self.data_wait = 0.0
-                self.clock.begin()  # it warmed up and compiled: no figure of a run that goes on
-            if self.ranks.first and self.saver.idle:
-                self.settle()  # a save that failed is told now, not at the next one
-            if over or stopped or self.save_is_due(iteration):
-                self.save(iteration)
-            if stopped:
-                self.stop(iteration)
-            if over:
-                break
-        return self.finish()
+        batches = self._batches or self._begin()
+        self.iteration += 1
+        self._timer.fetch()
+        inputs = self._next_inputs(batches)
+        self._timer.data_ready()
+        loss, error = self._step(*inputs)
+        self._timer.step_done()
+        self._losses[self.iteration - self._logged - 1].copy_(loss)
+        self._recorder.advance()
+        over, stopped = self._ending()
+        evaluates = over or self.iteration % self.config.eval_every == 0
+        if evaluates or is_log_step(self.iteration, self.config.log_every):
+            self._log(loss, error)
+            if evaluates:
+                self._evaluate()
+            self._enter_phase()
+            self._timer.begin()
+        elif self.iteration == self._start + 1:
+            self._timer.begin()  # the first step of a resumed run warms up and compiles
+        if over or stopped or self._checkpoint_is_due():
+            self._save(final=over)
+        if stopped:
+            self._stop()
+        return not over
 
-    def next_of(self, batches: Iterator[tuple[Tensor, ...]], iteration: int) -> tuple[Tensor, ...]:
-        """The inputs of the next step."""
+    def result(self) -> Result:
+        """What the run came to, once `advance` has returned False."""
+        windows = self._windows[1:] or self._windows
+        seconds = sum(window.seconds for window in windows)
+        images = self.config.batch_size * sum(window.iterations for window in windows)
+        return Result(
+            held_out=tuple(dict.fromkeys((self._held_out[0], self._held_out[-1]))) if self._held_out else (),
+            images_per_second=images / seconds,
+            data_wait=sum(window.data_wait * window.seconds for window in windows) / seconds,
+            first_step_seconds=self._windows[0].seconds,
+        )
+
+    def finish(self) -> None:
+        """Returns when the last checkpoint is on the disk."""
+        self._recorder.wait()
+
+    def _begin(self) -> Iterator[tuple[Tensor, ...]]:
+        self._step.model.train()
+        self._batches = self._loader.inputs(self.iteration)
+        if self.iteration == 0:
+            self._evaluate()
+        self._enter_phase()
+        self._began = time.monotonic()
+        self._timer.begin()
+        return self._batches
+
+    def _next_inputs(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        before = time.perf_counter()
         try:
             return next(batches)
         except DecoderError as error:
-            what = f"the loader failed at iteration {iteration:,}: {printable(str(error))}"
-            raise self.failure(what) from None
+            what = f"the loader failed at iteration {self.iteration:,}: {printable(str(error))}"
+            raise TrainingFault(what) from None
         except FastaeError as error:
-            raise self.failure(str(error)) from None
+            raise TrainingFault(str(error)) from None
+        finally:
+            self._data_seconds += time.perf_counter() - before
 
-    def profile(self, iteration: int) -> None:
-        """--profile N: a trace of the first N steps after the warm-up."""
-        if trace := self.profiler.step():
-            say(f"profile   {trace}")
-        if self.phase(iteration) is Phase.TRAIN:
-            self.profiler.begin()
-
-    def ending(self, iteration: int, elapsed: float) -> tuple[bool, bool]:
+    def _ending(self) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
-        last = iteration == self.config.iterations
-        stopped = self.stops.due()
+        last = self.iteration == self.config.iterations
+        elapsed = time.monotonic() - self._began
         over = last or elapsed >= 60 * (self.config.minutes or math.inf)
-        if not self.ranks.alone:
-            if iteration % AGREE_EVERY and not last:
+        stopped = self._stops.due()
+        if self._ranks.size > 1:
+            if self.iteration % AGREE_EVERY and not last:
                 return False, False
-            agreed = self.ranks.largest(2 * stopped + over, self.step.device)
-            over, stopped = agreed % 2 == 1 or last, agreed >= 2
+            over, stopped = self._ranks.any(over, stopped, device=self._step.device)
         return over and not stopped, stopped
 
-    def phase(self, iteration: int) -> Phase:
-        """What the GPU report calls the iterations that follow this one."""
-        if iteration == self.start and self.session.compiled:
-            return Phase.COMPILE
-        return Phase.TRAIN if iteration - self.start >= SETTLED else Phase.WARM_UP
+    def _enter_phase(self) -> None:
+        done = self.iteration - self._start
+        compiling = done == 0 and self._session.hardware.compiled
+        phase = Phase.COMPILE if compiling else Phase.WARM_UP if done < WARM_UP else Phase.TRAIN
+        self._recorder.phase(phase)
 
-    def log(self, iteration: int, elapsed: float, objective: Tensor, error: Tensor) -> None:
-        """Reads the device's figures, the one wait for it, and shows them."""
-        config = self.config
-        blocked = time.perf_counter()
-        self.check_finite(iteration)  # the first to read from the device, and so the one that waits for it
-        device_wait = time.perf_counter() - blocked
-        self.logged = iteration
-        loss, mean_error = self.ranks.mean(torch.stack([objective, error])).tolist()
-        index = loss_index(mean_error)
-        window = self.clock.close()
-        self.windows.append(window)
-        if not self.ranks.first:
+    def _log(self, loss: Tensor, error: Tensor) -> None:
+        """Starts to copy this window's figures to the host, and records those of the one before."""
+        figures = self._ranks.mean(torch.stack([loss, error, self._step.gradient_norm()]))
+        losses = self._losses[: self.iteration - self._logged]
+        values = torch.cat([figures, losses]).to("cpu", non_blocking=True)
+        ready = torch.cuda.Event() if self._step.device.type == "cuda" else None
+        if ready:
+            ready.record()
+        self._read()
+        self._reading = _Reading(
+            first=self._logged + 1,
+            iteration=self.iteration,
+            elapsed=time.monotonic() - self._began,
+            values=values,
+            ready=ready,
+            marks=self._timer.split(),
+            data_seconds=self._data_seconds,
+        )
+        self._logged, self._data_seconds = self.iteration, 0.0
+        if not ready or self.iteration - self._start <= WARM_UP:
+            self._read()
+
+    def _read(self) -> None:
+        """Records what the last log step measured. Raises TrainingFault if a loss stops the run."""
+        reading, self._reading = self._reading, None
+        if reading is None:
             return
-        images = window.iterations * config.batch_size
-        self.monitor.record(images, window.seconds, self.data_wait, device_wait)
-        trained = {f"loss/{config.loss}": loss, "loss_index/train": index} if math.isfinite(loss) else {}
-        self.board.scalars(
-            iteration,
-            {
-                **trained,
-                "speed/images_per_second": window.images_per_second,
-                "speed/data_wait_share": window.wait_share,
-                "speed/step_ms_p50": 1e3 * window.step_p50,
-                "speed/step_ms_p95": 1e3 * window.step_p95,
-                **self.monitor.means(),
-            },
-        )
-        remaining = (config.iterations - iteration) * window.seconds / window.iterations
-        if config.minutes:
-            remaining = max(0.0, min(remaining, 60 * config.minutes - elapsed))
-        self.display.report(
-            iteration, Figures(loss, index, window.images_per_second, window.wait_share, remaining)
-        )
-        if iteration == SETTLED and remaining > LONG_RUN:
-            say(
-                f"projected {config.iterations:,} iterations at this rate take "
-                f"{duration(remaining)}; --iterations or --minutes make a shorter run"
+        before = time.perf_counter()
+        if reading.ready:
+            reading.ready.synchronize()
+        device_seconds = time.perf_counter() - before
+        loss, mean_error, gradient_norm, *losses = reading.values.tolist()
+        self._check_finite(reading.first, losses)
+        window = reading.marks.measure()
+        self._windows.append(window)
+        remaining = (self.config.iterations - reading.iteration) * window.seconds / window.iterations
+        if self.config.minutes:
+            remaining = max(0.0, min(remaining, 60 * self.config.minutes - reading.elapsed))
+        self._recorder.train(
+            TrainMetrics(
+                iteration=reading.iteration,
+                loss=loss,
+                loss_index=loss_index(mean_error),
+                gradient_norm=gradient_norm,
+                window=window,
+                data_seconds=reading.data_seconds,
+                device_seconds=device_seconds,
+                remaining=remaining,
             )
-
-    def check_finite(self, iteration: int) -> None:
-        """Reads the objectives not yet looked at. Raises RunFailure where one stops the run."""
-        fresh = self.objectives[self.checked - self.logged : iteration - self.logged].tolist()
-        for at, value in enumerate(fresh, start=self.checked + 1):
-            self.skipped_in_a_row = 0 if math.isfinite(value) else self.skipped_in_a_row + 1
-            if self.skipped_in_a_row:
-                what = f"the loss is not finite at iteration {at:,} (its images: {self.list_images(at)})"
-                if self.config.on_nan == "stop":
-                    raise self.failure(f"{what}; a lower --lr, or --on-nan skip, may help")
-                if self.skipped_in_a_row >= SKIPPED_IN_A_ROW:
-                    raise self.failure(f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it")
-                say(f"{what}: its step is skipped")
-        self.checked = iteration
-
-    def list_images(self, iteration: int) -> Path:
-        """Writes down which images the batch of this iteration held."""
-        whole = replace(self.loader.order, part=0, parts=1)
-        paths = [self.session.folder.train[index] for index in whole.plan(iteration - 1).indices]
-        with self.run.non_finite.open("a") as file:
-            file.writelines(f"{iteration}\t{printable(path)}\n" for path in paths)
-        return self.run.non_finite
-
-    def look(self, iteration: int) -> None:
-        """Evaluates on the held-out images, and draws some of them."""
-        if not self.ranks.first:
-            return
-        self.monitor.enter(Phase.EVAL)
-        model, held_out = self.step.model, self.session.held_out
-        precision = self.session.precision
-        result = evaluate(model, held_out, self.config.loss, precision)
-        self.held_out_index.append((iteration, result.loss_index))
-        self.board.scalars(
-            iteration,
-            {
-                f"loss/{self.config.loss}/held_out": result.loss,
-                "loss_index/held_out": result.loss_index,
-            },
         )
-        originals = held_out[:: max(1, len(held_out) // SAMPLE_IMAGES)][:SAMPLE_IMAGES]
-        picture = sample_sheet(originals, reconstruct(model, originals, precision), iteration)
-        save_png(picture, self.run.sample(iteration))
-        self.board.picture(iteration, "held_out/original_over_reconstruction", picture)
-        say(f"iteration {iteration:,}: held-out loss_index {result.loss_index:,.0f}")
 
-    def save_is_due(self, iteration: int) -> bool:
+    def _check_finite(self, first: int, losses: list[float]) -> None:
+        """The losses of iterations `first`, first + 1, ...; those seen before are passed over."""
+        for iteration, value in enumerate(losses, start=first):
+            if iteration <= self._checked:
+                continue
+            self._checked = iteration
+            self._skipped_in_a_row = 0 if math.isfinite(value) else self._skipped_in_a_row + 1
+            if self._skipped_in_a_row:
+                self._report_non_finite(iteration)
+
+    def _report_non_finite(self, iteration: int) -> None:
+        whole = replace(self._loader.order, part=0, parts=1)
+        train = self._session.images.train
+        names = self._recorder.non_finite(
+            iteration, [train[index] for index in whole.plan(iteration - 1).indices]
+        )
+        what = f"the loss is not finite at iteration {iteration:,} (its images: {names})"
+        if self.config.on_nan == "stop":
+            raise TrainingFault(f"{what}; a lower --lr, or --on-nan skip, may help")
+        if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
+            raise TrainingFault(f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it")
+        log(f"{what}: its step is skipped")
+
+    def _evaluate(self) -> None:
+        if not self._recorder.evaluates:
+            return
+        self._read()
+        self._recorder.phase(Phase.EVAL)
+        evaluation = evaluate(
+            self._step.model, self._session.held_out, self.config.loss, self._session.hardware.precision
+        )
+        self._held_out.append((self.iteration, evaluation.loss_index))
+        self._recorder.evaluation(self.iteration, evaluation)
+
+    def _checkpoint_is_due(self) -> bool:
         """By the number of iterations, by time, and at once when a signal comes that has a grace."""
-        if self.stops.caught and not self.signal_noticed:
-            self.signal_noticed = True
+        if self._stops.caught and not self._signal_seen:
+            self._signal_seen = True
             return True
         every = self.config.checkpoint_every
-        by_time = time.monotonic() - self.saved_at >= 60 * self.config.checkpoint_minutes
-        return by_time or (every is not None and iteration % every == 0)
+        by_time = time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes
+        return by_time or (every is not None and self.iteration % every == 0)
 
-    def save(self, iteration: int) -> None:
-        """Starts writing a checkpoint. What TensorBoard shows up to it is on the disk before it is."""
-        if not self.ranks.first:
-            return
-        self.check_finite(iteration)
-        self.board.sync()
-        run = {"config": self.config.as_dict(), "run": self.description}
-        try:
-            self.saver.save({**self.step.state(), "iteration": iteration, **run})
-        except NotFinite:
-            self.refuse_weights(iteration)
-        self.saved_at = time.monotonic()
+    def _save(self, final: bool) -> None:
+        """Starts to write a checkpoint; no loss before it was infinite or NaN, unless skipped."""
+        self._read()
+        if self._checked < self.iteration:
+            self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
+        if self._recorder.evaluates:
+            save = self._recorder.complete if final else self._recorder.save
+            save(self.iteration, self._step.state())
+        self._saved_at = time.monotonic()
 
-    def settle(self) -> None:
-        """Returns when the last checkpoint is on the disk."""
-        if self.ranks.first:
-            try:
-                self.saver.wait()
-            except NotFinite:
-                self.refuse_weights(self.checked)
-
-    def refuse_weights(self, iteration: int) -> None:
-        what = f"weights or Adam's moments not finite before iteration {iteration:,}"
-        raise self.failure(f"{what}; a lower --lr may help")
-
-    def failure(self, what: str) -> RunFailure:
-        """The exception for a run that cannot go on; what is being saved is saved first."""
-        if self.ranks.first:
-            self.saver.finish()
-        return RunFailure(f"{what}; {how_to_go_on(self.run)}")
-
-    def stop(self, iteration: int) -> None:
-        """Raises Stopped, all being saved."""
-        self.settle()
-        caught = self.stops.caught or signal.SIGTERM  # another rank's, where it was not this one's
-        raise Stopped(
-            caught,
-            f"stopped by {caught.name} at iteration {iteration:,}, all is saved; "
-            f"go on with: fastae train --resume {self.run.path}",
-        )
-
-    def finish(self) -> float | None:
-        """The run in three lines. The first step, which warms up and compiles, is not in the rates."""
-        self.settle()
-        windows = self.windows[1:] or self.windows
-        seconds = sum(window.seconds for window in windows)
-        images = self.config.batch_size * sum(window.iterations for window in windows)
-        wait = sum(window.wait_share * window.seconds for window in windows)
-        if self.held_out_index:
-            (began, first), (_, last) = self.held_out_index[0], self.held_out_index[-1]
-            where = f"iteration {began:,}" if began else "the start"
-            before = f"{first:,.0f} at {where}, " if len(self.held_out_index) > 1 else ""
-            say(f"\nheld-out loss_index {before}{last:,.0f} at the end")
-        say(
-            f"{images / seconds:,.1f} images/s, data wait {wait / seconds:.2%}, first step "
-            f"{self.windows[0].seconds:.1f} s, peak memory {peak_memory(self.step.device)}"
-        )
-        return self.held_out_index[-1][1] if self.held_out_index else None
-
-
-def peak_memory(device: torch.device) -> str:
-    """The most memory this process has held, on the host and on its GPU."""
-    host = peak_bytes() / 2**30
-    text = f"{host:.1f} GiB"
-    if device.type == "cuda":
-        text += f" host, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU (PyTorch's)"
-    return text
+    def _stop(self) -> None:
+        self._recorder.wait()
+        caught = self._stops.caught or signal.SIGTERM  # another rank's, if not this one's
+        raise Stopped(caught, f"stopped by {caught.name} at iteration {self.iteration:,}")

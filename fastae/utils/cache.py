@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 
 import fastae
 from fastae.errors import FastaeError
-from fastae.utils.console import say
+from fastae.utils.console import log
 from fastae.utils.files import write_json
-from fastae.utils.parsing import parse, read_json
+from fastae.utils.json import read_json
 
 VARIABLE = "FASTAE_CACHE"
 MARKER = "entry.json"
@@ -101,7 +101,7 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
         if not wait:
             yield False
             return
-        say(f"cache     another process is building {folder.name}: waiting for it")
+        log(f"cache     another process is building {folder.name}: waiting for it")
         lock.acquire()
     try:
         yield True
@@ -152,7 +152,7 @@ def entries(cache: Path) -> list[Entry]:
 def read_marker(folder: Path) -> Marker | None:
     """What says that fastae made this folder; None for anything else."""
     try:
-        return None if folder.is_symlink() else parse(Marker, read_json(folder / MARKER))
+        return None if folder.is_symlink() else read_json(folder / MARKER, Marker)
     except (OSError, ValueError):
         return None
 

@@ -52,13 +52,13 @@ class HarmlessConsole(Console):
 console = HarmlessConsole(file=cast(TextIO, _Output()))
 
 
-def say(text: str) -> None:
+def log(text: str) -> None:
     """One line to the user, above a progress bar where one is shown."""
     console.print(text)
 
 
 def printable(text: str) -> str:
-    """A file's name, say, in one harmless line: control characters and stray bytes as escapes."""
+    """A file's name, log, in one harmless line: control characters and stray bytes as escapes."""
     if text.isprintable():
         return text
     return "".join(

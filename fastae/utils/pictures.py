@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import warnings
 from pathlib import Path
 
@@ -71,10 +72,17 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     return _row(torch.stack([original, reconstruction]), 2)[:-GAP, :-GAP]
 
 
+def encode_png(picture: np.ndarray) -> bytes:
+    """A uint8 (H, W, 3) array as the content of a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, format="png")
+    return file.getvalue()
+
+
 def save_png(picture: np.ndarray, path: Path) -> None:
     """Writes a uint8 (H, W, 3) array; the file is whole or not there."""
     with atomic_write(path) as file:
-        Image.fromarray(picture).save(file, format="png")
+        file.write(encode_png(picture))
 
 
 def read_png(path: Path) -> np.ndarray:

@@ -241,7 +241,7 @@ def test_a_partition_file_that_is_none(tmp_path, face_paths, content):
     partition = tmp_path / "list_eval_partition.txt"
     if content == "a pipe":
         os.mkfifo(partition)
-        assert open_folder(tmp_path).listing.split == "the last 5 % by name"
+        assert open_folder(tmp_path).manifest.split == "the last 5 % by name"
         return
     partition.write_bytes(b"\xff\x1b[31m \0" if content == "binary" else b"")
     if content == "huge":

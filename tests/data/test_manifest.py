@@ -10,9 +10,9 @@ from PIL import Image
 
 from fastae.data import folder as folders
 from fastae.data import jpeg
-from fastae.data import manifest as listing
+from fastae.data import manifest as manifest
 from fastae.data.folder import PARTITION_FILE, open_folder
-from fastae.data.manifest import Listing
+from fastae.data.manifest import Manifest
 from fastae.errors import FastaeError
 
 
@@ -35,36 +35,36 @@ def names(opened):
 @pytest.mark.parametrize("ending", ["", "/", "/../faces"])
 def test_nothing_happened(root, ending):
     opened = open_folder(f"{root}{ending}")
-    images = opened.listing
+    images = opened.manifest
     assert [*images.train, *images.held_out] == names(opened)
     assert images.sizes == {name: (root / name).stat().st_size for name in names(opened)}
-    assert open_folder(f"{root}{ending}", began_with=images) == opened
-    assert open_folder(root).listing == images
+    assert open_folder(f"{root}{ending}", manifest=images) == opened
+    assert open_folder(root).manifest == images
 
 
 def test_it_is_read_as_it_was_written(root, tmp_path):
-    images, path = open_folder(root).listing, tmp_path / "images.json"
+    images, path = open_folder(root).manifest, tmp_path / "images.json"
     images.write(path)
     assert "\\udcff.jpg" in path.read_text()
-    again = Listing.read(path)
+    again = Manifest.read(path)
     assert (again, again.fingerprint) == (images, images.fingerprint)
 
 
 def test_a_list_too_long_to_be_read_again_is_refused(root, tmp_path, monkeypatch):
-    images = open_folder(root).listing
-    monkeypatch.setattr(listing, "MAX_BYTES", 100)
+    images = open_folder(root).manifest
+    monkeypatch.setattr(manifest, "MAX_BYTES", 100)
     with pytest.raises(FastaeError, match="the names of 40 images are more than 100 bytes"):
         images.write(tmp_path / "images.json")
     assert not (tmp_path / "images.json").exists()
 
 
 def test_what_differs_gives_another_fingerprint():
-    one = Listing("", {"a": 1, "b": 2}, {"c": 3})
+    one = Manifest("", {"a": 1, "b": 2}, {"c": 3})
     others = [
-        Listing("", {"a": 1, "b": 9}, {"c": 3}),
-        Listing("", {"a": 1, "x": 2}, {"c": 3}),
-        Listing("", {"b": 2, "a": 1}, {"c": 3}),
-        Listing("", {"a": 1}, {"b": 2, "c": 3}),
+        Manifest("", {"a": 1, "b": 9}, {"c": 3}),
+        Manifest("", {"a": 1, "x": 2}, {"c": 3}),
+        Manifest("", {"b": 2, "a": 1}, {"c": 3}),
+        Manifest("", {"a": 1}, {"b": 2, "c": 3}),
     ]
     assert len({images.fingerprint for images in (one, *others)}) == 5
     assert len(one.fingerprint) == 32
@@ -76,18 +76,18 @@ def test_a_lost_file_leaves_its_place_to_the_next(root, how, place):
     before = open_folder(root)
     lost = Path(before.train[place])
     lost.unlink() if how == "gone" else lost.write_bytes(b"")
-    found = open_folder(root, began_with=before.listing)
+    found = open_folder(root, manifest=before.manifest)
     expected = list(before.train)
     expected[place] = before.train[(place + 1) % 38]
     assert (found.train, found.held_out) == (expected, before.held_out)
     assert [(finding.path, finding.fault.value) for finding in found.skipped] == [(str(lost), how)]
-    assert found.listing == before.listing
+    assert found.manifest == before.manifest
 
 
 def test_a_lost_held_out_file_likewise(root):
     before = open_folder(root)
     Path(before.held_out[0]).unlink()
-    found = open_folder(root, began_with=before.listing)
+    found = open_folder(root, manifest=before.manifest)
     assert (found.train, found.held_out) == (before.train, [before.held_out[1]] * 2)
 
 
@@ -100,7 +100,7 @@ def test_files_that_came_in_are_not_the_runs(root, monkeypatch):
     (root / PARTITION_FILE).write_text("no partition at all")
     (root.parent / PARTITION_FILE).write_text("nor this")
     monkeypatch.setattr(folders, "free_bytes", lambda device: 20_000_000)
-    assert open_folder(root, began_with=before.listing) == before
+    assert open_folder(root, manifest=before.manifest) == before
 
 
 @pytest.mark.parametrize("lost", [2, 37, 38])
@@ -109,7 +109,7 @@ def test_too_many_lost_files_are_another_data_set(root, lost):
     for path in before.train[:lost]:
         Path(path).unlink()
     with pytest.raises(FastaeError, match=f"is not what the run trains on: {lost} of 40 files are missing"):
-        open_folder(root, began_with=before.listing)
+        open_folder(root, manifest=before.manifest)
 
 
 def test_one_in_a_hundred_may_be_lost(root, monkeypatch):
@@ -117,17 +117,17 @@ def test_one_in_a_hundred_may_be_lost(root, monkeypatch):
     before = open_folder(root)
     for path in (*before.train[35:], before.held_out[0]):
         Path(path).unlink()
-    found = open_folder(root, began_with=before.listing)
+    found = open_folder(root, manifest=before.manifest)
     assert found.train == [*before.train[:35], *[before.train[0]] * 3]
     assert len(found.skipped) == 4
 
 
 def test_the_only_held_out_file_cannot_be_replaced(root):
     before = open_folder(root)
-    images = dataclasses.replace(before.listing, held_out=dict([*before.listing.held_out.items()][:1]))
+    images = dataclasses.replace(before.manifest, held_out=dict([*before.manifest.held_out.items()][:1]))
     Path(before.held_out[0]).unlink()
     with pytest.raises(FastaeError, match="no file is left to train on, or none to evaluate on"):
-        open_folder(root, began_with=images)
+        open_folder(root, manifest=images)
 
 
 def test_another_size_is_another_data_set(root):
@@ -136,7 +136,7 @@ def test_another_size_is_another_data_set(root):
     with Path(before.train[7]).open("ab") as file:
         file.write(b"\0")
     with pytest.raises(FastaeError, match=f"'{names(before)[7]}' had {size:,} bytes; restore them there"):
-        open_folder(root, began_with=before.listing)
+        open_folder(root, manifest=before.manifest)
 
 
 def test_a_file_that_was_still_being_copied_is_listed_as_it_was_when_it_was_looked_at(root, monkeypatch):
@@ -151,21 +151,21 @@ def test_a_file_that_was_still_being_copied_is_listed_as_it_was_when_it_was_look
         return inspect(name)
 
     monkeypatch.setattr("fastae.data.check.inspect", after_a_while)
-    images = open_folder(root).listing
+    images = open_folder(root).manifest
     assert images.sizes["late.jpg"] == len(whole)
-    assert open_folder(root, began_with=images).skipped == []
+    assert open_folder(root, manifest=images).skipped == []
 
 
 def test_names_outside_the_folder_are_not_looked_for(root, face_paths):
-    images = open_folder(root).listing
+    images = open_folder(root).manifest
     outside = os.path.relpath(face_paths[0], root)
     size = (root / outside).stat().st_size
     for name in (outside, str(face_paths[0])):
-        found = open_folder(root, began_with=dataclasses.replace(images, train={name: size, **images.train}))
+        found = open_folder(root, manifest=dataclasses.replace(images, train={name: size, **images.train}))
         assert found.train[0] == found.train[1] and len(found.train) == 39
         assert all(Path(path).resolve().is_relative_to(root.resolve()) for path in found.train)
 
 
 def test_a_listing_of_nothing_is_refused(root):
     with pytest.raises(FastaeError, match="no file is left"):
-        open_folder(root, began_with=Listing("", {}, {}))
+        open_folder(root, manifest=Manifest("", {}, {}))

@@ -89,7 +89,7 @@ def test_every_form_is_prepared_with_the_official_split(tmp_path, face_paths, fo
     assert result == 0
     assert (tmp_path / "out" / "list_eval_partition.txt").read_text() == TXT
     opened = open_folder(tmp_path / "out" / "img_align_celeba")
-    assert sorted(opened.listing.held_out) == [name for name, part in OFFICIAL.items() if part]
+    assert sorted(opened.manifest.held_out) == [name for name, part in OFFICIAL.items() if part]
 
 
 def test_a_split_of_ones_own_is_kept(archive, tmp_path):

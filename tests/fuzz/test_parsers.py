@@ -28,7 +28,7 @@ from fastae.data import resident
 from fastae.data.check import check
 from fastae.data.folder import PARTITION_FILE, find_jpegs, open_folder
 from fastae.data.jpeg import inspect
-from fastae.data.manifest import Listing
+from fastae.data.manifest import Manifest
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_report, report_json
@@ -181,14 +181,14 @@ def test_a_sweeps_plan(folder, content):
 @thoroughly
 @given(st.data())
 def test_a_runs_images(pictures, folder, data):
-    listed = dataclasses.asdict(open_folder(pictures).listing)
+    listed = dataclasses.asdict(open_folder(pictures).manifest)
     (folder / "images.json").write_bytes(
         data.draw(st.binary() | nearly(listed).map(json.dumps).map(str.encode))
     )
-    images = refusing(lambda: Listing.read(folder / "images.json"))
-    if isinstance(images, Listing):
+    images = refusing(lambda: Manifest.read(folder / "images.json"))
+    if isinstance(images, Manifest):
         assert len(images.fingerprint) == 32
-        opened = refusing(lambda: open_folder(pictures, began_with=images))
+        opened = refusing(lambda: open_folder(pictures, manifest=images))
         if not isinstance(opened, str):
             assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)))
             assert (len(opened.train), len(opened.held_out)) == (len(images.train), len(images.held_out))
@@ -208,7 +208,7 @@ def test_json_that_no_parser_likes(folder, name, content):
         path.write_bytes(content)
     readers = {
         "config.json": lambda folder: RunFolder(folder).settings(),
-        "images.json": lambda folder: Listing.read(folder / "images.json"),
+        "images.json": lambda folder: Manifest.read(folder / "images.json"),
         "gpu.json": read_report,
         "sweep.json": plan.read,
     }

@@ -69,9 +69,9 @@ def make_run(
         "environment": {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
     }  # fmt: skip
     if Path(data).is_dir():
-        listing = open_folder(str(data)).listing
-        description["data"]["fingerprint"] = listing.fingerprint
-        listing.write(folder / "images.json")
+        manifest = open_folder(str(data)).manifest
+        description["data"]["fingerprint"] = manifest.fingerprint
+        manifest.write(folder / "images.json")
     description |= described or {}
     (folder / "config.json").write_text(json.dumps(description))
     with MetricsWriter(folder / NAME) as metrics:

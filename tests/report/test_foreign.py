@@ -9,12 +9,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from fastae.runs.events import BEFORE_ALL, rewind
 
 from fastae.errors import FastaeError
 from fastae.report import quality
 from fastae.report.make import make_report
 from fastae.report.runs import find_runs
-from fastae.runs.events import BEFORE_ALL, rewind
 from fastae.runs.metrics import NAME
 
 from .made import draw_samples, make_run, write_events

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from fastae.sweep.plan import SweepConfig, open_sweep
 
 from fastae.config import TrainConfig
 from fastae.losses import LOSSES
@@ -10,7 +11,6 @@ from fastae.report.compare import compare
 from fastae.report.quality import Reconstructions
 from fastae.report.runs import find_runs
 from fastae.report.tables import HEAD, answer, commands, hours, percent, settings, table
-from fastae.sweep.plan import SweepConfig, open_sweep
 
 from .made import gpu_report, make_run
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep, read
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure
 from fastae.losses import LOSSES
 from fastae.runs.folder import RunFolder
 from fastae.sweep import sweep as sweeping
-from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep, read
 from fastae.sweep.sweep import sweep
 from fastae.training.distributed import Ranks
 
@@ -212,9 +212,9 @@ def test_ranks_agree_on_the_images_of_the_first(face_folder, tmp_path):
         first, _ = sweeping.open_session(settings.train, plan, Ranks(0, 2))
         shutil.copy(data / "000001.jpg", data / "000.jpg")
         late = read(out)
-        late.began_with = lambda: None  # it looked before the first had written
+        late.manifest = lambda: None  # it looked before the first had written
         second, _ = sweeping.open_session(settings.train, late, Ranks(1, 2, 1))
-    assert second.folder.listing == first.folder.listing
+    assert second.folder.manifest == first.folder.manifest
     assert second.folder.train == first.folder.train
 
 
@@ -272,7 +272,7 @@ def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
         run["state"] = "stopped"
     (out / "sweep.json").write_text(json.dumps(plan))
     run = out / "sample_bce"
-    images = RunFolder(run).began_with()
+    images = RunFolder(run).manifest()
     begin_with(run, replace(images, train=dict(reversed(images.train.items()))))
     assert here("sweep", "--data", face_folder, "--out", out, *RUN) == 1
     assert states(out) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}

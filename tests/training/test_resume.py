@@ -195,7 +195,7 @@ def test_what_would_be_another_run_is_refused_by_name(broken_off):
 
 
 def test_a_list_of_other_images_is_refused(broken_off):
-    images = RunFolder(broken_off).began_with()
+    images = RunFolder(broken_off).manifest()
     moved = replace(images, train=dict(reversed(images.train.items())))
     moved.write(broken_off / "images.json")
     with pytest.raises(FastaeError, match=r"images.json' lists other images than the run began with: rest"):
@@ -241,7 +241,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
 
     # The same by hand: the stand-in under the lost one's name, in a run that is told it began with it.
     bad.write_bytes(stand_in.read_bytes())
-    images = RunFolder(other).began_with()
+    images = RunFolder(other).manifest()
     images = replace(images, train={**images.train, bad.name: bad.stat().st_size})
     begin_with(other, images)
     resume(other, {"iterations": LENGTH})
