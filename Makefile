@@ -10,7 +10,7 @@ OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\
 CUDA_MAJOR ?= $(shell test -z '$(OLD_CARD)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test soak fuzz throughput gpu-check lint format clean
+.PHONY: help setup train test soak fuzz throughput gpu-check gpu-lower lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,7 +23,7 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
-	@$(BIN)/python -m fastae.compatibility
+	@$(BIN)/python -m fastae.tools.compatibility
 	@touch $@
 
 # Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.
@@ -36,7 +36,7 @@ test: setup ## Run all tests (those of the GPU skip where there is none)
 
 soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
-		tests/test_resume.py tests/test_soak.py tests/test_distributed.py
+		tests/training/test_resume.py tests/training/test_soak.py tests/training/test_distributed.py
 
 FILES ?= 20000
 SEED ?= 0
@@ -49,6 +49,16 @@ throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writ
 OUT ?= gpu-check
 gpu-check: setup ## On a GPU machine: tests/gpu, throughput, decoder sweep, into OUT=dir; resumes
 	$(BIN)/python scripts/gpu_check.py --out $(OUT) $(ARGS)
+
+HOLLOW_VENV ?= $(HOME)/.cache/fastae-hollow-gpu
+gpu-lower: $(HOLLOW_VENV)/bin/torchrun ## Without a GPU: compile the step for one, print what it launches (5 GB)
+	$(HOLLOW_VENV)/bin/python -m scripts.hollow_gpu $(ARGS)
+
+# PyPI's PyTorch for Linux is a CUDA build; a configured folder or index may hold a CPU build of the same version.
+$(HOLLOW_VENV)/bin/torchrun:
+	$(PYTHON) -m venv $(HOLLOW_VENV)
+	env PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(HOLLOW_VENV)/bin/pip install --quiet \
+		--disable-pip-version-check -c constraints.txt -e '.[cuda13]' pytest pytest-xdist
 
 lint: setup ## Check format, style and types
 	$(BIN)/ruff format --check .

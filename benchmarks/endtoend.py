@@ -32,11 +32,11 @@ def measure(
 
     from fastae.data import open_loader
     from fastae.data.source import open_source
-    from fastae.device import choose_precision
-    from fastae.hostmemory import keep_freed_memory
-    from fastae.meters import StepClock, Window
     from fastae.model import AutoEncoder
-    from fastae.step import TrainingStep
+    from fastae.training.step import TrainingStep
+    from fastae.training.step_timer import StepClock, Window
+    from fastae.utils.device import choose_precision
+    from fastae.utils.memory import keep_freed_memory
 
     target = torch.device(device)
     if target.type == "cpu":

@@ -24,7 +24,7 @@ from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from fastae.augment import EPSILON
-from fastae.data.order import Order
+from fastae.data.sampler import Order
 
 FLOAT = np.dtype(np.float32)
 

@@ -22,7 +22,7 @@ import click
 from benchmarks import peers
 from benchmarks.measure import REPEATS, Figure, isolated, rates
 from fastae.augment import Augmentation
-from fastae.data.order import Order
+from fastae.data.sampler import Order
 from fastae.data.source import open_source
 
 BATCH = 64
@@ -67,7 +67,7 @@ def _ours(kind: str, images: str | None, threads: int, device: str, cache: Path)
     import torch
 
     from fastae.data import open_loader
-    from fastae.hostmemory import keep_freed_memory
+    from fastae.utils.memory import keep_freed_memory
 
     if device == "cpu":
         keep_freed_memory()

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fastae import augment
-from fastae.data.order import BatchPlan, Order
+from fastae.data.sampler import BatchPlan, Order
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastae.errors import FastaeError
-from fastae.files import atomic_write
+from fastae.utils.files import atomic_write
 
 RECORDS = Path(__file__).parent / "records"
 FORMAT = 1

@@ -23,7 +23,7 @@ import click
 
 from benchmarks import peers
 from benchmarks.measure import REPEATS, Figure, isolated, rates
-from fastae.hostmemory import peak_bytes
+from fastae.utils.memory import peak_bytes
 
 VARIANTS = (
     "plain float32",
@@ -51,7 +51,7 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
     import torch
 
     from benchmarks.ceilings import measure as measure_ceilings
-    from fastae.device import choose_precision
+    from fastae.utils.device import choose_precision
 
     target = torch.device(device)
     if name == "+ CUDA graph" and target.type != "cuda":
@@ -115,8 +115,8 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
     """The loop as one would write it first; level says how many of the changes are in."""
     import torch
 
-    from fastae.device import choose_precision
     from fastae.losses import LOSSES
+    from fastae.utils.device import choose_precision
 
     model, precision = _model(level, device), choose_precision(device, amp=level >= 2)
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -142,9 +142,9 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
 
 def _fastae_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
-    from fastae.device import choose_precision
-    from fastae.hostmemory import keep_freed_memory
-    from fastae.step import TrainingStep
+    from fastae.training.step import TrainingStep
+    from fastae.utils.device import choose_precision
+    from fastae.utils.memory import keep_freed_memory
 
     if level >= 5 and device.type == "cpu":
         keep_freed_memory()

@@ -20,8 +20,8 @@ import click
 
 from benchmarks.measure import Figure, rates
 from fastae.augment import Augmentation
-from fastae.data.geometry import Geometry
-from fastae.data.order import Order
+from fastae.data.crop_resize import Geometry
+from fastae.data.sampler import Order
 from fastae.data.source import open_source
 from fastae.data.tuning import DEFAULT, Tuning
 

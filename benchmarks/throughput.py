@@ -18,8 +18,8 @@ from typing import Any
 import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
-from fastae.environment import describe_environment
 from fastae.errors import FastaeError
+from fastae.utils.environment import describe_environment
 
 SECTIONS = ("loaders", "steps", "endtoend", "roofline")
 
@@ -28,7 +28,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     """Measures and prints; returns (result, page, log)."""
     import torch
 
-    from fastae.device import describe
+    from fastae.utils.device import describe
 
     page: list[str] = []
     log: list[str] = []
@@ -108,7 +108,7 @@ def _main(
     if unknown := set(sections) - set(SECTIONS):
         raise FastaeError(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(SECTIONS)}")
     older = record.load(Path(compare)) if compare else None
-    from fastae.device import choose_device
+    from fastae.utils.device import choose_device
 
     chosen = choose_device(device or "auto").type
     started = time.perf_counter()

@@ -10,7 +10,7 @@ is `tf.image.adjust_saturation` with its detour through HSV multiplied out (equa
 brightness has made pixels negative it alters the image even at f = 1, as TensorFlow's does.
 
 `colour` takes the array library as an argument, so that DALI's graph (`fastae.data.pipeline`) and
-PyTorch (`fastae.data.pixels`) run the same lines.
+PyTorch (`fastae.data.pixel_ops`) run the same lines.
 """
 
 from __future__ import annotations

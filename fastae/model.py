@@ -1,9 +1,12 @@
 """The article's convolutional autoencoder: (N, 3, 128, 128) in [0, 1] to the same, through 512 numbers.
 
     encoder   conv5x5  3 -> 32 stride 1, then 64, 128, 256, 512 stride 2 (128 -> 8 pixels), each with
-              bias, batch norm, ReLU; linear 8*8*512 -> 512; tanh
+              batch norm, ReLU; linear 8*8*512 -> 512; tanh
     decoder   linear 512 -> 8*8*512; tanh; transposed conv5x5 stride 2 to 256, 128, 64, 32 (8 -> 128),
-              each with bias, batch norm, ReLU; conv5x5 -> 3; sigmoid
+              each with batch norm, ReLU; conv5x5 -> 3; sigmoid
+
+The article's convolutions have a bias before batch norm too. Batch norm subtracts the mean, and with it any
+constant: such a bias changes nothing, its gradient is zero, and the nine of them are left out here.
 
 TensorFlow, which the article used, pads a stride-2 5x5 convolution by (1, 2); `padding=2` here acts as
 (2, 1), and so does `output_padding=1` for the transposed ones. With images and kernels flipped in both
@@ -15,6 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 
+import torch
 from torch import Tensor, nn
 
 ENCODER_CHANNELS = (32, 64, 128, 256, 512)
@@ -25,6 +29,7 @@ DOWNSAMPLING = 16
 
 
 def _normalised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    """The layers of a convolution without bias."""
     norm = nn.BatchNorm2d(convolution.out_channels, eps=1e-6)
     return [convolution, norm, nn.ReLU(inplace=True)]
 
@@ -42,7 +47,7 @@ class AutoEncoder(nn.Module):
         inputs = 3
         for outputs in ENCODER_CHANNELS:
             stride = 1 if inputs == 3 else 2
-            encoder += _normalised(nn.Conv2d(inputs, outputs, KERNEL, stride, padding=half))
+            encoder += _normalised(nn.Conv2d(inputs, outputs, KERNEL, stride, padding=half, bias=False))
             inputs = outputs
         encoder += [nn.Flatten(), nn.Linear(math.prod(features), latent), nn.Tanh()]
 
@@ -53,7 +58,7 @@ class AutoEncoder(nn.Module):
         ]
         for inputs, outputs in itertools.pairwise(DECODER_CHANNELS):
             decoder += _normalised(
-                nn.ConvTranspose2d(inputs, outputs, KERNEL, 2, padding=half, output_padding=1)
+                nn.ConvTranspose2d(inputs, outputs, KERNEL, 2, padding=half, output_padding=1, bias=False)
             )
         decoder += [nn.Conv2d(DECODER_CHANNELS[-1], 3, KERNEL, padding=half), nn.Sigmoid()]
 
@@ -64,6 +69,12 @@ class AutoEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> reconstruction of the same shape, in [0, 1]."""
         return self.decoder(self.encoder(images))
+
+
+def meta_model(image_size: int, latent: int) -> AutoEncoder:
+    """The model on the meta device: shapes and types without memory, whatever the size."""
+    with torch.device("meta"):
+        return AutoEncoder(image_size, latent)
 
 
 def initialise(layer: nn.Module) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastae.cli import cli
+from fastae.cli.main import cli
 
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
@@ -34,13 +34,14 @@ def here(*arguments):
 
 
 @contextmanager
-def started(*arguments, command=(sys.executable, "-m", "fastae"), **environment):
+def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, **environment):
     """A process that is under way; killed at the end of the block if it still is."""
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=cwd,
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
     )
     try:

@@ -1,5 +1,6 @@
-"""The network of the article: its layers, its initial weights, and the claim about padding."""
+"""The network of the article: its layers, its initial weights, and the claims about biases and padding."""
 
+import copy
 import itertools
 import math
 
@@ -9,7 +10,13 @@ from torch import nn
 from torch.nn import functional
 
 from fastae.config import IMAGE_SIZE_MULTIPLE
+from fastae.errors import FastaeError
+from fastae.losses import cross_entropy
 from fastae.model import DOWNSAMPLING, AutoEncoder
+from fastae.runs.folder import RunFolder
+from fastae.training.runner import restore
+from fastae.training.step import TrainingStep
+from fastae.utils.device import Precision
 
 WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
@@ -40,7 +47,7 @@ def test_layers_are_the_articles_in_order(model):
         ("ConvTranspose2d", 64, 32, 5, 5),
         ("Conv2d", 3, 32, 5, 5),
     ]
-    assert sum(parameter.numel() for parameter in model.parameters()) == 42_300_931
+    assert sum(parameter.numel() for parameter in model.parameters()) == 42_299_459
 
 
 def test_batch_norm_follows_each_convolution_but_the_last(model):
@@ -53,6 +60,48 @@ def test_batch_norm_follows_each_convolution_but_the_last(model):
     assert followed == [True] * 9 + [False]
     norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
     assert all(norm.eps == 1e-6 and norm.track_running_stats for norm in norms)
+
+
+def with_the_articles_biases(model):
+    """A copy whose convolutions add a constant to each channel before batch norm, as the article's do."""
+    model = copy.deepcopy(model)
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is None:
+            layer.bias = nn.Parameter(torch.randn(layer.out_channels, dtype=layer.weight.dtype))
+    return model
+
+
+def test_a_bias_before_batch_norm_changes_nothing():
+    torch.manual_seed(0)
+    ours = AutoEncoder(32, 16).double()
+    images = torch.rand(4, 3, 32, 32, dtype=torch.float64)
+    articles = with_the_articles_biases(ours)
+    added = {name for name, _ in articles.named_parameters()} - {name for name, _ in ours.named_parameters()}
+    assert len(added) == 9
+
+    def gradients(model):
+        reconstruction = model(images)
+        cross_entropy(reconstruction, images).mean().backward()
+        return reconstruction, {name: weight.grad for name, weight in model.named_parameters()}
+
+    (same, theirs), (reconstruction, expected) = gradients(articles), gradients(ours)
+    torch.testing.assert_close(same, reconstruction, rtol=1e-9, atol=1e-12)
+    for name, gradient in theirs.items():
+        # float32's rounding, since the loss is computed in it.
+        scale = 1e-6 * max(value.abs().max() for value in expected.values())
+        wanted = torch.zeros_like(gradient) if name in added else expected[name]
+        torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=scale, msg=name)
+
+
+def test_a_checkpoint_of_the_version_with_those_biases_is_refused(tmp_path):
+    step = TrainingStep(
+        AutoEncoder(16, 4), loss="minibatch_mse", batch_shape=(2, 3, 16, 16), lr=1e-3,
+        precision=Precision(None, ""), compiled=False,
+    )  # fmt: skip
+    state = step.state()
+    state["model"] = with_the_articles_biases(step.model).state_dict()
+    with pytest.raises(FastaeError, match=f"{tmp_path}.*older version"):
+        restore(step, state, RunFolder(tmp_path))
 
 
 def test_maps_images_to_images_in_the_unit_interval(model):
@@ -102,7 +151,7 @@ def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
         tolerance = 4 / math.sqrt(layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(cut * sigma, rel=tolerance)
         assert abs(layer.weight.mean().item()) < tolerance * sigma
-        assert not layer.bias.any()
+        assert layer.bias is None or not layer.bias.any()
 
 
 def tensorflow_padded(model, images):

@@ -14,19 +14,26 @@ import pytest
 import torch
 from rich.table import Table
 
-from fastae import checkpoint, cli
-from fastae.archive import require_plain
+from fastae.cli import main as cli
 from fastae.config import TrainConfig
-from fastae.console import HarmlessConsole
-from fastae.dataset_commands import check_folder
 from fastae.errors import FastaeError
+from fastae.model import AutoEncoder
 from fastae.monitor.files import read_report
+from fastae.runs import checkpoint
+from fastae.runs.archive import require_plain
+from fastae.runs.loaded_model import load_model
 from fastae.sweep import plan
-from fastae.trained import open_trained
+from fastae.tools.dataset import check_folder
+from fastae.training.resume import resume
+from fastae.utils.console import HarmlessConsole
 
 from .commands import SMALL, fastae
 
 ROOT = Path(__file__).parents[1]
+SCALER = {
+    "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
+    "growth_interval": 2000, "_growth_tracker": 0,
+}  # fmt: skip
 STATE = {"model": {}, "optimiser": {}, "scaler": {}, "iteration": 1, "config": {}, "run": {}}
 
 
@@ -89,7 +96,7 @@ def test_the_checkpoint_before_a_malicious_one_is_used(small_run, tmp_path, caps
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     plant(run / "checkpoints", saved(Evil(f"touch {tmp_path}/done")), iteration=99)
-    assert open_trained(run).iteration == 4
+    assert load_model(run).iteration == 4
     assert "0000099.pt cannot be read" in capsys.readouterr().out
     assert not (tmp_path / "done").exists()
 
@@ -137,31 +144,94 @@ def test_only_tensors_that_are_there_are_let_in(small_run, tmp_path):
     assert checkpoint.newest(tmp_path, said.append) is None and len(said) == 3
 
 
-@pytest.mark.parametrize("claim", [{"latent": 2**40}, {"image_size": 2**40}, {"latent": 2**62}])
-def test_a_model_that_config_json_claims_takes_no_memory(small_run, tmp_path, claim):
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ({"latent": 2**20, "image_size": 4096}, "holds no usable checkpoint"),
+        ({"latent": 2**62}, r"config\.json: --latent must be"),
+        ({"image_size": 2**40}, r"config\.json: --image-size must be"),
+    ],
+)
+def test_a_model_that_config_json_claims_takes_no_memory(small_run, tmp_path, claim, reason):
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     described = json.loads((run / "config.json").read_text())
     described["config"] |= claim
     (run / "config.json").write_text(json.dumps(described))
-    with pytest.raises(FastaeError, match=r"does not fit its config\.json"):
-        open_trained(run)
+    with pytest.raises(FastaeError, match=reason):
+        load_model(run)
 
 
-def test_weights_that_are_one_number_many_times_are_refused(small_run, tmp_path):
+def replaced(nest, path, value):
+    """The same nest of dicts with another value at a path of keys; without it where that is None."""
+    name, *rest = path
+    if rest:
+        return nest | {name: replaced(nest[name], rest, value)}
+    return {key: old for key, old in nest.items() if key != name} | ({} if value is None else {name: value})
+
+
+SHAPE = (32, 3, 5, 5)
+"""Of the first weight."""
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (["model", "encoder.0.weight"], torch.zeros(1).expand(SHAPE)),
+        (["model", "encoder.0.weight"], torch.zeros(SHAPE).long()),
+        (["model", "encoder.0.weight"], torch.full(SHAPE, torch.nan)),
+        (["model", "encoder.0.weight"], "weight"),
+        (["model", "encoder.0.weight"], None),
+        (["model", "more"], torch.zeros(1)),
+        (["optimiser", "state", 0, "exp_avg"], torch.zeros(16)),
+        (["optimiser", "state", 0, "exp_avg"], torch.zeros(1).expand(SHAPE)),
+        (["optimiser", "state", 0, "exp_avg"], torch.zeros(SHAPE).long()),
+        (["optimiser", "state", 0, "exp_avg"], torch.full(SHAPE, torch.inf)),
+        (["optimiser", "state", 0, "exp_avg_sq"], torch.full(SHAPE, -1.0)),
+        (["optimiser", "state", 0, "exp_avg_sq"], None),
+        (["optimiser", "state", 0, "step"], torch.zeros(2)),
+        (["optimiser", "state", 0, "step"], 4),
+        (["optimiser", "state", 0, "more"], torch.zeros(())),
+        (["optimiser", "state", 0], {}),
+        (["optimiser", "state", 0], []),
+        (["optimiser", "state", 99], {"step": torch.zeros(())}),
+        (["optimiser", "state"], None),
+        (["scaler"], {"scale": 1.0}),
+        (["scaler"], SCALER | {"_growth_tracker": 2**31}),
+        (["scaler"], SCALER | {"scale": torch.inf}),
+    ],
+)
+def test_a_checkpoint_that_does_not_fit_its_run_is_named_and_the_one_before_used(
+    small_run, tmp_path, path, value
+):
+    """Adam's kernel would write beyond moments that are too short."""
+    good, said = checkpoint.newest(small_run / "checkpoints", print), []
+    for file in (small_run / "checkpoints").glob("0*"):
+        os.link(file, tmp_path / file.name)
+    plant(tmp_path, saved(replaced(good | {"iteration": 9}, path, value)), iteration=9)
+    assert checkpoint.newest(tmp_path, said.append, AutoEncoder(32, 16))["iteration"] == 4
+    assert len(said) == 1 and "0000009.pt" in said[0] and "\n" not in said[0]
+
+
+def test_a_resumed_run_survives_moments_of_another_shape(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     state = checkpoint.newest(run / "checkpoints", print)
-    for weight in (
-        torch.zeros(1).expand(32, 3, 5, 5),
-        torch.zeros(32, 3, 5, 5).long(),
-        "weight",
-        None,
-    ):
-        first = next(iter(state["model"]))
-        plant(run / "checkpoints", saved(state | {"model": state["model"] | {first: weight}}), iteration=9)
-        with pytest.raises(FastaeError, match="does not fit"):
-            open_trained(run)
+    bad = replaced(state | {"iteration": 5}, ["optimiser", "state", 0, "exp_avg"], torch.zeros(16))
+    plant(run / "checkpoints", saved(bad), iteration=5)
+    result = fastae("train", "--resume", run, "--iterations", 6)
+    assert result.returncode == 0, result.stderr
+    assert "0000005.pt" in result.stdout and "from iteration 4" in result.stdout
+
+
+def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(small_run, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run, symlinks=True)
+    (run / "checkpoints" / "0000004.pt.sha256").unlink()
+    for use in (lambda: resume(run, {"iterations": 5}), lambda: load_model(run)):
+        with pytest.raises(FastaeError, match="holds no usable checkpoint"):
+            use()
+    assert (run / "checkpoints" / "0000004.pt").exists()
 
 
 def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):
@@ -309,5 +379,5 @@ def test_what_is_written_replaces_no_device(tmp_path, face_folder):
 
 @pytest.mark.parametrize("name", ["iterations", "lr", "brightness", "seed", "minutes"])
 def test_a_setting_of_400_digits_is_one_line(name):
-    with pytest.raises(FastaeError, match=f"--{name} must be below 2"):
+    with pytest.raises(FastaeError, match=f"config.json: --{name} must be"):
         TrainConfig.from_dict({name: 10**400}, "config.json")

@@ -1,7 +1,8 @@
 """Finds the files of a data set that cannot be trained on, before training meets them.
 
 The quick check reads header and end of each file and remembers the answer by size and time of change,
-so that only new files are read the next time. The deep check decodes every file as well.
+so that only new files are read the next time; training makes it too. The deep check has every file decoded as
+well, by the decoder that trains.
 """
 
 from __future__ import annotations
@@ -9,30 +10,34 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-import warnings
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image
 
-from fastae.console import track
 from fastae.data.jpeg import Fault, Report, inspect
-from fastae.files import atomic_write
+from fastae.utils.console import track
+from fastae.utils.files import atomic_write
+
+if TYPE_CHECKING:
+    from fastae.data.decode import Decoder
 
 FAULTS = list(Fault)
 
 Stamp = tuple[int, int]
-"""Of a file: bytes, nanoseconds of the last change."""
+"""Of a file: bytes, nanoseconds of the last change (63 bits of them: a file may be dated in any year)."""
 
-VERSION = 2
+VERSION = 3
 """Of the record on disk, and of what `inspect` answers."""
 
-TOGETHER = 256
-"""Images that a loader holds decoded at the same time: four batches of 64, as measured."""
+BATCH = 64
+"""Images that are decoded at once."""
+
+TOGETHER = 4 * BATCH
+"""Images that a loader holds decoded at the same time, as measured."""
 
 
 @dataclass(frozen=True)
@@ -66,41 +71,30 @@ class Check:
 
 
 def check(
-    root: str, paths: Sequence[str], *, crop: int | None, records: Path | None, deep: bool = False
+    root: str,
+    paths: Sequence[str],
+    *,
+    crop: int | None,
+    records: Path | None,
+    decoder: Decoder | None = None,
 ) -> Check:
     """Checks every path; `records` is the folder in which answers are remembered, None for not at all.
 
-    crop: side in pixels below which an image is too small.
+    crop: side in pixels below which an image is too small. decoder: has to decode every file as well.
+    Raises DecoderError where that decodes nothing.
     """
-    reports = _quick(root, paths, records)
-    if deep:
-        reports = _deep(paths, reports)
-    sizes, findings, sides = {}, [], []
-    for path, report in zip(paths, reports, strict=True):
-        fault = report.fault
-        if crop is not None and (fault is None or fault.usable) and min(report.width, report.height) < crop:
-            fault = Fault.TOO_SMALL
-        if fault is not None:
-            findings.append(Finding(path, fault))
-        if fault is None or fault.usable:
-            sizes[path] = report.size
-            sides.append(min(report.width, report.height))
+    reports = dict(zip(paths, _quick(root, paths, records), strict=True))
+    faults = {path: _fault(report, crop) for path, report in reports.items()}
+    if decoder:
+        faults |= _deep([path for path, fault in faults.items() if _usable(fault)], decoder)
+    sizes = {path: reports[path].size for path, fault in faults.items() if _usable(fault)}
+    sides = [min(reports[path].width, reports[path].height) for path in sizes]
     return Check(
         sizes,
-        findings,
+        [Finding(path, fault) for path, fault in faults.items() if fault],
         side=sides[0] if len(set(sides)) == 1 else None,
         heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
     )
-
-
-def decodes(path: str) -> bool:
-    """Whether Pillow decodes the whole file; call it `quietly`."""
-    try:
-        with Image.open(path, formats=["JPEG"]) as image:
-            image.load()
-    except Exception:  # whatever its parsers raise over a broken file: they are not strict about it
-        return False
-    return True
 
 
 def stamp(path: str) -> Stamp | None:
@@ -109,12 +103,7 @@ def stamp(path: str) -> Stamp | None:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
         return None
-    return status.st_size, status.st_mtime_ns
-
-
-def quietly() -> AbstractContextManager[object]:
-    """Without Pillow's warnings. Around threads, not in them: the filters are the process's."""
-    return warnings.catch_warnings(action="ignore")
+    return status.st_size, status.st_mtime_ns & (1 << 63) - 1
 
 
 def _quick(root: str, paths: Sequence[str], records: Path | None) -> list[Report]:
@@ -131,17 +120,18 @@ def _quick(root: str, paths: Sequence[str], records: Path | None) -> list[Report
     return reports
 
 
-def _deep(paths: Sequence[str], reports: Iterable[Report]) -> list[Report]:
-    def look(item: tuple[str, Report]) -> Report:
-        path, report = item
-        if (report.fault is None or report.fault.usable) and not decodes(path):
-            return replace(report, fault=Fault.UNDECODABLE)
-        return report
+def _deep(paths: Sequence[str], decoder: Decoder) -> dict[str, Fault]:
+    faults = track(decoder.faults(paths, together=BATCH), "decoding files", total=len(paths))
+    return {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
 
-    # Pillow decodes without the interpreter lock.
-    with quietly(), ThreadPoolExecutor(os.cpu_count()) as pool:
-        items = list(zip(paths, reports, strict=True))
-        return list(track(pool.map(look, items), "decoding files", total=len(items)))
+
+def _fault(report: Report, crop: int | None) -> Fault | None:
+    small = crop is not None and min(report.width, report.height) < crop
+    return Fault.TOO_SMALL if small and _usable(report.fault) else report.fault
+
+
+def _usable(fault: Fault | None) -> bool:
+    return fault is None or fault.usable
 
 
 class _Memory:

@@ -1,19 +1,25 @@
-"""Image files to pixels, in order: the common ground of evaluation, and of the resident store."""
+"""Image files to pixels, in order: what evaluation, the resident store and the deep check have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from fastae.data.geometry import Geometry
-from fastae.data.mending import DECODER_ERRORS, ImageFiles
-from fastae.data.pixels import Passes
+from fastae.data.check import BATCH
+from fastae.data.crop_resize import Geometry
+from fastae.data.jpeg import Fault
+from fastae.data.pixel_ops import Passes
+from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, RecoverableStream
 from fastae.data.tuning import DEFAULT, Tuning
 
-BATCH = 64
+SMALLEST = 16
+"""Pixels: the side of the picture that shows whether a decoder works, if no crop asks for more."""
 
 
 @dataclass(frozen=True)
@@ -31,34 +37,76 @@ class Decoder:
         """Which decoder's pixels these are: the CPU's and the GPU's differ by rounding."""
         return "gpu" if self.device.type == "cuda" else "cpu"
 
-    def decode(self, files: ImageFiles) -> Iterator[Tensor]:
-        """Every image once, not augmented: batches (n, S, 3, S) float32 in [0, 255] on the device."""
+    def decode(self, files: ImageFiles, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
+        """These images (default: all), not augmented: batches (n, S, 3, S) float32 in [0, 255] on the device.
 
-        def batches(first: int) -> Iterator[list[str]]:
-            for start in range(first * BATCH, len(files), BATCH):
-                yield files.paths[start : start + BATCH]
+        Raises NoneLeft and DecoderError as `RecoverableStream.recovered` does.
+        """
+        return _InOrder(files, self, range(len(files)) if indices is None else indices).recovered()
 
-        def prefetched(position: int) -> range:
-            return range(position * BATCH, min((position + 2 + self.tuning.prefetch) * BATCH, len(files)))
+    def faults(self, paths: Sequence[str], together: int = 1) -> Iterator[Fault | None]:
+        """What it has against each of these files, in order.
 
-        yield from files.mended(lambda first: self._stream(batches(first)), prefetched, self.decodes)
+        together: files that are tried at once, and one by one where that fails.
+        Raises DecoderError where it does not even decode a picture made here: a GPU may be lost.
+        """
+        batches = [paths[start : start + together] for start in range(0, len(paths), together)]
+        done, works = 0, False
+        while done < len(batches):
+            try:
+                for _ in self.stream(batches[done:], together, FILE_PATIENCE):
+                    yield from [None] * len(batches[done])
+                    done += 1
+            except DecoderError as error:
+                if not works:
+                    self._require_working()
+                    works = True
+                yield from self.faults(batches[done]) if together > 1 else [error.fault]
+                done += 1
 
-    def decodes(self, paths: Sequence[str]) -> bool:
-        """Whether the decoder takes all of these files, BATCH at most."""
-        try:
-            for _ in self._stream(iter([list(paths)])):
-                pass
-        except DECODER_ERRORS:
-            return False
-        return True
+    def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Tensor]:
+        """The images of these files, batch by batch, of `size` at the most; the shapes are `decode`'s.
 
-    def _stream(self, batches: Iterator[list[str]]) -> Iterator[Tensor]:
+        Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
+        """
         from fastae.data.pipeline import Engine, read_images, read_regions
 
-        engine = Engine(self.device, BATCH, self.threads, self.tuning)
+        engine = Engine(self.device, size, self.threads, self.tuning, patience)
         if engine.on_gpu:
-            for images in read_images(batches, self.geometry, engine):
+            for images in read_images(iter(batches), self.geometry, engine):
                 yield images.transpose(1, 2)
         else:
-            for regions in read_regions(batches, self.geometry, engine):
+            for regions in read_regions(iter(batches), self.geometry, engine):
                 yield self.passes.resize(regions)
+
+    def _require_working(self) -> None:
+        with _picture(self.geometry.crop or SMALLEST) as path:
+            for _ in self.stream([[path]], 1, FILE_PATIENCE):
+                pass
+
+
+class _InOrder(RecoverableStream[Tensor]):
+    """Batches of the images with these indices."""
+
+    def __init__(self, files: ImageFiles, decoder: Decoder, indices: Sequence[int]) -> None:
+        super().__init__(files, decoder)
+        self._indices = indices
+
+    def restart(self, position: int, patience: float) -> Iterator[Tensor]:
+        batches = (
+            [self.files.paths[index] for index in self.images(at)]
+            for at in range(position, -(-len(self._indices) // BATCH))
+        )
+        return self.decoder.stream(batches, BATCH, patience)
+
+    def images(self, position: int) -> Sequence[int]:
+        return self._indices[position * BATCH : (position + 1) * BATCH]
+
+
+@contextmanager
+def _picture(side: int) -> Iterator[str]:
+    """The path of a JPEG that any decoder takes, in memory: no disk has to have room for it."""
+    with open(os.memfd_create("fastae"), "wb") as file:  # noqa: PTH123
+        Image.new("RGB", (side, side)).save(file, "JPEG")
+        file.flush()
+        yield f"/proc/self/fd/{file.fileno()}"

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastae.console import say
-from fastae.files import atomic_folder
+from fastae.utils.cache import ensure_entry
+from fastae.utils.console import say
 
 COUNT = 2000
 QUALITY = 86
@@ -38,8 +38,10 @@ def ensure(cache: Path) -> Path:
     Raises OSError where it cannot be written.
     """
     folder = cache / f"faces-v1-{COUNT}"
-    if not folder.is_dir():
+
+    def draw(draft: Path) -> None:
         say(f"drawing {COUNT:,} synthetic faces into {folder}, once ...")
-        with atomic_folder(folder) as draft:
-            write(draft, COUNT)
+        write(draft, COUNT)
+
+    ensure_entry(folder, "faces", f"{COUNT:,} synthetic faces", draw)
     return folder

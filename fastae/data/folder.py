@@ -2,14 +2,14 @@
 
 The split is CelebA's own where its `list_eval_partition.txt` lies beside the images or one folder up
 (0 is for training; 1 and 2, validation and test, are held out); else the last 5 % by name are held out.
-Files that cannot be trained on are found beforehand and left out.
+Files whose header or end shows that they cannot be trained on are skipped.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,9 @@ import torch
 
 from fastae.data.check import Check, Finding, check
 from fastae.data.jpeg import Fault
-from fastae.data.listing import Listing
+from fastae.data.manifest import Listing
 from fastae.data.memory import free_bytes
-from fastae.data.mending import stand_ins
+from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
@@ -37,9 +37,9 @@ LOST_AT_MOST = 0.01
 class ImageFolder:
     """Paths are strings, in the order of `listing`: 200,000 of them are cheap.
 
-    listing: the files by name, as they were when the run began; where one was lost since, the path is that
-    of the one that stands in. skipped: what was left out, or lost since, and why. side: the shorter side of
-    the images in pixels where all have the same, which spares looking for it in each header.
+    listing: the files by name, as they were when the run began; the path of one that was lost since is its
+    replacement's. skipped: files that are not read, and why. side: the shorter side of the images in pixels
+    where all have the same, which spares looking for it in each header.
     """
 
     root: str
@@ -48,6 +48,13 @@ class ImageFolder:
     listing: Listing
     skipped: list[Finding]
     side: int | None
+
+    def without(self, bad: Sequence[Finding]) -> ImageFolder:
+        """The folder divided as if the check had found that these cannot be used. Raises FastaeError."""
+        sizes, unusable = self.listing.sizes, {finding.path for finding in bad}
+        paths = sorted({*self.train, *self.held_out} - unusable)
+        left = {path: sizes[name_below(self.root, path)] for path in paths}
+        return _divide(self.root, Check(left, [*self.skipped, *bad], self.side, heaviest=0), crop=None)
 
 
 def open_folder(
@@ -58,8 +65,8 @@ def open_folder(
 ) -> ImageFolder:
     """Lists, checks and divides the JPEGs under `root`.
 
-    crop: images with a shorter side are left out. records: where what is known of the files is kept.
-    began_with: of a run that goes on; the next file in order stands in for one that was lost.
+    crop: images with a shorter side are skipped. records: where what is known of the files is kept.
+    began_with: of a run that is resumed; a file that was lost is replaced by the next in order.
     Raises FastaeError where there is no such folder, fewer than two usable JPEGs in it, images so large
     that decoding them would exhaust the memory, or other images than a run began with.
     """
@@ -129,7 +136,7 @@ def _too_few(root: str, usable: int, unusable: Sequence[Finding], crop: int | No
     if unusable:
         of_crop = f" {crop}" if crop else ""
         message += (
-            f"; left out: {count_faults(unusable).replace('the crop', f'--crop{of_crop}')} "
+            f"; skipped: {count_faults(unusable).replace('the crop', f'--crop{of_crop}')} "
             f"(fastae check {root!r} names them)"
         )
     return message
@@ -168,25 +175,21 @@ def _as_begun(root: str, checked: Check, listing: Listing) -> ImageFolder:
     for name, path in there.items():
         if checked.sizes[path] != listed[name]:
             raise _other(root, f"{name!r:.200} had {listed[name]:,} bytes")
-    faults = {name_below(root, finding.path): finding.fault for finding in checked.unusable}
-    return ImageFolder(
-        root,
-        _filled(root, listing.train, there),
-        _filled(root, listing.held_out, there),
-        listing,
-        [Finding(f"{root}/{name}", faults.get(name, Fault.GONE)) for name in lost],
-        checked.side,
-    )
+    found = {name_below(root, finding.path): finding.fault for finding in checked.unusable}
+    faults = {name: found.get(name, Fault.GONE) for name in lost}
 
+    def paths_of(names: Iterable[str]) -> list[str]:
+        names = list(names)
+        files = ImageFiles([there.get(name, f"{root}/{name}") for name in names])
+        files.replace({index: faults[name] for index, name in enumerate(names) if name in faults})
+        return files.paths
 
-def _filled(root: str, names: Iterable[str], there: Mapping[str, str]) -> list[str]:
-    """The paths of these files, or of those that stand in for them."""
-    names = list(names)
-    lost = {place for place, name in enumerate(names) if name not in there}
-    if len(lost) == len(names):
-        raise _other(root, "no file is left to train on, or none to evaluate on")
-    read = stand_ins(lost, len(names))
-    return [there[names[read.get(place, place)]] for place in range(len(names))]
+    try:
+        train, held_out = paths_of(listing.train), paths_of(listing.held_out)
+    except NoneLeft:
+        raise _other(root, "no file is left to train on, or none to evaluate on") from None
+    skipped = [Finding(f"{root}/{name}", fault) for name, fault in faults.items()]
+    return ImageFolder(root, train, held_out, listing, skipped, checked.side)
 
 
 def _other(root: str, why: str) -> FastaeError:

@@ -1,7 +1,7 @@
 """Batches for training, from JPEG files: `open_loader(...).batches(start)`.
 
     dali        every epoch the files are read and decoded by DALI, and augmented: on a GPU all of it in
-                DALI's graph; on a CPU the pixels' part in `fastae.data.pixels`
+                DALI's graph; on a CPU the pixels' part in `fastae.data.pixel_ops`
     resident    every file is decoded once, into one array on the training device; each step gathers a
                 batch from it and augments that
     auto        resident where that fits in half of the free memory, else dali
@@ -17,7 +17,7 @@ import itertools
 import os
 import shutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -26,20 +26,20 @@ import torch
 from torch import Tensor
 
 from fastae.augment import Augmentation
-from fastae.cache import cache_folder, check_records
 from fastae.config import LOADERS
 from fastae.data.check import Finding
+from fastae.data.crop_resize import Geometry
 from fastae.data.decode import Decoder
 from fastae.data.folder import open_folder
-from fastae.data.geometry import Geometry
 from fastae.data.memory import free_bytes
-from fastae.data.mending import ImageFiles
-from fastae.data.order import Order
-from fastae.data.pixels import Parameters, Passes, channel_means, to_batch
+from fastae.data.pixel_ops import Parameters, Passes, channel_means, to_batch
+from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, open_store, store_bytes
-from fastae.device import can_compile
-from fastae.environment import DALI_BUILDS, version
+from fastae.data.sampler import Order
 from fastae.errors import FastaeError
+from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.device import can_compile
+from fastae.utils.environment import DALI_BUILDS, version
 
 
 class Loader(ABC):
@@ -64,7 +64,7 @@ class Loader(ABC):
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """What `images` makes the batches of: tensors of fixed shapes on the device."""
+        """What `images` makes the batches of: tensors of fixed shapes, on the device or in pinned memory."""
 
     @abstractmethod
     def images(self, *inputs: Tensor) -> Tensor:
@@ -96,26 +96,31 @@ class DaliLoader(Loader):
         return images
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        def prefetched(position: int) -> Iterator[int]:
-            plans = itertools.islice(self.order.plans(start + position), 2 + self.decoder.tuning.prefetch)
-            return itertools.chain.from_iterable(plan.indices.tolist() for plan in plans)
+        return ((images,) for images in _Augmented(self, start).recovered())
 
-        decodes = self.decoder.decodes
-        for images in self.files.mended(lambda place: self._stream(start + place), prefetched, decodes):
-            yield (images,)
 
-    def _stream(self, start: int) -> Iterator[Tensor]:
+class _Augmented(RecoverableStream[Tensor]):
+    """The batches of a DALI loader from iteration `start` on, without end."""
+
+    def __init__(self, loader: DaliLoader, start: int) -> None:
+        super().__init__(loader.files, loader.decoder)
+        self._order, self._start = loader.order, start
+
+    def images(self, position: int) -> Iterable[int]:
+        return self._order.plan(self._start + position).indices.tolist()
+
+    def restart(self, position: int, patience: float) -> Iterator[Tensor]:
         from fastae.data.pipeline import Engine, read_augmented, read_regions
 
-        decoder, paths = self.decoder, self.files.paths
-        engine = Engine(decoder.device, self.order.share, decoder.threads, decoder.tuning)
+        decoder, paths, start = self.decoder, self.files.paths, self._start + position
+        engine = Engine(decoder.device, self._order.share, decoder.threads, decoder.tuning, patience)
         if engine.on_gpu:
-            yield from read_augmented(paths, self.order.plans(start), decoder.geometry, engine)
+            yield from read_augmented(paths, self._order.plans(start), decoder.geometry, engine)
         else:
-            needed = ([paths[index] for index in plan.indices] for plan in self.order.plans(start))
+            needed = ([paths[index] for index in plan.indices] for plan in self._order.plans(start))
             regions = read_regions(needed, decoder.geometry, engine)
-            for plan, squares in zip(self.order.plans(start), regions, strict=False):
-                parameters = Parameters.of(plan, decoder.device)
+            for plan, squares in zip(self._order.plans(start), regions, strict=False):
+                parameters = Parameters.of(plan)
                 pixels = decoder.passes.resize(squares, parameters.flip)
                 yield decoder.passes.recolour(pixels, channel_means(pixels), parameters)
 
@@ -135,12 +140,12 @@ class ResidentLoader(Loader):
         return next(self.inputs())
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return (Parameters.of(plan, self.decoder.device) for plan in self.order.plans(start))
+        on_gpu = self.decoder.device.type == "cuda"
+        return ((Parameters.pack(plan, pinned=on_gpu),) for plan in self.order.plans(start))
 
     def images(self, *inputs: Tensor) -> Tensor:
-        parameters, passes = Parameters(*inputs), self.decoder.passes
-        pixels = passes.select(self.store.pixels, parameters)
-        return passes.recolour(pixels, self.store.means[parameters.indices], parameters)
+        (words,) = inputs
+        return self.decoder.passes.gather(self.store.pixels, self.store.means, words)
 
 
 def open_loader(
@@ -166,7 +171,7 @@ def open_loader(
     threads: CPU threads that decode (default: `default_threads()`).
     compiled: the passes over pixels, by torch.compile (default: where there is a compiler).
     cache: folder for the resident array; None keeps it in memory alone (default: `cache_folder()`).
-    on_replaced: told of a file that went bad in mid-run and of the one that stands in for it.
+    on_replaced: called with each file that cannot be decoded, and with the path of its replacement.
     part, parts: yield this one alone of the equal parts of every batch, as data-parallel ranks do.
 
     Raises FastaeError for a bad folder, fewer images than `batch_size`, a batch that `parts` does not
@@ -200,11 +205,20 @@ def load_images(
     geometry: Geometry,
     device: str | torch.device,
     threads: int | None = None,
+    *,
+    indices: Sequence[int] | None = None,
+    on_replaced: Callable[[Finding, str], None] | None = None,
 ) -> Tensor:
-    """These images, cut out and resized but not augmented: float32 (N, 3, S, S) in [0, 1]."""
+    """These images, cut out and resized but not augmented: float32 (N, 3, S, S) in [0, 1].
+
+    indices: those to load (default: all); the others may replace one that cannot be decoded.
+    on_replaced: called with each such file, and with the path of its replacement.
+
+    Raises NoneLeft where none can be decoded, and FastaeError for a missing DALI.
+    """
     require_dali()
     decoder = open_decoder(geometry, torch.device(device), threads, compiled=False)
-    return torch.cat([to_batch(pixels) for pixels in decoder.decode(ImageFiles(paths))])
+    return torch.cat([to_batch(pixels) for pixels in decoder.decode(ImageFiles(paths, on_replaced), indices)])
 
 
 def open_decoder(

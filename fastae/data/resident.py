@@ -1,11 +1,13 @@
 """All images of a data set as one uint8 array, decoded once; on disk as a memory-mapped file besides.
 
 CelebA at 128x128 takes 9.96 GB. An image is S rows of three planes (S, 3, S), the layout that
-`fastae.data.pixels` works on; beside the array lie each image's channel means, taken before rounding,
+`fastae.data.pixel_ops` works on; beside the array lie each image's channel means, taken before rounding,
 so that the contrast of a batch needs no pass of its own.
 
-A folder in the cache is named by a fingerprint of all that the pixels follow from. It appears whole or
-not at all, one process builds while others wait, and a sample is decoded again whenever it is opened.
+An entry of the cache is named by a fingerprint of all that the pixels follow from, but not of where the files
+lie. It appears whole or not at all, one process builds while others wait, and a sample is decoded again
+whenever it is opened. It lists the files that could not be decoded, so that every run that opens it reports
+them.
 """
 
 from __future__ import annotations
@@ -14,28 +16,36 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from torch import Tensor
 
-from fastae.console import say, track
-from fastae.data.check import stamp
-from fastae.data.decode import BATCH, Decoder
-from fastae.data.mending import ImageFiles
-from fastae.data.pixels import channel_means
-from fastae.environment import DALI_BUILDS, version
+from fastae.data.check import BATCH, stamp
+from fastae.data.decode import Decoder
+from fastae.data.jpeg import Fault
+from fastae.data.memory import free_bytes
+from fastae.data.pixel_ops import channel_means
+from fastae.data.recovery import ImageFiles, visible_fault
 from fastae.errors import FastaeError
-from fastae.files import atomic_folder
+from fastae.utils.cache import building, locked, touch
+from fastae.utils.console import say, track
+from fastae.utils.environment import DALI_BUILDS, version
+from fastae.utils.files import write_json
+from fastae.utils.parsing import read_json
 
 FORMAT = 1
+BAD = "bad.json"
+"""Of an entry: index -> fault."""
+
 SAMPLE = 16
 """Images that are decoded again when a store is opened."""
+
+HASHED = 256
+"""Files whose first and last KiB tell one data set from another that has the same names and sizes."""
 
 TOLERANCE = 1
 """Grey levels by which they may differ: another thread count or driver may round otherwise."""
@@ -43,10 +53,14 @@ TOLERANCE = 1
 
 @dataclass(frozen=True)
 class Store:
-    """pixels: uint8 (M, S, 3, S). means: float32 (M, 3) in [0, 1]. Both on the training device."""
+    """pixels: uint8 (M, S, 3, S). means: float32 (M, 3) in [0, 1]. Both on the training device.
+
+    bad: the images whose files could not be decoded, and why; their pixels are those of the replacements.
+    """
 
     pixels: Tensor
     means: Tensor
+    bad: Mapping[int, Fault]
 
 
 def store_bytes(count: int, size: int) -> int:
@@ -61,22 +75,27 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store
     """
     shape = (len(files), decoder.geometry.size, 3, decoder.geometry.size)
     if cache is None:
+        if decoder.device.type == "cpu" and store_bytes(*shape[:2]) > free_bytes(decoder.device):
+            raise FastaeError(_does_not_fit(shape, decoder.device))  # Linux would kill the process for it
         try:
             pixels = torch.empty(shape, dtype=torch.uint8, device=decoder.device)
         except RuntimeError:  # of which PyTorch's OutOfMemoryError is one
             raise FastaeError(_does_not_fit(shape, decoder.device)) from None
-        return Store(pixels, _fill(pixels, files, decoder).to(decoder.device))
+        return Store(pixels, _fill(pixels, files, decoder).to(decoder.device), files.bad)
     folder = cache / _fingerprint(files, decoder)
     try:
-        with _building_alone(folder):
+        with locked(folder):
             store = _open(folder, shape)
-            if store is not None and not _sample_agrees(store, files, decoder):
+            if store is not None and not _agrees(store, files, decoder):
                 say(f"resident  {folder.name}: pixels differ from the images, building anew")
                 store = None
-            if store is None:
+            if store is not None:
+                files.replace(store.bad)
+            else:
                 shutil.rmtree(folder, ignore_errors=True)
                 _build(folder, shape, files, decoder)
                 store = _open(folder, shape)
+            touch(folder)
     except OSError as error:
         reason = error.strerror or error
         raise FastaeError(
@@ -85,7 +104,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store
         ) from None
     assert store is not None
     try:
-        return Store(store.pixels.to(decoder.device), store.means.to(decoder.device))
+        return replace(store, pixels=store.pixels.to(decoder.device), means=store.means.to(decoder.device))
     except torch.OutOfMemoryError:
         raise FastaeError(_does_not_fit(shape, decoder.device)) from None
 
@@ -98,29 +117,36 @@ def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
     digest = hashlib.sha256()
     versions = [version(name) for name in (*DALI_BUILDS, "torch")]
     digest.update(json.dumps([FORMAT, decoder.name, asdict(decoder.geometry), versions]).encode())
+    root = _common_folder(files)
     for path in files.paths:
-        size, changed = stamp(path) or (0, 0)
-        digest.update(f"\0{size} {changed} ".encode() + os.fsencode(path))
+        size, _ = stamp(path) or (0, 0)
+        digest.update(f"\0{size} ".encode() + os.fsencode(path.removeprefix(root)))
+    for place in np.unique(np.linspace(0, len(files) - 1, HASHED).astype(int)):
+        digest.update(_ends(files.paths[place]))
     return f"resident-{digest.hexdigest()[:24]}"
 
 
-@contextmanager
-def _building_alone(folder: Path) -> Iterator[None]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+def _common_folder(files: ImageFiles) -> str:
+    """The deepest folder that all of them are in or below."""
+    # What the first and the last in order have in common, all between them have.
+    return os.path.dirname(os.path.commonprefix([min(files.paths), max(files.paths)]))  # noqa: PTH120, RUF071
+
+
+def _ends(path: str, length: int = 1 << 10) -> bytes:
+    """The first and the last bytes of a file; nothing where it cannot be read, or is a pipe by now."""
     try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        say(f"resident  another run builds {folder.name}; waiting for it")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+            first = file.read(length)
+            file.seek(max(0, os.fstat(file.fileno()).st_size - length))
+            return first + file.read(length)
+    except OSError:
+        return b""
 
 
 def _build(folder: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Decoder) -> None:
-    with atomic_folder(folder) as draft:
+    root = os.path.abspath(_common_folder(files))  # noqa: PTH100
+    data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
+    with building(folder, "resident", data) as draft:
         path = draft / "pixels.npy"
         pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
         with path.open("r+b") as file:
@@ -129,6 +155,7 @@ def _build(folder: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Dec
         means = _fill(torch.from_numpy(pixels), files, decoder)
         pixels.flush()
         np.save(draft / "means.npy", means.numpy())
+        write_json(draft / BAD, files.bad)
 
 
 def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
@@ -151,17 +178,31 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
         pixels = np.lib.format.open_memmap(folder / "pixels.npy", "c")
         with (folder / "means.npy").open("rb") as file:
             means = np.lib.format.read_array(file, allow_pickle=False)
-    except Exception:  # whatever NumPy's parsers raise over a damaged file
+        bad = {int(index): Fault(fault) for index, fault in read_json(folder / BAD).items()}
+    except Exception:  # whatever the parsers raise over a damaged file
         return None
     if (pixels.shape, pixels.dtype) != (shape, np.uint8):
         return None
     if (means.shape, means.dtype) != ((shape[0], 3), np.float32):
         return None
-    return Store(torch.from_numpy(pixels), torch.from_numpy(means))
+    if not bad.keys() < set(range(shape[0])):
+        return None
+    return Store(torch.from_numpy(pixels), torch.from_numpy(means), bad)
 
 
-def _sample_agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
-    places = np.unique(np.linspace(0, len(files) - 1, SAMPLE).astype(int)).tolist()
-    sample = ImageFiles([files.paths[place] for place in places])
-    decoded = torch.cat([batch.cpu() for batch in decoder.decode(sample)])
+def _agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
+    """Whether a sample of the images is what is stored, and a sample of the bad files is still bad."""
+    bad = [files.own[index] for index in _spread(list(store.bad))]
+    if not all(decoder.faults([path for path in bad if not visible_fault(path)])):
+        return False
+    as_stored = ImageFiles(files.own)
+    as_stored.replace(store.bad)
+    places = _spread(range(len(files)))
+    decoded = torch.cat([batch.cpu() for batch in decoder.decode(as_stored, places)])
     return bool((decoded.round() - store.pixels[places]).abs().max() <= TOLERANCE)
+
+
+def _spread(items: Sequence[int]) -> list[int]:
+    """At most SAMPLE of them, evenly spaced."""
+    places = np.linspace(0, len(items) - 1, min(SAMPLE, len(items)))
+    return [items[place] for place in places.astype(int)]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastae.cache import cache_folder, check_records
-from fastae.console import printable
 from fastae.data import faces
 from fastae.data.folder import ImageFolder, open_folder
-from fastae.data.listing import Listing
+from fastae.data.manifest import Listing
 from fastae.errors import FastaeError
+from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.console import printable
 
 VARIABLE = "FASTAE_DATA"
 

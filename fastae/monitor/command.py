@@ -15,7 +15,6 @@ from typing import Any
 
 import pynvml
 
-from fastae.console import HarmlessConsole, console
 from fastae.errors import FastaeError
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report, report_json, write_report
@@ -26,6 +25,7 @@ from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Absence, Recording
 from fastae.monitor.summary import UsageReport, summarize
 from fastae.monitor.text import headline, show_report
+from fastae.utils.console import HarmlessConsole, console
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 

@@ -9,11 +9,11 @@ import json
 from pathlib import Path
 
 from fastae.errors import FastaeError
-from fastae.files import atomic_write
 from fastae.monitor.plot import draw
 from fastae.monitor.recording import Recording
 from fastae.monitor.summary import UsageReport
-from fastae.parsing import parse, read_json
+from fastae.utils.files import atomic_write
+from fastae.utils.parsing import parse, read_json
 
 REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
 

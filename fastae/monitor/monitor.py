@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 
-from fastae.console import say
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
 from fastae.monitor.gpu_reader import GpuReader
@@ -23,6 +22,7 @@ from fastae.monitor.profiler import PhaseRanges
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline
+from fastae.utils.console import say
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
@@ -85,7 +85,7 @@ class Monitor(AbstractContextManager):
         try:
             if self._poller is None or self._poller.stop():
                 self._close()
-            has_begun = kind is None or self._folder.is_dir()
+            has_begun = kind is None or (self._folder / "config.json").exists()
             if self._poller and has_begun:
                 self._report(self._poller)
         except Exception as failure:  # the run matters more than its report

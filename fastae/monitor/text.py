@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from fastae.console import duration
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
+from fastae.utils.console import duration
 
 COLUMNS = ("mean", "p5", "p50", "p95", "max", "at 0 %", "> 90 %")
 

@@ -1,40 +1,51 @@
-"""The runs' reconstructions of their held-out images, computed from their checkpoints: errors, PSNR, SSIM.
+"""Reconstructions of held-out images, their errors, PSNR and SSIM.
 
-The images are the ones that training evaluated on. Checkpoints are run in float32, whatever they were trained
-in. Each checkpoint is read once, for its weights and for its optimiser's state.
+With the images, which the user names, from the checkpoints in float32; without them from the sample sheets
+that the runs drew, 16 images each. A folder that config.json names is not opened: anybody may have written
+it, and the page shows what is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from fastae import checkpoint
-from fastae.cache import cache_folder, check_records
-from fastae.data import Geometry, load_images
-from fastae.data.folder import ImageFolder, name_below, open_folder
-from fastae.data.listing import Listing
-from fastae.device import Precision
+from fastae.data import Geometry, faces, load_images
+from fastae.data.folder import name_below
+from fastae.data.manifest import Listing
+from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
-from fastae.evaluate import reconstruct
-from fastae.losses import loss_index, psnr, squared_error
-from fastae.report.adam import EpsReach, eps_reach
-from fastae.report.gather import Run
-from fastae.run import RunFolder
-from fastae.session import spread
-from fastae.trained import open_trained
+from fastae.losses import LOSSES, psnr, squared_error
+from fastae.report.runs import Run
+from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import load_model
+from fastae.training.evaluate import reconstruct
+from fastae.training.session import spread
+from fastae.utils.device import Precision
+from fastae.utils.pictures import read_sheet
 
 FLOAT32 = Precision(None, "float32")
 
-AGREEMENT = 0.05
-"""How far the error computed here may be from the logged one: mixed precision and other decoders differ."""
+MAX_SIDE, MAX_SET = 1024, 1 << 32
+"""Pixels, and bytes of one data set's held-out images as float32: config.json may claim any size."""
+
+MAX_BATCH = 64 * 128 * 128
+"""Pixels, of one channel, that go through the model at once."""
+
+TRIES = 8
+"""The last sample sheets that are tried."""
+
+SHOWN = 3
+"""Images of each of the groups best, median, worst."""
 
 
 @dataclass(frozen=True)
@@ -43,85 +54,82 @@ class HeldOut:
 
     names: tuple[str, ...]
     images: Tensor
-    note: str = ""
 
 
 @dataclass(frozen=True)
-class Quality:
-    """Of one run's checkpoint at `iteration`, for each of the N held-out images, (N,) each.
+class Reconstructions:
+    """Of one run at `iteration`: originals and pictures uint8 (N, S, S, 3), errors mean squared (N,).
 
-    errors: mean squared error. psnr: decibels, of a peak of 1. ssim: in [-1, 1].
-    pictures: uint8 (N, S, S, 3).
+    psnr (dB, of a peak of 1), ssim (in [-1, 1]): means over the images; nan for those of a sample sheet.
     """
 
     iteration: int
-    errors: np.ndarray
-    psnr: np.ndarray
-    ssim: np.ndarray
+    names: tuple[str, ...]
+    originals: np.ndarray
     pictures: np.ndarray
+    errors: np.ndarray
+    psnr: float = math.nan
+    ssim: float = math.nan
 
-    @property
-    def loss_index(self) -> float:
-        return loss_index(float(self.errors.mean()))
 
+@dataclass(frozen=True)
+class Row:
+    """One held-out image. pictures: uint8 (1 + L, S, S, 3), the original and its reconstructions.
 
-@dataclass
-class Measured:
-    """What was computed, by a run's folder; what could not be is told of in `notes`.
-
-    held_out: the images that a run was measured on; runs of one data set share them.
+    errors: mean squared, (L,).
     """
 
-    held_out: dict[Path, HeldOut] = field(default_factory=dict)
-    quality: dict[Path, Quality] = field(default_factory=dict)
-    eps: dict[Path, EpsReach] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def note(self, text: str) -> None:
-        if text and text not in self.notes:
-            self.notes.append(text)
+    name: str
+    pictures: np.ndarray
+    errors: np.ndarray
 
 
-def measure(runs: Iterable[Run], device: torch.device) -> Measured:
-    """Reads every checkpoint and runs the held-out images through it."""
-    measured = Measured()
-    runs = list(runs)
-    sets: dict[tuple[object, ...], HeldOut | FastaeError] = {}
-    without: dict[str, list[str]] = {}
+@dataclass(frozen=True)
+class Gallery:
+    """columns: the runs, one a loss. groups: "best" and so on -> rows. count: images they are chosen from."""
+
+    columns: tuple[Run, ...]
+    iterations: tuple[int, ...]
+    groups: Mapping[str, tuple[Row, ...]]
+    count: int
+
+
+def measure(
+    runs: Iterable[Run], device: torch.device, data: str | None = None
+) -> tuple[dict[Path, Reconstructions], list[str]]:
+    """By a run's folder, what its checkpoint makes of its held-out images; and why some have none, in lines.
+
+    data: the user's folder of the runs' images; None for $FASTAE_DATA, or else the synthetic faces.
+    """
+    found: dict[Path, Reconstructions] = {}
+    loaded: dict[tuple[object, ...], HeldOut] = {}
+    reasons: dict[str, None] = {}
     for run in runs:
         try:
-            state = checkpoint.newest(RunFolder(run.path).checkpoints, measured.note)
-            if state and (reach := eps_reach(run, state["optimiser"])):
-                measured.eps[run.path] = reach
-            del state  # half a gigabyte
-            held_out = _images_of(run, runs, device, sets)
-            trained = open_trained(run.path, device)
-        except FastaeError as error:
-            without.setdefault(str(error).replace(repr(str(run.path)), "its folder"), []).append(run.name)
-            continue
-        except OSError as error:
-            without.setdefault(f"cannot be read, {error.strerror or error}", []).append(run.name)
-            continue
-        reconstructions = reconstruct(trained.model, held_out.images, FLOAT32)
-        quality = compare_images(held_out.images, reconstructions, trained.iteration)
-        measured.held_out[run.path], measured.quality[run.path] = held_out, quality
-        measured.note(held_out.note)
-        measured.note(_disagreement(run, quality))
-    for reason, names in without.items():
-        measured.note(f"no reconstructions, PSNR and SSIM of {', '.join(names)}: {reason}")
-    return measured
+            model = load_model(run.path, device)
+            held_out = _held_out(run, data, device, loaded)
+            chunks = held_out.images.split(max(1, MAX_BATCH // held_out.images.shape[-1] ** 2))
+            pictures = torch.cat([reconstruct(model.model, chunk, FLOAT32) for chunk in chunks])
+            found[run.path] = judge(held_out, pictures, model.iteration)
+        except (FastaeError, OSError) as error:
+            reasons[f"no PSNR and SSIM: {error}"] = None
+    return found, list(reasons)
 
 
-def compare_images(images: Tensor, reconstructions: Tensor, iteration: int) -> Quality:
-    """Both (N, 3, S, S) in [0, 1], on any device."""
-    errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
-    one, other = (_channels_last(each) for each in (images, reconstructions))
-    return Quality(
+def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Reconstructions:
+    """reconstructions: (N, 3, S, S) in [0, 1], on the images' device."""
+    errors = squared_error(reconstructions, held_out.images).mean(dim=(1, 2, 3)).double().cpu().numpy()
+    originals, pictures = (
+        each.float().permute(0, 2, 3, 1).cpu().numpy() for each in (held_out.images, reconstructions)
+    )
+    return Reconstructions(
         iteration=iteration,
+        names=held_out.names,
+        originals=_as_bytes(originals),
+        pictures=_as_bytes(pictures),
         errors=errors,
-        psnr=np.array([psnr(error) for error in errors]),
-        ssim=np.array([ssim(*pair) for pair in zip(one, other, strict=True)]),
-        pictures=as_bytes(reconstructions),
+        psnr=float(np.mean([psnr(error) for error in errors])),
+        ssim=float(np.mean([ssim(*pair) for pair in zip(originals, pictures, strict=True)])),
     )
 
 
@@ -138,90 +146,95 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
     )  # fmt: skip
 
 
-def as_bytes(images: Tensor) -> np.ndarray:
-    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3)."""
-    return (_channels_last(images) * 255).round().clip(0, 255).astype(np.uint8)
+def read_samples(run: Run) -> Reconstructions | None:
+    """The last sample sheet in the run's own folder; None if no sheet there can be read."""
+    root, side = run.path.resolve(), run.config.image_size
+    for path in sorted((run.path / "samples").glob("*.png"), reverse=True)[:TRIES]:
+        with suppress(OSError, ValueError):
+            if side <= MAX_SIDE and path.resolve().is_relative_to(root):  # a link may lead to anybody's
+                originals, pictures = read_sheet(path, side)
+                errors = [
+                    np.square(a / 255 - b / 255).mean() for a, b in zip(originals, pictures, strict=True)
+                ]
+                names = tuple(f"image {number}" for number in range(1, 1 + len(errors)))
+                return Reconstructions(int(path.stem), names, originals, pictures, np.array(errors))
+    return None
 
 
-def _channels_last(images: Tensor) -> np.ndarray:
-    return images.float().permute(0, 2, 3, 1).cpu().numpy()
+def make_gallery(runs: Sequence[Run], found: Mapping[Path, Reconstructions]) -> Gallery | None:
+    """Of each loss the first run that saw the same images as the first of all. None without any.
+
+    runs: in order, those of most interest first.
+    """
+    shown = [run for run in runs if run.path in found and len(found[run.path].errors)]
+    if not shown:
+        return None
+    first = found[shown[0].path]
+    chosen: dict[str, Run] = {}
+    for run in shown:
+        if np.array_equal(found[run.path].originals, first.originals):
+            chosen.setdefault(run.loss, run)
+    columns = tuple(chosen[loss] for loss in LOSSES if loss in chosen)
+    of_loss = [found[run.path] for run in columns]
+    errors = np.stack([each.errors for each in of_loss])
+    groups = {
+        kind: tuple(
+            Row(
+                PurePosixPath(first.names[place]).stem,
+                np.stack([first.originals[place], *(each.pictures[place] for each in of_loss)]),
+                errors[:, place],
+            )
+            for place in places
+        )
+        for kind, places in pick(errors.mean(axis=0)).items()
+    }
+    return Gallery(columns, tuple(each.iteration for each in of_loss), groups, len(first.names))
 
 
-def _key(run: Run) -> tuple[object, ...]:
-    """Runs with the same are evaluated on the same images."""
-    config = run.config
-    return _data_of(run), config.crop, config.image_size, config.antialias, config.eval_images
+def pick(errors: np.ndarray) -> dict[str, list[int]]:
+    """Places of the best, middle and worst of these (N,), each group from best to worst.
+
+    If there are too few for three groups, all of them are in one, "all".
+    """
+    ranked = [int(place) for place in np.argsort(errors, kind="stable")]
+    if len(ranked) <= 3 * SHOWN:
+        return {"all": ranked}
+    middle = (len(ranked) - SHOWN) // 2
+    return {
+        "best": ranked[:SHOWN],
+        "median": ranked[middle : middle + SHOWN],
+        "worst": ranked[-SHOWN:],
+    }
 
 
-def _data_of(run: Run) -> str:
-    """What is the same for runs of the same data, wherever these lie."""
-    return run.told("data", "fingerprint") or run.told("data", "folder")
-
-
-def _images_of(
-    run: Run,
-    runs: Sequence[Run],
-    device: torch.device,
-    sets: dict[tuple[object, ...], HeldOut | FastaeError],
+def _held_out(
+    run: Run, data: str | None, device: torch.device, loaded: dict[tuple[object, ...], HeldOut]
 ) -> HeldOut:
     """The run's held-out images, loaded once for all runs on the same ones. Raises FastaeError."""
-    key = _key(run)
-    if key not in sets:
-        try:
-            # Data that were moved in mid-sweep lie where the runs that were gone on with say.
-            roots = [other.told("data", "folder") for other in runs if _data_of(other) == _data_of(run)]
-            sets[key] = _load(run, [run.told("data", "folder"), *roots], device)
-        except FastaeError as error:
-            sets[key] = error
-    found = sets[key]
-    if isinstance(found, FastaeError):
-        raise found
-    return found
+    config, listing = run.config, RunFolder(run.path).began_with()
+    key = (listing.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
+    if key not in loaded:
+        loaded[key] = _load(run, listing, data, device)
+    return loaded[key]
 
 
-def _load(run: Run, roots: Sequence[str], device: torch.device) -> HeldOut:
+def _load(run: Run, listing: Listing, data: str | None, device: torch.device) -> HeldOut:
     config = run.config
-    folder, note = _open_as_begun(run, list(dict.fromkeys(filter(None, roots))))
+    if data is None and not os.environ.get(VARIABLE) and len(listing.sizes) != faces.COUNT:
+        where = run.text("data", "folder")
+        raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
+    folder, _ = open_source(data, config.crop, began_with=listing)
     paths = spread(folder.held_out, config.eval_images)
+    size = len(paths) * 3 * 4 * config.image_size**2
+    if config.image_size > MAX_SIDE or size > MAX_SET:
+        raise FastaeError(
+            f"{len(paths):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too many to read"
+        )
     geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
     names = tuple(name_below(folder.root, path) for path in paths)
-    return HeldOut(names, load_images(paths, geometry, device, config.threads), note)
+    return HeldOut(names, load_images(paths, geometry, device))
 
 
-def _open_as_begun(run: Run, roots: Sequence[str]) -> tuple[ImageFolder, str]:
-    """The first of these folders that holds the run's images, else the first as it is now, and a note."""
-    if not roots:
-        raise FastaeError("its config.json does not name its data")
-    crop, records = run.config.crop, check_records(cache_folder())
-    try:
-        folder = _first_that_holds(RunFolder(run.path).began_with(), roots, crop, records)
-    except FastaeError as error:
-        note = f"{run.name}: {error}; its held-out images may be others now"
-        return open_folder(roots[0], crop, records), note
-    lost = len(folder.skipped)
-    note = f"{folder.root} has lost {lost:,} of the files that {run.name} began with: others stand in"
-    return folder, note if lost else ""
-
-
-def _first_that_holds(
-    images: Listing, roots: Sequence[str], crop: int | None, records: Path | None
-) -> ImageFolder:
-    """Raises FastaeError, as opening the first of them does, where none holds these images."""
-    first, *others = roots
-    try:
-        return open_folder(first, crop, records, images)
-    except FastaeError:
-        for root in others:
-            with suppress(FastaeError):
-                return open_folder(root, crop, records, images)
-        raise
-
-
-def _disagreement(run: Run, quality: Quality) -> str:
-    logged = run.held_out.at(quality.iteration)
-    if not abs(quality.loss_index - logged) > AGREEMENT * logged:
-        return ""
-    return (
-        f"{run.name}: its checkpoint gives a held-out error of {quality.loss_index:,.0f} here, and the run "
-        f"logged {logged:,.0f} at iteration {quality.iteration:,}"
-    )
+def _as_bytes(images: np.ndarray) -> np.ndarray:
+    """In [0, 1] -> uint8; what is not finite is black."""
+    return (np.nan_to_num(images) * 255).round().clip(0, 255).astype(np.uint8)

@@ -9,20 +9,22 @@ import dataclasses
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock
 
-from fastae.config import TrainConfig, flag
-from fastae.data.listing import NAME, Listing
+from fastae.config import Range, TrainConfig, flag, require_in
+from fastae.data.manifest import NAME, Listing
 from fastae.errors import FastaeError
-from fastae.files import take_lock, write_json
 from fastae.losses import LOSSES
-from fastae.parsing import parse, read_json
-from fastae.run import RUNS, RunFolder
+from fastae.runs.folder import DRAFTS, RUNS, RunFolder
+from fastae.utils.files import locked, made_folder, write_json
+from fastae.utils.parsing import parse, read_json
+
+PLAN = "sweep.json"
 
 WAITING, RUNNING, FINISHED, FAILED, STOPPED = "waiting", "running", "finished", "failed", "stopped"
 
@@ -47,8 +49,8 @@ class SweepConfig:
             raise FastaeError(f"--losses {', '.join(unknown)!r}: not one of {', '.join(LOSSES)}")
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise FastaeError("--losses must name at least one loss, and none twice")
-        if self.repeats < 1:
-            raise FastaeError(f"--repeats must be positive, not {self.repeats}")
+        require_in(Range(1, 1000), self.repeats, "--repeats")
+        dataclasses.replace(self.train, seed=max(entry.seed for entry in self.runs()))  # which it may not be
 
     def runs(self) -> list[Entry]:
         """One run after the other: every loss, then every loss again with the next seeds."""
@@ -98,7 +100,7 @@ class Sweep:
 
     @property
     def path(self) -> Path:
-        return self.folder / "sweep.json"
+        return self.folder / PLAN
 
     @property
     def has_begun(self) -> bool:
@@ -151,15 +153,12 @@ class Sweep:
         content = {"plan": self.plan, "runs": [dataclasses.asdict(entry) for entry in self.entries]}
         write_json(self.path, content)
 
-    @contextmanager
-    def at_work(self) -> Iterator[None]:
-        """One job at a time in the folder. Raises FastaeError where there is one."""
-        lock = FileLock(self.folder / ".lock")
-        take_lock(lock, self.folder, "sweep")
-        try:
-            yield
-        finally:
-            lock.release()
+    def withdraw(self, kind: type[BaseException] | None, *rest: object) -> None:
+        """At the end of a block that an error ends: leaves nothing where no run has begun."""
+        with suppress(OSError):
+            if kind and not (self.path.exists() and read(self.folder).has_begun):
+                for file in (self.path, self.images, *self.folder.glob(DRAFTS), *self.folder.glob(".*lock")):
+                    file.unlink(missing_ok=True)
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
@@ -167,36 +166,44 @@ class Sweep:
             yield
 
 
-def open_sweep(config: SweepConfig, folder: Path | None) -> Sweep:
-    """The sweep in `folder`, begun or gone on with. Default: runs/TIME-sweep.
+@contextmanager
+def open_sweep(config: SweepConfig, folder: Path | None) -> Iterator[Sweep]:
+    """The sweep in `folder`, begun or gone on with, kept from others while the block runs.
 
+    Default: runs/TIME-sweep. Where an error ends the block before a run has begun, nothing is left.
     Raises FastaeError where another sweep, or something else, is in it, or it cannot be written.
     """
-    folder = folder or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep"
-    sweep = Sweep(folder, config.describe(), config.runs())
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with sweep._alone():
-            if sweep.path.exists():
-                found = read(folder)
-                if found.plan == sweep.plan or found.has_begun:
-                    refuse_another(found, sweep)
-                    return found
-                with sweep.at_work():
-                    sweep.images.unlink(missing_ok=True)
-                    sweep.write()
-            elif [entry for entry in folder.iterdir() if not entry.name.startswith(".")]:
-                raise FastaeError(f"--out {str(folder)!r} is not empty and holds no sweep: name a new folder")
+    with ExitStack() as held:
+        place = folder or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep"
+        try:
+            place = held.enter_context(made_folder(place, new=folder is None))
+            require_sweep_or_nothing(place)
+            held.enter_context(locked(FileLock(place / ".lock"), place, "sweep"))
+            require_sweep_or_nothing(place)  # again: nothing else can come into it now
+            sweep = Sweep(place, config.describe(), config.runs())
+            found = read(place) if sweep.path.exists() else None
+            held.push(sweep.withdraw)
+            if found and (found.plan == sweep.plan or found.has_begun):
+                refuse_another(found, sweep)
+                sweep = found
             else:
+                sweep.images.unlink(missing_ok=True)
                 sweep.write()
-    except OSError as error:
-        raise FastaeError(f"--out {str(folder)!r} cannot be used: {error.strerror or error}") from None
-    return sweep
+        except OSError as error:
+            raise FastaeError(f"--out {str(place)!r} cannot be used: {error.strerror or error}") from None
+        yield sweep
+
+
+def require_sweep_or_nothing(folder: Path) -> None:
+    """Raises FastaeError where something else is in it."""
+    visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    if visible and not (folder / PLAN).exists():
+        raise FastaeError(f"--out {str(folder)!r} is not empty and holds no sweep: name a new folder")
 
 
 def read(folder: Path) -> Sweep:
     """Raises FastaeError where sweep.json is not what `Sweep.write` wrote."""
-    path = folder / "sweep.json"
+    path = folder / PLAN
     try:
         content = read_json(path)
         entries = parse(list[Entry], content["runs"])

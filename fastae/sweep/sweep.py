@@ -5,21 +5,17 @@ Started by torchrun, the runs are dealt out: each rank trains its own, on its ow
 
 from __future__ import annotations
 
-import shutil
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastae.checkpoint import State
 from fastae.config import TrainConfig
-from fastae.console import say
 from fastae.errors import FastaeError, RunFailure, Stopped
-from fastae.ranks import Ranks, device_of, launched
-from fastae.resume import as_before, compare, reopen
-from fastae.run import RunFolder
-from fastae.session import Session
+from fastae.runs.checkpoint import State
+from fastae.runs.folder import RunFolder, new_run
 from fastae.sweep.plan import (
     FAILED,
     FINISHED,
@@ -30,9 +26,14 @@ from fastae.sweep.plan import (
     Sweep,
     SweepConfig,
     open_sweep,
+    read,
 )
 from fastae.sweep.table import SweepTable, announce
-from fastae.train import train_in
+from fastae.training.distributed import Ranks, device_of, launched
+from fastae.training.resume import as_before, compare, reopen
+from fastae.training.runner import train_in
+from fastae.training.session import Session
+from fastae.utils.console import say
 
 POLL_SECONDS = 2.0
 
@@ -42,22 +43,34 @@ def sweep(config: SweepConfig, folder: Path | None = None) -> Sweep:
 
     Raises FastaeError where it cannot begin or write, and Stopped after a signal; the same call goes on.
     """
-    ranks, plan = launched(), open_sweep(config, folder)
-    try:
-        run_all(config.train, plan, ranks)
-    except OSError as error:
-        raise RunFailure(
-            f"cannot write to the sweep's folder {str(plan.folder)!r}: {error.strerror or error}; "
-            "the same command goes on"
-        ) from None
+    ranks = launched()
+    with open_on_all_ranks(config, folder, ranks) as plan:
+        try:
+            run_all(config.train, plan, ranks)
+        except OSError as error:
+            raise RunFailure(
+                f"cannot write to the sweep's folder {str(plan.folder)!r}: {error.strerror or error}; "
+                "the same command goes on"
+            ) from None
     for entry in plan.failed:
         say(f"failed    {entry.name}: {entry.error}")
     return plan
 
 
+@contextmanager
+def open_on_all_ranks(config: SweepConfig, folder: Path | None, ranks: Ranks) -> Iterator[Sweep]:
+    """The first rank opens it, the others hear where it is."""
+    if not ranks.first:
+        yield read(Path(ranks.hear("sweep")))
+        return
+    with open_sweep(config, folder) as plan:
+        ranks.tell("sweep", str(plan.folder))
+        yield plan
+
+
 def run_all(config: TrainConfig, plan: Sweep, ranks: Ranks) -> None:
     """What this rank is to do of the plan, one run after the other. Raises OSError."""
-    with plan.at_work() if ranks.first else nullcontext(), SweepTable(plan, config) as table:
+    with SweepTable(plan, config) as table:
         mine = [entry.name for entry in plan.entries[ranks.rank :: ranks.size]]
         todo = [name for name in mine if plan.entry(name).state != FINISHED]
         for name in todo:
@@ -87,23 +100,22 @@ def open_session(config: TrainConfig, plan: Sweep, ranks: Ranks) -> tuple[Sessio
 
 def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry, table: SweepTable) -> None:
     """One run to its end, from its last checkpoint where it has one; its failure is written down."""
-    run = RunFolder(plan.folder / entry.name)
-    config = replace(settings, loss=entry.loss, seed=entry.seed, out=str(run.path))
+    path = plan.folder / entry.name
+    config = replace(settings, loss=entry.loss, seed=entry.seed, out=str(path))
     entry = plan.change(entry.name, state=RUNNING, error="")
     table.start(entry)
     outcome: dict[str, Any] = {"state": STOPPED}
     try:
-        state = begun_state(run)
-        images = session.folder.listing.fingerprint
-        if run.config.exists() and run.began_with().fingerprint != images:
-            raise FastaeError(
-                f"it began with other images than the sweep; fastae train --resume {run.path} goes on with it"
-            )
-        entry.iteration = state["iteration"] if state else 0
-        names = [other.name for other in plan.entries]
-        announce(entry, names.index(entry.name) + 1, len(names))
-        if entry.iteration < config.iterations:
-            outcome["held_out"] = train_in(session, config, run, state, table)
+        with begun_or_new(path, config) as (run, state):
+            if not run.new and run.began_with().fingerprint != session.folder.listing.fingerprint:
+                raise FastaeError(
+                    f"it began with other images than the sweep; fastae train --resume {path} goes on with it"
+                )
+            entry.iteration = state["iteration"] if state else 0
+            names = [other.name for other in plan.entries]
+            announce(entry, names.index(entry.name) + 1, len(names))
+            if entry.iteration < config.iterations:
+                outcome["held_out"] = train_in(session, config, run, state, table)
         outcome["state"] = FINISHED
     except Stopped as stopped:
         raise Stopped(
@@ -117,12 +129,16 @@ def train_one(session: Session, settings: TrainConfig, plan: Sweep, entry: Entry
         table.entry = None
 
 
-def begun_state(run: RunFolder) -> State | None:
-    """The newest checkpoint of a run that was broken off; None for one that starts from the beginning."""
-    if not run.config.exists():
-        shutil.rmtree(run.path, ignore_errors=True)  # broken off before it had begun
-        return None
-    return reopen(run)
+@contextmanager
+def begun_or_new(path: Path, config: TrainConfig) -> Iterator[tuple[RunFolder, State | None]]:
+    """A run's folder, locked, and its newest checkpoint; a new folder for a run that has not begun."""
+    run = RunFolder(path)
+    if run.config.exists():
+        with run.locked():
+            yield run, reopen(run, config)
+    else:
+        with new_run(path, config.loss, "the run folder") as run:
+            yield run, None
 
 
 def wait_for_others(plan: Sweep) -> None:

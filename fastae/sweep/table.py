@@ -11,16 +11,16 @@ from rich.live import Live
 from rich.table import Table
 
 from fastae.config import TrainConfig
-from fastae.console import console, duration, say
-from fastae.progress import Figures, show_line
 from fastae.sweep.plan import FAILED, FINISHED, Entry, Sweep, article_seconds
+from fastae.training.progress import Figures, show_line
+from fastae.utils.console import console, duration, say
 
 RECORD_SECONDS = 10.0
 """A sweep that is killed has lost so much of its account, at most; its runs keep their own."""
 
 
 class SweepTable(AbstractContextManager):
-    """Shows a sweep, and is the `fastae.progress.Display` of its runs.
+    """Shows a sweep, and is the `fastae.training.progress.Display` of its runs.
 
     config: what its runs share. `entry` is the run under way.
     """

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import peers
 from fastae.augment import Augmentation
 from fastae.data import open_loader
-from fastae.data.order import Order
+from fastae.data.sampler import Order
 
 # Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
 # which single pixels at sharp edges differ more.

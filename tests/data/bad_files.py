@@ -52,10 +52,10 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
     )
     write("zero_height.jpg", good[: frame + 5] + b"\0\0" + good[frame + 7 :], "header cut short")
     write("zero_width.jpg", good[: frame + 7] + b"\0\0" + good[frame + 9 :], "header cut short")
-    write("after_header.jpg", good[: scan + 14], "truncated")
-    write("half.jpg", good[: len(good) // 2], "truncated")
-    write("without_end.jpg", good[:-2], "truncated")
-    write("end_overwritten.jpg", good[:-2] + b"\0\0", "truncated")
+    write("after_header.jpg", good[: scan + 14], "end marker missing")
+    write("half.jpg", good[: len(good) // 2], "end marker missing")
+    write("without_end.jpg", good[:-2], "end marker missing")
+    write("end_overwritten.jpg", good[:-2] + b"\0\0", "end marker missing")
     write("huge.jpg", good[: frame + 5] + b"\xff\xdc\xff\xdc" + good[frame + 9 :], "too large")
     write("long.jpg", good[: frame + 5] + b"\xff\xff\x00\x08" + good[frame + 9 :], "too large")
     write("claims.jpg", good[: frame + 5] + b"\x20\x00\x20\x00" + good[frame + 9 :], "truncated")
@@ -99,6 +99,23 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
         write("forbidden.jpg", good, "unreadable")
         (folder / "forbidden.jpg").chmod(stat.S_IWUSR)
     return expected
+
+
+def bad_table(good: bytes) -> bytes:
+    """The counts of a Huffman table: more codes than there can be."""
+    table = good.index(b"\xff\xc4") + 5
+    return good[:table] + b"\xff" * 16 + good[table + 16 :]
+
+
+def two_ways_up(good: bytes) -> bytes:
+    """Two Exif segments: of orientation 1, and of 6."""
+    segments = b""
+    for orientation in (1, 6):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        content = exif.tobytes()
+        segments += b"\xff\xe1" + (len(content) + 2).to_bytes(2) + content
+    return good[:2] + segments + good[2:]
 
 
 def progressive(image: Image.Image) -> bytes:

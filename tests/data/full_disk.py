@@ -8,8 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-from filelock import FileLock
-
 from fastae.data import open_loader
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.prepare import prepare_celeba
@@ -32,9 +30,6 @@ def main(place: Path, images: str, archive: Path) -> None:
                     cache=cache)  # fmt: skip
 
     attempt("resident", keep)
-    for lock in (place / "resident").glob(".*.lock"):
-        FileLock(lock).acquire(timeout=0)  # raises Timeout where it is held
-        lock.unlink()
     attempt("faces", lambda cache: open_source(None, cache=cache))
     left = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     attempt("celeba", lambda out: prepare_celeba(archive, out, 40))

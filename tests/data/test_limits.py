@@ -8,17 +8,23 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from fastae.data import check as checking
 from fastae.data import folder as folders
 from fastae.data import jpeg
-from fastae.data.check import check, decodes, quietly
+from fastae.data.check import check
+from fastae.data.crop_resize import Geometry
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import Fault, inspect
+from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming
+
+
+def decoder():
+    return open_decoder(Geometry(), torch.device("cpu"), threads=2, compiled=False)
 
 
 @pytest.fixture
@@ -26,17 +32,19 @@ def good(face_paths):
     return Path(face_paths[0]).read_bytes()
 
 
-@pytest.mark.parametrize("deep", [False, True])
-def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(
-    tmp_path, good, face_paths, deep, monkeypatch
-):
+def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, good, face_paths):
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
     os.link(face_paths[1], tmp_path / "a.jpg")
     decoded = []
-    monkeypatch.setattr(checking, "decodes", lambda path: decoded.append(Path(path).name) or True)
-    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, deep=deep)
+
+    class Decoder:
+        def faults(self, paths, together):
+            decoded.extend(Path(path).name for path in paths)
+            return iter([None])
+
+    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, decoder=Decoder())
     assert [(Path(f.path).name, f.fault) for f in found.findings] == [("huge.jpg", Fault.TOO_LARGE)]
-    assert decoded == (["a.jpg"] if deep else [])
+    assert decoded == ["a.jpg"]
 
 
 def test_the_largest_image_that_may_be_decoded(tmp_path, good):
@@ -116,12 +124,53 @@ def test_scans_are_counted_where_each_is_a_pass_over_the_image(tmp_path, face_pa
         assert (fault != Fault.TOO_MANY_SCANS) == few, scans
 
 
-def test_a_picture_with_a_preview_and_much_metadata_passes(tmp_path, face_paths):
-    preview = Path(face_paths[1]).read_bytes()
-    Image.open(face_paths[0]).save(tmp_path / "a.jpg", comment=preview, icc_profile=bytes(3 << 20))
-    assert inspect(str(tmp_path / "a.jpg")).fault is None
-    with quietly():
-        assert decodes(str(tmp_path / "a.jpg"))
+PREVIEW = b"\xff\xd8" + b"\xff\xda\0\x08" * 100 + b"\xff\xd9"
+INTACT = {
+    "scans and an end in its metadata": lambda jpeg: (
+        jpeg[:2] + b"\xff\xe2" + (len(PREVIEW) + 2).to_bytes(2) + PREVIEW + jpeg[2:]
+    ),
+    "much metadata": lambda jpeg: jpeg[:2] + (b"\xff\xfe\xff\xff" + bytes(65_533)) * 60 + jpeg[2:],
+    "a preview behind it": lambda jpeg: jpeg + PREVIEW + bytes(8_000),
+    "a film behind it": lambda jpeg: jpeg + b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 2_000,
+    "markers behind it": lambda jpeg: jpeg + b"\xff\xda\xff\xd8\xff\xff" * 500_000,
+}
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("what", INTACT)
+def test_an_intact_picture_passes_whatever_else_its_file_holds(tmp_path, face_paths, progressive, what):
+    path = tmp_path / "a.jpg"
+    Image.open(face_paths[0]).save(path, progressive=progressive)
+    path.write_bytes(INTACT[what](path.read_bytes()))
+    assert inspect(str(path)).fault == (Fault.PROGRESSIVE if progressive else None)
+    assert list(decoder().faults([str(path)])) == [None]
+
+
+def test_metadata_of_no_length_are_left_to_the_decoder(tmp_path, good):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(good[:2] + b"\xff\xe0\0\0" + good[2:])
+    assert inspect(str(path)).fault is None
+    Image.open(path).load()
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("behind", [b"", bytes(8_000), b"\0\0\0\x18ftypmp42" + bytes(range(255)) * 100])
+def test_a_picture_cut_short_has_no_end_marker_whatever_is_behind_it(
+    tmp_path, face_paths, progressive, behind
+):
+    path = tmp_path / "a.jpg"
+    Image.open(face_paths[0]).save(path, progressive=progressive, comment=PREVIEW)
+    path.write_bytes(path.read_bytes()[:-200] + behind)
+    assert inspect(str(path)).fault == Fault.END_MISSING
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"\xff\xd0", b"\xff\xfe\0\x02", b"\xff\xda\0\x02", b"\xff\0"])
+def test_an_endless_picture_ends_soon(tmp_path, good, content):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(good[:-2] + b"\xff\xfe\0\x02" + content * ((32 << 20) // len(content)))
+    started = time.process_time()
+    assert inspect(str(path)).fault == Fault.END_MISSING
+    assert time.process_time() - started < 5
 
 
 def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):

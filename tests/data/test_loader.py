@@ -12,7 +12,7 @@ from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import Geometry, load_images, loader, open_loader
-from fastae.data.order import Order
+from fastae.data.sampler import Order
 from fastae.errors import FastaeError
 
 from . import reference
@@ -144,7 +144,7 @@ def test_opening_a_loader_starts_no_gpu_and_imports_no_tensorflow():
     """The data path stands alone: it knows nothing of training."""
     code = (
         "import sys, fastae.data; "
-        "print([m for m in ('tensorboard', 'fastae.train', 'fastae.model') if m in sys.modules])"
+        "print([m for m in ('tensorboard', 'fastae.training.runner', 'fastae.model') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

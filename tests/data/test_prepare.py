@@ -2,16 +2,18 @@
 
 import io
 import os
+import shutil
 import stat
 import zipfile
 from pathlib import Path
 
 import pytest
 
+from fastae.data.folder import open_folder
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 
-from ..commands import fastae
+from ..commands import fastae, here
 from ..test_cli import refused
 
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
@@ -28,13 +30,13 @@ def archive(tmp_path, face_paths):
 
 
 def test_unpacks_and_verifies(archive, tmp_path, face_paths):
-    done = prepare_celeba(archive, tmp_path / "out", count=7)
-    assert done.present == 6 and done.missing == ["000007.jpg"] and not done.faulty and done.partition
+    done = prepare_celeba(archive, tmp_path / "out", count=6)
+    assert (done.present, done.faulty, done.complete) == (6, [], True)
     for name, face in zip(NAMES, face_paths, strict=False):
         assert (done.folder / name).read_bytes() == Path(face).read_bytes()
 
 
-def test_goes_on_where_it_was_stopped(archive, tmp_path):
+def test_resumes_where_it_was_stopped(archive, tmp_path):
     images = tmp_path / "out" / "img_align_celeba"
     first = prepare_celeba(archive, tmp_path / "out", count=6)
     kept = (images / NAMES[0]).stat().st_mtime_ns
@@ -44,16 +46,81 @@ def test_goes_on_where_it_was_stopped(archive, tmp_path):
     assert (images / NAMES[0]).stat().st_mtime_ns == kept
 
 
-@pytest.mark.parametrize("form", ["the data set's folder", "the images' folder"])
-def test_takes_a_folder(tmp_path, face_paths, form):
-    images = tmp_path / "celeba" / "img_align_celeba"
-    images.mkdir(parents=True)
-    for name, face in zip(NAMES, face_paths, strict=False):
-        os.link(face, images / name)
-    (images.parent / "list_eval_partition.txt").write_text("000001.jpg 0\n")
-    source = images if form == "the images' folder" else images.parent
-    done = prepare_celeba(source, tmp_path / "out", count=6)
-    assert done.present == 6 and not done.missing and not done.faulty and done.partition
+OFFICIAL = {
+    "000001.jpg": 0,
+    "162770.jpg": 0,
+    "162771.jpg": 1,
+    "182637.jpg": 1,
+    "182638.jpg": 2,
+    "202599.jpg": 2,
+}
+TXT = "".join(f"{name} {part}\n" for name, part in OFFICIAL.items())
+CSV = "image_id,partition\r\n" + TXT.replace(" ", ",").replace("\n", "\r\n")
+KAGGLE = "img_align_celeba/img_align_celeba"
+
+FORMS = {
+    # The images' folder in the source, the split's file, whether it is zipped, and what of it is given.
+    "original zip": ("img_align_celeba", None, True, ""),
+    "original zip beside the split": ("img_align_celeba", "../list_eval_partition.txt", True, ""),
+    "Kaggle's zip": (KAGGLE, "list_eval_partition.csv", True, ""),
+    "Kaggle's, unpacked": (KAGGLE, "list_eval_partition.csv", False, ""),
+    "Kaggle's outer folder": (KAGGLE, "list_eval_partition.csv", False, "img_align_celeba"),
+    "Kaggle's inner folder": (KAGGLE, "list_eval_partition.csv", False, KAGGLE),
+    "torchvision's": ("img_align_celeba", "list_eval_partition.txt", False, ""),
+    "above torchvision's": ("celeba/img_align_celeba", "celeba/list_eval_partition.txt", False, ""),
+    "the authors' folders": ("Img/img_align_celeba", "Eval/list_eval_partition.txt", False, ""),
+    "images alone": ("img_align_celeba", None, False, "img_align_celeba"),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_is_prepared_with_the_official_split(tmp_path, face_paths, form):
+    images, split, zipped, given = FORMS[form]
+    source = tmp_path / "in" / "source"
+    (source / images).mkdir(parents=True)
+    for name, face in zip(OFFICIAL, face_paths, strict=False):
+        os.link(face, source / images / name)
+    if split:
+        (source / split).parent.mkdir(exist_ok=True)
+        (source / split).write_bytes((CSV if split.endswith("csv") else TXT).encode())
+    if zipped:
+        source = Path(shutil.make_archive(str(tmp_path / "in" / "celeba"), "zip", source))
+    result = here("prepare", "celeba", source / given, "--out", tmp_path / "out", "--count", 6)
+    assert result == 0
+    assert (tmp_path / "out" / "list_eval_partition.txt").read_text() == TXT
+    opened = open_folder(tmp_path / "out" / "img_align_celeba")
+    assert sorted(opened.listing.held_out) == [name for name, part in OFFICIAL.items() if part]
+
+
+def test_a_split_of_ones_own_is_kept(archive, tmp_path):
+    prepare_celeba(archive, tmp_path / "out", count=6)
+    own = tmp_path / "out" / "list_eval_partition.txt"
+    own.write_text(own.read_text().replace("000004.jpg 0", "000004.jpg 1"))
+    done = prepare_celeba(tmp_path / "out" / "img_align_celeba", tmp_path / "again", count=6)
+    assert done.parts == (5, 1, 0) and not done.official
+
+
+@pytest.mark.parametrize(
+    "split", ["000001.jpg 0\n000002.jpg train\n", "000001.jpg,0,1\n", "../../x.jpg 0\n", "\0"]
+)
+def test_a_split_that_is_none_is_named_with_its_line(tmp_path, face_paths, split):
+    os.link(face_paths[0], tmp_path / "000001.jpg")
+    (tmp_path / "list_eval_partition.csv").write_text(split)
+    with pytest.raises(FastaeError, match=r"list_eval_partition\.csv:[12]: expected '000001\.jpg 0\|1\|2'"):
+        prepare_celeba(tmp_path, tmp_path / "out")
+
+
+@pytest.mark.parametrize("count", [5, 6, 7])
+def test_count_is_the_number_of_images_whatever_their_names(tmp_path, face_paths, count):
+    for name, face in zip(OFFICIAL, face_paths, strict=False):
+        os.link(face, tmp_path / name)
+    done = prepare_celeba(tmp_path, tmp_path / "out", count)
+    assert done.complete == (count == 6) and done.missing == []
+
+
+def test_where_all_of_celeba_is_expected_what_is_missing_has_a_name(archive, tmp_path):
+    done = prepare_celeba(archive, tmp_path / "out")
+    assert (len(done.missing), done.missing[0], done.missing[-1]) == (202_593, "000007.jpg", "202599.jpg")
 
 
 def test_wrong_dimensions_and_broken_images_are_faulty(tmp_path, face_paths):
@@ -70,12 +137,17 @@ def test_wrong_dimensions_and_broken_images_are_faulty(tmp_path, face_paths):
 def test_no_entry_leaves_the_folder(tmp_path, face_paths):
     face = Path(face_paths[0]).read_bytes()
     path = tmp_path / "evil.zip"
+    evil = ("../../000001.jpg", "/tmp/000002.jpg", "a/../../b/000003.jpg", "../list_eval_partition.txt")
     with zipfile.ZipFile(path, "w") as made:
-        for name in ("../../000001.jpg", "/tmp/000002.jpg", "a/../../b/000003.jpg", "../escape.txt"):
+        for name in (*evil, "../escape.txt", "000004.jpg"):
             made.writestr(name, face)
     out = tmp_path / "deep" / "er" / "out"
-    prepare_celeba(path, out, count=3)
-    assert sorted(file.name for file in out.rglob("*") if file.is_file()) == NAMES[:3]
+    done = prepare_celeba(path, out, count=1)
+    assert done.complete and done.skipped == list(evil)
+    assert sorted(file.name for file in out.rglob("*") if file.is_file()) == [
+        "000004.jpg",
+        "list_eval_partition.txt",
+    ]
     assert not list(tmp_path.glob("*.jpg")) and not (tmp_path / "escape.txt").exists()
 
 
@@ -100,14 +172,17 @@ def test_an_archive_that_lies_about_a_size_is_refused(tmp_path):
     assert not list(out.rglob("*.jpg"))
 
 
-def test_a_link_in_an_archive_is_not_made(tmp_path, face_paths):
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO])
+def test_an_entry_that_claims_to_be_no_plain_file_is_skipped(tmp_path, face_paths, kind):
     path, out = tmp_path / "links.zip", tmp_path / "out"
     with zipfile.ZipFile(path, "w") as made:
-        link = zipfile.ZipInfo("img_align_celeba/000001.jpg")
-        link.create_system, link.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-        made.writestr(link, "/etc/passwd")
+        for name in ("img_align_celeba/000001.jpg", "list_eval_partition.txt"):
+            entry = zipfile.ZipInfo(name)
+            entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
+            made.writestr(entry, "/etc/passwd")
         made.write(face_paths[1], "img_align_celeba/000002.jpg")
-    assert prepare_celeba(path, out, count=2).faulty == ["000001.jpg"]
+    done = prepare_celeba(path, out, count=1)
+    assert done.complete and done.skipped == ["img_align_celeba/000001.jpg", "list_eval_partition.txt"]
     assert not any(file.is_symlink() for file in out.rglob("*"))
 
 
@@ -153,19 +228,53 @@ def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, fa
     path.write_bytes(content)
     with pytest.raises(FastaeError, match="is not a readable zip archive"):
         prepare_celeba(path, tmp_path / "out", count=1)
-    assert not [file for file in (tmp_path / "out").rglob("*") if file.is_file()]
+    assert not (tmp_path / "out").exists()
 
 
-def test_pipes_are_not_waited_for(tmp_path, face_paths):
+def test_of_a_folder_nothing_but_its_plain_files_is_taken(tmp_path, face_paths):
     images = tmp_path / "in"
     images.mkdir()
+    secret = tmp_path / "secret"
+    secret.write_text("of nobody's business")
     os.link(face_paths[0], images / NAMES[0])
     os.mkfifo(images / NAMES[1])
-    (images / NAMES[2]).symlink_to("/dev/zero")
-    done = prepare_celeba(images, tmp_path / "out", count=3)
-    assert (done.present, done.missing) == (1, NAMES[1:3])
+    for name, target in zip(NAMES[2:], ("/dev/zero", secret, images / NAMES[0], "nowhere"), strict=True):
+        (images / name).symlink_to(target)
+    (images / "list_eval_partition.txt").symlink_to(secret)
+    done = prepare_celeba(images, tmp_path / "out", count=1)
+    assert done.complete and sorted(Path(path).name for path in done.skipped) == NAMES[1:]
+    assert [path.name for path in done.folder.iterdir()] == NAMES[:1]
+    assert (tmp_path / "out" / "list_eval_partition.txt").read_text() == "000001.jpg 0\n"
     with pytest.raises(FastaeError, match="is not a file"):
         prepare_celeba(images / NAMES[1], tmp_path / "out")
+
+
+def test_a_folder_that_is_a_link_is_not_entered(tmp_path, face_paths):
+    (tmp_path / "private").mkdir()
+    os.link(face_paths[0], tmp_path / "private" / NAMES[0])
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "img_align_celeba").symlink_to(tmp_path / "private")
+    with pytest.raises(FastaeError, match=r"links and devices are not taken: .*img_align_celeba"):
+        prepare_celeba(tmp_path / "in", tmp_path / "out")
+    (tmp_path / "link").symlink_to(tmp_path / "private")  # named by the user, it may be one
+    assert prepare_celeba(tmp_path / "link", tmp_path / "out", count=1).complete
+
+
+def test_a_source_without_images_leaves_no_folder(tmp_path):
+    (tmp_path / "in" / "img_align_celeba" / "deeper").mkdir(parents=True)
+    with zipfile.ZipFile(tmp_path / "empty.zip", "w") as made:
+        made.writestr("list_eval_partition.txt", TXT)
+    for source in ("in", "empty.zip", "none", "x" * 300, "a\0b"):
+        with pytest.raises(FastaeError):
+            prepare_celeba(tmp_path / source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_huge_file_of_a_folder_is_not_copied(tmp_path):
+    (tmp_path / NAMES[0]).touch()
+    os.truncate(tmp_path / NAMES[0], 1 << 40)
+    with pytest.raises(FastaeError, match="this is not CelebA"):
+        prepare_celeba(tmp_path, tmp_path / "out")
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 torn"])
@@ -177,11 +286,11 @@ def test_what_is_no_archive_is_one_line(tmp_path, content):
     )
 
 
-def test_the_command_says_what_is_missing_and_the_licence_once(archive, tmp_path):
+def test_the_command_tells_counts_and_the_licence_once(archive, tmp_path):
     result = fastae("prepare", "celeba", archive, "--out", tmp_path / "out", "--count", 8)
     assert result.returncode == 1
     assert result.stdout.count("non-commercial research") == 1
-    assert "6 images in " in result.stdout and "missing: 000007.jpg, 000008.jpg" in result.stdout
+    assert "6 of 8 images in " in result.stdout
     result = fastae("prepare", "celeba", archive, "--out", tmp_path / "out", "--count", 6)
     assert result.returncode == 0 and "next: fastae train --amp --data" in result.stdout
     assert refused(fastae("prepare", "celeba", tmp_path / "none.zip", "--out", tmp_path), "does not exist")

@@ -14,11 +14,13 @@ import torch
 
 from fastae.augment import Augmentation
 from fastae.data import loader, open_loader, resident
-from fastae.data.geometry import Geometry
+from fastae.data.crop_resize import Geometry
 from fastae.errors import FastaeError
+from fastae.utils.cache import entries
 
 from ..commands import SMALL, fastae
 from ..test_cli import refused
+from .bad_files import bad_table
 
 
 def open_(paths, cache, kind="resident", **options):
@@ -98,6 +100,34 @@ def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_pat
     fresh = open_(copies, cache, geometry=geometry)
     assert len(stores(cache)) == 2
     assert torch.equal(next(fresh.batches()), next(open_(copies, None, geometry=geometry).batches()))
+
+
+@pytest.mark.parametrize("bad", [[0], [3, 4], [9], [0, 3, 4, 5, 9]])
+def test_every_run_that_opens_a_store_reports_its_bad_files(face_paths, tmp_path, monkeypatch, bad):
+    """One at either end is in the sample that is decoded again."""
+    paths = copies_of(face_paths[:10], tmp_path / "images")
+    for number in bad:
+        Path(paths[number]).write_bytes(bad_table(Path(paths[number]).read_bytes()))
+    told = []
+    first = batches(paths, tmp_path, on_replaced=lambda *them: told.append(them))
+    assert [finding.path for finding, _ in told] == [paths[number] for number in bad]
+    monkeypatch.setattr(resident, "_build", None)  # building again would fail
+    again = []
+    second = batches(paths, tmp_path, on_replaced=lambda *them: again.append(them))
+    assert again == told and all(map(torch.equal, first, second))
+
+
+@pytest.mark.parametrize(
+    "written", ["", "[]", '{"3": "what"}', '{"10": "gone"}', '{"-1": "gone"}', '{"3": "gone"}']
+)
+def test_a_store_is_built_anew_whose_bad_files_are_good_by_now_or_its_list_damaged(
+    face_paths, tmp_path, written
+):
+    intact = batches(face_paths[:10], tmp_path)
+    (store,) = stores(tmp_path)
+    (store / resident.BAD).write_text(written)
+    assert all(map(torch.equal, intact, batches(face_paths[:10], tmp_path)))
+    assert (store / resident.BAD).read_text() == "{}\n"
 
 
 DAMAGES = ["flipped pixels", "cut short", "no means", "not an array", "an archive", "other numbers", "nested"]
@@ -199,14 +229,44 @@ def test_memory_stays_flat_over_epochs(face_paths, tmp_path):
         assert resident_megabytes() - before < 30
 
 
-def test_cache_list_and_clear(face_paths, tmp_path):
+def copies_of(paths, folder):
+    """The same files in a folder of their own, as of another time."""
+    folder.mkdir(parents=True)
+    for path in paths:
+        shutil.copyfile(path, folder / Path(path).name)
+        os.utime(folder / Path(path).name, (1e9, 1e9))
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def test_the_same_files_elsewhere_are_not_decoded_again(face_paths, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
-    open_(face_paths, cache)
-    (cache / "not-ours").write_text("stays")
-    listed = fastae("cache", "list", "--cache-dir", cache).stdout
-    assert stores(cache)[0].name in listed and "2.0 MB" in listed and "not-ours" not in listed
-    assert fastae("cache", "clear", FASTAE_CACHE=str(cache)).stdout.startswith("removed 2.0 MB from ")
-    assert not stores(cache) and (cache / "not-ours").exists()
+    first = batches(copies_of(face_paths, tmp_path / "here"), cache)
+    (store,) = stores(cache)
+    (entry,) = entries(cache)
+    assert f"{len(face_paths)} images of {tmp_path}/here" in entry.marker.data
+    os.utime(store / "entry.json", (1e9, 1e9))
+    monkeypatch.setattr(resident, "_build", None)  # building again would fail
+    there = copies_of(face_paths, tmp_path / "un" / "der" / "there")
+    again = batches(there, cache)
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert entries(cache)[0].used > 1.7e9
+
+
+@pytest.mark.parametrize("place", [700, -700])
+def test_other_bytes_of_the_same_size_make_another_store(face_paths, tmp_path, place):
+    paths = copies_of(face_paths[:10], tmp_path / "data")
+    open_(paths, tmp_path / "cache")
+    content = bytearray(Path(paths[9]).read_bytes())
+    content[place] ^= 1
+    Path(paths[9]).write_bytes(content)
+    open_(paths, tmp_path / "cache")
+    assert len(stores(tmp_path / "cache")) == 2
+
+
+def test_images_that_do_not_fit_into_memory_are_refused_not_killed(face_paths, monkeypatch):
+    monkeypatch.setattr(resident, "free_bytes", lambda device: 100_000)
+    with pytest.raises(FastaeError, match="--loader dali"):
+        open_(face_paths, None)
 
 
 def test_an_unusable_cache_folder_is_one_line(face_folder, tmp_path):

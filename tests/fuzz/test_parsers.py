@@ -23,15 +23,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastae import checkpoint
-from fastae.archive import require_plain
 from fastae.config import TrainConfig
-from fastae.console import HarmlessConsole
 from fastae.data import resident
 from fastae.data.check import check
 from fastae.data.folder import PARTITION_FILE, find_jpegs, open_folder
 from fastae.data.jpeg import inspect
-from fastae.data.listing import Listing
+from fastae.data.manifest import Listing
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_report, report_json
@@ -46,8 +43,11 @@ from fastae.monitor.summary import (
     Verdict,
 )
 from fastae.monitor.text import show_report
-from fastae.run import RunFolder
+from fastae.runs import checkpoint
+from fastae.runs.archive import require_plain
+from fastae.runs.folder import RunFolder
 from fastae.sweep import plan
+from fastae.utils.console import HarmlessConsole
 
 EXAMPLES = 2_000 if "FASTAE_FUZZ" in os.environ else 25
 # Not `deadline`: on a busy machine any example may wait.
@@ -302,6 +302,31 @@ def test_an_archive(folder, content):
         archive.write_bytes(content)
         refusing(lambda: prepare_celeba(archive, out, 2))
         files = [path for path in Path(place).rglob("*") if not path.is_dir() and path != archive]
+        assert all(path.parent == out / "img_align_celeba" or path == out / PARTITION_FILE for path in files)
+        assert not [path for path in files if path.name.endswith(".partial")]
+
+
+@pytest.fixture(scope="module")
+def parquet(face_paths):
+    """A parquet file of three images."""
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is missing (the extra `parquet`)")
+    from pyarrow.parquet import write_table
+
+    file = io.BytesIO()
+    rows = [{"bytes": Path(path).read_bytes(), "path": None} for path in face_paths[:3]]
+    write_table(pyarrow.table({"image": rows}), file)
+    return file.getvalue()
+
+
+@thoroughly
+@given(st.data())
+def test_a_parquet_file(folder, parquet, data):
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        source, out = Path(place) / "in", Path(place) / "out"
+        source.mkdir()
+        (source / "train-00000-of-00001.parquet").write_bytes(data.draw(st.binary() | damaged(parquet)))
+        refusing(lambda: prepare_celeba(source, out, 3))
+        files = [path for path in out.rglob("*") if not path.is_dir()]
         assert all(path.parent == out / "img_align_celeba" or path == out / PARTITION_FILE for path in files)
         assert not [path for path in files if path.name.endswith(".partial")]
 

@@ -12,12 +12,12 @@ import sys
 
 import torch
 
-from fastae.data import open_loader
-from fastae.data.check import check, decodes, quietly
+from fastae.data import Geometry, open_loader
+from fastae.data.check import check
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
-from fastae.data.loader import DaliLoader
-from fastae.hostmemory import peak_bytes
+from fastae.data.loader import DaliLoader, open_decoder
+from fastae.utils.memory import peak_bytes
 
 BATCH = 8
 
@@ -31,19 +31,20 @@ def main(folder: str) -> None:
     for path in paths:
         tell(at="the quick check", of=[path])
         inspect(path)
-        tell(at="the deep check", of=[path])
-        with quietly():
-            decodes(path)
     tell(at="fastae check", of=[])
+    decoder = open_decoder(Geometry(), torch.device("cpu"), threads=None, compiled=False)
     for deep in (False, True):
-        found = check(folder, paths, crop=None, records=None, deep=deep)
+        found = check(folder, paths, crop=None, records=None, decoder=decoder if deep else None)
         tell(check="deep" if deep else "quick", found={f.path: f.fault.value for f in found.findings},
              unusable=[f.path for f in found.unusable])  # fmt: skip
     usable = check(folder, paths, crop=None, records=None).usable
+    for path in usable:
+        tell(at="the deep check", of=[path])
+        list(decoder.faults([path]))
     tell(at="opening the loader", of=[])
     loader = open_loader(
         usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, compiled=False, cache=None,
-        on_replaced=lambda bad, _: tell(mended=bad.path, fault=bad.fault.value),
+        on_replaced=lambda bad, _: tell(replaced=bad.path, fault=bad.fault.value),
     )  # fmt: skip
     assert isinstance(loader, DaliLoader)
     batches, seen = loader.batches(), set[int]()

@@ -8,10 +8,10 @@ import torch
 
 from fastae.augment import Augmentation
 from fastae.data import Geometry, load_images, open_loader
-from fastae.device import Precision, choose_precision
-from fastae.meters import StepClock
 from fastae.model import AutoEncoder
-from fastae.step import TrainingStep
+from fastae.training.step import TrainingStep
+from fastae.training.step_timer import StepClock
+from fastae.utils.device import Precision, choose_precision
 
 from ..commands import fastae
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import fastae.monitor
 
 ROOM = Path(fastae.monitor.__file__).parent
-LEAVES = {"fastae.console", "fastae.errors", "fastae.files", "fastae.parsing"}
+LEAVES = {"fastae.errors", "fastae.utils.console", "fastae.utils.files", "fastae.utils.parsing"}
 
 
 def imports(module):

@@ -1,4 +1,4 @@
-"""Run folders made without training: real config.json, event files, checkpoints, gpu.json; chosen numbers."""
+"""Run folders made without training: real config.json, metrics.csv, checkpoints, gpu.json; chosen numbers."""
 
 import dataclasses
 import functools
@@ -10,15 +10,18 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
-from fastae import checkpoint
 from fastae.config import TrainConfig
 from fastae.data.folder import open_folder
-from fastae.device import Precision
 from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
-from fastae.step import TrainingStep
+from fastae.runs import checkpoint
+from fastae.runs.folder import RunFolder
+from fastae.runs.metrics import HELD_OUT, NAME, TRAIN, MetricsWriter
+from fastae.training.step import TrainingStep
+from fastae.utils.device import Precision
+from fastae.utils.pictures import sample_sheet, save_png
 
 SMALL = {
     "image_size": 32,
@@ -29,7 +32,6 @@ SMALL = {
     "log_every": 10,
 }
 DEVICE = "AMD EPYC, 2 threads"
-BEGAN = 1_700_000_000.0
 
 
 def make_run(
@@ -40,15 +42,13 @@ def make_run(
     held_out=None,
     data="/gone/faces",
     device=DEVICE,
-    environment=None,
     gpu=None,
     weights=None,
     rate=100.0,
-    wait=0.01,
     described=None,
     **settings,
 ):
-    """A run of `loss` that logged these loss_index: iteration -> value; a second an iteration.
+    """A run of `loss` that logged these loss_index: iteration -> value.
 
     weights: seed of the model in its checkpoint, None for no checkpoint. gpu: a UsageReport for gpu.json.
     described: more of config.json.
@@ -65,7 +65,8 @@ def make_run(
         "compiled": False,
         "device": device,
         "step": "float32, channels-last",
-        "environment": environment or {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
+        "world_size": 1,
+        "environment": {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}},
     }  # fmt: skip
     if Path(data).is_dir():
         listing = open_folder(str(data)).listing
@@ -73,17 +74,12 @@ def make_run(
         listing.write(folder / "images.json")
     description |= described or {}
     (folder / "config.json").write_text(json.dumps(description))
-    scalars = {step: {"loss_index/train": value} for step, value in train.items()}
-    for step in train:
-        scalars[step] |= {
-            "speed/images_per_second": rate,
-            "speed/data_wait_share": wait,
-            "speed/step_ms_p50": 1e3 * config.batch_size / rate,
-            "speed/step_ms_p95": 2e3 * config.batch_size / rate,
-        }
-    for step, value in held_out.items():
-        scalars.setdefault(step, {})["loss_index/held_out"] = value
-    write_events(folder, [(BEGAN + step, step, scalars[step]) for step in sorted(scalars)])
+    with MetricsWriter(folder / NAME) as metrics:
+        for step in sorted({*train, *held_out}):
+            if step in train:
+                metrics.append(step, TRAIN, loss_index=train[step], images_per_second=rate)
+            if step in held_out:
+                metrics.append(step, HELD_OUT, loss_index=held_out[step])
     if gpu:
         (folder / REPORT).write_text(json.dumps(dataclasses.asdict(gpu)))
     if weights is not None:
@@ -91,22 +87,26 @@ def make_run(
     return folder
 
 
-def write_events(folder, moments, name="1", sessions=(0,)):
-    """An event file of (wall time, iteration, {tag: value}); `sessions`: which of them begin one."""
+def write_events(folder, points, name="1"):
+    """An event file of (iteration, {tag: value})."""
     path = folder / f"events.out.tfevents.{name}.host"
     with path.open("wb") as file:
         writer = RecordWriter(file)
-        writer.write(Event(wall_time=moments[0][0], file_version="brain.Event:2").SerializeToString())
-        for place, (moment, step, values) in enumerate(moments):
-            if place in sessions:
-                _write(writer, moment, step, summary.text("config", "{}"))
+        writer.write(Event(wall_time=1.0, file_version="brain.Event:2").SerializeToString())
+        for step, values in points:
             for tag, value in values.items():
-                _write(writer, moment, step, summary.scalar(tag, value))
+                event = Event(wall_time=1.0, step=step, summary=summary.scalar(tag, value))
+                writer.write(event.SerializeToString())
     return path
 
 
-def _write(writer, moment, step, content):
-    writer.write(Event(wall_time=moment, step=step, summary=content).SerializeToString())
+def draw_samples(folder, iteration, number=2, seed=0, size=32):
+    """The sample sheet of a run, of random images."""
+    generator = torch.Generator().manual_seed(seed)
+    originals = torch.rand(number, 3, size, size, generator=torch.Generator().manual_seed(0))
+    pictures = torch.rand(number, 3, size, size, generator=generator)
+    (folder / "samples").mkdir(exist_ok=True)
+    save_png(sample_sheet(originals, pictures, iteration), RunFolder(folder).sample(iteration))
 
 
 def write_checkpoint(folder, config, seed, iteration):
@@ -131,13 +131,11 @@ def _trained(seed, size, latent):
     return step.state()
 
 
-def gpu_report(seconds=120.0, kwh=None, wait=0.1, **phases):
-    """A report as the sampler writes it. Phases in seconds: train, eval, compile."""
+def gpu_report(kwh):
+    """As the sampler writes it."""
     statistics = {"cpu": Statistics("CPU use", "cores", 1.5, 1.0, 1.5, 2.0, 2.0)}
-    phases = {Phase(name): value for name, value in phases.items()}
     whole = Summary(
-        seconds=seconds, poller_share=0.01, cores=2.0,
-        phases=phases or {Phase.BEFORE: 10.0, Phase.WARM_UP: 10.0, Phase.TRAIN: 80.0, Phase.EVAL: 20.0},
-        measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=wait, kwh=kwh,
+        seconds=120.0, poller_share=0.01, cores=2.0, phases={Phase.TRAIN: 100.0, Phase.EVAL: 20.0},
+        measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=0.1, kwh=kwh,
     )  # fmt: skip
     return UsageReport(None, whole, Diagnosis(Verdict.CPU_BOUND, ("--amp",)), Absence.CPU_RUN)

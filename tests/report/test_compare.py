@@ -1,79 +1,62 @@
-"""Which runs are compared and where, and what their differences are worth."""
+"""Which runs are compared and where, and how their losses rank."""
 
 import math
 
-import numpy as np
 import pytest
-from scipy.stats import tukey_hsd
 
 from fastae.losses import LOSSES
-from fastae.report.compare import find_mixture, standing
-from fastae.report.gather import gather
+from fastae.report.compare import compare
+from fastae.report.runs import find_runs
 
 from .made import make_run
 
 START = 900_000.0
 
 
-def mixture_of(folder):
-    runs, _ = gather([folder])
-    return find_mixture(runs)
+def compared(folder):
+    return compare(find_runs([folder])[0])
+
+
+def names(comparison):
+    return [run.name for run in comparison.compared]
 
 
 def ends_at(value):
     return {"held_out": {0: START, 50: 400_000.0, 100: value}}
 
 
-def test_runs_alike_have_no_marks_and_are_compared_at_the_end(tmp_path):
+def test_runs_alike_have_no_marks_and_are_ranked_at_the_end(tmp_path):
     for place, loss in enumerate(LOSSES):
         make_run(tmp_path / loss, loss, seed=place, **ends_at(300_000.0 - 1000 * place))
-    mixture = mixture_of(tmp_path)
-    found = standing(mixture)
-    assert mixture.warnings == () and not any(mixture.marks.values())
-    assert (mixture.at, len(mixture.compared)) == (100, 6)
-    assert (found.best, found.worst) == ("sample_mse", "minibatch_bce")
-    assert found.range == pytest.approx(5000 / 297_500)
-    assert (found.start, found.seeds) == (START, None)
+    found = compared(tmp_path)
+    assert not any(found.marks.values()) and (found.at, len(found.compared)) == (100, 6)
+    assert list(found.errors) == list(reversed(LOSSES))
+    assert (found.best, found.worst, found.difference) == ("sample_mse", "minibatch_bce", 5000)
+    assert found.deviation is None
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"),
+    ("settings", "mark"),
     [
         ({"batch_size": 8}, "--batch-size 8, not 4"),
         ({"image_size": 64}, "--image-size 64, not 32"),
-        ({"data": "/other"}, "data 38 + 2 images (/other), not 38 + 2 images (/gone/faces)"),
+        ({"data": "/other"}, "images /other, not /gone/faces"),
         ({"lr": 1e-3}, "--lr 0.001, not 0.0001"),
     ],
 )
-def test_a_run_of_other_work_is_marked_and_not_compared(settings, words, tmp_path):
+def test_a_run_of_other_work_is_marked_and_not_compared(settings, mark, tmp_path):
     for loss in ("minibatch_bce", "pixel_bce", "sample_bce"):
         make_run(tmp_path / loss, loss)
     odd = make_run(tmp_path / "odd", "pixel_mse", **settings)
-    mixture = mixture_of(tmp_path)
-    assert mixture.marks[odd] == (words,)
-    assert odd not in [run.path for run in mixture.compared] and len(mixture.compared) == 3
-    (warning,) = mixture.warnings
-    assert warning.startswith("different ") and "odd has" in warning and "not compared" in warning
+    found = compared(tmp_path)
+    assert found.marks[odd] == (f"not compared: {mark}",)
+    assert names(found) == ["minibatch_bce", "pixel_bce", "sample_bce"]
 
 
-def test_a_run_of_other_speed_is_marked_and_compared(tmp_path):
-    for loss in ("minibatch_bce", "pixel_bce"):
-        make_run(tmp_path / loss, loss)
-    odd = make_run(tmp_path / "odd", "pixel_mse", device="NVIDIA H100", amp=True)
-    mixture = mixture_of(tmp_path)
-    assert mixture.marks[odd] == ("device NVIDIA H100, not AMD EPYC, 2 threads", "--amp on, not off")
-    assert len(mixture.compared) == 3
-    assert all("their speeds do not compare" in warning for warning in mixture.warnings)
-
-
-def test_what_a_run_chose_by_itself_counts_not_that_it_was_left_to_it(tmp_path):
-    for loss in ("minibatch_bce", "pixel_bce"):
-        make_run(tmp_path / loss, loss)  # chose resident, and not to compile
-    make_run(tmp_path / "same", "pixel_mse", loader="resident", compile=False)
-    odd = make_run(tmp_path / "odd", "sample_mse", described={"compiled": True, "loader": "dali"})
-    mixture = mixture_of(tmp_path)
-    assert mixture.marks[odd] == ("--compile on, not off", "--loader dali, not resident")
-    assert len(mixture.warnings) == 2
+def test_a_run_of_other_speed_is_compared(tmp_path):
+    make_run(tmp_path / "a", "minibatch_bce")
+    make_run(tmp_path / "b", "pixel_mse", device="NVIDIA H100", amp=True, threads=2)
+    assert names(compared(tmp_path)) == ["a", "b"]
 
 
 def test_an_unfinished_run_is_marked_and_all_are_compared_where_all_were_evaluated(tmp_path):
@@ -81,19 +64,20 @@ def test_an_unfinished_run_is_marked_and_all_are_compared_where_all_were_evaluat
     broken = make_run(
         tmp_path / "broken", "pixel_bce", train={1: 9e5, 60: 4e5}, held_out={0: START, 50: 390_000.0}
     )
-    mixture = mixture_of(tmp_path)
-    assert mixture.marks[broken] == ("unfinished: iteration 60 of 100",)
-    assert mixture.at == 50 and len(mixture.compared) == 2
-    assert standing(mixture).errors == {"pixel_bce": 390_000, "minibatch_bce": 400_000}
-    assert any("compared at iteration 50" in warning for warning in mixture.warnings)
+    found = compared(tmp_path)
+    assert "60 of 100" in found.marks[broken][0]
+    assert (found.at, len(found.compared)) == (50, 2)
+    assert {loss: errors.tolist() for loss, errors in found.errors.items()} == {
+        "pixel_bce": [390_000], "minibatch_bce": [400_000],
+    }  # fmt: skip
 
 
 def test_a_run_that_did_not_get_half_as_far_is_not_compared(tmp_path):
     make_run(tmp_path / "whole", "minibatch_bce")
     broken = make_run(tmp_path / "broken", "pixel_bce", train={1: 9e5, 20: 4e5}, held_out={0: START})
-    mixture = mixture_of(tmp_path)
-    assert "only 20 iterations, 100 elsewhere" in mixture.marks[broken]
-    assert mixture.at == 100 and [run.loss for run in mixture.compared] == ["minibatch_bce"]
+    found = compared(tmp_path)
+    assert any("not compared: 20 iterations, not 100" in mark for mark in found.marks[broken])
+    assert (found.at, names(found)) == (100, ["whole"])
 
 
 def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
@@ -103,38 +87,35 @@ def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
         train={1: 9e5, 60: math.nan, 100: math.nan}, held_out={0: START, 50: 4e5, 100: math.nan},
     )  # fmt: skip
     blip = make_run(tmp_path / "blip", "sample_bce", train={1: 9e5, 60: math.nan, 100: 3e5})
-    mixture = mixture_of(tmp_path)
-    assert mixture.marks[lost] == ("not a number at iteration 60",)
-    assert mixture.marks[blip] == ("not a number at iteration 60",)
-    assert [run.loss for run in mixture.compared] == ["minibatch_bce", "sample_bce"]
+    found = compared(tmp_path)
+    assert len(found.marks[lost]) == len(found.marks[blip]) == 1
+    assert "not compared" in found.marks[lost][0] and "60" in found.marks[blip][0]
+    assert names(found) == ["whole", "blip"]
 
 
-def test_steps_that_were_not_finite_are_told_of(tmp_path):
+def test_steps_that_were_not_finite_are_counted(tmp_path):
     folder = make_run(tmp_path / "run")
     (folder / "nan.txt").write_text("7\ta.jpg\n7\tb.jpg\n9\tc.jpg\n")
-    mixture = mixture_of(tmp_path)
-    assert mixture.marks[folder] == ("2 steps without a finite loss",)
+    assert compared(tmp_path).marks[folder] == ("2 steps without a finite loss",)
 
 
-def test_the_spread_of_seeds_is_judged_as_tukeys_test_judges_it(tmp_path):
-    finals = {"minibatch_bce": [310e3, 305e3, 300e3], "pixel_bce": [309e3, 301e3, 304e3],
-              "pixel_mse": [290e3, 296e3, 293e3]}  # fmt: skip
+def test_seeds_of_a_loss_have_a_mean_and_a_deviation(tmp_path):
+    finals = {"minibatch_bce": [310e3, 305e3, 300e3], "pixel_mse": [290e3, 296e3, 293e3]}
     for loss, values in finals.items():
         for seed, value in enumerate(values):
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **ends_at(value))
-    mixture = mixture_of(tmp_path)
-    found = standing(mixture)
-    within = np.concatenate([np.array(values) - np.mean(values) for values in finals.values()])
-    assert found.seeds.deviation == pytest.approx(math.sqrt((within**2).sum() / 6))
-    assert (found.seeds.freedom, found.seeds.difference) == (6, pytest.approx(12_000))
-    theirs = tukey_hsd(*finals.values()).pvalue
-    assert found.seeds.chance == pytest.approx(theirs[0, 2], rel=1e-3)  # bce of minibatch against pixel_mse
+    found = compared(tmp_path)
+    assert (found.best, found.difference) == ("pixel_mse", 12_000)
+    assert found.deviation == pytest.approx(5000)
 
 
 def test_two_runs_of_one_seed_are_one_draw(tmp_path):
     make_run(tmp_path / "a", "minibatch_bce", **ends_at(300_000.0))
     make_run(tmp_path / "b", "minibatch_bce", **ends_at(300_000.0))
-    make_run(tmp_path / "c", "pixel_bce", **ends_at(310_000.0))
-    mixture = mixture_of(tmp_path)
-    assert standing(mixture).seeds is None
-    assert any("run more than once: minibatch_bce with seed 0" in warning for warning in mixture.warnings)
+    assert compared(tmp_path).deviation is None
+
+
+def test_a_run_that_was_never_evaluated_is_compared_nowhere(tmp_path):
+    make_run(tmp_path / "run", held_out={})
+    found = compared(tmp_path)
+    assert (found.at, found.errors, found.compared) == (0, {}, ())

@@ -1,0 +1,69 @@
+"""The files that a run, or a sweep, began with, by name and size: images.json in its folder.
+
+Which image is number i of an epoch follows from this list alone, so a run is resumed with it whatever became
+of its data folder. A file that was lost since is replaced by the next, as one that goes bad in mid-run is
+(`fastae.data.recovery`), and all the others stay where they were; files that came in are not the run's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from fastae.errors import FastaeError
+from fastae.utils.files import atomic_write
+from fastae.utils.parsing import parse, read_json
+
+NAME = "images.json"
+"""Of the file."""
+
+MAX_BYTES = 1 << 27
+"""Of it as JSON: some five million files. CelebA's has 4 MB."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """split: the rule that divided the files, in words.
+
+    train, held_out: names below the data folder -> bytes, in the order of training and of evaluation.
+    """
+
+    split: str
+    train: Mapping[str, int]
+    held_out: Mapping[str, int]
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Of all files."""
+        return {**self.train, **self.held_out}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Tells one data set from another, wherever it lies: 32 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for sizes in (self.train, self.held_out):
+            listed = "\0".join(f"{name}\0{size}" for name, size in sizes.items())
+            digest.update(listed.encode(errors="surrogatepass") + b"\0\0")
+        return digest.hexdigest()[:32]
+
+    def write(self, path: Path) -> None:
+        """Raises OSError, and FastaeError where it would be too large to be read again."""
+        content = json.dumps(dataclasses.asdict(self), indent=0, separators=(",", ":")).encode()
+        if len(content) > MAX_BYTES:
+            raise FastaeError(f"the names of {len(self.sizes):,} images are more than {MAX_BYTES:,} bytes")
+        with atomic_write(path) as file:
+            file.write(content)
+
+    @classmethod
+    def read(cls, path: Path) -> Listing:
+        """Raises FastaeError where it is missing or damaged."""
+        try:
+            return parse(cls, read_json(path, MAX_BYTES))
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise FastaeError(f"{str(path)!r}, the list of its images, cannot be read: {reason}") from None

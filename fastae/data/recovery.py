@@ -1,0 +1,158 @@
+"""Files that decoders are given, and what becomes of one that cannot be decoded, at once or in mid-run.
+
+A decoder of DALI's that meets a bad file ends its whole pipeline, or never returns, and there is no way to
+skip a sample. So the file is found and replaced, and a new pipeline continues with the batch that failed. The
+replacement is the next good file by index: the same for every loader, at every later epoch, and in a run that
+is resumed.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from bisect import bisect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from fastae.data.check import Finding
+from fastae.data.jpeg import Fault, inspect
+from fastae.errors import FastaeError
+
+if TYPE_CHECKING:
+    from fastae.data.decode import Decoder
+
+Item = TypeVar("Item")
+
+PATIENCE = 20.0
+"""Seconds that a batch may take before its files are looked at."""
+
+MORE_PATIENCE = 8
+"""Times as many from a batch on that took longer, and in which nothing was wrong: the storage is slow."""
+
+FILE_PATIENCE = 120.0
+"""Seconds that a single file may take: far more than the largest that passes the check."""
+
+MANY = 4
+"""From every fourth file on that is bad, all files are looked at."""
+
+
+class DecoderError(FastaeError):
+    """The decoder failed. Raised to the user where no file is to blame for it."""
+
+    fault = Fault.UNDECODABLE
+
+
+class DecoderStalled(DecoderError):
+    """The decoder did not return in time."""
+
+    fault = Fault.STALLED
+
+
+class NoneLeft(FastaeError):
+    """Not one of the images can be read. found: what is wrong with each file."""
+
+    def __init__(self, found: Sequence[Finding]) -> None:
+        example = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in found[:1])
+        super().__init__(
+            f"none of the {len(found)} images can be read any more{example}: is the folder gone?"
+        )
+        self.found = found
+
+
+class ImageFiles:
+    """`paths[i]` is the file to read for image i: its own, or the next good one behind it.
+
+    bad: what is wrong with the files that are not read. on_replaced: called with each of them, and with the
+    path of its replacement.
+    """
+
+    def __init__(
+        self, paths: Sequence[str], on_replaced: Callable[[Finding, str], None] | None = None
+    ) -> None:
+        self.paths = list(paths)
+        self.bad: dict[int, Fault] = {}
+        self.own = paths
+        self._on_replaced = on_replaced
+
+    def __len__(self) -> int:
+        return len(self.own)
+
+    def good(self) -> list[int]:
+        """The indices of the images whose own files are read."""
+        return [index for index in range(len(self)) if index not in self.bad]
+
+    def replace(self, found: Mapping[int, Fault]) -> None:
+        """Has other files read in place of these images' own. Raises NoneLeft where there are no others."""
+        self.bad |= found
+        good = self.good()
+        if not good:
+            raise NoneLeft([Finding(path, self.bad[index]) for index, path in enumerate(self.own)])
+        for index in self.bad:
+            self.paths[index] = self.own[good[bisect(good, index) % len(good)]]
+        for index, fault in found.items():
+            if self._on_replaced:
+                self._on_replaced(Finding(self.own[index], fault), self.paths[index])
+
+
+class RecoverableStream(ABC, Generic[Item]):
+    """Items that are decoded from files; `recovered` continues where one of the files is bad."""
+
+    def __init__(self, files: ImageFiles, decoder: Decoder) -> None:
+        self.files = files
+        self.decoder = decoder
+
+    @abstractmethod
+    def restart(self, position: int, patience: float) -> Iterator[Item]:
+        """The items at position, position + 1, ..., from `files.paths` as they are now.
+
+        Raises DecoderError, and DecoderStalled where one takes more than `patience` seconds.
+        """
+
+    @abstractmethod
+    def images(self, position: int) -> Iterable[int]:
+        """The indices of the images that the item at `position` is made of."""
+
+    def recovered(self) -> Iterator[Item]:
+        """The items of `restart(0)`.
+
+        Raises NoneLeft, and DecoderError for an item that failed twice though no file is to blame.
+        """
+        position, failed_at, patience = 0, -1, PATIENCE
+        while True:
+            try:
+                for item in self.restart(position, patience):
+                    yield item
+                    position += 1
+                return
+            except DecoderError as error:
+                if found := self._find_bad(position):
+                    self.files.replace(found)
+                elif failed_at == position:
+                    raise
+                else:  # a file that was being written just then is whole by now
+                    failed_at = position
+                    patience *= MORE_PATIENCE if isinstance(error, DecoderStalled) else 1
+
+    def _find_bad(self, position: int) -> dict[int, Fault]:
+        """Which of the files that this item is made of are bad, and why."""
+        # Those prefetched are not suspected: DALI reports an error with the batch that it happened in.
+        files = self.files
+        read = {files.paths[image] for image in self.images(position)}
+        suspects = [index for index in files.good() if files.own[index] in read]
+        found = _visible_faults(files, suspects)
+        if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
+            found = _visible_faults(files, files.good())
+        if found:
+            return found
+        # The decoder has the last word: it may refuse what the markers show nothing of.
+        faults = self.decoder.faults([files.own[index] for index in suspects])
+        return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}
+
+
+def visible_fault(path: str) -> Fault | None:
+    """What header and end of a file show that makes it unusable."""
+    fault = inspect(path).fault
+    return None if fault is None or fault.usable else fault
+
+
+def _visible_faults(files: ImageFiles, images: Iterable[int]) -> dict[int, Fault]:
+    return {index: fault for index in images if (fault := visible_fault(files.own[index]))}

@@ -1,0 +1,229 @@
+"""`fastae doctor`: what this machine will do, on one screen. The first thing that a bug report needs.
+
+Each check returns a text and a remedy. Without a remedy all is well; with one it trains, but slower or not on
+everything; a Problem means that `fastae train` cannot run. Nothing is trained, downloaded or written.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import json
+import os
+import platform
+import shutil
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import fastae
+from fastae.monitor.host import cpu_quota, usable_cores
+from fastae.monitor.nvml import NvmlError, in_wsl
+from fastae.tools import compatibility
+from fastae.tools.compatibility import DALI_BUILDS, Driver
+from fastae.utils.cache import cache_folder, entries
+from fastae.utils.console import say
+from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
+from fastae.utils.environment import commit, version
+from fastae.utils.memory import free_bytes, total_bytes
+
+LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run's checkpoint half of one
+NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = 3, 7  # nvjpegBackend_t, nvjpegStatus_t
+
+Answer = tuple[str, str]
+
+
+class Problem(Exception):
+    """Training is impossible: a text and a remedy."""
+
+
+def examine(*, as_json: bool) -> int:
+    """Prints the checks; returns the exit code, 1 if training is impossible."""
+    found = [_run(subject, check) for subject, check in CHECKS.items()]
+    impossible = any(each["state"] == "problem" for each in found)
+    if as_json:
+        print(json.dumps({"can_train": not impossible, "checks": found}, indent=2))
+        return int(impossible)
+    for each in found:
+        state = "" if each["state"] == "ok" else f"{each['state']}: "
+        say(f"{each['subject']:10} {state}{each['text']}")
+        if each["remedy"]:
+            say(f"{'':10} -> {each['remedy']}")
+    say("training is impossible here, for the problems above" if impossible else "ready to train")
+    return int(impossible)
+
+
+def _run(subject: str, check: Callable[[], Answer]) -> dict[str, str]:
+    state = "problem"
+    try:
+        text, remedy = check()
+        state = "warning" if remedy else "ok"
+    except Problem as problem:
+        text, remedy = problem.args
+    except Exception as error:  # the other checks are still wanted
+        state, text, remedy = "warning", f"not known: {type(error).__name__}: {error}", "report this"
+    return {"subject": subject, "state": state, "text": text, "remedy": remedy}
+
+
+def check_fastae() -> Answer:
+    text = f"{fastae.__version__}, commit {commit() or 'unknown (installed)'}"
+    if platform.system() != "Linux":
+        raise Problem(f"{text}, on {platform.system()}", "use Linux on x86-64 or aarch64, which DALI needs")
+    return f"{text}, Python {platform.python_version()} on {platform.platform()}", ""
+
+
+def check_torch() -> Answer:
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        raise Problem(f"cannot be imported: {error}", "make setup") from None
+    text = f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'}"
+    driver = _driver()
+    if driver is None or not driver.gpus:
+        return text, ""
+    if mismatch := compatibility.torch_mismatch(driver):
+        return f"{text}: {mismatch}", driver.install
+    return text, "" if torch.cuda.is_available() else "see CUDA_VISIBLE_DEVICES: PyTorch finds no GPU"
+
+
+def check_driver() -> Answer:
+    """NVML may be missing where CUDA works; and in WSL the driver is Windows'."""
+    import torch
+
+    try:
+        driver = compatibility.read_driver()
+    except NvmlError as error:
+        if in_wsl():
+            return error.absence.text, "update NVIDIA's driver in Windows; install none in Linux"
+        if torch.cuda.is_available():
+            return f"CUDA works, but {error.absence.text}", "nothing, to train without GPU figures"
+        if compatibility.has_nvidia_card():
+            return f"an NVIDIA GPU, but {error}", "install NVIDIA's driver; start a container with --gpus all"
+        return "no NVIDIA GPU: training runs on the CPU", ""
+    lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in driver.gpus if gpu.lost]
+    names = [f"{gpu.name}, {gpu.memory_gib or 0.0:.0f} GiB" for gpu in driver.gpus if not gpu.lost]
+    gpus = "; ".join([*(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)), *lost])
+    remedy = "reboot; nvidia-smi -q shows more" if lost else ""
+    text = f"NVIDIA {driver.version}, up to CUDA {driver.cuda[0]}.{driver.cuda[1]}: {gpus or 'no GPU'}"
+    return text, remedy if driver.gpus else "start a container with --gpus all"
+
+
+def check_jpeg() -> Answer:
+    """Whether nvJPEG, as DALI brings it, has its hardware backend here."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return "decoded by the CPU", ""
+    status = _nvjpeg_status()
+    if status in (0, NVJPEG_ARCH_MISMATCH):
+        return "decoded by a JPEG engine" if status == 0 else "decoded by CUDA cores: no JPEG engine", ""
+    remedy = "in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+    return f"unknown whether there is a JPEG engine (nvJPEG: {status})", remedy
+
+
+def check_dali() -> Answer:
+    driver = _driver()
+    remedy = driver.install if driver else "make clean; make setup"
+    text = ", ".join(f"{name} {version(name)}" for name in DALI_BUILDS.values() if version(name))
+    if not text:
+        raise Problem("is not installed", remedy)
+    try:
+        import nvidia.dali  # noqa: F401
+    except (ImportError, OSError) as error:
+        raise Problem(f"{text} cannot be imported: {error}", remedy) from None
+    if mismatch := compatibility.build_mismatch():
+        return f"{text}: {mismatch}", remedy
+    if driver and max(compatibility.dali_cuda()) > driver.cuda[0]:
+        return f"{text}: driver {driver.version} is too old for it, only --device cpu works", remedy
+    return text, ""
+
+
+def check_amp() -> Answer:
+    device = choose_device("auto")
+    return f"on {device}: {choose_precision(device, amp=True).note}", ""
+
+
+def check_compile() -> Answer:
+    """C++ for the CPU; for the GPU Triton, which compiles C that includes Python.h."""
+    import torch
+
+    missing = [] if can_compile() else [f"install g++, or name a C++ compiler in CXX, not {compiler()!r}"]
+    if torch.cuda.is_available():
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        if not any(map(shutil.which, names)):
+            missing.append(f"install gcc, or name a C compiler in CC (there is no {' or '.join(names)})")
+        if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+            missing.append("install python3-dev: Python.h is missing")
+        if not importlib.util.find_spec("triton"):
+            missing.append("pip install triton")
+    text = "what torch.compile needs is missing" if missing else f"C++ compiler {shutil.which(compiler())}"
+    return text, "; ".join(missing)
+
+
+def check_cpu() -> Answer:
+    import torch
+
+    capabilities = torch.cpu.get_capabilities()
+    wanted = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
+    features = " ".join(name for name in wanted if capabilities.get(name))
+    name, threads = capabilities.get("cpu_name") or platform.machine(), torch.get_num_threads()
+    text = f"{name}, {usable_cores():g} of {os.cpu_count()} cores, {threads} PyTorch threads, {features}"
+    fitting = max(1, int(cpu_quota() or threads))
+    return text, f"OMP_NUM_THREADS={fitting} and --threads {fitting}" if fitting < threads else ""
+
+
+def check_memory() -> Answer:
+    available, total = free_bytes() / 2**30, total_bytes() / 2**30
+    remedy = "--loader dali, and a smaller --batch-size" if available < LITTLE_MEMORY else ""
+    return f"{available:.1f} GiB free of {total:.1f} GiB", remedy
+
+
+def check_disk() -> Answer:
+    return _place(Path(), "--out DIR names another place for runs")
+
+
+def check_cache() -> Answer:
+    size = sum(entry.size for entry in entries(cache_folder())) / 2**30
+    text, remedy = _place(
+        cache_folder(), "--cache-dir DIR or $FASTAE_CACHE names another place, or --no-cache"
+    )
+    return f"{text}, {size:.1f} GiB used", remedy
+
+
+def _driver() -> Driver | None:
+    try:
+        return compatibility.read_driver()
+    except NvmlError:
+        return None
+
+
+def _nvjpeg_status() -> int | None:
+    """What nvJPEG answers when its hardware backend is wanted; None if it cannot be asked."""
+    spec = importlib.util.find_spec("nvidia")
+    folders = map(Path, (spec and spec.submodule_search_locations) or ())
+    found = next((path for folder in folders for path in folder.glob("**/libnvjpeg.so.1[23]")), None)
+    try:
+        library, handle = ctypes.CDLL(str(found)), ctypes.c_void_p()
+    except OSError:
+        return None
+    status = library.nvjpegCreateEx(NVJPEG_HARDWARE, None, None, 0, ctypes.byref(handle))
+    if status == 0:
+        library.nvjpegDestroy(handle)
+    return status
+
+
+def _place(folder: Path, remedy: str) -> Answer:
+    """Whether a folder, or where it would be made, can be written to, and has room."""
+    folder = folder.absolute()
+    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        return f"{folder} cannot be written to", remedy
+    free = shutil.disk_usage(nearest).free / 2**30
+    return f"{folder}, {free:.1f} GiB free", remedy if free < LITTLE_DISK else ""
+
+
+CHECKS: dict[str, Callable[[], Answer]] = {
+    "fastae": check_fastae, "torch": check_torch, "driver": check_driver, "jpeg": check_jpeg,
+    "dali": check_dali, "--amp": check_amp, "--compile": check_compile, "cpu": check_cpu,
+    "memory": check_memory, "disk": check_disk, "cache": check_cache,
+}  # fmt: skip

@@ -1,0 +1,179 @@
+"""`fastae export`: a run's encoder and decoder as two files that need no fastae, and a card beside them.
+
+    encoder   images (N, 3, S, S) in [0, 1] -> codes (N, latent) in [-1, 1]
+    decoder   codes (N, latent) -> images (N, 3, S, S) in [0, 1]
+
+float32, N is any number. `torch` is torch.export's program (*.pt2), `onnx` an ONNX graph. Each is read back
+and compared with the trained model before anything is written.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from fastae.errors import FastaeError
+from fastae.runs.loaded_model import LoadedModel, load_model
+from fastae.utils.console import printable, say
+from fastae.utils.environment import describe_environment
+from fastae.utils.files import atomic_write, require_new_folder
+
+CARD = "model.json"
+SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
+PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
+PARTS = (("encoder", "images", "codes"), ("decoder", "codes", "images"))
+"""Each half of the model with the names of its input and output."""
+
+BATCHES = (1, 3)
+"""Batch sizes that an exported part is verified with."""
+
+TOLERANCE = 1e-4
+"""Largest absolute difference from the trained model: values span 1 (images) or 2 (codes), and other
+libraries sum a convolution's products in another order (differences of 1e-6 and less are usual)."""
+
+ONNX_LIMIT = 2**31 - 2**20
+"""Bytes of weights that one ONNX file can hold: protobuf ends at 2 GiB."""
+
+Function = Callable[[Tensor], Tensor]
+
+
+def export(run: Path, kind: str, out: Path) -> None:
+    """Writes encoder, decoder and card of `run` into the new folder `out`. kind: a key of SUFFIXES.
+
+    Raises FastaeError for a wrong run or folder, missing packages, a model too large for the format, a
+    file that does not compute what the trained model does, and if `out` cannot be written.
+    """
+    require_new_folder(out, "--out")
+    if missing := [name for name in PACKAGES[kind] if not find_spec(name)]:
+        raise FastaeError(f"--format {kind} needs missing packages: pip install {' '.join(missing)}")
+    loaded = load_model(run)
+    say(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
+    files: dict[str, bytes] = {}
+    parts: dict[str, dict[str, Any]] = {}
+    examples = _examples(loaded)
+    for name, takes, gives in PARTS:
+        module, file = getattr(loaded.model, name), name + SUFFIXES[kind]
+        files[file] = encode(module, kind, {takes: examples[takes]}, gives)
+        difference = _largest_difference(decode(files[file], kind), module, examples[takes])
+        if not difference <= TOLERANCE:  # true of NaN, too
+            raise FastaeError(
+                f"{file} differs from the trained model by {difference:.2g}, more than {TOLERANCE:g}: "
+                "nothing was written"
+            )
+        parts[name] = {"file": file, "input": takes, "output": gives, "largest_difference": difference}
+    files[CARD] = json.dumps(_card(loaded, kind, parts, examples), indent=2).encode() + b"\n"
+    try:
+        _write_all(out, files)
+    except OSError as error:
+        raise FastaeError(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
+    for name, part in parts.items():
+        path, megabytes = printable(str(out / part["file"])), len(files[part["file"]]) / 1e6
+        difference = part["largest_difference"]
+        say(f"{name}   {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
+    say(f"card      {printable(str(out / CARD))}")
+
+
+def _examples(loaded: LoadedModel) -> dict[str, Tensor]:
+    """Random images and their codes."""
+    size = loaded.config.image_size
+    images = torch.rand(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        return {"images": images, "codes": loaded.model.encoder(images)}
+
+
+def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str) -> bytes:
+    """The content of a module's file. inputs: its one input, with a name."""
+    weights = sum(weight.nbytes for weight in module.state_dict().values())
+    if kind == "onnx" and weights > ONNX_LIMIT:
+        raise FastaeError(f"ONNX files hold 2 GB, not {weights / 1e9:.1f} GB of weights: use --format torch")
+    shapes = ({0: Dim("batch")},)
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
+    with warnings.catch_warnings(action="ignore"):
+        program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
+        for node in program.graph.nodes:
+            node.meta.pop("stack_trace", None)  # names files and folders of the machine it was made on
+        if kind == "torch":
+            file = io.BytesIO()
+            torch.export.save(program, file)
+            return file.getvalue()
+        graph = torch.onnx.export(
+            program,
+            dynamo=True,
+            input_names=list(inputs),
+            output_names=[output],
+            dynamic_shapes=shapes,
+            verbose=False,
+        )
+    assert graph is not None  # it is None for the old exporter alone
+    return graph.model_proto.SerializeToString()
+
+
+def decode(content: bytes, kind: str) -> Function:
+    """What a file's content computes."""
+    if kind == "torch":
+        return torch.export.load(io.BytesIO(content)).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    (entry,) = session.get_inputs()
+    return lambda inputs: torch.from_numpy(session.run(None, {entry.name: inputs.numpy()})[0])
+
+
+def _largest_difference(function: Function, expected: Function, inputs: Tensor) -> float:
+    """NaN if there is one in either's output."""
+    with torch.no_grad():
+        differences = [(function(inputs[:n]) - expected(inputs[:n])).abs().max() for n in BATCHES]
+    return torch.stack(differences).max().item()  # torch's maximum: Python's may pass over NaN
+
+
+def _card(
+    loaded: LoadedModel, kind: str, parts: dict[str, dict[str, Any]], examples: dict[str, Tensor]
+) -> dict[str, Any]:
+    """What the files are, what they take, and what they come from; JSON values, no paths."""
+    config = loaded.config
+    shapes = {
+        name: {"shape": ["N", *example.shape[1:]], "dtype": "float32"} for name, example in examples.items()
+    }
+    return {
+        "format": kind,
+        "parts": parts,
+        "images": shapes["images"]
+        | {
+            "range": [0, 1],
+            "channels": "RGB",
+            "crop": config.crop,
+            "size": config.image_size,
+            "resize": "bilinear, half-pixel centres",
+            "antialias": config.antialias,
+        },
+        "codes": shapes["codes"] | {"range": [-1, 1]},
+        "training": {
+            "iteration": loaded.iteration,
+            **{name: getattr(config, name) for name in ("loss", "batch_size", "lr", "seed")},
+            "environment": loaded.run.describe().get("environment"),
+        },
+        "verification": {"batch_sizes": BATCHES, "tolerance": TOLERANCE},
+        "exported_with": describe_environment(),
+    }
+
+
+def _write_all(folder: Path, files: dict[str, bytes]) -> None:
+    """All of the files, or none."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as draft:
+        for name, content in files.items():
+            with atomic_write(Path(draft, name)) as file:
+                file.write(content)
+        for name in files:
+            Path(draft, name).replace(folder / name)

@@ -1,0 +1,226 @@
+"""One training step: make the images, forward, loss, backward, Adam; compiled, or one CUDA graph.
+
+Two facts make it the same step for all six losses. The three reductions differ by a constant factor k
+of the gradient, and Adam on k*g with eps is Adam on g with eps / k. So the mean is differentiated
+always, which no precision overflows on, and k goes into Adam's eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from fastae.losses import element_of, gradient_scale, squared_error
+from fastae.model import AutoEncoder
+from fastae.training import cuda_graph as graph
+from fastae.utils.device import Precision
+
+ADAM_BETAS = (0.9, 0.999)
+ADAM_EPS = 1e-8
+WARM_UP = 3
+"""Steps before a CUDA graph is recorded: compiling, and the allocations of cuDNN and Adam, happen there."""
+
+ATTEMPTS = 2
+"""At recording: another thread may have disturbed the first."""
+
+
+def as_they_are(images: Tensor) -> Tensor:
+    """What a loader whose inputs are the images themselves makes of them."""
+    return images
+
+
+def moments_like(weight: Tensor) -> dict[str, Tensor]:
+    """What fused Adam keeps of a weight, by name: tensors of the same shape, type, device and layout."""
+    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
+
+
+class Objective(nn.Module):
+    """Images (N, 3, S, S) -> (mean loss element to differentiate, mean squared error): float32 scalars."""
+
+    def __init__(self, model: AutoEncoder, loss: str, precision: Precision) -> None:
+        super().__init__()
+        self.model = model
+        self.element = element_of(loss)
+        self.precision = precision
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        with self.precision.autocast(images.device):
+            reconstruction = self.model(images)
+        objective = self.element(reconstruction, images).mean()
+        return objective, squared_error(reconstruction.detach(), images).mean()
+
+
+def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: bool) -> nn.Module:
+    """The objective of `loss`, compiled for one shape; the model itself keeps its plain names."""
+    objective = Objective(model, loss, precision)
+    if not compiled:
+        return objective
+    return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True))
+
+
+class TrainingStep:
+    """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
+
+    images_of: makes a batch (N, 3, S, S) of the inputs, a loader's `images`; part of the step, so that
+    it too is in the CUDA graph. objective: `objective_of(model, ...)` where that is there already, or is
+    wrapped. skip_non_finite: a step whose loss or gradient is not finite returns NaN as its objective and
+    changes nothing; decided on the device, without waiting for it.
+
+    Both results are float32 scalars on the device: reading one waits for the device, so the loop does
+    that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
+    the step is compiled for one. Inputs may lie in pinned memory where the model is on a GPU.
+    """
+
+    def __init__(
+        self,
+        model: AutoEncoder,
+        *,
+        loss: str,
+        batch_shape: Sequence[int],
+        lr: float,
+        precision: Precision,
+        compiled: bool,
+        images_of: Callable[..., Tensor] = as_they_are,
+        objective: nn.Module | None = None,
+        skip_non_finite: bool = False,
+    ) -> None:
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.precision = precision
+        self.images_of = images_of
+        self.skip_non_finite = skip_non_finite
+        self.optimiser = torch.optim.Adam(
+            model.parameters(),
+            lr=lr,
+            betas=ADAM_BETAS,
+            eps=ADAM_EPS / gradient_scale(loss, batch_shape),
+            fused=True,
+            capturable=self.device.type == "cuda",
+        )
+        self.scaler = self._new_scaler()
+        self._objective = objective_of(model, loss, precision, compiled) if objective is None else objective
+        self._recorded: graph.GraphedFunction | None = None
+
+    def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if self._recorded is not None:
+            return self._recorded(*inputs)
+        return self._step(*(value.to(self.device, non_blocking=True) for value in inputs))
+
+    def record(self, example: Sequence[Tensor]) -> str:
+        """On CUDA, records the whole step as one graph, which later calls replay; says what was done.
+
+        Call it before training and before DALI starts, whose threads may synchronise the device, which
+        a recording does not survive. The steps that it trains on `example` to warm up are undone.
+        """
+        if not graph.can_record(self.device):
+            return ""
+        weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        note = ""
+        for _ in range(ATTEMPTS):
+            try:
+                self._recorded = self._graphed(example)
+            except RuntimeError as error:
+                note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
+                self._forget()
+            self._undo(weights)
+            if self._recorded is not None:
+                return "one CUDA graph a step"
+        return note
+
+    def _graphed(self, example: Sequence[Tensor]) -> graph.GraphedFunction:
+        """The step as a graph of which a replay is known to train. Raises RuntimeError."""
+        with graph.side_stream(self.device):
+            for _ in range(WARM_UP):
+                self._step(*(value.to(self.device) for value in example))
+            self.optimiser.zero_grad(set_to_none=True)
+            recorded = graph.GraphedFunction(self._step, example, self.device)
+        # A graph that was recorded on another device or stream is empty, of which PyTorch only warns.
+        before = [int(counter) for counter in self._counters()]
+        recorded(*example)
+        if [int(counter) - 1 for counter in self._counters()] != before:
+            raise RuntimeError("a replay of it does not train")
+        return recorded
+
+    def _forget(self) -> None:
+        """Drops what a broken-off step has left: gradients in a failed graph's memory, the scaler's flags."""
+        self.optimiser.zero_grad(set_to_none=True)
+        for flag in ("grad_scale", "found_inf"):
+            self.optimiser.__dict__.pop(flag, None)
+        self.scaler = self._new_scaler()
+
+    def _undo(self, weights: dict[str, Tensor]) -> None:
+        """Back to these weights and a new optimiser: in place, since a graph holds these very tensors."""
+        self.model.load_state_dict(weights)
+        for state in self.optimiser.state.values():
+            for value in state.values():
+                value.zero_()
+        self.scaler.load_state_dict(self._new_scaler().state_dict())
+
+    def _new_scaler(self) -> torch.amp.GradScaler:
+        return torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaling)
+
+    def state(self) -> dict[str, Any]:
+        """Model, optimiser and scaler as state dicts: what `restore` continues from."""
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from a `state`, whose tensors `fastae.runs.checkpoint` has compared with the model's.
+
+        In place, since a recorded graph holds these very tensors. Adam's moments lie in memory as the weights
+        do, whose layout may be another than in the run before: its kernel assumes that.
+        """
+        self.model.load_state_dict(state["model"])
+        for index, weight in enumerate(self.model.parameters()):
+            own = self.optimiser.state[weight]
+            for name, like in moments_like(weight).items():
+                own.setdefault(name, torch.zeros_like(like)).copy_(state["optimiser"]["state"][index][name])
+        if self.scaler.is_enabled() and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+
+    def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        images = self.images_of(*inputs)
+        self.optimiser.zero_grad(set_to_none=True)
+        statistics = torch.cat(self._statistics()) if self.skip_non_finite else None
+        objective, error = self._objective(images)
+        self.scaler.scale(objective).backward()
+        objective = objective.detach()
+        if statistics is not None:
+            objective = self._hold_back(objective, statistics)
+        # Fused Adam takes the scale and the overflow flag as tensors: no wait for the device here.
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return objective, error
+
+    def _hold_back(self, objective: Tensor, before: Tensor) -> Tensor:
+        """Keeps a non-finite step from weights, moments and batch statistics; NaN for such a one.
+
+        before: the running statistics, all in one. Few operations for many tensors: each is a kernel.
+        """
+        size = objective
+        if not self.scaler.is_enabled():  # else it does this itself, and overflows are its daily work
+            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+            size = size + nn.utils.get_total_norm(gradients)
+        good = size.isfinite()
+        # The flag by which a fused optimiser leaves everything as it is; GradScaler sets its own.
+        self.optimiser.found_inf = (~good).float()  # type: ignore[attr-defined]
+        statistics, counters = self._statistics(), self._counters()
+        kept = torch.where(good, torch.cat(statistics), before)
+        torch._foreach_copy_(statistics, kept.split([each.numel() for each in statistics]))
+        torch._foreach_sub_(counters, [(~good).long()] * len(counters))
+        return torch.where(good, objective, torch.nan)
+
+    def _statistics(self) -> list[Tensor]:
+        """The running means and variances of each batch norm: float32 (C,)."""
+        return [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+
+    def _counters(self) -> list[Tensor]:
+        """How many batches each batch norm has seen: int64 scalars."""
+        return [buffer for buffer in self.model.buffers() if not buffer.is_floating_point()]

@@ -1,0 +1,106 @@
+"""Pictures of images: originals over their reconstructions, in a grid, as arrays and as PNGs."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from fastae.utils.files import atomic_write, require_file
+
+WHITE = 255
+GAP = 2
+"""White pixels between images."""
+
+TITLE, MARGIN = 24, 92
+"""Pixels above and left of a sample sheet's grid, for the iteration and the names of its rows."""
+
+MAX_BYTES, MAX_PIXELS = 1 << 27, 1 << 26
+"""Of a PNG that is read: 32 images of 1024 pixels and their gaps have half as many pixels."""
+
+
+def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
+    """Rows of originals, each over its row of reconstructions: uint8 (H, W, 3).
+
+    Both (N, 3, S, S) in [0, 1]. The last row may be short; there are no empty columns.
+    """
+    columns = min(columns, len(originals))
+    bands = []
+    for first in range(0, len(originals), columns):
+        here = slice(first, first + columns)
+        bands += [originals[here], reconstructions[here]]
+    return np.concatenate([_row(band, columns) for band in bands])
+
+
+def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> np.ndarray:
+    """`pairs` with the iteration above it and a name beside each row: uint8 (H, W, 3)."""
+    grid = pairs(originals, reconstructions)
+    height, width, _ = grid.shape
+    sheet = Image.new("RGB", (MARGIN + width, TITLE + height), "white")
+    sheet.paste(Image.fromarray(grid), (MARGIN, TITLE))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
+    draw.text((4, TITLE // 2), f"iteration {iteration:,}", "black", font, anchor="lm")
+    side = originals.shape[-1]
+    for row, top in enumerate(range(TITLE, TITLE + height, side + GAP)):
+        name = ("original", "reconstruction")[row % 2]
+        draw.text((MARGIN - 6, top + side // 2), name, "black", font, anchor="rm")
+    return np.array(sheet)
+
+
+def read_sheet(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """The originals and the reconstructions of a sample sheet, both uint8 (N, S, S, 3); `side` is S.
+
+    Raises OSError and ValueError as `read_png` does, and ValueError for any other picture.
+    """
+    grid, cell = read_png(path)[TITLE:, MARGIN:], side + GAP
+    bands, columns = len(grid) // (2 * cell), grid.shape[1] // cell
+    if not bands * columns or grid.shape != (2 * bands * cell, columns * cell, 3):
+        raise ValueError(f"it is no sheet of images of {side} pixels")
+    cells = grid.reshape(bands, 2, cell, columns, cell, 3)[:, :, :side, :, :side]
+    originals, reconstructions = cells.transpose(1, 0, 3, 2, 4, 5).reshape(2, -1, side, side, 3)
+    filled = (originals != WHITE).any(axis=(1, 2, 3))
+    return originals[filled], reconstructions[filled]
+
+
+def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
+    """One image beside its reconstruction, both (3, S, S) in [0, 1]: uint8 (S, 2 S + GAP, 3)."""
+    return _row(torch.stack([original, reconstruction]), 2)[:-GAP, :-GAP]
+
+
+def save_png(picture: np.ndarray, path: Path) -> None:
+    """Writes a uint8 (H, W, 3) array; the file is whole or not there."""
+    with atomic_write(path) as file:
+        Image.fromarray(picture).save(file, format="png")
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A PNG that anybody may have written: uint8 (H, W, 3).
+
+    Raises OSError, and ValueError for one that is too large or damaged.
+    """
+    require_file(path)
+    if path.stat().st_size > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=["PNG"]) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise ValueError(f"it claims more than {MAX_PIXELS:,} pixels")
+                return np.array(image.convert("RGB"))
+    except (OSError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoder raises nearly anything over a broken file
+        raise ValueError(f"it is damaged: {error}") from None
+
+
+def _row(images: Tensor, columns: int) -> np.ndarray:
+    pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    margin = ((0, 0), (0, GAP), (0, GAP), (0, 0))
+    row = np.concatenate(list(np.pad(pixels, margin, constant_values=WHITE)), axis=1)
+    missing = (columns - len(images)) * (images.shape[-1] + GAP)
+    return np.pad(row, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)

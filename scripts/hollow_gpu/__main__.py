@@ -1,0 +1,47 @@
+"""Lowers the training step on a hollow GPU and prints what it launches; the last line is JSON."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from scripts.hollow_gpu.driver import install, relaunch
+
+
+@click.command(help=__doc__)
+@click.option("--loss", default="minibatch_bce", show_default=True)
+@click.option("--batch-size", default=64, show_default=True)
+@click.option("--on-nan", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
+@click.option("--amp/--no-amp", default=True, show_default=True)
+@click.option("--brief", is_flag=True, help="Without the list of kernels.")
+@click.option("--inductor", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Inductor.")
+def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settings: tuple[str, ...]) -> None:
+    relaunch()
+    import torch._inductor.config as inductor
+
+    from fastae.config import TrainConfig
+    from scripts.hollow_gpu import lowering
+
+    install()
+    for name, value in (setting.split("=") for setting in settings):
+        setattr(inductor, name, json.loads(value))
+    config = TrainConfig(loss=loss, batch_size=batch_size, on_nan=on_nan, amp=amp)
+    made = lowering.make_step(config)
+    counts, kernels, libraries = lowering.lower(made)
+    if not brief:
+        print("\n".join(lowering.lines(kernels, libraries)))
+    print(f"a step      {counts}")
+    inputs = made.inputs
+    print(f"its images  {lowering.counted(lambda: made.loader.images(*inputs))}")
+    note, replay = lowering.record(made)
+    print(f"recording   {note}")
+    print(f"a replay    {replay}")
+    found = lowering.summary(kernels, counts, note, replay)
+    control = lowering.make_step(config, kind=lowering.ReadsItsLoss, objective=made.step._objective)
+    print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

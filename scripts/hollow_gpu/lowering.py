@@ -1,0 +1,187 @@
+"""One training step, lowered for sm_90: every kernel, what it moves, and what a CUDA graph makes of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass
+from io import StringIO
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastae.augment import Augmentation
+from fastae.config import TrainConfig
+from fastae.data.crop_resize import Geometry
+from fastae.data.decode import Decoder
+from fastae.data.loader import ResidentLoader
+from fastae.data.pixel_ops import Passes
+from fastae.data.resident import Store
+from fastae.data.sampler import Order
+from fastae.training.session import build_model
+from fastae.training.step import TrainingStep
+from fastae.utils.device import choose_device, choose_precision
+from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
+
+IMAGES = 202_599
+"""CelebA's: a store of 9.96e9 bytes, which 32-bit offsets do not reach."""
+
+RECORDED = "one CUDA graph a step"
+
+KINDS = {
+    "casts": r"poi_fused__to_copy_\d+",
+    "bias: add, sum its gradient": r".*fused_(_to_copy_)?convolution(_backward)?_\d+",
+    "batch norm, ReLU": r".*batch_norm.*",
+    "others": r".*",
+}
+"""Which part of the step a kernel belongs to, by its generated name, which lists what was fused."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step on the hollow GPU and the loader that feeds it."""
+
+    step: TrainingStep
+    loader: ResidentLoader
+
+    @property
+    def inputs(self) -> list[Tensor]:
+        """As they arrive in the graph: on the device."""
+        return [value.to(self.step.device) for value in self.loader.example()]
+
+
+def make_step(
+    config: TrainConfig,
+    images: int = IMAGES,
+    kind: type[TrainingStep] = TrainingStep,
+    objective: nn.Module | None = None,
+) -> Step:
+    """The step that `fastae train` runs with these settings, on a resident store that holds nothing.
+
+    objective: of an earlier step, which is compiled already.
+    """
+    device = choose_device("cuda")
+    size = config.image_size
+    store = Store(
+        torch.empty(images, size, 3, size, dtype=torch.uint8, device=device),
+        torch.empty(images, 3, device=device),
+    )
+    geometry = Geometry(size=size)
+    decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)
+    order = Order(images, config.batch_size, config.seed, Augmentation())
+    loader = ResidentLoader(store, order, decoder)
+    model = build_model(config, device) if objective is None else objective.model
+    count_replays([buffer for name, buffer in model.named_buffers() if name.endswith("tracked")])
+    step = kind(
+        model,
+        loss=config.loss,
+        batch_shape=(config.batch_size, 3, size, size),
+        lr=config.lr,
+        precision=choose_precision(device, config.amp),
+        compiled=True,
+        images_of=loader.images,
+        objective=objective,
+        skip_non_finite=config.on_nan == "skip",
+    )
+    return Step(step, loader)
+
+
+@contextmanager
+def counting() -> Iterator[Callable[[], Counts]]:
+    before = Counts.now()
+    with redirect_stderr(StringIO()):  # Inductor names each module that it generates
+        yield lambda: Counts.now() - before
+
+
+def counted(work: Callable[[], Any]) -> Counts:
+    """What a call launches, copies and waits for."""
+    with counting() as counts:
+        work()
+        return counts()
+
+
+def lower(made: Step) -> tuple[Counts, list[Kernel], list[LibraryCall]]:
+    """One step after the one that compiles: its counts, Triton kernels and calls of libraries."""
+    inputs = made.inputs
+    counted(lambda: made.step._step(*inputs))
+    first = len(LOG)
+    counts = counted(lambda: made.step._step(*inputs))
+    entries = LOG[first:]
+    kernels = [entry for entry in entries if isinstance(entry, Kernel)]
+    return counts, kernels, [entry for entry in entries if isinstance(entry, LibraryCall)]
+
+
+def record(made: Step) -> tuple[str, Counts]:
+    """Records the step; what that says, and what one replay costs the host."""
+    with redirect_stderr(StringIO()):
+        note = made.step.record(made.loader.example())
+    inputs = made.loader.example()
+    return note, counted(lambda: made.step(*inputs))
+
+
+class ReadsItsLoss(TrainingStep):
+    """The control: CUDA refuses to record a step that waits for the device."""
+
+    def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        objective, error = super()._step(*inputs)
+        float(objective)
+        return objective, error
+
+
+def layout(tensor: Tensor) -> str:
+    """'bf16[64, 32, 128, 128] NHWC'"""
+    dtype = str(tensor.dtype).removeprefix("torch.").replace("float", "f")
+    text = f"{dtype}{list(tensor.shape)}"
+    if tensor.dim() != 4:
+        return text
+    if tensor.is_contiguous(memory_format=torch.channels_last):
+        return f"{text} NHWC"
+    return f"{text} {'NCHW' if tensor.is_contiguous() else tensor.stride()}"
+
+
+def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterator[str]:
+    """The kernels one by one, then what they move by kind."""
+    yield f"{'':9}{'MB':>9} {'registers':>9} {'stack':>5}  {'grid':18} kernel"
+    for kernel in kernels:
+        direction = "backward" if kernel.backward else "forward"
+        name = kernel.name.removeprefix("triton_")
+        numbers = f"{kernel.megabytes:9.2f} {kernel.registers:9} {kernel.stack:5}"
+        yield f"{direction:9}{numbers}  {kernel.grid!s:18} {name}"
+    yield "cuDNN and cuBLAS:"
+    for call in libraries:
+        yield f"  {call.name:21} {', '.join(map(layout, call.tensors))}"
+    yield f"{'':28} {'forward':>18} {'backward':>18}"
+    for kind in KINDS:
+        cells = [_cell(kernels, kind, backward) for backward in (False, True)]
+        yield f"{kind:28} {cells[0]:>18} {cells[1]:>18}"
+    images = [tensor for call in libraries for tensor in call.tensors if tensor.dim() == 4]
+    wrong = sum(not layout(tensor).endswith("NHWC") for tensor in images)
+    yield f"of {len(images)} inputs of convolutions not channels-last: {wrong}"
+    small = sum(kernel.megabytes < 1 for kernel in kernels)
+    yield f"kernels that move less than 1 MB: {small}; most registers {max(k.registers for k in kernels)}"
+
+
+def _cell(kernels: Sequence[Kernel], kind: str, backward: bool) -> str:
+    chosen = [k for k in kernels if k.backward == backward and kind_of(k) == kind]
+    return f"{len(chosen)} x, {sum(k.megabytes for k in chosen):,.0f} MB"
+
+
+def kind_of(kernel: Kernel) -> str:
+    name = kernel.name.removeprefix("triton_")
+    return next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name))
+
+
+def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts) -> dict[str, Any]:
+    """The figures that a change to the step is judged by."""
+    return {
+        "triton_launches": counts.triton,
+        "megabytes": round(counts.megabytes, 1),
+        "spills": sum(kernel.stack > 0 for kernel in kernels),
+        "host_syncs": counts.synchronisations + replay.synchronisations,
+        "recorded": note == RECORDED,
+        "library_calls": counts.library,
+        "aten_launches": counts.aten,
+        "graph_nodes": captured_nodes(),
+    }

@@ -1,0 +1,237 @@
+"""`fastae doctor` on this machine, and on machines that lack or have things."""
+
+import json
+import sys
+
+import pynvml
+import pytest
+import torch
+
+from fastae.monitor import nvml
+from fastae.monitor.recording import Gpu
+from fastae.tools import compatibility, doctor
+from fastae.tools.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.tools.doctor import CHECKS, Problem
+
+from ..commands import fastae
+from ..monitor.recorded_nvml import BUSY, Card, RecordedNvml
+
+CARD = (Gpu(0, "NVIDIA H100 80GB HBM3", memory_gib=80.0),)
+OLD = Driver("570.86.15", (12, 8), CARD, ((9, 0),))
+NEW = Driver("580.65.06", (13, 0), CARD, ((9, 0),))
+VOLTA = Driver("580.65.06", (13, 0), CARD, ((7, 0),))
+ANCIENT = Driver("470.57", (11, 4), CARD, ((7, 0),))
+CUDA_13_BUILD = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
+CUDA_12_BUILD = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+
+
+@pytest.fixture
+def install(monkeypatch):
+    """PyTorch and DALI for these versions of CUDA, and this driver, as doctor and compatibility see them."""
+
+    def be(cuda=None, built=(), dali=(13,), driver=None, available=False):
+        monkeypatch.setattr(torch.version, "cuda", cuda)
+        monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        names = {compatibility.DALI_BUILDS[major] for major in dali}
+        for module in (doctor, compatibility):
+            monkeypatch.setattr(module, "version", lambda name: "2.4.0" if name in names else None)
+
+        def read_driver():
+            if isinstance(driver, Driver):
+                return driver
+            return nvml.open_nvml(RecordedNvml(absent=driver or pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+
+        monkeypatch.setattr(compatibility, "read_driver", read_driver)
+
+    monkeypatch.setattr(compatibility, "has_nvidia_card", lambda: False)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    return be
+
+
+def test_this_machine_on_one_screen():
+    result = fastae("doctor")
+    assert result.returncode == 0, result.stdout
+    lines = result.stdout.splitlines()
+    assert len(lines) <= 24 and lines[-1] == "ready to train"
+    assert CHECKS.keys() <= {line.split()[0] for line in lines}
+
+
+def test_as_json(capsys):
+    assert doctor.examine(as_json=True) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["can_train"] is True and [each["subject"] for each in report["checks"]] == list(CHECKS)
+    assert all(set(each) == {"subject", "state", "text", "remedy"} for each in report["checks"])
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "built", "dali", "fits", "line"),
+    [
+        (NEW, "13.0", CUDA_13_BUILD, 13, True, ""),
+        (NEW, "12.8", CUDA_12_BUILD, 12, True, ""),
+        (OLD, "12.8", CUDA_12_BUILD, 12, True, ""),
+        (OLD, "13.0", CUDA_13_BUILD, 12, False, "'.[cuda12]'"),
+        (VOLTA, "13.0", CUDA_13_BUILD, 13, False, "'.[cuda12]'"),
+        (VOLTA, "12.8", CUDA_12_BUILD, 12, True, ""),
+        (NEW, None, [], 13, False, "'.[cuda13]'"),
+        (ANCIENT, "12.8", CUDA_12_BUILD, 12, False, "driver"),
+    ],
+)
+def test_pytorch_against_driver_and_card(install, driver, cuda, built, dali, fits, line):
+    install(cuda, built, (dali,), driver, available=fits)
+    assert (torch_mismatch(driver) == "") is fits
+    _, remedy = doctor.check_torch()
+    assert (remedy == "") is fits and line in remedy
+    reason = unusable_gpu_reason()
+    assert reason is None if fits else line in reason
+
+
+@pytest.mark.parametrize(
+    ("built", "capability", "runs"),
+    [
+        (["sm_80"], (8, 6), True),
+        (["sm_86"], (8, 0), False),
+        (["sm_80"], (9, 0), False),
+        (["compute_80"], (9, 0), True),
+        (["sm_90a", "sm_120"], (12, 0), True),
+        (["sm_100f"], (10, 3), True),
+    ],
+)
+def test_which_code_a_card_runs(built, capability, runs):
+    assert compatibility._runs(built, capability) is runs
+
+
+def test_a_mixture_of_builds_is_refused(install):
+    for cuda, dali, is_mixture in (("13.0", (12,), True), ("13.0", (13,), False), (None, (12,), False),
+                                   ("12.8", (12, 13), True)):  # fmt: skip
+        install(cuda, dali=dali, driver=NEW)
+        assert bool(build_mismatch()) is is_mixture
+        assert bool(doctor.check_dali()[1]) is is_mixture
+
+
+def test_dali_for_a_newer_driver(install):
+    install(None, dali=(13,), driver=OLD)
+    text, remedy = doctor.check_dali()
+    assert "570.86.15" in text and "'.[cuda12]'" in remedy
+
+
+def test_no_dali(install):
+    install(dali=())
+    with pytest.raises(Problem, match="not installed"):
+        doctor.check_dali()
+
+
+@pytest.mark.parametrize(("module", "check"), [("torch", "torch"), ("nvidia.dali", "dali")])
+def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys, module, check):
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.setattr(doctor, "CHECKS", {check: CHECKS[check]})
+    assert doctor.examine(as_json=True) == 1
+    (found,) = json.loads(capsys.readouterr().out)["checks"]
+    assert found["state"] == "problem" and found["remedy"]
+
+
+def test_the_driver_and_its_gpus(monkeypatch, install):
+    lost = Card(BUSY, uuid="GPU-3", index=2, lost=pynvml.NVML_ERROR_GPU_IS_LOST)
+    machine = RecordedNvml(Card(BUSY), Card(BUSY, uuid="GPU-2", index=1), lost)
+    driver = compatibility.read_driver(machine)
+    assert machine.opened == 0 and driver.cuda == (13, 0) and driver.capabilities == ((9, 0), (9, 0), None)
+    install(driver=driver)
+    text, remedy = doctor.check_driver()
+    assert "580.65.06" in text and "2 x NVIDIA H100" in text and "NVML_ERROR_GPU_IS_LOST" in text and remedy
+
+
+@pytest.mark.parametrize(
+    ("cuda_works", "wsl", "card", "warned", "said"),
+    [
+        (False, False, False, False, "CPU"),
+        (False, False, True, True, "--gpus all"),
+        (True, False, True, True, "utility"),
+        (True, True, False, True, "Windows"),
+    ],
+)
+def test_no_nvml(monkeypatch, install, tmp_path, cuda_works, wsl, card, warned, said):
+    install(available=cuda_works)
+    monkeypatch.setattr(nvml, "WSL_DEVICE", tmp_path if wsl else tmp_path / "missing")
+    monkeypatch.setattr(compatibility, "has_nvidia_card", lambda: card)
+    text, remedy = doctor.check_driver()
+    assert bool(remedy) is warned and said in text + remedy
+    assert "no NVIDIA driver" not in text and ("install NVIDIA's driver" in remedy) is (
+        card and not cuda_works
+    )
+    assert (unusable_gpu_reason() is None) is (cuda_works or not card)
+
+
+def test_a_driver_that_does_not_answer(install):
+    install(driver=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
+    assert "NVML_ERROR_LIB_RM_VERSION_MISMATCH" in unusable_gpu_reason()
+
+
+def test_hidden_gpus_are_no_problem(install, monkeypatch):
+    install("13.0", CUDA_13_BUILD, driver=OLD)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert unusable_gpu_reason() is None
+
+
+def test_a_card_on_pci(tmp_path):
+    (tmp_path / "0000:01:00.0").mkdir()
+    (tmp_path / "0000:01:00.0" / "vendor").write_text("0x10de\n")
+    assert compatibility.has_nvidia_card(tmp_path) and not compatibility.has_nvidia_card(tmp_path / "missing")
+
+
+@pytest.mark.parametrize(
+    ("status", "warned", "said"),
+    [(0, False, "JPEG engine"), (7, False, "CUDA cores"), (None, True, "unknown")],
+)
+def test_a_jpeg_engine_is_what_nvjpeg_says(monkeypatch, status, warned, said):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "_nvjpeg_status", lambda: status)
+    text, remedy = doctor.check_jpeg()
+    assert said in text and ("video" in remedy) is warned
+
+
+def test_nvjpeg_of_dali_can_be_asked():
+    """Without a GPU it has an answer all the same, and none that means a JPEG engine."""
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    assert doctor._nvjpeg_status() != 0
+
+
+def test_no_compiler(monkeypatch, tmp_path):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "CXX" in doctor.check_compile()[1]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    monkeypatch.setenv("CC", "no-such-compiler")
+    remedy = doctor.check_compile()[1]
+    assert "in CC" in remedy and "Python.h" in remedy, "what Triton needs"
+
+
+def test_a_container_with_less_cpu_than_it_shows(monkeypatch):
+    monkeypatch.setattr(doctor, "cpu_quota", lambda: 0.5)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert doctor.check_cpu()[1] == "OMP_NUM_THREADS=1 and --threads 1"
+
+
+def test_little_memory_disk_and_cache(monkeypatch, tmp_path):
+    assert not doctor.check_disk()[1]
+    monkeypatch.setattr(doctor, "LITTLE_MEMORY", 1e9)
+    monkeypatch.setattr(doctor, "LITTLE_DISK", 1e9)
+    assert all(check()[1] for check in (doctor.check_memory, doctor.check_disk, doctor.check_cache))
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "file" / "cache"))
+    (tmp_path / "file").write_text("")
+    text, remedy = doctor.check_cache()
+    assert str(tmp_path) in text and "--cache-dir" in remedy
+
+
+def test_a_check_that_fails_does_not_hide_the_others(monkeypatch, capsys):
+    def breaks():
+        raise OSError("no /proc here")
+
+    monkeypatch.setattr(doctor, "CHECKS", {"memory": breaks, "disk": doctor.check_disk})
+    assert doctor.examine(as_json=False) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "no /proc here" in lines[0] and lines[2].startswith("disk")
+
+
+def test_the_installed_build_is_one_that_is_known():
+    assert len(compatibility.dali_cuda()) == 1 and build_mismatch() == ""

@@ -1,0 +1,145 @@
+"""`fastae export`: files that compute what the trained model does, or no files at all."""
+
+import io
+import json
+import logging
+import os
+import sys
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import fastae
+from fastae import export as exporting
+from fastae.errors import FastaeError
+from fastae.runs.loaded_model import load_model
+from fastae.tools.export import export
+
+from ..commands import here
+from ..conftest import largest_file
+from ..test_cli import refuses
+
+
+@pytest.fixture(scope="module", params=["torch", "onnx"])
+def exported(request, small_run, tmp_path_factory):
+    """(kind, out, what was printed) of one call of the command."""
+    if request.param == "onnx":
+        pytest.importorskip("onnxruntime")
+    out = tmp_path_factory.mktemp(request.param) / "deep" / "out"
+    printed = io.StringIO()
+    logging.getLogger("torch.onnx").addHandler(logging.StreamHandler(printed))
+    with redirect_stdout(printed), redirect_stderr(printed), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not here("export", small_run, "--format", request.param, "--out", out)
+    return request.param, out, printed.getvalue()
+
+
+def test_the_files_compute_what_the_model_does_for_any_batch_size(exported, small_run):
+    kind, out, _ = exported
+    files = {"torch": ["decoder.pt2", "encoder.pt2"], "onnx": ["decoder.onnx", "encoder.onnx"]}[kind]
+    assert sorted(path.name for path in out.iterdir()) == [*files, "model.json"]
+    decoder, encoder = (run_file(out / file) for file in files)
+    model = load_model(small_run).model
+    for batch in (1, 2, 7):
+        images = torch.rand(batch, 3, 32, 32)
+        with torch.no_grad():
+            codes = model.encoder(images)
+            assert (encoder(images) - codes).abs().max() < 1e-4
+            assert (decoder(codes) - model.decoder(codes)).abs().max() < 1e-4
+
+
+def run_file(path):
+    """As a user does, without fastae."""
+    if path.suffix == ".pt2":
+        return torch.export.load(path).module()
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path)
+    takes, gives = ("images", "codes") if path.stem == "encoder" else ("codes", "images")
+    assert session.get_inputs()[0].shape[0] == "batch"
+    return lambda inputs: torch.from_numpy(session.run([gives], {takes: inputs.numpy()})[0])
+
+
+def test_files_and_their_largest_difference_are_printed_and_nothing_else(exported):
+    _, out, printed = exported
+    run, *parts, card = printed.splitlines()
+    assert run.endswith("minibatch_bce, iteration 4") and card.endswith(f"{out}/model.json")
+    for line, part in zip(parts, ("encoder", "decoder"), strict=True):
+        assert f"{out}/{part}." in line and float(line.split()[-1]) < 1e-4
+
+
+def test_the_card_names_inputs_outputs_and_training(exported):
+    card = json.loads((exported[1] / "model.json").read_text())
+    encoder = card["parts"]["encoder"]
+    assert (encoder["input"], encoder["output"]) == ("images", "codes")
+    assert 0 <= encoder["largest_difference"] <= card["verification"]["tolerance"] == 1e-4
+    assert card["images"] == {
+        "shape": ["N", 3, 32, 32], "dtype": "float32", "range": [0, 1], "channels": "RGB",
+        "crop": None, "size": 32, "resize": "bilinear, half-pixel centres", "antialias": False,
+    }  # fmt: skip
+    assert card["codes"] == {"shape": ["N", 16], "dtype": "float32", "range": [-1, 1]}
+    assert card["training"]["loss"] == "minibatch_bce" and card["training"]["iteration"] == 4
+    assert card["training"]["environment"]["packages"]["torch"] == torch.__version__
+    assert card["exported_with"]["fastae"] == fastae.__version__
+
+
+def test_no_file_names_a_folder_of_the_machine_or_needs_fastae(exported, small_run, face_folder):
+    code, packages = Path(fastae.__file__).parent, Path(torch.__file__).parent.parent
+    for path in exported[1].iterdir():
+        content = path.read_bytes()
+        for folder in (code, packages, small_run, face_folder):
+            assert os.fsencode(folder) not in content, path.name
+        assert path.name == "model.json" or b"fastae" not in content
+
+
+def test_a_file_that_computes_something_else_is_not_written(small_run, tmp_path, monkeypatch):
+    decode = exporting.decode
+    monkeypatch.setattr(exporting, "decode", lambda *file: lambda inputs: decode(*file)(inputs) + 2e-4)
+    with pytest.raises(FastaeError, match=r"encoder\.pt2 differs .* 0\.0002"):
+        export(small_run, "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_are_not_numbers_are_not_exported(small_run, tmp_path):
+    weights = load_model(small_run).model.state_dict()
+    weights["encoder.0.weight"].fill_(float("nan"))
+    (tmp_path / "config.json").write_bytes((small_run / "config.json").read_bytes())
+    save_file(weights, tmp_path / "model.safetensors", {"iteration": "4"})
+    with pytest.raises(FastaeError, match="no usable checkpoint"):
+        export(tmp_path, "torch", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_package_is_named_with_the_remedy(small_run, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
+    line = refuses("export", small_run, "--format", "onnx", "--out", tmp_path / "out")
+    assert line.endswith("pip install onnxscript") and not (tmp_path / "out").exists()
+
+
+def test_a_model_too_large_for_an_onnx_file_is_refused(small_run, tmp_path, monkeypatch):
+    pytest.importorskip("onnxscript")
+    monkeypatch.setattr(exporting, "ONNX_LIMIT", 1_000_000)
+    assert "--format torch" in refuses("export", small_run, "--format", "onnx", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_disk_that_is_full_leaves_no_file(small_run, tmp_path, monkeypatch):
+    sizes = {"images": 1_000, "codes": 2_000_000}
+    monkeypatch.setattr(exporting, "encode", lambda module, kind, inputs, output: bytes(sizes[min(inputs)]))
+    monkeypatch.setattr(exporting, "decode", lambda *file: None)
+    monkeypatch.setattr(exporting, "_largest_difference", lambda *functions: 0.0)
+    with largest_file(1_000_000), pytest.raises(FastaeError, match="File too large"):
+        export(small_run, "torch", tmp_path / "out")
+    assert not list((tmp_path / "out").iterdir())
+
+
+def test_a_wrong_run_or_folder_is_refused(small_run, tmp_path):
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "precious").write_text("kept")
+    assert "--out" in refuses("export", small_run, "--format", "torch", "--out", tmp_path / "used")
+    assert "config.json" in refuses("export", tmp_path, "--format", "torch", "--out", tmp_path / "new")
+    assert not (tmp_path / "new").exists() and (tmp_path / "used" / "precious").read_text() == "kept"

@@ -1,0 +1,264 @@
+"""`fastae reconstruct`: users' own images, of every kind, through a trained model."""
+
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from fastae.data import Geometry, load_images
+from fastae.data.jpeg import Fault
+from fastae.errors import FastaeError
+from fastae.losses import loss_index, psnr, squared_error
+from fastae.runs.loaded_model import load_model
+from fastae.tools.images import UnusableImage, find_images, load_image
+from fastae.tools.reconstruct import picture_name, reconstruct_files
+
+from ..commands import here
+from ..conftest import largest_file
+from ..data import bad_files
+from ..test_cli import refuses
+
+SMALL = Geometry(size=32)
+
+
+@pytest.fixture(scope="module")
+def photo():
+    """An image without symmetry, of odd and even sides."""
+    noise = np.random.default_rng(0).integers(0, 256, (37, 52, 3), np.uint8)
+    return Image.fromarray(noise.repeat(3, 0).repeat(3, 1)[:110, :153])
+
+
+def pixels_of(path):
+    """As signed integers, so that they can be subtracted."""
+    return (load_image(str(path), SMALL) * 255).round().int().permute(1, 2, 0).numpy()
+
+
+def with_orientation(value):
+    exif = Image.Exif()
+    exif[0x0112] = value
+    return exif
+
+
+@pytest.mark.parametrize(
+    "geometry",
+    [SMALL, Geometry(64, 32), Geometry(61, 48), Geometry(None, 128), Geometry(None, 48, antialias=True)],
+    ids=str,
+)
+def test_a_jpeg_gives_the_pixels_of_training_bit_for_bit(photo, tmp_path, geometry):
+    for orientation in range(1, 9):
+        photo.save(tmp_path / f"{orientation}.jpg", exif=with_orientation(orientation), subsampling="4:2:0")
+    photo.save(tmp_path / "progressive.jpg", progressive=True, subsampling="4:2:2")
+    photo.convert("L").save(tmp_path / "grey.jpg")
+    paths = sorted(map(str, tmp_path.iterdir()))
+    ours = torch.stack([load_image(path, geometry) for path in paths])
+    assert torch.equal(ours, load_images(paths, geometry, "cpu"))
+
+
+def test_every_format_and_color_mode_becomes_rgb(tmp_path):
+    grey = Image.linear_gradient("L").resize((32, 32))
+    rgb = Image.merge("RGB", (grey, grey.rotate(90), grey.rotate(180)))
+    pink = Image.new("RGB", (32, 32), (200, 40, 90))
+    for name, image, expected, tolerance in (
+        *((f"rgb.{suffix}", rgb, rgb, 0) for suffix in ("png", "bmp", "tiff", "ppm")),
+        *((f"rgb.{suffix}", rgb, rgb, 3) for suffix in ("jpg", "mpo", "webp", "avif")),
+        ("rgb.gif", rgb, rgb, 9),
+        ("grey.png", grey, grey, 0),
+        ("palette.png", grey.quantize(256), grey, 1),
+        ("one_bit.png", grey.convert("1"), grey.convert("1"), 0),
+        ("cmyk.jpg", pink.convert("CMYK"), pink, 2),
+    ):
+        image.save(tmp_path / name, quality=95)
+        difference = pixels_of(tmp_path / name) - np.asarray(expected.convert("RGB"))
+        assert np.abs(difference).mean() <= tolerance, name
+
+
+def test_transparency_is_blended_over_white(tmp_path):
+    image = Image.new("RGBA", (32, 32), (10, 20, 30, 0))  # a colour that nobody is to see
+    image.paste((200, 0, 0, 255), (8, 8, 24, 24))
+    for name in ("clear.png", "clear.webp", "clear.gif", "grey.png"):
+        (image.convert("LA") if name == "grey.png" else image).save(tmp_path / name, lossless=True)
+        shown = pixels_of(tmp_path / name)
+        assert (shown[0, 0] == 255).all() and shown[16, 16, 2] < 70, name
+    Image.new("RGBA", (32, 32), (0, 0, 0, 128)).save(tmp_path / "half.png")
+    assert (pixels_of(tmp_path / "half.png") == 127).all()
+
+
+def test_16_bits_per_channel_are_cut_to_8_not_clipped(tmp_path):
+    deep = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / "grey.png")
+    Image.fromarray(deep).save(tmp_path / "grey.tif")
+    (tmp_path / "grey.pgm").write_bytes(b"P5 32 32 65535\n" + deep.astype(">u2").tobytes())
+    tifffile.imwrite(tmp_path / "rgb.tif", deep[..., None].repeat(3, -1), photometric="rgb")
+    for path in tmp_path.iterdir():
+        assert (pixels_of(path) == (deep >> 8)[..., None]).all(), path.name
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("RGB", (32, 32), color) for color in ("red", "blue", "lime")]
+    for name in ("moves.gif", "moves.png", "moves.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], lossless=True)
+        assert np.abs(pixels_of(tmp_path / name) - (255, 0, 0)).max() <= 2
+
+
+def test_orientation_counts_in_every_format_and_once(photo, tmp_path):
+    photo.save(tmp_path / "upright.png")
+    for name in ("turned.png", "turned.tif"):
+        photo.transpose(Image.Transpose.ROTATE_90).save(tmp_path / name, exif=with_orientation(6))
+        assert (pixels_of(tmp_path / name) == pixels_of(tmp_path / "upright.png")).all(), name
+
+
+def fault_of(path, geometry=SMALL):
+    with pytest.raises(UnusableImage) as caught:
+        load_image(str(path), geometry)
+    assert "\n" not in str(caught.value)
+    return caught.value.fault
+
+
+def test_each_unusable_file_has_its_fault(tmp_path, face_paths, photo):
+    good = Path(face_paths[0]).read_bytes()
+    for name, content, fault in (
+        ("empty.png", b"", Fault.EMPTY),
+        ("text.png", b"no picture", Fault.UNDECODABLE),
+        ("cut.jpg", good[: len(good) // 2], Fault.UNDECODABLE),
+        ("figure.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", Fault.UNDECODABLE),
+        ("huge.ppm", b"P6 65500 65500 255\n", Fault.TOO_LARGE),
+        ("over.ppm", b"P6 10001 10000 255\n", Fault.TOO_LARGE),
+        ("allowed.pgm", b"P5 10000 10000 255\n", Fault.UNDECODABLE),  # so it was tried
+    ):
+        (tmp_path / name).write_bytes(content)
+        assert fault_of(tmp_path / name) is fault, name
+    Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "float.tif")
+    assert fault_of(tmp_path / "float.tif") is Fault.UNSUPPORTED
+    photo.save(tmp_path / "photo.png")
+    assert fault_of(tmp_path / "photo.png", Geometry(111, 32)) is Fault.TOO_SMALL
+    os.mkfifo(tmp_path / "pipe.png")
+    assert fault_of(tmp_path / "pipe.png") is Fault.NOT_A_FILE
+    assert fault_of(tmp_path / "missing.png") is Fault.GONE
+    assert fault_of(tmp_path / "text.png" / "x.png") is Fault.UNREADABLE
+
+
+def test_no_broken_file_is_more_than_unusable(tmp_path, face_paths):
+    good = Path(face_paths[0]).read_bytes()
+    (tmp_path / "good.jpg").write_bytes(good)
+    bad_files.make(tmp_path, good)
+    for path in sorted(tmp_path.iterdir()):
+        try:
+            image = load_image(str(path), SMALL)
+        except UnusableImage as reason:
+            assert str(reason) and "\n" not in str(reason)
+        else:
+            assert image.shape == (3, 32, 32) and 0 <= image.min() <= image.max() <= 1
+
+
+def test_folders_give_their_images_sorted_and_files_stay_in_order(tmp_path):
+    for name in ("b/2.PNG", "b/1.jpeg", "b/deep/0.webp", "b/notes.txt", "b/._1.jpeg", "a.jpg", "c/x.txt",
+                 "b/album.png/3.jpg"):  # fmt: skip
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = find_images([f"{tmp_path}/{name}" for name in ("c", "a.jpg", "b", "none.jpg", "a.jpg")])
+    assert [path.removeprefix(f"{tmp_path}/") for path in found] == [
+        "c", "a.jpg", "b/1.jpeg", "b/2.PNG", "b/album.png/3.jpg", "b/deep/0.webp", "none.jpg", "a.jpg",
+    ]  # fmt: skip
+    assert fault_of(tmp_path / "c") is Fault.NOT_A_FILE
+
+
+def test_pictures_have_unique_and_harmless_names():
+    names = [picture_name(row, path) for row, path in enumerate(("a/x.png", "b/x.jpg", "x.jpg"))]
+    assert names == ["0000-x.png", "0001-x.png", "0002-x.png"]
+    assert picture_name(3, "d/\x1b[31m\n\udcff.jpg") == "0003-_[31m__.png"
+    assert len(picture_name(4, "\N{GRINNING FACE}" * 60 + ".jpg").encode()) < 230
+
+
+def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path, capsys):
+    inside, out = tmp_path / "mine", tmp_path / "new" / "out"
+    inside.mkdir()
+    (inside / "0.jpg").write_bytes(Path(face_paths[1]).read_bytes())
+    (inside / "bad\n\x1b[31m.jpg").write_bytes(b"no picture")
+    awkward = f"{inside}/ok\n\x1b[31m\udcff.png"  # the byte 0xff, as Python names it
+    Image.open(face_paths[0]).save(awkward)
+    code = here(
+        "reconstruct", small_run, face_paths[0], inside, face_paths[0], "gone.jpg",
+        "--out", out, "--codes", out / "codes.npy",
+    )  # fmt: skip
+    printed = capsys.readouterr().out
+    assert code == 1 and "\x1b" not in printed and "ok\\n\\x1b[31m\\udcff.png" in printed
+    bad, gone, total = (line for line in printed.splitlines() if line.startswith("skipped "))
+    assert "mine/bad\\n\\x1b[31m.jpg" in bad and "gone.jpg" in gone and "2 of 6" in total
+    pictures = ["0000-000001.png", "0001-0.png", "0002-ok__[31m_.png", "0003-000001.png"]
+    others = ["codes.images.json", "codes.npy", "sheet.png"]
+    assert sorted(path.name for path in out.iterdir()) == [*pictures, *others]
+
+    paths = [face_paths[0], str(inside / "0.jpg"), awkward, face_paths[0]]
+    model = load_model(small_run).model
+    originals = torch.stack([load_image(path, SMALL) for path in paths])
+    with torch.inference_mode():
+        codes = model.encoder(originals)
+        reconstructions = model.decoder(codes)
+    assert np.abs(np.load(out / "codes.npy") - codes.numpy()).max() < 1e-5
+    assert np.load(out / "codes.npy").dtype == np.float32
+    assert json.loads((out / "codes.images.json").read_text()) == paths
+    sheet = np.asarray(Image.open(out / "sheet.png"))
+    assert sheet.shape == (2 * 34, 4 * 34, 3)
+    for row, name in enumerate(pictures):
+        picture = torch.from_numpy(np.array(Image.open(out / name))).permute(2, 0, 1) / 255
+        assert picture.shape == (3, 32, 66)
+        assert (picture[:, :, :32] - originals[row]).abs().max() <= 0.51 / 255
+        assert (picture[:, :, 34:] - reconstructions[row]).abs().max() <= 0.51 / 255
+        column = 34 * row
+        assert (sheet[:32, column : column + 32] == np.array(Image.open(out / name))[:, :32]).all()
+
+    errors = squared_error(reconstructions, originals).mean((1, 2, 3)).tolist()
+    figures = re.findall(r"^ *([\d,]+) +([\d.]+) dB  ", printed, re.M)
+    for (index, decibel), error in zip(figures, [*errors, sum(errors) / 4], strict=True):
+        assert float(index.replace(",", "")) == pytest.approx(loss_index(error), abs=1)
+        assert float(decibel) == pytest.approx(psnr(error), abs=0.051)
+
+
+def test_psnr_is_in_decibels_of_a_range_of_1():
+    assert psnr(0.01) == pytest.approx(20) and psnr(0.0) == float("inf")
+
+
+def test_all_good_is_exit_code_0(small_run, face_paths, tmp_path):
+    (tmp_path / "out").mkdir()  # empty is as good as new
+    assert here("reconstruct", small_run, face_paths[0], "--out", tmp_path / "out") == 0
+
+
+def test_no_usable_image_is_exit_code_2_and_leaves_no_folder(small_run, tmp_path, capsys):
+    (tmp_path / "text.jpg").write_text("no picture")
+    assert f"{tmp_path}/out" in refuses("reconstruct", small_run, tmp_path, "--out", tmp_path / "out")
+    assert "text.jpg" in capsys.readouterr().out
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_run_folder_file_or_device_is_refused(small_run, face_paths, tmp_path):
+    used, young, new = tmp_path / "used", tmp_path / "young", tmp_path / "new"
+    used.mkdir()
+    (used / "precious").write_text("kept")
+    young.mkdir()
+    (young / "config.json").write_bytes((small_run / "config.json").read_bytes())
+    for run, out, options, word in (
+        (used, new, (), "config.json"),
+        (young, new, (), "young"),
+        (small_run, used, (), "--out"),
+        (small_run, used / "precious", (), "--out"),
+        (small_run, used / "precious" / "x", (), "--out"),
+        (small_run, new, ("--codes", tmp_path / "codes.txt"), "*.npy"),
+        (small_run, new, ("--codes", used / "precious" / "c.npy"), "--codes"),
+        (small_run, new, ("--device", "gpu"), "--device"),
+    ):
+        assert word in refuses("reconstruct", run, face_paths[0], "--out", out, *options)
+        assert not new.exists()
+    assert (used / "precious").read_text() == "kept"
+
+
+def test_a_full_disk_leaves_nothing_half_written(small_run, face_paths, tmp_path):
+    out = tmp_path / "out"
+    with largest_file(100), pytest.raises(FastaeError, match="File too large"):
+        reconstruct_files(small_run, face_paths[:1], out, None, "cpu")
+    assert not list(out.iterdir())

@@ -1,0 +1,433 @@
+"""The training step: the same optimisation as the article's, whatever is switched on for speed."""
+
+import copy
+import gc
+import itertools
+import weakref
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from fastae import step as step_module
+from fastae.augment import Augmentation
+from fastae.data.crop_resize import Geometry
+from fastae.data.pixel_ops import Parameters, Passes
+from fastae.data.sampler import Order
+from fastae.errors import FastaeError
+from fastae.losses import LOSSES
+from fastae.model import AutoEncoder
+from fastae.training.step import ADAM_BETAS, ADAM_EPS, TrainingStep
+from fastae.training.sync_batch_norm import SyncBatchNorm2d
+from fastae.utils.device import Precision, choose_compile, choose_device, choose_kernels, choose_precision
+
+from ..operations import Graphs, Refuse, RefuseWaits, ReplayedFunction
+
+SHAPE = (4, 3, 32, 32)
+FLOAT32 = Precision(None, "float32")
+BF16 = Precision(torch.bfloat16, "bf16")
+
+
+class Scaled(Precision):
+    """With fp16's loss scaling, but without fp16, in which CPUs are slow."""
+
+    needs_scaling = True
+
+
+SCALED = Scaled(None, "scaled")
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return AutoEncoder(32, 16)
+
+
+def images(seed):
+    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed))
+
+
+def training_step(model, loss="minibatch_bce", precision=FLOAT32, compiled=False, **options):
+    return TrainingStep(
+        model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, compiled=compiled, **options
+    )
+
+
+@pytest.mark.parametrize("k", [3072, 12288])
+def test_adam_on_k_times_g_is_adam_on_g_with_eps_over_k(k):
+    torch.manual_seed(0)
+    start, gradients = torch.rand(50).double(), torch.randn(20, 50).double() * 1e-7
+
+    def descend(scale, eps):
+        weight = start.clone().requires_grad_()
+        adam = torch.optim.Adam([weight], lr=1e-2, betas=ADAM_BETAS, eps=eps)
+        for gradient in gradients:
+            weight.grad = scale * gradient
+            adam.step()
+        return weight.detach()
+
+    torch.testing.assert_close(descend(k, 1e-8), descend(1, 1e-8 / k), rtol=1e-9, atol=0)
+    # At gradients of 1e-7 eps does matter: without the division the result is another.
+    assert (descend(k, 1e-8) - descend(1, 1e-8)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_differentiating_the_mean_trains_as_the_articles_objective(model, loss):
+    literal = copy.deepcopy(model)
+    adam = torch.optim.Adam(literal.parameters(), lr=1e-4, betas=ADAM_BETAS, eps=ADAM_EPS)
+    batch = images(0)
+    LOSSES[loss](literal(batch), batch).backward()
+    adam.step()
+    training_step(model, loss)(batch)
+    # One step, since rounding then grows by itself: it moves weights by up to 1e-4. The two agree to
+    # 1e-9; with eps left as it is they would differ by 1e-7.
+    difference = torch.cat(
+        [
+            (ours - theirs).detach().abs().flatten()
+            for (name, ours), theirs in zip(model.named_parameters(), literal.parameters(), strict=True)
+            if name.endswith("weight")
+        ]
+    )
+    assert difference.mean() < 1e-9
+
+
+def test_returns_the_mean_element_and_the_mean_squared_error(model):
+    batch = images(0)
+    expected = copy.deepcopy(model)(batch)
+    objective, error = training_step(model, "pixel_bce")(batch)
+    assert objective.item() == pytest.approx(LOSSES["minibatch_bce"](expected, batch).item())
+    assert error.item() == pytest.approx((expected - batch).square().mean().item())
+
+
+def test_channels_last_changes_the_layout_alone(model):
+    last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+    objective, _ = training_step(model)(images(0))
+    same, _ = training_step(last)(images(0).contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(objective, same, rtol=1e-5, atol=0)
+    assert last.encoder[3].weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_bf16_follows_float32(model):
+    half = copy.deepcopy(model)
+    plain_step, half_step = training_step(model), training_step(half, precision=BF16)
+    for iteration in range(10):
+        plain, _ = plain_step(images(iteration % 2))
+        rounded, _ = half_step(images(iteration % 2))
+        assert rounded.dtype == torch.float32
+        assert rounded.item() == pytest.approx(plain.item(), rel=0.02)
+    assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
+
+
+def test_the_compiled_step_is_the_eager_one_and_compiles_once(model):
+    eager = copy.deepcopy(model)
+    compiled_step, eager_step = training_step(model, compiled=True), training_step(eager)
+    compiled_step(images(0)), eager_step(images(0))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        for iteration in range(1, 4):
+            ours, error = compiled_step(images(iteration))
+            theirs, their_error = eager_step(images(iteration))
+            # Adam's first steps are the sign of a gradient, which amplifies rounding: 1e-4 after three.
+            torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=0)
+            torch.testing.assert_close(error, their_error, rtol=1e-3, atol=0)
+    assert not any("_orig_mod" in name for name in model.state_dict())
+
+
+def test_fail_on_recompile_does_notice_a_recompile(model):
+    step = training_step(model, compiled=True)
+    step(images(0))
+    with (
+        torch.compiler.set_stance("fail_on_recompile"),
+        pytest.raises(RuntimeError, match="compile"),
+    ):
+        step(images(0)[:2])
+
+
+def test_loss_scaling_is_for_fp16_alone():
+    assert Precision(torch.float16, "").needs_scaling
+    assert not BF16.needs_scaling and not FLOAT32.needs_scaling
+
+
+def test_precision_follows_the_cpus_features(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_precision(cpu, amp=False).dtype is None
+    for features, dtype in (
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, None),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        assert choose_precision(cpu, amp=True).dtype is dtype
+    assert "--amp brings nothing on this CPU" in choose_precision(cpu, amp=True).note
+
+
+def test_a_cpu_run_is_compiled_where_it_is_long_enough(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_compile(None, cpu, images=6_400_000)[0]
+    assert not choose_compile(None, cpu, images=10_000)[0]
+    assert not choose_compile(None, cpu, images=6_400_000, minutes=2)[0]
+    assert choose_compile(True, cpu, images=1)[0]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert choose_compile(None, cpu, images=6_400_000) == (
+        False,
+        "not compiled (no C++ compiler 'no-such-compiler')",
+    )
+    with pytest.raises(FastaeError, match="--compile needs the C\\+\\+ compiler"):
+        choose_compile(True, cpu, images=1)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
+def test_refuses_a_device_that_is_not_there(name):
+    with pytest.raises(FastaeError, match=f"--device '?{name}"):
+        choose_device(name)
+
+
+def test_restored_moments_lie_in_memory_as_the_weights_do(model):
+    """Whatever the layout was before: fused Adam takes both as they lie, and would mix them up."""
+    before = training_step(model.to(memory_format=torch.channels_last))
+    before(images(0))
+    step = training_step(AutoEncoder(32, 16).to(memory_format=torch.contiguous_format))
+    step.restore(before.state())
+    for restored, kept in zip(step.optimiser.state.items(), before.optimiser.state.values(), strict=True):
+        weight, moments = restored
+        for name in ("exp_avg", "exp_avg_sq"):
+            assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()
+
+
+def test_choosing_a_gpu_makes_it_the_current_one(monkeypatch):
+    current = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert choose_device("cuda:1") == torch.device("cuda", 1)
+    assert choose_device("cuda") == torch.device("cuda", 0)
+    assert current == [1, 0]
+
+
+def test_float32_on_a_gpu_is_tf32_for_convolutions_and_matrix_products(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = "ieee"
+        precision = choose_precision(torch.device("cuda", 0), amp=False)
+        assert (precision.dtype, precision.note) == (None, "TF32")
+        assert conv.fp32_precision == matmul.fp32_precision == "tf32"
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+        assert choose_precision(torch.device("cuda", 0), amp=False).note == "float32"
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+
+
+def test_cudnn_tries_all_its_engines_unless_the_bits_must_be_the_same(monkeypatch):
+    cudnn, cuda = torch.backends.cudnn, torch.device("cuda", 0)
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with cudnn.flags(benchmark=False, benchmark_limit=10):
+        choose_kernels(torch.device("cpu"), deterministic=False)
+        assert not cudnn.benchmark
+        choose_kernels(cuda, deterministic=False)
+        assert cudnn.benchmark and cudnn.benchmark_limit == 0
+        choose_kernels(cuda, deterministic=True)
+        assert not cudnn.benchmark
+
+
+def test_a_step_is_freed_with_its_last_name(model):
+    """A cycle of references would keep weights' gradients and moments, 340 MB, until Python collects it."""
+    step = training_step(model)
+    step(images(0))
+    gone = weakref.ref(step)
+    gc.disable()
+    try:
+        del step
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+def state_of(step):
+    """Weights, batch statistics, counters and Adam's state."""
+    state = step.state()
+    moments = state["optimiser"]["state"].items()
+    return {
+        **state["model"],
+        **{f"{index} {name}": value for index, each in moments for name, value in each.items()},
+    }
+
+
+def recorded(step, monkeypatch, graphs=None):
+    monkeypatch.setattr(step_module, "graph", graphs or Graphs())
+    note = step.record([images(99)])
+    monkeypatch.undo()
+    return note
+
+
+def same_after(ours, theirs, batches):
+    """Trains both on the same batches and compares everything that they keep, bit by bit."""
+    for batch in batches:
+        ours_made, theirs_made = ours(batch), theirs(batch)
+        for one, other in zip(ours_made, theirs_made, strict=True):
+            assert torch.equal(one, other) or (one.isnan() and other.isnan())
+    ours_kept, theirs_kept = state_of(ours), state_of(theirs)
+    assert ours_kept.keys() == theirs_kept.keys()
+    for name, value in ours_kept.items():
+        assert torch.equal(value, theirs_kept[name]), name
+
+
+@pytest.mark.parametrize(
+    ("precision", "skip"),
+    [(FLOAT32, False), (FLOAT32, True), (SCALED, True)],
+    ids=["plain", "skip", "scaled"],
+)
+def test_a_recorded_step_trains_as_the_eager_one(model, monkeypatch, precision, skip):
+    eager, ours = (
+        training_step(copy.deepcopy(model), precision=precision, skip_non_finite=skip) for _ in range(2)
+    )
+    assert recorded(ours, monkeypatch) == "one CUDA graph a step"
+    batches = [images(number) for number in range(10)]
+    if skip:
+        batches[3] = batches[3] * torch.nan
+    same_after(ours, eager, batches)
+    assert state_of(ours)["0 step"] == 10 - skip
+    if precision is SCALED:
+        assert ours.scaler.state_dict() == eager.scaler.state_dict()
+
+
+def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
+    """By the function that a GPU runs: from the plan's one tensor, without a wait or a copy."""
+    torch.manual_seed(1)
+    store, means = torch.randint(256, (20, 32, 3, 32), dtype=torch.uint8), torch.rand(20, 3)
+    ops = Passes(Geometry(size=32), compiled=False)
+    plans = [
+        (Parameters.pack(plan),) for plan in itertools.islice(Order(20, 4, 0, Augmentation()).plans(), 4)
+    ]
+
+    def step(images_of):
+        return training_step(copy.deepcopy(model), images_of=images_of)
+
+    ours = step(lambda words: ops._gather_on_gpu(store, means, words))
+    monkeypatch.setattr(step_module, "graph", Graphs())
+    assert ours.record(plans[0]) == "one CUDA graph a step"
+    theirs = step(lambda words: ops.gather(store, means, words))
+    for plan in plans:
+        for one, other in zip(ours(*plan), theirs(*plan), strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
+
+
+def test_a_recorded_step_continues_from_a_checkpoint(model, monkeypatch):
+    earlier = training_step(copy.deepcopy(model))
+    for number in range(3):
+        earlier(images(number))
+    state = copy.deepcopy(earlier.state())
+    ours = training_step(model)
+    recorded(ours, monkeypatch)
+    ours(images(7))
+    ours.restore(state)
+    same_after(ours, earlier, [images(number) for number in range(3, 6)])
+
+
+def test_the_next_run_of_a_session_is_recorded_on_the_same_model(model, monkeypatch):
+    """And the step before it may be called in between: each has its own memory."""
+    initial = copy.deepcopy(model.state_dict())
+    first = training_step(model, "minibatch_mse")
+    recorded(first, monkeypatch)
+    first(images(0))
+    model.load_state_dict(initial)
+    second = training_step(model, "pixel_bce")
+    recorded(second, monkeypatch)
+    theirs = training_step(copy.deepcopy(model), "pixel_bce")
+    same_after(second, theirs, [images(number) for number in range(3)])
+    first(images(0))
+    model.load_state_dict(theirs.model.state_dict())
+    same_after(second, theirs, [images(3)])
+
+
+def test_a_graph_that_does_nothing_is_not_used(model, monkeypatch):
+    class Empty:
+        def __init__(self, function, example, device):
+            pass
+
+        def __call__(self, *inputs):
+            pass
+
+    eager, ours = training_step(copy.deepcopy(model)), training_step(model)
+    assert recorded(ours, monkeypatch, Graphs(Empty)) == "no CUDA graph (a replay of it does not train)"
+    same_after(ours, eager, [images(number) for number in range(3)])
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+@pytest.mark.parametrize("operation", ["_fused_adam_", "_amp_update_scale_"])
+def test_a_recording_that_fails_is_tried_once_more_and_leaves_nothing(
+    model, monkeypatch, failures, operation
+):
+    class Failing(ReplayedFunction):
+        left = failures
+
+        def __init__(self, function, example, device):
+            assert all(weight.grad is None for weight in model.parameters())
+            if Failing.left:
+                Failing.left -= 1
+                with Refuse(operation):
+                    function(*example)
+            super().__init__(function, example, device)
+
+    eager = training_step(copy.deepcopy(model), precision=SCALED)
+    ours = training_step(model, precision=SCALED)
+    note = recorded(ours, monkeypatch, Graphs(Failing))
+    if failures == 1:
+        assert note == "one CUDA graph a step"
+    else:
+        assert note == "no CUDA graph (CUDA error: operation not permitted)"
+        assert all(weight.grad is None for weight in model.parameters())
+    same_after(ours, eager, [images(number) for number in range(2)])
+
+
+@pytest.mark.parametrize("skip", [False, True], ids=["stop", "skip"])
+def test_a_step_waits_for_nothing(model, skip):
+    step = training_step(model, skip_non_finite=skip)
+    step(images(0))
+    with RefuseWaits():
+        step(images(1))
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda loss: float(loss),
+        lambda loss: torch.tensor(1.0) + loss,
+        lambda loss: loss.nonzero(),
+        lambda loss: loss.to("meta"),
+    ],
+)
+def test_a_wait_would_be_noticed(wait):
+    loss = torch.ones(())
+    with RefuseWaits(), pytest.raises(AssertionError):
+        wait(loss)
+
+
+@pytest.fixture
+def one_rank():
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_shared_batch_norm_is_batch_norm(one_rank, compiled):
+    """Also where a channel's mean is a thousand times its spread, which float32's squares do not survive."""
+    torch.manual_seed(0)
+    shared, plain = SyncBatchNorm2d(4), torch.nn.BatchNorm2d(4).double()
+    with torch.no_grad():
+        shared.weight.uniform_(0.5, 1.5)
+        plain.load_state_dict(shared.state_dict())
+    values = (
+        torch.tensor([0.0, 1.0, 30.0, 300.0]).view(1, 4, 1, 1) + 0.1 * torch.randn(6, 4, 8, 8)
+    ).requires_grad_()
+    exact = values.detach().double().requires_grad_()
+    upstream = torch.randn(6, 4, 8, 8)
+    normalise = torch.compile(shared, fullgraph=True) if compiled else shared
+    found, expected = normalise(values), plain(exact)
+    found.backward(upstream), expected.backward(upstream.double())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(values.grad.double(), exact.grad, rtol=0, atol=2e-2)
+    for (name, ours), (_, theirs) in zip(shared.named_buffers(), plain.named_buffers(), strict=True):
+        torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5, msg=name)

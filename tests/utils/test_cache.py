@@ -1,0 +1,194 @@
+"""The cache folder: what is fastae's in it, what becomes of killed builds, and the `cache` commands."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastae.utils import cache
+from fastae.utils.cache import building, check_records, ensure_entry, entries, locked
+
+from ..commands import here, started, wait_for
+from ..test_cli import refuses
+
+
+def make(folder, size=1_000_000):
+    """An entry with one file of so many bytes."""
+    ensure_entry(folder, "resident", "7 images of /my/data", lambda draft: fill(draft, size))
+    return folder
+
+
+def fill(draft, size):
+    (draft / "pixels.npy").write_bytes(bytes(size))
+
+
+BUILD = """
+import sys, time
+from pathlib import Path
+from fastae.utils.cache import building, locked
+
+folder = Path(sys.argv[1])
+with locked(folder), building(folder, "resident", "data") as draft:
+    (draft / "pixels.npy").write_bytes(b"half")
+    print("under way", flush=True)
+    time.sleep(600)
+"""
+
+
+def builder(folder):
+    """A process that is building `folder`."""
+    return started("-c", BUILD, folder, command=(sys.executable,))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_only_what_fastae_marked_is_listed_and_removed(tmp_path, capsys):
+    place = tmp_path / "cache"
+    precious = ["faces-of-my-family/a.jpg", "checks-to-deposit/b", "resident-evil/c", ".faces-x.partial/d"]
+    for name in precious:
+        (place / name).parent.mkdir(parents=True)
+        (place / name).write_text("kept")
+    (place / "checksums.sha256").write_text("kept")
+    (place / "mine").mkdir()
+    (place / "mine" / "entry.json").write_text('{"kind": "faces", "title": "a diary"}')
+    elsewhere = make(tmp_path / "elsewhere" / "resident-1")
+    (place / "resident-link").symlink_to(elsewhere)
+    before = names(place)
+    make(place / "resident-2")
+    assert check_records(place)
+    here("cache", "list", "--cache-dir", place)
+    listed = capsys.readouterr().out
+    assert "resident-2" in listed and not [name for name in before if name in listed]
+    assert here("cache", "clear", "--cache-dir", place, "--yes") == 0
+    assert names(place) == before and all((place / name).exists() for name in precious)
+    assert (elsewhere / "pixels.npy").exists()
+
+
+def test_the_list_tells_data_size_and_last_use(tmp_path, capsys):
+    make(tmp_path / "resident-1", 3_000_000)
+    os.utime(tmp_path / "resident-1" / "entry.json", (1e9, 1e9))
+    here("cache", "list", "--cache-dir", tmp_path)
+    line, total = capsys.readouterr().out.splitlines()
+    for part in ("3.0 MB", "2001-09-0", "resident-1", "7 images of /my/data"):
+        assert part in line
+    assert "3.0 MB" in total
+    ensure_entry(tmp_path / "resident-1", "resident", "", lambda draft: pytest.fail("it is there"))
+    (entry,) = entries(tmp_path)
+    assert entry.used > 1.7e9
+
+
+def test_clear_takes_a_name(tmp_path):
+    for name in ("resident-1", "resident-2"):
+        make(tmp_path / name)
+    assert here("cache", "clear", "resident-1", "--cache-dir", tmp_path) == 0
+    assert names(tmp_path) == ["resident-2"]
+    assert "'resident-1'" in refuses("cache", "clear", "resident-1", "--cache-dir", tmp_path)
+    assert "--yes" in refuses("cache", "clear", "--cache-dir", tmp_path)  # no terminal to ask on
+    assert names(tmp_path) == ["resident-2"]
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y", []), ("n", ["resident-1"])])
+def test_clear_asks_before_it_removes_everything(tmp_path, answer, left):
+    make(tmp_path / "resident-1")
+    ours, its = pty.openpty()
+    os.write(ours, f"{answer}\n".encode())
+    command = [sys.executable, "-m", "fastae", "cache", "clear", "--cache-dir", tmp_path]
+    result = subprocess.run(command, stdin=its, capture_output=True, text=True, check=False)
+    os.close(ours)
+    os.close(its)
+    assert result.returncode == (1 if left else 0) and "1.0 MB" in result.stdout
+    assert names(tmp_path) == left
+
+
+def test_a_build_removes_what_killed_builds_left_and_nothing_of_one_under_way(tmp_path):
+    with builder(tmp_path / "resident-1") as dead, builder(tmp_path / "resident-2") as alive:
+        wait_for(dead, "under way")
+        wait_for(alive, "under way")
+        dead.send_signal(signal.SIGKILL)
+        dead.wait()
+        assert ".resident-1.partial" in names(tmp_path)
+        make(tmp_path / "resident-3")
+        assert [entry.name for entry in entries(tmp_path)] == ["resident-2", "resident-3"]
+        assert (tmp_path / ".resident-2.partial" / "pixels.npy").read_bytes() == b"half"
+
+
+def test_a_killed_build_is_built_anew(tmp_path):
+    with builder(tmp_path / "resident-1") as dead:
+        wait_for(dead, "under way")
+        dead.kill()
+        dead.wait()
+    make(tmp_path / "resident-1", 5)
+    assert names(tmp_path) == ["resident-1"]
+    assert (tmp_path / "resident-1" / "pixels.npy").read_bytes() == bytes(5)
+
+
+def test_clear_removes_what_killed_builds_left_and_leaves_one_under_way(tmp_path, capsys):
+    with builder(tmp_path / "resident-1") as dead, builder(tmp_path / "resident-2") as alive:
+        wait_for(dead, "under way")
+        wait_for(alive, "under way")
+        dead.kill()
+        dead.wait()
+        make(tmp_path / "resident-3")
+        assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 1
+        assert "kept resident-2" in capsys.readouterr().out
+        assert [entry.name for entry in entries(tmp_path)] == ["resident-2"]
+
+
+def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
+    folder = make(tmp_path / "faces-v1-2000")
+    (folder / "means.npy").write_bytes(b"")
+    unlink = Path.unlink
+    removed = []
+
+    def interrupt(path, missing_ok=False):
+        if removed and path.suffix == ".npy":
+            raise KeyboardInterrupt
+        removed.append(path)
+        unlink(path, missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            cache.clear(entries(tmp_path))
+    assert removed and not folder.exists()
+    (left,) = entries(tmp_path)
+    assert left.is_draft and cache.clear([left]) == [] and names(tmp_path) == []
+
+
+def test_a_build_that_fails_leaves_nothing(tmp_path):
+    for error in (OSError("full"), KeyboardInterrupt()):
+        with pytest.raises(type(error)), locked(tmp_path / "a"), building(tmp_path / "a", "faces", ""):
+            raise error
+        assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "a\0b", "deep/" + "x" * 300])
+def test_a_name_that_no_folder_can_have_is_one_line(tmp_path, face_folder, monkeypatch, name):
+    for command in (["cache", "list"], ["cache", "clear", "--yes"], ["train", "--data", face_folder]):
+        assert "--cache-dir" in refuses(*command, "--cache-dir", name)
+    if "\0" not in name:  # which no variable can hold
+        monkeypatch.setenv("FASTAE_CACHE", name)
+        for command in (["cache", "list"], ["check", face_folder], ["train", "--data", face_folder]):
+            assert "$FASTAE_CACHE" in refuses(*command)
+
+
+def test_a_cache_that_cannot_be_read_is_one_line(tmp_path):
+    command = ["cache", "list", "--cache-dir", tmp_path / "none"]
+    assert here(*command) is None
+    (tmp_path / "file").write_text("")
+    assert here("cache", "list", "--cache-dir", tmp_path / "file") is None
+    assert check_records(tmp_path / "file") is None
+
+
+def test_a_folder_of_the_users_is_not_written_to(tmp_path):
+    (tmp_path / "file-checks").mkdir()
+    assert check_records(tmp_path) is None
+    assert json.loads((make(tmp_path / "a") / "entry.json").read_text())["kind"] == "resident"
+    assert names(tmp_path / "file-checks") == []
