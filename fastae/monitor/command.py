@@ -66,7 +66,7 @@ def monitor_program(command: Sequence[str], hz: float, out: Path | None, library
         children.append(process)
         try:
             monitor, trouble = _ProgramMonitor(process.pid, hz, library), ""
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             monitor, trouble = None, str(error)
         code = _wait(process)
     errors = HarmlessConsole(stderr=True)
@@ -91,9 +91,8 @@ class _ProgramMonitor:
         self._absence: Absence | None = None
         self._detail = ""
         host = HostReader(pid, children=True)
-        gpus = [
-            GpuReader(library, device, f"gpu{device[0].index}", host.is_ours) for device in self._find_gpus()
-        ]
+        devices = enumerate(self._find_gpus())
+        gpus = [GpuReader(library, device, f"gpu{place}", host.is_ours) for place, device in devices]
         self._poller = Poller(host, gpus, hz)
         self._poller.start()
 
@@ -110,8 +109,9 @@ class _ProgramMonitor:
         others = tuple(f"{record.prefix}/" for record in recording.gpus if record not in held)
         columns = {name: each for name, each in recording.columns.items() if not name.startswith(others)}
         recording = replace(recording, gpus=held, columns=columns)
-        summary = summarize(recording, usable_cores())
-        diagnosis = diagnose(summary, judge=self._absence is not Absence.NOT_ATTRIBUTED or len(held) == 1)
+        is_known = self._absence is not Absence.NOT_ATTRIBUTED or len(held) == 1
+        summary = summarize(recording, usable_cores(), len(held) if is_known else 0)
+        diagnosis = diagnose(summary, judge=is_known)
         return UsageReport(command, summary, diagnosis, self._absence, self._detail), recording
 
     def _find_gpus(self) -> list[Device]:

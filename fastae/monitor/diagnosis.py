@@ -13,36 +13,16 @@ import os
 from fastae.monitor.recording import Throttle
 from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
 
-WAIT_SHARE = 0.1
-"""Of the time, from which waiting for data is worth an advice."""
-
-NEAR_ZERO = 0.02
-"""Share of the time waiting for the device, below which the host is the limit."""
-
-BUSY_FROM, IDLE_BELOW = 90.0, 5.0
-
-MEMORY_BOUND_FROM = 60.0
-"""Percent of the DRAM bandwidth: 80 is about what programs reach at best, by DCGM's documentation."""
-
-COMPUTE_BOUND_FROM = 80.0
-"""Percent of SM activity that DCGM's documentation calls necessary for effective use."""
-
-FULL_CORE = 0.8
-"""Cores in use from which a thread may be what holds the GPU up; twice that are several threads."""
-
-LOW_POWER = 0.5
-"""Of the power limit: a card that is never idle and draws less than this runs small kernels."""
-
-OTHERS_FROM = 0.5
-"""Cores that other programs keep busy, from which they are worth a line."""
-
-AWAKE = 0.1
-"""Cores; a program that uses less sleeps, and misses none."""
-
-FULL_MACHINE = 0.9
-"""Of all cores, from which programs take them from each other."""
-
-THROTTLED_FROM = 0.05
+WAIT_SHARE = 0.1  # of the time, from which waiting for data is worth an advice
+NEAR_ZERO = 0.02  # share of the time waiting for the device, below which the host is the limit
+BUSY_FROM, IDLE_BELOW = 90.0, 5.0  # percent
+MEMORY_BOUND_FROM = 60.0  # percent of the DRAM bandwidth: 80 is about what programs reach at best, by DCGM
+COMPUTE_BOUND_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
+FULL_CORE = 0.8  # cores in use from which a thread may be what holds the GPU up; twice that are several
+LOW_POWER = 0.5  # of the power limit: a card that is never idle and draws less runs small kernels
+AWAKE = 0.1  # cores: a program that uses less sleeps, and misses none
+FULL_MACHINE = 0.9  # of all cores, from which programs take them from each other
+THROTTLED_FROM = 0.05  # of the time
 
 
 def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) -> Diagnosis:
@@ -63,13 +43,6 @@ def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) 
     return Diagnosis(verdict, tuple(advice), place, is_guess)
 
 
-def other_cores(summary: Summary) -> float:
-    """Cores that other programs keep busy; 0 if that is not known."""
-    if not {"cpu", "machine_cpu"} <= summary.host.keys():
-        return 0.0
-    return summary.host["machine_cpu"].mean - summary.host["cpu"].mean
-
-
 def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
     """The verdict on a loop that times its waits."""
     data, device = summary.data_wait or 0.0, summary.device_wait or 0.0
@@ -88,7 +61,7 @@ def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
     """The verdict on a program that tells nothing: only the use of GPU and CPU is known."""
     busy = gpu.mean("gpu_busy")
     if busy is None:
-        return Verdict.UNKNOWN
+        return Verdict.UNKNOWN if _busy_with(gpu) is Verdict.GPU_BOUND else _busy_with(gpu)
     if busy >= BUSY_FROM:
         return _busy_with(gpu)
     if busy < IDLE_BELOW:
@@ -117,7 +90,8 @@ def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo |
         return _use_it_better(verdict, gpu, info)
     if verdict is Verdict.GPU_IDLE:
         return ["CUDA_VISIBLE_DEVICES: is this the GPU that was meant?"]
-    return ["fastae train --profile 10, or Nsight Systems: these figures do not say what it waits for"]
+    tools = "fastae train --profile 10, or Nsight Systems" if info else "Nsight Systems"
+    return [f"{tools}: these figures do not say what it waits for"]
 
 
 def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
@@ -184,11 +158,12 @@ def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
         )
     if "cpu" not in summary.host:
         return Diagnosis(Verdict.UNKNOWN)
-    used, others = summary.host["cpu"].mean, other_cores(summary)
+    used, others = summary.host["cpu"].mean, summary.other_cores
     if used >= FULL_CORE * summary.cores:
         without_amp = ("--amp, if the CPU multiplies bf16 natively",) if info and not info.amp else ()
         return Diagnosis(Verdict.CPU_BOUND, without_amp)
     is_full = used + others >= FULL_MACHINE * (os.cpu_count() or 1)
-    if is_full and others >= OTHERS_FROM and used >= AWAKE:
+    if is_full and others and used >= AWAKE:
         return Diagnosis(Verdict.CPU_CONTENTION, ("stopping the other programs, or waiting for them",))
-    return Diagnosis(Verdict.CPU_IDLE, ("OMP_NUM_THREADS, or a larger batch: small ones fill few cores",))
+    threads = ("OMP_NUM_THREADS, or a larger batch: small ones fill few cores",) if info else ()
+    return Diagnosis(Verdict.CPU_IDLE, threads)

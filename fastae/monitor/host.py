@@ -20,9 +20,7 @@ COLUMNS = {f"host/{metric.name}": metric for metric in (CORES, MACHINE, MEMORY, 
 PERIOD, SHORTEST = 1.0, 0.1  # seconds between readings, and at least: /proc counts in steps of 10 ms
 LONGEST_BETWEEN_SCANS = 16.0  # seconds: a scan costs 25 us per process, so it is done ever less often
 
-INITIAL_PID_NAMESPACE = "pid:[4026531836]"
-"""PROC_PID_INIT_INO of Linux's proc_ns.h: the process ids here are those that the driver knows."""
-
+INITIAL_PID_NAMESPACE = "pid:[4026531836]"  # PROC_PID_INIT_INO of Linux's proc_ns.h
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 

@@ -21,8 +21,7 @@ Device = tuple[Gpu, Any]
 
 ERROR_NAMES = {getattr(pynvml, name): name for name in dir(pynvml) if name.startswith("NVML_ERROR_")}
 
-WSL_DEVICE = Path("/dev/dxg")
-"""How Windows passes its GPUs into WSL 2: the driver is Windows' own."""
+WSL_DEVICE = Path("/dev/dxg")  # how Windows passes its GPUs into WSL 2; the driver is Windows' own
 
 
 class NvmlError(FastaeError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -20,41 +19,34 @@ WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; of more samples, each bin's median and range are drawn
 GAP = 5.0  # a pause of so many usual intervals between samples is left open
 
-
-@dataclass(frozen=True)
-class Panel:
-    """`metrics`: the names after the slash of the columns that it shows, of whichever GPU; those after the
-    first only if they ever were above a half, and of one GPU alone."""
-
-    title: str
-    metrics: tuple[str, ...]
-    top: float | None = None
-
-
 PANELS = (
-    Panel("GPU [%]", ("gpu_busy", "sm_active", "jpeg"), 105),
-    Panel("power [W]", ("power",)),
-    Panel("CPU [cores]", ("cpu", "machine_cpu")),
-    Panel("images/s", ("images_per_second",)),
-    Panel("waiting [%]", ("data_wait", "device_wait"), 105),
+    ("GPU [%]", ("gpu_busy", "sm_active", "jpeg"), 105.0),
+    ("power [W]", ("power",), None),
+    ("CPU [cores]", ("cpu", "machine_cpu"), None),
+    ("images/s", ("images_per_second",), None),
+    ("waiting [%]", ("data_wait", "device_wait"), 105.0),
 )
+"""Title, metrics, and top: the first metric of whichever GPU, the others of one GPU alone, and only if they
+were ever above a half."""
 
 
-def draw(recording: Recording, title: str, file: BinaryIO) -> None:
+def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     """A PNG with a panel for each of PANELS that has a value to show."""
     from matplotlib.figure import Figure  # takes half a second to import
 
-    shown = [(panel, found) for panel in PANELS if (found := _columns(recording, panel))]
+    shown = [
+        (title, top, found) for title, metrics, top in PANELS if (found := _columns(recording, *metrics))
+    ]
     count = max(1, len(shown))
     figure = Figure(figsize=(WIDTH, 1.0 + PANEL_HEIGHT * count), dpi=100, layout="constrained")
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    for axis, (panel, found) in zip(axes, shown, strict=False):
-        _draw_panel(axis, panel, found)
+    for axis, panel in zip(axes, shown, strict=False):
+        _draw_panel(axis, *panel)
     for axis in axes:
         _draw_phases(axis, recording)
     axes[-1].set_xlabel("time [s]")
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
-    figure.suptitle(title, fontsize="medium")
+    figure.suptitle(heading, fontsize="medium")
     figure.legend(handles=_phase_legend(recording), loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(file, format="png")
 
@@ -75,8 +67,7 @@ def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
     return times, *(np.insert(each.astype(float), gaps, np.nan) for each in (values, low, high))
 
 
-def _columns(recording: Recording, panel: Panel) -> dict[str, Column]:
-    first, *others = panel.metrics
+def _columns(recording: Recording, first: str, *others: str) -> dict[str, Column]:
     found = {}
     for name, column in recording.columns.items():
         owner, _, metric = name.partition("/")
@@ -87,7 +78,7 @@ def _columns(recording: Recording, panel: Panel) -> dict[str, Column]:
     return found
 
 
-def _draw_panel(axis: Any, panel: Panel, found: dict[str, Column]) -> None:
+def _draw_panel(axis: Any, title: str, top: float | None, found: dict[str, Column]) -> None:
     metrics = {column.metric for column in found.values()}
     for name, column in found.items():
         label = column.metric.label if len(metrics) > 1 else name.partition("/")[0].replace("gpu", "GPU ")
@@ -95,9 +86,9 @@ def _draw_panel(axis: Any, panel: Panel, found: dict[str, Column]) -> None:
         marker = "." if len(times) < 3 else None  # a line of one point would not be seen
         (line,) = axis.plot(times, values, linewidth=1, label=label, marker=marker)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    top = panel.top or 1.1 * max(column.values.max() for column in found.values()) or 1.0
+    top = top or 1.1 * max(column.values.max() for column in found.values()) or 1.0
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is seen
-    axis.set_ylabel(panel.title)
+    axis.set_ylabel(title)
     axis.grid(alpha=0.3)
     if len(found) > 1:
         above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1, "frameon": False}

@@ -15,16 +15,10 @@ from typing import Any, Protocol
 
 from fastae.monitor.recording import Column, LoopTotals, Metric, Phase, Recording, Span
 
-BUDGET = 0.005
-"""The most CPU time that all queries together may take, as a share of one core."""
-
-BLOCKED = 0.25
-"""The most time that they may block the thread: a call that waits costs no CPU but delays the others."""
-
+BUDGET = 0.005  # the most CPU time that all queries together may take, as a share of one core
+BLOCKED = 0.25  # the most time that they may block the thread: waiting costs no CPU but delays the others
 NO_ANSWER = 1.0  # seconds before a query that gave nothing is asked again
-
-LONGEST_STOP = 2.0
-"""Seconds that `stop` waits for a reading in progress: a lost GPU may never answer."""
+LONGEST_STOP = 2.0  # seconds that `stop` waits for a reading in progress: a lost GPU may never answer
 
 LOOP_COLUMNS = {
     "loop/images_per_second": Metric("images_per_second", "images/s", "images/s"),

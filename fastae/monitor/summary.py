@@ -114,6 +114,13 @@ class Summary:
     failure: str | None = None
     hung: bool = False
 
+    @property
+    def other_cores(self) -> float:
+        """Cores that other programs keep busy; 0 if that is not known, or less than half a core."""
+        known = {"cpu", "machine_cpu"} <= self.host.keys()
+        others = self.host["machine_cpu"].mean - self.host["cpu"].mean if known else 0.0
+        return others if others >= 0.5 else 0.0
+
 
 @dataclass(frozen=True)
 class Diagnosis:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.table import Table
 
-from fastae.monitor.diagnosis import OTHERS_FROM, other_cores
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
 from fastae.utils.console import duration
 
@@ -51,6 +50,8 @@ def heading(report: UsageReport) -> str:
     summary = report.summary
     names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus))
     count = f"{len(summary.gpus)} x " if len(summary.gpus) > 1 else ""
+    if report.command and len(summary.gpus) == 1:  # of those of the machine
+        count = f"{_name(summary.gpus[0])}, "
     what = "training, without warm-up and evaluation" if summary.measured else "everything"
     return (
         f"{count}{names or 'CPU'}, {report.command or 'this run'}: {what}; {duration(summary.seconds)} in all"
@@ -74,8 +75,8 @@ def evidence(report: UsageReport) -> list[str]:
     lines += _spread(summary)
     if "cpu" in summary.host:
         lines.append(f"the program keeps {summary.host['cpu'].mean:.1f} of {summary.cores:g} CPU cores busy")
-    if (others := other_cores(summary)) >= OTHERS_FROM:
-        lines.append(f"other programs keep {others:.1f} cores busy")
+    if summary.other_cores:
+        lines.append(f"other programs keep {summary.other_cores:.1f} cores busy")
     return lines
 
 

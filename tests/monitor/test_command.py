@@ -18,8 +18,9 @@ from fastae.monitor.files import read_report
 from fastae.monitor.host import HostReader
 from fastae.monitor.recording import Absence
 from fastae.monitor.summary import Verdict
+from fastae.monitor.text import heading
 
-from .recorded_nvml import BUSY, GIB, LAUNCH_BOUND, Card, RecordedNvml
+from .recorded_nvml import BUSY, GIB, LAUNCH_BOUND, SLICE, Card, RecordedNvml, mig_machine
 
 
 def machine(*held, busy=(BUSY, LAUNCH_BOUND)):
@@ -69,6 +70,7 @@ def test_only_the_gpus_that_the_program_holds_are_reported(tmp_path):
     report = report_on(machine(1), tmp_path)
     assert [gpu.record.prefix for gpu in report.summary.gpus] == ["gpu1"]
     assert report.judged.mean("gpu_busy") == 55, "the busy one is a neighbour's"
+    assert "GPU 1" in heading(report), "which of the machine's it is"
     assert "gpu0/" not in (tmp_path / "gpu.csv").read_text()
 
 
@@ -78,12 +80,21 @@ def test_a_program_on_no_gpu_is_not_judged_by_its_neighbours(tmp_path, whose):
     assert report.absence is Absence.NOT_USED and report.summary.gpus == ()
 
 
+def test_slices_of_one_board_are_kept_apart(tmp_path):
+    library = mig_machine([SLICE[0].but(used=5 * GIB)], names=("aaaa", "bbbb"))
+    library.cards[2].states = [SLICE[0].but(used=7 * GIB, processes=((1, GIB),))]
+    report = report_on(library, tmp_path)
+    (gpu,) = report.summary.gpus
+    assert gpu.record.gpu.uuid == "MIG-bbbb" and gpu.mean("memory") == 7.0
+
+
 @pytest.mark.parametrize(("answer", "held"), [(None, (0,)), (False, ())])
 def test_a_container_hides_whose_processes_they_are(tmp_path, whose, answer, held):
     whose(answer, sees_all=False)
     report = report_on(machine(*held), tmp_path)
     assert report.absence is Absence.NOT_ATTRIBUTED and len(report.summary.gpus) == 2
     assert report.diagnosis.verdict is Verdict.UNKNOWN and report.diagnosis.gpu is None
+    assert report.summary.kwh is None, "it would be the neighbours', too"
     alone = report_on(machine(busy=(BUSY,)), tmp_path)
     assert alone.diagnosis.verdict is Verdict.GPU_BOUND, "there is but one GPU that it can be"
 

@@ -92,6 +92,7 @@ def test_verdicts_on_a_loop(simulate, states, loop, verdict):
         (LAUNCH_BOUND, 7.5, Verdict.WAITING_FOR_DATA, True),
         (LAUNCH_BOUND, None, Verdict.UNKNOWN, False),
         (SLICE, 1.0, Verdict.UNKNOWN, False),
+        (HOPPER_SLICE, 1.0, Verdict.COMPUTE_BOUND, False),
     ],
 )
 def test_verdicts_on_a_program_that_tells_nothing(simulate, states, cpu, verdict, is_guess):

@@ -14,7 +14,7 @@ from fastae.tools.compatibility import Driver, build_mismatch, torch_mismatch, u
 from fastae.tools.doctor import CHECKS, Problem
 
 from ..commands import fastae
-from .monitor.recorded_nvml import BUSY, Card, RecordedNvml
+from ..monitor.recorded_nvml import BUSY, Card, RecordedNvml
 
 CARD = (Gpu(0, "NVIDIA H100 80GB HBM3", memory_gib=80.0),)
 OLD = Driver("570.86.15", (12, 8), CARD, ((9, 0),))
