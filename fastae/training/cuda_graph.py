@@ -75,14 +75,15 @@ def _capture(
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.device) -> None:
-    """Ends a recording that failed. PyTorch does not: allocations would go on in its pool for good."""
+    """Ends a recording that failed, which gives the stream back, and its memory, which PyTorch would keep."""
     try:
         graph.capture_end()
-    except RuntimeError:  # CUDA has invalidated the capture: the stream is free again, the pool is not
+    except RuntimeError:  # CUDA has invalidated the capture
         _failed.append(graph)
-        with suppress(RuntimeError):
-            torch._C._cuda_endAllocateToPool(device.index, pool)
-            torch._C._cuda_releasePool(device.index, pool)
+        # The first is done already in some versions of PyTorch, and then an error.
+        for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with suppress(RuntimeError):
+                end(device.index, pool)
 
 
 @contextmanager

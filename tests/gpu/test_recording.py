@@ -1,0 +1,252 @@
+"""The step on a GPU: cuDNN's gradients, and the CUDA graph of the step against the eager step."""
+
+import copy
+import gc
+
+import pytest
+import torch
+
+from fastae.augment import Augmentation
+from fastae.data.decode import Decoder
+from fastae.data.geometry import Geometry
+from fastae.data.loader import ResidentLoader
+from fastae.data.order import Order
+from fastae.data.pixels import Passes
+from fastae.data.resident import Store
+from fastae.device import Precision, choose_device, choose_kernels, choose_precision
+from fastae.graph import GraphedFunction, side_stream
+from fastae.model import AutoEncoder
+from fastae.step import TrainingStep, objective_of
+
+SIZE, BATCH, IMAGES = 64, 8, 200
+RECORDED = "one CUDA graph a step"
+FP16 = Precision(torch.float16, "fp16")
+
+
+def small_model(device):
+    torch.manual_seed(0)
+    return AutoEncoder(SIZE, 32).to(device).to(memory_format=torch.channels_last)
+
+
+def resident(device):
+    """A loader over random pixels: no file is decoded."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(256, (IMAGES, SIZE, 3, SIZE), dtype=torch.uint8, generator=generator)
+    store = Store(pixels.to(device), (pixels.float().mean((1, 3)) / 255).to(device))
+    geometry = Geometry(size=SIZE)
+    decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)
+    return ResidentLoader(store, Order(IMAGES, BATCH, 0, Augmentation()), decoder)
+
+
+def make_step(model, loader, *, loss="minibatch_bce", precision=None, **options):
+    device = next(model.parameters()).device
+    return TrainingStep(
+        model,
+        loss=loss,
+        batch_shape=(BATCH, 3, SIZE, SIZE),
+        lr=1e-4,
+        precision=precision or choose_precision(device, amp=True),
+        compiled=True,
+        images_of=loader.images,
+        **options,
+    )
+
+
+@pytest.fixture(scope="module")
+def loader(cuda):
+    return resident(cuda)
+
+
+@pytest.fixture
+def recorded(hollow):
+    """A function that records a step; on the hollow GPU counters advance though kernels do nothing."""
+
+    def record(step, loader):
+        if hollow:
+            from scripts.hollow_gpu.driver import count_replays
+
+            count_replays(step._counters())
+        assert step.record(loader.example()) == RECORDED
+        return step
+
+    return record
+
+
+def train(step, loader, steps, start=0):
+    """The objectives of `steps` steps, read at the end as the loop reads them."""
+    inputs = loader.inputs(start)
+    return torch.stack([step(*next(inputs))[0].clone() for _ in range(steps)]).tolist()
+
+
+def agrees(ours, theirs):
+    """Two trained steps: counters and Adam's steps exactly, the rest to what bf16 and atomics leave."""
+    for (name, one), (_, other) in zip(
+        ours.model.state_dict().items(), theirs.model.state_dict().items(), strict=True
+    ):
+        if name.endswith("batches_tracked"):
+            assert int(one) == int(other), name
+        elif "running" in name:
+            torch.testing.assert_close(one, other, rtol=0.05, atol=0.01, msg=name)
+        else:
+            assert (one - other).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
+    for index, state in theirs.state()["optimiser"]["state"].items():
+        mine = ours.state()["optimiser"]["state"][index]
+        assert float(mine["step"]) == float(state["step"])
+        gradient = state["exp_avg"]
+        assert (mine["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+def test_gradients_of_every_layer_are_those_without_cudnn(cuda, results, compiled):
+    """At the size that is trained: each size has kernels of its own."""
+    choose_kernels(cuda, deterministic=False)
+    torch.manual_seed(0)
+    model = AutoEncoder().to(cuda).to(memory_format=torch.channels_last)
+    images = torch.rand(64, 3, 128, 128, device=cuda).contiguous(memory_format=torch.channels_last)
+
+    def gradients(compiled):
+        model.zero_grad()
+        objective = objective_of(model, "minibatch_bce", Precision(torch.bfloat16, "bf16"), compiled)
+        objective(images)[0].backward()
+        return {name: weight.grad for name, weight in model.named_parameters()}
+
+    found = gradients(compiled)
+    with torch.backends.cudnn.flags(enabled=False):
+        expected = gradients(compiled=False)
+    results()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).norm() < 0.05 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("precision", [None, FP16], ids=["bf16", "fp16"])
+@pytest.mark.parametrize("on_nan", ["stop", "skip"])
+def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, results, precision, on_nan):
+    model = small_model(cuda)
+    options = {"precision": precision, "skip_non_finite": on_nan == "skip"}
+    eager = make_step(copy.deepcopy(model), loader, **options)
+    ours = recorded(make_step(model, loader, **options), loader)
+    objectives, expected = train(ours, loader, 10), train(eager, loader, 10)
+    results()
+    assert objectives == pytest.approx(expected, rel=0.02)
+    agrees(ours, eager)
+
+
+def test_recording_leaves_everything_as_it_was(cuda, loader, recorded, results):
+    model = small_model(cuda)
+    before = copy.deepcopy(model.state_dict())
+    step = recorded(make_step(model, loader), loader)
+    results()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(not value.any() for state in step.optimiser.state.values() for value in state.values())
+
+
+def test_two_steps_in_turn_on_one_model(cuda, loader, recorded, results):
+    """As the runs of a sweep, and each other's replays do not reach into each other's memory."""
+    model = small_model(cuda)
+    initial = copy.deepcopy(model.state_dict())
+    first = recorded(make_step(model, loader, loss="minibatch_mse"), loader)
+    second = recorded(make_step(model, loader, loss="pixel_bce"), loader)
+    plain = make_step(small_model(cuda), loader, loss="pixel_bce")
+    train(first, loader, 3)
+    model.load_state_dict(initial)
+    ours = train(second, loader, 2)
+    kept = copy.deepcopy(model.state_dict())
+    train(first, loader, 2)
+    model.load_state_dict(kept)
+    ours += train(second, loader, 3, start=2)
+    expected = train(plain, loader, 5)
+    results()
+    assert ours == pytest.approx(expected, rel=0.02)
+    agrees(second, plain)
+
+
+def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, results):
+    model = small_model(cuda)
+    whole = make_step(copy.deepcopy(model), loader)
+    train(whole, loader, 4)
+    state = copy.deepcopy(whole.state())
+    ours = recorded(make_step(model, loader), loader)
+    train(ours, loader, 2)
+    ours.restore(state)
+    continued, expected = train(ours, loader, 4, start=4), train(whole, loader, 4, start=4)
+    results()
+    assert continued == pytest.approx(expected, rel=0.02)
+    agrees(ours, whole)
+
+
+@pytest.mark.parametrize("precision", [None, FP16], ids=["bf16", "fp16"])
+def test_a_batch_that_is_not_finite_changes_nothing_in_the_graph(cuda, loader, recorded, results, precision):
+    model = small_model(cuda)
+    step = recorded(make_step(model, loader, precision=precision, skip_non_finite=True), loader)
+    train(step, loader, 3)
+    before = copy.deepcopy(step.state())
+    means = loader.store.means.clone()
+    loader.store.means.fill_(torch.nan)  # in place: the graph reads this very tensor
+    (objective,) = train(step, loader, 1, start=3)
+    loader.store.means.copy_(means)
+    after = copy.deepcopy(step.state())
+    (next_objective,) = train(step, loader, 1, start=4)
+    results()
+    assert objective != objective
+    assert next_objective == next_objective
+    assert all(torch.equal(before["model"][name], value) for name, value in after["model"].items())
+    for index, state in before["optimiser"]["state"].items():
+        for name, value in state.items():
+            assert torch.equal(after["optimiser"]["state"][index][name], value)
+
+
+def test_an_upload_and_a_replay_are_all_that_a_step_asks_of_the_host(cuda, loader, recorded):
+    step = recorded(make_step(small_model(cuda), loader), loader)
+    inputs = loader.inputs()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            step(*next(inputs))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_recording_that_fails_leaves_stream_and_memory(cuda, loader, recorded):
+    big = 1 << 28
+    made = []
+
+    def waits(values):
+        made.append(torch.zeros(big, dtype=torch.uint8, device=cuda))
+        assert not gc.isenabled()
+        return values, values * float(values.sum())
+
+    stream = torch.cuda.current_stream()
+    example = [torch.ones(4, device=cuda)]
+    torch.cuda.empty_cache()
+    reserved = torch.cuda.memory_reserved()
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="captur"), side_stream(cuda):
+            GraphedFunction(waits, example, cuda)
+        assert torch.cuda.current_stream() == stream and gc.isenabled()
+        made.clear()
+    torch.cuda.empty_cache()
+    assert torch.cuda.memory_reserved() <= reserved + (32 << 20)
+    recorded(make_step(small_model(cuda), loader), loader)
+
+
+@pytest.fixture
+def second_gpu():
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU alone")
+    yield torch.device("cuda", 1)
+    torch.cuda.set_device(0)
+
+
+@pytest.mark.parametrize("chosen", [True, False])
+def test_a_step_on_the_second_gpu(second_gpu, recorded, results, chosen):
+    """By --device, which makes it the current one, and from Python, where another one may be current."""
+    if chosen:
+        assert choose_device("cuda:1") == second_gpu
+        assert torch.cuda.current_device() == 1
+    loader, model = resident(second_gpu), small_model(second_gpu)
+    eager = make_step(copy.deepcopy(model), loader)
+    ours = recorded(make_step(model, loader), loader)
+    objectives, expected = train(ours, loader, 5), train(eager, loader, 5)
+    results()
+    assert objectives == pytest.approx(expected, rel=0.02)
+    agrees(ours, eager)
