@@ -27,6 +27,7 @@ def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
 
 
 def test_importing_the_package_imports_no_torch_and_names_what_it_offers():
-    code = "import sys, fastae; assert 'torch' not in sys.modules; [getattr(fastae, name) for name in fastae.__all__]"
+    names = "[getattr(fastae, name) for name in fastae.__all__]"
+    code = f"import sys, fastae; assert 'torch' not in sys.modules; {names}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr

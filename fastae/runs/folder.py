@@ -27,7 +27,7 @@ DRAFTS = ".*.partial"
 class RunFolder:
     """The places in a run's folder, which may be anywhere. `new_run` makes one.
 
-    new: its run has not begun, and is not to be resumed.
+    new: made for a run that begins here; otherwise config.json says what the run is.
     """
 
     def __init__(self, path: Path, *, new: bool = False) -> None:

@@ -56,8 +56,9 @@ class Ranks:
 
     def receive(self, name: str) -> str:
         """Waits for what the first rank broadcasts. Raises RunFailure if it has ended."""
+        store = _store()
         try:
-            return _store().get(f"fastae/{name}").decode()
+            return store.get(f"fastae/{name}").decode()
         except RuntimeError as error:
             raise RunFailure(f"the first rank ended, or cannot be reached: {error!s:.200}") from None
 
@@ -67,8 +68,11 @@ ALONE = Ranks()
 
 @cache
 def _store() -> dist.Store:
-    """The ranks' shared memory of names and values, which torchrun keeps for their rendezvous."""
-    store, *_ = next(rendezvous("env://"))
+    """The names and values that torchrun keeps for all ranks. Raises RunFailure if it is not there."""
+    try:
+        store, *_ = next(rendezvous("env://"))
+    except (RuntimeError, ValueError) as error:
+        raise RunFailure(f"the other ranks cannot be reached: {error!s:.200}") from None
     return store
 
 

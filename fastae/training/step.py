@@ -61,9 +61,9 @@ class TrainingStep:
     """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
 
     objective: from `objective_of(model, ...)`. images_of: makes a batch (N, 3, S, S) of the inputs, the
-    `images` of a loader; part of the step, so that it too is in the CUDA graph. skip_non_finite: a step whose loss or
-    gradient is not finite returns NaN as its objective and changes nothing; decided on the device, without
-    waiting for it.
+    `images` of a loader; part of the step, so that it too is in the CUDA graph. skip_non_finite: a step whose
+    loss or gradient is not finite returns NaN as its objective and changes nothing; decided on the device,
+    without waiting for it.
 
     Both results are float32 scalars on the device: reading one waits for the device, so the loop does
     that only when it logs; the next step may overwrite them. Shapes must not change from call to call:

@@ -5,18 +5,18 @@ import gc
 
 import pytest
 import torch
+from fastae.data.geometry import Geometry
+from fastae.data.order import Order
+from fastae.data.pixels import Passes
+from fastae.device import Precision, choose_device, choose_kernels, choose_precision
+from fastae.graph import GraphedFunction, side_stream
+from fastae.step import TrainingStep, objective_of
 
 from fastae.augment import Augmentation
 from fastae.data.decode import Decoder
-from fastae.data.geometry import Geometry
 from fastae.data.loader import ResidentLoader
-from fastae.data.order import Order
-from fastae.data.pixels import Passes
 from fastae.data.resident import Store
-from fastae.device import Precision, choose_device, choose_kernels, choose_precision
-from fastae.graph import GraphedFunction, side_stream
 from fastae.model import AutoEncoder
-from fastae.step import TrainingStep, objective_of
 
 SIZE, BATCH, IMAGES = 64, 8, 200
 RECORDED = "one CUDA graph a step"

@@ -131,7 +131,7 @@ def test_a_sweep_is_dealt_out_over_the_ranks_in_the_folder_of_the_first(face_fol
 
 
 def test_a_folder_that_is_in_use_is_refused_by_the_first_rank_alone(face_folder, tmp_path):
-    (tmp_path / "file").touch()
+    (tmp_path / "precious").touch()
     code, _, errors = in_two("train", "--data", face_folder, *RUN, "--out", tmp_path)
     assert code != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
