@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     from fastae.runs.loaded_model import load_model
     from fastae.training.runner import train
 
-__version__ = "0.1.0"
 __all__ = ["LOSSES", "AutoEncoder", "TrainConfig", "load_model", "open_loader", "train"]
 
 _MODULES = {
+    "__version__": "utils.environment",
     "LOSSES": "losses",
     "AutoEncoder": "model",
     "TrainConfig": "config",

@@ -14,7 +14,6 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-import fastae
 from fastae.cli.options import GroupedCommand, PathType, options_of
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, Stopped
@@ -25,7 +24,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
 @click.group(context_settings=CONTEXT)
-@click.version_option(fastae.__version__, prog_name="fastae")
+@click.version_option(package_name="fastae", prog_name="fastae")
 def cli() -> None:
     """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed."""
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 
-import fastae
 from fastae.errors import FastaeError
 from fastae.report.compare import compare
 from fastae.report.figures import SMOOTHING, draw_curves, draw_gallery, draw_strip, short, smooth
@@ -19,6 +18,7 @@ from fastae.report.runs import Run, Series, find_runs
 from fastae.report.tables import answer, commands, hours, settings, table
 from fastae.utils.console import log, printable, track
 from fastae.utils.device import choose_device
+from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
 
 PAGE = "report.html"
@@ -62,7 +62,7 @@ def _page(
         headline=headline,
         sentences=sentences,
         made=time.strftime("%-d %B %Y, %H:%M"),
-        version=fastae.__version__,
+        version=__version__,
         warnings=(
             *warnings,
             *(f"{run.name}: {mark}" for run in runs for mark in comparison.marks[run.path]),

@@ -19,9 +19,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import fastae
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
+from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write, require_file, sync_folder
 from fastae.utils.json import convert
 
@@ -175,7 +175,7 @@ def _in_words(place: tuple) -> str:
 def write_weights(path: Path, state: Mapping[str, Any]) -> None:
     """The model's weights alone, as safetensors: for those who only use the model. Raises OSError."""
     weights = {name: value.contiguous() for name, value in state["model"].items()}
-    metadata = {"iteration": str(state["iteration"]), "fastae": fastae.__version__}
+    metadata = {"iteration": str(state["iteration"]), "fastae": __version__}
     with atomic_write(path) as file:
         file.write(safetensors.torch.save(weights, metadata))
 

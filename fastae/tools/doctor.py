@@ -16,15 +16,14 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-import fastae
+from fastae.monitor import compatibility
+from fastae.monitor.compatibility import DALI_BUILDS, Driver
 from fastae.monitor.host import cpu_quota, usable_cores
 from fastae.monitor.nvml import NvmlError, in_wsl
-from fastae.tools import compatibility
-from fastae.tools.compatibility import DALI_BUILDS, Driver
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
-from fastae.utils.environment import commit, version
+from fastae.utils.environment import __version__, commit, version
 from fastae.utils.memory import free_bytes, total_bytes
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run's checkpoint half of one
@@ -66,7 +65,7 @@ def _run(subject: str, check: Callable[[], Answer]) -> dict[str, str]:
 
 
 def check_fastae() -> Answer:
-    text = f"{fastae.__version__}, commit {commit() or 'unknown (installed)'}"
+    text = f"{__version__}, commit {commit() or 'unknown (installed)'}"
     if platform.system() != "Linux":
         raise Problem(f"{text}, on {platform.system()}", "use Linux on x86-64 or aarch64, which DALI needs")
     return f"{text}, Python {platform.python_version()} on {platform.platform()}", ""

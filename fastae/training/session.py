@@ -28,6 +28,7 @@ from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
 from fastae.model import AutoEncoder
+from fastae.monitor.compatibility import unusable_gpu_reason
 from fastae.runs.folder import RunFolder
 from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.out_of_memory import require_room
@@ -107,7 +108,11 @@ class Models:
 
 def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     """What `config` runs on here. Raises FastaeError for a device that is not there, or too small."""
-    device = choose_device(device_of(config.device, ranks))
+    name = device_of(config.device, ranks)
+    if name == "auto" and (reason := unusable_gpu_reason()):
+        log(f"warning   training on the CPU: {reason}")
+        name = "cpu"
+    device = choose_device(name)
     require_room(config, device)
     if device.type == "cpu":
         keep_freed_memory()

@@ -18,9 +18,9 @@ from pathlib import Path
 import platformdirs
 from filelock import FileLock, Timeout
 
-import fastae
 from fastae.errors import FastaeError
 from fastae.utils.console import log
+from fastae.utils.environment import __version__
 from fastae.utils.files import write_json
 from fastae.utils.json import read_json
 
@@ -127,7 +127,7 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
         _delete(draft)
         draft.mkdir(exist_ok=True)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(draft / MARKER, asdict(Marker(kind, data, created, fastae.__version__)))
+        write_json(draft / MARKER, asdict(Marker(kind, data, created, __version__)))
         yield draft
         draft.rename(folder)
     finally:

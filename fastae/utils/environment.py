@@ -8,8 +8,6 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-import fastae
-
 DALI_BUILDS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
 """Both provide the module nvidia.dali: exactly one may be installed."""
 
@@ -19,7 +17,7 @@ DISTRIBUTIONS = ("torch", *DALI_BUILDS, "numpy", "tensorboard", "pillow")
 def describe_environment() -> dict[str, Any]:
     """fastae's version and commit, Python, the packages that matter, and the platform; JSON values."""
     return {
-        "fastae": fastae.__version__,
+        "fastae": __version__,
         "commit": commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -33,6 +31,10 @@ def version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+__version__ = version("fastae") or "0+unknown"
+"""Of the installed package, which pyproject.toml states."""
 
 
 def commit() -> str | None:

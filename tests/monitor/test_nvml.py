@@ -6,10 +6,9 @@ import re
 import pynvml
 import pytest
 
-from fastae.monitor import gpu_reader, nvml
+from fastae.monitor import compatibility, gpu_reader, nvml
 from fastae.monitor.nvml import NvmlError, all_gpus, close_nvml, gpu_of_cuda, open_nvml, visible_gpus
 from fastae.monitor.recording import Absence
-from fastae.tools import compatibility
 
 from .recorded_nvml import BUSY, IDLE, SLICE, Card, RecordedNvml, mig_machine
 

@@ -7,10 +7,10 @@ import pynvml
 import pytest
 import torch
 
-from fastae.monitor import nvml
+from fastae.monitor import compatibility, nvml
+from fastae.monitor.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
 from fastae.monitor.recording import Gpu
-from fastae.tools import compatibility, doctor
-from fastae.tools.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.tools import doctor
 from fastae.tools.doctor import CHECKS, Problem
 
 from ..commands import fastae
