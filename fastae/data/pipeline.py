@@ -104,7 +104,10 @@ class _Caller:
         except Empty:
             raise TimeoutError from None
         if error is not None:
-            raise error
+            try:
+                raise error
+            finally:
+                del error  # which refers to this frame, and so would keep itself and the pipeline
         return result
 
     def close(self) -> None:
@@ -126,6 +129,7 @@ class _Caller:
             outcome = None, error
         del function  # first, so that what it holds is the caller's to destroy
         self._outcomes.put(outcome)
+        del outcome  # an error refers to this frame
         return True
 
 

@@ -1,5 +1,6 @@
 """A file that cannot be decoded, at once or in mid-run: reported, replaced, and nothing else changes."""
 
+import gc
 import itertools
 import json
 import os
@@ -224,6 +225,26 @@ def test_however_many_files_the_decoder_alone_refuses_are_replaced(paths, refuse
     else:
         with pytest.raises(NoneLeft, match="none of the 12 images"):
             list(itertools.islice(stream, 6))
+
+
+def test_pipelines_that_failed_are_gone_at_once(paths):
+    """They hold threads and the device's memory, and must not wait for the garbage collector."""
+
+    def alive():
+        return sum(each() is not None for each in pipeline.Pipeline._pipes)
+
+    gc.collect()
+    before = alive()
+    WAYS["does not decode"](Path(paths[0]))
+    gc.disable()
+    try:
+        batches = open_(paths).batches()
+        list(itertools.islice(batches, 6))
+        assert alive() == before + 1
+        del batches
+        assert alive() == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
