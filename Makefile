@@ -27,7 +27,7 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	@touch $@
 
 # Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.
-train: setup ## Train on the embedded faces for 2.5 minutes; prints which picture to open
+train: setup ## Train on the built-in synthetic faces for 2.5 minutes; prints which picture to open
 	$(BIN)/fastae train --loss minibatch_bce --amp --minutes 2.5 --batch-size 16 --lr 5e-4 \
 		--log-every 50 --eval-every 100
 
