@@ -1,4 +1,4 @@
-"""The article's network and step in TensorFlow, for comparison: the same layers, loss and optimiser.
+"""The article's network and step in TensorFlow, for comparison: the same layers, loss and optimizer.
 
 Written with today's TensorFlow as one `tf.function`; batch norm uses the batch's own statistics alone,
 as the article's layer library did.
@@ -54,8 +54,8 @@ def build(batch_size: int, size: int) -> Callable[[], Any]:
     ]
     last, last_bias = variable((5, 5, DECODER[-1][1], 3), 25 * DECODER[-1][1]), constant(3, 0.0)
     images = tf.random.uniform((batch_size, size, size, 3))
-    optimiser = tf.keras.optimizers.Adam(1e-4, epsilon=1e-8)
-    optimiser.build(variables)
+    optimizer = tf.keras.optimizers.Adam(1e-4, epsilon=1e-8)
+    optimizer.build(variables)
 
     def reconstruct(x: Any) -> Any:
         for weights, stride, after in encoder:
@@ -74,7 +74,7 @@ def build(batch_size: int, size: int) -> Callable[[], Any]:
             loss = -tf.reduce_mean(
                 images * tf.math.log(y + 0.001) + (1 - images) * tf.math.log(1 - y + 0.001)
             )
-        optimiser.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
+        optimizer.apply_gradients(zip(tape.gradient(loss, variables), variables, strict=True))
         return loss
 
     return step

@@ -112,7 +112,7 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @click.command(help=__doc__)
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the embedded faces.")
+@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--iterations", default=12, show_default=True)
 @click.option("--device", default="cpu", show_default=True)

@@ -130,7 +130,7 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 @click.command(help=__doc__)
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the embedded faces.")
+@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
 @click.option("--threads", default=2, show_default=True, help="Workers or threads for each.")
 @click.option("--device", default="cpu", show_default=True)
 @click.option(

@@ -119,7 +119,7 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
     from fastae.utils.device import choose_precision
 
     model, precision = _model(level, device), choose_precision(device, amp=level >= 2)
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
 
     def forward(images: Any) -> Any:
         with precision.autocast(device):
@@ -130,10 +130,10 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
     def bound(images: Any) -> Callable[[], Any]:
         def run() -> Any:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss = measured(images)
             loss.backward()
-            optimiser.step()
+            optimizer.step()
             return loss.detach()
 
         return run

@@ -94,7 +94,7 @@ def _take(stream: Iterator[Any], number: int) -> None:
 
 
 @click.command(help=__doc__)
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the embedded faces.")
+@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--threads", default=8, show_default=True, help="CPU threads where they are not swept.")
 @click.option("--batches", default=100, show_default=True, help="Batches a repeat.")

@@ -46,7 +46,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
         "settings": {
             "threads": threads,
             "quick": quick,
-            "images": "embedded faces" if images is None else "a folder of JPEGs",
+            "images": "built-in synthetic faces" if images is None else "a folder of JPEGs",
         },
     }
     # A CPU step of 64 takes seconds; the rate hardly depends on the batch there.
@@ -81,7 +81,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
 
 @click.command(help=__doc__)
 @click.option("--only", default=",".join(SECTIONS), show_default=True, help="Sections, comma-separated.")
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the embedded faces.")
+@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
 @click.option("--threads", default=2, show_default=True, help="Loader threads or workers.")
 @click.option("--device", default=None, help="cpu or cuda; default: cuda where there is one.")
 @click.option("--quick", is_flag=True, help="Fewer and shorter repeats: for a look, not for a claim.")

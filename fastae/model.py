@@ -6,7 +6,7 @@
               each with batch norm, ReLU; conv5x5 -> 3; sigmoid
 
 The article's convolutions have a bias before batch norm too. Batch norm subtracts the mean, and with it any
-constant: such a bias changes nothing, its gradient is zero, and the nine of them are left out here.
+constant: such a bias changes nothing, its gradient is zero, and the nine of them are skipped here.
 
 TensorFlow, which the article used, pads a stride-2 5x5 convolution by (1, 2); `padding=2` here acts as
 (2, 1), and so does `output_padding=1` for the transposed ones. With images and kernels flipped in both

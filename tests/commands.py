@@ -75,7 +75,7 @@ def begin_with(run, images):
 
 
 def same_state(one, other):
-    """Whether weights, optimiser and iteration are the same bits."""
+    """Whether weights, optimizer and iteration are the same bits."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same_state(one[name], other[name]) for name in one)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other

@@ -34,7 +34,7 @@ SCALER = {
     "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
     "growth_interval": 2000, "_growth_tracker": 0,
 }  # fmt: skip
-STATE = {"model": {}, "optimiser": {}, "scaler": {}, "iteration": 1, "config": {}, "run": {}}
+STATE = {"model": {}, "optimizer": {}, "scaler": {}, "iteration": 1, "config": {}, "run": {}}
 
 
 class Evil:
@@ -183,19 +183,19 @@ SHAPE = (32, 3, 5, 5)
         (["model", "encoder.0.weight"], "weight"),
         (["model", "encoder.0.weight"], None),
         (["model", "more"], torch.zeros(1)),
-        (["optimiser", "state", 0, "exp_avg"], torch.zeros(16)),
-        (["optimiser", "state", 0, "exp_avg"], torch.zeros(1).expand(SHAPE)),
-        (["optimiser", "state", 0, "exp_avg"], torch.zeros(SHAPE).long()),
-        (["optimiser", "state", 0, "exp_avg"], torch.full(SHAPE, torch.inf)),
-        (["optimiser", "state", 0, "exp_avg_sq"], torch.full(SHAPE, -1.0)),
-        (["optimiser", "state", 0, "exp_avg_sq"], None),
-        (["optimiser", "state", 0, "step"], torch.zeros(2)),
-        (["optimiser", "state", 0, "step"], 4),
-        (["optimiser", "state", 0, "more"], torch.zeros(())),
-        (["optimiser", "state", 0], {}),
-        (["optimiser", "state", 0], []),
-        (["optimiser", "state", 99], {"step": torch.zeros(())}),
-        (["optimiser", "state"], None),
+        (["optimizer", "state", 0, "exp_avg"], torch.zeros(16)),
+        (["optimizer", "state", 0, "exp_avg"], torch.zeros(1).expand(SHAPE)),
+        (["optimizer", "state", 0, "exp_avg"], torch.zeros(SHAPE).long()),
+        (["optimizer", "state", 0, "exp_avg"], torch.full(SHAPE, torch.inf)),
+        (["optimizer", "state", 0, "exp_avg_sq"], torch.full(SHAPE, -1.0)),
+        (["optimizer", "state", 0, "exp_avg_sq"], None),
+        (["optimizer", "state", 0, "step"], torch.zeros(2)),
+        (["optimizer", "state", 0, "step"], 4),
+        (["optimizer", "state", 0, "more"], torch.zeros(())),
+        (["optimizer", "state", 0], {}),
+        (["optimizer", "state", 0], []),
+        (["optimizer", "state", 99], {"step": torch.zeros(())}),
+        (["optimizer", "state"], None),
         (["scaler"], {"scale": 1.0}),
         (["scaler"], SCALER | {"_growth_tracker": 2**31}),
         (["scaler"], SCALER | {"scale": torch.inf}),
@@ -217,7 +217,7 @@ def test_a_resumed_run_survives_moments_of_another_shape(small_run, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     state = checkpoint.newest(run / "checkpoints", print)
-    bad = replaced(state | {"iteration": 5}, ["optimiser", "state", 0, "exp_avg"], torch.zeros(16))
+    bad = replaced(state | {"iteration": 5}, ["optimizer", "state", 0, "exp_avg"], torch.zeros(16))
     plant(run / "checkpoints", saved(bad), iteration=5)
     result = fastae("train", "--resume", run, "--iterations", 6)
     assert result.returncode == 0, result.stderr

@@ -135,7 +135,7 @@ def export(run: Path, kind: str, out: Path) -> None:
     "--json", "report", metavar="FILE", type=PathType(str), help="Write the findings as JSON; - is stdout."
 )
 def check(folder: str, deep: bool, crop: int | None, report: str | None) -> int:
-    """Find the files of a data set that cannot be trained on; exit code 1 where there are any."""
+    """Find the files of a data set that cannot be trained on; exit code 1 if there are any."""
     from fastae.tools.dataset import check_folder
 
     return check_folder(folder, deep=deep, crop=crop, report=report)
@@ -178,7 +178,7 @@ class WatchingCommand(click.Command):
 @click.argument("run", metavar="", required=False, type=PathType())
 @click.option("--json", "as_json", is_flag=True, help="RUN's report as JSON.")
 @click.option("--out", metavar="DIR", type=PathType(), help="Files of COMMAND's report.")
-@click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings a second.")
+@click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings per second.")
 @click.pass_obj
 def gpu(
     command: tuple[str, ...] | None,

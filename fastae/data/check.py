@@ -81,7 +81,7 @@ def check(
     """Checks every path; `records` is the folder in which answers are remembered, None for not at all.
 
     crop: side in pixels below which an image is too small. decoder: has to decode every file as well.
-    Raises DecoderError where that decodes nothing.
+    Raises DecoderError if that decodes nothing.
     """
     reports = dict(zip(paths, _quick(root, paths, records), strict=True))
     faults = {path: _fault(report, crop) for path, report in reports.items()}

@@ -48,7 +48,7 @@ class Decoder:
         """What it has against each of these files, in order.
 
         together: files that are tried at once, and one by one where that fails.
-        Raises DecoderError where it does not even decode a picture made here: a GPU may be lost.
+        Raises DecoderError if it does not even decode a picture made here: a GPU may be lost.
         """
         batches = [paths[start : start + together] for start in range(0, len(paths), together)]
         done, works = 0, False

@@ -35,7 +35,7 @@ def write(folder: Path, count: int = COUNT) -> None:
 def ensure(cache: Path) -> Path:
     """The folder in `cache` with the JPEGs; made on the first call, whole or not at all.
 
-    Raises OSError where it cannot be written.
+    Raises OSError if it cannot be written.
     """
     folder = cache / f"faces-v1-{COUNT}"
 

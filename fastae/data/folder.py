@@ -67,7 +67,7 @@ def open_folder(
 
     crop: images with a shorter side are skipped. records: where what is known of the files is kept.
     manifest: of a run that is resumed; a file that was lost is replaced by the next in order.
-    Raises FastaeError where there is no such folder, fewer than two usable JPEGs in it, images so large
+    Raises FastaeError if there is no such folder, fewer than two usable JPEGs in it, images so large
     that decoding them would exhaust the memory, or other images than a run began with.
     """
     root = os.fspath(root)
@@ -93,7 +93,7 @@ def name_below(root: str, path: str) -> str:
 def find_jpegs(root: str) -> list[str]:
     """Everything named like a JPEG under `root`, sorted by path, and every folder that cannot be listed.
 
-    Links to folders are not followed. Raises FastaeError where there is no such folder, or nothing in it.
+    Links to folders are not followed. Raises FastaeError if there is no such folder, or nothing in it.
     """
     if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that is too long)
         what = "is a file, not a folder" if os.path.exists(root) else "does not exist"  # noqa: PTH110
@@ -107,7 +107,7 @@ def find_jpegs(root: str) -> list[str]:
 def walk(root: str, suffixes: tuple[str, ...]) -> Iterator[str]:
     """What is named so in and below `root`, and every folder that cannot be listed, in any order.
 
-    Links to folders are not followed. Raises FastaeError where `root` itself cannot be listed.
+    Links to folders are not followed. Raises FastaeError if `root` itself cannot be listed.
     """
     folders = [root]  # a list, since folders may be nested deeper than calls may
     while folders:

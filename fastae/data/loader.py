@@ -215,7 +215,7 @@ def load_images(
     indices: those to load (default: all); the others may replace one that cannot be decoded.
     on_replaced: called with each such file, and with the path of its replacement.
 
-    Raises NoneLeft where none can be decoded, and FastaeError for a missing DALI.
+    Raises NoneLeft if none can be decoded, and FastaeError for a missing DALI.
     """
     require_dali()
     decoder = open_decoder(geometry, torch.device(device), threads, compiled=False)

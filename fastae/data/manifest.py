@@ -52,7 +52,7 @@ class Manifest:
         return digest.hexdigest()[:32]
 
     def write(self, path: Path) -> None:
-        """Raises OSError, and FastaeError where it would be too large to be read again."""
+        """Raises OSError, and FastaeError if it would be too large to be read again."""
         content = json.dumps(dataclasses.asdict(self), indent=0, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
             raise FastaeError(f"the names of {len(self.sizes):,} images are more than {MAX_BYTES:,} bytes")
@@ -61,7 +61,7 @@ class Manifest:
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Raises FastaeError where it is missing or damaged."""
+        """Raises FastaeError if it is missing or damaged."""
         try:
             return read_json(path, cls, MAX_BYTES)
         except (OSError, ValueError) as error:

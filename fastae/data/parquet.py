@@ -37,7 +37,7 @@ def find_parquet(folder: Path) -> list[File]:
     """The parquet files in and below `folder`: by part of the split, then by path.
 
     A file may be a link, as in Hugging Face's cache: nothing but a parquet file's images is taken from it.
-    Raises FastaeError where a name does not tell the part.
+    Raises FastaeError if a name does not tell the part.
     """
     paths = [Path(path) for path in walk(str(folder), (".parquet",)) if os.path.isfile(path)]  # noqa: PTH113
     return sorted(((path, _part_of(path)) for path in paths), key=lambda file: (file[1], file[0]))
@@ -55,7 +55,7 @@ def count_rows(files: Sequence[File]) -> int:
 def read_jpegs(files: Sequence[File]) -> Iterator[tuple[bytes, int]]:
     """Every image in turn as the content of a JPEG file, and its part of the split.
 
-    Raises FastaeError for a file that is not parquet, rows without an image, and where pyarrow is missing.
+    Raises FastaeError for a file that is not parquet, rows without an image, and if pyarrow is missing.
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without the interpreter lock
         for path, part in files:

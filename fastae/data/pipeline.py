@@ -63,7 +63,7 @@ class Engine:
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
-        """Its outputs, batch by batch. Raises DecoderError where it fails, and where it does not return.
+        """Its outputs, batch by batch. Raises DecoderError where it fails, and if it does not return.
 
         Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
         """

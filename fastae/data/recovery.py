@@ -81,7 +81,7 @@ class ImageFiles:
         return [index for index in range(len(self)) if index not in self.bad]
 
     def replace(self, found: Mapping[int, Fault]) -> None:
-        """Has other files read in place of these images' own. Raises NoneLeft where there are no others."""
+        """Has other files read in place of these images' own. Raises NoneLeft if there are no others."""
         self.bad |= found
         good = self.good()
         if not good:
@@ -104,7 +104,7 @@ class RecoverableStream(ABC, Generic[Item]):
     def restart(self, position: int, patience: float) -> Iterator[Item]:
         """The items at position, position + 1, ..., from `files.paths` as they are now.
 
-        Raises DecoderError, and DecoderStalled where one takes more than `patience` seconds.
+        Raises DecoderError, and DecoderStalled if one takes more than `patience` seconds.
         """
 
     @abstractmethod

@@ -71,7 +71,7 @@ def store_bytes(count: int, size: int) -> int:
 def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store:
     """The images of `files` on the decoder's device; built where `cache` has none that fits.
 
-    Raises FastaeError where the cache cannot be written or is full.
+    Raises FastaeError if the cache cannot be written or is full.
     """
     shape = (len(files), decoder.geometry.size, 3, decoder.geometry.size)
     if cache is None:
@@ -172,7 +172,7 @@ def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
 
 
 def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
-    """The store in a folder, mapped; None where there is none of this shape."""
+    """The store in a folder, mapped; None if there is none of this shape."""
     try:
         # Copy-on-write, since PyTorch warns of memory that it may not write to; nobody writes.
         pixels = np.lib.format.open_memmap(folder / "pixels.npy", "c")

@@ -27,7 +27,7 @@ NAMING = {"GLOBAL", "STACK_GLOBAL", "INST"}
 
 
 def require_plain(path: Path) -> None:
-    """Raises ValueError where a file of `torch.save` holds more than tensors, or more bytes than it has."""
+    """Raises ValueError if a file of `torch.save` holds more than tensors, or more bytes than it has."""
     try:
         instructions = _instructions(path)
     except ValueError:

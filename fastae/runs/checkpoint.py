@@ -28,7 +28,7 @@ from fastae.utils.json import convert
 LAST = "last.pt"
 """A link to the newest, for people and scripts; resuming looks at the numbers."""
 
-PARTS = {"model": dict, "optimiser": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
+PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
 """What a checkpoint holds. run: data, device, versions, as in config.json."""
 
 State = dict[str, Any]
@@ -37,7 +37,7 @@ State = dict[str, Any]
 def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     """Writes a state, whole and on the disk when this returns, then removes all but the last `keep`.
 
-    Raises OSError where it cannot be written; nothing else has changed then.
+    Raises OSError if it cannot be written; nothing else has changed then.
     """
     path = folder / f"{state['iteration']:07d}.pt"
     with atomic_write(path) as file:
@@ -61,7 +61,7 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
 
 
 def newest(folder: Path, warn: Callable[[str], None], model: nn.Module | None = None) -> State | None:
-    """The newest whole state in `folder`, on the CPU; None where there is none.
+    """The newest whole state in `folder`, on the CPU; None if there is none.
 
     warn: told in one line of each newer one that is damaged.
     model: whose state it must be, in shapes and types; the meta device will do.
@@ -85,7 +85,7 @@ def moments_like(weight: Tensor) -> dict[str, Tensor]:
 
 def tensors(state: Mapping[str, Any]) -> dict[tuple, Any]:
     """The weights and Adam's moments in a state, by their places. Raises ValueError for another structure."""
-    moments = state["optimiser"].get("state")
+    moments = state["optimizer"].get("state")
     if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
         raise ValueError("it has no optimizer state")
     return {("model", name): value for name, value in state["model"].items()} | {
@@ -99,12 +99,12 @@ def is_finite(state: Mapping[str, Any]) -> bool:
 
 
 def _require_fit(state: State, model: nn.Module, path: Path) -> None:
-    """Raises FastaeError, naming what is wrong, where this cannot be a state of training `model`.
+    """Raises FastaeError, naming what is wrong, if this cannot be a state of training `model`.
 
     Adam's kernel does not look: with moments of other shapes it reads and writes memory that is not theirs.
     """
     kept = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
-    expected = tensors({"model": model.state_dict(), "optimiser": {"state": kept}})
+    expected = tensors({"model": model.state_dict(), "optimizer": {"state": kept}})
     try:
         found = tensors(state)
         _require_alike(found, expected)
@@ -211,7 +211,7 @@ def latest(folder: Path) -> int | None:
 
 
 def _read(path: Path) -> State:
-    """The verified state of one file. Raises FastaeError where it is damaged or not one of ours."""
+    """The verified state of one file. Raises FastaeError if it is damaged or not one of ours."""
     try:
         require_file(_digest_of(path))
         recorded = _digest_of(path).read_text().split()[:1]

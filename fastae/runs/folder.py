@@ -107,7 +107,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other runs out of the folder. Raises FastaeError where one is at work in it."""
+        """Keeps other runs out of the folder. Raises FastaeError if one is at work in it."""
         with locked(FileLock(self.lock_file), self.path, "run"):
             yield
 
@@ -144,7 +144,7 @@ class RunFolder:
             draft.unlink(missing_ok=True)
 
     def settings(self) -> TrainConfig:
-        """What config.json says. Raises FastaeError where this is no run's folder, or that is damaged."""
+        """What config.json says. Raises FastaeError if this is no run's folder, or that is damaged."""
         return TrainConfig.from_dict(self.describe().get("config"), str(self.config))
 
     def describe(self) -> dict[str, Any]:
@@ -160,7 +160,7 @@ class RunFolder:
         return written
 
     def manifest(self) -> Manifest:
-        """The images it began with. Raises FastaeError where images.json is missing, damaged or another's."""
+        """The images it began with. Raises FastaeError if images.json is missing, damaged or another's."""
         images = Manifest.read(self.images)
         if nested(self.describe(), "data", "fingerprint") not in (None, images.fingerprint):
             raise FastaeError(f"{str(self.images)!r} lists other images than the run began with: restore it")

@@ -39,7 +39,7 @@ class GraphedFunction:
     Inputs may lie in pinned memory: they are copied straight to where the graph reads them. Make one within
     a `side_stream`, on which the function has run before.
 
-    Raises RuntimeError where the function cannot be recorded: it synchronises, or allocates anew. Memory and
+    Raises RuntimeError if the function cannot be recorded: it synchronises, or allocates anew. Memory and
     stream are as before then; what the function itself keeps, gradients above all, is the caller's to drop.
     """
 

@@ -88,7 +88,7 @@ def launched() -> Ranks:
 
 
 def device_of(name: str, ranks: Ranks) -> str:
-    """`--device` for one of several ranks: each its own GPU where there are any."""
+    """`--device` for one of several ranks: each takes its own GPU, if there are any."""
     if ranks.size == 1 or name == "cpu" or not (torch.cuda.is_available() or name != "auto"):
         return name
     if name not in ("auto", "cuda"):

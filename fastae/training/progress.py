@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from fastae.utils.console import console, duration, log
 
 WIDE = 110
-"""Columns of a terminal that show everything; on narrower ones the loss and the data wait are left out."""
+"""Columns of a terminal that show everything; on narrower ones, without the loss and the data wait."""
 
 
 @dataclass(frozen=True)

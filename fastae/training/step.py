@@ -87,7 +87,7 @@ class TrainingStep:
         self.precision = precision
         self.images_of = images_of
         self.skip_non_finite = skip_non_finite
-        self.optimiser = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             model.parameters(),
             lr=lr,
             betas=ADAM_BETAS,
@@ -130,7 +130,7 @@ class TrainingStep:
         with graph.side_stream(self.device):
             for _ in range(WARM_UP):
                 self._step(*(value.to(self.device) for value in example))
-            self.optimiser.zero_grad(set_to_none=True)
+            self.optimizer.zero_grad(set_to_none=True)
             recorded = graph.GraphedFunction(self._step, example, self.device)
         # A graph that was recorded on another device or stream is empty, of which PyTorch only warns.
         before = [int(counter) for counter in self._counters()]
@@ -141,15 +141,15 @@ class TrainingStep:
 
     def _forget(self) -> None:
         """Drops what a broken-off step has left: gradients in a failed graph's memory, the scaler's flags."""
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         for flag in ("grad_scale", "found_inf"):
-            self.optimiser.__dict__.pop(flag, None)
+            self.optimizer.__dict__.pop(flag, None)
         self.scaler = self._new_scaler()
 
     def _undo(self, weights: dict[str, Tensor]) -> None:
-        """Back to these weights and a new optimiser: in place, since a graph holds these very tensors."""
+        """Back to these weights and a new optimizer: in place, since a graph holds these very tensors."""
         self.model.load_state_dict(weights)
-        for state in self.optimiser.state.values():
+        for state in self.optimizer.state.values():
             for value in state.values():
                 value.zero_()
         self.scaler.load_state_dict(self._new_scaler().state_dict())
@@ -164,31 +164,31 @@ class TrainingStep:
         return norm / self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else norm
 
     def state(self) -> dict[str, Any]:
-        """Model, optimiser and scaler as state dicts: what `restore` continues from."""
+        """Model, optimizer and scaler as state dicts: what `restore` continues from."""
         return {
             "model": self.model.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
 
     @torch.no_grad()
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state`, whose tensors `fastae.runs.checkpoint` has compared with the model's.
+        """Continues from a `state`, whose tensors `fastae.runs.checkpoint` has compared with the model's.
 
         In place, since a recorded graph holds these very tensors. Adam's moments lie in memory as the weights
         do, whose layout may be another than in the run before: its kernel assumes that.
         """
         self.model.load_state_dict(state["model"])
         for index, weight in enumerate(self.model.parameters()):
-            own = self.optimiser.state[weight]
+            own = self.optimizer.state[weight]
             for name, like in moments_like(weight).items():
-                own.setdefault(name, torch.zeros_like(like)).copy_(state["optimiser"]["state"][index][name])
+                own.setdefault(name, torch.zeros_like(like)).copy_(state["optimizer"]["state"][index][name])
         if self.scaler.is_enabled() and state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         images = self.images_of(*inputs)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         statistics = torch.cat(self._statistics()) if self.skip_non_finite else None
         objective, error = self._objective(images)
         self.scaler.scale(objective).backward()
@@ -196,7 +196,7 @@ class TrainingStep:
         if statistics is not None:
             objective = self._hold_back(objective, statistics)
         # Fused Adam takes the scale and the overflow flag as tensors: no wait for the device here.
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         return objective, error
 
@@ -210,8 +210,8 @@ class TrainingStep:
             gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
             size = size + nn.utils.get_total_norm(gradients)
         good = size.isfinite()
-        # The flag by which a fused optimiser leaves everything as it is; GradScaler sets its own.
-        self.optimiser.found_inf = (~good).float()  # type: ignore[attr-defined]
+        # The flag by which a fused optimizer leaves everything as it is; GradScaler sets its own.
+        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
         statistics, counters = self._statistics(), self._counters()
         kept = torch.where(good, torch.cat(statistics), before)
         torch._foreach_copy_(statistics, kept.split([each.numel() for each in statistics]))

@@ -141,7 +141,7 @@ def touch(folder: Path) -> None:
 
 
 def entries(cache: Path) -> list[Entry]:
-    """What fastae keeps in the folder, drafts included. Raises FastaeError where it cannot be read."""
+    """What fastae keeps in the folder, drafts included. Raises FastaeError if it cannot be read."""
     try:
         paths = sorted(cache.iterdir()) if cache.is_dir() else []
         return [entry for path in paths if (entry := _entry(path))]

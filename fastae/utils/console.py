@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class _Output:
-    """sys.stdout as it is at the moment; where its reader or terminal has gone, the run goes on unheard."""
+    """sys.stdout as it is at the moment; if its reader or terminal has gone, the run continues without."""
 
     def write(self, text: str) -> int:
         return self._try(lambda: sys.stdout.write(text))
@@ -58,7 +58,7 @@ def log(text: str) -> None:
 
 
 def printable(text: str) -> str:
-    """A file's name, log, in one harmless line: control characters and stray bytes as escapes."""
+    """A file's name, for example, in one harmless line: control characters and stray bytes are escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
-    """The same items, under a progress bar where there is a terminal; gone when it is done."""
+    """The same items, under a progress bar if there is a terminal; it disappears when it is done."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

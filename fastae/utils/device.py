@@ -38,7 +38,7 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device where there is one. Raises FastaeError for one that is not there.
+    """`auto` is the first CUDA device, if there is one. Raises FastaeError for one that is not there.
 
     A GPU becomes this thread's current one: streams, events and CUDA graphs are made on that.
     """
@@ -104,7 +104,7 @@ def choose_compile(
 ) -> tuple[bool, str]:
     """Whether to compile a run over this many images, or minutes, and the reason in words.
 
-    Raises FastaeError where `--compile` was asked for and no C++ compiler is there.
+    Raises FastaeError if `--compile` was asked for and no C++ compiler is there.
     """
     if wanted and not can_compile():
         raise FastaeError(f"--compile needs the C++ compiler {compiler()!r}, which is not on the PATH")

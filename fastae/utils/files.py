@@ -61,7 +61,7 @@ def sync_folder(folder: Path) -> None:
 def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
     """Holds the lock in `folder` while the block runs; the kernel releases that of a process that dies.
 
-    Raises FastaeError at once where another `what` holds it, or it cannot be made.
+    Raises FastaeError at once if another `what` holds it, or it cannot be made.
     """
     try:
         lock.acquire(timeout=0)

@@ -22,7 +22,7 @@ def free_bytes(root: Path | None = None) -> int:
     """Bytes that can be allocated without swapping, and without the kernel killing this process for it:
     MemAvailable, or what the tightest control group leaves.
 
-    Raises OSError where there is no /proc/meminfo.
+    Raises OSError if there is no /proc/meminfo.
     """
     root = root or ROOT
     left = (limit - used for limit, used in _control_groups(root))
@@ -85,7 +85,7 @@ def _read(file: Path) -> str:
 
 
 def bytes_in(file: Path, name: str) -> int:
-    """An entry in kB of one of these files, in bytes. Raises OSError where it has none."""
+    """An entry in kB of one of these files, in bytes. Raises OSError if it has none."""
     for line in file.read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

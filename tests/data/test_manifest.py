@@ -1,4 +1,4 @@
-"""The files a run began with are what it goes on with, whatever its folder holds by then."""
+"""The files a run began with are what it resumes, whatever its folder holds by then."""
 
 import dataclasses
 import os

@@ -222,7 +222,7 @@ def test_json_that_no_parser_likes(folder, name, content):
     path.unlink()
 
 
-STATE = {"model": {"weight": torch.ones(3, 4)}, "optimiser": {}, "scaler": {}, "config": {}, "run": {}}
+STATE = {"model": {"weight": torch.ones(3, 4)}, "optimizer": {}, "scaler": {}, "config": {}, "run": {}}
 
 
 def saved():

@@ -125,7 +125,7 @@ def test_recording_leaves_the_weights_as_they_were(cuda):
     )  # fmt: skip
     step.record([torch.rand(SHAPE, device=cuda).contiguous(memory_format=torch.channels_last)])
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(not value.any() for state in step.optimiser.state.values() for value in state.values())
+    assert all(not value.any() for state in step.optimizer.state.values() for value in state.values())
 
 
 def test_the_clock_times_the_device_not_the_host(cuda):

@@ -89,8 +89,8 @@ def agrees(ours, theirs):
             torch.testing.assert_close(one, other, rtol=0.05, atol=0.01, msg=name)
         else:
             assert (one - other).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
-    for index, state in theirs.state()["optimiser"]["state"].items():
-        mine = ours.state()["optimiser"]["state"][index]
+    for index, state in theirs.state()["optimizer"]["state"].items():
+        mine = ours.state()["optimizer"]["state"][index]
         assert float(mine["step"]) == float(state["step"])
         gradient = state["exp_avg"]
         assert (mine["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
@@ -137,7 +137,7 @@ def test_recording_leaves_everything_as_it_was(cuda, loader, recorded, results):
     step = recorded(make_step(model, loader), loader)
     results()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(not value.any() for state in step.optimiser.state.values() for value in state.values())
+    assert all(not value.any() for state in step.optimizer.state.values() for value in state.values())
 
 
 def test_two_steps_in_turn_on_one_model(cuda, loader, recorded, results):
@@ -190,9 +190,9 @@ def test_a_batch_that_is_not_finite_changes_nothing_in_the_graph(cuda, loader, r
     assert objective != objective
     assert next_objective == next_objective
     assert all(torch.equal(before["model"][name], value) for name, value in after["model"].items())
-    for index, state in before["optimiser"]["state"].items():
+    for index, state in before["optimizer"]["state"].items():
         for name, value in state.items():
-            assert torch.equal(after["optimiser"]["state"][index][name], value)
+            assert torch.equal(after["optimizer"]["state"][index][name], value)
 
 
 def test_an_upload_and_a_replay_are_all_that_a_step_asks_of_the_host(cuda, loader, recorded):

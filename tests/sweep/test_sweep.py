@@ -68,7 +68,7 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_pa
     # The fourth of the sweep: what is shared with the three before it changes no bit.
     result = fastae("train", "--loss", "pixel_mse", "--seed", 3, "--data", face_folder, "--out", alone, *RUN)
     assert result.returncode == 0, result.stderr
-    for part in ("model", "optimiser"):
+    for part in ("model", "optimizer"):
         assert same_state(last_state(out / "pixel_mse")[part], last_state(alone)[part]), part
 
 

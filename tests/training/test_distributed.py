@@ -68,9 +68,9 @@ def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
     assert "2 ranks" in output and output.count("iteration 0:") == 1  # rank 0 alone speaks
     ours, theirs = last_state(tmp_path / "two"), last_state(tmp_path / "one")
     assert ours["model"].keys() == theirs["model"].keys()
-    for index, moments in theirs["optimiser"]["state"].items():
+    for index, moments in theirs["optimizer"]["state"].items():
         gradient = moments["exp_avg"]
-        assert (ours["optimiser"]["state"][index]["exp_avg"] - gradient).norm() < 0.05 * gradient.norm()
+        assert (ours["optimizer"]["state"][index]["exp_avg"] - gradient).norm() < 0.05 * gradient.norm()
     for name, value in theirs["model"].items():
         if "running" in name:
             torch.testing.assert_close(ours["model"][name], value, rtol=1e-4, atol=1e-5)

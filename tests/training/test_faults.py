@@ -164,7 +164,7 @@ def test_skipped_steps_leave_the_weights_as_they_were(face_folder, tmp_path, mon
     ]
     state = last_state(tmp_path / "run")
     assert all(torch.isfinite(value).all() for value in state["model"].values())
-    assert state["optimiser"]["state"][0]["step"] == 6  # of eight
+    assert state["optimizer"]["state"][0]["step"] == 6  # of eight
     # At iteration 6 the loss was logged: the point is left out, not drawn.
     assert [step for step, _ in curve(tmp_path / "run")] == [1, 2, 4, 8]
 
@@ -183,7 +183,7 @@ def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypa
     def poisoned(self, *inputs):
         step(self, *inputs)
         weight = self.model.encoder[0].weight
-        poison = weight if what == "weights" else self.optimiser.state[weight]["exp_avg_sq"]
+        poison = weight if what == "weights" else self.optimizer.state[weight]["exp_avg_sq"]
         with torch.no_grad():
             poison[0, 0, 0, 0] = torch.inf
         return torch.ones(()), torch.ones(())

@@ -69,7 +69,7 @@ def broken_off(uninterrupted, tmp_path):
 def assert_the_same(run, whole, length=LENGTH):
     ours, theirs = last_state(run), last_state(whole)
     assert ours["iteration"] == length
-    for part in ("model", "optimiser", "iteration"):
+    for part in ("model", "optimizer", "iteration"):
         assert same_state(ours[part], theirs[part]), part
     for tag in ("loss_index/train", "loss/minibatch_bce", "loss_index/held_out"):
         assert curve(run, tag) == curve(whole, tag), tag

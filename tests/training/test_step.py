@@ -187,7 +187,7 @@ def test_restored_moments_lie_in_memory_as_the_weights_do(model):
     before(images(0))
     step = training_step(AutoEncoder(32, 16).to(memory_format=torch.contiguous_format))
     step.restore(before.state())
-    for restored, kept in zip(step.optimiser.state.items(), before.optimiser.state.values(), strict=True):
+    for restored, kept in zip(step.optimizer.state.items(), before.optimizer.state.values(), strict=True):
         weight, moments = restored
         for name in ("exp_avg", "exp_avg_sq"):
             assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()
@@ -247,7 +247,7 @@ def test_a_step_is_freed_with_its_last_name(model):
 def state_of(step):
     """Weights, batch statistics, counters and Adam's state."""
     state = step.state()
-    moments = state["optimiser"]["state"].items()
+    moments = state["optimizer"]["state"].items()
     return {
         **state["model"],
         **{f"{index} {name}": value for index, each in moments for name, value in each.items()},
