@@ -6,6 +6,7 @@ A user's mistake is one line on stderr and exit code 2, whoever notices it: clic
 from __future__ import annotations
 
 import errno
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -329,5 +330,6 @@ def complain(line: str, code: int) -> int:
     from fastae.utils.console import printable  # not above: `fastae --help` shall not wait for rich
 
     with suppress(OSError):  # the terminal may have gone: the code still tells
-        click.echo(printable(line), err=True)
+        plain = bool(os.environ.get("NO_COLOR")) or not sys.stderr.isatty()
+        click.echo(printable(line) if plain else click.style(printable(line), fg="red"), err=True)
     return code

@@ -16,6 +16,7 @@ from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics
 from fastae.utils.console import printable
+from fastae.utils.environment import command
 from fastae.utils.files import locked, made_folder, require_file, require_new_folder, write_json
 from fastae.utils.json import nested, read_json
 
@@ -86,7 +87,7 @@ class RunFolder:
         """What is kept of a run that ended early, and how to resume it, in words."""
         iteration = checkpoint.latest(self.checkpoints)
         kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
-        return f"{kept}; resume with: fastae train --resume {self.path}"
+        return f"{kept}; resume with: {command('fastae')} train --resume {self.path}"
 
     def begin(
         self, description: Mapping[str, Any], images: Manifest, skipped: Iterable[Finding] = ()

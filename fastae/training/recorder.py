@@ -25,12 +25,18 @@ from fastae.runs.tensorboard import TensorBoardWriter
 from fastae.training.evaluate import Evaluation
 from fastae.training.progress import Display, Status
 from fastae.training.step_timer import Window
-from fastae.utils.console import log
+from fastae.utils.console import duration, log
 from fastae.utils.files import atomic_write
 from fastae.utils.pictures import encode_png, sample_sheet
 
 HYPERPARAMETERS = ("loss", "lr", "batch_size", "iterations", "latent", "image_size", "amp", "seed")
 """The settings that TensorBoard's HPARAMS compares runs by."""
+
+PROJECTED_AT = 10
+"""Iterations after which the run's length is projected."""
+
+LONG_RUN = 15 * 60
+"""Seconds from which a projection is worth a line."""
 
 PICTURE_TAG = "held_out/original_over_reconstruction"
 
@@ -114,6 +120,7 @@ class Recorder(NullRecorder):
         self._monitor = monitor
         self._display = display
         self._start = start
+        self._projected = False
 
     def __enter__(self) -> Self:
         with ExitStack() as stack:
@@ -186,6 +193,15 @@ class Recorder(NullRecorder):
             metrics.loss, metrics.loss_index, window.images_per_second, window.data_wait, metrics.remaining
         )
         self._display.report(metrics.iteration, status)
+        if metrics.iteration >= self._start + PROJECTED_AT and not self._projected:
+            self._projected = True
+            self._project(metrics.remaining)
+
+    def _project(self, remaining: float) -> None:
+        if remaining > LONG_RUN:
+            shorter = "--minutes N, --iterations N or --image-size 64"
+            other = "; a GPU is what this is made for" if self._description["device_type"] == "cpu" else ""
+            log(f"hint      at this rate the run takes {duration(remaining)}: {shorter} shorten it{other}")
 
     def evaluation(self, iteration: int, evaluation: Evaluation) -> None:
         self._metrics.append(

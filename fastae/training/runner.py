@@ -27,6 +27,8 @@ from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Result, Trainer
 from fastae.utils.console import log, printable
+from fastae.utils.device import choose_precision
+from fastae.utils.environment import command
 from fastae.utils.memory import peak_bytes
 
 
@@ -99,6 +101,8 @@ def open_trainer(
                 step.restore(state)
                 description["resumed"] = [*_resumed_before(state), start]
             log(f"device    {description['device']}: {description['step']}")
+            if not config.amp and choose_precision(hardware.device, amp=True).dtype:
+                log("hint      --amp is off, and this device multiplies bf16 or fp16 faster than float32")
             log(f"run       {run.path}")
             recorder: NullRecorder = NullRecorder(run)
             if ranks.is_main:
@@ -141,7 +145,7 @@ def log_result(result: Result, device: torch.device) -> None:
             f"{index:,.0f} at {f'iteration {iteration:,}' if iteration else 'the start'}, "
             for iteration, index in first
         )
-        log(f"\nheld-out loss_index {before}{last:,.0f} at the end")
+        log(f"\nheld-out loss_index {before}{last:,.0f} at the end", "bold")
     memory = f"{peak_bytes() / 2**30:.1f} GiB"
     if device.type == "cuda":
         memory += f" host, {torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB GPU (PyTorch's)"
@@ -153,6 +157,6 @@ def log_result(result: Result, device: torch.device) -> None:
 
 def log_results(run: RunFolder) -> None:
     """Where to look, in three lines."""
-    log(f"run       {run.path} ({run.size() / 1e6:,.0f} MB)")
-    log(f"picture   {run.latest_sample()}")
-    log(f"curves    tensorboard --logdir {run.path.parent}")
+    log(f"run       {run.path} ({run.size() / 1e6:,.0f} MB)", "bold")
+    log(f"picture   {run.latest_sample()}", "bold")
+    log(f"curves    {command('tensorboard')} --logdir {run.path.parent}", "bold")

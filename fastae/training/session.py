@@ -110,7 +110,7 @@ def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     """What `config` runs on here. Raises FastaeError for a device that is not there, or too small."""
     name = device_of(config.device, ranks)
     if name == "auto" and (reason := unusable_gpu_reason()):
-        log(f"warning   training on the CPU: {reason}")
+        log(f"warning   training on the CPU: {reason}", "yellow")
         name = "cpu"
     device = choose_device(name)
     require_room(config, device)
@@ -189,9 +189,12 @@ def log_images(session: Session, is_resumed: bool) -> None:
     if images.skipped and is_resumed:
         first, *others = images.skipped
         lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
-        log(f"lost      {lost} since the run began: replaced by the next in order")
+        log(f"lost      {lost} since the run began: replaced by the next in order", "yellow")
     elif images.skipped:
-        log(f"skipped   {count_faults(images.skipped)}: fastae check --deep and skipped.txt name them")
+        log(
+            f"skipped   {count_faults(images.skipped)}: fastae check --deep and skipped.txt name them",
+            "yellow",
+        )
 
 
 class Session:

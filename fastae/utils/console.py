@@ -39,7 +39,7 @@ class _Output:
 class HarmlessConsole(Console):
     """Prints text as it is, whatever file or folder it came from: no terminal obeys anything in it.
 
-    No markup, since a file name may hold brackets, and no colours, which numbers do not need.
+    No markup, since a file name may hold brackets. NO_COLOR is respected.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -52,9 +52,9 @@ class HarmlessConsole(Console):
 console = HarmlessConsole(file=cast(TextIO, _Output()))
 
 
-def log(text: str) -> None:
-    """One line to the user, above a progress bar where one is shown."""
-    console.print(text)
+def log(text: str, style: str | None = None) -> None:
+    """One line to the user, above a progress bar if one is shown. style: of rich, for terminals with colors."""
+    console.print(text, style=style)
 
 
 def printable(text: str) -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
+import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,12 @@ def version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def command(name: str) -> str:
+    """How a shell calls one of this environment's programs: by its name if that is on the PATH, else by its path."""
+    own = Path(sys.executable).with_name(name)
+    return name if shutil.which(name) or not own.exists() else os.path.relpath(own)
 
 
 __version__ = version("fastae") or "0+unknown"
