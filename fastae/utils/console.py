@@ -53,7 +53,7 @@ console = HarmlessConsole(file=cast(TextIO, _Output()))
 
 
 def log(text: str, style: str | None = None) -> None:
-    """One line to the user, above a progress bar if one is shown. style: of rich, for terminals with colors."""
+    """One line to the user, above a progress bar if one is shown. style: rich's, for terminals."""
     console.print(text, style=style)
 
 
