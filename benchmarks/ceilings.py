@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from fastae.device import Precision, has_tf32
 
 SIDE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
@@ -14,15 +15,20 @@ REPEATS = 7
 
 @dataclass(frozen=True)
 class Ceilings:
-    """FLOP/s of matrix products in the step's precision, bytes/s (read and written) of a large copy."""
+    """FLOP/s of matrix products in the step's precision, bytes/s (read and written) of a large copy.
+
+    dtype: 'TF32' for float32 on a GPU that has it: the step multiplies in that, and so must its ceiling.
+    """
 
     flops: float
     bandwidth: float
     dtype: str
 
 
-def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
+def measure(device: torch.device, precision: Precision) -> Ceilings:
     """The best of several repeats: a ceiling is not an average."""
+    dtype = precision.dtype or torch.float32
+    name = "TF32" if dtype is torch.float32 and has_tf32(device) else str(dtype).removeprefix("torch.")
     kind = device.type
     side = SIDE[kind]
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
@@ -30,7 +36,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Ceilings:
     target = torch.empty_like(source)
     product = _fastest(lambda: torch.mm(a, b), device)
     copy = _fastest(lambda: target.copy_(source), device)
-    return Ceilings(2 * side**3 / product, 2 * COPY_BYTES[kind] / copy, str(dtype).removeprefix("torch."))
+    return Ceilings(2 * side**3 / product, 2 * COPY_BYTES[kind] / copy, name)
 
 
 def _fastest(work: object, device: torch.device) -> float:

@@ -34,13 +34,14 @@ def measure(
     from fastae.data.source import open_source
     from fastae.model import AutoEncoder
     from fastae.training.step import TrainingStep
-    from fastae.training.step_timer import StepClock, Window
-    from fastae.utils.device import choose_precision
+    from fastae.training.step_timer import Window
+    from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.memory import keep_freed_memory
 
     target = torch.device(device)
     if target.type == "cpu":
         keep_freed_memory()
+    choose_kernels(target, deterministic=False)
     precision = choose_precision(target, amp=True)
     root = open_source(images)[0].root
     loader = open_loader(

@@ -67,7 +67,7 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
         images = images.contiguous(memory_format=torch.channels_last)
     found = _timed(step(images), steps, batch_size)
     peak = torch.cuda.max_memory_allocated() if target.type == "cuda" else peak_bytes()
-    ceilings = measure_ceilings(target, precision.dtype or torch.float32)
+    ceilings = measure_ceilings(target, precision)
     return found | {
         "peak_memory": peak,
         "precision": precision.note,
@@ -143,9 +143,10 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
 def _fastae_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
     from fastae.training.step import TrainingStep
-    from fastae.utils.device import choose_precision
+    from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.memory import keep_freed_memory
 
+    choose_kernels(device, deterministic=False)
     if level >= 5 and device.type == "cpu":
         keep_freed_memory()
 
@@ -216,8 +217,9 @@ def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: f
         if plain:
             line += f"  {figure.median / plain:5.2f}x plain"
         if "ceilings" in found:
-            share = figure.median * flops_an_image / found["ceilings"]["flops"]
-            line += f"  {share:4.0%} of {found['ceilings']['flops'] / 1e12:.2f} TFLOP/s"
+            ceiling = found["ceilings"]
+            share = figure.median * flops_an_image / ceiling["flops"]
+            line += f"  {share:4.0%} of {ceiling['flops'] / 1e12:.2f} {ceiling['dtype']} TFLOP/s"
         line += f"  first step {found['first_step']:.1f} s, peak {found['peak_memory'] / 2**30:.1f} GiB"
         if cold := found.get("first_step_cold"):
             line += f" ({cold:.1f} s with no compile cache)"

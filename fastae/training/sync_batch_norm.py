@@ -14,23 +14,48 @@ from torch import Tensor, nn
 
 from fastae.model import AutoEncoder
 
+PIXELS = (0, 2, 3)
+"""Of (N, C, H, W): the axes that a channel's statistics are taken over."""
 
-class _MeanOverRanks(torch.autograd.Function):
-    """The mean over all ranks of a tensor that each has; its gradient is the mean of theirs."""
 
-    @staticmethod
-    def forward(ctx: Any, values: Tensor) -> Tensor:
-        return _MeanOverRanks.mean(values)
+class _Normalise(torch.autograd.Function):
+    """(N, C, H, W), weight and bias (C,) -> normalised in the input's dtype; mean, variance (C,) in float32.
 
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return _MeanOverRanks.mean(gradient)
+    Kept for the backward pass is the input as it is, not its float32.
+    """
 
     @staticmethod
-    def mean(values: Tensor) -> Tensor:
-        total = values.clone()
-        dist.all_reduce(total)
-        return total / dist.get_world_size()
+    def forward(
+        ctx: Any, input: Tensor, weight: Tensor, bias: Tensor, eps: float
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        mean = _mean_over_ranks(input.float().mean(PIXELS))
+        centred = input.float() - _wide(mean)
+        # A second pass: the mean square less the squared mean would cancel where a channel's mean is large.
+        variance = _mean_over_ranks(centred.square().mean(PIXELS))
+        inverse = torch.rsqrt(variance + eps)
+        ctx.save_for_backward(input, weight, mean, inverse)
+        ctx.mark_non_differentiable(mean, variance)
+        return (centred * _wide(inverse * weight) + _wide(bias)).to(input.dtype), mean, variance
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, *_unused: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        input, weight, mean, inverse = ctx.saved_tensors
+        normalised, gradient = (input.float() - _wide(mean)) * _wide(inverse), gradient.float()
+        of_bias, of_weight = gradient.sum(PIXELS), (gradient * normalised).sum(PIXELS)
+        shared = _mean_over_ranks(torch.stack([of_bias, of_weight])) / input[:, 0].numel()
+        of_input = gradient - _wide(shared[0]) - normalised * _wide(shared[1])
+        return (of_input * _wide(inverse * weight)).to(input.dtype), of_weight, of_bias, None
+
+
+def _mean_over_ranks(values: Tensor) -> Tensor:
+    total = values.clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def _wide(values: Tensor) -> Tensor:
+    """(C,) to what broadcasts against (N, C, H, W)."""
+    return values.view(1, -1, 1, 1)
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
@@ -39,14 +64,9 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        values, shape = input.float(), (1, -1, 1, 1)
-        mean: Tensor = _MeanOverRanks.apply(values.mean((0, 2, 3)))
-        centred = values - mean.view(shape)
-        # A second pass: the mean square less the squared mean would cancel where a channel's mean is large.
-        variance: Tensor = _MeanOverRanks.apply(centred.square().mean((0, 2, 3)))
-        self._track(mean.detach(), variance.detach(), dist.get_world_size() * input[:, 0].numel())
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return (centred * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        normalised, mean, variance = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        self._track(mean, variance, dist.get_world_size() * input[:, 0].numel())
+        return normalised
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
         """The running statistics, as `nn.BatchNorm2d` keeps them: of the unbiased variance."""

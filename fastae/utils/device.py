@@ -17,9 +17,6 @@ from fastae.errors import FastaeError
 CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
 
-TF32_FROM = (8, 0)
-"""Compute capability: Ampere. Older GPUs ignore the setting."""
-
 
 @dataclass(frozen=True)
 class Precision:
@@ -86,8 +83,7 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
         torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     if not amp:
-        has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= TF32_FROM
-        return Precision(None, "TF32" if has_tf32 else "float32")
+        return Precision(None, "TF32" if has_tf32(device) else "float32")
     if device.type == "cuda":
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return Precision(torch.bfloat16, "bf16 AMP")
@@ -97,6 +93,11 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
         if features.get(feature):
             return Precision(torch.bfloat16, f"bf16 AMP ({name})")
     return Precision(None, "float32: --amp brings nothing on this CPU (no AVX512-BF16 or AMX)")
+
+
+def has_tf32(device: torch.device) -> bool:
+    """Whether it can multiply float32 in TF32, rounded to 10 bits of mantissa: Ampere or newer."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def choose_compile(

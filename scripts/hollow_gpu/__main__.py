@@ -40,6 +40,7 @@ def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settin
     found = lowering.summary(kernels, counts, note, replay)
     control = lowering.make_step(config, kind=lowering.ReadsItsLoss, objective=made.step._objective)
     print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
+    print(f"--sync-bn   {lowering.lower_shared(config)}")
     print(json.dumps(found))
 
 

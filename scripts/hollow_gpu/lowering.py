@@ -10,7 +10,9 @@ from io import StringIO
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
@@ -21,7 +23,8 @@ from fastae.data.pixel_ops import Passes
 from fastae.data.resident import Store
 from fastae.data.sampler import Order
 from fastae.training.session import build_model
-from fastae.training.step import TrainingStep
+from fastae.training.step import TrainingStep, objective_of
+from fastae.training.sync_batch_norm import synchronise
 from fastae.utils.device import choose_device, choose_precision
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 
@@ -63,15 +66,9 @@ def make_step(
     objective: of an earlier step, which is compiled already.
     """
     device = choose_device("cuda")
+    loader = stand_in_loader(config, images)
     size = config.image_size
-    store = Store(
-        torch.empty(images, size, 3, size, dtype=torch.uint8, device=device),
-        torch.empty(images, 3, device=device),
-    )
-    geometry = Geometry(size=size)
-    decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)
-    order = Order(images, config.batch_size, config.seed, Augmentation())
-    loader = ResidentLoader(store, order, decoder)
+    precision = choose_precision(device, config.amp)
     model = build_model(config, device) if objective is None else objective.model
     count_replays([buffer for name, buffer in model.named_buffers() if name.endswith("tracked")])
     step = kind(
@@ -79,13 +76,25 @@ def make_step(
         loss=config.loss,
         batch_shape=(config.batch_size, 3, size, size),
         lr=config.lr,
-        precision=choose_precision(device, config.amp),
-        compiled=True,
+        precision=precision,
         images_of=loader.images,
-        objective=objective,
+        objective=objective or objective_of(model, config.loss, precision, compiled=True),
         skip_non_finite=config.on_nan == "skip",
     )
     return Step(step, loader)
+
+
+def stand_in_loader(config: TrainConfig, images: int) -> ResidentLoader:
+    """A loader over a resident store that holds nothing."""
+    device, size = choose_device("cuda"), config.image_size
+    store = Store(
+        torch.empty(images, size, 3, size, dtype=torch.uint8, device=device),
+        torch.empty(images, 3, device=device),
+    )
+    geometry = Geometry(size=size)
+    decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)
+    order = Order(images, config.batch_size, config.seed, Augmentation())
+    return ResidentLoader(store, order, decoder)
 
 
 @contextmanager
@@ -128,6 +137,22 @@ class ReadsItsLoss(TrainingStep):
         objective, error = super()._step(*inputs)
         float(objective)
         return objective, error
+
+
+def lower_shared(config: TrainConfig) -> Counts:
+    """The objective, forward and backward, with batch norm shared by two ranks that exchange nothing."""
+    device = choose_device("cuda")
+    dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
+    try:
+        model = build_model(config, device)
+        synchronise(model)
+        objective = objective_of(model, config.loss, choose_precision(device, config.amp), compiled=True)
+        shape = (config.batch_size, 3, config.image_size, config.image_size)
+        images = torch.empty(shape, device=device).contiguous(memory_format=torch.channels_last)
+        counted(lambda: objective(images)[0].backward())
+        return counted(lambda: objective(images)[0].backward())
+    finally:
+        dist.destroy_process_group()
 
 
 def layout(tensor: Tensor) -> str:

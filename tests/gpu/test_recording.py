@@ -5,18 +5,21 @@ import gc
 
 import pytest
 import torch
-from fastae.data.geometry import Geometry
-from fastae.data.order import Order
-from fastae.data.pixels import Passes
-from fastae.device import Precision, choose_device, choose_kernels, choose_precision
-from fastae.graph import GraphedFunction, side_stream
-from fastae.step import TrainingStep, objective_of
+import torch.distributed as dist
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.augment import Augmentation
+from fastae.data.crop_resize import Geometry
 from fastae.data.decode import Decoder
 from fastae.data.loader import ResidentLoader
+from fastae.data.pixel_ops import Passes
 from fastae.data.resident import Store
+from fastae.data.sampler import Order
 from fastae.model import AutoEncoder
+from fastae.training.cuda_graph import GraphedFunction, side_stream
+from fastae.training.step import TrainingStep, objective_of
+from fastae.training.sync_batch_norm import synchronise
+from fastae.utils.device import Precision, choose_device, choose_kernels, choose_precision
 
 SIZE, BATCH, IMAGES = 64, 8, 200
 RECORDED = "one CUDA graph a step"
@@ -227,6 +230,24 @@ def test_a_recording_that_fails_leaves_stream_and_memory(cuda, loader, recorded)
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= reserved + (32 << 20)
     recorded(make_step(small_model(cuda), loader), loader)
+
+
+def test_shared_batch_norm_compiles_as_part_of_the_whole_objective(cuda, hollow, results):
+    """With one rank it is batch norm."""
+    model = small_model(cuda)
+    images = torch.rand(BATCH, 3, SIZE, SIZE, device=cuda).contiguous(memory_format=torch.channels_last)
+    precision = choose_precision(cuda, amp=True)
+    expected, _ = objective_of(copy.deepcopy(model), "minibatch_bce", precision, compiled=True)(images)
+    store = FakeStore() if hollow else dist.HashStore()
+    dist.init_process_group("fake" if hollow else "nccl", store=store, rank=0, world_size=1)
+    try:
+        synchronise(model)
+        objective, _ = objective_of(model, "minibatch_bce", precision, compiled=True)(images)
+        objective.backward()
+        results()
+        assert objective.item() == pytest.approx(expected.item(), rel=0.01)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.fixture
