@@ -34,7 +34,7 @@ def measure(
     from fastae.data.source import open_source
     from fastae.model import AutoEncoder
     from fastae.training.step import TrainingStep
-    from fastae.training.step_timer import Window
+    from fastae.training.step_timer import StepTimer, Window
     from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.memory import keep_freed_memory
 
@@ -60,7 +60,7 @@ def measure(
         images_of=loader.images,
     )
     graph = step.record(loader.example())
-    clock = StepClock(target, batch_size)
+    clock = StepTimer(target, batch_size)
 
     def run(inputs: Iterable[Any], number: int) -> Window:
         clock.begin()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from fastae.losses import element_of, loss_index, psnr, squared_error
+from fastae.losses import element_of, loss_index, squared_error
 from fastae.model import AutoEncoder
 from fastae.utils.device import Precision
 
@@ -44,12 +43,12 @@ def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Ten
 def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision) -> Evaluation:
     """Over all of `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
     reconstructions = reconstruct(model, images, precision)
-    errors = squared_error(reconstructions, images).mean((1, 2, 3)).tolist()
+    errors = squared_error(reconstructions, images).mean((1, 2, 3))
     stride = max(1, len(images) // SAMPLES)
     return Evaluation(
         loss=element_of(loss)(reconstructions, images).mean().item(),
-        loss_index=loss_index(statistics.fmean(errors)),
-        psnr=statistics.fmean(map(psnr, errors)),
+        loss_index=loss_index(errors.mean().item()),
+        psnr=(-10 * errors.log10()).mean().item(),
         originals=images[::stride][:SAMPLES],
         reconstructions=reconstructions[::stride][:SAMPLES],
     )

@@ -37,7 +37,7 @@ def version(distribution: str) -> str | None:
 
 
 def command(name: str) -> str:
-    """How a shell calls a program of this environment: by its name if that is on the PATH, else by its path."""
+    """How a shell calls a program of this environment: by its name if on the PATH, else by its path."""
     own = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not own.exists() else os.path.relpath(own)
 

@@ -21,7 +21,7 @@ def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settin
     import torch._inductor.config as inductor
 
     from fastae.config import TrainConfig
-    from scripts.hollow_gpu import lowering
+    from scripts.hollow_gpu import lowering, training
 
     install()
     for name, value in (setting.split("=") for setting in settings):
@@ -41,6 +41,9 @@ def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settin
     control = lowering.make_step(config, kind=lowering.ReadsItsLoss, objective=made.step._objective)
     print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
     print(f"--sync-bn   {lowering.lower_shared(config)}")
+    syncs = training.drive(config)
+    print(f"whole runs  host syncs of iterations that only train: {syncs}")
+    found["host_syncs"] += sum(syncs.values())
     print(json.dumps(found))
 
 

@@ -69,7 +69,9 @@ def make_step(
     loader = stand_in_loader(config, images)
     size = config.image_size
     precision = choose_precision(device, config.amp)
-    model = build_model(config, device) if objective is None else objective.model
+    if objective is None:
+        objective = objective_of(build_model(config, device), config.loss, precision, compiled=True)
+    model = objective.model
     count_replays([buffer for name, buffer in model.named_buffers() if name.endswith("tracked")])
     step = kind(
         model,
@@ -78,7 +80,7 @@ def make_step(
         lr=config.lr,
         precision=precision,
         images_of=loader.images,
-        objective=objective or objective_of(model, config.loss, precision, compiled=True),
+        objective=objective,
         skip_non_finite=config.on_nan == "skip",
     )
     return Step(step, loader)
@@ -90,6 +92,7 @@ def stand_in_loader(config: TrainConfig, images: int) -> ResidentLoader:
     store = Store(
         torch.empty(images, size, 3, size, dtype=torch.uint8, device=device),
         torch.empty(images, 3, device=device),
+        {},
     )
     geometry = Geometry(size=size)
     decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)

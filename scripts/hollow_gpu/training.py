@@ -1,0 +1,109 @@
+"""Whole runs on a hollow GPU: training, evaluation, checkpoints, resume, and a second run in the session."""
+
+from __future__ import annotations
+
+import tempfile
+from contextlib import redirect_stderr
+from dataclasses import replace
+from io import StringIO
+from pathlib import Path
+
+import torch
+
+from fastae.config import TrainConfig
+from fastae.data.folder import ImageFolder
+from fastae.data.manifest import Manifest
+from fastae.runs.checkpoint import State
+from fastae.runs.folder import RunFolder, new_run
+from fastae.training.distributed import ALONE
+from fastae.training.progress import TrainingProgress
+from fastae.training.resume import reopen
+from fastae.training.runner import open_trainer
+from fastae.training.session import Session, choose_hardware
+from fastae.training.signals import StopSignals
+from fastae.training.trainer import Trainer
+from fastae.utils.console import console
+from scripts.hollow_gpu import lowering
+from scripts.hollow_gpu.driver import Counts
+
+IMAGES = 4_096
+QUIET = (3, 4)
+"""Of a run or its continuation, iterations that neither log nor evaluate nor save."""
+
+
+def drive(config: TrainConfig) -> dict[str, int]:
+    """Trains, resumes and trains another loss; the synchronisations of iterations that only train, by run.
+
+    Raises what a run raises if it does not do all of that.
+    """
+    counts: dict[str, int] = {}
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
+        console.quiet = True
+        settings = replace(
+            config,
+            iterations=16,
+            log_every=12,
+            eval_every=8,
+            checkpoint_every=8,
+            gpu_sample_hz=0,
+            device="cuda",
+        )
+        session = stand_in_session(settings)
+        counts["new"] = train(session, settings, Path(folder) / "one")
+        counts["resumed"] = resume(session, replace(settings, iterations=24), Path(folder) / "one")
+        counts["second"] = train(session, replace(settings, loss="pixel_mse"), Path(folder) / "two")
+        console.quiet = False
+    return counts
+
+
+def stand_in_session(config: TrainConfig) -> Session:
+    """Of a resident store and held-out images that hold nothing."""
+    names = {f"{number:06d}.jpg": 1 for number in range(IMAGES)}
+    images = ImageFolder(
+        root="/nowhere",
+        train=list(names),
+        held_out=["held_out.jpg"],
+        manifest=Manifest("stand-in", names, {"held_out.jpg": 1}),
+        skipped=[],
+        side=178,
+    )
+    hardware = choose_hardware(config, ALONE)
+    session = Session(ALONE, hardware, images, "stand-in")
+    session.loader = lowering.stand_in_loader(config, IMAGES)
+    size = config.image_size
+    session.held_out = torch.zeros(64, 3, size, size, device=hardware.device)
+    return session
+
+
+def train(session: Session, config: TrainConfig, path: Path) -> int:
+    with new_run(path, config.loss) as run:
+        return run_to_end(session, config, run, None)
+
+
+def resume(session: Session, config: TrainConfig, path: Path) -> int:
+    run = RunFolder(path)
+    with run.locked():
+        state = reopen(run, config)
+        assert state is not None and state["iteration"] == 16
+        return run_to_end(session, config, run, state)
+
+
+def run_to_end(session: Session, config: TrainConfig, run: RunFolder, state: State | None) -> int:
+    """Synchronisations of two iterations that only train."""
+    with (
+        StopSignals() as stops,
+        open_trainer(session, config, run, stops, TrainingProgress(), state) as trainer,
+    ):
+        return count_syncs(trainer)
+
+
+def count_syncs(trainer: Trainer) -> int:
+    start, quiet = trainer.iteration, 0
+    going = True
+    while going:
+        before = Counts.now()
+        going = trainer.advance()
+        if trainer.iteration - start in QUIET:
+            quiet += (Counts.now() - before).synchronisations
+    trainer.finish()
+    return quiet
