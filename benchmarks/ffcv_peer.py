@@ -24,13 +24,13 @@ from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from fastae.augment import EPSILON
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 
 FLOAT = np.dtype(np.float32)
 
 
 def batches(
-    paths: Sequence[str], order: Order, workers: int, scratch: Path, size: int
+    paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path, size: int
 ) -> Iterator[np.ndarray]:
     """The whole batches of the first epoch, over and over: float32 (N, size, size, 3) in [0, 1].
 
@@ -39,15 +39,15 @@ def batches(
     file = str(scratch / "images.beton")
     writer = DatasetWriter(file, {"image": _Jpeg()}, num_workers=workers)
     writer.from_indexed_dataset([(path,) for path in paths])
-    plans = [order.plan(i) for i in range(order.count // order.batch_size)]
-    indices = np.concatenate([plan.indices for plan in plans])
+    batches = [sampler.at(i) for i in range(sampler.count // sampler.batch_size)]
+    indices = np.concatenate([params.indices for params in batches])
     # By image, which comes once in these batches: FFCV tells an operation the images' numbers.
-    parameters = np.zeros((order.count, 4), np.float32)
+    parameters = np.zeros((sampler.count, 4), np.float32)
     for column, name in enumerate(("flip", "brightness", "contrast", "saturation")):
-        parameters[indices, column] = np.concatenate([getattr(plan, name) for plan in plans])
+        parameters[indices, column] = np.concatenate([getattr(params, name) for params in batches])
     loader = Loader(
         file,
-        order.batch_size,
+        sampler.batch_size,
         num_workers=workers,
         order=OrderOption.SEQUENTIAL,
         indices=indices,
@@ -91,14 +91,14 @@ class _Change(Operation):
 
     def generate_code(self) -> Callable:
         parameters = self._parameters
-        resize, recolour = Compiler.compile(_resize), Compiler.compile(_recolour)
+        resize, color_jitter = Compiler.compile(_resize), Compiler.compile(_color_jitter)
         each = Compiler.get_iterator()
 
         def change(images: np.ndarray, changed: np.ndarray, indices: np.ndarray) -> np.ndarray:
             for i in each(len(indices)):
                 mine = parameters[indices[i]]
                 resize(images[i], mine[0] > 0, changed[i])
-                recolour(changed[i], mine[1], mine[2], mine[3])
+                color_jitter(changed[i], mine[1], mine[2], mine[3])
             return changed
 
         change.is_parallel = change.with_indices = True
@@ -133,8 +133,8 @@ def _resize(image: np.ndarray, flip: bool, resized: np.ndarray) -> None:
                 resized[y, to, channel] = (a + (c - a) * down) * unit
 
 
-def _recolour(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> None:
-    """`fastae.augment.colour` pixel by pixel, in place."""
+def _color_jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> None:
+    """`fastae.augment.color_jitter` pixel by pixel, in place."""
     height, width = image.shape[:2]
     means = np.zeros(3, np.float32)
     for y in range(height):

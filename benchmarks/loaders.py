@@ -22,7 +22,7 @@ import click
 from benchmarks import peers
 from benchmarks.measure import REPEATS, Figure, isolated, rates
 from fastae.augment import Augmentation
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 from fastae.data.source import open_source
 
 BATCH = 64
@@ -34,7 +34,7 @@ WARM_UP = 10
 def measure(name: str, images: str | None, threads: int, batches: int, device: str) -> dict[str, Any]:
     """One variant in this process: {"rate": Figure, "first_epoch": images/s, "images": n} or {"absent"}."""
     folder, _ = open_source(images)
-    order = Order(len(folder.train), BATCH, 0, Augmentation())
+    sampler = Sampler(len(folder.train), BATCH, 0, Augmentation())
     with tempfile.TemporaryDirectory() as scratch:
         started = time.perf_counter()
         if name in OURS:
@@ -42,9 +42,9 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
         elif why := peers.missing(name):
             return {"absent": why}
         else:
-            stream = peers.PEERS[name].batches(folder.train, order, threads, Path(scratch))
+            stream = peers.PEERS[name].batches(folder.train, sampler, threads, Path(scratch))
         synchronise = _synchronise(device)
-        epoch = order.count // BATCH
+        epoch = sampler.count // BATCH
         first_epoch = None
         if name in OURS:  # from opening on: what a first epoch costs
             _take(stream, epoch)
@@ -60,7 +60,7 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
 
         rate = rates(work)
 
-    return {"rate": asdict(rate), "first_epoch": first_epoch, "images": order.count}
+    return {"rate": asdict(rate), "first_epoch": first_epoch, "images": sampler.count}
 
 
 def _ours(kind: str, images: str | None, threads: int, device: str, cache: Path) -> Iterator[Any]:

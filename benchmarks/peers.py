@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from fastae import augment
-from fastae.data.sampler import BatchPlan, Order
+from fastae.data.sampler import BatchParams, Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,15 +31,15 @@ Sample = tuple[str, bool, float, float, float]
 """Path, flip, brightness, contrast, saturation."""
 
 
-def samples(paths: Sequence[str], order: Order) -> Iterator[Sample]:
-    """fastae's own order and parameters, image by image, without end."""
-    for plan in order.plans():
-        yield from _rows(paths, plan)
+def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
+    """fastae's own sampler and parameters, image by image, without end."""
+    for params in sampler.iterate():
+        yield from _rows(paths, params)
 
 
-def _rows(paths: Sequence[str], plan: BatchPlan) -> Iterator[Sample]:
-    columns = (plan.flip, plan.brightness, plan.contrast, plan.saturation)
-    for index, *values in zip(plan.indices, *(column.tolist() for column in columns), strict=True):
+def _rows(paths: Sequence[str], params: BatchParams) -> Iterator[Sample]:
+    columns = (params.flip, params.brightness, params.contrast, params.saturation)
+    for index, *values in zip(params.indices, *(column.tolist() for column in columns), strict=True):
         yield paths[index], *values
 
 
@@ -71,14 +71,14 @@ def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
     )
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return recolour(np.asarray(image, np.float32) * np.float32(1 / 255), *parameters)
+    return color_jitter(np.asarray(image, np.float32) * np.float32(1 / 255), *parameters)
 
 
-def recolour(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+def color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
     """float32 (H, W, 3) in [0, 1] with `tf.image`'s formulas, in NumPy."""
     mean = pixels.mean((0, 1), keepdims=True)
     factors = (np.float32(value) for value in (brightness, contrast, saturation))
-    return augment.colour([pixels], [mean], *factors, arrays=_Numpy)[0]
+    return augment.color_jitter([pixels], [mean], *factors, arrays=_Numpy)[0]
 
 
 def load_with_pillow(sample: Sample) -> np.ndarray:
@@ -86,20 +86,20 @@ def load_with_pillow(sample: Sample) -> np.ndarray:
     return finish(Image.open(path).convert("RGB"), *rest)
 
 
-def pillow(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+def pillow(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """Pillow and NumPy in the worker processes of a `torch.utils.data.DataLoader`."""
-    yield from (batch.numpy() for batch in _data_loader(load_with_pillow, paths, order, workers))
+    yield from (batch.numpy() for batch in _data_loader(load_with_pillow, paths, sampler, workers))
 
 
 def _data_loader(
-    load: Callable[[Sample], Any], paths: Sequence[str], order: Order, workers: int
+    load: Callable[[Sample], Any], paths: Sequence[str], sampler: Sampler, workers: int
 ) -> Iterator[Tensor]:
     from torch.utils.data import DataLoader
 
     yield from DataLoader(
         _Loaded(load),
-        batch_size=order.batch_size,
-        sampler=_Endless(paths, order),
+        batch_size=sampler.batch_size,
+        sampler=_Endless(paths, sampler),
         num_workers=workers,
     )
 
@@ -117,11 +117,11 @@ class _Loaded:
 class _Endless:
     """The sampler that gives such "indices"."""
 
-    def __init__(self, paths: Sequence[str], order: Order) -> None:
-        self._paths, self._order = paths, order
+    def __init__(self, paths: Sequence[str], sampler: Sampler) -> None:
+        self._paths, self._sampler = paths, sampler
 
     def __iter__(self) -> Iterator[Sample]:
-        return samples(self._paths, self._order)
+        return samples(self._paths, self._sampler)
 
 
 class _Torch:
@@ -148,24 +148,24 @@ def load_with_torchvision(sample: Sample) -> Tensor:
     if flip:
         pixels = functional.horizontal_flip(pixels)
     # torchvision's brightness, contrast and saturation are Pillow's formulas, not `tf.image`'s.
-    return augment.colour([pixels], [pixels.mean((1, 2), keepdim=True)], *parameters, arrays=_Torch)[0]
+    return augment.color_jitter([pixels], [pixels.mean((1, 2), keepdim=True)], *parameters, arrays=_Torch)[0]
 
 
-def torchvision(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+def torchvision(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """torchvision's decoder and transforms in the worker processes of a `torch.utils.data.DataLoader`."""
-    loader = _data_loader(load_with_torchvision, paths, order, workers)
+    loader = _data_loader(load_with_torchvision, paths, sampler, workers)
     yield from (batch.permute(0, 2, 3, 1).numpy() for batch in loader)
 
 
-def spdl(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+def spdl(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """SPDL's pipeline of threads, with Pillow: SPDL's own decoder needs FFmpeg's libraries on the machine."""
     from spdl.pipeline import PipelineBuilder
 
     pipeline = (
         PipelineBuilder()
-        .add_source(samples(paths, order))
+        .add_source(samples(paths, sampler))
         .pipe(load_with_pillow, concurrency=workers, output_order="input")
-        .aggregate(order.batch_size)
+        .aggregate(sampler.batch_size)
         .pipe(np.stack)
         .add_sink()
         # Without a limit a stage that always fails drops all it gets, and no batch ever comes.
@@ -175,16 +175,16 @@ def spdl(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Bat
         yield from pipeline
 
 
-def tf_data(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """TensorFlow's input pipeline with the article's own `tf.image` functions."""
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(workers)
     tf.config.threading.set_inter_op_parallelism_threads(workers)
     # Enough epochs for a measurement, as arrays: a Python generator would slow TensorFlow down.
-    plans = [order.plan(i) for i in range(4 * -(-order.count // order.batch_size))]
+    batches = [sampler.at(i) for i in range(4 * -(-sampler.count // sampler.batch_size))]
     columns = [
-        np.concatenate([getattr(plan, name) for plan in plans])
+        np.concatenate([getattr(params, name) for params in batches])
         for name in ("indices", "flip", "brightness", "contrast", "saturation")
     ]
     files = tf.constant(paths)
@@ -208,21 +208,21 @@ def tf_data(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> 
         tf.data.Dataset.from_tensor_slices(tuple(columns))
         .repeat()
         .map(load, num_parallel_calls=workers)
-        .batch(order.batch_size, drop_remainder=True)
+        .batch(sampler.batch_size, drop_remainder=True)
         .prefetch(2)
         .with_options(options)
     )
     yield from dataset.as_numpy_iterator()
 
 
-def webdataset(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+def webdataset(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """JPEGs in tar shards, read in sequence by WebDataset's worker processes, decoded by Pillow."""
     import webdataset as wds
 
-    shards = _write_shards(paths, order, workers, scratch)
+    shards = _write_shards(paths, sampler, workers, scratch)
     dataset = wds.WebDataset(shards, shardshuffle=False).map(load_from_shard).repeat()
     loader = wds.WebLoader(
-        dataset.batched(order.batch_size, collation_fn=np.stack, partial=False),
+        dataset.batched(sampler.batch_size, collation_fn=np.stack, partial=False),
         num_workers=workers,
         batch_size=None,
     )
@@ -234,14 +234,14 @@ def load_from_shard(sample: dict[str, bytes]) -> np.ndarray:
     return finish(image, *json.loads(sample["json"]))
 
 
-def _write_shards(paths: Sequence[str], order: Order, number: int, scratch: Path) -> list[str]:
+def _write_shards(paths: Sequence[str], sampler: Sampler, number: int, scratch: Path) -> list[str]:
     """The first epoch's samples in batches, dealt out to `number` shards as the workers alternate."""
     names = [str(scratch / f"{shard}.tar") for shard in range(number)]
-    batches = order.count // order.batch_size
+    batches = sampler.count // sampler.batch_size
     for shard, name in enumerate(names):
         with tarfile.open(name, "w") as tar:
             for batch in range(shard, batches, number):
-                for place, (path, *parameters) in enumerate(_rows(paths, order.plan(batch))):
+                for place, (path, *parameters) in enumerate(_rows(paths, sampler.at(batch))):
                     key = f"{batch:06d}{place:06d}"
                     _add(tar, f"{key}.jpg", Path(path).read_bytes())
                     _add(tar, f"{key}.json", json.dumps(parameters).encode())
@@ -254,18 +254,18 @@ def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     tar.addfile(entry, io.BytesIO(content))
 
 
-def ffcv(paths: Sequence[str], order: Order, workers: int, scratch: Path) -> Batches:
+def ffcv(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """FFCV's file, decoder and compiled loops: `benchmarks.ffcv_peer`."""
     from benchmarks.ffcv_peer import batches
 
-    return batches(paths, order, workers, scratch, SIZE)
+    return batches(paths, sampler, workers, scratch, SIZE)
 
 
 class Peer(NamedTuple):
     """module: what it needs. install: how to come by that."""
 
     module: str
-    batches: Callable[[Sequence[str], Order, int, Path], Batches]
+    batches: Callable[[Sequence[str], Sampler, int, Path], Batches]
     install: str = "pip install '.[peers]'"
 
 
@@ -293,7 +293,7 @@ def missing(peer: str) -> str | None:
     return None
 
 
-def first_batches(peer: str, paths: Sequence[str], order: Order, scratch: Path, number: int) -> list:
+def first_batches(peer: str, paths: Sequence[str], sampler: Sampler, scratch: Path, number: int) -> list:
     """The first batches of a peer, for tests: float32 (N, 128, 128, 3)."""
-    batches = PEERS[peer].batches(paths, order, 2, scratch)
+    batches = PEERS[peer].batches(paths, sampler, 2, scratch)
     return [np.array(batch) for batch in itertools.islice(batches, number)]  # copies: FFCV reuses its own

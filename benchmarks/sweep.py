@@ -20,8 +20,8 @@ import click
 
 from benchmarks.measure import Figure, rates
 from fastae.augment import Augmentation
-from fastae.data.crop_resize import Geometry
-from fastae.data.sampler import Order
+from fastae.data.crop_resize import CropResize
+from fastae.data.sampler import Sampler
 from fastae.data.source import open_source
 from fastae.data.tuning import DEFAULT, Tuning
 
@@ -58,14 +58,14 @@ def measure(setting: Setting, images: str | None, device: str, batches: int) -> 
     """The whole graph's rate under one setting."""
     import torch
 
-    from fastae.data.pipeline import Engine, build_augmented
+    from fastae.data.pipeline import DaliPipeline, build_augmented
 
     folder, _ = open_source(images)
-    order = Order(len(folder.train), BATCH, 0, Augmentation())
-    engine = Engine(torch.device(device), BATCH, setting.threads, setting.tuning)
-    pipeline = build_augmented(folder.train, order.plans(), Geometry(folder.side), engine)
+    sampler = Sampler(len(folder.train), BATCH, 0, Augmentation())
+    dali = DaliPipeline(torch.device(device), BATCH, setting.threads, setting.tuning)
+    pipeline = build_augmented(folder.train, sampler.iterate(), CropResize(folder.side), dali)
     verify(pipeline, setting)
-    stream = engine.run(pipeline)
+    stream = dali.run(pipeline)
 
     def work(number: int = batches) -> int:
         _take(stream, number)

@@ -44,7 +44,7 @@ class Arrays(Protocol):
     def maximum(self, x: Any, y: Any) -> Any: ...
 
 
-def colour(
+def color_jitter(
     channels: Sequence[Any],
     means: Sequence[Any],
     brightness: Any,

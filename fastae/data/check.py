@@ -41,7 +41,7 @@ TOGETHER = 4 * BATCH
 
 
 @dataclass(frozen=True)
-class Finding:
+class FileFault:
     """A file and what is wrong or remarkable with it."""
 
     path: str
@@ -57,7 +57,7 @@ class Check:
     """
 
     sizes: dict[str, int]
-    findings: list[Finding]
+    findings: list[FileFault]
     side: int | None
     heaviest: int
 
@@ -66,7 +66,7 @@ class Check:
         return list(self.sizes)
 
     @property
-    def unusable(self) -> list[Finding]:
+    def unusable(self) -> list[FileFault]:
         return [finding for finding in self.findings if not finding.fault.usable]
 
 
@@ -91,7 +91,7 @@ def check(
     sides = [min(reports[path].width, reports[path].height) for path in sizes]
     return Check(
         sizes,
-        [Finding(path, fault) for path, fault in faults.items() if fault],
+        [FileFault(path, fault) for path, fault in faults.items() if fault],
         side=sides[0] if len(set(sides)) == 1 else None,
         heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
     )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Geometry:
+class CropResize:
     """crop: side of the centred square in pixels, None for the largest. size: side of the output.
 
     antialias: filter while shrinking (TensorFlow's default, and so the article's, is not to).

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 
 from fastae.data.check import BATCH
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.jpeg import Fault
-from fastae.data.pixel_ops import Passes
+from fastae.data.pixel_ops import PixelOps
 from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, RecoverableStream
 from fastae.data.tuning import DEFAULT, Tuning
 
@@ -26,8 +26,8 @@ SMALLEST = 16
 class Decoder:
     """How images are decoded here. threads: of DALI's on the CPU."""
 
-    geometry: Geometry
-    passes: Passes
+    crop_resize: CropResize
+    pixel_ops: PixelOps
     device: torch.device
     threads: int
     tuning: Tuning = DEFAULT
@@ -69,18 +69,18 @@ class Decoder:
 
         Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
         """
-        from fastae.data.pipeline import Engine, read_images, read_regions
+        from fastae.data.pipeline import DaliPipeline, read_crops, read_images
 
-        engine = Engine(self.device, size, self.threads, self.tuning, patience)
-        if engine.on_gpu:
-            for images in read_images(iter(batches), self.geometry, engine):
+        dali = DaliPipeline(self.device, size, self.threads, self.tuning, patience)
+        if dali.on_gpu:
+            for images in read_images(iter(batches), self.crop_resize, dali):
                 yield images.transpose(1, 2)
         else:
-            for regions in read_regions(iter(batches), self.geometry, engine):
-                yield self.passes.resize(regions)
+            for crops in read_crops(iter(batches), self.crop_resize, dali):
+                yield self.pixel_ops.resize(crops)
 
     def _require_working(self) -> None:
-        with _picture(self.geometry.crop or SMALLEST) as path:
+        with _picture(self.crop_resize.crop or SMALLEST) as path:
             for _ in self.stream([[path]], 1, FILE_PATIENCE):
                 pass
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from fastae.data.check import Check, Finding, check
+from fastae.data.check import Check, FileFault, check
 from fastae.data.jpeg import Fault
 from fastae.data.manifest import Manifest
 from fastae.data.memory import free_bytes
@@ -46,10 +46,10 @@ class ImageFolder:
     train: list[str]
     held_out: list[str]
     manifest: Manifest
-    skipped: list[Finding]
+    skipped: list[FileFault]
     side: int | None
 
-    def without(self, bad: Sequence[Finding]) -> ImageFolder:
+    def without(self, bad: Sequence[FileFault]) -> ImageFolder:
         """The folder divided as if the check had found that these cannot be used. Raises FastaeError."""
         sizes, unusable = self.manifest.sizes, {finding.path for finding in bad}
         paths = sorted({*self.train, *self.held_out} - unusable)
@@ -125,13 +125,13 @@ def walk(root: str, suffixes: tuple[str, ...]) -> Iterator[str]:
             yield folder
 
 
-def count_faults(findings: Sequence[Finding]) -> str:
+def count_faults(findings: Sequence[FileFault]) -> str:
     """'3 truncated, 1 empty': the most frequent first."""
     counts = Counter(finding.fault.value for finding in findings)
     return ", ".join(f"{number} {fault}" for fault, number in counts.most_common())
 
 
-def _too_few(root: str, usable: int, unusable: Sequence[Finding], crop: int | None) -> str:
+def _too_few(root: str, usable: int, unusable: Sequence[FileFault], crop: int | None) -> str:
     message = f"{root!r} holds {usable} usable JPEG{'' if usable == 1 else 's'}, and 2 are the least"
     if unusable:
         of_crop = f" {crop}" if crop else ""
@@ -188,7 +188,7 @@ def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
         train, held_out = paths_of(manifest.train), paths_of(manifest.held_out)
     except NoneLeft:
         raise _other(root, "no file is left to train on, or none to evaluate on") from None
-    skipped = [Finding(f"{root}/{name}", fault) for name, fault in faults.items()]
+    skipped = [FileFault(f"{root}/{name}", fault) for name, fault in faults.items()]
     return ImageFolder(root, train, held_out, manifest, skipped, checked.side)
 
 

@@ -26,15 +26,15 @@ import torch
 from torch import Tensor
 
 from fastae.augment import Augmentation
-from fastae.data.check import Finding
-from fastae.data.crop_resize import Geometry
+from fastae.data.check import FileFault
+from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder
 from fastae.data.folder import open_folder
 from fastae.data.memory import free_bytes
-from fastae.data.pixel_ops import Parameters, Passes, channel_means, to_batch
+from fastae.data.pixel_ops import ParamTensors, PixelOps, channel_means, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, open_store, store_bytes
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import can_compile
@@ -48,12 +48,12 @@ class Loader(ABC):
 
     kind: str
     note: str
-    order: Order
+    sampler: Sampler
 
     def reseeded(self, seed: int) -> Self:
         """The same images in another order, over the same files or pixels."""
         other = copy.copy(self)
-        other.order = replace(self.order, seed=seed)
+        other.sampler = replace(self.sampler, seed=seed)
         return other
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
@@ -81,15 +81,15 @@ class DaliLoader(Loader):
 
     kind = "dali"
 
-    def __init__(self, files: ImageFiles, order: Order, decoder: Decoder, note: str = "") -> None:
+    def __init__(self, files: ImageFiles, sampler: Sampler, decoder: Decoder, note: str = "") -> None:
         self.files = files
-        self.order = order
+        self.sampler = sampler
         self.decoder = decoder
         self.note = note
 
     def example(self) -> tuple[Tensor, ...]:
-        size = self.decoder.geometry.size
-        images = torch.rand(self.order.share, 3, size, size, device=self.decoder.device)
+        size = self.decoder.crop_resize.size
+        images = torch.rand(self.sampler.share, 3, size, size, device=self.decoder.device)
         return (images.contiguous(memory_format=torch.channels_last),)
 
     def images(self, *inputs: Tensor) -> Tensor:
@@ -105,25 +105,25 @@ class _Augmented(RecoverableStream[Tensor]):
 
     def __init__(self, loader: DaliLoader, start: int) -> None:
         super().__init__(loader.files, loader.decoder)
-        self._order, self._start = loader.order, start
+        self._sampler, self._start = loader.sampler, start
 
     def images(self, position: int) -> Iterable[int]:
-        return self._order.plan(self._start + position).indices.tolist()
+        return self._sampler.at(self._start + position).indices.tolist()
 
     def restart(self, position: int, patience: float) -> Iterator[Tensor]:
-        from fastae.data.pipeline import Engine, read_augmented, read_regions
+        from fastae.data.pipeline import DaliPipeline, read_augmented, read_crops
 
         decoder, paths, start = self.decoder, self.files.paths, self._start + position
-        engine = Engine(decoder.device, self._order.share, decoder.threads, decoder.tuning, patience)
-        if engine.on_gpu:
-            yield from read_augmented(paths, self._order.plans(start), decoder.geometry, engine)
+        dali = DaliPipeline(decoder.device, self._sampler.share, decoder.threads, decoder.tuning, patience)
+        if dali.on_gpu:
+            yield from read_augmented(paths, self._sampler.iterate(start), decoder.crop_resize, dali)
         else:
-            needed = ([paths[index] for index in plan.indices] for plan in self._order.plans(start))
-            regions = read_regions(needed, decoder.geometry, engine)
-            for plan, squares in zip(self._order.plans(start), regions, strict=False):
-                parameters = Parameters.of(plan)
-                pixels = decoder.passes.resize(squares, parameters.flip)
-                yield decoder.passes.recolour(pixels, channel_means(pixels), parameters)
+            needed = ([paths[index] for index in params.indices] for params in self._sampler.iterate(start))
+            crops = read_crops(needed, decoder.crop_resize, dali)
+            for params, squares in zip(self._sampler.iterate(start), crops, strict=False):
+                parameters = ParamTensors.of(params)
+                pixels = decoder.pixel_ops.resize(squares, parameters.flip)
+                yield decoder.pixel_ops.color_jitter(pixels, channel_means(pixels), parameters)
 
 
 class ResidentLoader(Loader):
@@ -131,9 +131,9 @@ class ResidentLoader(Loader):
 
     kind = "resident"
 
-    def __init__(self, store: Store, order: Order, decoder: Decoder, note: str = "") -> None:
+    def __init__(self, store: Store, sampler: Sampler, decoder: Decoder, note: str = "") -> None:
         self.store = store
-        self.order = order
+        self.sampler = sampler
         self.decoder = decoder
         self.note = note
 
@@ -142,11 +142,11 @@ class ResidentLoader(Loader):
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         on_gpu = self.decoder.device.type == "cuda"
-        return ((Parameters.pack(plan, pinned=on_gpu),) for plan in self.order.plans(start))
+        return ((ParamTensors.pack(params, pinned=on_gpu),) for params in self.sampler.iterate(start))
 
     def images(self, *inputs: Tensor) -> Tensor:
         (words,) = inputs
-        return self.decoder.passes.gather(self.store.pixels, self.store.means, words)
+        return self.decoder.pixel_ops.gather(self.store.pixels, self.store.means, words)
 
 
 def open_loader(
@@ -157,18 +157,18 @@ def open_loader(
     device: str | torch.device,
     seed: int,
     augmentation: Augmentation | None = None,
-    geometry: Geometry | None = None,
+    crop_resize: CropResize | None = None,
     threads: int | None = None,
     compiled: bool | None = None,
     cache: Path | str | None = "default",
-    on_replaced: Callable[[Finding, str], None] | None = None,
+    on_replaced: Callable[[FileFault, str], None] | None = None,
     part: int = 0,
     parts: int = 1,
 ) -> Loader:
     """A loader over the training images of a folder, or over exactly the files of a list.
 
     augmentation: ranges of the random colour changes (default: `Augmentation()`).
-    geometry: crop, size, antialias (default: the largest square, 128 pixels, none).
+    crop_resize: crop, size, antialias (default: the largest square, 128 pixels, none).
     threads: CPU threads that decode (default: `default_threads()`).
     compiled: the passes over pixels, by torch.compile (default: where there is a compiler).
     cache: folder for the resident array; None keeps it in memory alone (default: `cache_folder()`).
@@ -181,34 +181,34 @@ def open_loader(
     if kind not in KINDS:
         raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(KINDS)}")
     require_dali()
-    device, geometry = torch.device(device), geometry or Geometry()
+    device, crop_resize = torch.device(device), crop_resize or CropResize()
     folder = cache_folder() if cache == "default" else Path(cache) if cache else None
     if isinstance(source, str | Path):
-        opened = open_folder(source, geometry.crop, folder and check_records(folder))
-        source, geometry = opened.train, replace(geometry, crop=geometry.crop or opened.side)
+        opened = open_folder(source, crop_resize.crop, folder and check_records(folder))
+        source, crop_resize = opened.train, replace(crop_resize, crop=crop_resize.crop or opened.side)
     if batch_size > len(source):
         raise FastaeError(f"--batch-size {batch_size} is more than the {len(source)} training images")
     if batch_size % parts:
         raise FastaeError(f"--batch-size {batch_size} cannot be shared equally by {parts} ranks")
-    order = Order(len(source), batch_size, seed, augmentation or Augmentation(), part, parts)
-    decoder = open_decoder(geometry, device, threads, compiled)
+    sampler = Sampler(len(source), batch_size, seed, augmentation or Augmentation(), part, parts)
+    decoder = open_decoder(crop_resize, device, threads, compiled)
     files = ImageFiles(source, on_replaced)
     note = ""
     if kind == "auto":
-        kind, note = _choose_kind(store_bytes(len(source), geometry.size), device, folder)
+        kind, note = _choose_kind(store_bytes(len(source), crop_resize.size), device, folder)
     if kind == "dali":
-        return DaliLoader(files, order, decoder, note)
-    return ResidentLoader(open_store(files, decoder, folder), order, decoder, note)
+        return DaliLoader(files, sampler, decoder, note)
+    return ResidentLoader(open_store(files, decoder, folder), sampler, decoder, note)
 
 
 def load_images(
     paths: Sequence[str],
-    geometry: Geometry,
+    crop_resize: CropResize,
     device: str | torch.device,
     threads: int | None = None,
     *,
     indices: Sequence[int] | None = None,
-    on_replaced: Callable[[Finding, str], None] | None = None,
+    on_replaced: Callable[[FileFault, str], None] | None = None,
 ) -> Tensor:
     """These images, cut out and resized but not augmented: float32 (N, 3, S, S) in [0, 1].
 
@@ -218,16 +218,16 @@ def load_images(
     Raises NoneLeft if none can be decoded, and FastaeError for a missing DALI.
     """
     require_dali()
-    decoder = open_decoder(geometry, torch.device(device), threads, compiled=False)
+    decoder = open_decoder(crop_resize, torch.device(device), threads, compiled=False)
     return torch.cat([to_batch(pixels) for pixels in decoder.decode(ImageFiles(paths, on_replaced), indices)])
 
 
 def open_decoder(
-    geometry: Geometry, device: torch.device, threads: int | None, compiled: bool | None
+    crop_resize: CropResize, device: torch.device, threads: int | None, compiled: bool | None
 ) -> Decoder:
     """How images are decoded on this device; the arguments are `open_loader`'s."""
     compiled = can_compile() if compiled is None else compiled
-    return Decoder(geometry, Passes(geometry, compiled), device, threads or default_threads())
+    return Decoder(crop_resize, PixelOps(crop_resize, compiled), device, threads or default_threads())
 
 
 def default_threads() -> int:

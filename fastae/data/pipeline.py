@@ -24,14 +24,14 @@ import torch
 from nvidia.dali import Pipeline, fn, math, pipeline_def, types
 
 from fastae import augment
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
-from fastae.data.sampler import BatchPlan
+from fastae.data.sampler import BatchParams
 from fastae.data.tuning import DEFAULT, Tuning
 
 
 @dataclass(frozen=True)
-class Engine:
+class DaliPipeline:
     """Where and how a graph runs: the device of its output, its largest batch, its CPU threads.
 
     patience: seconds that it may take for a batch.
@@ -47,11 +47,11 @@ class Engine:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    def build(self, graph: Any, feed: Iterator, geometry: Geometry) -> Pipeline:
+    def build(self, graph: Any, feed: Iterator, crop_resize: CropResize) -> Pipeline:
         """A pipeline of one of the graphs below, which takes its batches from `feed`."""
         pipeline: Pipeline = graph(
             feed,
-            geometry,
+            crop_resize,
             self.on_gpu,
             self.tuning,
             batch_size=self.batch_size,
@@ -143,15 +143,15 @@ def _gist(error: Exception) -> str:
     return (str(error).rpartition("\n\n")[2].splitlines() or [type(error).__name__])[0].strip(" :")
 
 
-def read_regions(
-    batches: Iterator[Sequence[str]], geometry: Geometry, engine: Engine
+def read_crops(
+    batches: Iterator[Sequence[str]], crop_resize: CropResize, dali: DaliPipeline
 ) -> Iterator[torch.Tensor | list[torch.Tensor]]:
     """The centred squares of these files, decoded on the CPU: uint8 (N, L, L, 3), without a copy.
 
     Where their sides differ, a list of (L, L, 3).
     """
     feed = ([_characters(path) for path in paths] for paths in batches)
-    for images in engine.run(engine.build(_regions_graph, feed, geometry)):
+    for images in dali.run(dali.build(_crops_graph, feed, crop_resize)):
         if images.is_dense_tensor():
             yield torch.from_dlpack(images.as_tensor())
         else:
@@ -159,66 +159,68 @@ def read_regions(
 
 
 def read_images(
-    batches: Iterator[Sequence[str]], geometry: Geometry, engine: Engine
+    batches: Iterator[Sequence[str]], crop_resize: CropResize, dali: DaliPipeline
 ) -> Iterator[torch.Tensor]:
     """These files as they are, resized in the graph: float32 (N, 3, S, S) in [0, 255], channels-last."""
     feed = ([_characters(path) for path in paths] for paths in batches)
-    for images in engine.run(engine.build(_resized_graph, feed, geometry)):
+    for images in dali.run(dali.build(_resized_graph, feed, crop_resize)):
         yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def read_augmented(
-    paths: Sequence[str], plans: Iterator[BatchPlan], geometry: Geometry, engine: Engine
+    paths: Sequence[str], batches: Iterator[BatchParams], crop_resize: CropResize, dali: DaliPipeline
 ) -> Iterator[torch.Tensor]:
-    """The batches that `plans` asks for, all of it in the graph: float32 (N, 3, S, S) in [0, 1]."""
-    for images in engine.run(build_augmented(paths, plans, geometry, engine)):
+    """These batches, all of it in the graph: float32 (N, 3, S, S) in [0, 1]."""
+    for images in dali.run(build_augmented(paths, batches, crop_resize, dali)):
         yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def build_augmented(
-    paths: Sequence[str], plans: Iterator[BatchPlan], geometry: Geometry, engine: Engine
+    paths: Sequence[str], batches: Iterator[BatchParams], crop_resize: CropResize, dali: DaliPipeline
 ) -> Pipeline:
     """The pipeline of `read_augmented`."""
     feed = (
         (
-            [_characters(paths[index]) for index in plan.indices],
-            plan.flip.astype(np.int32),
-            _per_image(plan.brightness),
-            _per_image(plan.contrast),
-            _per_image(plan.saturation),
+            [_characters(paths[index]) for index in params.indices],
+            params.flip.astype(np.int32),
+            _per_image(params.brightness),
+            _per_image(params.contrast),
+            _per_image(params.saturation),
         )
-        for plan in plans
+        for params in batches
     )
-    return engine.build(_augmented_graph, feed, geometry)
+    return dali.build(_augmented_graph, feed, crop_resize)
 
 
 @pipeline_def(exec_dynamic=True)
-def _regions_graph(feed: Iterator, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
-    return _decode(fn.external_source(source=feed, batch=True), geometry, on_gpu, tuning)
+def _crops_graph(feed: Iterator, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
+    return _decode(fn.external_source(source=feed, batch=True), crop_resize, on_gpu, tuning)
 
 
 @pipeline_def(exec_dynamic=True)
-def _resized_graph(feed: Iterator, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
-    return _resize(_decode(fn.external_source(source=feed, batch=True), geometry, on_gpu, tuning), geometry)
+def _resized_graph(feed: Iterator, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
+    return _resize(
+        _decode(fn.external_source(source=feed, batch=True), crop_resize, on_gpu, tuning), crop_resize
+    )
 
 
 @pipeline_def(exec_dynamic=True)
-def _augmented_graph(feed: Iterator, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
+def _augmented_graph(feed: Iterator, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
     path, flip, brightness, contrast, saturation = fn.external_source(source=feed, num_outputs=5, batch=True)
-    images = _resize(_decode(path, geometry, on_gpu, tuning), geometry)
+    images = _resize(_decode(path, crop_resize, on_gpu, tuning), crop_resize)
     images = fn.flip(images, horizontal=flip) * np.float32(1 / 255)
     mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
     if on_gpu:
         brightness, contrast, saturation = brightness.gpu(), contrast.gpu(), saturation.gpu()
-    (images,) = augment.colour([images], [mean], brightness, contrast, saturation, arrays=_Interleaved)
+    (images,) = augment.color_jitter([images], [mean], brightness, contrast, saturation, arrays=_Interleaved)
     return images
 
 
-def _decode(path: Any, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
+def _decode(path: Any, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
     """Files to uint8 (L, L, 3): the centred square alone is decoded; half a pixel rounds down and right."""
     # Read, not mapped: a file that shrinks while it is mapped kills the process, and reading is as fast.
     encoded = fn.io.file.read(path, dont_use_mmap=True)
-    side: Any = geometry.crop
+    side: Any = crop_resize.crop
     if side is None:
         side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
     mixed = on_gpu and not tuning.decode_on_cpu
@@ -237,13 +239,13 @@ def _decode(path: Any, geometry: Geometry, on_gpu: bool, tuning: Tuning) -> Any:
     return images.gpu() if on_gpu and not mixed else images
 
 
-def _resize(images: Any, geometry: Geometry) -> Any:
+def _resize(images: Any, crop_resize: CropResize) -> Any:
     """uint8 (L, L, 3) to float32 (S, S, 3), both in [0, 255]."""
     return fn.resize(
         images,
-        size=(geometry.size, geometry.size),
+        size=(crop_resize.size, crop_resize.size),
         interp_type=types.INTERP_LINEAR,
-        antialias=geometry.antialias,
+        antialias=crop_resize.antialias,
         dtype=types.FLOAT,
     )
 

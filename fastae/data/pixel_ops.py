@@ -6,9 +6,9 @@ makes. Pixels lie in rows of three planes, (N, S, 3, S): a loop then runs along 
 and all three channels of a pixel are at hand for the saturation. Only the last copy puts the channels
 side by side, as channels-last is.
 
-    regions (N, L, L, 3) uint8 -> `resize` -> (N, S, 3, S) float32 \
-                                                                    -> `recolour` -> (N, 3, S, S) in [0, 1]
-    stored images (M, S, 3, S) uint8 -> selected, flipped (N, S, 3, S) uint8 /
+    crops (N, L, L, 3) uint8 -> `resize` -> (N, S, 3, S) float32 \
+                                                                  -> `color_jitter` -> (N, 3, S, S) in [0, 1]
+    stored images (M, S, 3, S) uint8 -> selected, flipped, uint8 /
 
 `gather` does the second line whole. On a GPU that is one compiled function, the last copy included.
 """
@@ -26,15 +26,15 @@ from torch import Tensor
 from torch.nn import functional
 
 from fastae import augment
-from fastae.data.crop_resize import Geometry
-from fastae.data.sampler import BatchPlan
+from fastae.data.crop_resize import CropResize
+from fastae.data.sampler import BatchParams
 
 # Multiplied, not divided by: a third faster, and the difference is one rounding in 2^24.
 UNIT = 1 / 255
 
 
-class Parameters(NamedTuple):
-    """A plan's numbers as tensors: indices int64, flip bool, the rest float32; all (N,)."""
+class ParamTensors(NamedTuple):
+    """A batch's numbers as tensors: indices int64, flip bool, the rest float32; all (N,)."""
 
     indices: Tensor
     flip: Tensor
@@ -43,69 +43,71 @@ class Parameters(NamedTuple):
     saturation: Tensor
 
     @staticmethod
-    def of(plan: BatchPlan) -> Parameters:
-        return Parameters.unpack(Parameters.pack(plan))
+    def of(params: BatchParams) -> ParamTensors:
+        return ParamTensors.unpack(ParamTensors.pack(params))
 
     @staticmethod
-    def pack(plan: BatchPlan, pinned: bool = False) -> Tensor:
-        """int32 (5, N), the floats bit by bit: one copy, from pinned memory, takes all of a plan to a GPU."""
-        words = torch.empty(len(Parameters._fields), len(plan.indices), dtype=torch.int32, pin_memory=pinned)
+    def pack(params: BatchParams, pinned: bool = False) -> Tensor:
+        """int32 (5, N), the floats bit by bit: one copy, from pinned memory, takes them to a GPU."""
+        words = torch.empty(
+            len(ParamTensors._fields), len(params.indices), dtype=torch.int32, pin_memory=pinned
+        )
         rows = words.numpy()
-        rows[0], rows[1] = plan.indices, plan.flip
-        rows[2:].view(np.float32)[:] = plan.brightness, plan.contrast, plan.saturation
+        rows[0], rows[1] = params.indices, params.flip
+        rows[2:].view(np.float32)[:] = params.brightness, params.contrast, params.saturation
         return words
 
     @staticmethod
-    def unpack(words: Tensor) -> Parameters:
+    def unpack(words: Tensor) -> ParamTensors:
         indices, flip = words[:2].unbind()
-        return Parameters(indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind())
+        return ParamTensors(indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind())
 
 
-class Passes:
+class PixelOps:
     """The passes over pixels, compiled or eager: the same functions, the same results."""
 
-    def __init__(self, geometry: Geometry, compiled: bool) -> None:
-        self._geometry = geometry
+    def __init__(self, crop_resize: CropResize, compiled: bool) -> None:
+        self._crop_resize = crop_resize
         wrap: Callable = functools.partial(torch.compile, dynamic=False) if compiled else lambda f: f
         # Apart, since one kernel for both would resize vertically anew for each horizontal tap.
         self._shrink_rows = wrap(_shrink_rows)
         self._shrink_columns = wrap(_shrink_columns)
-        self._recolour = wrap(_recolour)
+        self._color_jitter = wrap(_color_jitter)
         self._color_jitter_on_gpu = wrap(_color_jitter_on_gpu)
         self._gather_on_gpu = wrap(_gather_on_gpu)
         self._selected: Tensor | None = None
 
-    def resize(self, regions: Sequence[Tensor] | Tensor, flip: Tensor | None = None) -> Tensor:
-        """Square regions (L, L, 3) uint8 -> (N, S, 3, S) float32 in [0, 255], flipped where asked.
+    def resize(self, crops: Sequence[Tensor] | Tensor, flip: Tensor | None = None) -> Tensor:
+        """Square crops (L, L, 3) uint8 -> (N, S, 3, S) float32 in [0, 255], flipped where asked.
 
-        A tensor (N, L, L, 3) is the fast case. A sequence may hold regions of different sides.
+        A tensor (N, L, L, 3) is the fast case. A sequence may hold crops of different sides.
         Bilinear with half-pixel centres, as `tf.image.resize` and DALI's linear interpolation.
         """
-        if not isinstance(regions, Tensor):
-            flips = [None] * len(regions) if flip is None else flip.split(1)
+        if not isinstance(crops, Tensor):
+            flips = [None] * len(crops) if flip is None else flip.split(1)
             return torch.cat(
-                [self._resize_any(region[None], one) for region, one in zip(regions, flips, strict=True)]
+                [self._resize_any(crop[None], one) for crop, one in zip(crops, flips, strict=True)]
             )
-        if self._geometry.antialias:
-            return self._resize_any(regions, flip)
-        return self._resize_batch(regions, flip)
+        if self._crop_resize.antialias:
+            return self._resize_any(crops, flip)
+        return self._resize_batch(crops, flip)
 
-    def _resize_batch(self, regions: Tensor, flip: Tensor | None) -> Tensor:
-        taps = _Taps.of(regions.shape[1], self._geometry.size)
-        rows = self._shrink_rows(regions.flatten(2), taps.low, taps.high, taps.weight)
-        chosen = torch.zeros(len(regions), dtype=torch.int64) if flip is None else flip.long()
+    def _resize_batch(self, crops: Tensor, flip: Tensor | None) -> Tensor:
+        taps = _Taps.of(crops.shape[1], self._crop_resize.size)
+        rows = self._shrink_rows(crops.flatten(2), taps.low, taps.high, taps.weight)
+        chosen = torch.zeros(len(crops), dtype=torch.int64) if flip is None else flip.long()
         planar = self._shrink_columns(
             rows, taps.columns_low[chosen], taps.columns_high[chosen], taps.columns_weight[chosen]
         )
-        return planar.unflatten(2, (3, self._geometry.size))
+        return planar.unflatten(2, (3, self._crop_resize.size))
 
-    def _resize_any(self, regions: Tensor, flip: Tensor | None) -> Tensor:
-        size = (self._geometry.size, self._geometry.size)
+    def _resize_any(self, crops: Tensor, flip: Tensor | None) -> Tensor:
+        size = (self._crop_resize.size, self._crop_resize.size)
         pixels = functional.interpolate(
-            regions.permute(0, 3, 1, 2).float().contiguous(),
+            crops.permute(0, 3, 1, 2).float().contiguous(),
             size,
             mode="bilinear",
-            antialias=self._geometry.antialias,
+            antialias=self._crop_resize.antialias,
         )
         if flip is not None:
             pixels = torch.where(flip[:, None, None, None], pixels.flip(3), pixels)
@@ -114,14 +116,15 @@ class Passes:
     def gather(self, store: Tensor, means: Tensor, words: Tensor) -> Tensor:
         """Images of a store, flipped and augmented: float32 (N, 3, S, S), channels-last, in [0, 1].
 
-        store: uint8 (M, S, 3, S). means: of its images, float32 (M, 3) in [0, 1]. words: `Parameters.pack`'s.
+        store: uint8 (M, S, 3, S). means: of its images, float32 (M, 3) in [0, 1].
+        words: of `ParamTensors.pack`.
         """
         if store.is_cuda:
             return self._gather_on_gpu(store, means, words.to(store.device, non_blocking=True))
-        parameters = Parameters.unpack(words)
-        return self.recolour(self._select(store, parameters), means[parameters.indices], parameters)
+        parameters = ParamTensors.unpack(words)
+        return self.color_jitter(self._select(store, parameters), means[parameters.indices], parameters)
 
-    def _select(self, store: Tensor, parameters: Parameters) -> Tensor:
+    def _select(self, store: Tensor, parameters: ParamTensors) -> Tensor:
         """uint8 (N, S, 3, S), flipped where asked; the next call overwrites it."""
         shape = (len(parameters.indices), *store.shape[1:])
         if self._selected is None or self._selected.shape != shape:
@@ -133,7 +136,7 @@ class Passes:
             selected[place] = selected[place].flip(2)
         return selected
 
-    def recolour(self, pixels: Tensor, means: Tensor, parameters: Parameters) -> Tensor:
+    def color_jitter(self, pixels: Tensor, means: Tensor, parameters: ParamTensors) -> Tensor:
         """(N, S, 3, S) in [0, 255] and channel means (N, 3) in [0, 1] -> augmented batch.
 
         float32 (N, 3, S, S), channels-last, in [0, 1].
@@ -142,7 +145,7 @@ class Passes:
         if pixels.is_cuda:
             return self._color_jitter_on_gpu(pixels, means, *colors)
         # Interleaved by PyTorch's copy: on a CPU twice as fast as by stores in the compiled loop.
-        return self._recolour(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
+        return self._color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
 
 def channel_means(pixels: Tensor) -> Tensor:
@@ -193,9 +196,9 @@ class _Taps:
         )
 
 
-def _shrink_rows(regions: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
+def _shrink_rows(crops: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
     """(N, L, 3 L) uint8 -> (N, S, 3 L) float32."""
-    above, below = regions[:, low].float(), regions[:, high].float()
+    above, below = crops[:, low].float(), crops[:, high].float()
     return above + (below - above) * weight[:, None]
 
 
@@ -227,26 +230,26 @@ class _Planes:
         return torch.maximum(x, y) if isinstance(y, Tensor) else x.clamp(min=y)
 
 
-def _recolour(
+def _color_jitter(
     pixels: Tensor, means: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
 ) -> Tensor:
     """(N, S, 3, S) in [0, 255] -> (N, 3, S, S) in [0, 1]."""
-    recoloured = augment.colour(
+    jittered = augment.color_jitter(
         [pixels[:, :, channel].float() * UNIT for channel in range(3)],
         [means[:, channel, None, None] for channel in range(3)],
         *(values[:, None, None] for values in (brightness, contrast, saturation)),
         arrays=_Planes,
     )
-    return torch.stack(recoloured, dim=1)
+    return torch.stack(jittered, dim=1)
 
 
 def _color_jitter_on_gpu(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
-    """`_recolour`, and the channels put side by side within the same kernel."""
-    return _recolour(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
+    """`_color_jitter`, and the channels put side by side within the same kernel."""
+    return _color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
 
 def _gather_on_gpu(store: Tensor, means: Tensor, words: Tensor) -> Tensor:
-    indices, flip, *colors = Parameters.unpack(words)
+    indices, flip, *colors = ParamTensors.unpack(words)
     selected = store[indices]
     pixels = torch.where(flip[:, None, None, None], selected.flip(3), selected)
     return _color_jitter_on_gpu(pixels, means[indices], *colors)

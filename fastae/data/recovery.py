@@ -13,7 +13,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from fastae.data.check import Finding
+from fastae.data.check import FileFault
 from fastae.data.jpeg import Fault, inspect
 from fastae.errors import FastaeError
 
@@ -50,7 +50,7 @@ class DecoderStalled(DecoderError):
 class NoneLeft(FastaeError):
     """Not one of the images can be read. found: what is wrong with each file."""
 
-    def __init__(self, found: Sequence[Finding]) -> None:
+    def __init__(self, found: Sequence[FileFault]) -> None:
         example = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in found[:1])
         super().__init__(
             f"none of the {len(found)} images can be read any more{example}: is the folder gone?"
@@ -66,7 +66,7 @@ class ImageFiles:
     """
 
     def __init__(
-        self, paths: Sequence[str], on_replaced: Callable[[Finding, str], None] | None = None
+        self, paths: Sequence[str], on_replaced: Callable[[FileFault, str], None] | None = None
     ) -> None:
         self.paths = list(paths)
         self.bad: dict[int, Fault] = {}
@@ -85,12 +85,12 @@ class ImageFiles:
         self.bad |= found
         good = self.good()
         if not good:
-            raise NoneLeft([Finding(path, self.bad[index]) for index, path in enumerate(self.own)])
+            raise NoneLeft([FileFault(path, self.bad[index]) for index, path in enumerate(self.own)])
         for index in self.bad:
             self.paths[index] = self.own[good[bisect(good, index) % len(good)]]
         for index, fault in found.items():
             if self._on_replaced:
-                self._on_replaced(Finding(self.own[index], fault), self.paths[index])
+                self._on_replaced(FileFault(self.own[index], fault), self.paths[index])
 
 
 class RecoverableStream(ABC, Generic[Item]):

@@ -73,7 +73,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None) -> Store
 
     Raises FastaeError if the cache cannot be written or is full.
     """
-    shape = (len(files), decoder.geometry.size, 3, decoder.geometry.size)
+    shape = (len(files), decoder.crop_resize.size, 3, decoder.crop_resize.size)
     if cache is None:
         if decoder.device.type == "cpu" and store_bytes(*shape[:2]) > free_bytes(decoder.device):
             raise FastaeError(_does_not_fit(shape, decoder.device))  # Linux would kill the process for it
@@ -116,7 +116,7 @@ def _does_not_fit(shape: tuple[int, ...], device: torch.device) -> str:
 def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
     digest = hashlib.sha256()
     versions = [version(name) for name in (*DALI_BUILDS, "torch")]
-    digest.update(json.dumps([FORMAT, decoder.name, asdict(decoder.geometry), versions]).encode())
+    digest.update(json.dumps([FORMAT, decoder.name, asdict(decoder.crop_resize), versions]).encode())
     root = _common_folder(files)
     for path in files.paths:
         size, _ = stamp(path) or (0, 0)

@@ -24,8 +24,8 @@ PERMUTATIONS, PARAMETERS = 0, 1
 
 
 @dataclass(frozen=True)
-class BatchPlan:
-    """What batch i shall be. Arrays of length N.
+class BatchParams:
+    """Which images make up batch i, and how they are augmented. Arrays of length N.
 
     indices: int64, into the list of images. flip: bool. brightness: float32, added to pixels in [0, 1].
     contrast, saturation: float32 factors.
@@ -40,7 +40,7 @@ class BatchPlan:
 
 
 @dataclass(frozen=True)
-class Order:
+class Sampler:
     """The endless sequence of batches over `count` images, or this part of `parts` equal ones of each."""
 
     count: int
@@ -52,16 +52,16 @@ class Order:
 
     @property
     def share(self) -> int:
-        """Images in a plan."""
+        """Images in a batch of this part."""
         return self.batch_size // self.parts
 
-    def plan(self, iteration: int) -> BatchPlan:
-        """The plan of one batch. Costs about 10 us, and a permutation once an epoch."""
+    def at(self, iteration: int) -> BatchParams:
+        """One batch. Costs about 10 us, and a permutation once an epoch."""
         words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
         flip, brightness, contrast, saturation = _uniform(words).reshape(4, self.batch_size)
         ranges = self.augmentation
         here = slice(self.part * self.share, (self.part + 1) * self.share)
-        return BatchPlan(
+        return BatchParams(
             iteration=iteration,
             indices=self._indices(iteration)[here],
             flip=flip[here] < 0.5,
@@ -70,10 +70,10 @@ class Order:
             saturation=_spread(saturation[here], 1.0, ranges.saturation),
         )
 
-    def plans(self, start: int = 0) -> Iterator[BatchPlan]:
-        """The plans of iterations start, start + 1, ..., without end."""
+    def iterate(self, start: int = 0) -> Iterator[BatchParams]:
+        """The batches of iterations start, start + 1, ..., without end."""
         while True:
-            yield self.plan(start)
+            yield self.at(start)
             start += 1
 
     def _indices(self, iteration: int) -> np.ndarray:

@@ -19,7 +19,7 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from fastae.data import Geometry, faces, load_images
+from fastae.data import CropResize, faces, load_images
 from fastae.data.folder import name_below
 from fastae.data.manifest import Manifest
 from fastae.data.source import VARIABLE, open_source
@@ -230,9 +230,9 @@ def _load(run: Run, manifest: Manifest, data: str | None, device: torch.device) 
         raise FastaeError(
             f"{len(paths):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too many to read"
         )
-    geometry = Geometry(config.crop or folder.side, config.image_size, config.antialias)
+    crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
     names = tuple(name_below(folder.root, path) for path in paths)
-    return HeldOut(names, load_images(paths, geometry, device))
+    return HeldOut(names, load_images(paths, crop_resize, device))
 
 
 def _as_bytes(images: np.ndarray) -> np.ndarray:

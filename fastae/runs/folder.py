@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from fastae.config import TrainConfig
-from fastae.data.check import Finding
+from fastae.data.check import FileFault
 from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics
@@ -90,7 +90,7 @@ class RunFolder:
         return f"{kept}; resume with: {command('fastae')} train --resume {self.path}"
 
     def begin(
-        self, description: Mapping[str, Any], images: Manifest, skipped: Iterable[Finding] = ()
+        self, description: Mapping[str, Any], images: Manifest, skipped: Iterable[FileFault] = ()
     ) -> None:
         """Writes down, under the lock, what a run is, and of a new one which images it begins with.
 
@@ -174,7 +174,7 @@ class RunFolder:
             file.writelines(f"{iteration}\t{printable(path)}\n" for path in images)
         return self.non_finite
 
-    def note_skipped(self, bad: Iterable[Finding]) -> None:
+    def note_skipped(self, bad: Iterable[FileFault]) -> None:
         """Adds files that cannot be trained on to the list of them, each once. Raises OSError."""
         lines = [_line(finding) for finding in bad]
         if not lines or not self.path.is_dir():
@@ -189,7 +189,7 @@ class RunFolder:
             self._noted.update(fresh)
 
 
-def _line(finding: Finding) -> bytes:
+def _line(finding: FileFault) -> bytes:
     return f"{finding.fault.value}\t{printable(finding.path)}\n".encode()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.table import Table
 
 from fastae.data.check import Check, check
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import DECODER_FAULTS, Fault
@@ -45,7 +45,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, report: str | Non
 def _training_decoder(crop: int | None) -> Decoder:
     """The one that `fastae train` uses on this machine. Raises FastaeError for a missing DALI."""
     require_dali()
-    return open_decoder(Geometry(crop), choose_device("auto"), threads=None, compiled=False)
+    return open_decoder(CropResize(crop), choose_device("auto"), threads=None, compiled=False)
 
 
 def _show(total: int, found: Check) -> None:

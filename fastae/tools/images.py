@@ -16,10 +16,10 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.folder import walk
 from fastae.data.jpeg import MAX_BYTES, Fault, inspect
-from fastae.data.pixel_ops import Passes, to_batch
+from fastae.data.pixel_ops import PixelOps, to_batch
 from fastae.utils.console import printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
@@ -62,14 +62,14 @@ def _images_below(place: str) -> Iterator[str]:
             yield path
 
 
-def load_image(path: str, geometry: Geometry) -> Tensor:
+def load_image(path: str, crop_resize: CropResize) -> Tensor:
     """One file, upright, cropped and resized as in training: float32 (3, S, S) in [0, 1].
 
     Of an animation the first frame; transparency over white; 16 bits per channel cut to 8; CMYK by Pillow's
     plain formula; colour profiles ignored, as in training. Raises UnusableImage.
     """
-    region = torch.from_numpy(_centred_square(path, geometry.crop))
-    return to_batch(Passes(geometry, compiled=False).resize(region[None]))[0]
+    region = torch.from_numpy(_centred_square(path, crop_resize.crop))
+    return to_batch(PixelOps(crop_resize, compiled=False).resize(region[None]))[0]
 
 
 def _centred_square(path: str, crop: int | None) -> np.ndarray:

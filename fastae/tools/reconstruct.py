@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.errors import FastaeError
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.model import AutoEncoder
@@ -47,12 +47,12 @@ def reconstruct_files(
         _require_codes_file(codes_file)
     loaded = load_model(run, choose_device(device))
     config = loaded.config
-    geometry = Geometry(config.crop, config.image_size, config.antialias)
+    crop_resize = CropResize(config.crop, config.image_size, config.antialias)
     log(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
-    log(f"images    {geometry.in_words()}, as in training")
+    log(f"images    {crop_resize.in_words()}, as in training")
     given = find_images(places)
     try:
-        paths, codes = _write_pictures(_reconstructions(loaded.model, given, geometry), out)
+        paths, codes = _write_pictures(_reconstructions(loaded.model, given, crop_resize), out)
         if not paths:
             raise FastaeError(f"no usable image among the {len(given):,} given: {str(out)!r} was not made")
         if codes_file:
@@ -71,14 +71,14 @@ def _require_codes_file(path: Path) -> None:
     require_place(path.parent, "--codes")
 
 
-def _reconstructions(model: AutoEncoder, paths: Sequence[str], geometry: Geometry) -> Iterator[Row]:
+def _reconstructions(model: AutoEncoder, paths: Sequence[str], crop_resize: CropResize) -> Iterator[Row]:
     """The usable images in order; each other one is logged."""
     device = next(model.parameters()).device
     for start in range(0, len(paths), BATCH):
         usable = {}
         for row, path in enumerate(paths[start : start + BATCH], start):
             try:
-                usable[row] = load_image(path, geometry)
+                usable[row] = load_image(path, crop_resize)
             except UnusableImage as reason:
                 log(f"skipped   {printable(path)}: {reason}")
         if usable:

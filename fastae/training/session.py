@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
-from fastae.data import Geometry, load_images, open_loader
-from fastae.data.check import Finding
+from fastae.data import CropResize, load_images, open_loader
+from fastae.data.check import FileFault
 from fastae.data.folder import ImageFolder, count_faults
 from fastae.data.loader import Loader
 from fastae.data.manifest import Manifest
@@ -137,8 +137,8 @@ def open_session(
     images, source = open_source(config.data, config.crop, cache, manifest)
     session = Session(ranks, hardware, images, source)
     with session.reporting_to(run):
-        geometry = Geometry(config.crop or images.side, config.image_size, config.antialias)
-        load_held_out(session, config, geometry, is_resumed=manifest is not None)
+        crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
+        load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
         log_images(session, is_resumed=manifest is not None)
         session.loader = open_loader(
             session.images.train,
@@ -146,7 +146,7 @@ def open_session(
             device=hardware.device,
             seed=config.seed,
             augmentation=config.augmentation,
-            geometry=geometry,
+            crop_resize=crop_resize,
             threads=config.threads,
             kind=config.loader,
             compiled=hardware.compiled,
@@ -159,14 +159,14 @@ def open_session(
     return session
 
 
-def load_held_out(session: Session, config: TrainConfig, geometry: Geometry, is_resumed: bool) -> None:
+def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize, is_resumed: bool) -> None:
     """Decodes the images to evaluate on. A new run divides its files anew if none of them can be decoded."""
     while True:
         held_out = session.images.held_out
         try:
             session.held_out = load_images(
                 held_out,
-                geometry,
+                crop_resize,
                 session.hardware.device,
                 config.threads,
                 indices=spread(range(len(held_out)), config.eval_images),
@@ -213,12 +213,12 @@ class Session:
         self.images = images
         self.source = source
         self.models = Models(hardware, ranks)
-        self.replaced: list[Finding] = []
+        self.replaced: list[FileFault] = []
         self.environment = describe_environment()
         self._listeners: list[RunFolder] = []
 
     @property
-    def skipped(self) -> list[Finding]:
+    def skipped(self) -> list[FileFault]:
         """The files that are not trained on."""
         return [*self.images.skipped, *self.replaced]
 
@@ -233,7 +233,7 @@ class Session:
             if run in self._listeners:
                 self._listeners.remove(run)
 
-    def report_replaced(self, bad: Finding, substitute: str) -> None:
+    def report_replaced(self, bad: FileFault, substitute: str) -> None:
         """For loaders: a file was found bad, and is replaced by another."""
         self.replaced.append(bad)
         log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")

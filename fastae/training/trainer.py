@@ -260,10 +260,10 @@ class Trainer:
                 self._report_non_finite(iteration)
 
     def _report_non_finite(self, iteration: int) -> None:
-        whole = replace(self._loader.order, part=0, parts=1)
+        whole = replace(self._loader.sampler, part=0, parts=1)
         train = self._session.images.train
         names = self._recorder.non_finite(
-            iteration, [train[index] for index in whole.plan(iteration - 1).indices]
+            iteration, [train[index] for index in whole.at(iteration - 1).indices]
         )
         what = f"the loss is not finite at iteration {iteration:,} (its images: {names})"
         if self.config.on_nan == "stop":

@@ -16,12 +16,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder
 from fastae.data.loader import ResidentLoader
-from fastae.data.pixel_ops import Passes
+from fastae.data.pixel_ops import PixelOps
 from fastae.data.resident import Store
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronise
@@ -94,10 +94,10 @@ def stand_in_loader(config: TrainConfig, images: int) -> ResidentLoader:
         torch.empty(images, 3, device=device),
         {},
     )
-    geometry = Geometry(size=size)
-    decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)
-    order = Order(images, config.batch_size, config.seed, Augmentation())
-    return ResidentLoader(store, order, decoder)
+    crop_resize = CropResize(size=size)
+    decoder = Decoder(crop_resize, PixelOps(crop_resize, compiled=True), device, threads=1)
+    sampler = Sampler(images, config.batch_size, config.seed, Augmentation())
+    return ResidentLoader(store, sampler, decoder)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Every peer does fastae's work: the same images, order and parameters give nearly the same batches."""
+"""Every peer does fastae's work: the same images, sampler and parameters give nearly the same batches."""
 
 import multiprocessing
 
@@ -8,7 +8,7 @@ import pytest
 from benchmarks import peers
 from fastae.augment import Augmentation
 from fastae.data import open_loader
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 
 # Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
 # which single pixels at sharp edges differ more.
@@ -27,10 +27,10 @@ LIMIT = 120
 def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
     if why := peers.missing(peer):
         pytest.skip(why)
-    order = Order(len(face_paths), 8, 0, Augmentation())
+    sampler = Sampler(len(face_paths), 8, 0, Augmentation())
     loader = open_loader(face_paths, kind="dali", batch_size=8, device="cpu", seed=0, compiled=False)
     ours = loader.batches()
-    for theirs in first_batches(peer, face_paths, order, tmp_path):
+    for theirs in first_batches(peer, face_paths, sampler, tmp_path):
         expected = next(ours).permute(0, 2, 3, 1).numpy()
         assert theirs.shape == expected.shape and theirs.dtype == np.float32
         difference = np.abs(theirs - expected)
@@ -39,10 +39,12 @@ def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
         assert np.quantile(difference, 0.99) <= 4 / 255
 
 
-def first_batches(peer, paths, order, scratch):
+def first_batches(peer, paths, sampler, scratch):
     """Three batches from a process of its own: a peer whose thread dies would wait for ever."""
     file = scratch / "batches.npy"
-    run = multiprocessing.get_context("spawn").Process(target=_save, args=(peer, paths, order, scratch, file))
+    run = multiprocessing.get_context("spawn").Process(
+        target=_save, args=(peer, paths, sampler, scratch, file)
+    )
     run.start()
     run.join(LIMIT)
     if run.is_alive():
@@ -52,9 +54,9 @@ def first_batches(peer, paths, order, scratch):
     return np.load(file)
 
 
-def _save(peer, paths, order, scratch, file):
+def _save(peer, paths, sampler, scratch, file):
     multiprocessing.set_start_method(None, force=True)  # a spawned process would spawn its workers too
-    np.save(file, peers.first_batches(peer, paths, order, scratch, 3))
+    np.save(file, peers.first_batches(peer, paths, sampler, scratch, 3))
 
 
 def test_a_package_that_does_not_import_is_absent_with_its_reason(tmp_path, monkeypatch):

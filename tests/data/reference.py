@@ -74,16 +74,16 @@ def augment(image, flip, brightness, contrast, saturation):
     return np.clip(adjust_saturation(x, saturation), 0, 1)
 
 
-def batch(paths, plan, size=128, crop=None):
-    """The batch of a plan: float64 (N, 3, S, S)."""
+def batch(paths, params, size=128, crop=None):
+    """A batch of these parameters: float64 (N, 3, S, S)."""
     images = [
         augment(
             resize(cut_out(decode(paths[index]), crop), size),
-            plan.flip[place],
-            float(plan.brightness[place]),
-            float(plan.contrast[place]),
-            float(plan.saturation[place]),
+            params.flip[place],
+            float(params.brightness[place]),
+            float(params.contrast[place]),
+            float(params.saturation[place]),
         )
-        for place, index in enumerate(plan.indices)
+        for place, index in enumerate(params.indices)
     ]
     return np.stack(images).transpose(0, 3, 1, 2)

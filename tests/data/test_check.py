@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import Geometry, open_loader
+from fastae.data import CropResize, open_loader
 from fastae.data.check import check
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import inspect
@@ -39,7 +39,7 @@ def mixed(tmp_path, face_paths):
 
 def checked(folder, deep=False, **options):
     options = {"crop": None, "records": None} | options
-    decoder = open_decoder(Geometry(), torch.device("cpu"), 2, compiled=False) if deep else None
+    decoder = open_decoder(CropResize(), torch.device("cpu"), 2, compiled=False) if deep else None
     return check(str(folder), find_jpegs(str(folder)), decoder=decoder, **options)
 
 

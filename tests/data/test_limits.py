@@ -14,7 +14,7 @@ from PIL import Image
 from fastae.data import folder as folders
 from fastae.data import jpeg
 from fastae.data.check import check
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import Fault, inspect
 from fastae.data.loader import open_decoder
@@ -24,7 +24,7 @@ from .bad_files import claiming
 
 
 def decoder():
-    return open_decoder(Geometry(), torch.device("cpu"), threads=2, compiled=False)
+    return open_decoder(CropResize(), torch.device("cpu"), threads=2, compiled=False)
 
 
 @pytest.fixture

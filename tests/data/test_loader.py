@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from fastae.augment import Augmentation
-from fastae.data import Geometry, load_images, loader, open_loader
-from fastae.data.sampler import Order
+from fastae.data import CropResize, load_images, loader, open_loader
+from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 
 from . import reference
@@ -29,18 +29,18 @@ def open_faces(paths, **options):
 @pytest.mark.parametrize("crop", [None, 100])
 @pytest.mark.parametrize("ranges", [Augmentation(), STRONG], ids=["default", "strong"])
 def test_batches_are_the_references(face_paths, ranges, crop):
-    batches = open_faces(face_paths, augmentation=ranges, geometry=Geometry(crop)).batches()
-    plans = Order(len(face_paths), 8, 3, ranges).plans()
-    for images, plan in itertools.islice(zip(batches, plans, strict=False), 4):
-        expected = reference.batch(face_paths, plan, crop=crop)
+    batches = open_faces(face_paths, augmentation=ranges, crop_resize=CropResize(crop)).batches()
+    all_params = Sampler(len(face_paths), 8, 3, ranges).iterate()
+    for images, params in itertools.islice(zip(batches, all_params, strict=False), 4):
+        expected = reference.batch(face_paths, params, crop=crop)
         assert np.abs(images.numpy() - expected).max() <= 1e-5
 
 
 def test_batches_are_the_references_on_celeba(celeba):
     paths = [str(path) for path in sorted(celeba.glob("*.jpg"))[:64]]
     images = next(open_faces(paths, batch_size=64).batches())
-    plan = Order(64, 64, 3, Augmentation()).plan(0)
-    assert np.abs(images.numpy() - reference.batch(paths, plan)).max() <= 1e-5
+    params = Sampler(64, 64, 3, Augmentation()).at(0)
+    assert np.abs(images.numpy() - reference.batch(paths, params)).max() <= 1e-5
 
 
 def test_batches_are_channels_last_float32_in_the_unit_interval(face_paths):
@@ -80,24 +80,24 @@ def test_images_of_any_size_nested_or_flat(tmp_path, face_paths):
         folder.mkdir(parents=True, exist_ok=True)
         image.resize(size).save(folder / f"{number}.JPEG")
     files = sorted(str(path) for path in tmp_path.rglob("*.JPEG"))
-    images = load_images(files, Geometry(), "cpu")
+    images = load_images(files, CropResize(), "cpu")
     for path, loaded in zip(files, images, strict=True):
         expected = reference.resize(reference.cut_out(reference.decode(path)), 128) / 255
         assert np.abs(loaded.numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
 
 
 def test_antialias_is_off_unless_asked_for(face_paths):
-    geometry = Geometry(size=32)
-    plain = load_images(face_paths[:1], geometry, "cpu")
-    smooth = load_images(face_paths[:1], Geometry(size=32, antialias=True), "cpu")
+    crop_resize = CropResize(size=32)
+    plain = load_images(face_paths[:1], crop_resize, "cpu")
+    smooth = load_images(face_paths[:1], CropResize(size=32, antialias=True), "cpu")
     expected = reference.resize(reference.cut_out(reference.decode(face_paths[0])), 32) / 255
     assert np.abs(plain[0].numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
     assert (smooth - plain).abs().max() > 0.01
 
 
 def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
-    several = load_images((face_paths * 2)[:70], Geometry(size=16), "cpu")
-    single = load_images(face_paths[29:30], Geometry(size=16), "cpu")
+    several = load_images((face_paths * 2)[:70], CropResize(size=16), "cpu")
+    single = load_images(face_paths[29:30], CropResize(size=16), "cpu")
     assert several.shape == (70, 3, 16, 16)
     assert torch.equal(several[69:], single)
 

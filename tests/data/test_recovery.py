@@ -15,9 +15,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import Geometry, load_images, open_loader, pipeline, recovery
+from fastae.data import CropResize, load_images, open_loader, pipeline, recovery
 from fastae.data.recovery import DecoderError, ImageFiles, NoneLeft, RecoverableStream
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here, started, wait_for
@@ -84,16 +84,16 @@ def test_a_file_that_goes_bad_in_mid_run(paths):
     after = list(itertools.islice(batches, 4 * epoch))
     assert len(before) + len(after) == 15
     assert [bad.fault.value for bad, _ in told] == ["empty"]
-    assert open_(paths).order == Order(12, 4, 0, open_(paths).order.augmentation)
+    assert open_(paths).sampler == Sampler(12, 4, 0, open_(paths).sampler.augmentation)
 
 
 def test_images_to_evaluate_on_are_replaced_and_reported_too(paths):
-    expected = load_images([paths[0], paths[3], paths[3]], Geometry(), "cpu")
+    expected = load_images([paths[0], paths[3], paths[3]], CropResize(), "cpu")
     Path(paths[1]).write_bytes(b"")
     Path(paths[2]).write_bytes(bad_table(Path(paths[2]).read_bytes()))
     told = []
     images = load_images(
-        paths, Geometry(), "cpu", indices=range(3), on_replaced=lambda bad, _: told.append(bad)
+        paths, CropResize(), "cpu", indices=range(3), on_replaced=lambda bad, _: told.append(bad)
     )
     assert torch.equal(images, expected)
     assert sorted((bad.path, bad.fault.value) for bad in told) == [
@@ -142,7 +142,7 @@ def test_thousands_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths
     told = []
     batches = open_loader(
         paths, kind="dali", batch_size=64, device="cpu", seed=0, compiled=False, cache=None,
-        geometry=Geometry(size=16), on_replaced=lambda bad, _: told.append(bad.path),
+        crop_resize=CropResize(size=16), on_replaced=lambda bad, _: told.append(bad.path),
     ).batches()  # fmt: skip
     next(batches)
     lost = paths[: int(gone * len(paths))]
@@ -172,7 +172,7 @@ def test_a_file_that_dali_alone_refuses_is_found(paths, tmp_path):
     told = []
     batches = open_loader(
         paths, kind="dali", batch_size=4, device="cpu", seed=0, compiled=False, cache=None,
-        geometry=Geometry(crop=100), on_replaced=lambda bad, _: told.append(bad),
+        crop_resize=CropResize(crop=100), on_replaced=lambda bad, _: told.append(bad),
     ).batches()  # fmt: skip
     next(batches)
     for path in paths[3:5]:
@@ -269,7 +269,7 @@ def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, 
     def failing(*arguments):
         raise error
 
-    monkeypatch.setattr(loader.decoder.passes, "resize", failing)
+    monkeypatch.setattr(loader.decoder.pixel_ops, "resize", failing)
     with pytest.raises(type(error), match=str(error)):
         next(loader.batches())
     assert told == []
@@ -322,14 +322,14 @@ while time.monotonic() < end:
 """
     reading = f"""
 import time, torch
-from fastae.data.crop_resize import Geometry
-from fastae.data.pipeline import Engine, read_regions
+from fastae.data.crop_resize import CropResize
+from fastae.data.pipeline import DaliPipeline, read_crops
 from fastae.data.recovery import DecoderError
 end, failures = time.monotonic() + 1, 0
 while time.monotonic() < end:
     try:
         batches = ({paths!r} for _ in range(50))
-        for _ in read_regions(batches, Geometry(100), Engine(torch.device("cpu"), 12, 2)):
+        for _ in read_crops(batches, CropResize(100), DaliPipeline(torch.device("cpu"), 12, 2)):
             if time.monotonic() > end:
                 break
     except DecoderError:

@@ -14,7 +14,7 @@ import torch
 
 from fastae.augment import Augmentation
 from fastae.data import loader, open_loader, resident
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.errors import FastaeError
 from fastae.utils.cache import entries
 
@@ -39,7 +39,7 @@ def stores(cache):
 @pytest.mark.parametrize("crop", [None, 100])
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gives_dalis_batches_to_the_rounding_of_its_pixels(face_paths, tmp_path, crop, compiled):
-    options = {"geometry": Geometry(crop), "compiled": compiled}
+    options = {"crop_resize": CropResize(crop), "compiled": compiled}
     ours = batches(face_paths, tmp_path, **options)
     theirs = batches(face_paths, tmp_path, kind="dali", **options)
     for one, other in zip(ours, theirs, strict=True):
@@ -86,20 +86,20 @@ def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_pat
         shutil.copy2(path, copies[-1])
     cache = tmp_path / "cache"
     open_(copies, cache)
-    geometry = Geometry()
+    crop_resize = CropResize()
     if change == "size":
-        geometry = Geometry(size=64)
+        crop_resize = CropResize(size=64)
     elif change == "crop":
-        geometry = Geometry(crop=150)
+        crop_resize = CropResize(crop=150)
     elif change == "antialias":
-        geometry = Geometry(antialias=True)
+        crop_resize = CropResize(antialias=True)
     elif change == "list":
         copies = copies[1:]
     else:
         Path(copies[3]).write_bytes(Path(face_paths[20]).read_bytes())
-    fresh = open_(copies, cache, geometry=geometry)
+    fresh = open_(copies, cache, crop_resize=crop_resize)
     assert len(stores(cache)) == 2
-    assert torch.equal(next(fresh.batches()), next(open_(copies, None, geometry=geometry).batches()))
+    assert torch.equal(next(fresh.batches()), next(open_(copies, None, crop_resize=crop_resize).batches()))
 
 
 @pytest.mark.parametrize("bad", [[0], [3, 4], [9], [0, 3, 4, 5, 9]])

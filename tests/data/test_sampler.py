@@ -8,20 +8,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.augment import Augmentation
-from fastae.data.sampler import Order, permutation
+from fastae.data.sampler import Sampler, permutation
 
 RANGES = Augmentation(brightness=0.125, contrast=0.2, saturation=0.3)
 
 
-def order(count=100, batch_size=16, seed=0):
-    return Order(count, batch_size, seed, RANGES)
+def sampler(count=100, batch_size=16, seed=0):
+    return Sampler(count, batch_size, seed, RANGES)
 
 
 @settings(deadline=None)
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 40), seed=st.integers(0, 2**63 - 1))
 def test_each_image_once_an_epoch_and_none_twice_before_all_once(count, batch_size, seed):
-    plans = itertools.islice(Order(count, batch_size, seed, RANGES).plans(), 12)
-    line = np.concatenate([plan.indices for plan in plans])
+    all_params = itertools.islice(Sampler(count, batch_size, seed, RANGES).iterate(), 12)
+    line = np.concatenate([params.indices for params in all_params])
     for epoch in range(len(line) // count):
         assert sorted(line[epoch * count : (epoch + 1) * count]) == list(range(count))
 
@@ -34,47 +34,47 @@ def test_epochs_differ():
 @settings(deadline=None, max_examples=30)
 def test_a_plan_follows_from_seed_and_iteration_alone(start):
     permutation.cache_clear()
-    fresh = next(order().plans(start))
-    again = order().plan(start)
+    fresh = next(sampler().iterate(start))
+    again = sampler().at(start)
     assert fresh.iteration == again.iteration == start
     for name in ("indices", "flip", "brightness", "contrast", "saturation"):
         assert np.array_equal(getattr(fresh, name), getattr(again, name))
 
 
 def test_another_seed_is_another_order_and_other_parameters():
-    one, other = order(seed=1).plan(0), order(seed=2).plan(0)
+    one, other = sampler(seed=1).at(0), sampler(seed=2).at(0)
     assert not np.array_equal(one.indices, other.indices)
     assert not np.array_equal(one.brightness, other.brightness)
 
 
 def test_parameters_are_uniform_in_their_ranges():
-    plans = [order(count=1000, batch_size=500).plan(i) for i in range(100)]
+    all_params = [sampler(count=1000, batch_size=500).at(i) for i in range(100)]
     for name, low, high in (
         ("brightness", -0.125, 0.125),
         ("contrast", 0.8, 1.2),
         ("saturation", 0.7, 1.3),
     ):
-        values = np.concatenate([getattr(plan, name) for plan in plans])
+        values = np.concatenate([getattr(params, name) for params in all_params])
         assert values.dtype == np.float32
         assert low <= values.min() and values.max() <= high
         quartiles = np.quantile(values, (0.25, 0.5, 0.75))
         assert quartiles == pytest.approx(np.linspace(low, high, 5)[1:4], abs=0.01 * (high - low))
-    flips = np.concatenate([plan.flip for plan in plans])
+    flips = np.concatenate([params.flip for params in all_params])
     assert flips.mean() == pytest.approx(0.5, abs=0.01)
 
 
 def test_parameters_of_one_batch_are_independent():
-    plan = order(count=5000, batch_size=5000).plan(3)
-    drawn = np.stack([plan.flip, plan.brightness, plan.contrast, plan.saturation])
+    params = sampler(count=5000, batch_size=5000).at(3)
+    drawn = np.stack([params.flip, params.brightness, params.contrast, params.saturation])
     correlation = np.corrcoef(drawn.astype(float)) - np.eye(4)
     assert np.abs(correlation).max() < 0.06
 
 
 def test_the_definition_is_pinned():
     """A run resumed under a newer NumPy must see the same images: these numbers never change."""
-    plan = Order(10, 4, 7, RANGES).plan(1)
-    assert plan.indices.tolist() == PINNED_INDICES
-    assert plan.brightness.tolist() == pytest.approx(PINNED_BRIGHTNESS, abs=1e-7)
+    params = Sampler(10, 4, 7, RANGES).at(1)
+    assert params.indices.tolist() == PINNED_INDICES
+    assert params.brightness.tolist() == pytest.approx(PINNED_BRIGHTNESS, abs=1e-7)
 
 
 PINNED_INDICES = [3, 2, 7, 5]

@@ -12,7 +12,7 @@ import sys
 
 import torch
 
-from fastae.data import Geometry, open_loader
+from fastae.data import CropResize, open_loader
 from fastae.data.check import check
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
@@ -32,7 +32,7 @@ def main(folder: str) -> None:
         tell(at="the quick check", of=[path])
         inspect(path)
     tell(at="fastae check", of=[])
-    decoder = open_decoder(Geometry(), torch.device("cpu"), threads=None, compiled=False)
+    decoder = open_decoder(CropResize(), torch.device("cpu"), threads=None, compiled=False)
     for deep in (False, True):
         found = check(folder, paths, crop=None, records=None, decoder=decoder if deep else None)
         tell(check="deep" if deep else "quick", found={f.path: f.fault.value for f in found.findings},
@@ -51,7 +51,7 @@ def main(folder: str) -> None:
     for iteration in itertools.count():
         if len(seen) == len(usable):
             break
-        images = loader.order.plan(iteration).indices.tolist()
+        images = loader.sampler.at(iteration).indices.tolist()
         tell(at="the loader", of=[usable[image] for image in images])
         batch = next(batches)
         assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1

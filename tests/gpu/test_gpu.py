@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.data import Geometry, load_images, open_loader
+from fastae.data import CropResize, load_images, open_loader
 from fastae.model import AutoEncoder
 from fastae.training.step import TrainingStep
 from fastae.training.step_timer import StepClock
@@ -41,7 +41,7 @@ def test_colour_on_the_gpu_is_the_formula(face_paths, cuda):
         for a in (ranges, still)
     )
     assert (moved - plain).abs().max() > 0.1
-    loaded = load_images(face_paths, Geometry(), cuda)
+    loaded = load_images(face_paths, CropResize(), cuda)
     assert loaded.min() >= 0 and loaded.max() <= 1
 
 
@@ -98,7 +98,7 @@ def test_a_compiled_step_waits_for_nothing(cuda):
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_paths, kind):
     loader = open_loader(
-        face_paths, kind=kind, batch_size=8, device=cuda, seed=0, geometry=Geometry(size=64), cache=None
+        face_paths, kind=kind, batch_size=8, device=cuda, seed=0, crop_resize=CropResize(size=64), cache=None
     )
 
     def train(recorded):

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.augment import Augmentation
-from fastae.data.crop_resize import Geometry
+from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder
 from fastae.data.loader import ResidentLoader
-from fastae.data.pixel_ops import Passes
+from fastae.data.pixel_ops import PixelOps
 from fastae.data.resident import Store
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 from fastae.model import AutoEncoder
 from fastae.training.cuda_graph import GraphedFunction, side_stream
 from fastae.training.step import TrainingStep, objective_of
@@ -36,9 +36,9 @@ def resident(device):
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (IMAGES, SIZE, 3, SIZE), dtype=torch.uint8, generator=generator)
     store = Store(pixels.to(device), (pixels.float().mean((1, 3)) / 255).to(device))
-    geometry = Geometry(size=SIZE)
-    decoder = Decoder(geometry, Passes(geometry, compiled=True), device, threads=1)
-    return ResidentLoader(store, Order(IMAGES, BATCH, 0, Augmentation()), decoder)
+    crop_resize = CropResize(size=SIZE)
+    decoder = Decoder(crop_resize, PixelOps(crop_resize, compiled=True), device, threads=1)
+    return ResidentLoader(store, Sampler(IMAGES, BATCH, 0, Augmentation()), decoder)
 
 
 def make_step(model, loader, *, loss="minibatch_bce", precision=None, **options):

@@ -11,7 +11,7 @@ import tifffile
 import torch
 from PIL import Image
 
-from fastae.data import Geometry, load_images
+from fastae.data import CropResize, load_images
 from fastae.data.jpeg import Fault
 from fastae.errors import FastaeError
 from fastae.losses import loss_index, psnr, squared_error
@@ -24,7 +24,7 @@ from ..conftest import largest_file
 from ..data import bad_files
 from ..test_cli import refuses
 
-SMALL = Geometry(size=32)
+SMALL = CropResize(size=32)
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +46,24 @@ def with_orientation(value):
 
 
 @pytest.mark.parametrize(
-    "geometry",
-    [SMALL, Geometry(64, 32), Geometry(61, 48), Geometry(None, 128), Geometry(None, 48, antialias=True)],
+    "crop_resize",
+    [
+        SMALL,
+        CropResize(64, 32),
+        CropResize(61, 48),
+        CropResize(None, 128),
+        CropResize(None, 48, antialias=True),
+    ],
     ids=str,
 )
-def test_a_jpeg_gives_the_pixels_of_training_bit_for_bit(photo, tmp_path, geometry):
+def test_a_jpeg_gives_the_pixels_of_training_bit_for_bit(photo, tmp_path, crop_resize):
     for orientation in range(1, 9):
         photo.save(tmp_path / f"{orientation}.jpg", exif=with_orientation(orientation), subsampling="4:2:0")
     photo.save(tmp_path / "progressive.jpg", progressive=True, subsampling="4:2:2")
     photo.convert("L").save(tmp_path / "grey.jpg")
     paths = sorted(map(str, tmp_path.iterdir()))
-    ours = torch.stack([load_image(path, geometry) for path in paths])
-    assert torch.equal(ours, load_images(paths, geometry, "cpu"))
+    ours = torch.stack([load_image(path, crop_resize) for path in paths])
+    assert torch.equal(ours, load_images(paths, crop_resize, "cpu"))
 
 
 def test_every_format_and_color_mode_becomes_rgb(tmp_path):
@@ -113,9 +119,9 @@ def test_orientation_counts_in_every_format_and_once(photo, tmp_path):
         assert (pixels_of(tmp_path / name) == pixels_of(tmp_path / "upright.png")).all(), name
 
 
-def fault_of(path, geometry=SMALL):
+def fault_of(path, crop_resize=SMALL):
     with pytest.raises(UnusableImage) as caught:
-        load_image(str(path), geometry)
+        load_image(str(path), crop_resize)
     assert "\n" not in str(caught.value)
     return caught.value.fault
 
@@ -136,7 +142,7 @@ def test_each_unusable_file_has_its_fault(tmp_path, face_paths, photo):
     Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "float.tif")
     assert fault_of(tmp_path / "float.tif") is Fault.UNSUPPORTED
     photo.save(tmp_path / "photo.png")
-    assert fault_of(tmp_path / "photo.png", Geometry(111, 32)) is Fault.TOO_SMALL
+    assert fault_of(tmp_path / "photo.png", CropResize(111, 32)) is Fault.TOO_SMALL
     os.mkfifo(tmp_path / "pipe.png")
     assert fault_of(tmp_path / "pipe.png") is Fault.NOT_A_FILE
     assert fault_of(tmp_path / "missing.png") is Fault.GONE

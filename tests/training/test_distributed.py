@@ -12,7 +12,7 @@ import torch
 
 from fastae.augment import Augmentation
 from fastae.data import open_loader
-from fastae.data.sampler import Order
+from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, curve, fastae, last_state, started, wait_for
@@ -32,12 +32,12 @@ def in_two(*arguments, cwd=None):
 
 
 def test_the_parts_of_a_plan_are_the_plan():
-    whole = Order(50, 12, 3, Augmentation())
-    parts = [Order(50, 12, 3, Augmentation(), part, 3) for part in range(3)]
+    whole = Sampler(50, 12, 3, Augmentation())
+    parts = [Sampler(50, 12, 3, Augmentation(), part, 3) for part in range(3)]
     for iteration in (0, 4, 9):
         for name in ("indices", "flip", "brightness", "contrast", "saturation"):
-            shared = np.concatenate([getattr(part.plan(iteration), name) for part in parts])
-            assert np.array_equal(shared, getattr(whole.plan(iteration), name)), name
+            shared = np.concatenate([getattr(part.at(iteration), name) for part in parts])
+            assert np.array_equal(shared, getattr(whole.at(iteration), name)), name
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])

@@ -11,9 +11,9 @@ import torch.distributed as dist
 
 from fastae import step as step_module
 from fastae.augment import Augmentation
-from fastae.data.crop_resize import Geometry
-from fastae.data.pixel_ops import Parameters, Passes
-from fastae.data.sampler import Order
+from fastae.data.crop_resize import CropResize
+from fastae.data.pixel_ops import ParamTensors, PixelOps
+from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
@@ -293,12 +293,13 @@ def test_a_recorded_step_trains_as_the_eager_one(model, monkeypatch, precision, 
 
 
 def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
-    """By the function that a GPU runs: from the plan's one tensor, without a wait or a copy."""
+    """By the function that a GPU runs: from one tensor of parameters, without a wait or a copy."""
     torch.manual_seed(1)
     store, means = torch.randint(256, (20, 32, 3, 32), dtype=torch.uint8), torch.rand(20, 3)
-    ops = Passes(Geometry(size=32), compiled=False)
-    plans = [
-        (Parameters.pack(plan),) for plan in itertools.islice(Order(20, 4, 0, Augmentation()).plans(), 4)
+    ops = PixelOps(CropResize(size=32), compiled=False)
+    all_params = [
+        (ParamTensors.pack(params),)
+        for params in itertools.islice(Sampler(20, 4, 0, Augmentation()).iterate(), 4)
     ]
 
     def step(images_of):
@@ -306,10 +307,10 @@ def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
 
     ours = step(lambda words: ops._gather_on_gpu(store, means, words))
     monkeypatch.setattr(step_module, "graph", Graphs())
-    assert ours.record(plans[0]) == "one CUDA graph a step"
+    assert ours.record(all_params[0]) == "one CUDA graph a step"
     theirs = step(lambda words: ops.gather(store, means, words))
-    for plan in plans:
-        for one, other in zip(ours(*plan), theirs(*plan), strict=True):
+    for params in all_params:
+        for one, other in zip(ours(*params), theirs(*params), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fastae.data import Geometry, load_images
+from fastae.data import CropResize, load_images
 from fastae.model import AutoEncoder
 from fastae.training.evaluate import evaluate
 from fastae.utils.device import Precision
@@ -108,7 +108,7 @@ def test_pictures_and_settings_are_in_tensorboard_and_on_disk(finished, events):
 
 def test_the_picture_shows_held_out_originals_above(finished, face_paths):
     originals, reconstructions = read_sheet(finished[0] / "samples" / "0000012.png", 32)
-    loaded = load_images(face_paths[-2:], Geometry(size=32), "cpu").permute(0, 2, 3, 1).numpy()
+    loaded = load_images(face_paths[-2:], CropResize(size=32), "cpu").permute(0, 2, 3, 1).numpy()
     assert np.abs(originals / 255 - loaded).max() < 0.51 / 255
     assert reconstructions.shape == originals.shape == (2, 32, 32, 3)
 
@@ -119,7 +119,7 @@ def test_the_checkpoint_is_a_plain_state_dict_that_gives_the_logged_figures(fini
     assert not any("_orig_mod" in name for name in state["model"])
     model = AutoEncoder(32, 16)
     model.load_state_dict(state["model"])
-    held_out = load_images(face_paths[-2:], Geometry(size=32), "cpu")
+    held_out = load_images(face_paths[-2:], CropResize(size=32), "cpu")
     result = evaluate(model, held_out, "pixel_bce", Precision(None, "float32"))
     logged = events.Scalars("loss_index/held_out")[-1].value
     assert result.loss_index == pytest.approx(logged, rel=0.02)  # logged under bf16
