@@ -18,16 +18,16 @@ NEAR_ZERO = 0.02  # share of the time waiting for the device, below which the ho
 BUSY_FROM, IDLE_BELOW = 90.0, 5.0  # percent
 MEMORY_BOUND_FROM = 60.0  # percent of the DRAM bandwidth: 80 is about what programs reach at best, by DCGM
 COMPUTE_BOUND_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
-FULL_CORE = 0.8  # cores in use from which a thread may be what holds the GPU up; twice that are several
-LOW_POWER = 0.5  # of the power limit: a card that is never idle and draws less runs small kernels
+FULL_CORE = 0.8  # cores in use from which one thread may be the limit; from twice that, several work
+LOW_POWER = 0.5  # of the power limit: a GPU that is never idle and draws less runs small kernels
 AWAKE = 0.1  # cores: a program that uses less sleeps, and misses none
 FULL_MACHINE = 0.9  # of all cores, from which programs take them from each other
 THROTTLED_FROM = 0.05  # of the time
 
 
 def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) -> Diagnosis:
-    """Judges the GPU of the loop that was timed, which is the first, or the busiest of a program that tells
-    nothing, or the CPU if there is no GPU. `judge`: False if it is not known which GPU the program uses.
+    """Judges the GPU of the loop that was timed, which is the first; the busiest of a program that reports no
+    waits; the CPU if there is no GPU. `judge`: False if it is not known which GPU the program uses.
     """
     if not summary.gpus:
         return _of_cpu(summary, info)
@@ -39,18 +39,17 @@ def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) 
     gpu = summary.gpus[place := busy.index(max(busy))]
     verdict = _of_loop(summary, gpu) if is_timed else _from_outside(summary, gpu)
     is_guess = not is_timed and verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
-    advice = _advice(verdict, summary, gpu, info) + _of_the_card(gpu)
+    advice = _advice(verdict, summary, gpu, info) + _on_the_card(gpu)
     return Diagnosis(verdict, tuple(advice), place, is_guess)
 
 
 def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
     """The verdict on a loop that times its waits."""
     data, device = summary.data_wait or 0.0, summary.device_wait or 0.0
-    launching = 1 - data - device
     busy = gpu.mean("gpu_busy")
     if busy is not None and busy >= BUSY_FROM:
         return _busy_with(gpu)
-    if data >= max(WAIT_SHARE, launching, device):
+    if data >= max(WAIT_SHARE, 1 - data - device, device):  # the middle one is launching kernels
         return Verdict.WAITING_FOR_DATA
     if device < NEAR_ZERO:
         return Verdict.LAUNCH_BOUND
@@ -58,12 +57,12 @@ def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
 
 
 def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
-    """The verdict on a program that tells nothing: only the use of GPU and CPU is known."""
-    busy = gpu.mean("gpu_busy")
+    """The verdict on a program of which only the use of GPU and CPU is known."""
+    busy, doing = gpu.mean("gpu_busy"), _busy_with(gpu)
     if busy is None:
-        return Verdict.UNKNOWN if _busy_with(gpu) is Verdict.GPU_BOUND else _busy_with(gpu)
+        return Verdict.UNKNOWN if doing is Verdict.GPU_BOUND else doing
     if busy >= BUSY_FROM:
-        return _busy_with(gpu)
+        return doing
     if busy < IDLE_BELOW:
         return Verdict.GPU_IDLE
     if "cpu" not in summary.host:
@@ -73,11 +72,12 @@ def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
 
 
 def _busy_with(gpu: GpuSummary) -> Verdict:
-    """What a busy GPU does, if it counts that (GPM)."""
-    bandwidth, active = gpu.mean("dram_bandwidth"), gpu.mean("sm_active")
-    if bandwidth is not None and bandwidth >= MEMORY_BOUND_FROM:
+    """What limits a busy GPU, if it counts that (GPM)."""
+    if (gpu.mean("dram_bandwidth") or 0.0) >= MEMORY_BOUND_FROM:
         return Verdict.MEMORY_BOUND
-    return Verdict.COMPUTE_BOUND if (active or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
+    return (
+        Verdict.COMPUTE_BOUND if (gpu.mean("sm_active") or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
+    )
 
 
 def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
@@ -91,7 +91,7 @@ def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo |
     if verdict is Verdict.GPU_IDLE:
         return ["CUDA_VISIBLE_DEVICES: is this the GPU that was meant?"]
     tools = "fastae train --profile 10, or Nsight Systems" if info else "Nsight Systems"
-    return [f"{tools}: these figures do not say what it waits for"]
+    return [f"{tools}: these figures do not show what it waits for"]
 
 
 def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
@@ -100,11 +100,12 @@ def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
     if info.loader == "resident":
         return ["--compile: gathering and augmenting the resident pixels takes the time"]
     advice = ["--loader resident: decode each image once and keep the pixels on the device"]
-    jpeg = gpu.statistics.get("jpeg")
-    if jpeg and jpeg.p95 >= BUSY_FROM:
-        advice.append("smaller JPEG files: the JPEG engine is the limit")
-    elif jpeg is None or jpeg.max == 0:
-        advice.append("more --threads: the JPEG engine is not used, so CPU threads decode")
+    if info.loader == "dali":
+        jpeg = gpu.statistics.get("jpeg")
+        if jpeg and jpeg.p95 >= BUSY_FROM:
+            advice.append("smaller JPEG files: the JPEG engine is the limit")
+        elif jpeg is None or jpeg.max == 0:
+            advice.append("more --threads: the JPEG engine is not used, so CPU threads decode")
     return advice
 
 
@@ -113,7 +114,7 @@ def _launch_less(info: RunInfo | None) -> list[str]:
         return ["a larger batch, torch.compile or a CUDA graph: fewer launches for the same work"]
     return [
         *([] if info.compiled else ["--compile: fewer, larger kernels"]),
-        "one CUDA graph per step: the line 'device' at the start says if the run has it",
+        "one CUDA graph per step: the line 'device' at the start shows whether the run has it",
         f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)",
     ]
 
@@ -129,12 +130,12 @@ def _use_it_better(verdict: Verdict, gpu: GpuSummary, info: RunInfo | None) -> l
         advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
     if info and not info.amp:
         advice.append("--amp: mixed precision multiplies matrices several times faster")
-    if info and info.loader != "resident":
+    if info and info.loader == "dali":
         advice.append("--loader resident: decoding and training share the GPU")
     return advice
 
 
-def _of_the_card(gpu: GpuSummary) -> list[str]:
+def _on_the_card(gpu: GpuSummary) -> list[str]:
     """What slows the card itself. A power cap at full load is normal and no advice."""
     often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
     advice = []
@@ -151,11 +152,10 @@ def _of_the_card(gpu: GpuSummary) -> list[str]:
 
 
 def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
-    if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
-        is_resident = info is not None and info.loader == "resident"
-        return Diagnosis(
-            Verdict.WAITING_FOR_DATA, () if is_resident else ("--loader resident: decode each image once",)
-        )
+    if (summary.data_wait or 0.0) >= WAIT_SHARE:
+        is_decoded = info is not None and info.loader != "dali"
+        advice = () if is_decoded else ("--loader resident: decode each image once",)
+        return Diagnosis(Verdict.WAITING_FOR_DATA, advice)
     if "cpu" not in summary.host:
         return Diagnosis(Verdict.UNKNOWN)
     used, others = summary.host["cpu"].mean, summary.other_cores

@@ -28,7 +28,7 @@ def headline(report: UsageReport) -> str:
 
 
 def show_report(report: UsageReport, console: Console) -> None:
-    """Prints the table, what was not offered, and the diagnosis."""
+    """Prints the table, what is missing in it, and the diagnosis."""
     console.print(heading(report))
     table = Table("", "", box=None, pad_edge=False)
     for column in COLUMNS:
@@ -46,7 +46,7 @@ def show_report(report: UsageReport, console: Console) -> None:
 
 
 def heading(report: UsageReport) -> str:
-    """What was watched, for how long."""
+    """What was watched, and for how long."""
     summary = report.summary
     names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus))
     count = f"{len(summary.gpus)} x " if len(summary.gpus) > 1 else ""
@@ -58,31 +58,9 @@ def heading(report: UsageReport) -> str:
     )
 
 
-def evidence(report: UsageReport) -> list[str]:
-    """The figures that the verdict rests on."""
-    summary = report.summary
-    lines = []
-    if report.absence:
-        lines.append(report.absence.text + (f" ({report.absence_detail})" if report.absence_detail else ""))
-    if summary.gpus and summary.data_wait is not None and summary.device_wait is not None:
-        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait, 1)
-        lines.append(f"the host waits for data {data} of the time, for the device {device}")
-    elif report.diagnosis.is_guess:
-        lines.append("a guess from the use of GPU and CPU: the program does not report its waits")
-    if report.judged:
-        name = f"{_name(report.judged)}: " if len(summary.gpus) > 1 else ""
-        lines += [name + line for line in _evidence_of(report.judged)]
-    lines += _spread(summary)
-    if "cpu" in summary.host:
-        lines.append(f"the program keeps {summary.host['cpu'].mean:.1f} of {summary.cores:g} CPU cores busy")
-    if summary.other_cores:
-        lines.append(f"other programs keep {summary.other_cores:.1f} cores busy")
-    return lines
-
-
 def rows(summary: Summary) -> Iterator[tuple[str, ...]]:
-    """Of each metric its label, its unit, and a cell for each of COLUMNS: of one GPU, or how busy each of
-    several was, and of the host."""
+    """Label, unit and a cell for each of COLUMNS, for each metric of the host and of the GPU; of several
+    GPUs, how busy each was."""
     for gpu in summary.gpus:
         for name, each in gpu.statistics.items():
             if len(summary.gpus) == 1 and each.unit:
@@ -94,7 +72,7 @@ def rows(summary: Summary) -> Iterator[tuple[str, ...]]:
 
 
 def remarks(summary: Summary) -> list[str]:
-    """Lines below the table, each with the word that it begins with."""
+    """Lines below the table, each with the word that it begins with; those on several GPUs name them."""
     found: dict[tuple[str, str], list[str]] = {}
     for gpu in summary.gpus:
         for remark in _remarks_on(gpu):
@@ -108,52 +86,60 @@ def remarks(summary: Summary) -> list[str]:
         sources = dict.fromkeys(gpu.energy_source.text for gpu in summary.gpus if gpu.energy_source)
         lines.append(f"energy    {rate}{summary.kwh:.4g} kWh in all (by {', '.join(sources)})")
     elif any(gpu.kwh is not None for gpu in summary.gpus):
-        lines.append("energy    withheld: it is not known of every GPU of the job")
+        lines.append("energy    withheld: it is not known for every GPU of the job")
     if summary.failure:
         lines.append(f"trouble   the monitor ended early: {summary.failure}")
-    if summary.hung:
-        lines.append("trouble   the monitor did not end: a reading never came back")
     return lines
 
 
-def _name(gpu: GpuSummary) -> str:
-    return f"GPU {gpu.record.prefix.removeprefix('gpu')}"
+def evidence(report: UsageReport) -> list[str]:
+    """The figures that the verdict rests on."""
+    summary, host = report.summary, report.summary.host
+    lines = []
+    if report.absence:
+        lines.append(report.absence.text + (f" ({report.absence_detail})" if report.absence_detail else ""))
+    if summary.gpus and summary.data_wait is not None and summary.device_wait is not None:
+        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait, 1)
+        lines.append(f"the host waits for data {data} of the time, for the device {device}")
+    elif report.diagnosis.is_guess:
+        lines.append("a guess from the use of GPU and CPU: the program does not report its waits")
+    if report.judged:
+        name = f"{_name(report.judged)}: " if len(summary.gpus) > 1 else ""
+        lines += [name + line for line in _evidence_of(report.judged)]
+    busy = [(mean, _name(gpu)) for gpu in summary.gpus if (mean := gpu.mean("gpu_busy")) is not None]
+    if len(busy) > 1:  # the GPUs of one job wait for the slowest
+        (low, first), (high, last) = min(busy), max(busy)
+        lines.append(f"GPU busy from {low:.0f} % ({first}) to {high:.0f} % ({last})")
+    if "cpu" in host:
+        lines.append(f"the program keeps {host['cpu'].mean:.1f} of {summary.cores:g} CPU cores busy")
+    if summary.other_cores:
+        lines.append(f"other programs keep {summary.other_cores:.1f} cores busy")
+    return lines
 
 
-def _evidence_of(gpu: GpuSummary) -> list[str]:
+def _evidence_of(gpu: GpuSummary) -> Iterator[str]:
     record, known = gpu.record, gpu.record.gpu
-    lines = [f"the GPU stopped answering ({record.lost})"] if record.lost else []
+    if record.lost:
+        yield f"the GPU stopped answering ({record.lost})"
     if busy := gpu.statistics.get("gpu_busy"):
         none, most = _percent(busy.at_zero or 0.0), _percent(busy.above_90 or 0.0)
         samples = f"none in {none} of the samples, over 90 % in {most}"
-        lines.append(f"some kernel was running {busy.mean:.0f} % of the time ({samples})")
+        yield f"some kernel was running {busy.mean:.0f} % of the time ({samples})"
     elif not record.lost:
-        lines.append(f"GPU busy is not offered ({record.missing.get('gpu_busy', 'no sample')})")
-    metrics = ("sm_active", "tensor_active", "dram_bandwidth", "jpeg")
-    found = [gpu.statistics[name] for name in metrics if gpu.mean(name)]
+        yield f"GPU busy is not offered ({record.missing.get('gpu_busy', 'no sample')})"
+    names = ("sm_active", "tensor_active", "dram_bandwidth", "jpeg")
+    found = [gpu.statistics[name] for name in names if gpu.mean(name)]
     if found:
-        lines.append(", ".join(f"{each.label} {each.mean:.0f} %" for each in found))
+        yield ", ".join(f"{each.label.removeprefix('GPU ')} {each.mean:.0f} %" for each in found)
     if (watts := gpu.mean("power")) is not None:
-        lines.append(
-            f"{watts:.0f} W" + (f" of {known.power_limit:.0f} W allowed" if known.power_limit else "")
-        )
+        yield f"{watts:.0f} W" + (f" of {known.power_limit:.0f} W allowed" if known.power_limit else "")
     if (clock := gpu.mean("sm_clock")) is not None and known.max_sm_clock:
         state = gpu.statistics.get("performance_state")
         suffix = f", mostly P{state.p50:.0f}" if state else ""
-        lines.append(f"SM clock {clock:,.0f} of at most {known.max_sm_clock:,.0f} MHz{suffix}")
+        yield f"SM clock {clock:,.0f} of at most {known.max_sm_clock:,.0f} MHz{suffix}"
     if record.other_processes:
         others = f"{record.other_processes} at once, with {record.other_gib:.1f} GiB"
-        lines.append(f"processes of other programs on this GPU: {others}")
-    return lines
-
-
-def _spread(summary: Summary) -> list[str]:
-    """How far apart the GPUs of one job are: the others wait for the slowest."""
-    busy = [(mean, _name(gpu)) for gpu in summary.gpus if (mean := gpu.mean("gpu_busy")) is not None]
-    if len(busy) < 2:
-        return []
-    (low, first), (high, last) = min(busy), max(busy)
-    return [f"GPU busy from {low:.0f} % ({first}) to {high:.0f} % ({last})"]
+        yield f"processes of other programs on this GPU: {others}"
 
 
 def _remarks_on(gpu: GpuSummary) -> Iterator[tuple[str, str]]:
@@ -176,11 +162,14 @@ def _remarks_on(gpu: GpuSummary) -> Iterator[tuple[str, str]]:
         yield "trouble", f"stopped answering: {gpu.record.lost}"
 
 
+def _name(gpu: GpuSummary) -> str:
+    return f"GPU {gpu.record.prefix.removeprefix('gpu')}"
+
+
 def _row(each: Statistics, label: str) -> tuple[str, ...]:
     values = (each.mean, each.p5, each.p50, each.p95, each.max)
     shares = ("" if share is None else _percent(share) for share in (each.at_zero, each.above_90))
-    # The label of a rate is its unit: "images/s" need not be there twice.
-    unit = "" if each.unit == label else each.unit
+    unit = "" if each.unit == label else each.unit  # images/s is its own label
     return (label, unit, *(_number(value) for value in values), *shares)
 
 
