@@ -21,7 +21,7 @@ from fastae.monitor.files import read_report, report_json, write_report
 from fastae.monitor.host import HostReader, sees_all_processes, usable_cores
 from fastae.monitor.nvml import visible_gpus
 from fastae.monitor.poller import Poller
-from fastae.monitor.recording import Absence, Recording
+from fastae.monitor.recording import Absence, Phase, Recording, Span
 from fastae.monitor.summary import UsageReport, summarize
 from fastae.monitor.text import headline, show_report
 from fastae.utils.console import HarmlessConsole, console
@@ -100,7 +100,8 @@ def _watch(pid: int, hz: float, library: Any) -> Poller:
 
 
 def _report_on(recording: Recording, command: str) -> tuple[UsageReport, Recording]:
-    """The report on the GPUs on which NVML saw a process of the program, and their recording."""
+    """The report on the GPUs on which NVML saw a process of the program, from when one was first busy, and
+    their recording."""
     held = tuple(record for record in recording.gpus if record.ours)
     absence = recording.absence
     if recording.gpus and not held:
@@ -109,7 +110,10 @@ def _report_on(recording: Recording, command: str) -> tuple[UsageReport, Recordi
         held = () if is_known else recording.gpus
     others = tuple(f"{record.prefix}/" for record in recording.gpus if record not in held)
     columns = {name: each for name, each in recording.columns.items() if not name.startswith(others)}
-    recording = replace(recording, gpus=held, columns=columns)
+    busy = [recording.columns[f"{record.prefix}/gpu_busy"] for record in held]
+    used = [column.times[column.values > 0].min(initial=recording.seconds) for column in busy]
+    spans = (Span(Phase.BEFORE, 0.0), Span(Phase.TRAIN, min(used, default=recording.seconds)))
+    recording = replace(recording, gpus=held, columns=columns, spans=spans)
     is_attributed = absence is not Absence.NOT_ATTRIBUTED or len(held) == 1
     summary = summarize(recording, usable_cores(), len(held) if is_attributed else 0)
     diagnosis = diagnose(summary, judge=is_attributed)

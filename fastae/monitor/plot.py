@@ -17,7 +17,7 @@ PHASE_COLORS = {
 }
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; if there are more samples, each bin's median and range are drawn
-GAP = 5.0  # a pause of so many usual intervals between samples is left open
+GAP = 5.0  # usual intervals between samples, from which a pause is left open
 
 PANELS = (
     ("GPU [%]", ("gpu_busy", "sm_active", "jpeg"), 105.0),
@@ -57,9 +57,9 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     figure.savefig(file, format="png")
 
 
-def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
+def binned(column: Column, bins: int = BINS, gap: float = GAP) -> tuple[np.ndarray, ...]:
     """Times, medians, minima and maxima of a curve's points, (points,) each: one per sample, or one per bin
-    if there are more samples than bins. A gap is a point at nan."""
+    if there are more samples than bins. A pause of `gap` usual intervals is a point at nan."""
     times, values = column.times, column.values
     low = high = values
     if len(times) > bins:
@@ -68,7 +68,7 @@ def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
         times = times[starts]
         values, low, high = (np.array(list(map(each, parts))) for each in (np.median, np.min, np.max))
     pauses = np.diff(times)
-    gaps = np.flatnonzero(pauses > GAP * np.median(pauses)) + 1 if len(pauses) else np.array([], dtype=int)
+    gaps = np.flatnonzero(pauses > gap * np.median(pauses)) + 1 if len(pauses) else np.array([], dtype=int)
     times = np.insert(times, gaps, times[gaps - 1])
     return times, *(np.insert(each.astype(float), gaps, np.nan) for each in (values, low, high))
 
@@ -88,7 +88,8 @@ def _draw_panel(axis: Any, title: str, top: float | None, found: dict[str, Colum
     metrics = {column.metric for column in found.values()}
     for name, column in found.items():
         label = column.metric.label if len(metrics) > 1 else name.partition("/")[0].replace("gpu", "GPU ")
-        times, values, low, high = binned(column)
+        # The loop's figures are of all the time since the last ones: they have no gaps.
+        times, values, low, high = binned(column, gap=np.inf if name.startswith("loop/") else GAP)
         marker = "." if len(times) < 3 else None  # a line of one point would not be seen
         (line,) = axis.plot(times, values, linewidth=1, label=label, marker=marker)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)

@@ -149,6 +149,8 @@ def summarize(recording: Recording, cores: float, gpus_of_job: int | None = None
     rate, data_wait, device_wait = (_of_loop(recording, name, phase) for name in LOOP)
     is_complete = gpus_of_job in (None, len(gpus))
     watts, kwh = ([getattr(gpu, name) for gpu in gpus if is_complete] for name in ("watts", "kwh"))
+    host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
+    host.pop("seconds", None)  # these are the weights of the others
     phases: dict[Phase, float] = {}
     for each, _, length in recording.stretches():
         phases[each] = phases.get(each, 0.0) + length
@@ -159,7 +161,7 @@ def summarize(recording: Recording, cores: float, gpus_of_job: int | None = None
         phases=phases,
         measured=phase,
         gpus=gpus,
-        host=_statistics(recording, "host", phase) | _statistics(recording, "loop", phase),
+        host=host,
         images_per_second=rate,
         data_wait=None if data_wait is None else data_wait / 100,
         device_wait=None if device_wait is None else device_wait / 100,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from textwrap import shorten
 
 from rich.console import Console
 from rich.table import Table
@@ -52,10 +53,12 @@ def heading(report: UsageReport) -> str:
     count = f"{len(summary.gpus)} x " if len(summary.gpus) > 1 else ""
     if report.command and len(summary.gpus) == 1:  # of those of the machine
         count = f"{_name(summary.gpus[0])}, "
-    what = "training, without warm-up and evaluation" if summary.measured else "everything"
-    return (
-        f"{count}{names or 'CPU'}, {report.command or 'this run'}: {what}; {duration(summary.seconds)} in all"
-    )
+    program = shorten(report.command or "this run", 70, placeholder=" ...")
+    what = "everything"
+    if summary.measured:
+        training = "training, without warm-up and evaluation"
+        what = "since it first used the GPU" if report.command else training
+    return f"{count}{names or 'CPU'}, {program}: {what}; {duration(summary.seconds)} in all"
 
 
 def rows(summary: Summary) -> Iterator[tuple[str, ...]]:

@@ -20,7 +20,8 @@ from fastae.monitor.recording import Absence
 from fastae.monitor.summary import Verdict
 from fastae.monitor.text import heading
 
-from .recorded_nvml import BUSY, GIB, LAUNCH_BOUND, SLICE, RecordedNvml, machine_of, mig_machine
+from .conftest import StubHost
+from .recorded_nvml import BUSY, GIB, IDLE, LAUNCH_BOUND, SLICE, RecordedNvml, machine_of, mig_machine
 
 ON_IT = {"processes": ((1, GIB),)}
 HELD, HELD_SLICE = [LAUNCH_BOUND[0].but(**ON_IT)], [SLICE[0].but(used=7 * GIB, **ON_IT)]
@@ -62,6 +63,13 @@ def test_only_the_gpus_that_the_program_holds_are_reported(tmp_path):
     assert report.judged.mean("gpu_busy") == 55, "the busy one is a neighbour's"
     assert "GPU 1" in heading(report), "which of the machine's it is"
     assert "gpu0/" not in (tmp_path / "gpu.csv").read_text()
+
+
+def test_a_program_is_judged_from_when_it_first_used_the_gpu(simulate):
+    """Not by the seconds in which it imported and read files."""
+    states = [*IDLE * 100, *(BUSY[0].but(**ON_IT) for _ in range(2))]
+    report, _ = module._report_on(simulate(states, host=StubHost(is_ours=lambda pid: True)).recording(), "x")
+    assert report.diagnosis.verdict is Verdict.GPU_BOUND and report.judged.mean("gpu_busy") == 98
 
 
 def test_a_program_on_no_gpu_is_not_judged_by_its_neighbours(tmp_path, whose):
