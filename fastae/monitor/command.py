@@ -22,10 +22,11 @@ from fastae.monitor.host import HostReader, sees_all_processes, usable_cores
 from fastae.monitor.nvml import visible_gpus
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Absence, Phase, Recording, Span
-from fastae.monitor.summary import UsageReport, summarize
+from fastae.monitor.summary import Diagnosis, UsageReport, Verdict, summarize
 from fastae.monitor.text import headline, show_report
 from fastae.utils.console import HarmlessConsole, console
 
+NOT_ATTRIBUTED = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -116,7 +117,7 @@ def _report_on(recording: Recording, command: str) -> tuple[UsageReport, Recordi
     recording = replace(recording, gpus=held, columns=columns, spans=spans)
     is_attributed = absence is not Absence.NOT_ATTRIBUTED or len(held) == 1
     summary = summarize(recording, usable_cores(), len(held) if is_attributed else 0)
-    diagnosis = diagnose(summary, judge=is_attributed)
+    diagnosis = diagnose(summary) if is_attributed else Diagnosis(Verdict.UNKNOWN, (NOT_ATTRIBUTED,))
     return UsageReport(command, summary, diagnosis, absence, recording.absence_detail), recording
 
 

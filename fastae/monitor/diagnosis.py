@@ -9,6 +9,7 @@ does, waiting for data or launching kernels, is the verdict. What is not known g
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from fastae.monitor.recording import Throttle
 from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
@@ -25,22 +26,31 @@ FULL_MACHINE = 0.9  # of all cores, from which programs take them from each othe
 THROTTLED_FROM = 0.05  # of the time
 
 
-def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) -> Diagnosis:
+FOR_A_PROGRAM = {
+    Verdict.WAITING_FOR_DATA: "more loader workers, or decoding on the GPU (DALI)",
+    Verdict.LAUNCH_BOUND: "a larger batch, torch.compile or a CUDA graph: fewer launches for the same work",
+    Verdict.GPU_IDLE: "CUDA_VISIBLE_DEVICES: is this the GPU that was meant?",
+    Verdict.UNKNOWN: "Nsight Systems: these figures do not show what it waits for",
+}
+"""What to try with a program of which nothing else is known."""
+
+
+def diagnose(summary: Summary, info: RunInfo | None = None) -> Diagnosis:
     """Judges the GPU of the loop that was timed, which is the first; the busiest of a program that reports no
-    waits; the CPU if there is no GPU. `judge`: False if it is not known which GPU the program uses.
-    """
+    waits; the CPU if there is no GPU. `info`: None for a program that is no run of fastae."""
     if not summary.gpus:
         return _of_cpu(summary, info)
-    if not judge:
-        which = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
-        return Diagnosis(Verdict.UNKNOWN, (which,))
     is_timed = summary.data_wait is not None
     busy = [0.0 if is_timed else gpu.mean("gpu_busy") or 0.0 for gpu in summary.gpus]
     gpu = summary.gpus[place := busy.index(max(busy))]
     verdict = _of_loop(summary, gpu) if is_timed else _from_outside(summary, gpu)
     is_guess = not is_timed and verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
-    advice = _advice(verdict, summary, gpu, info) + _on_the_card(gpu)
-    return Diagnosis(verdict, tuple(advice), place, is_guess)
+    advice = list(_for_a_run(verdict, summary, gpu, info)) if info else []
+    if info is None and verdict in FOR_A_PROGRAM:
+        advice.append(FOR_A_PROGRAM[verdict])
+    if verdict is Verdict.GPU_BOUND and not _is_full(gpu):
+        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
+    return Diagnosis(verdict, (*advice, *_on_the_card(gpu)), place, is_guess)
 
 
 def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
@@ -80,75 +90,54 @@ def _busy_with(gpu: GpuSummary) -> Verdict:
     )
 
 
-def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
-    if verdict is Verdict.WAITING_FOR_DATA:
-        return _feed(gpu, info)
-    if verdict is Verdict.LAUNCH_BOUND:
-        also = _feed(gpu, info) if (summary.data_wait or 0.0) >= WAIT_SHARE else []
-        return _launch_less(info) + also
-    if verdict in (Verdict.GPU_BOUND, Verdict.COMPUTE_BOUND, Verdict.MEMORY_BOUND):
-        return _use_it_better(verdict, gpu, info)
-    if verdict is Verdict.GPU_IDLE:
-        return ["CUDA_VISIBLE_DEVICES: is this the GPU that was meant?"]
-    tools = "fastae train --profile 10, or Nsight Systems" if info else "Nsight Systems"
-    return [f"{tools}: these figures do not show what it waits for"]
-
-
-def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
-    if info is None:
-        return ["more loader workers, or decoding on the GPU (DALI)"]
-    if info.loader == "resident":
-        return ["--compile: gathering and augmenting the resident pixels takes the time"]
-    advice = ["--loader resident: decode each image once and keep the pixels on the device"]
-    if info.loader == "dali":
-        jpeg = gpu.statistics.get("jpeg")
-        if jpeg and jpeg.p95 >= BUSY_FROM:
-            advice.append("smaller JPEG files: the JPEG engine is the limit")
-        elif jpeg is None or jpeg.max == 0:
-            advice.append("more --threads: the JPEG engine is not used, so CPU threads decode")
-    return advice
-
-
-def _launch_less(info: RunInfo | None) -> list[str]:
-    if info is None:
-        return ["a larger batch, torch.compile or a CUDA graph: fewer launches for the same work"]
-    return [
-        *([] if info.compiled else ["--compile: fewer, larger kernels"]),
-        "one CUDA graph per step: the line 'device' at the start shows whether the run has it",
-        f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)",
-    ]
-
-
-def _use_it_better(verdict: Verdict, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+def _is_full(gpu: GpuSummary) -> bool:
+    """Whether a busy GPU's kernels fill it: by SM activity, else by power, else it is assumed."""
     watts, limit, active = gpu.mean("power"), gpu.record.gpu.power_limit, gpu.mean("sm_active")
     if active is not None:
-        is_full = active >= COMPUTE_BOUND_FROM
-    else:
-        is_full = watts is None or limit is None or watts >= LOW_POWER * limit
-    advice = []
-    if verdict is Verdict.GPU_BOUND and not is_full:
-        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
-    if info and not info.amp:
-        advice.append("--amp: mixed precision multiplies matrices several times faster")
-    if info and info.loader == "dali":
-        advice.append("--loader resident: decoding and training share the GPU")
-    return advice
+        return active >= COMPUTE_BOUND_FROM
+    return watts is None or limit is None or watts >= LOW_POWER * limit
 
 
-def _on_the_card(gpu: GpuSummary) -> list[str]:
+def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
+    """What to try with a run, by the options that it has."""
+    if verdict is Verdict.UNKNOWN:
+        yield "--profile 10, or Nsight Systems: these figures do not show what it waits for"
+    elif verdict is Verdict.LAUNCH_BOUND:
+        if not info.compiled:
+            yield "--compile: fewer, larger kernels"
+        yield "one CUDA graph per step: the line 'device' at the start shows whether the run has it"
+        yield f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)"
+    elif verdict is not Verdict.WAITING_FOR_DATA:  # the GPU is busy
+        if not info.amp:
+            yield "--amp: mixed precision multiplies matrices several times faster"
+        if info.loader == "dali":
+            yield "--loader resident: decoding and training share the GPU"
+        return
+    if (summary.data_wait or 0.0) < WAIT_SHARE:
+        return
+    if info.loader == "resident":
+        yield "--compile: gathering and augmenting the resident pixels takes the time"
+        return
+    yield "--loader resident: decode each image once and keep the pixels on the device"
+    jpeg = gpu.statistics.get("jpeg")
+    if info.loader == "dali" and jpeg and jpeg.p95 >= BUSY_FROM:
+        yield "smaller JPEG files: the JPEG engine is the limit"
+    elif info.loader == "dali" and (jpeg is None or jpeg.max == 0):
+        yield "more --threads: the JPEG engine is not used, so CPU threads decode"
+
+
+def _on_the_card(gpu: GpuSummary) -> Iterator[str]:
     """What slows the card itself. A power cap at full load is normal and no advice."""
     often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
-    advice = []
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
-        advice.append("better cooling: the GPU lowers its clocks because it is too hot")
+        yield "better cooling: the GPU lowers its clocks because it is too hot"
     if Throttle.POWER_BRAKE in often:
-        advice.append("the power supply: its brake lowers the clocks")
+        yield "the power supply: its brake lowers the clocks"
     width = gpu.statistics.get(
         "pcie_width"
     )  # the generation falls while the link is idle, the width does not
     if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
-        advice.append("another PCIe slot: the card has fewer lanes here than it could")
-    return advice
+        yield "another PCIe slot: the card has fewer lanes here than it could"
 
 
 def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:

@@ -40,9 +40,7 @@ def read_report(folder: Path) -> UsageReport:
         raise FastaeError(
             f"{str(folder)!r} has no {REPORT}: its run has not ended, or had --gpu-sample-hz 0"
         ) from None
-    except OSError as error:
-        raise FastaeError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
 
 

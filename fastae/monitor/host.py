@@ -88,8 +88,10 @@ class HostReader:
                 self._baselines.setdefault(pid, each | {"memory": 0.0})
         totals = _machine_seconds()
         for name in ("cpu", "memory", "disk_read"):
-            if any(name in each for each in used.values()):
-                totals[name] = _sum(used, name) - _sum(self._baselines, name)
+            known = [each[name] for each in used.values() if name in each]
+            if known:
+                before = (each.get(name, 0.0) for each in self._baselines.values())
+                totals[name] = sum(known) - sum(before)
         return totals
 
 
@@ -125,10 +127,6 @@ def sees_all_processes() -> bool:
         return str(Path("/proc/self/ns/pid").readlink()) == INITIAL_PID_NAMESPACE
     except OSError:
         return False
-
-
-def _sum(processes: dict[int, dict[str, float]], name: str) -> float:
-    return sum(each.get(name, 0.0) for each in processes.values())
 
 
 def _machine_seconds() -> dict[str, float]:

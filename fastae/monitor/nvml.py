@@ -34,7 +34,8 @@ class NvmlError(FastaeError):
 
 
 def open_nvml(library: Any = pynvml) -> Any:
-    """Starts NVML and returns the library. Raises NvmlError if there is none, or it does not answer."""
+    """Starts NVML and returns the library, whose nvmlShutdown undoes it. Raises NvmlError if there is none,
+    or it does not answer."""
     try:
         library.nvmlInit()
     except pynvml.NVMLError as error:
@@ -47,11 +48,6 @@ def open_nvml(library: Any = pynvml) -> Any:
 
 def in_wsl() -> bool:
     return WSL_DEVICE.exists()
-
-
-def close_nvml(library: Any) -> None:
-    """Undoes one `open_nvml`. Never call it while a reading hangs: it would hang too, or crash."""
-    offered(library.nvmlShutdown)
 
 
 def all_gpus(library: Any) -> list[Device]:

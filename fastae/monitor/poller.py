@@ -14,7 +14,7 @@ from typing import Any
 
 from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
-from fastae.monitor.nvml import Device, NvmlError, close_nvml, open_nvml
+from fastae.monitor.nvml import Device, NvmlError, offered, open_nvml
 from fastae.monitor.recording import Absence, Column, Metric, Phase, Query, Recording, Span
 
 CPU_SHARE, BLOCKED_SHARE = 0.001, 0.02
@@ -109,7 +109,7 @@ class Poller:
         if self._thread.is_alive():
             self._failure = "a reading did not return"
         elif self._library:
-            close_nvml(self._library)
+            offered(self._library.nvmlShutdown)
 
     def enter(self, phase: Phase) -> None:
         """What follows belongs to this phase."""

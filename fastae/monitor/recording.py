@@ -39,10 +39,8 @@ class Phase(StrEnum):
 
 
 class Throttle(Worded):
-    """Why a GPU's clocks are lowered: the names of NVML's nvmlClocksEventReason..., without GpuIdle.
-
-    Each is a metric, "throttled_" and its name, in percent of the time.
-    """
+    """Why a GPU's clocks are lowered: those of NVML's nvmlClocksEventReason... that matter to a program. Each
+    is a metric, "throttled_" and its name, in percent of the time."""
 
     POWER_CAP = "SwPowerCap", "at the power limit"
     DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver, too hot"
@@ -50,8 +48,6 @@ class Throttle(Worded):
     POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
     SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that somebody set"
-    SYNC_BOOST = "SyncBoost", "limited to the clocks of another GPU"
-    DISPLAY_CLOCKS = "DisplayClockSetting", "at clocks that a display needs"
 
 
 class Absence(Worded):

@@ -17,7 +17,7 @@ from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report
 from fastae.monitor.host import HostReader
 from fastae.monitor.monitor import Monitor, local_gpus
-from fastae.monitor.nvml import close_nvml, gpu_of_cuda, open_nvml
+from fastae.monitor.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import EnergySource, RunInfo, Verdict, summarize
@@ -36,7 +36,7 @@ def device(cuda):
     if found is None:
         pytest.skip("NVML does not show the GPU that CUDA uses")
     yield found
-    close_nvml(library)
+    library.nvmlShutdown()
 
 
 def recorded(device, work):
