@@ -106,8 +106,6 @@ class Card:
     capability: tuple = (9, 0)
     clock: object = time.monotonic
     tick: int = -1
-    millijoules: float = 0.0
-    read_at: float = 0.0
 
     @property
     def state(self):
@@ -119,16 +117,13 @@ class Card:
         if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
             return state.power
         if number == pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
-            if isinstance(state.energy or state.power, Fault):
-                return state.energy or state.power
-            now = self.clock()
-            self.millijoules, self.read_at = self.millijoules + (now - self.read_at) * state.power, now
-            return round(self.millijoules)
-        if number in PCIE_FIELDS:
-            return state.counted if isinstance(state.counted, Fault) else round(self.clock() * state.counted)
-        if isinstance(state.throttled, Fault):
-            return state.throttled
-        return round(1e9 * self.clock() * state.throttled[number]) + 10**12
+            each_second = state.energy or state.power
+        elif number in PCIE_FIELDS:
+            each_second = state.counted
+        else:
+            shares = state.throttled
+            each_second = shares if isinstance(shares, Fault) else 1e9 * shares[number]
+        return each_second if isinstance(each_second, Fault) else round(self.clock() * each_second)
 
 
 class RecordedNvml:
@@ -170,9 +165,8 @@ class RecordedNvml:
 
 
 def initialise(machine):
-    if machine.absent:
-        return Fault(machine.absent)
-    machine.opened += 1
+    machine.opened += not machine.absent
+    return Fault(machine.absent) if machine.absent else None
 
 
 def close(machine):
@@ -188,17 +182,14 @@ def memory(machine, card, version):
     used = card.state.used
     if isinstance(used, Fault):
         return used
-    if version is None:  # the driver's own half a GiB counts as used
-        return pynvml.c_nvmlMemory_t(total=80 * GIB, used=used + GIB // 2, free=80 * GIB - used)
-    assert version == pynvml.nvmlMemory_v2
-    return pynvml.c_nvmlMemory_v2_t(total=80 * GIB, reserved=GIB // 2, used=used, free=80 * GIB - used)
+    own = 0 if version == pynvml.nvmlMemory_v2 else GIB // 2  # the driver's, which the first version counts
+    return nvmlFriendlyObject({"total": 80 * GIB, "used": used + own})
 
 
 def utilization(machine, card):
     card.tick += 1
-    busy = card.state.utilization
-    memory = card.state.memory_utilization
-    return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy, memory=memory)
+    busy, of_memory = card.state.utilization, card.state.memory_utilization
+    return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy, memory=of_memory)
 
 
 def field_values(machine, card, numbers):
@@ -213,13 +204,6 @@ def field_values(machine, card, numbers):
         else:
             each.valueType, each.value.ullVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, answer
     return values
-
-
-def running(machine, card):
-    found = card.state.processes
-    if isinstance(found, Fault):
-        return found
-    return [nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used}) for pid, used in found]
 
 
 def recorded(name, wrap=lambda value: value):
@@ -272,7 +256,10 @@ ANSWERS = {
     "nvmlDeviceGetCurrPcieLinkGeneration": recorded("link", lambda link: link[0]),
     "nvmlDeviceGetCurrPcieLinkWidth": recorded("link", lambda link: link[1]),
     "nvmlDeviceGetJpgUtilization": recorded("jpeg", lambda percent: [percent, 167_000]),
-    "nvmlDeviceGetComputeRunningProcesses": running,
+    "nvmlDeviceGetComputeRunningProcesses": recorded(
+        "processes",
+        lambda found: [nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used}) for pid, used in found],
+    ),
     "nvmlDeviceGetPcieThroughput": recorded("throughput"),
     "nvmlDeviceGetMigMode": lambda machine, card: [int(card.mig)] * 2,
     "nvmlDeviceGetMaxMigDeviceCount": lambda machine, card: 7,

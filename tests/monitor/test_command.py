@@ -55,6 +55,8 @@ def test_a_program_keeps_its_output_and_exit_code(capfd, tmp_path, code, exit_co
     assert stdout == ("its own output\n" if exit_code == 0 else "")
     assert "\nverdict   " in stderr and library.opened == 0
     assert {path.name for path in out.iterdir()} == {"gpu.json", "gpu.csv", "gpu.png"}
+    assert gpu_command(out, None, as_json=True, out=None, hz=10) == 0
+    assert json.loads(capfd.readouterr().out) == json.loads((out / "gpu.json").read_text())
 
 
 def test_only_the_gpus_that_the_program_holds_are_reported(tmp_path):
@@ -173,10 +175,3 @@ def test_the_command_line_of_a_program_is_its_own():
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (result.returncode, result.stdout) == (3, "--json\n") and "verdict" in result.stderr
-
-
-def test_json_of_a_run(tmp_path, capsys):
-    report_on(machine_of(HELD), tmp_path)
-    capsys.readouterr()
-    assert gpu_command(tmp_path, None, as_json=True, out=None, hz=10) == 0
-    assert json.loads(capsys.readouterr().out) == json.loads((tmp_path / "gpu.json").read_text())

@@ -8,13 +8,12 @@ from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.recording import Column, Gpu, GpuRecord, Metric, Phase, Recording, Span, Throttle
 from fastae.monitor.summary import EnergySource, RunInfo, Verdict, summarize
 
-from .conftest import OUR_PID, StubHost
+from .conftest import StubHost
 from .recorded_nvml import (
     AT_POWER_LIMIT,
     BUSY,
     COMPUTE_BOUND,
     FALLS_OFF_THE_BUS,
-    GIB,
     HOPPER_SLICE,
     IDLE,
     LAUNCH_BOUND,
@@ -181,12 +180,6 @@ def test_a_gpu_that_is_lost_in_mid_run_is_still_judged(judge):
 
 def test_the_busiest_gpu_of_a_program_is_judged(judge):
     assert judge(library=machine_of(IDLE, BUSY, IDLE), info=None)[1].gpu == 1
-
-
-def test_other_programs_on_the_gpu(judge):
-    summary, _ = judge([BUSY[0].but(processes=((OUR_PID, GIB), (17, 20 * GIB)))], loop=DEVICE_LIMITED)
-    record = summary.gpus[0].record
-    assert (record.ours, record.other_processes, record.other_gib) == (True, 1, 20.0)
 
 
 def by_hand(spans, **columns):

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from fastae.errors import FastaeError
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report, write_report
 from fastae.monitor.plot import PANELS, binned, draw
@@ -101,10 +100,3 @@ def test_what_is_missing_is_listed_with_nvmls_reason(simulate):
     lines = [line for _, line in findings(report)]
     assert any("gpu_busy" in line and "NVML_ERROR_NOT_SUPPORTED" in line for line in lines)
     assert Absence.NOT_SHOWN.text in lines
-
-
-@pytest.mark.parametrize("text", ["", "[]", '{"summary": {"gpus": []}}'])
-def test_a_report_that_cannot_be_read(tmp_path, text):
-    (tmp_path / "gpu.json").write_text(text)
-    with pytest.raises(FastaeError, match="not a report"):
-        read_report(tmp_path)

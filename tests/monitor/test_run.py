@@ -51,12 +51,9 @@ def test_a_run_without_a_gpu_has_one_line_and_names_the_command_for_more(run):
     assert not list(out.glob("**/*partial*"))
 
 
-def test_the_table_of_a_run(run, capsys):
-    assert here("gpu", run[0]) == 0 and "\nverdict " in capsys.readouterr().out
-
-
-def test_the_trace_of_some_steps(run):
+def test_the_table_and_the_trace_of_a_run(run, capsys):
     out, output = run
+    assert here("gpu", out) == 0 and "\nverdict " in capsys.readouterr().out
     assert f"profile   {out}/trace.json.gz" in output
     events = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))["traceEvents"]
     steps = [each for each in events if each.get("name") == "Optimizer.step#Adam.step"]
@@ -142,9 +139,3 @@ def test_the_monitor_never_harms_its_run(monkeypatch, tmp_path, capsys, broken):
     with pytest.raises(Exception, match=r"has no gpu.json"):
         watched(tmp_path, machine_of(BUSY), ["0"])
     assert "a surprise" in capsys.readouterr().out and not list(tmp_path.iterdir())
-
-
-def test_a_folder_that_is_gone_costs_the_report_alone(tmp_path, capsys):
-    with Monitor(tmp_path / "gone", 50, [], INFO):
-        pass
-    assert "Errno 2" in capsys.readouterr().out and not list(tmp_path.iterdir())
