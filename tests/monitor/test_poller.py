@@ -59,7 +59,8 @@ def test_a_dear_call_is_made_less_often_and_the_others_are_not(simulate, clock, 
 
     columns = simulate(host=Stub(fast=dear), seconds=60.0).recording().columns
     assert len(columns["host/slow"]) == 61
-    assert np.diff(columns["host/fast"].times)[2:-1] == pytest.approx(5.0)
+    pauses = np.diff(columns["host/fast"].times)[2:-1]
+    assert len(pauses) > 8 and pauses == pytest.approx(5.0)
 
 
 def test_phases(clock):
