@@ -67,7 +67,7 @@ def read_driver(library: Any = pynvml) -> Driver:
             tuple(offered(library.nvmlDeviceGetCudaComputeCapability, handle) for _, handle in devices),
         )
     finally:
-        library.nvmlShutdown()
+        offered(library.nvmlShutdown)
 
 
 def torch_cuda() -> int | None:
