@@ -1,50 +1,80 @@
-"""All that needs a GPU, in one go: tests/gpu, the benchmark's sections, the decoder sweep.
+"""All that needs a GPU, in one go: tests/gpu, the benchmark, and what runs and sweeps reach.
 
-Each part writes small files under --out and is skipped if they are there already, so that a second call
-continues where the first was stopped. On a machine without a GPU it says so and does what it can.
+Each part is a command with a time limit; OUT/NAME.done marks one that ended well, so that a second call
+continues where the first was stopped. Without a GPU the parts run on the CPU, smaller, to show that they
+work.
 """
 
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from typing import IO
 
 import click
 
+from fastae.config import TrainConfig
+from fastae.monitor.files import read_report
+from fastae.monitor.host import family
+from fastae.monitor.text import headline
+
 PART_SECONDS = 1200
-"""Limit of one part: a hanging one must not eat the time of the others. Several cold compiles fit."""
+"""Limit of one part: one that hangs must not take the time of the others. Several cold compiles fit."""
+
+LOADERS = [kind for kind in TrainConfig.__dataclass_fields__["loader"].metadata["choices"] if kind != "auto"]
+AT_ONCE = (1, 2, 3, 6)
+SECTIONS = ("steps", "endtoend", "loaders", "roofline")
 
 
-def parts(out: Path, gpu: bool, images: str | None) -> dict[str, list[str]]:
-    """Name -> command; the file OUT/NAME.done marks a part that ended well."""
-    python = sys.executable
-    source = ["--images", images] if images else []
-    common = ["--device", "cuda" if gpu else "cpu", "--threads", str(len(os.sched_getaffinity(0))), *source]
-    sections = {
-        section: [
-            python, "-m", "benchmarks.throughput", "--only", section, "--out", str(out / section), *common,
-        ]
-        for section in ("steps", "endtoend", "loaders", "roofline")
-    }  # fmt: skip
+def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
+    """Name -> command. What it writes is in OUT/NAME."""
+    fastae, python = [sys.executable, "-m", "fastae"], [sys.executable, "-m"]
+    cores = str(len(os.sched_getaffinity(0)))
+    benchmark = ["--device", "cuda" if on_gpu else "cpu", "--threads", cores]
+    benchmark += ["--images", images] if images else []
+    run = ["--device", "cuda", "--amp", "--iterations", "3000", "--eval-every", "3000"]
+    if not on_gpu:
+        run = ["--device", "cpu", "--iterations", "12", "--no-compile", "--batch-size", "4"]
+        run += ["--image-size", "32", "--latent", "16", "--gpu-sample-hz", "50"]
+    run += ["--data", images] if images else []
     # In one process: several would share the card.
-    tests = [
-        python,
-        "-m",
-        "pytest",
-        "-q",
-        "--numprocesses=0",
-        "tests/gpu",
-        f"--junit-xml={out / 'tests.xml'}",
-    ]
-    sweep = [python, "-m", "benchmarks.sweep", *common, *([] if gpu else ["--batches", "5"])]
-    return {"tests": tests, **sections, "sweep": sweep}
+    tests = [*python, "pytest", "-q", "--numprocesses=0", "tests/gpu", f"--junit-xml={out / 'tests.xml'}"]
+    throughput = [*python, "benchmarks.throughput", *benchmark, "--only"]
+    batches = [] if on_gpu else ["--batches", "5"]
+    return {
+        "tests": tests,
+        **{name: [*throughput, name, "--out", str(out / name)] for name in SECTIONS},
+        "decoders": [*python, "benchmarks.sweep", *benchmark, *batches],
+        **{kind: [*fastae, "train", *run, "--loader", kind, "--out", str(out / kind)] for kind in LOADERS},
+        **{
+            f"at-once-{number}": [
+                *fastae, "sweep", *run, "--at-once", str(number), "--out", str(out / f"at-once-{number}"),
+            ]
+            for number in AT_ONCE
+        },
+    }  # fmt: skip
+
+
+def results(out: Path) -> Iterator[str]:
+    """A line for each run and sweep that is done: images/s while training, by their reports."""
+    for kind in LOADERS:
+        if (out / f"{kind}.done").exists():
+            report = read_report(out / kind)
+            rate = report.summary.images_per_second or 0
+            yield f"--loader {kind:8} {rate:8,.0f} images/s  {headline(report)}"
+    for number in AT_ONCE:
+        if (out / f"at-once-{number}.done").exists():
+            reports = [read_report(path.parent) for path in (out / f"at-once-{number}").glob("*/gpu.json")]
+            rate = number * mean(report.summary.images_per_second or 0 for report in reports)
+            yield f"sweep --at-once {number} {rate:8,.0f} images/s in all"
 
 
 def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
@@ -56,45 +86,39 @@ def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
         return f"stopped after {seconds:g} s"
     finally:
         if process.poll() is None:
-            for pid in descendants(process.pid):  # benchmarks start sessions of their own: no group has all
+            for pid in family(process.pid):  # benchmarks start sessions of their own: no group has all
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
 
 
-def descendants(pid: int) -> list[int]:
-    """This process, its children, theirs, and so on, as far as they still run."""
-    found = [pid]
-    with suppress(FileNotFoundError, ProcessLookupError):
-        for thread in Path(f"/proc/{pid}/task").iterdir():
-            for child in (thread / "children").read_text().split():
-                found += descendants(int(child))
-    return found
-
-
 @click.command(help=__doc__)
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the synthetic faces.")
-def main(out: Path, images: str | None) -> None:
+@click.option("--only", metavar="A,B,...", help="These parts alone.")
+def main(out: Path, images: str | None, only: str | None) -> None:
     import torch
 
-    gpu = torch.cuda.is_available()
+    on_gpu = torch.cuda.is_available()
     out.mkdir(parents=True, exist_ok=True)
-    print(f"device: {torch.cuda.get_device_name() if gpu else 'no CUDA device, so the CPU parts alone'}")
+    print(f"device: {torch.cuda.get_device_name() if on_gpu else 'no CUDA device, so the CPU'}")
     failed = []
-    for name, command in parts(out, gpu, images).items():
+    for name, command in parts(out, on_gpu, images).items():
         done = out / f"{name}.done"
-        if done.exists():
-            print(f"{name:10} done before")
+        if done.exists() or (only and name not in only.split(",")):
             continue
+        shutil.rmtree(out / name, ignore_errors=True)  # of a call that was stopped
         started = time.perf_counter()
         with (out / f"{name}.log").open("w") as log:
             code = run_part(command, log, PART_SECONDS)
         print(f"{name:10} {time.perf_counter() - started:6.0f} s  exit {code}", flush=True)
+        for checkpoints in (out / name).glob("**/checkpoints"):  # 300 MB each
+            shutil.rmtree(checkpoints)
         if code == 0:
             done.touch()
         else:
             failed.append(name)
+    print("\n".join(results(out)))
     if failed:
         print(f"not done: {', '.join(failed)}; see {out}/NAME.log, and call again")
         sys.exit(1)

@@ -1,9 +1,15 @@
-"""scripts/gpu_check.py: what it starts, and that nothing of it stays behind."""
+"""scripts/gpu_check.py: what it starts, that nothing of it stays behind, and that it resumes."""
 
 import os
 import time
 from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from fastae.cli.main import cli
+from fastae.config import TrainConfig
+from scripts import gpu_check
 from scripts.gpu_check import parts, run_part
 
 
@@ -18,8 +24,8 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
     """Neither a child in a session of its own, as the benchmarks' are."""
     path = tmp_path / "log"
     with path.open("w") as log:
-        ended = run_part(["sh", "-c", "setsid sleep 600 & echo $!; wait"], log, seconds=2)
-    assert ended == "stopped after 2 s"
+        ended = run_part(["sh", "-c", "setsid sleep 600 & echo $!; wait"], log, seconds=1)
+    assert ended == "stopped after 1 s"
     (pid,) = path.read_text().split()
     for _ in range(1000):  # killed, it may take a moment to die
         if not alive(pid):
@@ -28,14 +34,30 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
     raise AssertionError("it still runs")
 
 
-def test_a_parts_exit_code_is_told(tmp_path):
-    with (tmp_path / "log").open("w") as log:
-        assert run_part(["sh", "-c", "exit 3"], log, seconds=60) == 3
+@pytest.mark.parametrize("on_gpu", [True, False])
+def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
+    commands = parts(tmp_path, on_gpu, images=None)
+    assert {"resident", "dali", "at-once-1", "at-once-2", "at-once-3", "at-once-6"} <= commands.keys()
+    for _, _, module, command, *options in commands.values():
+        if module == "fastae":
+            context = cli.commands[command].make_context(command, options)
+            names = TrainConfig.__dataclass_fields__
+            TrainConfig(**{name: value for name, value in context.params.items() if name in names})
 
 
 def test_the_tests_do_not_share_the_card_and_loaders_get_all_cores(tmp_path):
-    commands = parts(tmp_path, gpu=True, images=None)
+    commands = parts(tmp_path, on_gpu=True, images=None)
     assert "--numprocesses=0" in commands["tests"]
     cores = str(len(os.sched_getaffinity(0)))
-    for name in ("loaders", "endtoend", "sweep"):
+    for name in ("loaders", "endtoend", "decoders"):
         assert commands[name][commands[name].index("--threads") + 1] == cores
+
+
+def test_a_second_call_continues_with_what_failed(tmp_path, monkeypatch):
+    commands = {"one": ["true"], "two": ["test", "-e", str(tmp_path / "mended")]}
+    monkeypatch.setattr(gpu_check, "parts", lambda *_: commands)
+    first = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])
+    assert first.exit_code == 1 and "not done: two" in first.output
+    (tmp_path / "mended").touch()
+    second = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])
+    assert second.exit_code == 0 and "one" not in second.output and "two" in second.output

@@ -18,15 +18,15 @@ import pynvml
 from fastae.errors import FastaeError
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report, report_json, write_report
-from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader, sees_all_processes, usable_cores
-from fastae.monitor.nvml import Device, NvmlError, close_nvml, open_nvml, visible_gpus
+from fastae.monitor.nvml import visible_gpus
 from fastae.monitor.poller import Poller
-from fastae.monitor.recording import Absence, Recording
-from fastae.monitor.summary import UsageReport, summarize
+from fastae.monitor.recording import Absence, Phase, Recording, Span
+from fastae.monitor.summary import Diagnosis, UsageReport, Verdict, summarize
 from fastae.monitor.text import headline, show_report
 from fastae.utils.console import HarmlessConsole, console
 
+NOT_ATTRIBUTED = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
@@ -60,20 +60,28 @@ def monitor_program(command: Sequence[str], hz: float, out: Path | None, library
     cannot start.
     """
     if out:
-        _make(out)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise FastaeError(f"--out {str(out)!r} cannot be made: {error.strerror or error}") from None
+    poller: Poller | Exception
     with _forwarding() as children:
-        process = _start(command)
+        try:
+            process = subprocess.Popen(command)
+        except OSError as error:
+            raise FastaeError(f"cannot start {command[0]!r}: {error.strerror or error}") from None
         children.append(process)
         try:
-            monitor, trouble = _ProgramMonitor(process.pid, hz, library), ""
-        except (Exception, KeyboardInterrupt) as error:
-            monitor, trouble = None, str(error)
-        code = _wait(process)
+            poller = _watch(process.pid, hz, library)
+        except Exception as error:
+            poller = error
+        code = process.wait()
     errors = HarmlessConsole(stderr=True)
     try:
-        if monitor is None:
-            raise FastaeError(trouble)
-        report, recording = monitor.finish(shlex.join(command))
+        if isinstance(poller, Exception):
+            raise poller
+        poller.stop()
+        report, recording = _report_on(poller.recording(), shlex.join(command))
         show_report(report, errors)
         if out:
             write_report(report, recording, out, headline(report))
@@ -83,74 +91,48 @@ def monitor_program(command: Sequence[str], hz: float, out: Path | None, library
     return code if code >= 0 else 128 - code
 
 
-class _ProgramMonitor:
+def _watch(pid: int, hz: float, library: Any) -> Poller:
     """Samples a process, all that descend from it, and every GPU that they may use, from the beginning."""
-
-    def __init__(self, pid: int, hz: float, library: Any) -> None:
-        self._library = library
-        self._absence: Absence | None = None
-        self._detail = ""
-        host = HostReader(pid, children=True)
-        devices = enumerate(self._find_gpus())
-        gpus = [GpuReader(library, device, f"gpu{place}", host.is_ours) for place, device in devices]
-        self._poller = Poller(host, gpus, hz)
-        self._poller.start()
-
-    def finish(self, command: str) -> tuple[UsageReport, Recording]:
-        """Ends it. The report is on the GPUs on which NVML saw a process of the program."""
-        if self._poller.stop() and self._library:
-            close_nvml(self._library)
-        recording = self._poller.recording()
-        held = tuple(record for record in recording.gpus if record.ours)
-        if recording.gpus and not held:
-            is_known = sees_all_processes() and all(record.ours is False for record in recording.gpus)
-            self._absence = Absence.NOT_USED if is_known else Absence.NOT_ATTRIBUTED
-            held = () if is_known else recording.gpus
-        others = tuple(f"{record.prefix}/" for record in recording.gpus if record not in held)
-        columns = {name: each for name, each in recording.columns.items() if not name.startswith(others)}
-        recording = replace(recording, gpus=held, columns=columns)
-        is_known = self._absence is not Absence.NOT_ATTRIBUTED or len(held) == 1
-        summary = summarize(recording, usable_cores(), len(held) if is_known else 0)
-        diagnosis = diagnose(summary, judge=is_known)
-        return UsageReport(command, summary, diagnosis, self._absence, self._detail), recording
-
-    def _find_gpus(self) -> list[Device]:
-        try:
-            open_nvml(self._library)
-        except NvmlError as error:
-            self._library, self._absence, self._detail = None, error.absence, error.detail
-            return []
-        found = visible_gpus(self._library, os.environ.get("CUDA_VISIBLE_DEVICES"))
-        self._absence = None if found else Absence.NONE_VISIBLE
-        return found
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    host = HostReader(pid, children=True)
+    poller = Poller(host, hz, library, lambda nvml: visible_gpus(nvml, visible), Absence.NONE_VISIBLE)
+    poller.start()
+    return poller
 
 
-def _start(command: Sequence[str]) -> subprocess.Popen:
-    try:
-        return subprocess.Popen(command)
-    except OSError as error:
-        raise FastaeError(f"cannot start {command[0]!r}: {error.strerror or error}") from None
-
-
-def _wait(process: subprocess.Popen) -> int:
-    """Waits for its end. Ctrl-C reaches it from the terminal by itself."""
-    while True:
-        try:
-            return process.wait()
-        except KeyboardInterrupt:
-            continue
+def _report_on(recording: Recording, command: str) -> tuple[UsageReport, Recording]:
+    """The report on the GPUs on which NVML saw a process of the program, from when one was first busy, and
+    their recording."""
+    held = tuple(record for record in recording.gpus if record.ours)
+    absence = recording.absence
+    if recording.gpus and not held:
+        is_known = sees_all_processes() and all(record.ours is False for record in recording.gpus)
+        absence = Absence.NOT_USED if is_known else Absence.NOT_ATTRIBUTED
+        held = () if is_known else recording.gpus
+    others = tuple(f"{record.prefix}/" for record in recording.gpus if record not in held)
+    columns = {name: each for name, each in recording.columns.items() if not name.startswith(others)}
+    busy = [recording.columns[f"{record.prefix}/gpu_busy"] for record in held]
+    used = [column.times[column.values > 0].min(initial=recording.seconds) for column in busy]
+    spans = (Span(Phase.BEFORE, 0.0), Span(Phase.TRAIN, min(used, default=recording.seconds)))
+    recording = replace(recording, gpus=held, columns=columns, spans=spans)
+    is_attributed = absence is not Absence.NOT_ATTRIBUTED or len(held) == 1
+    summary = summarize(recording, usable_cores(), len(held) if is_attributed else 0)
+    diagnosis = diagnose(summary) if is_attributed else Diagnosis(Verdict.UNKNOWN, (NOT_ATTRIBUTED,))
+    return UsageReport(command, summary, diagnosis, absence, recording.absence_detail), recording
 
 
 @contextmanager
 def _forwarding() -> Iterator[list[subprocess.Popen]]:
-    """While the block runs, signals go to the processes in the list, unless they were ignored before."""
+    """While the block runs, signals go to the processes in the list, unless they were ignored before. Ctrl-C
+    reaches those from the terminal by itself."""
     children: list[subprocess.Popen] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
         for process in children:
-            process.send_signal(number)
+            if number != signal.SIGINT:
+                process.send_signal(number)
 
-    before = {number: signal.getsignal(number) for number in FORWARDED}
+    before = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGINT)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, forward)
@@ -159,10 +141,3 @@ def _forwarding() -> Iterator[list[subprocess.Popen]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FastaeError(f"--out {str(folder)!r} cannot be made: {error.strerror or error}") from None

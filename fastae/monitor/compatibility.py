@@ -14,7 +14,7 @@ from typing import Any
 
 import pynvml
 
-from fastae.monitor.nvml import NvmlError, all_gpus, close_nvml, offered, open_nvml
+from fastae.monitor.nvml import NvmlError, all_gpus, offered, open_nvml
 from fastae.monitor.recording import Absence, Gpu
 from fastae.utils.environment import version
 
@@ -67,7 +67,7 @@ def read_driver(library: Any = pynvml) -> Driver:
             tuple(offered(library.nvmlDeviceGetCudaComputeCapability, handle) for _, handle in devices),
         )
     finally:
-        close_nvml(library)
+        offered(library.nvmlShutdown)
 
 
 def torch_cuda() -> int | None:

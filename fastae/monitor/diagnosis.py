@@ -9,6 +9,7 @@ does, waiting for data or launching kernels, is the verdict. What is not known g
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 from fastae.monitor.recording import Throttle
 from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
@@ -18,39 +19,47 @@ NEAR_ZERO = 0.02  # share of the time waiting for the device, below which the ho
 BUSY_FROM, IDLE_BELOW = 90.0, 5.0  # percent
 MEMORY_BOUND_FROM = 60.0  # percent of the DRAM bandwidth: 80 is about what programs reach at best, by DCGM
 COMPUTE_BOUND_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
-FULL_CORE = 0.8  # cores in use from which a thread may be what holds the GPU up; twice that are several
-LOW_POWER = 0.5  # of the power limit: a card that is never idle and draws less runs small kernels
+FULL_CORE = 0.8  # cores in use from which one thread may be the limit; from twice that, several work
+LOW_POWER = 0.5  # of the power limit: a GPU that is never idle and draws less runs small kernels
 AWAKE = 0.1  # cores: a program that uses less sleeps, and misses none
 FULL_MACHINE = 0.9  # of all cores, from which programs take them from each other
 THROTTLED_FROM = 0.05  # of the time
 
 
-def diagnose(summary: Summary, info: RunInfo | None = None, judge: bool = True) -> Diagnosis:
-    """Judges the GPU of the loop that was timed, which is the first, or the busiest of a program that tells
-    nothing, or the CPU if there is no GPU. `judge`: False if it is not known which GPU the program uses.
-    """
+FOR_A_PROGRAM = {
+    Verdict.WAITING_FOR_DATA: "more loader workers, or decoding on the GPU (DALI)",
+    Verdict.LAUNCH_BOUND: "a larger batch, torch.compile or a CUDA graph: fewer launches for the same work",
+    Verdict.GPU_IDLE: "CUDA_VISIBLE_DEVICES: is this the GPU that was meant?",
+    Verdict.UNKNOWN: "Nsight Systems: these figures do not show what it waits for",
+}
+"""What to try with a program of which nothing else is known."""
+
+
+def diagnose(summary: Summary, info: RunInfo | None = None) -> Diagnosis:
+    """Judges the GPU of the loop that was timed, which is the first; the busiest of a program that reports no
+    waits; the CPU if there is no GPU. `info`: None for a program that is no run of fastae."""
     if not summary.gpus:
         return _of_cpu(summary, info)
-    if not judge:
-        which = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
-        return Diagnosis(Verdict.UNKNOWN, (which,))
     is_timed = summary.data_wait is not None
     busy = [0.0 if is_timed else gpu.mean("gpu_busy") or 0.0 for gpu in summary.gpus]
     gpu = summary.gpus[place := busy.index(max(busy))]
     verdict = _of_loop(summary, gpu) if is_timed else _from_outside(summary, gpu)
     is_guess = not is_timed and verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
-    advice = _advice(verdict, summary, gpu, info) + _of_the_card(gpu)
-    return Diagnosis(verdict, tuple(advice), place, is_guess)
+    advice = list(_for_a_run(verdict, summary, gpu, info)) if info else []
+    if info is None and verdict in FOR_A_PROGRAM:
+        advice.append(FOR_A_PROGRAM[verdict])
+    if verdict is Verdict.GPU_BOUND and not _is_full(gpu):
+        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
+    return Diagnosis(verdict, (*advice, *_on_the_card(gpu)), place, is_guess)
 
 
 def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
     """The verdict on a loop that times its waits."""
     data, device = summary.data_wait or 0.0, summary.device_wait or 0.0
-    launching = 1 - data - device
     busy = gpu.mean("gpu_busy")
     if busy is not None and busy >= BUSY_FROM:
         return _busy_with(gpu)
-    if data >= max(WAIT_SHARE, launching, device):
+    if data >= max(WAIT_SHARE, 1 - data - device, device):  # the middle one is launching kernels
         return Verdict.WAITING_FOR_DATA
     if device < NEAR_ZERO:
         return Verdict.LAUNCH_BOUND
@@ -58,12 +67,12 @@ def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
 
 
 def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
-    """The verdict on a program that tells nothing: only the use of GPU and CPU is known."""
-    busy = gpu.mean("gpu_busy")
+    """The verdict on a program of which only the use of GPU and CPU is known."""
+    busy, doing = gpu.mean("gpu_busy"), _busy_with(gpu)
     if busy is None:
-        return Verdict.UNKNOWN if _busy_with(gpu) is Verdict.GPU_BOUND else _busy_with(gpu)
+        return Verdict.UNKNOWN if doing is Verdict.GPU_BOUND else doing
     if busy >= BUSY_FROM:
-        return _busy_with(gpu)
+        return doing
     if busy < IDLE_BELOW:
         return Verdict.GPU_IDLE
     if "cpu" not in summary.host:
@@ -73,89 +82,69 @@ def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
 
 
 def _busy_with(gpu: GpuSummary) -> Verdict:
-    """What a busy GPU does, if it counts that (GPM)."""
-    bandwidth, active = gpu.mean("dram_bandwidth"), gpu.mean("sm_active")
-    if bandwidth is not None and bandwidth >= MEMORY_BOUND_FROM:
+    """What limits a busy GPU, if it counts that (GPM)."""
+    if (gpu.mean("dram_bandwidth") or 0.0) >= MEMORY_BOUND_FROM:
         return Verdict.MEMORY_BOUND
-    return Verdict.COMPUTE_BOUND if (active or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
+    return (
+        Verdict.COMPUTE_BOUND if (gpu.mean("sm_active") or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
+    )
 
 
-def _advice(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
-    if verdict is Verdict.WAITING_FOR_DATA:
-        return _feed(gpu, info)
-    if verdict is Verdict.LAUNCH_BOUND:
-        also = _feed(gpu, info) if (summary.data_wait or 0.0) >= WAIT_SHARE else []
-        return _launch_less(info) + also
-    if verdict in (Verdict.GPU_BOUND, Verdict.COMPUTE_BOUND, Verdict.MEMORY_BOUND):
-        return _use_it_better(verdict, gpu, info)
-    if verdict is Verdict.GPU_IDLE:
-        return ["CUDA_VISIBLE_DEVICES: is this the GPU that was meant?"]
-    tools = "fastae train --profile 10, or Nsight Systems" if info else "Nsight Systems"
-    return [f"{tools}: these figures do not say what it waits for"]
-
-
-def _feed(gpu: GpuSummary, info: RunInfo | None) -> list[str]:
-    if info is None:
-        return ["more loader workers, or decoding on the GPU (DALI)"]
-    if info.loader == "resident":
-        return ["--compile: gathering and augmenting the resident pixels takes the time"]
-    advice = ["--loader resident: decode each image once and keep the pixels on the device"]
-    jpeg = gpu.statistics.get("jpeg")
-    if jpeg and jpeg.p95 >= BUSY_FROM:
-        advice.append("smaller JPEG files: the JPEG engine is the limit")
-    elif jpeg is None or jpeg.max == 0:
-        advice.append("more --threads: the JPEG engine is not used, so CPU threads decode")
-    return advice
-
-
-def _launch_less(info: RunInfo | None) -> list[str]:
-    if info is None:
-        return ["a larger batch, torch.compile or a CUDA graph: fewer launches for the same work"]
-    return [
-        *([] if info.compiled else ["--compile: fewer, larger kernels"]),
-        "one CUDA graph per step: the line 'device' at the start says if the run has it",
-        f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)",
-    ]
-
-
-def _use_it_better(verdict: Verdict, gpu: GpuSummary, info: RunInfo | None) -> list[str]:
+def _is_full(gpu: GpuSummary) -> bool:
+    """Whether a busy GPU's kernels fill it: by SM activity, else by power, else it is assumed."""
     watts, limit, active = gpu.mean("power"), gpu.record.gpu.power_limit, gpu.mean("sm_active")
     if active is not None:
-        is_full = active >= COMPUTE_BOUND_FROM
-    else:
-        is_full = watts is None or limit is None or watts >= LOW_POWER * limit
-    advice = []
-    if verdict is Verdict.GPU_BOUND and not is_full:
-        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
-    if info and not info.amp:
-        advice.append("--amp: mixed precision multiplies matrices several times faster")
-    if info and info.loader != "resident":
-        advice.append("--loader resident: decoding and training share the GPU")
-    return advice
+        return active >= COMPUTE_BOUND_FROM
+    return watts is None or limit is None or watts >= LOW_POWER * limit
 
 
-def _of_the_card(gpu: GpuSummary) -> list[str]:
+def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
+    """What to try with a run, by the options that it has."""
+    if verdict is Verdict.UNKNOWN:
+        yield "--profile 10, or Nsight Systems: these figures do not show what it waits for"
+    elif verdict is Verdict.LAUNCH_BOUND:
+        if not info.compiled:
+            yield "--compile: fewer, larger kernels"
+        yield "one CUDA graph per step: the line 'device' at the start shows whether the run has it"
+        yield f"a --batch-size above {info.batch_size}: more work per launch (it changes the experiment)"
+    elif verdict is not Verdict.WAITING_FOR_DATA:  # the GPU is busy
+        if not info.amp:
+            yield "--amp: mixed precision multiplies matrices several times faster"
+        if info.loader == "dali":
+            yield "--loader resident: decoding and training share the GPU"
+        return
+    if (summary.data_wait or 0.0) < WAIT_SHARE:
+        return
+    if info.loader == "resident":
+        yield "--compile: gathering and augmenting the resident pixels takes the time"
+        return
+    yield "--loader resident: decode each image once and keep the pixels on the device"
+    jpeg = gpu.statistics.get("jpeg")
+    if info.loader == "dali" and jpeg and jpeg.p95 >= BUSY_FROM:
+        yield "smaller JPEG files: the JPEG engine is the limit"
+    elif info.loader == "dali" and (jpeg is None or jpeg.max == 0):
+        yield "more --threads: the JPEG engine is not used, so CPU threads decode"
+
+
+def _on_the_card(gpu: GpuSummary) -> Iterator[str]:
     """What slows the card itself. A power cap at full load is normal and no advice."""
     often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
-    advice = []
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
-        advice.append("better cooling: the GPU lowers its clocks because it is too hot")
+        yield "better cooling: the GPU lowers its clocks because it is too hot"
     if Throttle.POWER_BRAKE in often:
-        advice.append("the power supply: its brake lowers the clocks")
+        yield "the power supply: its brake lowers the clocks"
     width = gpu.statistics.get(
         "pcie_width"
     )  # the generation falls while the link is idle, the width does not
     if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
-        advice.append("another PCIe slot: the card has fewer lanes here than it could")
-    return advice
+        yield "another PCIe slot: the card has fewer lanes here than it could"
 
 
 def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
-    if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
-        is_resident = info is not None and info.loader == "resident"
-        return Diagnosis(
-            Verdict.WAITING_FOR_DATA, () if is_resident else ("--loader resident: decode each image once",)
-        )
+    if (summary.data_wait or 0.0) >= WAIT_SHARE:
+        is_decoded = info is not None and info.loader != "dali"
+        advice = () if is_decoded else ("--loader resident: decode each image once",)
+        return Diagnosis(Verdict.WAITING_FOR_DATA, advice)
     if "cpu" not in summary.host:
         return Diagnosis(Verdict.UNKNOWN)
     used, others = summary.host["cpu"].mean, summary.other_cores

@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import json
+from bisect import bisect
 from pathlib import Path
 
 from fastae.errors import FastaeError
@@ -19,7 +20,7 @@ REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
 
 
 def write_report(report: UsageReport, recording: Recording, folder: Path, title: str) -> None:
-    """The three files, in a folder that is there. `title`: of the plot. Raises OSError."""
+    """Writes the three files into an existing folder. `title`: of the plot. Raises OSError."""
     with atomic_write(folder / REPORT) as file:
         file.write(report_json(report).encode() + b"\n")
     with atomic_write(folder / SAMPLES) as file:
@@ -39,9 +40,7 @@ def read_report(folder: Path) -> UsageReport:
         raise FastaeError(
             f"{str(folder)!r} has no {REPORT}: its run has not ended, or had --gpu-sample-hz 0"
         ) from None
-    except OSError as error:
-        raise FastaeError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
 
 
@@ -50,20 +49,19 @@ def report_json(report: UsageReport) -> str:
 
 
 def _as_csv(recording: Recording) -> str:
-    """One line per time at which anything was read: time in seconds, phase, and each column with its unit;
+    """A line per time at which anything was read: time in seconds, phase, and each column with its unit;
     empty if it was not read then."""
-    lines: dict[tuple[float, int], dict[str, float]] = {}
-    columns = {name: column for name, column in recording.columns.items() if len(column.values)}
+    columns = {name: column for name, column in recording.columns.items() if len(column)}
+    lines: dict[float, dict[str, float]] = {}
     for name, column in columns.items():
-        for time, span, value in zip(column.times, column.spans, column.values, strict=True):
-            lines.setdefault((time, span), {})[name] = value
+        for time, value in zip(column.times, column.values, strict=True):
+            lines.setdefault(time, {})[name] = value
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    units = (
-        f"{name} [{column.metric.unit}]" if column.metric.unit else name for name, column in columns.items()
-    )
+    units = (f"{name} [{each.metric.unit}]" if each.metric.unit else name for name, each in columns.items())
     writer.writerow(["time [s]", "phase", *units])
-    for (time, span), values in sorted(lines.items()):
+    starts = [span.start for span in recording.spans]
+    for time, values in sorted(lines.items()):
         cells = (f"{values[name]:.10g}" if name in values else "" for name in columns)
-        writer.writerow([f"{time:.3f}", recording.spans[span].phase, *cells])
+        writer.writerow([f"{time:.3f}", recording.spans[bisect(starts, time) - 1].phase, *cells])
     return text.getvalue()

@@ -1,13 +1,14 @@
 """What is read of one GPU or MIG slice: a table of metrics and NVML calls, and a reader that never raises.
 
-A call that a card or driver does not offer is not made again, and the next one in the table that gives the
-same metric takes its place. What changes slowly, or is counted anyway, is read once a second.
+A call that a card or driver does not offer is not made again; the next one in the table that gives the same
+metric replaces it. What changes slowly, or is counted anyway, is read once a second.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, TypeAlias
@@ -15,65 +16,56 @@ from typing import Any, TypeAlias
 import pynvml
 
 from fastae.monitor.nvml import Device, error_name
-from fastae.monitor.poller import Query
-from fastae.monitor.recording import GpuRecord, Metric, Throttle
+from fastae.monitor.recording import GpuRecord, Metric, Query, Throttle
 
 REFUSED = (
-    pynvml.NVML_ERROR_NOT_SUPPORTED,
-    pynvml.NVML_ERROR_FUNCTION_NOT_FOUND,
-    pynvml.NVML_ERROR_NO_PERMISSION,
-    pynvml.NVML_ERROR_INVALID_ARGUMENT,
-    pynvml.NVML_ERROR_ARGUMENT_VERSION_MISMATCH,
-    pynvml.NVML_ERROR_DEPRECATED,
-)
-"""Answers that will not change while a program runs; after others (a timeout, log) it is asked again."""
+    "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION",
+    "NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_ARGUMENT_VERSION_MISMATCH", "NVML_ERROR_DEPRECATED",
+)  # fmt: skip
+"""Answers that will not change while a program runs; after others, such as a timeout, it is asked again."""
 
 GONE = (
-    pynvml.NVML_ERROR_GPU_IS_LOST,
-    pynvml.NVML_ERROR_RESET_REQUIRED,
-    pynvml.NVML_ERROR_UNINITIALIZED,
-    pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-)
+    "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNINITIALIZED",
+    "NVML_ERROR_DRIVER_NOT_LOADED",
+)  # fmt: skip
 """After one of these a GPU answers nothing any more."""
 
-HANG = 3  # NVML_ERROR_UNKNOWN so often in a row, and no other answer between, is a GPU that hangs
+UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # so often in a row, and no other answer between: a GPU that hangs
 FAST, SLOW = 0.0, 1.0  # seconds between readings; 0 is the rate of the poller
-NOT_LISTED, NO_MEMORY_GIVEN = "NVML lists no process of this program", "NVML gives no memory for it"
+SHORTEST = 0.5  # seconds over which a counter's growth is a rate: some are updated ten times a second
 
-THROTTLE_FIELDS = {
-    Throttle.POWER_CAP: (74,),
-    Throttle.DRIVER_THERMAL: (269, 251),
-    Throttle.HARDWARE_THERMAL: (270, 252),
-    Throttle.POWER_BRAKE: (271, 253),
+METRICS = {
+    "gpu_busy": Metric("GPU busy", "%"),
+    "sm_active": Metric("GPU SM activity", "%"),
+    "sm_occupancy": Metric("GPU SM occupancy", "%"),
+    "tensor_active": Metric("GPU tensor cores", "%"),
+    "dram_bandwidth": Metric("GPU DRAM bandwidth", "%"),
+    "memory_controller_busy": Metric("GPU memory controller busy", "%"),
+    "jpeg": Metric("GPU JPEG engine", "%"),
+    "memory": Metric("GPU memory", "GiB"),
+    "process_memory": Metric("GPU memory, program", "GiB"),
+    "pcie_received": Metric("GPU PCIe received", "MB/s"),
+    "pcie_sent": Metric("GPU PCIe sent", "MB/s"),
+    "power": Metric("GPU power", "W"),
+    "counted_power": Metric("GPU power, counted", "W"),
+    "sm_clock": Metric("GPU SM clock", "MHz"),
+    "temperature": Metric("GPU temperature", "°C"),
+    "pcie_generation": Metric("GPU PCIe generation", ""),
+    "pcie_width": Metric("GPU PCIe lanes", ""),
+    "performance_state": Metric("GPU P-state", ""),
+    **{f"throttled_{reason}": Metric(f"GPU {reason.text}", "%") for reason in Throttle},
 }
-"""NVML's counters of time, in ns. The last three have moved from 251-253 to 269-271 between versions of
-nvml.h; under the other number a driver has a setting of its power smoothing, or nothing. A setting does not
-grow, so the growth of both together is the counter's."""
 
-METRICS = (
-    Metric("gpu_busy", "GPU busy", "%"),
-    Metric("sm_active", "SM activity", "%"),
-    Metric("sm_occupancy", "SM occupancy", "%"),
-    Metric("tensor_active", "tensor-core activity", "%"),
-    Metric("dram_bandwidth", "DRAM bandwidth", "%"),
-    Metric("memory_controller_busy", "memory controller busy", "%"),
-    Metric("jpeg", "JPEG engine", "%"),
-    Metric("nvdec", "NVDEC", "%"),
-    Metric("memory", "memory used, GPU", "GiB"),
-    Metric("process_memory", "memory used, program", "GiB"),
-    Metric("pcie_received", "PCIe to the GPU", "MB/s"),
-    Metric("pcie_sent", "PCIe from the GPU", "MB/s"),
-    Metric("pcie_generation", "PCIe generation", ""),
-    Metric("pcie_width", "PCIe lanes", ""),
-    Metric("power", "power", "W"),
-    Metric("sm_clock", "SM clock", "MHz"),
-    Metric("memory_clock", "memory clock", "MHz"),
-    Metric("performance_state", "P-state", ""),
-    Metric("temperature", "temperature", "°C"),
-    Metric("energy", "energy counter", "J"),
-    Metric("throttle_reasons", "throttle reasons", "bits"),
-    *(Metric(f"throttled_{reason}", reason.text, "s") for reason in THROTTLE_FIELDS),
-)
+COUNTERS = {
+    "counted_power": (pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 1e-3),  # mJ
+    "throttled_SwPowerCap": (74, 1e-7),  # ns
+    "throttled_SwThermalSlowdown": (269, 1e-7),
+    "throttled_HwThermalSlowdown": (270, 1e-7),
+    "throttled_HwPowerBrakeSlowdown": (271, 1e-7),
+    "pcie_received": (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 1e-6),
+    "pcie_sent": (pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 1e-6),
+}
+"""Metric -> NVML's field, which counts, and the factor from its growth in a second to the metric's unit."""
 
 GPM = {
     "sm_active": (pynvml.NVML_GPM_METRIC_SM_UTIL, 1.0),
@@ -83,13 +75,13 @@ GPM = {
     "pcie_received": (pynvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC, 2**20 / 1e6),  # MiB/s
     "pcie_sent": (pynvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC, 2**20 / 1e6),
 }
-"""What Hopper and later count in hardware: NVML's number of each metric, and the factor to our unit."""
+"""What Hopper and later count in hardware: metric -> NVML's number of it, and the factor to our unit."""
 
-VALUE_FIELDS = dict(enumerate(("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")))
+VALUE_FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 """By NVML_VALUE_TYPE_..."""
 
 Value: TypeAlias = Any
-"""An answer: a number, none yet, or why not, an NVMLError."""
+"""An answer: a number, None for none yet, or an NVMLError."""
 
 
 class GpuReader:
@@ -101,122 +93,106 @@ class GpuReader:
     def __init__(
         self, library: Any, device: Device, prefix: str, is_ours: Callable[[int], bool | None]
     ) -> None:
+        self.columns = {f"{prefix}/{name}": metric for name, metric in METRICS.items()}
         self._library = library
         self._gpu, self._handle = device
         self._prefix = prefix
         self._is_ours = is_ours
-        self._missing = {metric.name: "no answer yet" for metric in METRICS}
-        self._errors: dict[str, int] = {}
+        self._missing = dict.fromkeys(METRICS, "no value was given")
+        self._errors: Counter[str] = Counter()
         self._lost = self._gpu.lost
         self._unknown_in_a_row = 0
-        self._sources: dict[str, int] = {}
-        self._refused: set[tuple[int, str]] = set()
-        self._first: dict[int, float] = {}
-        self._last: dict[int, tuple[float, float]] = {}
+        self._last: dict[str, tuple[float, float]] = {}
         self._gpm: _GpmSampler | None = None
-        self._own_seen = self._unknown_seen = False
+        self._own_seen = self._unattributed_seen = False
         self._others = (0, 0.0)
+        self._table = self._make_table()
+        self._sources = {
+            name: [place for place, (_, metrics, _) in enumerate(self._table) if name in metrics]
+            for name in METRICS
+        }
 
-    def columns(self) -> dict[str, Metric]:
-        return {f"{self._prefix}/{metric.name}": metric for metric in METRICS}
-
-    def queries(self) -> list[Query]:
-        """Those that give the same metric are in order of preference."""
+    def _make_table(self) -> Sequence[tuple[float, Iterable[str], Callable[[], Iterable[Value]]]]:
+        """Period, metrics and call. Calls that give the same metric are in order of preference."""
         nvml, gpu, sensor = self._library, self._handle, pynvml.NVML_TEMPERATURE_GPU
-        table: tuple[tuple[float, Sequence[str], Callable[[], Iterable[Value]]], ...] = (
+        reasons = [f"throttled_{reason}" for reason in Throttle]
+        return (
             (FAST, ("gpu_busy", "memory_controller_busy"), self._read_utilization),
-            (FAST, ("power",), lambda: self._fields(1e-3, pynvml.NVML_FI_DEV_POWER_INSTANT)),  # mW
+            (FAST, ("power",), lambda: self._fields((pynvml.NVML_FI_DEV_POWER_INSTANT, 1e-3))),  # mW
             (FAST, ("power",), lambda: [nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3]),  # of 1 s since Ampere
             (FAST, ("sm_clock",), lambda: [nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)]),
-            (FAST, ("throttle_reasons",), lambda: [nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu)]),
-            (FAST, ("throttle_reasons",), lambda: [nvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu)]),
-            (SLOW, tuple(GPM), self._read_gpm),
-            (SLOW, ("energy", *(f"throttled_{reason}" for reason in THROTTLE_FIELDS)), self._read_counters),
-            (SLOW, ("energy",), lambda: [nvml.nvmlDeviceGetTotalEnergyConsumption(gpu) / 1e3]),  # mJ
-            (SLOW, ("pcie_received", "pcie_sent"), self._read_pcie_counters),
+            (SLOW, GPM, self._read_gpm),
+            (SLOW, COUNTERS, self._read_counters),
+            (SLOW, reasons, lambda: _throttling(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))),
             (SLOW, ("pcie_received",), lambda: [self._throughput(pynvml.NVML_PCIE_UTIL_RX_BYTES)]),
             (SLOW, ("pcie_sent",), lambda: [self._throughput(pynvml.NVML_PCIE_UTIL_TX_BYTES)]),
-            (SLOW, ("memory",), lambda: [self._memory(pynvml.nvmlMemory_v2)]),  # without the driver's own
-            (SLOW, ("memory",), lambda: [self._memory(None)]),
+            (SLOW, ("memory",), self._read_memory),
             (SLOW, ("process_memory",), self._read_processes),
             (SLOW, ("jpeg",), lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[:1]),  # then the sampling period
-            (SLOW, ("nvdec",), lambda: nvml.nvmlDeviceGetDecoderUtilization(gpu)[:1]),
             (SLOW, ("temperature",), lambda: [nvml.nvmlDeviceGetTemperature(gpu, sensor)]),
-            (SLOW, ("memory_clock",), lambda: [nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_MEM)]),
             (SLOW, ("performance_state",), lambda: [nvml.nvmlDeviceGetPerformanceState(gpu)]),
             (SLOW, ("pcie_generation",), lambda: [nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu)]),
             (SLOW, ("pcie_width",), lambda: [nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu)]),
         )
-        return [
-            Query(partial(self._ask, place, metrics, read), period)
-            for place, (period, metrics, read) in enumerate(table)
-        ]
+
+    def queries(self) -> list[Query]:
+        return [(period, partial(self._ask, place)) for place, (period, _, _) in enumerate(self._table)]
 
     def record(self) -> GpuRecord:
-        ours = True if self._own_seen else None if self._unknown_seen else False
+        ours = True if self._own_seen else None if self._unattributed_seen else False
         missing, errors = dict(self._missing), dict(self._errors)
         return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, ours, *self._others)
 
-    def _ask(
-        self, place: int, metrics: Sequence[str], read: Callable[[], Iterable[Value]]
-    ) -> dict[str, float]:
-        """The answers to the query of this place in the table, by column."""
-        wanted = {
-            metric
-            for metric in metrics
-            if self._sources.get(metric, place) == place and (place, metric) not in self._refused
-        }
+    def _ask(self, place: int) -> dict[str, float]:
+        """Column -> value of those metrics that this place in the table is to give."""
+        _, metrics, read = self._table[place]
+        wanted = [name for name in metrics if self._sources[name][:1] == [place]]
         if self._lost or not wanted:
             return {}
         try:
-            values = list(read())
+            answers = dict(zip(metrics, read(), strict=True))
         except pynvml.NVMLError as error:
-            values = [error] * len(metrics)
+            answers = dict.fromkeys(metrics, error)
+        errors = {n: error_name(each) for n, each in answers.items() if isinstance(each, pynvml.NVMLError)}
+        self._unknown_in_a_row = self._unknown_in_a_row + 1 if UNKNOWN in errors.values() else 0
+        if self._unknown_in_a_row == HANG:
+            self._lost = f"{UNKNOWN}, {HANG} times in a row"
         known = {}
-        for metric, value in zip(metrics, values, strict=True):
-            if isinstance(value, pynvml.NVMLError):
-                self._note(place, metric, value)
-            elif metric in wanted:
-                self._unknown_in_a_row = 0
-                self._sources[metric] = place  # even without a value yet: a counter needs two readings
-                if value is not None and math.isfinite(value):
-                    self._missing.pop(metric, None)
-                    known[f"{self._prefix}/{metric}"] = float(value)
+        for name in wanted:
+            if name in errors:
+                self._note(name, errors[name])
+            elif answers[name] is not None and math.isfinite(answers[name]):
+                self._missing.pop(name, None)
+                known[f"{self._prefix}/{name}"] = float(answers[name])
         return known
 
-    def _note(self, place: int, metric: str, error: pynvml.NVMLError) -> None:
-        name = error_name(error)
+    def _note(self, metric: str, error: str) -> None:
         if metric in self._missing:
-            self._missing[metric] = name
-        elif self._sources.get(metric) == place:
-            self._errors[name] = self._errors.get(name, 0) + 1
-        if error.value in GONE:
-            self._lost = name
-        elif error.value in REFUSED:
-            self._refused.add((place, metric))
-            if self._sources.get(metric) == place:
-                del self._sources[metric]
-        elif error.value == pynvml.NVML_ERROR_UNKNOWN:
-            self._unknown_in_a_row += 1
-            if self._unknown_in_a_row >= HANG:
-                self._lost = f"{name}, {HANG} times in a row"
+            self._missing[metric] = error
+        else:
+            self._errors[error] += 1
+        if error in GONE:
+            self._lost = error
+        elif error in REFUSED:
+            self._sources[metric].pop(0)
 
-    def _fields(self, factor: float, *ids: int) -> list[Value]:
-        """Several of NVML's fields in one call; each has an error code of its own."""
-        values = self._library.nvmlDeviceGetFieldValues(self._handle, list(ids))
+    def _fields(self, *wanted: tuple[int, float]) -> list[Value]:
+        """Several of NVML's fields, each times a factor, in one call; each has an error code of its own."""
+        values = self._library.nvmlDeviceGetFieldValues(self._handle, [number for number, _ in wanted])
         return [
-            factor * getattr(each.value, VALUE_FIELDS.get(each.valueType, "ullVal"))
+            factor * getattr(each.value, VALUE_FIELDS[each.valueType])
             if each.nvmlReturn == pynvml.NVML_SUCCESS
             else pynvml.NVMLError(each.nvmlReturn)
-            for each in values
+            for each, (_, factor) in zip(values, wanted, strict=True)
         ]
 
     def _read_utilization(self) -> Iterable[Value]:
         rates = self._library.nvmlDeviceGetUtilizationRates(self._handle)
         return rates.gpu, rates.memory
 
-    def _memory(self, version: int | None) -> float:
-        return self._library.nvmlDeviceGetMemoryInfo(self._handle, version).used / 2**30
+    def _read_memory(self) -> Iterable[Value]:
+        """GiB, by the second version of the call: without what the driver reserves."""
+        return [self._library.nvmlDeviceGetMemoryInfo(self._handle, pynvml.nvmlMemory_v2).used / 2**30]
 
     def _throughput(self, direction: int) -> float:
         """MB/s; NVML itself measures for 20 ms."""
@@ -228,27 +204,20 @@ class GpuReader:
         return self._gpm.read()
 
     def _read_counters(self) -> Iterable[Value]:
-        """Joules, and for each reason seconds since the first reading."""
-        ids = [each for fields in THROTTLE_FIELDS.values() for each in fields]
-        energy, *values = self._fields(1.0, pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, *ids)  # mJ, ns
-        found = dict(zip(ids, values, strict=True))
-        yield energy if isinstance(energy, pynvml.NVMLError) else energy / 1e3
-        for fields in THROTTLE_FIELDS.values():
-            known = [each for each in fields if not isinstance(found[each], pynvml.NVMLError)]
-            grown = sum(found[each] - self._first.setdefault(each, found[each]) for each in known)
-            yield grown / 1e9 if known else found[fields[0]]
+        for name, value in zip(COUNTERS, self._fields(*COUNTERS.values()), strict=True):
+            yield value if isinstance(value, pynvml.NVMLError) else self._rate(name, value)
 
-    def _read_pcie_counters(self) -> Iterable[Value]:
-        """MB/s since the last reading. The counters have 32 bits: once a second is enough up to 4.3 GB/s."""
-        ids = (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES)
+    def _rate(self, name: str, value: float) -> float | None:
+        """What a counter grew in a second since the last reading; None if it started again. Those of PCIe
+        have 32 bits: a reading each second is enough up to 4.3 GB/s."""
         now = time.monotonic()
-        for counter, value in zip(ids, self._fields(1.0, *ids), strict=True):
-            if isinstance(value, pynvml.NVMLError):
-                yield value
-                continue
-            (then, before), self._last[counter] = self._last.get(counter, (now, value)), (now, value)
-            grown = value - before + (2**32 if value < before else 0)
-            yield grown / (now - then) / 1e6 if now > then and grown >= 0 else None
+        then, before = self._last.setdefault(name, (now, value))
+        if now - then < SHORTEST:
+            return None
+        self._last[name] = now, value
+        wrapped = value < before and name.startswith("pcie")
+        grown = value - before + (2**32 / 1e6 if wrapped else 0.0)
+        return grown / (now - then) if grown >= 0 else None
 
     def _read_processes(self) -> Iterable[Value]:
         used: dict[bool | None, list[float]] = {True: [], False: [], None: []}
@@ -256,11 +225,14 @@ class GpuReader:
             used[self._is_ours(each.pid)].append((each.usedGpuMemory or 0) / 2**30)
         own, others = used[True], used[False]
         self._own_seen |= bool(own)
-        self._unknown_seen |= bool(used[None])
+        self._unattributed_seen |= bool(used[None])
         self._others = max(self._others[0], len(others)), max(self._others[1], sum(others))
-        if "process_memory" in self._missing:
-            self._missing["process_memory"] = NO_MEMORY_GIVEN if own else NOT_LISTED
         yield sum(own) if any(own) else None
+
+
+def _throttling(bits: int) -> Iterable[Value]:
+    """For each reason 100 or 0: whether it applies now."""
+    return [100.0 * bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
 
 
 class _GpmSampler:
@@ -276,21 +248,21 @@ class _GpmSampler:
             self._take = partial(library.nvmlGpmMigSampleGet, handle, instance)
         if not library.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
-        self._samples = [library.nvmlGpmSampleAlloc(), library.nvmlGpmSampleAlloc()]
-        self._taken = 0
+        self._before, self._after = library.nvmlGpmSampleAlloc(), library.nvmlGpmSampleAlloc()
+        self._is_first = True
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version, self._request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(GPM)
         for place, (metric, _) in enumerate(GPM.values()):
             self._request.metrics[place].metricId = metric
 
-    def read(self) -> Iterable[Value]:
+    def read(self) -> list[Value]:
         """A value for each of GPM; none the first time."""
-        before, after = self._samples[self._taken % 2 - 1], self._samples[self._taken % 2]
-        self._take(after)
-        self._taken += 1
-        if self._taken == 1:
+        self._before, self._after = self._after, self._before
+        self._take(self._after)
+        if self._is_first:
+            self._is_first = False
             return [None] * len(GPM)
-        self._request.sample1, self._request.sample2 = before, after
+        self._request.sample1, self._request.sample2 = self._before, self._after
         self._library.nvmlGpmMetricsGet(self._request)
         return [
             factor * each.value

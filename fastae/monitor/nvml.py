@@ -34,7 +34,8 @@ class NvmlError(FastaeError):
 
 
 def open_nvml(library: Any = pynvml) -> Any:
-    """Starts NVML and returns the library. Raises NvmlError if there is none, or it does not answer."""
+    """Starts NVML and returns the library, whose nvmlShutdown undoes it. Raises NvmlError if there is none,
+    or it does not answer."""
     try:
         library.nvmlInit()
     except pynvml.NVMLError as error:
@@ -47,11 +48,6 @@ def open_nvml(library: Any = pynvml) -> Any:
 
 def in_wsl() -> bool:
     return WSL_DEVICE.exists()
-
-
-def close_nvml(library: Any) -> None:
-    """Undoes one `open_nvml`. Never call it while a reading hangs: it would hang too, or crash."""
-    offered(library.nvmlShutdown)
 
 
 def all_gpus(library: Any) -> list[Device]:
@@ -88,15 +84,13 @@ def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
     Never another one: CUDA may give the board's UUID for a slice, and then `visible`, as in
     CUDA_VISIBLE_DEVICES, must name the slice, unless there is only one.
     """
-    for prefix in ("MIG-", "GPU-"):
-        handle = offered(library.nvmlDeviceGetHandleByUUID, prefix + uuid)
-        if handle is not None:
-            device = _describe(library, 0, handle, is_slice=prefix == "MIG-")
-            slices = _slices(library, device)
-            named = {each.strip() for each in (visible or "").split(",")}
-            chosen = [each for each in slices if each[0].uuid in named] or slices or [device]
-            return chosen[0] if len(chosen) == 1 else None
-    return None
+    device = _by_uuid(library, f"MIG-{uuid}") or _by_uuid(library, f"GPU-{uuid}")
+    if device is None:
+        return None
+    slices = _slices(library, device)
+    named = [each for each in slices if each[0].uuid in (visible or "").replace(" ", "").split(",")]
+    chosen = named or slices or [device]
+    return chosen[0] if len(chosen) == 1 else None
 
 
 def error_name(error: pynvml.NVMLError) -> str:
@@ -116,10 +110,14 @@ def _named(library: Any, machine: list[Device], entry: str) -> Device | None:
     if entry.isdecimal():
         return next((device for device in machine if device[0].index == int(entry)), None)
     if entry.startswith("MIG-"):
-        handle = offered(library.nvmlDeviceGetHandleByUUID, entry)
-        return None if handle is None else _describe(library, 0, handle, is_slice=True)
+        return _by_uuid(library, entry)
     alike = [device for device in machine if entry.startswith("GPU-") and device[0].uuid.startswith(entry)]
     return alike[0] if len(alike) == 1 else None
+
+
+def _by_uuid(library: Any, uuid: str) -> Device | None:
+    handle = offered(library.nvmlDeviceGetHandleByUUID, uuid)
+    return None if handle is None else _describe(library, 0, handle, is_slice=uuid.startswith("MIG-"))
 
 
 def _slices(library: Any, device: Device) -> list[Device]:

@@ -16,8 +16,8 @@ PHASE_COLORS = {
     Phase.EVAL: "tab:blue",
 }
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
-BINS = 400  # points of a curve; of more samples, each bin's median and range are drawn
-GAP = 5.0  # a pause of so many usual intervals between samples is left open
+BINS = 400  # points of a curve; if there are more samples, each bin's median and range are drawn
+GAP = 5.0  # usual intervals between samples, from which a pause is left open
 
 PANELS = (
     ("GPU [%]", ("gpu_busy", "sm_active", "jpeg"), 105.0),
@@ -26,13 +26,14 @@ PANELS = (
     ("images/s", ("images_per_second",), None),
     ("waiting [%]", ("data_wait", "device_wait"), 105.0),
 )
-"""Title, metrics, and top: the first metric of whichever GPU, the others of one GPU alone, and only if they
-were ever above a half."""
+"""Title, metrics, and top. The first metric is drawn for each GPU, the others if there is only one, and only
+if they were ever above a half."""
 
 
 def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
-    """A PNG with a panel for each of PANELS that has a value to show."""
+    """Writes a PNG with a panel for each of PANELS that has a value to show."""
     from matplotlib.figure import Figure  # takes half a second to import
+    from matplotlib.patches import Patch
 
     shown = [
         (title, top, found) for title, metrics, top in PANELS if (found := _columns(recording, *metrics))
@@ -43,17 +44,22 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     for axis, panel in zip(axes, shown, strict=False):
         _draw_panel(axis, *panel)
     for axis in axes:
-        _draw_phases(axis, recording)
+        for phase, color in PHASE_COLORS.items():
+            stripes = [(start, length) for each, start, length in recording.stretches() if each is phase]
+            look = {"color": color, "alpha": 0.15, "linewidth": 0}
+            axis.broken_barh(stripes, (0, 1), transform=axis.get_xaxis_transform(), **look)
     axes[-1].set_xlabel("time [s]")
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
     figure.suptitle(heading, fontsize="medium")
-    figure.legend(handles=_phase_legend(recording), loc="outside lower center", ncols=5, fontsize="small")
+    phases = dict.fromkeys(span.phase for span in recording.spans)
+    patches = [Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases]
+    figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(file, format="png")
 
 
-def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
+def binned(column: Column, bins: int = BINS, gap: float = GAP) -> tuple[np.ndarray, ...]:
     """Times, medians, minima and maxima of a curve's points, (points,) each: one per sample, or one per bin
-    if there are more samples than bins. nan stands in every gap."""
+    if there are more samples than bins. A pause of `gap` usual intervals is a point at nan."""
     times, values = column.times, column.values
     low = high = values
     if len(times) > bins:
@@ -62,7 +68,7 @@ def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
         times = times[starts]
         values, low, high = (np.array(list(map(each, parts))) for each in (np.median, np.min, np.max))
     pauses = np.diff(times)
-    gaps = np.flatnonzero(pauses > GAP * np.median(pauses)) + 1 if len(pauses) else np.array([], dtype=int)
+    gaps = np.flatnonzero(pauses > gap * np.median(pauses)) + 1 if len(pauses) else np.array([], dtype=int)
     times = np.insert(times, gaps, times[gaps - 1])
     return times, *(np.insert(each.astype(float), gaps, np.nan) for each in (values, low, high))
 
@@ -82,7 +88,8 @@ def _draw_panel(axis: Any, title: str, top: float | None, found: dict[str, Colum
     metrics = {column.metric for column in found.values()}
     for name, column in found.items():
         label = column.metric.label if len(metrics) > 1 else name.partition("/")[0].replace("gpu", "GPU ")
-        times, values, low, high = binned(column)
+        # The loop's figures are of all the time since the last ones: they have no gaps.
+        times, values, low, high = binned(column, gap=np.inf if name.startswith("loop/") else GAP)
         marker = "." if len(times) < 3 else None  # a line of one point would not be seen
         (line,) = axis.plot(times, values, linewidth=1, label=label, marker=marker)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
@@ -93,19 +100,3 @@ def _draw_panel(axis: Any, title: str, top: float | None, found: dict[str, Colum
     if len(found) > 1:
         above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1, "frameon": False}
         axis.legend(fontsize="small", ncols=len(found), **above)
-
-
-def _draw_phases(axis: Any, recording: Recording) -> None:
-    stripes: dict[Phase, list[tuple[float, float]]] = {}
-    for span, end in zip(recording.spans, recording.ends(), strict=True):
-        stripes.setdefault(span.phase, []).append((span.start, end - span.start))
-    for phase, ranges in stripes.items():
-        look = {"color": PHASE_COLORS[phase], "alpha": 0.15, "linewidth": 0}
-        axis.broken_barh(ranges, (0, 1), transform=axis.get_xaxis_transform(), **look)
-
-
-def _phase_legend(recording: Recording) -> list[Any]:
-    from matplotlib.patches import Patch
-
-    phases = dict.fromkeys(span.phase for span in recording.spans)
-    return [Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases]

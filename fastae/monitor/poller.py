@@ -1,7 +1,7 @@
-"""The poller: a thread that reads whatever it is given, each query at its own rate, all on one clock.
+"""The poller: a thread that reads the host and the GPUs, each query at its own rate, all on one clock.
 
-It keeps to BUDGET by asking the dearest queries less often, and only those. Its cost is measured in
-docs/monitor.md.
+Each call is timed, and one that takes too much CPU time, or blocks the thread for too long, is made less
+often; the others keep their rate. docs/monitor.md says what the poller costs.
 """
 
 from __future__ import annotations
@@ -10,94 +10,106 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
-from fastae.monitor.recording import Column, LoopTotals, Metric, Phase, Recording, Span
+from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader
+from fastae.monitor.nvml import Device, NvmlError, offered, open_nvml
+from fastae.monitor.recording import Absence, Column, Metric, Phase, Query, Recording, Span
 
-BUDGET = 0.005  # the most CPU time that all queries together may take, as a share of one core
-BLOCKED = 0.25  # the most time that they may block the thread: waiting costs no CPU but delays the others
+CPU_SHARE, BLOCKED_SHARE = 0.001, 0.02
+"""The most of a core that one query may take, and of the time that it may block the thread. With N GPUs, a
+query of each may take an Nth of that."""
+
 NO_ANSWER = 1.0  # seconds before a query that gave nothing is asked again
 LONGEST_STOP = 2.0  # seconds that `stop` waits for a reading in progress: a lost GPU may never answer
 
 LOOP_COLUMNS = {
-    "loop/images_per_second": Metric("images_per_second", "images/s", "images/s"),
-    "loop/data_wait": Metric("data_wait", "waiting for data", "%"),
-    "loop/device_wait": Metric("device_wait", "waiting for the device", "%"),
+    "loop/images_per_second": Metric("images/s", "images/s"),
+    "loop/data_wait": Metric("waiting for data", "%"),
+    "loop/device_wait": Metric("waiting for the device", "%"),
+    "loop/seconds": Metric("a log step", "s"),
 }
 
 
-@dataclass
-class Query:
-    """Something to read. `read()` gives column -> value for what was answered; `period`: seconds between
-    two calls at least, 0 for the rate of the poller. cost: the share of what all may take that it would take
-    if it were called all the time."""
+class _Schedule:
+    """A query and when it is due. tick: seconds between two polls. share: of what a query may take."""
 
-    read: Callable[[], Mapping[str, float]]
-    period: float = 0.0
-    due: float = field(default=0.0, init=False)
-    cost: float = field(default=0.0, init=False)
-    _last: float = field(default=0.0, init=False)
+    def __init__(self, query: Query, tick: float, share: float) -> None:
+        self._period, self._read = query
+        self._tick, self._share = tick, share
+        self._cost = 0.0
+        self.due = 0.0
 
-    def took(self, cpu: float, wall: float) -> None:
-        """Seconds of the last call. A single slow one, such as the first, does not count."""
-        cost = max(cpu / BUDGET, wall / BLOCKED)
-        self.cost, self._last = min(cost, self._last), cost
-
-
-def fair_share(demands: Sequence[float]) -> float:
-    """How much each may have of 1: as little as it takes that those who want less have all they want."""
-    left = 1.0
-    for place, demand in enumerate(sorted(demands)):
-        share = left / (len(demands) - place)
-        if demand >= share:
-            return share
-        left -= demand
-    return math.inf
-
-
-class Reader(Protocol):
-    """What is read of the host, or of one GPU: columns by name, the queries that fill them, and, after the
-    last query, what was missing."""
-
-    def columns(self) -> dict[str, Metric]: ...
-    def queries(self) -> list[Query]: ...
-    def record(self) -> Any: ...
+    def call(self, now: float) -> Mapping[str, float]:
+        """Reads. It is due again after its period, or when it may take as much time as this call did; a
+        single slow call, such as the first, changes nothing."""
+        cpu, wall = time.thread_time(), time.perf_counter()
+        values = self._read()
+        cpu, wall = time.thread_time() - cpu, time.perf_counter() - wall
+        before, self._cost = self._cost, max(cpu / CPU_SHARE, wall / BLOCKED_SHARE) / self._share
+        period = self._period or (0.0 if values else NO_ANSWER)
+        self.due = round((now + max(period, self._tick, min(before, self._cost))) / self._tick) * self._tick
+        return values
 
 
 class Poller:
     """`start`, then from the loop `enter(phase)` and `record(...)`, then `stop`, then `recording()`.
 
-    None of these raises, and none waits for a GPU.
+    None of these raises, and none waits for a GPU. What is sampled is the host, and the GPUs that `find_gpus`
+    returns when it is called with NVML, opened. None in their place means the host alone, and None among them
+    a GPU that is missing; `absence`: the reason for either. A failure of NVML is recorded, not raised.
     """
 
-    def __init__(self, host: Reader, gpus: Sequence[Reader], hz: float) -> None:
-        self._host, self._gpus = host, gpus
-        self._tick = 1 / hz
-        self._queries = [query for reader in (*gpus, host) for query in reader.queries()]
-        tables = (*(reader.columns() for reader in (*gpus, host)), LOOP_COLUMNS)
-        self._columns = {name: Column(each) for table in tables for name, each in table.items()}
-        self._spans = [Span(Phase.BEFORE, 0.0)]
-        self._loop: dict[Phase, LoopTotals] = {}
+    def __init__(
+        self,
+        host: HostReader,
+        hz: float,
+        library: Any,
+        find_gpus: Callable[[Any], Sequence[Device | None]] | None,
+        absence: Absence | None,
+    ) -> None:
+        self._library, self._absence, self._absence_detail = None, absence, ""
+        devices: list[Device | None] = []
+        try:
+            if find_gpus:
+                self._library = open_nvml(library)
+                devices = list(find_gpus(library))
+        except NvmlError as error:
+            self._absence, self._absence_detail = error.absence, error.detail
+        if devices and None not in devices:
+            self._absence = None
+        found = [(f"gpu{place}", device) for place, device in enumerate(devices) if device is not None]
+        self._gpus = [GpuReader(library, device, prefix, host.is_ours) for prefix, device in found]
+        readers: list[GpuReader | HostReader] = [*self._gpus, host]
+        tick, share = 1 / hz, 1 / max(1, len(found))
+        self._tick = tick
+        self._schedules = [_Schedule(query, tick, share) for each in readers for query in each.queries()]
+        tables = (*(reader.columns for reader in readers), LOOP_COLUMNS)
+        self._columns = {name: Column(metric) for table in tables for name, metric in table.items()}
         self._sums: dict[str, tuple[float, int]] = {}
+        self._spans = [Span(Phase.BEFORE, 0.0)]
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._started = self._ended = time.monotonic()
-        self._cpu_seconds = self._next_share = 0.0
-        self._share = math.inf
+        self._cpu_seconds = 0.0
         self._failure: str | None = None
 
     def start(self) -> None:
         self._started = time.monotonic()
         self._thread.start()
 
-    def stop(self) -> bool:
-        """Ends the thread after a last reading. False if a reading hangs: its library must then stay open."""
+    def stop(self) -> None:
+        """Ends the thread after a last reading, and closes NVML, unless a reading hangs: then closing it
+        would hang too, or crash."""
         self._stopping.set()
         self._thread.join(LONGEST_STOP)
         self._ended = time.monotonic()
-        return not self._thread.is_alive()
+        if self._thread.is_alive():
+            self._failure = "a reading did not return"
+        elif self._library:
+            offered(self._library.nvmlShutdown)
 
     def enter(self, phase: Phase) -> None:
         """What follows belongs to this phase."""
@@ -105,71 +117,64 @@ class Poller:
             if phase != self._spans[-1].phase:
                 self._spans.append(Span(phase, self._now()))
 
-    def record(
-        self, images: float, seconds: float, data_wait_seconds: float, device_wait_seconds: float
-    ) -> None:
-        """The loop's own figures since the last call; see `LoopTotals`."""
-        with self._lock:
-            totals = self._loop.setdefault(self._spans[-1].phase, LoopTotals())
-            totals.images += images
-            totals.seconds += seconds
-            totals.data_wait += data_wait_seconds
-            totals.device_wait += device_wait_seconds
-            if seconds > 0:
-                amounts = (images, 100 * data_wait_seconds, 100 * device_wait_seconds)
-                rates = (amount / seconds for amount in amounts)
-                self._add(self._now(), dict(zip(LOOP_COLUMNS, rates, strict=True)))
+    def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
+        """The loop's figures since the last call: images trained on, seconds in all, seconds of the host in
+        `next()` of the loader, and seconds in which it was blocked until the device was done."""
+        if seconds > 0:
+            values = (images / seconds, 100 * data_wait / seconds, 100 * device_wait / seconds, seconds)
+            with self._lock:
+                self._add(self._now(), dict(zip(LOOP_COLUMNS, values, strict=True)))
 
     def means(self) -> dict[str, float]:
-        """The mean of each GPU and host column since the last call; without those that had no value."""
+        """For TensorBoard: the mean of each metric since the last call, by tags such as "utilisation/GPU
+        power (W)". TensorBoard sorts them, so that the host's come last."""
         with self._lock:
             sums, self._sums = self._sums, {}
-        return {name: total / count for name, (total, count) in sums.items() if name not in LOOP_COLUMNS}
+        found = {}
+        for name, (total, count) in sums.items():
+            label, unit = self._columns[name].metric
+            owner, _, metric = name.partition("/")
+            if len(self._gpus) > 1:
+                label = label.replace("GPU", f"GPU {owner.removeprefix('gpu')}", 1)
+            if unit and owner != "loop" and not metric.startswith("throttled"):
+                found[f"utilisation/{label} ({unit})"] = total / count
+        return found
 
     def recording(self) -> Recording:
+        seconds = self._ended - self._started
         with self._lock:
-            seconds = self._ended - self._started
             return Recording(
-                seconds=seconds,
-                spans=tuple(self._spans),
-                columns=dict(self._columns),
-                loop=dict(self._loop),
-                gpus=tuple(reader.record() for reader in self._gpus),
-                host_missing=self._host.record(),
-                poller_share=self._cpu_seconds / seconds if seconds else 0.0,
-                failure=self._failure,
-                hung=self._thread.is_alive(),
+                seconds,
+                tuple(self._spans),
+                dict(self._columns),
+                tuple(gpu.record() for gpu in self._gpus),
+                self._absence,
+                self._absence_detail,
+                self._cpu_seconds / seconds if seconds else 0.0,
+                self._failure,
             )
 
     def _run(self) -> None:
         try:
-            while not self._stopping.wait(min(query.due for query in self._queries) - self._now()):
+            while not self._stopping.wait(min(each.due for each in self._schedules) - self._now()):
                 self._poll(self._now() + self._tick / 2)
             self._poll(math.inf)
         except Exception as error:  # whatever it is, the run must not be harmed
             self._failure = f"{type(error).__name__}: {error}"
 
     def _poll(self, until: float) -> None:
-        """Asks what is due before `until`. All of it has the time of the poll's beginning."""
+        """Reads what is due before `until`. All of it has the time of the poll's beginning."""
         now = self._now()
-        for query in self._queries:
-            if query.due <= until:
-                cpu, wall = time.thread_time(), time.perf_counter()
-                values = query.read()
+        for schedule in self._schedules:
+            if schedule.due <= until:
+                values = schedule.call(now)
                 with self._lock:
                     self._add(now, values)
-                query.took(time.thread_time() - cpu, time.perf_counter() - wall)
-                period = query.period or (0.0 if values else NO_ANSWER)
-                interval = max(period, self._tick, query.cost / self._share)
-                query.due = round((now + interval) / self._tick) * self._tick
-        if now >= self._next_share:
-            self._share = fair_share([each.cost / max(each.period, self._tick) for each in self._queries])
-            self._next_share = now + 1.0
         self._cpu_seconds = time.thread_time()
 
     def _add(self, now: float, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._columns[name].add(now, len(self._spans) - 1, value)
+            self._columns[name].add(now, value)
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
 

@@ -1,4 +1,4 @@
-"""For other people's profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
+"""For other profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
 
 Nsight Systems shows the ranges (`nsys profile fastae train ...`); Perfetto opens the trace.
 """
@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import torch
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import profile
 
 TRACE = "trace.json.gz"
 
@@ -18,18 +18,16 @@ class PhaseRanges:
     """One NVTX range at a time; nothing on a PyTorch without CUDA."""
 
     def __init__(self) -> None:
-        self._enabled = torch.version.cuda is not None
         self._phase: str | None = None
         self._range: int | None = None
 
     def enter(self, phase: str | None) -> None:
         """Ends the range before, and starts one of this name, if it is another; None starts none."""
-        if phase != self._phase and self._range is not None:
+        if phase == self._phase or torch.version.cuda is None:
+            return
+        if self._range is not None:
             torch.cuda.nvtx.range_end(self._range)
-            self._range = None
-        if phase != self._phase and phase and self._enabled:
-            self._range = torch.cuda.nvtx.range_start(phase)
-        self._phase = phase
+        self._phase, self._range = phase, torch.cuda.nvtx.range_start(phase) if phase else None
 
 
 class StepProfiler(AbstractContextManager):
@@ -47,10 +45,7 @@ class StepProfiler(AbstractContextManager):
     def begin(self) -> None:
         """Starts recording; further calls do nothing."""
         if self._left > 0 and self._profile is None:
-            activities = [ProfilerActivity.CPU]
-            if torch.cuda.is_available():
-                activities.append(ProfilerActivity.CUDA)
-            self._profile = profile(activities=activities)
+            self._profile = profile()
             self._profile.start()
 
     def step(self) -> Path | None:
@@ -58,18 +53,22 @@ class StepProfiler(AbstractContextManager):
         if self._profile is None:
             return None
         self._left -= 1
-        return self._write() if self._left == 0 else None
+        return self._write(self._stop(self._profile)) if self._left == 0 else None
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._profile is not None and kind is None:
-            self._write()
+        if self._profile is not None:
+            finished = self._stop(self._profile)  # whatever happened: left running, it crashes at exit
+            if kind is None:
+                self._write(finished)
 
-    def _write(self) -> Path:
-        finished, self._profile, self._left = self._profile, None, 0
-        assert finished is not None
+    def _stop(self, running: profile) -> profile:
+        self._profile, self._left = None, 0
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # else the last kernels are not in the trace
-        finished.stop()
+        running.stop()
+        return running
+
+    def _write(self, finished: profile) -> Path:
         path = self._folder / TRACE
         partial = path.with_name(f".partial-{TRACE}")  # PyTorch compresses by the suffix
         try:

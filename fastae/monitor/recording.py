@@ -1,15 +1,20 @@
-"""What a poller records: for each metric a column of samples in bounded memory, all on one clock."""
+"""What the poller records: for each metric a column of samples in bounded memory, all on one clock."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import NamedTuple
 
 import numpy as np
 
 CAPACITY = 12_000  # samples of a metric: 20 minutes at 10 Hz, then every second one, and so on
+
+Query = tuple[float, Callable[[], Mapping[str, float]]]
+"""Something to read: seconds between two calls (0: as often as the poller polls), and a function that returns
+column -> value for what it could read."""
 
 
 class Worded(StrEnum):
@@ -34,8 +39,8 @@ class Phase(StrEnum):
 
 
 class Throttle(Worded):
-    """Why the clocks of a GPU are lower than they could be: NVML's nvmlClocksEventReason..., but for GpuIdle,
-    since nothing holds an idle card down."""
+    """Why a GPU's clocks are lowered: those of NVML's nvmlClocksEventReason... that matter to a program. Each
+    is a metric, "throttled_" and its name, in percent of the time."""
 
     POWER_CAP = "SwPowerCap", "at the power limit"
     DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver, too hot"
@@ -43,8 +48,6 @@ class Throttle(Worded):
     POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
     SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that somebody set"
-    SYNC_BOOST = "SyncBoost", "limited to the clocks of another GPU"
-    DISPLAY_CLOCKS = "DisplayClockSetting", "at clocks that a display needs"
 
 
 class Absence(Worded):
@@ -53,14 +56,12 @@ class Absence(Worded):
     CPU_RUN = "cpu_run", "the run is on the CPU"
     NO_NVML = (
         "no_nvml",
-        (
-            "NVML (libnvidia-ml.so.1) is missing here; a container needs the driver capability 'utility': "
-            "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-        ),
+        "NVML (libnvidia-ml.so.1) is missing here; a container needs the driver capability 'utility': "
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video",
     )
     NO_NVML_IN_WSL = (
         "no_nvml_in_wsl",
-        ("NVML is missing; in WSL it comes with NVIDIA's driver for Windows, in /usr/lib/wsl/lib"),
+        "NVML is missing; in WSL it comes with NVIDIA's driver for Windows, in /usr/lib/wsl/lib",
     )
     NVML_FAILED = "nvml_failed", "NVML does not answer"
     NOT_SHOWN = "not_shown", "NVML does not show the GPU or MIG slice that CUDA uses"
@@ -68,23 +69,21 @@ class Absence(Worded):
     NOT_USED = "not_used", "no process of the program was seen on a GPU"
     NOT_ATTRIBUTED = (
         "not_attributed",
-        ("NVML's process ids are not known in this container: all visible GPUs are shown"),
+        "NVML's process ids are not known in this container: all visible GPUs are shown",
     )
 
 
-@dataclass(frozen=True)
-class Metric:
-    """`name` in files, `label` and `unit` for people."""
+class Metric(NamedTuple):
+    """What people read: a label, which begins with GPU or host, and a unit."""
 
-    name: str
     label: str
     unit: str
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or a MIG slice of one. `index`: its place in the order of the PCI bus; memory in GiB, power in
-    W, clock in MHz. `lost`: NVML's reason if it answers nothing at all."""
+    """A GPU, or a MIG slice of one. `index`: in the order of the PCI bus; memory in GiB, power in W, clock in
+    MHz. `lost`: NVML's reason if it answers nothing at all."""
 
     index: int
     name: str
@@ -100,10 +99,10 @@ class Gpu:
 
 @dataclass(frozen=True)
 class GpuRecord:
-    """What became of a GPU while it was read. Its columns begin with `prefix`.
+    """What became of a GPU while it was read. Its columns are "PREFIX/METRIC".
 
     missing: metric -> why it never had a value. errors: NVML's error -> how often it cost a value that had
-    been there before. lost: why it answers no more. ours: whether a process of the program was on it; None:
+    been there before. lost: why it no longer answers. ours: whether a process of the program was on it; None:
     not known. other_processes, other_gib: the most that other programs had on it at once.
     """
 
@@ -117,8 +116,7 @@ class GpuRecord:
     other_gib: float = 0.0
 
 
-@dataclass(frozen=True)
-class Span:
+class Span(NamedTuple):
     """A stretch of one phase, which lasts until the next one starts; seconds since the recording began."""
 
     phase: Phase
@@ -126,27 +124,26 @@ class Span:
 
 
 class Column:
-    """The samples of one metric, at most `capacity`, evenly thinned out.
+    """The samples of one metric, at most `capacity` (an even number) of them.
 
-    When they are too many, every second one goes, and from then on every second new one. What is left is a
-    fair sample: means, percentiles and shares stay right, and a single peak may be missed.
+    A full column drops every second sample, and from then on keeps every second new one, and so on: means,
+    percentiles and shares stay right, while a single peak may be missed.
     """
 
     def __init__(self, metric: Metric, capacity: int = CAPACITY) -> None:
         self.metric = metric
         self._capacity = capacity
-        self._times, self._spans, self._values = array("d"), array("I"), array("d")
+        self._times, self._values = array("d"), array("d")
         self._stride = 1
         self._offered = 0
 
-    def add(self, time: float, span: int, value: float) -> None:
-        """`time`: seconds; `span`: the place of the recording's span that it is in."""
+    def add(self, time: float, value: float) -> None:
+        """`time`: seconds since the recording began."""
         if self._offered % self._stride == 0:
-            if len(self._values) == self._capacity:  # an even number: this sample stays on the new grid
-                self._times, self._spans, self._values = self._times[::2], self._spans[::2], self._values[::2]
+            if len(self._values) == self._capacity:
+                self._times, self._values = self._times[::2], self._values[::2]
                 self._stride *= 2
             self._times.append(time)
-            self._spans.append(span)
             self._values.append(value)
         self._offered += 1
 
@@ -158,43 +155,37 @@ class Column:
         return np.array(self._times)
 
     @property
-    def spans(self) -> np.ndarray:
-        return np.array(self._spans, dtype=int)
-
-    @property
     def values(self) -> np.ndarray:
         return np.array(self._values)
 
 
-@dataclass
-class LoopTotals:
-    """What the loop counted in one phase: images, and seconds in all, of the host in `next()` of the loader,
-    and of the host blocked until the device was done."""
-
-    images: float = 0.0
-    seconds: float = 0.0
-    data_wait: float = 0.0
-    device_wait: float = 0.0
-
-
 @dataclass(frozen=True)
 class Recording:
-    """What was recorded in `seconds`. `columns`: "gpu0/power" -> its samples.
+    """What was recorded in `seconds`. columns: "gpu0/power" -> its samples. absence: why GPUs are missing.
 
-    poller_share: CPU time of the poller as a share of one core. failure: the error that ended it early.
-    hung: a reading never came back.
+    poller_share: CPU time of the poller as a share of one core. failure: what ended it early.
     """
 
     seconds: float
     spans: tuple[Span, ...]
     columns: Mapping[str, Column]
-    loop: Mapping[Phase, LoopTotals] = field(default_factory=dict)
     gpus: tuple[GpuRecord, ...] = ()
-    host_missing: Mapping[str, str] = field(default_factory=dict)
+    absence: Absence | None = None
+    absence_detail: str = ""
     poller_share: float = 0.0
     failure: str | None = None
-    hung: bool = False
 
-    def ends(self) -> list[float]:
-        """When each span ended."""
-        return [*(span.start for span in self.spans[1:]), self.seconds]
+    def stretches(self) -> list[tuple[Phase, float, float]]:
+        """Phase, start and length of each span."""
+        ends = [*(span.start for span in self.spans[1:]), self.seconds]
+        return [
+            (span.phase, span.start, end - span.start) for span, end in zip(self.spans, ends, strict=True)
+        ]
+
+    def values(self, name: str, phase: Phase | None = None) -> np.ndarray:
+        """The samples of a column in a phase, or all; empty if there is no such column."""
+        if name not in self.columns:
+            return np.empty(0)
+        times, values = self.columns[name].times, self.columns[name].values
+        spans = np.searchsorted([span.start for span in self.spans], times, side="right") - 1
+        return values[np.array([phase in (None, span.phase) for span in self.spans])[spans]]

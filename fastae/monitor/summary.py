@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
-import pynvml
 
-from fastae.monitor.recording import (
-    Absence,
-    Column,
-    GpuRecord,
-    LoopTotals,
-    Phase,
-    Recording,
-    Throttle,
-    Worded,
-)
+from fastae.monitor.recording import Absence, GpuRecord, Phase, Recording, Throttle, Worded
 
-FEWEST_SAMPLES = 10  # of some metric in training proper; below, the whole recording is summed up
+FEWEST_SAMPLES = 10  # of some metric while training; with fewer, the whole recording is summed up
 JOULES_PER_KWH = 3.6e6
-
-COUNTERS = ("energy", "throttle_reasons", *(f"throttled_{reason}" for reason in Throttle))
-"""Metrics whose mean says nothing; the summary has what they come to."""
+LOOP = ("loop/images_per_second", "loop/data_wait", "loop/device_wait")
 
 
 class EnergySource(Worded):
@@ -59,7 +47,7 @@ class RunInfo:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Of one metric, in its unit. `at_zero`, `above_90`: shares of the samples in [0, 1], for percentages."""
+    """One metric, in its unit. `at_zero`, `above_90`: shares of the samples in [0, 1], for percentages."""
 
     label: str
     unit: str
@@ -74,8 +62,8 @@ class Statistics:
 
 @dataclass(frozen=True)
 class GpuSummary:
-    """throttling: reason -> share of the time, by the driver's counters where it has them, else by samples.
-    watts: the mean over what was measured; kwh: of the whole recording."""
+    """throttling: reason -> share of the time, by the driver's counter if it has one, else by samples.
+    watts: the mean over what was measured; kwh: for the whole recording."""
 
     record: GpuRecord
     statistics: Mapping[str, Statistics]
@@ -85,17 +73,17 @@ class GpuSummary:
     kwh: float | None = None
 
     def mean(self, metric: str) -> float | None:
-        """Of a metric, by its name; None if it is not known."""
+        """The mean of a metric; None if it is not known."""
         return self.statistics[metric].mean if metric in self.statistics else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`measured`: the phase that the statistics are of; None for the whole recording. Times in seconds.
+    """`measured`: the phase that was summed up; None for the whole recording. Times in seconds.
 
-    images_per_second; data_wait, device_wait (shares of the time, in [0, 1]): the loop's own, by its counts;
-    None for a program that has none. images_per_joule, kwh: of all GPUs of the job, so None if one is not
-    known. cores: those that the program may use. poller_share: of one core.
+    images_per_second; data_wait, device_wait (shares of the time, in [0, 1]): by the loop's own counts; None
+    for a program that reports none. images_per_joule, kwh: over all GPUs of the job, so None if one of them
+    is not known. cores: those that the program may use. poller_share: of one core.
     """
 
     seconds: float
@@ -105,14 +93,12 @@ class Summary:
     measured: Phase | None
     gpus: tuple[GpuSummary, ...]
     host: Mapping[str, Statistics]
-    host_missing: Mapping[str, str] = field(default_factory=dict)
     images_per_second: float | None = None
     data_wait: float | None = None
     device_wait: float | None = None
     images_per_joule: float | None = None
     kwh: float | None = None
     failure: str | None = None
-    hung: bool = False
 
     @property
     def other_cores(self) -> float:
@@ -124,8 +110,8 @@ class Summary:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`advice`: what to try, for people. `gpu`: the place of the GPU that was judged. is_guess: the program
-    does not tell how long it waits."""
+    """`advice`: what to try, for people. `gpu`: the index of the GPU that was judged. is_guess: the program
+    does not report how long it waits."""
 
     verdict: Verdict
     advice: tuple[str, ...] = ()
@@ -156,133 +142,63 @@ def summarize(recording: Recording, cores: float, gpus_of_job: int | None = None
 
     `gpus_of_job`: how many GPUs the program uses, if that is known: energy is withheld unless all are here.
     """
-    sampled = {name: each for name, each in recording.columns.items() if not name.startswith("loop/")}
-    in_training = [_chosen(recording, column, Phase.TRAIN).sum() for column in sampled.values()]
-    measured = Phase.TRAIN if max(in_training, default=0) >= FEWEST_SAMPLES else None
-    gpus = tuple(_of_gpu(recording, record, measured) for record in recording.gpus)
-    totals = _totals(recording, measured)
-    known = totals.seconds > 0
-    rate = totals.images / totals.seconds if known else None
+    sampled = [name for name in recording.columns if not name.startswith("loop/")]
+    in_training = max((len(recording.values(name, Phase.TRAIN)) for name in sampled), default=0)
+    phase = Phase.TRAIN if in_training >= FEWEST_SAMPLES else None
+    gpus = tuple(_of_gpu(recording, record, phase) for record in recording.gpus)
+    rate, data_wait, device_wait = (_of_loop(recording, name, phase) for name in LOOP)
     is_complete = gpus_of_job in (None, len(gpus))
-    watts = _sum_of_all(gpu.watts for gpu in gpus) if is_complete else None
+    watts, kwh = ([getattr(gpu, name) for gpu in gpus if is_complete] for name in ("watts", "kwh"))
+    host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
+    host.pop("seconds", None)  # these are the weights of the others
+    phases: dict[Phase, float] = {}
+    for each, _, length in recording.stretches():
+        phases[each] = phases.get(each, 0.0) + length
     return Summary(
         seconds=recording.seconds,
         poller_share=recording.poller_share,
         cores=cores,
-        phases=_phase_seconds(recording),
-        measured=measured,
+        phases=phases,
+        measured=phase,
         gpus=gpus,
-        host=_statistics(recording, "host", measured) | _statistics(recording, "loop", measured),
-        host_missing=recording.host_missing,
+        host=host,
         images_per_second=rate,
-        data_wait=totals.data_wait / totals.seconds if known else None,
-        device_wait=totals.device_wait / totals.seconds if known else None,
-        images_per_joule=rate / watts if rate and watts else None,
-        kwh=_sum_of_all(gpu.kwh for gpu in gpus) if is_complete else None,
+        data_wait=None if data_wait is None else data_wait / 100,
+        device_wait=None if device_wait is None else device_wait / 100,
+        images_per_joule=rate / sum(watts) if rate and all(watts) and watts else None,
+        kwh=sum(kwh) if kwh and None not in kwh else None,  # a part would pass for the whole
         failure=recording.failure,
-        hung=recording.hung,
     )
 
 
-def _chosen(recording: Recording, column: Column, measured: Phase | None) -> np.ndarray:
-    """Which samples of a column are of the phase that is measured; bool, (n,)."""
-    wanted = np.array([measured in (None, span.phase) for span in recording.spans], dtype=bool)
-    return wanted[column.spans]
+def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
+    statistics = _statistics(recording, record.prefix, phase)
+    means = {reason: statistics.pop(f"throttled_{reason}", None) for reason in Throttle}
+    throttling = {reason: each.mean / 100 for reason, each in means.items() if each and each.mean}
+    for source, name in ((EnergySource.COUNTER, "counted_power"), (EnergySource.POWER, "power")):
+        power = recording.values(f"{record.prefix}/{name}")
+        if len(power) and not record.lost:
+            watts = statistics[name].mean if name in statistics else None
+            kwh = float(power.mean()) * recording.seconds / JOULES_PER_KWH
+            return GpuSummary(record, statistics, throttling, source, watts, kwh)
+    return GpuSummary(record, statistics, throttling)
 
 
-def _of_gpu(recording: Recording, record: GpuRecord, measured: Phase | None) -> GpuSummary:
-    energy = (None, None, None) if record.lost else _energy(recording, record.prefix, measured)
-    found = _statistics(recording, record.prefix, measured)
-    shown = {name: each for name, each in found.items() if name not in COUNTERS}
-    return GpuSummary(record, shown, _throttling(recording, record.prefix, measured), *energy)
+def _of_loop(recording: Recording, name: str, phase: Phase | None) -> float | None:
+    """The mean over the time of a figure that the loop reports; None if it reports none."""
+    seconds = recording.values("loop/seconds", phase)
+    return float(np.average(recording.values(name, phase), weights=seconds)) if len(seconds) else None
 
 
-def _energy(
-    recording: Recording, prefix: str, measured: Phase | None
-) -> tuple[EnergySource | None, float | None, float | None]:
-    """What it is read from, the mean power of what is measured in W, and kWh of the whole recording.
-
-    By the energy counter; without one, or if no two of its readings are in one stretch of the phase, by the
-    mean of the sampled power.
-    """
-    counter, power = recording.columns[f"{prefix}/energy"], recording.columns[f"{prefix}/power"]
-    sampled = power.values[_chosen(recording, power, measured)]
-    watts = float(sampled.mean()) if len(sampled) else None
-    joules, seconds = _growth(recording, counter, None)
-    if seconds:
-        counted, of = _growth(recording, counter, measured)
-        kwh = joules / seconds * recording.seconds / JOULES_PER_KWH
-        return EnergySource.COUNTER, counted / of if of else watts, kwh
-    if not len(power.values):
-        return None, None, None
-    return EnergySource.POWER, watts, float(power.values.mean()) * recording.seconds / JOULES_PER_KWH
-
-
-def _growth(recording: Recording, counter: Column, measured: Phase | None) -> tuple[float, float]:
-    """How much a counter grew, and in how many seconds: over pairs of neighbouring readings within one
-    stretch of the phase, or over all. A counter that starts again steps backwards: that pair is left out."""
-    grown, seconds = np.diff(counter.values), np.diff(counter.times)
-    pairs = grown >= 0
-    if measured is not None:
-        pairs &= _chosen(recording, counter, measured)[:-1] & (np.diff(counter.spans) == 0)
-    return float(grown[pairs].sum()), float(seconds[pairs].sum())
-
-
-def _throttling(recording: Recording, prefix: str, measured: Phase | None) -> dict[Throttle, float]:
-    reasons = recording.columns[f"{prefix}/throttle_reasons"]
-    bits = reasons.values[_chosen(recording, reasons, measured)].astype(np.uint64)
-    shares = {}
-    for reason in Throttle:
-        bit = getattr(pynvml, f"nvmlClocksEventReason{reason}")
-        counter = recording.columns.get(f"{prefix}/throttled_{reason}")
-        grown, seconds = _growth(recording, counter, measured) if counter else (0.0, 0.0)
-        if seconds:
-            shares[reason] = min(1.0, grown / seconds)
-        elif len(bits):
-            shares[reason] = float(((bits & np.uint64(bit)) != 0).mean())
-    return {reason: share for reason, share in shares.items() if share}
-
-
-def _statistics(recording: Recording, prefix: str, measured: Phase | None) -> dict[str, Statistics]:
-    """Of each column of this prefix that has a value, by the metric's name."""
-    return {
-        column.metric.name: _statistics_of(column, values)
-        for name, column in recording.columns.items()
-        if name.startswith(f"{prefix}/")
-        and len(values := column.values[_chosen(recording, column, measured)])
-    }
-
-
-def _statistics_of(column: Column, values: np.ndarray) -> Statistics:
-    p5, p50, p95 = np.percentile(values, (5, 50, 95))
-    is_percent = column.metric.unit == "%"
-    return Statistics(
-        label=column.metric.label,
-        unit=column.metric.unit,
-        mean=float(values.mean()),
-        p5=float(p5),
-        p50=float(p50),
-        p95=float(p95),
-        max=float(values.max()),
-        at_zero=float((values == 0).mean()) if is_percent else None,
-        above_90=float((values > 90).mean()) if is_percent else None,
-    )
-
-
-def _totals(recording: Recording, measured: Phase | None) -> LoopTotals:
-    """The loop's counts in the phase measured, or in all of them."""
-    chosen = [vars(totals) for phase, totals in recording.loop.items() if measured in (None, phase)]
-    return LoopTotals(**{name: sum(each[name] for each in chosen) for name in vars(LoopTotals())})
-
-
-def _phase_seconds(recording: Recording) -> dict[Phase, float]:
-    seconds: dict[Phase, float] = {}
-    for span, end in zip(recording.spans, recording.ends(), strict=True):
-        seconds[span.phase] = seconds.get(span.phase, 0.0) + end - span.start
-    return seconds
-
-
-def _sum_of_all(values: Iterable[float | None]) -> float | None:
-    """The sum; None if one is not known, since a part of the GPUs would pass for all."""
-    known = list(values)
-    return sum(each for each in known if each is not None) if known and None not in known else None
+def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
+    """Metric -> statistics, for each column of this prefix that has a value."""
+    found = {}
+    for name, column in recording.columns.items():
+        owner, _, metric = name.partition("/")
+        values = recording.values(name, phase)
+        if owner == prefix and len(values):
+            figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
+            is_percent = column.metric.unit == "%"
+            shares = ((values == 0).mean(), (values > 90).mean()) if is_percent else ()
+            found[metric] = Statistics(*column.metric, *figures, *map(float, shares))
+    return found

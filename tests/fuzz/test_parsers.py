@@ -141,8 +141,8 @@ def report():
         record, dict.fromkeys(names, figures), {Throttle.HARDWARE: 0.5}, EnergySource.COUNTER, 3.0, 0.1
     )
     host = {"cpu": figures, "machine_cpu": figures}
-    summary = Summary(60.0, 0.001, 2.0, {Phase.TRAIN: 60.0}, Phase.TRAIN, (gpu, gpu), host, {"disk": "why"},
-                      1_000.0, 0.1, 0.2, 3.0, 0.1, "an error", True)  # fmt: skip
+    summary = Summary(60.0, 0.001, 2.0, {Phase.TRAIN: 60.0}, Phase.TRAIN, (gpu, gpu), host,
+                      1_000.0, 0.1, 0.2, 3.0, 0.1, "an error")  # fmt: skip
     diagnosis = Diagnosis(Verdict.GPU_BOUND, ("nothing",), 1, True)
     return UsageReport("a command", summary, diagnosis, Absence.NOT_SHOWN, "detail")
 

@@ -1,18 +1,21 @@
-"""A stand-in for pynvml: the real names, signatures, units, structures and errors; recorded values.
+"""A stand-in for pynvml with recorded values: its names, signatures, units, structures and errors are real.
 
-`test_nvml.py` compares it with the real module, so that it cannot drift. Each reading of utilization moves on
-to the next state of the series, and the last one stays. A value that is a Fault is raised, or is the field's
-return code.
+A call is bound to the signature of the real function, so that the stand-in cannot drift. Each reading of the
+utilization moves on to the next state of the series, and the last one stays. A value that is a Fault is
+raised, or is the field's return code.
 """
 
 import dataclasses
+import inspect
 import time
 from collections import Counter
 from dataclasses import dataclass, field
 
 import pynvml
+from pynvml import nvmlFriendlyObject
 
 GIB = 2**30
+PCIE_FIELDS = (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -23,47 +26,43 @@ class Fault:
 
 
 NOT_SUPPORTED = Fault(pynvml.NVML_ERROR_NOT_SUPPORTED)
+NOT_FOUND = Fault(pynvml.NVML_ERROR_NOT_FOUND)
 LOST = Fault(pynvml.NVML_ERROR_GPU_IS_LOST)
 UNKNOWN = Fault(pynvml.NVML_ERROR_UNKNOWN)
 
 
 @dataclass(frozen=True)
 class State:
-    """What a card answers, in NVML's units: percent, bytes, mW, mJ, degrees C, MHz, bits, KB/s.
+    """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits, KB/s.
 
-    throttled: field -> share of the time that its counter runs. gpm: GPM's metric -> value; None for a card
-    without GPM.
+    energy: a Fault if there is no counter. throttled: field -> share of the time that its counter runs. gpm:
+    GPM's metric -> value; None for a card without GPM. counted: of PCIe, in each second.
     """
 
     utilization: object = 0
     memory_utilization: int = 0
     used: object = 2 * GIB
-    instant_power: object = 60_000
+    power: object = 60_000
     mean_power: object = 60_000
     energy: object = None
     temperature: object = 35
     sm_clock: object = 345
-    memory_clock: object = 2619
     reasons: object = pynvml.nvmlClocksEventReasonGpuIdle
     jpeg: object = 0
-    decoder: object = 0
     throughput: object = 1_000
-    counted: object = 1_000
+    counted: object = 1_000_000
     link: object = (5, 16)
     performance_state: object = 0
-    throttled: object = field(default_factory=lambda: {74: 0.0, 269: 0.0, 270: 0.0, 271: 0.0})
+    throttled: object = field(default_factory=lambda: dict.fromkeys((74, 269, 270, 271), 0.0))
     gpm: object = None
     processes: object = ()
 
     def but(self, **changes):
-        if "power" in changes:
-            power = changes.pop("power")
-            changes |= {"instant_power": power, "mean_power": power}
         return dataclasses.replace(self, **changes)
 
     @classmethod
     def all(cls, value, **others):
-        """Every call gives the same, a Fault say, but for `others`."""
+        """Every call gives the same, such as a Fault, but for `others`."""
         given = {each.name: value for each in dataclasses.fields(cls) if each.name != "memory_utilization"}
         return cls(**(given | others))
 
@@ -74,29 +73,16 @@ def gpm(active, occupancy, tensor, bandwidth, mib_per_second=100.0):
 
 IDLE = [State()]
 STARVED = [
-    State(utilization=percent, sm_clock=1980, reasons=0, jpeg=95, counted=900_000).but(power=power)
+    State(utilization=percent, sm_clock=1980, reasons=0, jpeg=95, power=power)
     for percent, power in 200 * [(100, 310_000), (0, 110_000), (0, 90_000), (20, 120_000)]
 ]
-BUSY = [State(utilization=98, memory_utilization=60, sm_clock=1900, reasons=0).but(power=600_000)]
-LAUNCH_BOUND = [State(utilization=55, memory_utilization=20, sm_clock=1980, reasons=0).but(power=200_000)]
+BUSY = [State(utilization=98, memory_utilization=60, sm_clock=1900, reasons=0, power=600_000)]
+LAUNCH_BOUND = [BUSY[0].but(utilization=55, power=200_000)]
 COMPUTE_BOUND = [BUSY[0].but(gpm=gpm(92.0, 40.0, 70.0, 30.0))]
 MEMORY_BOUND = [BUSY[0].but(gpm=gpm(85.0, 50.0, 10.0, 75.0))]
 UNDERFILLED = [BUSY[0].but(gpm=gpm(20.0, 10.0, 2.0, 5.0))]
-AT_POWER_LIMIT = [
-    BUSY[0].but(
-        power=700_000,
-        reasons=pynvml.nvmlClocksEventReasonSwPowerCap,
-        throttled={74: 0.9, 269: 0.0, 270: 0.0, 271: 0.0},
-    )
-]
-TOO_HOT = [
-    BUSY[0].but(
-        temperature=88,
-        sm_clock=1100,
-        reasons=pynvml.nvmlClocksEventReasonHwThermalSlowdown,
-        throttled={74: 0.0, 269: 0.0, 270: 0.25, 271: 0.0},
-    )
-]
+AT_POWER_LIMIT = [BUSY[0].but(power=700_000, throttled={74: 0.9, 269: 0.0, 270: 0.0, 271: 0.0})]
+TOO_HOT = [BUSY[0].but(temperature=88, throttled={74: 0.0, 269: 0.0, 270: 0.25, 271: 0.0})]
 SLICE = [State.all(NOT_SUPPORTED, used=5 * GIB, gpm=None, processes=())]
 HOPPER_SLICE = [SLICE[0].but(gpm=gpm(92.0, 40.0, 70.0, 30.0))]
 FALLS_OFF_THE_BUS = [*BUSY * 50, State.all(LOST)]
@@ -120,17 +106,29 @@ class Card:
     capability: tuple = (9, 0)
     clock: object = time.monotonic
     tick: int = -1
-    millijoules: float = 0.0
-    read_at: float = 0.0
 
     @property
     def state(self):
         return self.states[min(max(self.tick, 0), len(self.states) - 1)]
 
+    def field(self, number):
+        """What one of NVML's fields holds: a number, or a Fault."""
+        state = self.state
+        if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
+            return state.power
+        if number == pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
+            each_second = state.energy or state.power
+        elif number in PCIE_FIELDS:
+            each_second = state.counted
+        else:
+            shares = state.throttled
+            each_second = shares if isinstance(shares, Fault) else 1e9 * shares[number]
+        return each_second if isinstance(each_second, Fault) else round(self.clock() * each_second)
+
 
 class RecordedNvml:
-    """Only what fastae calls. `missing`: functions that this driver does not have yet. calls: how often each
-    function was called."""
+    """Only what fastae calls. `missing`: functions that this driver does not have yet. absent: the error of
+    nvmlInit. calls: how often each function was called."""
 
     def __init__(self, *cards, driver="580.65.06", cuda=13000, missing=(), absent=None):
         self.cards = list(cards)
@@ -140,211 +138,155 @@ class RecordedNvml:
         self.absent = absent
         self.opened = 0
         self.calls = Counter()
-        self.sampled = None
 
-    def __getattribute__(self, name):
-        if name.startswith("nvml"):
+    def __getattr__(self, name):
+        if not name.startswith("nvml"):
+            raise AttributeError(name)
+        signature = inspect.signature(getattr(pynvml, name))
+
+        def call(*arguments, **named):
             self.calls[name] += 1
+            bound = signature.bind(*arguments, **named)
+            bound.apply_defaults()
             if name in self.missing:
-                return lambda *arguments: _raise(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-        return object.__getattribute__(self, name)
-
-    def nvmlInit(self):
-        if self.absent:
-            raise pynvml.NVMLError(self.absent)
-        self.opened += 1
-
-    def nvmlShutdown(self):
-        self.opened -= 1
-
-    def nvmlSystemGetDriverVersion(self):
-        return self.driver
-
-    def nvmlSystemGetCudaDriverVersion(self):
-        return self.cuda
-
-    def nvmlDeviceGetCount(self):
-        return sum(card.index is not None for card in self.cards)
-
-    def nvmlDeviceGetHandleByIndex(self, index):
-        card = self._find(lambda card: card.index == index)
-        if card.lost:
-            raise pynvml.NVMLError(card.lost)
-        return card
-
-    def nvmlDeviceGetHandleByUUID(self, uuid):
-        return self._find(lambda card: card.uuid == uuid)
-
-    def nvmlDeviceGetName(self, handle):
-        return handle.name
-
-    def nvmlDeviceGetUUID(self, handle):
-        return handle.uuid
-
-    def nvmlDeviceGetCudaComputeCapability(self, handle):
-        return handle.capability if handle else _raise(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-
-    def nvmlDeviceGetMemoryInfo(self, handle, version=None):
-        used = self._value(handle, "used")
-        if version is None:  # the driver's own half a GiB counts as used
-            return pynvml.c_nvmlMemory_t(total=80 * GIB, used=used + GIB // 2, free=80 * GIB - used)
-        assert version == pynvml.nvmlMemory_v2
-        return pynvml.c_nvmlMemory_v2_t(total=80 * GIB, reserved=GIB // 2, used=used, free=80 * GIB - used)
-
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle):
-        return 700_000
-
-    def nvmlDeviceGetMaxClockInfo(self, handle, type):
-        return 1980
-
-    def nvmlDeviceGetMaxPcieLinkGeneration(self, handle):
-        return 5
-
-    def nvmlDeviceGetMaxPcieLinkWidth(self, handle):
-        return 16
-
-    def nvmlDeviceGetUtilizationRates(self, handle):
-        handle.tick += 1
-        gpu = self._value(handle, "utilization")
-        return pynvml.c_nvmlUtilization_t(gpu=gpu, memory=handle.state.memory_utilization)
-
-    def nvmlDeviceGetPowerUsage(self, handle):
-        return self._value(handle, "mean_power")
-
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle):
-        energy = self._field(handle, pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION)
-        return _raise(energy.code) if isinstance(energy, Fault) else energy
-
-    def nvmlDeviceGetFieldValues(self, handle, fieldIds):
-        values = (pynvml.c_nvmlFieldValue_t * len(fieldIds))()
-        for each, number in zip(values, fieldIds, strict=True):
-            each.fieldId = number
-            answer = self._field(handle, number)
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+            answer = ANSWERS[name](self, *bound.arguments.values())
             if isinstance(answer, Fault):
-                each.nvmlReturn = answer.code
-            elif number in (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES):
-                each.valueType, each.value.uiVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT, answer % 2**32
-            else:
-                each.valueType, each.value.ullVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, answer
-        return values
+                raise pynvml.NVMLError(answer.code)
+            return answer
 
-    def _field(self, card, number):
-        state = card.state
-        if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
-            return state.instant_power
-        if number == pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
-            if state.energy is not None or isinstance(state.instant_power, Fault):
-                return state.energy or state.instant_power
-            card.millijoules += (card.clock() - card.read_at) * state.instant_power
-            card.read_at = card.clock()
-            return round(card.millijoules)
-        if number in (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES):
-            known = isinstance(state.counted, Fault)
-            return state.counted if known else round(time.monotonic() * 1e3 * state.counted)
-        if isinstance(state.throttled, Fault) or number not in state.throttled:
-            return state.throttled if isinstance(state.throttled, Fault) else NOT_SUPPORTED
-        return round(1e9 * card.clock() * state.throttled[number]) + 10**12
+        return call
 
-    def nvmlDeviceGetTemperature(self, handle, sensor):
-        assert sensor == pynvml.NVML_TEMPERATURE_GPU
-        return self._value(handle, "temperature")
+    def find(self, wanted):
+        return next((card for card in self.cards if wanted(card)), NOT_FOUND)
 
-    def nvmlDeviceGetClockInfo(self, handle, type):
-        name = {pynvml.NVML_CLOCK_SM: "sm_clock", pynvml.NVML_CLOCK_MEM: "memory_clock"}[type]
-        return self._value(handle, name)
-
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle):
-        return self._value(handle, "reasons")
-
-    def nvmlDeviceGetCurrentClocksThrottleReasons(self, handle):
-        return self._value(handle, "reasons")
-
-    def nvmlDeviceGetPerformanceState(self, handle):
-        return self._value(handle, "performance_state")
-
-    def nvmlDeviceGetCurrPcieLinkGeneration(self, handle):
-        return self._value(handle, "link")[0]
-
-    def nvmlDeviceGetCurrPcieLinkWidth(self, handle):
-        return self._value(handle, "link")[1]
-
-    def nvmlDeviceGetJpgUtilization(self, handle):
-        return [self._value(handle, "jpeg"), 167_000]
-
-    def nvmlDeviceGetDecoderUtilization(self, handle):
-        return [self._value(handle, "decoder"), 167_000]
-
-    def nvmlDeviceGetComputeRunningProcesses(self, handle):
-        return [
-            pynvml.nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used})
-            for pid, used in self._value(handle, "processes")
-        ]
-
-    def nvmlDeviceGetPcieThroughput(self, device, counter):
-        assert counter in (pynvml.NVML_PCIE_UTIL_RX_BYTES, pynvml.NVML_PCIE_UTIL_TX_BYTES)
-        return self._value(device, "throughput")
-
-    def nvmlDeviceGetMigMode(self, device):
-        if device.board:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-        return [int(device.mig), int(device.mig)]
-
-    def nvmlDeviceGetMaxMigDeviceCount(self, device):
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device, index):
-        slices = [card for card in self.cards if card.board is device]
-        return slices[index] if index < len(slices) else _raise(pynvml.NVML_ERROR_NOT_FOUND)
-
-    def nvmlDeviceGetDeviceHandleFromMigDeviceHandle(self, migDevice):
-        return migDevice.board
-
-    def nvmlDeviceGetGpuInstanceId(self, device):
-        return [card for card in self.cards if card.board is device.board].index(device)
-
-    def nvmlGpmQueryDeviceSupport(self, device):
-        cards = [device, *(card for card in self.cards if card.board is device)]
-        return pynvml.c_nvmlGpmSupport_t(
-            version=1, isSupportedDevice=any(card.state.gpm is not None for card in cards)
-        )
-
-    def nvmlGpmSampleAlloc(self):
-        return pynvml.c_nvmlGpmSample_t()
-
-    def nvmlGpmSampleGet(self, device, gpmSample):
-        self.sampled = device
-        return gpmSample
-
-    def nvmlGpmMigSampleGet(self, device, gpuInstanceId, gpmSample):
-        self.sampled = [card for card in self.cards if card.board is device][gpuInstanceId]
-        return gpmSample
-
-    def nvmlGpmMetricsGet(self, metricsGet):
-        assert metricsGet.version == pynvml.NVML_GPM_METRICS_GET_VERSION
-        for metric in metricsGet.metrics[: metricsGet.numMetrics]:
-            metric.value = self._value(self.sampled, "gpm")[metric.metricId]
-        return metricsGet
-
-    def _find(self, wanted):
-        for card in self.cards:
-            if wanted(card):
-                return card
-        return _raise(pynvml.NVML_ERROR_NOT_FOUND)
-
-    def _value(self, card, name):
-        value = getattr(card.state, name)
-        return _raise(value.code) if isinstance(value, Fault) else value
+    def slices(self, board):
+        return [card for card in self.cards if board is not None and card.board is board]
 
 
-def _raise(code):
-    raise pynvml.NVMLError(code)
+def initialise(machine):
+    machine.opened += not machine.absent
+    return Fault(machine.absent) if machine.absent else None
+
+
+def close(machine):
+    machine.opened -= 1
+
+
+def by_index(machine, index):
+    card = machine.find(lambda card: card.index == index)
+    return Fault(card.lost) if isinstance(card, Card) and card.lost else card
+
+
+def memory(machine, card, version):
+    used = card.state.used
+    if isinstance(used, Fault):
+        return used
+    own = 0 if version == pynvml.nvmlMemory_v2 else GIB // 2  # the driver's, which the first version counts
+    return nvmlFriendlyObject({"total": 80 * GIB, "used": used + own})
+
+
+def utilization(machine, card):
+    card.tick += 1
+    busy, of_memory = card.state.utilization, card.state.memory_utilization
+    return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy, memory=of_memory)
+
+
+def field_values(machine, card, numbers):
+    values = (pynvml.c_nvmlFieldValue_t * len(numbers))()
+    for each, number in zip(values, numbers, strict=True):
+        answer = card.field(number)
+        each.fieldId = number
+        if isinstance(answer, Fault):
+            each.nvmlReturn = answer.code
+        elif number in PCIE_FIELDS:
+            each.valueType, each.value.uiVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT, answer % 2**32
+        else:
+            each.valueType, each.value.ullVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, answer
+    return values
+
+
+def recorded(name, wrap=lambda value: value):
+    """Answers a call on a card by a value of its state."""
+    return lambda machine, card, *_: (
+        value if isinstance(value := getattr(card.state, name), Fault) else wrap(value)
+    )
+
+
+def gpm_metrics(machine, request):
+    assert request.version == pynvml.NVML_GPM_METRICS_GET_VERSION
+    for metric in request.metrics[: request.numMetrics]:
+        metric.value = machine.gpm_card.state.gpm[metric.metricId]
+    return request
+
+
+def take_sample(machine, card, sample):
+    machine.gpm_card = card
+    return sample
+
+
+def gpm_support(machine, card):
+    offers = any(each.state.gpm is not None for each in (card, *machine.slices(card)))
+    return pynvml.c_nvmlGpmSupport_t(version=1, isSupportedDevice=offers)
+
+
+ANSWERS = {
+    "nvmlInit": initialise,
+    "nvmlShutdown": close,
+    "nvmlSystemGetDriverVersion": lambda machine: machine.driver,
+    "nvmlSystemGetCudaDriverVersion": lambda machine: machine.cuda,
+    "nvmlDeviceGetCount": lambda machine: sum(card.index is not None for card in machine.cards),
+    "nvmlDeviceGetHandleByIndex": by_index,
+    "nvmlDeviceGetHandleByUUID": lambda machine, uuid: machine.find(lambda card: card.uuid == uuid),
+    "nvmlDeviceGetName": lambda machine, card: card.name,
+    "nvmlDeviceGetUUID": lambda machine, card: card.uuid,
+    "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability if card else NOT_FOUND,
+    "nvmlDeviceGetMemoryInfo": memory,
+    "nvmlDeviceGetEnforcedPowerLimit": lambda machine, card: 700_000,
+    "nvmlDeviceGetMaxClockInfo": lambda machine, card, kind: 1980,
+    "nvmlDeviceGetMaxPcieLinkGeneration": lambda machine, card: 5,
+    "nvmlDeviceGetMaxPcieLinkWidth": lambda machine, card: 16,
+    "nvmlDeviceGetUtilizationRates": utilization,
+    "nvmlDeviceGetPowerUsage": recorded("mean_power"),
+    "nvmlDeviceGetFieldValues": field_values,
+    "nvmlDeviceGetTemperature": recorded("temperature"),
+    "nvmlDeviceGetClockInfo": recorded("sm_clock"),
+    "nvmlDeviceGetCurrentClocksEventReasons": recorded("reasons"),
+    "nvmlDeviceGetPerformanceState": recorded("performance_state"),
+    "nvmlDeviceGetCurrPcieLinkGeneration": recorded("link", lambda link: link[0]),
+    "nvmlDeviceGetCurrPcieLinkWidth": recorded("link", lambda link: link[1]),
+    "nvmlDeviceGetJpgUtilization": recorded("jpeg", lambda percent: [percent, 167_000]),
+    "nvmlDeviceGetComputeRunningProcesses": recorded(
+        "processes",
+        lambda found: [nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used}) for pid, used in found],
+    ),
+    "nvmlDeviceGetPcieThroughput": recorded("throughput"),
+    "nvmlDeviceGetMigMode": lambda machine, card: [int(card.mig)] * 2,
+    "nvmlDeviceGetMaxMigDeviceCount": lambda machine, card: 7,
+    "nvmlDeviceGetMigDeviceHandleByIndex": lambda machine, board, index: dict(
+        enumerate(machine.slices(board))
+    ).get(index, NOT_FOUND),
+    "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda machine, card: card.board,
+    "nvmlDeviceGetGpuInstanceId": lambda machine, card: machine.slices(card.board).index(card),
+    "nvmlGpmQueryDeviceSupport": gpm_support,
+    "nvmlGpmSampleAlloc": lambda machine: pynvml.c_nvmlGpmSample_t(),
+    "nvmlGpmSampleGet": take_sample,
+    "nvmlGpmMigSampleGet": lambda machine, board, instance, sample: take_sample(
+        machine, machine.slices(board)[instance], sample
+    ),
+    "nvmlGpmMetricsGet": gpm_metrics,
+}
+
+
+def machine_of(*states, **options):
+    """A machine with a card for each series of states."""
+    cards = [Card(list(each), uuid=f"GPU-{place}", index=place) for place, each in enumerate(states)]
+    return RecordedNvml(*cards, **options)
 
 
 def mig_machine(states=SLICE, names=("aaaa", "bbbb")):
     """A board in MIG mode and its slices."""
     board = Card(BUSY, mig=True, uuid="GPU-board")
-    slices = [
-        Card(list(states), uuid=f"MIG-{name}", index=None, board=board, name="NVIDIA H100 MIG 1g.10gb")
-        for name in names
-    ]
+    name = "NVIDIA H100 MIG 1g.10gb"
+    slices = [Card(list(states), f"MIG-{uuid}", name, index=None, board=board) for uuid in names]
     return RecordedNvml(board, *slices)

@@ -1,5 +1,7 @@
 """NVTX ranges by phase, and PyTorch's trace."""
 
+from contextlib import suppress
+
 import pytest
 import torch
 
@@ -10,19 +12,11 @@ def test_one_range_at_a_time(monkeypatch):
     calls = []
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda.nvtx, "range_start", lambda name: calls.append(name) or len(calls))
-    monkeypatch.setattr(torch.cuda.nvtx, "range_end", lambda handle: calls.append(handle))
+    monkeypatch.setattr(torch.cuda.nvtx, "range_end", calls.append)
     ranges = PhaseRanges()
-    for phase in ("compile", "train", "train"):
+    for phase in ("compile", "train", "train", None, None):
         ranges.enter(phase)
-    ranges.enter(None)
-    ranges.enter(None)
     assert calls == ["compile", 1, "train", 3]
-
-
-def test_a_cpu_build_has_no_ranges():
-    ranges = PhaseRanges()
-    ranges.enter("train")
-    ranges.enter(None)
 
 
 def test_a_trace_of_so_many_steps(tmp_path):
@@ -38,16 +32,14 @@ def test_a_trace_of_so_many_steps(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == [TRACE]
 
 
-@pytest.mark.parametrize(("steps", "written"), [(0, False), (5, True)])
-def test_a_loop_that_ends_early_has_what_there_is(tmp_path, steps, written):
-    with StepProfiler(steps, tmp_path) as profiler:
+@pytest.mark.parametrize(
+    ("steps", "error", "written"), [(0, None, []), (5, None, [TRACE]), (5, KeyError, [])]
+)
+def test_a_loop_that_ends_early_has_what_there_is_unless_it_failed(tmp_path, steps, error, written):
+    with suppress(KeyError), StepProfiler(steps, tmp_path) as profiler:
         profiler.begin()
         profiler.step()
-    assert (tmp_path / TRACE).exists() is written
-
-
-def test_a_loop_that_fails_has_no_trace(tmp_path):
-    with pytest.raises(ZeroDivisionError), StepProfiler(5, tmp_path) as profiler:
-        profiler.begin()
-        raise ZeroDivisionError
-    assert not list(tmp_path.iterdir())
+        if error:
+            raise error
+    assert [path.name for path in tmp_path.iterdir()] == written
+    assert not torch.autograd._profiler_enabled(), "left running, it crashes the process at its exit"
