@@ -19,7 +19,10 @@ from fastae.cli.options import GroupedCommand, PathType, options_of
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, Stopped
 from fastae.losses import LOSSES
-from fastae.utils.streams import OutputError, discard_output, open_streams
+from fastae.utils.streams import discard_output, open_streams
+
+WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
+"""What an OSError that names no file, and that nobody has handled, says about stdout."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -267,7 +270,7 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
 
     Only folders with fastae's own marker (entry.json) are removed. Exit code 1 if an entry is being built.
     """
-    from fastae.utils.cache import cache_folder, clear, entries
+    from fastae.utils.cache import cache_folder, entries, remove
     from fastae.utils.console import log, printable
 
     folder = cache_folder(cache_dir)
@@ -283,7 +286,7 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
         question = f"Remove {len(chosen)} entries, {size / 1e6:,.1f} MB, from {printable(str(folder))}?"
         if not click.confirm(question):
             return 1
-    kept = clear(chosen)
+    kept = [entry for entry in chosen if not remove(entry)]
     for entry in kept:
         log(f"kept {entry.name}: another process is building it")
     log(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
@@ -296,7 +299,9 @@ def main() -> None:
     try:
         code = run_command()
         sys.stdout.flush()
-    except OutputError as error:
+    except OSError as error:
+        if error.filename is not None or error.errno not in WRITE_ERRORS:
+            raise
         discard_output()
         # A reader that has seen enough (`| head`) is no news.
         code = 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)

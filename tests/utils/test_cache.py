@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from fastae.utils import cache
-from fastae.utils.cache import building, check_records, ensure_entry, entries, locked
+from fastae.utils.cache import building, check_records, ensure_entry, entries, locked, remove
 
 from ..commands import here, started, wait_for
 from ..test_cli import refuses
@@ -156,10 +155,10 @@ def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Path, "unlink", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            cache.clear(entries(tmp_path))
+            remove(*entries(tmp_path))
     assert removed and not folder.exists()
     (left,) = entries(tmp_path)
-    assert left.is_draft and cache.clear([left]) == [] and names(tmp_path) == []
+    assert left.is_draft and remove(left) and names(tmp_path) == []
 
 
 def test_a_build_that_fails_leaves_nothing(tmp_path):
