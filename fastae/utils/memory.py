@@ -64,7 +64,8 @@ def keep_freed_memory() -> bool:
 def _control_groups() -> Iterator[tuple[int, int]]:
     """(limit, bytes used that cannot be reclaimed) of each memory control group that this process is in.
 
-    See cgroups(7). Its own group and all ancestors count: each limits the sum of what is below it.
+    See cgroups(7). Its own group and all ancestors count: each limits the sum of what is below it. In a
+    container the mount may be its own group, and the path the host's: then only the mount exists.
     """
     for line in _read(ROOT / "proc/self/cgroup").splitlines():
         hierarchy, controllers, path = (*line.split(":", 2), "", "")[:3]
@@ -74,23 +75,11 @@ def _control_groups() -> Iterator[tuple[int, int]]:
             mounts, names = ["sys/fs/cgroup/memory"], CGROUP_V1
         else:
             continue
-        for mount in mounts:
-            for group in _ancestry(ROOT / mount, path):
-                if usage := _usage(group, *names):
-                    yield usage
-
-
-def _ancestry(mount: Path, path: str) -> Iterator[Path]:
-    """The folder of the group `path` and those of its ancestors.
-
-    A container may see its own group as the mount, but its path as the host names it. So leading parts of the
-    path are dropped until the rest exists.
-    """
-    parts = [] if ".." in path.split("/") else path.strip("/").split("/")  # "..": outside of what it sees
-    while parts and not mount.joinpath(*parts).is_dir():
-        parts = parts[1:]
-    for depth in range(len(parts), -1, -1):
-        yield mount.joinpath(*parts[:depth])
+        path = "" if ".." in path else path.strip("/")  # "..": outside of what it sees
+        for mount in (ROOT / name for name in mounts):
+            group = mount / path
+            groups = [each for each in (group, *group.parents) if each.is_relative_to(mount)]
+            yield from filter(None, (_usage(each, *names) for each in groups))
 
 
 def _usage(group: Path, limit: str, used: str, reclaimable: str) -> tuple[int, int] | None:
