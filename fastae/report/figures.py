@@ -119,10 +119,11 @@ def _draw_curve(axes: Axes, loss: str, series: Series, smoothing: float, is_firs
     style["linewidth"] = WIDTHS[reduction] if is_first else 0.8
     values = series.values
     if smoothing:
-        axes.plot(series.steps, values, color=HUES[reduction], linewidth=0.6, alpha=0.25, zorder=1)
+        axes.plot(series.steps, values, color=HUES[reduction], linewidth=0.8, alpha=0.3, zorder=1)
         values = smooth(values, smoothing)
-    marker = "o" if len(series) < FEW and not smoothing else ""
-    axes.plot(series.steps, values, marker=marker, markersize=4, label=loss if is_first else "_", **style)
+    if len(series) < FEW and not smoothing:
+        style |= {"marker": "o", "markersize": 4, "clip_on": False}
+    axes.plot(series.steps, values, label=loss if is_first else "_", **style)
 
 
 def _scale_log(axes: Axes) -> None:

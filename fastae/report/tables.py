@@ -140,7 +140,7 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
     ]
     rates = [rate for run in runs if (rate := run.images_per_second)]
     if other:
-        yield f"The time for the article's work is not projected, since they ran with {', '.join(other)}."
+        yield f"No projection to the article's work: this is the speed of {', '.join(other)}."
     elif rates:
         seconds = ARTICLE_IMAGES * float(np.mean([1 / rate for rate in rates]))
         factor = ARTICLE_SECONDS / seconds
