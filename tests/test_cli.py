@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import click
 import pytest
 from PIL import Image
 
@@ -28,25 +27,18 @@ def test_help_imports_nothing_heavy():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.splitlines()[-1] == "[]"
-    for option in ("--loss", "--data", "--amp / --no-amp", "--compile / --no-compile", "--latent"):
-        assert option in result.stdout
-    assert all(name in result.stdout for name in LOSSES)
+    assert all(name in result.stdout for name in ("--loss", "--amp / --no-amp", "--latent", *LOSSES))
 
 
 def test_every_command_has_help_that_fits_into_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
-    groups = {name: command for name, command in cli.commands.items() if isinstance(command, click.Group)}
-    calls = [
-        [],
-        *([name] for name in cli.commands),
-        *([name, sub] for name in groups for sub in groups[name].commands),
-    ]
+    calls = [(), *((name,) for name in cli.commands)]
+    calls += [(name, sub) for name, each in cli.commands.items() for sub in getattr(each, "commands", ())]
     for call in calls:
         here(*call, "--help")
         printed = capsys.readouterr().out
-        assert max(map(len, printed.splitlines())) <= 82 and "..." not in printed.partition("Commands:")[2], (
-            call
-        )
+        assert max(map(len, printed.splitlines())) <= 82  # the six losses' names
+        assert "..." not in printed.partition("Commands:")[2], call
 
 
 def test_without_a_command_it_shows_the_commands():
@@ -66,15 +58,13 @@ def test_a_mistake_is_one_line_whoever_notices_it(tmp_path):
     assert refused(fastae("train", "--loss", "mse", cwd=tmp_path), "--loss", *LOSSES)
     assert refused(fastae("train", "--lr", "nan", cwd=tmp_path), "--lr", "nan")
     assert refused(fastae("train", cwd=tmp_path, PYTHONOPTIMIZE="2"), "PYTHONOPTIMIZE=2")
-    without_driver = fastae("train", "--device", "cuda", cwd=tmp_path, CUDA_VISIBLE_DEVICES="")
-    assert refused(without_driver, "--device cuda: ", "use --device cpu")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("option", "value"),
     [("--iterations", 0), ("--batch-size", -3), ("--minutes", -1), ("--image-size", 100), ("--contrast", 1.5),
-     ("--brightness", -1), ("--seed", -1), ("--device", "gpu")],
+     ("--brightness", -1), ("--seed", -1), ("--device", "gpu"), ("--device", "cuda:99")],
 )  # fmt: skip
 def test_a_wrong_setting_is_named_with_its_value(option, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -182,34 +172,34 @@ def test_every_number_has_bounds(entry):
 IMPOSSIBLE = ("x" * 300, "a\0b", "a/" * 3000, "\ud800", "")
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["train", "--out", "PATH"],
-        ["train", "--data", "PATH"],
-        ["train", "--cache-dir", "PATH"],
-        ["train", "--resume", "PATH"],
-        ["sweep", "--out", "PATH"],
-        ["reconstruct", "PATH", "a.jpg", "--out", "out"],
-        ["reconstruct", "run", "a.jpg", "--out", "PATH"],
-        ["reconstruct", "run", "a.jpg", "--out", "out", "--codes", "PATH"],
-        ["export", "PATH", "--format", "torch", "--out", "out"],
-        ["export", "run", "--format", "torch", "--out", "PATH"],
-        ["check", "PATH"],
-        ["check", ".", "--json", "PATH"],
-        ["prepare", "celeba", "PATH", "--out", "out"],
-        ["prepare", "celeba", ".", "--out", "PATH"],
-        ["gpu", "PATH"],
-        ["report", "PATH"],
-        ["report", ".", "--out", "PATH"],
-        ["report", ".", "--data", "PATH"],
-        ["cache", "list", "--cache-dir", "PATH"],
-        ["cache", "clear", "--cache-dir", "PATH"],
-    ],
-    ids=" ".join,
-)
-def test_what_cannot_be_a_path_is_one_line(tmp_path, monkeypatch, arguments):
+COMMANDS = """
+train --out PATH
+train --data PATH
+train --cache-dir PATH
+train --resume PATH
+sweep --out PATH
+reconstruct PATH a.jpg --out out
+reconstruct run a.jpg --out PATH
+reconstruct run a.jpg --out out --codes PATH
+export PATH --format torch --out out
+export run --format torch --out PATH
+check PATH
+check . --json PATH
+prepare celeba PATH --out out
+prepare celeba . --out PATH
+gpu PATH
+report PATH
+report . --out PATH
+report . --data PATH
+cache list --cache-dir PATH
+cache clear --cache-dir PATH
+"""
+
+
+@pytest.mark.parametrize("command", COMMANDS.strip().splitlines())
+def test_what_cannot_be_a_path_is_one_line(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
+    arguments = command.split()
     option = arguments[arguments.index("PATH") - 1]
     for path in IMPOSSIBLE:
         line = refuses(*(path if argument == "PATH" else argument for argument in arguments))
