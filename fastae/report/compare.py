@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +33,7 @@ FAR_ENOUGH = 0.5
 
 @dataclass(frozen=True)
 class Comparison:
-    """compared: the runs that the answer is about. marks: by folder, what is special about a run.
+    """compared: the runs that the answer is about. warnings: what is special about some, in lines.
 
     at: the last iteration at which all compared runs were evaluated, 0 if there is none.
     errors: loss -> held-out loss_index there, (seeds,); the lowest mean first.
@@ -43,20 +42,13 @@ class Comparison:
     compared: tuple[Run, ...]
     at: int
     errors: Mapping[str, np.ndarray]
-    marks: Mapping[Path, Sequence[str]]
-
-    @property
-    def best(self) -> str:
-        return next(iter(self.errors))
-
-    @property
-    def worst(self) -> str:
-        return list(self.errors)[-1]
+    warnings: Sequence[str]
 
     @property
     def difference(self) -> float:
         """Mean error of the worst loss minus that of the best, in loss_index."""
-        return float(self.errors[self.worst].mean() - self.errors[self.best].mean())
+        means = [errors.mean() for errors in self.errors.values()]
+        return float(means[-1] - means[0])
 
     @property
     def deviation(self) -> float | None:
@@ -80,12 +72,12 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for run in compared:  # two runs with the same seed are one sample, not two
         by_seed.setdefault(run.loss, {})[run.config.seed] = run.held_out.at(at)
     errors = {loss: np.array(list(seeds.values())) for loss, seeds in by_seed.items()}
-    return Comparison(
-        tuple(compared),
-        at,
-        dict(sorted(errors.items(), key=lambda item: item[1].mean())),
-        {run.path: (*_states(run), *(f"not compared: {each}" for each in reasons[run.path])) for run in runs},
-    )
+    ranked = dict(sorted(errors.items(), key=lambda item: item[1].mean()))
+    marks = {
+        run.name: [*_states(run), *(f"not compared: {why}" for why in reasons[run.path])] for run in runs
+    }
+    warnings = [f"{name}: {mark}" for name in marks for mark in marks[name]]
+    return Comparison(tuple(compared), at, ranked, warnings)
 
 
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:

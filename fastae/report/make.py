@@ -55,7 +55,6 @@ def _page(
     headline, sentences = answer(comparison)
     head, rows = table(runs, measured, comparison)
     differing, common = settings(runs)
-    marks = [f"{run.name}: {mark}" for run in runs for mark in comparison.marks[run.path]]
     page = Page(
         is_single=len(runs) == 1,
         has_seeds=len(runs) > len({run.loss for run in runs}),
@@ -63,7 +62,7 @@ def _page(
         sentences=sentences,
         made=time.strftime("%-d %B %Y, %H:%M"),
         version=__version__,
-        warnings=[*warnings, *marks, *unmeasured],
+        warnings=[*warnings, *comparison.warnings, *unmeasured],
         charts=charts,
         gallery=gallery,
         head=head,

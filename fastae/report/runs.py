@@ -54,7 +54,7 @@ class Series:
 class Run:
     """One run's folder. name: the folder's, with its parent's if two runs have the same.
 
-    kwh: energy of all its GPUs; None if that is not known.
+    kwh: energy of all its GPUs; nan if that is not known.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Run:
     config: TrainConfig
     description: Mapping[str, Any]
     metrics: Metrics
-    kwh: float | None
+    kwh: float
 
     @property
     def loss(self) -> str:
@@ -99,13 +99,13 @@ class Run:
         return images[known], images[known] / rates[known]
 
     @property
-    def images_per_second(self) -> float | None:
-        """Over all windows but the slowest, which warms up and compiles; None if no speed was logged."""
+    def images_per_second(self) -> float:
+        """Over all windows but the slowest, which warms up and compiles; nan if no speed was logged."""
         images, seconds = self.windows()
         if len(images) > 1:
             kept = np.arange(len(images)) != np.argmin(images / seconds)
             images, seconds = images[kept], seconds[kept]
-        return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else None
+        return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else math.nan
 
     @property
     def seconds(self) -> float:
@@ -186,13 +186,13 @@ def _read(path: Path) -> Run:
     return Run(path.resolve().name, path, config, description, metrics, _kwh(path, description))
 
 
-def _kwh(path: Path, description: Mapping[str, Any]) -> float | None:
+def _kwh(path: Path, description: Mapping[str, Any]) -> float:
     """Energy, if all of the run's GPUs were measured in all of its time: gpu.json has the last session's."""
     try:
         kwh = read_report(path).summary.kwh
     except FastaeError:
-        return None
-    return kwh if kwh is not None and 0 <= kwh < math.inf and not description.get("resumed") else None
+        kwh = None
+    return math.nan if kwh is None or description.get("resumed") else kwh
 
 
 def _loss_index(rows: Rows) -> Series:

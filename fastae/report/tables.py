@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -29,18 +29,23 @@ LONG_ENOUGH = 0.5
 """Share of the images that the article trained on for each loss, below which nothing is concluded."""
 
 NONE = "–"
-HEAD = ("loss", "iterations", "held-out error", "PSNR", "SSIM", "images/s", "training", "energy")
-FORMATS = (",.0f", ".2f", ".3f")
-"""For held-out error, PSNR and SSIM."""
+COLUMNS: dict[str, Callable[[float], str]] = {
+    "iterations": "{:,.0f}".format,
+    "held-out error": "{:,.0f}".format,
+    "PSNR": "{:.2f}".format,
+    "SSIM": "{:.3f}".format,
+    "images/s": "{:,.1f}".format,
+    "training": duration,
+    "energy": "{:.3g} kWh".format,
+}
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """cells: as HEAD. detail, notes: below the first cell, notes as warnings. is_mean: of several runs."""
+    """cells: as the table's head. detail: below the first cell. is_mean: whether of several runs."""
 
     cells: tuple[str, ...]
     detail: str = ""
-    notes: Sequence[str] = ()
     is_mean: bool = False
 
 
@@ -49,7 +54,8 @@ def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
     at, errors = comparison.at, comparison.errors
     if not at:
         return "Nothing to compare yet", ("No run was evaluated after its first iteration.",)
-    best, worst = comparison.best, comparison.worst
+    ranked = list(errors)
+    best, worst = ranked[0], ranked[-1]
     lowest, highest = errors[best].mean(), errors[worst].mean()
     share = at * comparison.compared[0].config.batch_size * len(LOSSES) / ARTICLE_IMAGES
     length = f"{percent(share)} of the article's training"
@@ -84,44 +90,45 @@ def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
 def table(
     runs: Sequence[Run], measured: Mapping[Path, Measurement], comparison: Comparison
 ) -> tuple[list[str], list[TableRow]]:
-    """Header and rows, without the columns in which nothing is known."""
-    rows = list(_rows(runs, measured, comparison))
-    known = [any(row.cells[place] not in ("", NONE) for row in rows) for place in range(len(HEAD))]
-    rows = [replace(row, cells=tuple(compress(row.cells, known))) for row in rows]
-    return list(compress(HEAD, known)), rows
+    """Head and rows: one per run, and below several seeds of a loss their mean and standard deviation.
 
-
-def _rows(
-    runs: Sequence[Run], measured: Mapping[Path, Measurement], comparison: Comparison
-) -> Iterator[TableRow]:
-    """One per run, and below several seeds of a loss their mean and standard deviation."""
+    Without the columns in which nothing is known.
+    """
     has_seeds = len(runs) > len({run.loss for run in runs})
-    figures = {run.path: _figures(run, measured.get(run.path)) for run in runs}
+    numbers = {run.path: _numbers(run, measured.get(run.path)) for run in runs}
+    known = np.isfinite(np.array(list(numbers.values()))).any(axis=0)
+    rows = []
     for loss in dict.fromkeys(run.loss for run in runs):
-        of_loss = [run for run in runs if run.loss == loss]
-        for run in of_loss:
-            rate, energy = run.images_per_second, run.kwh
-            yield TableRow(
-                (
-                    loss,
-                    f"{run.iteration:,}",
-                    *map(_number, figures[run.path], FORMATS),
-                    NONE if rate is None else f"{rate:,.1f}",
-                    duration(run.seconds) if run.seconds else NONE,
-                    NONE if energy is None else f"{energy:.3g} kWh",
-                ),
-                ", ".join([run.name] * (run.name != loss) + [f"seed {run.config.seed}"] * has_seeds),
-                comparison.marks[run.path],
-            )
-        seeds = [figures[run.path] for run in comparison.compared if run.loss == loss]
+        for run in runs:
+            if run.loss == loss:
+                names = [run.name] * (run.name != loss) + [f"seed {run.config.seed}"] * has_seeds
+                rows.append(TableRow((loss, *_cells(numbers[run.path], known)), ", ".join(names)))
+        seeds = [numbers[run.path] for run in comparison.compared if run.loss == loss]
         if len(seeds) > 1:
             with np.errstate(invalid="ignore"):  # the PSNR of an image without an error is infinite
                 means, deviations = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
+            both = zip(_cells(means, known), _cells(deviations, known), strict=True)
             cells = (
-                f"{_number(mean, form)} ± {_number(deviation, form)}" if math.isfinite(mean) else NONE
-                for mean, deviation, form in zip(means, deviations, FORMATS, strict=True)
+                mean if deviation in (NONE, "0") else f"{mean} ± {deviation}" for mean, deviation in both
             )
-            yield TableRow((loss, "", *cells, "", "", ""), f"mean of {len(seeds)}", is_mean=True)
+            rows.append(TableRow((loss, *cells), f"mean of {len(seeds)}", is_mean=True))
+    return ["loss", *compress(COLUMNS, known)], rows
+
+
+def _numbers(run: Run, measured: Measurement | None) -> list[float]:
+    """A run's values in COLUMNS; nan for what is not known. loss_index is as it was logged last."""
+    logged = run.metrics.held_out.values
+    last, psnr = (
+        float(logged[name][-1]) if len(logged[name]) else math.nan for name in ("loss_index", "psnr")
+    )
+    quality = (measured.psnr, measured.ssim) if measured else (psnr, math.nan)
+    return [run.iteration, last, *quality, run.images_per_second, run.seconds or math.nan, run.kwh]
+
+
+def _cells(numbers: Sequence[float], known: Sequence[bool]) -> list[str]:
+    """In the known columns."""
+    cells = (form(n) if math.isfinite(n) else NONE for n, form in zip(numbers, COLUMNS.values(), strict=True))
+    return list(compress(cells, known))
 
 
 def hours(runs: Sequence[Run]) -> Iterator[str]:
@@ -138,7 +145,7 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
         for name in ("image_size", "latent", "batch_size")
         if (values := sorted({getattr(run.config, name) for run in runs})) != [getattr(ARTICLE, name)]
     ]
-    rates = [rate for run in runs if (rate := run.images_per_second)]
+    rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
     if other:
         yield f"No projection to the article's work: this is the speed of {', '.join(other)}."
     elif rates:
@@ -232,16 +239,3 @@ def percent(share: float) -> str:
         return "less than 0.01 %"
     digits = 2 if abs(value) < 1 else 1 if abs(value) < 10 else 0
     return f"{value:.{digits}f} %"
-
-
-def _figures(run: Run, measured: Measurement | None) -> tuple[float, float, float]:
-    """The last held-out loss_index that was logged, PSNR and SSIM; nan if not known."""
-    logged = run.metrics.held_out.values
-    last, psnr = (
-        float(logged[name][-1]) if len(logged[name]) else math.nan for name in ("loss_index", "psnr")
-    )
-    return (last, measured.psnr, measured.ssim) if measured else (last, psnr, math.nan)
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else NONE
