@@ -35,8 +35,16 @@ def here(*arguments):
     return cli.main([*map(str, arguments)], standalone_mode=False)
 
 
+def refused(result, *words):
+    """One line on stderr that holds these words, and exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("fastae: error: "), result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    return True
+
+
 def refuses(*arguments):
-    """The one line in which it refuses, in this process; what is printed of it, `tests/test_cli.py` shows."""
+    """The one line in which it refuses, in this process."""
     with pytest.raises(FastaeError) as caught:
         here(*arguments)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)

@@ -15,7 +15,7 @@ from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 
-from .commands import SMALL, fastae, here, refuses
+from .commands import SMALL, fastae, here, refused, refuses
 
 
 def test_help_imports_nothing_heavy():
@@ -44,14 +44,6 @@ def test_every_command_has_help_that_fits_into_80_columns(capsys, monkeypatch):
 def test_without_a_command_it_shows_the_commands():
     result = fastae()
     assert "train" in result.stderr and "Usage: fastae" in result.stderr
-
-
-def refused(result, *words):
-    """One line on stderr that holds these words, exit code 2, nothing on stdout."""
-    assert (result.returncode, result.stdout) == (2, ""), result.stderr
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("fastae: error: ")
-    assert all(word in result.stderr for word in words), result.stderr
-    return True
 
 
 def test_a_mistake_is_one_line_whoever_notices_it(tmp_path):
