@@ -136,8 +136,9 @@ def test_a_run_continues_without_its_streams(tmp_path, face_folder, stdout):
     assert (out / "checkpoints" / "0000001.pt").exists()
 
 
-@pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("arguments", [["--help"], ["check", "--json", "-", "."]])
+@pytest.mark.parametrize(
+    ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["check", "--json", "-", "."], "")]
+)
 def test_a_stdout_that_takes_nothing_is_one_line(face_folder, arguments, unbuffered):
     result = fastae(*arguments, cwd=face_folder, preexec=into_full_disk, PYTHONUNBUFFERED=unbuffered)
     assert result.returncode == 1

@@ -35,12 +35,12 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, else the CPU. Raises FastaeError for a device that is not there.
+    """`auto` is the first CUDA device if it works, else the CPU. Raises FastaeError for a missing device.
 
     A GPU becomes this thread's current device, on which streams, events and CUDA graphs are made.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and _cuda_works() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -57,6 +57,14 @@ def choose_device(name: str) -> torch.device:
         raise FastaeError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
     torch.cuda.set_device(index)
     return torch.device("cuda", index)
+
+
+def _cuda_works() -> bool:
+    """Whether the GPU runs a kernel: PyTorch may have none for it, or another process may own it."""
+    try:
+        return torch.ones(1, device="cuda").sum().item() == 1
+    except (RuntimeError, AssertionError):  # the latter from a CPU build
+        return False
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:

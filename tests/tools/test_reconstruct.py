@@ -212,6 +212,13 @@ def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path,
         assert float(decibel) == pytest.approx(psnr(error), abs=0.051)
 
 
+def test_all_good_is_exit_code_0_although_the_gpu_runs_nothing(small_run, face_paths, tmp_path, monkeypatch):
+    if not torch.cuda.is_available():
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    (tmp_path / "out").mkdir()  # empty is as good as new
+    assert here("reconstruct", small_run, face_paths[0], "--out", tmp_path / "out") == 0
+
+
 def test_no_usable_image_is_exit_code_2_and_leaves_no_folder(small_run, tmp_path, capsys):
     (tmp_path / "text.jpg").write_text("no picture")
     assert f"{tmp_path}/out" in refuses("reconstruct", small_run, tmp_path, "--out", tmp_path / "out")
