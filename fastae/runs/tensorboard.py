@@ -55,7 +55,7 @@ class TensorBoardWriter:
     def settings(self, iteration: int, values: Mapping[str, Any]) -> None:
         """A table under TensorBoard's Text, one row per value; nested values are JSON."""
         rows = [
-            f"| {name} | {printable(value if isinstance(value, str) else json.dumps(value))} |"
+            f"| {name} | {printable(value) if isinstance(value, str) else json.dumps(value)} |"
             for name, value in values.items()
         ]
         self._summary(
