@@ -85,12 +85,6 @@ def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
     assert names(found) == ["whole", "blip"]
 
 
-def test_runs_that_were_never_evaluated_are_not_compared(tmp_path):
-    make_run(tmp_path / "run", held_out={})
-    found = compared(tmp_path)
-    assert (found.at, found.errors, found.compared) == (0, {}, ())
-
-
 def test_seeds_of_a_loss_have_a_mean_and_a_deviation_and_two_runs_of_one_seed_are_one_sample(tmp_path):
     finals = {"minibatch_bce": [310e3, 305e3, 300e3], "pixel_mse": [290e3, 296e3, 293e3]}
     for loss, values in finals.items():

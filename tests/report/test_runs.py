@@ -1,6 +1,5 @@
 """Run folders found, named and read."""
 
-import json
 import math
 import shlex
 
@@ -122,12 +121,3 @@ def test_a_run_ends_with_its_iterations_or_with_the_evaluation_at_its_minutes(
     settings, train, held_out, finished, tmp_path
 ):
     assert only(make_run(tmp_path / "run", train=train, held_out=held_out, **settings)).finished is finished
-
-
-def test_a_config_with_anything_in_it_is_read(tmp_path):
-    path = make_run(tmp_path / "run") / "config.json"
-    config = json.loads(path.read_text())["config"]
-    path.write_text(json.dumps({"config": config, "data": [], "environment": 7, "step": "x" * 10**6}))
-    run = only(tmp_path)
-    assert (run.text("data", "folder"), run.text("environment", "python")) == ("", "")
-    assert len(run.text("step")) == 200
