@@ -7,10 +7,12 @@ import sys
 import time
 from contextlib import contextmanager
 
+import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastae.cli.main import cli
+from fastae.errors import FastaeError
 
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
@@ -31,6 +33,22 @@ def fastae(*arguments, cwd=None, preexec=None, **environment):
 def here(*arguments):
     """Runs it in this process, which spares the seconds of a start; returns the exit code."""
     return cli.main([*map(str, arguments)], standalone_mode=False)
+
+
+def refused(result, *words):
+    """One line on stderr that holds these words, and exit code 2."""
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1 and result.stderr.startswith("fastae: error: "), result.stderr
+    assert all(word in result.stderr for word in words), result.stderr
+    return True
+
+
+def refuses(*arguments):
+    """The one line in which it refuses, in this process."""
+    with pytest.raises(FastaeError) as caught:
+        here(*arguments)
+    assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 @contextmanager

@@ -1,6 +1,6 @@
-"""The command line. Each command parses, calls and prints; what is slow to import is imported inside.
+"""The command line. Each command parses and calls; what is slow to import is imported inside.
 
-A user's mistake is one line on stderr and exit code 2, whoever notices it: click or the code below.
+A user's mistake is one line on stderr and exit code 2, whether click or other code notices it.
 """
 
 from __future__ import annotations
@@ -15,31 +15,42 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fastae.cli.options import GroupedCommand, PathType, options_of
-from fastae.config import TrainConfig
+from fastae.cli.options import GroupedCommand, GroupedOption, InOrder, PathType, options_of
+from fastae.config import RUN_FOLDER, TrainConfig
 from fastae.errors import FastaeError, Stopped
 from fastae.losses import LOSSES
-from fastae.utils.streams import OutputError, discard_output, open_streams
+from fastae.utils.streams import discard_output, open_streams
+
+WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
+"""An unhandled OSError with one of these, and without a file's name, is about stdout."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
-@click.group(context_settings=CONTEXT)
+@click.group(cls=InOrder, context_settings=CONTEXT)
 @click.version_option(package_name="fastae", prog_name="fastae")
 def cli() -> None:
-    """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed."""
+    """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed.
+
+    Start with: fastae train --amp --minutes 3
+    """
 
 
-@cli.command(cls=GroupedCommand, epilog="Example: fastae train --loss minibatch_bce --amp")
-@click.option("--resume", metavar="RUN", type=PathType(), help="Resume a run that ended early.")
+@cli.command(cls=GroupedCommand, epilog="Example: fastae train --data celeba/ --loss pixel_mse --amp")
 @options_of(TrainConfig)
+@click.option(
+    "--resume", cls=GroupedOption, group=RUN_FOLDER, metavar="RUN", type=PathType(),
+    help="Resume the run in this folder, with its own settings.",
+)  # fmt: skip
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
     """Train the autoencoder on a folder of JPEGs."""
     if resume:
         from fastae.training.resume import resume_run
 
-        resume_run(resume, {name: value for name, value in settings.items() if was_given(context, name)})
+        source = context.get_parameter_source
+        given = [name for name in settings if source(name) is not ParameterSource.DEFAULT]
+        resume_run(resume, {name: settings[name] for name in given})
     else:
         config = TrainConfig(**settings)
         from fastae.training import runner
@@ -47,23 +58,24 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
         runner.train(config)
 
 
+def sweep_option(*names: str, **settings: Any) -> Any:
+    return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
+
+
 @cli.command(cls=GroupedCommand, epilog="The same command resumes a sweep that was stopped.")
-@click.option("--losses", metavar="A,B,...", help="Default: all six.")
-@click.option("--repeats", default=1, show_default=True, help="Runs of each loss, with other seeds.")
-@click.option("--same-init", is_flag=True, help="The same weights and images for all losses.")
-@click.option(
-    "--at-once",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1, 64),
-    help="Runs that take turns on one device.",
-)
-@click.option("--out", metavar="DIR", type=PathType(), help="Default: runs/TIME-sweep.")
+@sweep_option("--losses", metavar="A,B,...", help="Losses to train. Default: all six.")
+@sweep_option("--repeats", default=1, help="Runs per loss, each with another seed.")
+@sweep_option("--same-init", is_flag=True, help="Same initial weights and batches for all losses.")
+@sweep_option("--at-once", default=1, type=click.IntRange(1, 64), help="Runs that take turns on one device.")
+@sweep_option("--out", metavar="DIR", type=PathType(), help="Sweep folder. Default: runs/TIME-sweep.")
 @options_of(TrainConfig, leave_out=("loss", "out"))
 def sweep(
     losses: str | None, repeats: int, same_init: bool, at_once: int, out: Path | None, **settings: Any
 ) -> int:
-    """Repeat the article: train once for each loss, under the same conditions; then the report."""
+    """Train once for each loss, then make the report.
+
+    All runs have the same settings, and train on the same images.
+    """
     from fastae.runs.sweep_folder import SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
@@ -80,137 +92,20 @@ def sweep(
     return 1 if State.FAILED in states else 0
 
 
-def was_given(context: click.Context, name: str) -> bool:
-    """Whether an option stands on the command line, rather than having its default."""
-    return context.get_parameter_source(name) is not ParameterSource.DEFAULT
-
-
-@cli.command()
-@click.argument("run", metavar="RUN", type=PathType())
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
-@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
-@click.option(
-    "--codes",
-    metavar="FILE.npy",
-    type=PathType(),
-    help="Save the codes, float32 (N, latent), one row per image; FILE.images.json names the images.",
-)
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
-def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | None, device: str) -> int:
-    """Reconstruct your own images with the model of RUN; exit code 1 if some cannot be used.
-
-    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
-    resized as in RUN's training, and saved beside its reconstruction.
-    """
-    from fastae.tools.reconstruct import reconstruct_files
-
-    return reconstruct_files(run, images, out, codes, device)
-
-
-@cli.command()
-@click.argument("run", metavar="RUN", type=PathType())
-@click.option(
-    "--format",
-    "kind",
-    required=True,
-    type=click.Choice(["onnx", "torch"]),
-    help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
-)
-@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
-def export(run: Path, kind: str, out: Path) -> None:
-    """Write RUN's encoder and decoder as files that need no fastae.
-
-    Each is compared with the trained model before it is written; model.json beside them describes their
-    inputs, outputs and training.
-    """
-    from fastae.tools.export import export as write
-
-    write(run, kind, out)
-
-
-@cli.command()
-@click.argument("folder", metavar="DIR", type=PathType(str))
-@click.option("--deep", is_flag=True, help="Decode every file as well.")
-@click.option("--crop", type=click.IntRange(min=1), help="Side that images must have at least.")
-@click.option(
-    "--json", "report", metavar="FILE", type=PathType(str), help="Write the findings as JSON; - is stdout."
-)
-def check(folder: str, deep: bool, crop: int | None, report: str | None) -> int:
-    """Find the files of a data set that cannot be trained on; exit code 1 if there are any."""
-    from fastae.tools.dataset import check_folder
-
-    return check_folder(folder, deep=deep, crop=crop, report=report)
-
-
-@cli.group()
-def prepare() -> None:
-    """Bring a data set into the form that training takes."""
-
-
-@prepare.command()
-@click.argument("source", metavar="SOURCE", type=PathType())
-@click.option("--out", required=True, metavar="DIR", type=PathType(), help="Target folder.")
-@click.option(
-    "--count", default=202_599, show_default=True, help="Images that there should be, by any names."
-)
-def celeba(source: Path, out: Path, count: int) -> int:
-    """Bring CelebA into one form, with the official split, and verify it.
-
-    SOURCE is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
-    folder, or a folder of Hugging Face's parquet files (needs pyarrow). The same command resumes where it was
-    stopped. Exit code 1 if images are missing or faulty.
-    """
-    from fastae.tools.dataset import prepare_and_report
-
-    return prepare_and_report(source, out, count)
-
-
-class WatchingCommand(click.Command):
-    """A command whose arguments after -- are another program's command line, whatever they look like."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            end = args.index("--")
-            args, ctx.obj = args[:end], tuple(args[end + 1 :])
-        return super().parse_args(ctx, args)
-
-
-@cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] RUN | [OPTIONS] -- COMMAND ...")
-@click.argument("run", metavar="", required=False, type=PathType())
-@click.option("--json", "as_json", is_flag=True, help="RUN's report as JSON.")
-@click.option("--out", metavar="DIR", type=PathType(), help="Files of COMMAND's report.")
-@click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings per second.")
-@click.pass_obj
-def gpu(
-    command: tuple[str, ...] | None,
-    run: Path | None,
-    as_json: bool,
-    out: Path | None,
-    gpu_sample_hz: float,
-) -> int:
-    """Show how busy a RUN kept GPU and CPU, or run COMMAND and show how busy it keeps them.
-
-    To watch the GPUs live, use nvitop.
-    """
-    from fastae.monitor.command import gpu_command
-
-    return gpu_command(run, command, as_json=as_json, out=out, hz=gpu_sample_hz)
-
-
 @cli.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=PathType())
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
-@click.option("--out", metavar="FILE", type=PathType(), help="Default: DIR/report.html.")
+@click.option("--out", metavar="FILE", type=PathType(), help="Page to write. Default: DIR/report.html.")
 @click.option(
-    "--data",
-    metavar="DIR",
-    type=PathType(str),
-    help="The runs' images, for PSNR, SSIM, reconstructions. Default: $FASTAE_DATA, else synthetic faces.",
-)
+    "--data", metavar="DIR", type=PathType(str),
+    help="The images of the runs, for reconstructions, PSNR and SSIM. Default: $FASTAE_DATA, else the "
+    "synthetic faces.",
+)  # fmt: skip
 def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:
-    """Compare finished runs: curves, reconstructions, numbers and the answer, in one HTML file.
+    """Compare runs on one HTML page.
 
-    DIR is a run's folder, or one that holds runs, such as a sweep's.
+    DIR is a run's folder, or one that holds runs, such as a sweep's. The page has curves, reconstructions and
+    numbers, and says which loss ends lowest; a single run has a page of its own.
     """
     from fastae.report.make import make_report
 
@@ -222,28 +117,145 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | 
 
 
 @cli.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def doctor(as_json: bool) -> int:
-    """Show what this machine will do, and what to fix; exit code 1 if training is impossible."""
+@click.argument("run", metavar="RUN", type=PathType())
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
+@click.option(
+    "--codes", metavar="FILE.npy", type=PathType(),
+    help="Save the codes, float32 (N, latent), one row per image; FILE.images.json names the images.",
+)  # fmt: skip
+@click.option(
+    "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
+)
+def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | None, device: str) -> int:
+    """Reconstruct your own images with the model of RUN.
+
+    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
+    resized as in RUN's training, and saved beside its reconstruction. Exit code 1 if some cannot be used.
+    """
+    from fastae.tools.reconstruct import reconstruct_files
+
+    return reconstruct_files(run, images, out, codes, device)
+
+
+@cli.command()
+@click.argument("run", metavar="RUN", type=PathType())
+@click.option(
+    "--format", "kind", required=True, type=click.Choice(["onnx", "torch"]),
+    help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
+)  # fmt: skip
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
+def export(run: Path, kind: str, out: Path) -> None:
+    """Write RUN's encoder and decoder as ONNX or PyTorch files.
+
+    They need no fastae. Each is compared with the trained model before it is written; model.json beside them
+    describes their inputs, outputs and training.
+    """
+    from fastae.tools.export import export as write
+
+    write(run, kind, out)
+
+
+@cli.group()
+def prepare() -> None:
+    """Convert a data set to what training takes."""
+
+
+@prepare.command()
+@click.argument("source", metavar="SOURCE", type=PathType())
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="Target folder.")
+@click.option("--count", default=202_599, show_default=True, help="Number of images expected.")
+def celeba(source: Path, out: Path, count: int) -> int:
+    """Make a folder of JPEGs from any copy of CelebA.
+
+    SOURCE is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
+    folder, or a folder of Hugging Face's parquet files (needs pyarrow). The official split is kept, and every
+    image is checked. The same command resumes where it was stopped. Exit code 1 if images are missing or
+    faulty.
+    """
+    from fastae.tools.dataset import prepare_and_report
+
+    return prepare_and_report(source, out, count)
+
+
+@cli.command()
+@click.argument("folder", metavar="DIR", type=PathType(str))
+@click.option("--deep", is_flag=True, help="Decode every file as well, as training does.")
+@click.option(
+    "--crop", type=click.IntRange(min=1), help="The --crop of the training: the least side of an image."
+)
+@click.option(
+    "--json", "report", metavar="FILE", type=PathType(str), help="Write the findings as JSON; - is stdout."
+)
+def check(folder: str, deep: bool, crop: int | None, report: str | None) -> int:
+    """Find files of a data set that cannot be used.
+
+    DIR is the folder of JPEGs. Exit code 1 if any cannot be trained on.
+    """
+    from fastae.tools.dataset import check_folder
+
+    return check_folder(folder, deep=deep, crop=crop, report=report)
+
+
+class WatchingCommand(click.Command):
+    """A command whose arguments after -- are another program's command line."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if "--" in args:
+            end = args.index("--")
+            args, ctx.obj = args[:end], tuple(args[end + 1 :])
+        return super().parse_args(ctx, args)
+
+
+@cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] RUN | [OPTIONS] -- COMMAND ...")
+@click.argument("run", metavar="", required=False, type=PathType())
+@click.option("--json", "as_json", is_flag=True, help="Print RUN's report as JSON.")
+@click.option(
+    "--out", metavar="DIR", type=PathType(), help="Write COMMAND's report and plot into this folder."
+)
+@click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings per second.")
+@click.pass_obj
+def gpu(
+    command: tuple[str, ...] | None, run: Path | None, as_json: bool, out: Path | None, gpu_sample_hz: float
+) -> int:
+    """Show how busy a RUN kept GPU and CPU.
+
+    With -- COMMAND, run any program and show how busy it keeps them. To watch the GPUs live, use nvitop.
+    """
+    from fastae.monitor.command import gpu_command
+
+    return gpu_command(run, command, as_json=as_json, out=out, hz=gpu_sample_hz)
+
+
+@cli.command()
+def doctor() -> int:
+    """Show what this machine can do, and what to fix.
+
+    Exit code 1 if training is impossible.
+    """
     from fastae.tools.doctor import examine
 
-    return examine(as_json=as_json)
+    return examine()
 
 
 @cli.group()
 def cache() -> None:
-    """What fastae keeps on disk to start faster: decoded data sets, faces, checks."""
+    """List or clear what is kept to start faster.
+
+    The cache holds decoded data sets, the synthetic faces, and which files were checked.
+    """
 
 
 cache_dir_option = click.option(
-    "--cache-dir", metavar="DIR", type=PathType(str), help="Default: $FASTAE_CACHE, else the user's."
-)
+    "--cache-dir", metavar="DIR", type=PathType(str),
+    help="Cache folder. Default: $FASTAE_CACHE, else ~/.cache/fastae.",
+)  # fmt: skip
 
 
 @cache.command("list")
 @cache_dir_option
 def list_cache(cache_dir: str | None) -> None:
-    """List the cache's entries: size, last use, name, data."""
+    """List the entries: size, last use, name, data."""
     from datetime import datetime
 
     from fastae.utils.cache import cache_folder, entries
@@ -263,11 +275,12 @@ def list_cache(cache_dir: str | None) -> None:
 @cache_dir_option
 @click.option("--yes", is_flag=True, help="Do not ask before removing everything.")
 def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
-    """Remove the entry NAME, or all of them; they are made again when needed.
+    """Remove the entry NAME, or all entries.
 
-    Only folders with fastae's own marker (entry.json) are removed. Exit code 1 if an entry is being built.
+    They are made again when needed. Only folders with fastae's own marker (entry.json) are removed. Exit code
+    1 if an entry is being built.
     """
-    from fastae.utils.cache import cache_folder, clear, entries
+    from fastae.utils.cache import cache_folder, entries, remove
     from fastae.utils.console import log, printable
 
     folder = cache_folder(cache_dir)
@@ -275,15 +288,10 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     if name and not chosen:
         raise FastaeError(f"{str(folder)!r} has no entry {name!r}: fastae cache list shows their names")
     size = sum(entry.size for entry in chosen)
-    if chosen and not name and not yes:
-        if not sys.stdin.isatty():
-            raise FastaeError(
-                "name an entry, or remove all of them with --yes: there is no terminal to ask on"
-            )
-        question = f"Remove {len(chosen)} entries, {size / 1e6:,.1f} MB, from {printable(str(folder))}?"
-        if not click.confirm(question):
-            return 1
-    kept = clear(chosen)
+    question = f"Remove {len(chosen)} entries, {size / 1e6:,.1f} MB, from {printable(str(folder))}?"
+    if chosen and not name and not yes and not click.confirm(question):
+        return 1
+    kept = [entry for entry in chosen if not remove(entry)]
     for entry in kept:
         log(f"kept {entry.name}: another process is building it")
     log(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
@@ -296,7 +304,9 @@ def main() -> None:
     try:
         code = run_command()
         sys.stdout.flush()
-    except OutputError as error:
+    except OSError as error:
+        if error.filename is not None or error.errno not in WRITE_ERRORS:
+            raise
         discard_output()
         # A reader that has seen enough (`| head`) is no news.
         code = 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)

@@ -16,7 +16,7 @@ from fastae.utils.paths import require_path
 
 
 class PathType(click.Path):
-    """A file or folder that need not exist, as `kind`. Raises FastaeError for what cannot be a path."""
+    """A file or folder that need not exist, as str or Path. Raises FastaeError for what cannot be a path."""
 
     def __init__(self, kind: type[str] | type[Path] = Path) -> None:
         super().__init__(path_type=kind)
@@ -25,6 +25,13 @@ class PathType(click.Path):
         name = param.opts[0] if param else "path"
         require_path(os.fspath(value), name if name.startswith("-") else name.upper())
         return super().convert(value, param, ctx)
+
+
+class InOrder(click.Group):
+    """Lists its commands in the order in which they are defined."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
 
 
 class GroupedCommand(click.Command):
@@ -51,7 +58,7 @@ class GroupedOption(click.Option):
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
     """A decorator that adds one option for each field of the dataclass `config`.
 
-    Booleans become `--name/--no-name`. A default of None is shown by the help text alone.
+    Booleans become `--name/--no-name`. What a default of None means is part of the help text.
     """
     types = typing.get_type_hints(config)
 
@@ -67,7 +74,9 @@ def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
 def _option(entry: dataclasses.Field, annotation: object) -> Callable:
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     kind: Any = kinds[0] if kinds else annotation
-    choices = entry.metadata["choices"]
+    choices, text = entry.metadata["choices"], entry.metadata["help"]
+    if kind is bool and entry.default is not None:  # else click would show --name or --no-name
+        text += f"  [default: {'on' if entry.default else 'off'}]"
     name = flag(entry.name)
     return click.option(
         f"{name}/--no-{name[2:]}" if kind is bool else name,
@@ -76,7 +85,7 @@ def _option(entry: dataclasses.Field, annotation: object) -> Callable:
         group=entry.metadata["group"],
         type=click.Choice(choices) if choices else None if kind is bool else kind,
         default=entry.default,
-        show_default=entry.default is not None,
-        help=entry.metadata["help"],
+        show_default=entry.default is not None and kind is not bool,
+        help=text,
         metavar=entry.metadata["metavar"],
     )

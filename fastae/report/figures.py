@@ -1,7 +1,7 @@
 """The report's figures, each drawn once: curves as SVG on a transparent ground, rows of images as PNG.
 
-Hue is the reduction (Okabe and Ito's, which colour-blind readers tell apart), dashes are the element. On a
-dark page the style sheet inverts a chart's lightness.
+Hue is the reduction (Okabe and Ito's palette, which colour-blind readers can tell apart), dashes are the
+element. On a dark page the style sheet inverts a chart's lightness.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
-from PIL import Image
 
-from fastae.report.quality import Gallery, Row
 from fastae.report.runs import Series
+from fastae.utils.pictures import encode_png
 
 SMOOTHING = 0.95
 """The article's, as TensorBoard does it."""
@@ -31,22 +30,20 @@ WIDTHS = {"minibatch": 3.4, "pixel": 2.2, "sample": 1.1}
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT = 5.6, 3.6
-"""Inches. Small, so that a phone, which shrinks it to its width, leaves the text readable."""
-
-POINTS = 250
-"""Of a curve, each the lowest and the highest of a stretch: there are no more pixels than that."""
+"""Inches: small, so that the text stays readable when a phone shrinks the figure to its width."""
 
 FEW = 60
-"""Points of a curve below which each is marked."""
+"""Curves of fewer points have a marker at each."""
 
 PIXELS = 128
-"""The least side of an image that is shown: smaller ones are enlarged."""
+"""The least side at which an image is shown: smaller ones are enlarged."""
 
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
     "svg.fonttype": "none",  # text stays text: it can be searched, and has the page's fonts
     "svg.hashsalt": "fastae",  # the same figure is the same file
+    "path.simplify_threshold": 1.0,  # a million noisy points take 30 kB
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GRID,
@@ -58,9 +55,9 @@ SETTINGS: dict[Any, Any] = {
 
 
 def draw_curves(curves: Sequence[tuple[str, Series]], smoothing: float = 0.0) -> bytes:
-    """An SVG of loss_index by iteration on a logarithmic axis; curves: (loss, values) of each run.
+    """An SVG of loss_index by iteration on a logarithmic axis. curves: the loss and the values of each run.
 
-    smoothing: TensorBoard's, the raw curve faint behind it; 0 draws the values themselves.
+    smoothing: TensorBoard's, with the raw curve faint behind it; 0 draws the values themselves.
     """
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(WIDTH, HEIGHT), dpi=96, layout="constrained")
@@ -70,15 +67,14 @@ def draw_curves(curves: Sequence[tuple[str, Series]], smoothing: float = 0.0) ->
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         named: set[str] = set()
         for loss, series in curves:
-            _draw_curve(axes, loss, series, smoothing, "" if loss in named else loss)
+            _draw_curve(axes, loss, series, smoothing, is_first=loss not in named)
             named.add(loss)
         axes.set_xlabel("iteration")
         axes.set_xlim(0, max((int(series.steps[-1]) for _, series in curves if len(series)), default=1) or 1)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(short))
         if any((series.finite().values > 0).any() for _, series in curves):
-            axes.set_yscale("log", nonpositive="mask")
-            _log_ticks(axes)
+            _scale_log(axes)
         axes.yaxis.set_major_formatter(FuncFormatter(short))
         if len(named) > 1:
             figure.legend(
@@ -88,39 +84,19 @@ def draw_curves(curves: Sequence[tuple[str, Series]], smoothing: float = 0.0) ->
 
 
 def smooth(values: np.ndarray, weight: float = SMOOTHING) -> np.ndarray:
-    """TensorBoard's smoothing: an exponential moving average, divided by the weight that it has gathered.
+    """An exponential moving average, (n,), as TensorBoard's scalar chart draws it.
 
-    As its scalar chart does: s = weight * s + (1 - weight) * value from s = 0, shown as
-    s / (1 - weight^n) for the n-th value; values that are no number are shown as they are and not averaged;
-    a constant series is left alone.
+    s = weight * s + (1 - weight) * value from s = 0, shown as s / (1 - weight^n) for the n-th value. Values
+    that are not finite are kept and not averaged; a constant series is left alone.
     """
-    constant = len(values) > 0 and bool((values == values[0]).all())
-    smoothed = np.array(values, dtype=np.float64)
-    average, count = 0.0, 0
-    for place, value in enumerate(smoothed):
-        if constant or not np.isfinite(value):
-            continue
-        average = weight * average + (1 - weight) * value
-        count += 1
+    smoothed = values.astype(np.float64)
+    if (values == values[:1]).all():
+        return smoothed
+    average = 0.0
+    for count, place in enumerate(np.flatnonzero(np.isfinite(values)), start=1):
+        average = weight * average + (1 - weight) * values[place]
         smoothed[place] = average / (1 - weight**count)
     return smoothed
-
-
-def thin(series: Series) -> Series:
-    """At most 2 * POINTS points that draw the same noisy line: each stretch's lowest and highest.
-
-    One with values that are no number, at which the line breaks, is left as it is.
-    """
-    if len(series) <= 2 * POINTS or not np.isfinite(series.values).all():
-        return series
-    kept = sorted(
-        {
-            int(stretch[place])
-            for stretch in np.array_split(np.arange(len(series)), POINTS)
-            for place in (series.values[stretch].argmin(), series.values[stretch].argmax())
-        }
-    )
-    return Series(series.steps[kept], series.values[kept])
 
 
 def short(value: float, _: object = None) -> str:
@@ -131,30 +107,27 @@ def short(value: float, _: object = None) -> str:
     return f"{value:.3g}"
 
 
-def draw_strip(row: Row) -> bytes:
-    """A PNG of the original and its reconstructions side by side, with transparent gaps."""
-    return _png(_strip(row))
+def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
+    """A PNG of rows of pictures, each uint8 (L, S, S, 3), side by side with transparent gaps."""
+    return encode_png(np.concatenate(list(map(_strip, rows))))
 
 
-def draw_gallery(gallery: Gallery) -> bytes:
-    """A PNG of all rows of a gallery."""
-    return _png(np.concatenate([_strip(row) for rows in gallery.groups.values() for row in rows]))
-
-
-def _draw_curve(axes: Axes, loss: str, series: Series, smoothing: float, label: str) -> None:
+def _draw_curve(axes: Axes, loss: str, series: Series, smoothing: float, is_first: bool) -> None:
+    """is_first: further seeds of a loss are thin, and not in the legend."""
     reduction, element = loss.split("_")
     style: dict[str, Any] = {"color": HUES[reduction], "linestyle": DASHES[element]}
-    style["linewidth"] = WIDTHS[reduction] if label else 0.8
+    style["linewidth"] = WIDTHS[reduction] if is_first else 0.8
+    values = series.values
     if smoothing:
-        raw = thin(series)
-        axes.plot(raw.steps, raw.values, color=HUES[reduction], linewidth=0.6, alpha=0.25, zorder=1)
-        series = Series(series.steps, smooth(series.values, smoothing))
-    series = thin(series)
-    marker = "o" if len(series) < FEW and not smoothing else ""
-    axes.plot(series.steps, series.values, marker=marker, markersize=4, label=label or "_", **style)
+        axes.plot(series.steps, values, color=HUES[reduction], linewidth=0.8, alpha=0.3, zorder=1)
+        values = smooth(values, smoothing)
+    if len(series) < FEW and not smoothing:
+        style |= {"marker": "o", "markersize": 4, "clip_on": False}
+    axes.plot(series.steps, values, label=loss if is_first else "_", **style)
 
 
-def _log_ticks(axes: Axes) -> None:
+def _scale_log(axes: Axes) -> None:
+    axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     decades = np.log10(high) - np.log10(low)
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
@@ -163,22 +136,16 @@ def _log_ticks(axes: Axes) -> None:
     axes.tick_params(which="minor", length=0)
 
 
-def _strip(row: Row) -> np.ndarray:
-    """uint8 (S, W, 4)."""
-    scale = -(-PIXELS // row.pictures.shape[1])
-    pictures = row.pictures.repeat(scale, axis=1).repeat(scale, axis=2)
+def _strip(pictures: np.ndarray) -> np.ndarray:
+    """uint8 (L, S, S, 3) -> (S, W, 4)."""
+    scale = -(-PIXELS // pictures.shape[1])
+    pictures = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
     opaque = np.concatenate([pictures, np.full_like(pictures[..., :1], 255)], axis=-1)
     return np.concatenate(list(np.pad(opaque, ((0, 0), (0, 0), (2, 2), (0, 0)))), axis=1)
 
 
-def _png(pixels: np.ndarray) -> bytes:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, format="png", optimize=True)
-    return file.getvalue()
-
-
 def _svg(figure: Figure) -> bytes:
-    """Without the prologue, which names addresses that nobody needs to look up."""
+    """The figure without a prologue, which would name addresses on the web."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     written = file.getvalue().decode()

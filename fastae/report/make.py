@@ -11,9 +11,9 @@ import numpy as np
 
 from fastae.errors import FastaeError
 from fastae.report.compare import compare
-from fastae.report.figures import SMOOTHING, draw_curves, draw_gallery, draw_strip, short, smooth
+from fastae.report.figures import SMOOTHING, draw_curves, draw_strips, short, smooth
 from fastae.report.page import Chart, Page, render
-from fastae.report.quality import make_gallery, measure, read_samples
+from fastae.report.quality import make_gallery, measure
 from fastae.report.runs import Run, Series, find_runs
 from fastae.report.tables import answer, commands, hours, settings, table
 from fastae.utils.console import log, printable, track
@@ -22,68 +22,65 @@ from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
 
 PAGE = "report.html"
-SUFFIXES = (".html", ".htm")
 
 
 def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
     """Writes the page and its figures; returns the page's path.
 
     folders: runs, or folders with runs one or two levels below. out: the page; by default report.html in the
-    one folder that was named, or in the one that holds all that were. The figures go into a folder beside it,
-    named as it is. data: the folder of the runs' images, as `measure` takes it.
+    folder, or in the one that holds all of several folders. The figures go into a folder beside the page, of
+    the same name. data: the folder of the runs' images, as `measure` takes it.
 
     Raises FastaeError for a user's mistake.
     """
-    out = _place(folders, out)
+    out = _choose_out(folders, out)
     runs, warnings = find_runs(folders)
     page, figures = _page(runs, warnings, data, [*map(str, folders), *(["--data", data] if data else [])])
     _write(out, render(page), figures)
     for warning in page.warnings:
-        log(f"warning   {printable(warning)}")
-    log(f"answer    {page.headline}")
-    log(f"report    {out}, and its figures in {out.with_suffix('')}")
+        log(f"warning   {printable(warning)}", "yellow")
+    log(f"answer    {page.headline}", "bold")
+    log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
     return out
 
 
 def _page(
     runs: Sequence[Run], warnings: Sequence[str], data: str | None, arguments: Sequence[str]
 ) -> tuple[Page, dict[str, bytes]]:
-    """The page, and the figures in it by the name of their file."""
+    """The page, and its figures by file name."""
     comparison = compare(runs)
-    measured, reasons = measure(track(runs, "reconstructing"), choose_device("auto"), data)
-    shown = measured or {run.path: samples for run in runs if (samples := read_samples(run))}
-    gallery = make_gallery([*comparison.compared, *(r for r in runs if r not in comparison.compared)], shown)
-    charts = tuple(_charts(runs))
+    measured, unmeasured = measure(track(runs, "reconstructing"), choose_device("auto"), data)
+    gallery = make_gallery([*comparison.compared, *runs], measured)
+    charts = _charts(runs)
     headline, sentences = answer(comparison)
+    head, rows = table(runs, measured, comparison)
     differing, common = settings(runs)
-    groups = gallery.groups.items() if gallery else ()
     page = Page(
-        single=len(runs) == 1,
+        is_single=len(runs) == 1,
+        has_seeds=len(runs) > len({run.loss for run in runs}),
         headline=headline,
         sentences=sentences,
         made=time.strftime("%-d %B %Y, %H:%M"),
         version=__version__,
-        warnings=(
-            *warnings,
-            *(f"{run.name}: {mark}" for run in runs for mark in comparison.marks[run.path]),
-            *reasons,
-        ),
+        warnings=[*warnings, *comparison.warnings, *unmeasured],
         charts=charts,
         gallery=gallery,
-        strips={kind: tuple(map(draw_strip, rows)) for kind, rows in groups},
-        recomputed=bool(measured),
-        rows=tuple(table(runs, measured, comparison)),
-        hours=tuple(hours(runs)),
+        head=head,
+        rows=rows,
+        hours=list(hours(runs)),
         differing=differing,
         common=common,
-        commands=tuple(commands(runs, arguments)),
+        commands=list(commands(runs, arguments)),
     )
     figures = {f"{chart.name}.svg": chart.svg for chart in charts}
-    return page, figures | ({"reconstructions.png": draw_gallery(gallery)} if gallery else {})
+    if gallery:
+        shown = [row.pictures for rows in gallery.groups.values() for row in rows]
+        figures["reconstructions.png"] = draw_strips(shown)
+    return page, figures
 
 
 def _charts(runs: Sequence[Run]) -> list[Chart]:
-    """The article's first figure, and held-out images beside it; those that have anything to show."""
+    """The article's first figure, and held-out images beside it; without those that have nothing to show."""
     charts = []
     for name, title, smoothing, curves in (
         ("train", "Training batches", SMOOTHING, [(run.loss, run.train) for run in runs]),
@@ -102,15 +99,14 @@ def _end(series: Series, smoothing: float) -> str:
     return short(float(shown[np.isfinite(shown)][-1]))
 
 
-def _place(folders: Sequence[Path], out: Path | None) -> Path:
+def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
     if out is None:
-        known = [folder for folder in folders if folder.is_dir()]  # the others are refused by `find_runs`
-        above = Path(os.path.commonpath([folder.absolute() for folder in known])) if known else Path()
-        return (folders[0] if len(folders) == 1 else above) / PAGE
-    if out.suffix.lower() not in SUFFIXES:
-        raise FastaeError(
-            f"--out {str(out)!r} must end in .html: its figures go into a folder named without it"
-        )
+        if len(folders) == 1:
+            return folders[0] / PAGE
+        known = [folder.absolute() for folder in folders if folder.is_dir()]  # `find_runs` refuses the others
+        return (Path(os.path.commonpath(known)) if known else Path()) / PAGE
+    if out.suffix.lower() not in (".html", ".htm"):
+        raise FastaeError(f"--out {str(out)!r} must end in .html: its figures go into a folder of that name")
     if out.is_dir():
         raise FastaeError(f"--out {str(out)!r} is a folder: name a file in it")
     return out

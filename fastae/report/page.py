@@ -1,20 +1,17 @@
-"""The report as one HTML file, with every figure inside as a data URI: nothing is loaded from elsewhere.
-
-Jinja escapes all that it is given.
-"""
+"""The report as one HTML file, with every figure inside as a data URI: nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fastae.losses import loss_index
-from fastae.report.figures import SMOOTHING, short
+from fastae.report.figures import SMOOTHING, draw_strips, short
 from fastae.report.quality import Gallery
-from fastae.report.tables import HEAD, TableRow
+from fastae.report.tables import TableRow
 
 
 @dataclass(frozen=True)
@@ -29,27 +26,27 @@ class Chart:
 
 @dataclass(frozen=True)
 class Page:
-    """What template.html.j2 shows. strips: the gallery's rows as PNGs, by group.
+    """What template.html.j2 shows, as text that it escapes.
 
-    single: whether it is of one run. recomputed: whether from the images, not from sample sheets.
+    is_single: whether it is of one run. has_seeds: whether a loss has several runs.
     differing, common: settings as (name, value).
     """
 
-    single: bool
+    is_single: bool
+    has_seeds: bool
     headline: str
-    sentences: tuple[str, ...]
+    sentences: Sequence[str]
     made: str
     version: str
-    warnings: tuple[str, ...]
-    charts: tuple[Chart, ...]
+    warnings: Sequence[str]
+    charts: Sequence[Chart]
     gallery: Gallery | None
-    strips: Mapping[str, tuple[bytes, ...]]
-    recomputed: bool
-    rows: tuple[TableRow, ...]
-    hours: tuple[str, ...]
-    differing: tuple[tuple[str, str], ...]
-    common: tuple[tuple[str, str], ...]
-    commands: tuple[str, ...]
+    head: Sequence[str]
+    rows: Sequence[TableRow]
+    hours: Sequence[str]
+    differing: Sequence[tuple[str, str]]
+    common: Sequence[tuple[str, str]]
+    commands: Sequence[str]
 
 
 def render(page: Page) -> bytes:
@@ -60,9 +57,13 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"uri": _data_uri, "error": lambda error: short(loss_index(error))}
-    text = environment.get_template("template.html.j2").render(page=page, head=HEAD, smoothing=SMOOTHING)
-    # A stray byte in a path comes as a surrogate, which UTF-8 cannot write.
+    environment.filters |= {
+        "svg": lambda svg: _data_uri(svg, "image/svg+xml"),
+        "strip": lambda row: _data_uri(draw_strips([row.pictures]), "image/png"),
+        "error": lambda error: short(loss_index(error)),
+    }
+    text = environment.get_template("template.html.j2").render(page=page, smoothing=SMOOTHING)
+    # A stray byte in a path is a surrogate here, which UTF-8 cannot encode.
     return text.encode("utf-8", "backslashreplace")
 
 

@@ -1,16 +1,13 @@
-"""Reconstructions of held-out images, their errors, PSNR and SSIM.
+"""Each run's model on its held-out images, in float32: reconstructions, their errors, PSNR and SSIM.
 
-With the images, which the user names, from the checkpoints in float32; without them from the sample sheets
-that the runs drew, 16 images each. A folder that config.json names is not opened: anybody may have written
-it, and the page shows what is read.
+The images come from the folder that the user names, never from one that config.json names: anybody may have
+written that file, and the page shows what is read.
 """
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -20,6 +17,7 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from fastae.data import CropResize, faces, load_images
+from fastae.data.check import FileFault
 from fastae.data.folder import name_below
 from fastae.data.manifest import Manifest
 from fastae.data.source import VARIABLE, open_source
@@ -31,7 +29,6 @@ from fastae.runs.loaded_model import load_model
 from fastae.training.evaluate import reconstruct
 from fastae.training.session import spread
 from fastae.utils.device import Precision
-from fastae.utils.pictures import read_sheet
 
 FLOAT32 = Precision(None, "float32")
 
@@ -39,37 +36,34 @@ MAX_SIDE, MAX_SET = 1024, 1 << 32
 """Pixels, and bytes of one data set's held-out images as float32: config.json may claim any size."""
 
 MAX_BATCH = 64 * 128 * 128
-"""Pixels, of one channel, that go through the model at once."""
-
-TRIES = 8
-"""The last sample sheets that are tried."""
+"""Pixels of one channel that go through the model at once."""
 
 SHOWN = 3
-"""Images of each of the groups best, median, worst."""
+"""Images in each of the groups best, median and worst."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """names: of the files, without the folder's. images: float32 (N, 3, S, S) in [0, 1]."""
+    """names: of the files, without the data folder's. images: float32 (N, 3, S, S) in [0, 1]."""
 
     names: tuple[str, ...]
     images: Tensor
 
 
 @dataclass(frozen=True)
-class Reconstructions:
-    """Of one run at `iteration`: originals and pictures uint8 (N, S, S, 3), errors mean squared (N,).
+class Measurement:
+    """A run's model at `iteration` on its held-out images.
 
-    psnr (dB, of a peak of 1), ssim (in [-1, 1]): means over the images; nan for those of a sample sheet.
+    reconstructions: uint8 (N, S, S, 3). errors: mean squared, (N,). psnr (dB, of a peak of 1), ssim (in
+    [-1, 1]): means over the images.
     """
 
     iteration: int
-    names: tuple[str, ...]
-    originals: np.ndarray
-    pictures: np.ndarray
+    held_out: HeldOut
+    reconstructions: np.ndarray
     errors: np.ndarray
-    psnr: float = math.nan
-    ssim: float = math.nan
+    psnr: float
+    ssim: float
 
 
 @dataclass(frozen=True)
@@ -86,50 +80,82 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """columns: the runs, one a loss. groups: "best" and so on -> rows. count: images they are chosen from."""
+    """columns: the runs, one per loss. groups: "best" and so on -> rows. count: images to choose from."""
 
     columns: tuple[Run, ...]
     iterations: tuple[int, ...]
-    groups: Mapping[str, tuple[Row, ...]]
+    groups: Mapping[str, Sequence[Row]]
     count: int
 
 
 def measure(
     runs: Iterable[Run], device: torch.device, data: str | None = None
-) -> tuple[dict[Path, Reconstructions], list[str]]:
-    """By a run's folder, what its checkpoint makes of its held-out images; and why some have none, in lines.
+) -> tuple[dict[Path, Measurement], list[str]]:
+    """Measurements by run folder, and warnings about runs that have none.
 
-    data: the user's folder of the runs' images; None for $FASTAE_DATA, or else the synthetic faces.
+    data: the folder of the runs' images; None for $FASTAE_DATA, else the synthetic faces.
     """
-    found: dict[Path, Reconstructions] = {}
-    loaded: dict[tuple[object, ...], HeldOut] = {}
-    reasons: dict[str, None] = {}
+    found: dict[Path, Measurement] = {}
+    opened: dict[tuple[object, ...], HeldOut] = {}
+    warnings: list[str] = []
     for run in runs:
         try:
-            model = load_model(run.path, device)
-            held_out = _held_out(run, data, device, loaded)
-            chunks = held_out.images.split(max(1, MAX_BATCH // held_out.images.shape[-1] ** 2))
-            pictures = torch.cat([reconstruct(model.model, chunk, FLOAT32) for chunk in chunks])
-            found[run.path] = judge(held_out, pictures, model.iteration)
+            loaded = load_model(run.path, device)
+            config, manifest = run.config, RunFolder(run.path).manifest()
+            key = (manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
+            if key not in opened:
+                opened[key] = open_held_out(run, manifest, data, device, warnings.append)
+            chunks = opened[key].images.split(max(1, MAX_BATCH // config.image_size**2))
+            reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
+            found[run.path] = judge(opened[key], reconstructions, loaded.iteration)
         except (FastaeError, OSError) as error:
-            reasons[f"no PSNR and SSIM: {error}"] = None
-    return found, list(reasons)
+            warnings.append(f"no reconstructions, PSNR and SSIM: {error}")
+    return found, list(dict.fromkeys(warnings))
 
 
-def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Reconstructions:
+def open_held_out(
+    run: Run, manifest: Manifest, data: str | None, device: torch.device, warn: Callable[[str], None]
+) -> HeldOut:
+    """The images that the run was evaluated on; a file that cannot be decoded is replaced as in training.
+
+    Raises FastaeError.
+    """
+    config = run.config
+    if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
+        where = run.text("data", "folder")
+        raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
+    folder, _ = open_source(data, config.crop, manifest=manifest)
+    indices = spread(range(len(folder.held_out)), config.eval_images)
+    size = len(indices) * 3 * 4 * config.image_size**2
+    if config.image_size > MAX_SIDE or size > MAX_SET:
+        raise FastaeError(
+            f"{len(indices):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too much"
+        )
+    replaced: dict[str, str] = {}
+
+    def on_replaced(bad: FileFault, substitute: str) -> None:
+        replaced[bad.path] = substitute
+        warn(f"{bad.path}: {bad.fault.value}; replaced by {substitute}")
+
+    crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
+    images = load_images(folder.held_out, crop_resize, device, indices=indices, on_replaced=on_replaced)
+    paths = [folder.held_out[index] for index in indices]
+    while replaced.keys() & set(paths):  # a replacement may have been replaced in turn
+        paths = [replaced.get(path, path) for path in paths]
+    return HeldOut(tuple(name_below(folder.root, path) for path in paths), images)
+
+
+def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Measurement:
     """reconstructions: (N, 3, S, S) in [0, 1], on the images' device."""
     errors = squared_error(reconstructions, held_out.images).mean(dim=(1, 2, 3)).double().cpu().numpy()
-    originals, pictures = (
-        each.float().permute(0, 2, 3, 1).cpu().numpy() for each in (held_out.images, reconstructions)
-    )
-    return Reconstructions(
-        iteration=iteration,
-        names=held_out.names,
-        originals=_as_bytes(originals),
-        pictures=_as_bytes(pictures),
-        errors=errors,
+    pairs = zip(*map(_channels_last, (held_out.images, reconstructions)), strict=True)
+    return Measurement(
+        iteration,
+        held_out,
+        to_bytes(reconstructions),
+        errors,
         psnr=float(np.mean([psnr(error) for error in errors])),
-        ssim=float(np.mean([ssim(*pair) for pair in zip(originals, pictures, strict=True)])),
+        ssim=float(np.mean([ssim(*pair) for pair in pairs])),
     )
 
 
@@ -146,95 +172,49 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
     )  # fmt: skip
 
 
-def read_samples(run: Run) -> Reconstructions | None:
-    """The last sample sheet in the run's own folder; None if no sheet there can be read."""
-    root, side = run.path.resolve(), run.config.image_size
-    for path in sorted((run.path / "samples").glob("*.png"), reverse=True)[:TRIES]:
-        with suppress(OSError, ValueError):
-            if side <= MAX_SIDE and path.resolve().is_relative_to(root):  # a link may lead to anybody's
-                originals, pictures = read_sheet(path, side)
-                errors = [
-                    np.square(a / 255 - b / 255).mean() for a, b in zip(originals, pictures, strict=True)
-                ]
-                names = tuple(f"image {number}" for number in range(1, 1 + len(errors)))
-                return Reconstructions(int(path.stem), names, originals, pictures, np.array(errors))
-    return None
+def make_gallery(runs: Sequence[Run], found: Mapping[Path, Measurement]) -> Gallery | None:
+    """For each loss the first run that has the same held-out images as the first of all.
 
-
-def make_gallery(runs: Sequence[Run], found: Mapping[Path, Reconstructions]) -> Gallery | None:
-    """Of each loss the first run that saw the same images as the first of all. None without any.
-
-    runs: in order, those of most interest first.
+    runs: in order of interest. None if none was measured.
     """
-    shown = [run for run in runs if run.path in found and len(found[run.path].errors)]
+    shown = [run for run in runs if run.path in found]
     if not shown:
         return None
-    first = found[shown[0].path]
+    held_out = found[shown[0].path].held_out
     chosen: dict[str, Run] = {}
     for run in shown:
-        if np.array_equal(found[run.path].originals, first.originals):
+        if found[run.path].held_out is held_out:
             chosen.setdefault(run.loss, run)
     columns = tuple(chosen[loss] for loss in LOSSES if loss in chosen)
-    of_loss = [found[run.path] for run in columns]
-    errors = np.stack([each.errors for each in of_loss])
+    measured = [found[run.path] for run in columns]
+    errors = np.stack([each.errors for each in measured])
+    pictures = np.stack([to_bytes(held_out.images), *(each.reconstructions for each in measured)])
     groups = {
-        kind: tuple(
-            Row(
-                PurePosixPath(first.names[place]).stem,
-                np.stack([first.originals[place], *(each.pictures[place] for each in of_loss)]),
-                errors[:, place],
-            )
+        kind: [
+            Row(PurePosixPath(held_out.names[place]).stem, pictures[:, place], errors[:, place])
             for place in places
-        )
+        ]
         for kind, places in pick(errors.mean(axis=0)).items()
     }
-    return Gallery(columns, tuple(each.iteration for each in of_loss), groups, len(first.names))
+    return Gallery(columns, tuple(each.iteration for each in measured), groups, len(held_out.names))
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:
-    """Places of the best, middle and worst of these (N,), each group from best to worst.
+    """Indices of the best, median and worst of these (N,), each group from best to worst.
 
     If there are too few for three groups, all of them are in one, "all".
     """
-    ranked = [int(place) for place in np.argsort(errors, kind="stable")]
+    ranked = np.argsort(errors, kind="stable").tolist()
     if len(ranked) <= 3 * SHOWN:
         return {"all": ranked}
     middle = (len(ranked) - SHOWN) // 2
-    return {
-        "best": ranked[:SHOWN],
-        "median": ranked[middle : middle + SHOWN],
-        "worst": ranked[-SHOWN:],
-    }
+    return {"best": ranked[:SHOWN], "median": ranked[middle : middle + SHOWN], "worst": ranked[-SHOWN:]}
 
 
-def _held_out(
-    run: Run, data: str | None, device: torch.device, loaded: dict[tuple[object, ...], HeldOut]
-) -> HeldOut:
-    """The run's held-out images, loaded once for all runs on the same ones. Raises FastaeError."""
-    config, manifest = run.config, RunFolder(run.path).manifest()
-    key = (manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
-    if key not in loaded:
-        loaded[key] = _load(run, manifest, data, device)
-    return loaded[key]
+def to_bytes(images: Tensor) -> np.ndarray:
+    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3); what is not finite is black."""
+    return (np.nan_to_num(_channels_last(images)) * 255).round().astype(np.uint8)
 
 
-def _load(run: Run, manifest: Manifest, data: str | None, device: torch.device) -> HeldOut:
-    config = run.config
-    if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
-        where = run.text("data", "folder")
-        raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
-    folder, _ = open_source(data, config.crop, manifest=manifest)
-    paths = spread(folder.held_out, config.eval_images)
-    size = len(paths) * 3 * 4 * config.image_size**2
-    if config.image_size > MAX_SIDE or size > MAX_SET:
-        raise FastaeError(
-            f"{len(paths):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too many to read"
-        )
-    crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
-    names = tuple(name_below(folder.root, path) for path in paths)
-    return HeldOut(names, load_images(paths, crop_resize, device))
-
-
-def _as_bytes(images: np.ndarray) -> np.ndarray:
-    """In [0, 1] -> uint8; what is not finite is black."""
-    return (np.nan_to_num(images) * 255).round().clip(0, 255).astype(np.uint8)
+def _channels_last(images: Tensor) -> np.ndarray:
+    return images.float().permute(0, 2, 3, 1).cpu().numpy()

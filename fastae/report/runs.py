@@ -1,13 +1,12 @@
-"""Run folders, found and read, but for their images and checkpoints.
+"""Run folders, found and read; their images and checkpoints are read elsewhere.
 
-Anybody may have written them: files are opened if they are files, and read within bounds.
+Anybody may have written such a folder, so only regular files are opened, and read within bounds.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -21,26 +20,19 @@ from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.monitor.files import read_report
 from fastae.runs.folder import RunFolder
-from fastae.runs.metrics import NAME, Metrics, read_metrics
+from fastae.runs.metrics import NAME, Metrics, Rows, read_metrics
 from fastae.utils.console import printable
-from fastae.utils.files import require_file
 from fastae.utils.json import nested
 
 CONFIG = "config.json"
 
-MAX_NAN_BYTES = 1 << 24
-"""Of nan.txt: some 200,000 images; what follows is not counted."""
-
 MAX_TEXT = 200
-"""Characters of a text in config.json that are shown."""
-
-MAX_RECORD = 32_768
-"""Bytes of an event; larger ones are pictures and skipped."""
+"""Characters shown of a text in config.json."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values against iterations, which ascend: int64 and float64, both (n,). A value may be nan or inf."""
+    """Values by iteration, which ascends: int64 and float64, both (n,). A value may be nan or inf."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -60,9 +52,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. name: of the folder, with its parent's if two have the same.
+    """One run's folder. name: the folder's, with its parent's if two runs have the same.
 
-    kwh: of the run, by its GPU; None if that is not known, as of several ranks or sessions.
+    kwh: energy of all its GPUs; nan if that is not known.
     """
 
     name: str
@@ -70,7 +62,7 @@ class Run:
     config: TrainConfig
     description: Mapping[str, Any]
     metrics: Metrics
-    kwh: float | None
+    kwh: float
 
     @property
     def loss(self) -> str:
@@ -79,20 +71,20 @@ class Run:
     @property
     def train(self) -> Series:
         """loss_index (MSE x 1e7) of training batches."""
-        return Series(self.metrics.train.iterations, self.metrics.train.values["loss_index"])
+        return _loss_index(self.metrics.train)
 
     @property
     def held_out(self) -> Series:
         """loss_index of the held-out images."""
-        return Series(self.metrics.held_out.iterations, self.metrics.held_out.values["loss_index"])
+        return _loss_index(self.metrics.held_out)
 
     @property
     def iteration(self) -> int:
-        """The last that was logged; 0 if none was."""
+        """The last iteration that was logged; 0 if none was."""
         return max((int(each.steps[-1]) for each in (self.train, self.held_out) if len(each)), default=0)
 
     @property
-    def ended(self) -> bool:
+    def finished(self) -> bool:
         """Whether it reached its iterations or, limited by --minutes, the evaluation that ends it."""
         timed = self.config.minutes is not None and len(self.train) and len(self.held_out)
         return self.iteration >= self.config.iterations or bool(
@@ -100,107 +92,88 @@ class Run:
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and seconds between its log steps, both (n,), by the speed that it logged."""
+        """Images and seconds between log steps, both (n,), from the speed that was logged."""
         rates = self.metrics.train.values["images_per_second"]
         images = np.diff(self.metrics.train.iterations, prepend=0) * float(self.config.batch_size)
         known = np.isfinite(rates) & (rates > 1e-9) & (images > 0)
         return images[known], images[known] / rates[known]
 
     @property
-    def images_per_second(self) -> float | None:
-        """Of all of the run but the slowest window, which warms up and compiles; None if none was logged."""
+    def images_per_second(self) -> float:
+        """Over all windows but the slowest, which warms up and compiles; nan if no speed was logged."""
         images, seconds = self.windows()
         if len(images) > 1:
             kept = np.arange(len(images)) != np.argmin(images / seconds)
             images, seconds = images[kept], seconds[kept]
-        return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else None
+        return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else math.nan
 
     @property
     def seconds(self) -> float:
-        """Of training, in all sessions: steps and the wait for data, without start and evaluations."""
+        """Training time of all sessions: steps and the wait for data, without start and evaluations."""
         return float(self.windows()[1].sum())
 
-    @property
-    def command(self) -> str:
-        return shlex.join(("fastae", "train", *options(self.config)))
-
-    def non_finite_steps(self) -> int:
-        """How many iterations it noted down because their loss was not finite."""
-        path = RunFolder(self.path).non_finite
-        try:
-            require_file(path)
-            with path.open("rb") as file:
-                lines = file.read(MAX_NAN_BYTES).splitlines()
-        except OSError:
-            return 0
-        return len({line.partition(b"\t")[0] for line in lines})
-
     def text(self, *names: str) -> str:
-        """A value of config.json as text, whatever it is: `text("data", "folder")`. Empty for none."""
+        """A value of config.json, whatever it is, as text: `text("data", "folder")`. Empty if missing."""
         value = nested(self.description, *names)
         return "" if value is None else printable(str(value))[:MAX_TEXT]
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs in, or one or two levels below, these folders, and what is wrong with some, in lines.
+    """The runs in these folders, or one or two levels below, and warnings about what could not be read.
 
-    In the order of the losses, then of seeds. Raises FastaeError if there is no run that has logged anything,
-    or a folder that was named is no run and holds none.
+    Sorted by loss, then seed. Raises FastaeError if no run has logged anything, or if a folder is neither a
+    run nor holds one.
     """
     runs, warnings = [], []
-    for path, named in _find(folders).items():
+    for path, is_named in _find(folders).items():
         try:
             run = _read(path)
-            damaged = run.metrics.damaged
-            warnings += [f"{path / NAME}: {damaged:,} damaged lines were skipped"] if damaged else []
-            warnings += [] if len(run.train) or len(run.held_out) else [f"{path} has logged nothing yet"]
-            runs.append(run)
         except FastaeError as error:
-            if named:
+            if is_named:
                 raise
             warnings.append(f"skipped: {error}")
+            continue
+        if damaged := run.metrics.damaged:
+            warnings.append(f"{path / NAME}: {damaged:,} damaged lines were skipped")
+        if not run.iteration and not len(run.held_out):
+            warnings.append(f"{path} has logged nothing yet")
+        runs.append(run)
     if not any(len(run.train) or len(run.held_out) for run in runs):
         raise FastaeError(f"nothing to report on: {'; '.join(warnings)}")
+    names = Counter(run.name for run in runs)
     order = list(LOSSES)
     runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
-    names = Counter(run.name for run in runs)
-    for place, run in enumerate(runs):
-        if names[run.name] > 1:
-            runs[place] = dataclasses.replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
-    return runs, warnings
+    return [run if names[run.name] == 1 else _with_parent(run) for run in runs], warnings
 
 
 def options(config: TrainConfig, skip: Sequence[str] = ()) -> list[str]:
-    """The command line's options for what is not the default, but for --out and those in `skip`."""
+    """Command-line options for every setting that is not the default, except --out and those in `skip`."""
     found = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if value == field.default or field.name == "out" or field.name in skip:
             continue
         if isinstance(value, bool):
-            found.append(flag(field.name) if value else flag(f"no_{field.name}"))
+            found.append(flag(field.name if value else f"no_{field.name}"))
         else:
             found += [flag(field.name), str(value)]
     return found
 
 
 def _find(folders: Sequence[Path]) -> dict[Path, bool]:
-    """Folder -> whether the user named it as such (and not one above it). Each folder once."""
-    found: dict[Path, bool] = {}
-    seen: set[Path] = set()
+    """Run folders, each once, and whether the user named it rather than a folder above it."""
+    found: dict[Path, tuple[Path, bool]] = {}
     for folder in folders:
         if not folder.is_dir():
             what = "is not a folder" if folder.exists() else "does not exist"
             raise FastaeError(f"run folder {str(folder)!r} {what}")
-        named = (folder / CONFIG).is_file()
+        is_run = (folder / CONFIG).is_file()
         below = [path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}")]
-        if not named and not below:
+        if not is_run and not below:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} there, nor one or two levels below")
-        for path in [folder] if named else sorted(below):
-            if path.resolve() not in seen:
-                seen.add(path.resolve())
-                found[path] = named
-    return found
+        for path in [folder] if is_run else sorted(below):
+            found.setdefault(path.resolve(), (path, is_run))
+    return dict(found.values())
 
 
 def _read(path: Path) -> Run:
@@ -210,10 +183,21 @@ def _read(path: Path) -> Run:
         metrics = read_metrics(path / NAME)
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
+    return Run(path.resolve().name, path, config, description, metrics, _kwh(path, description))
+
+
+def _kwh(path: Path, description: Mapping[str, Any]) -> float:
+    """Energy, if all of the run's GPUs were measured in all of its time: gpu.json has the last session's."""
     try:
         kwh = read_report(path).summary.kwh
     except FastaeError:
         kwh = None
-    whole = description.get("world_size", 1) == 1 and not description.get("resumed")
-    known = kwh is not None and whole and 0 <= kwh < math.inf
-    return Run(path.resolve().name, path, config, description, metrics, kwh if known else None)
+    return math.nan if kwh is None or description.get("resumed") else kwh
+
+
+def _loss_index(rows: Rows) -> Series:
+    return Series(rows.iterations, rows.values["loss_index"])
+
+
+def _with_parent(run: Run) -> Run:
+    return dataclasses.replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")

@@ -1,12 +1,14 @@
-"""The report's answer, tables and commands, as text: the page escapes it."""
+"""The report's answer, tables and commands as text; the page escapes it."""
 
 from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -14,34 +16,37 @@ from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.report.compare import Comparison
-from fastae.report.quality import Reconstructions
+from fastae.report.quality import Measurement
 from fastae.report.runs import Run, options
 from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS, SweepConfig, SweepFolder
 from fastae.utils.console import duration
+from fastae.utils.json import convert, nested
 
 ARTICLE = TrainConfig()
 """Its conditions are the defaults."""
 
 LONG_ENOUGH = 0.5
-"""Of the images that the article trained on for each loss, below which nothing is concluded."""
-
-THE_ARTICLES = ("iterations", "batch_size", "lr", "image_size", "latent")
-"""Settings that the article states."""
+"""Share of the images that the article trained on for each loss, below which nothing is concluded."""
 
 NONE = "–"
-HEAD = ("loss", "iterations", "held-out error", "PSNR", "SSIM", "images/s", "training", "energy")
-FORMATS = (",.0f", ".2f", ".3f")
-"""Of held-out error, PSNR, SSIM."""
+COLUMNS: dict[str, Callable[[float], str]] = {
+    "iterations": "{:,.0f}".format,
+    "held-out error": "{:,.0f}".format,
+    "PSNR": "{:.2f}".format,
+    "SSIM": "{:.3f}".format,
+    "images/s": "{:,.1f}".format,
+    "training": duration,
+    "energy": "{:.3g} kWh".format,
+}
 
 
 @dataclass(frozen=True)
 class TableRow:
-    """cells: as HEAD. detail, notes: below the first, notes as warnings. mean: whether of several runs."""
+    """cells: as the table's head. detail: below the first cell. is_mean: whether of several runs."""
 
     cells: tuple[str, ...]
     detail: str = ""
-    notes: tuple[str, ...] = ()
-    mean: bool = False
+    is_mean: bool = False
 
 
 def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
@@ -49,17 +54,18 @@ def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
     at, errors = comparison.at, comparison.errors
     if not at:
         return "Nothing to compare yet", ("No run was evaluated after its first iteration.",)
-    best, worst = comparison.best, comparison.worst
+    ranked = list(errors)
+    best, worst = ranked[0], ranked[-1]
     lowest, highest = errors[best].mean(), errors[worst].mean()
     share = at * comparison.compared[0].config.batch_size * len(LOSSES) / ARTICLE_IMAGES
     length = f"{percent(share)} of the article's training"
     deviation = comparison.deviation
     if len(errors) == 1:
+        seeds = "" if deviation is None else f" (± {deviation:,.0f} over {len(errors[best])} seeds)"
+        headline = f"{best}: a held-out error of {lowest:,.0f}{seeds} after {at:,} iterations"
         start = comparison.compared[0].held_out.at(0)
-        began = f" It was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
-        spread = "" if deviation is None else f" (± {deviation:,.0f} over {len(errors[best])} seeds)"
-        headline = f"{best}: a held-out error of {lowest:,.0f} after {at:,} iterations"
-        return headline, (f"That is {length}{spread}.{began}",)
+        began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
+        return headline, (f"That is {length}.{began}",)
     apart = percent(comparison.difference / highest if highest else 0.0)
     if share < LONG_ENOUGH:
         headline = f"Too short to tell: {length}"
@@ -71,7 +77,7 @@ def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
     )
     if deviation is None:
         chance = (
-            "Each loss was trained with one seed: fastae sweep --repeats would show what other seeds change."
+            "Each loss was trained with one seed; fastae sweep --repeats shows how much other seeds change."
         )
     else:
         chance = (
@@ -82,46 +88,51 @@ def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
 
 
 def table(
-    runs: Sequence[Run], measured: Mapping[Path, Reconstructions], comparison: Comparison
-) -> Iterator[TableRow]:
-    """A row for each run, and below several seeds of a loss their mean with the standard deviation."""
-    several = len(runs) > len({run.loss for run in runs})
-    figures = {run.path: _figures(run, measured.get(run.path)) for run in runs}
-    for place, run in enumerate(runs):
-        detail = ", ".join([run.name] * (run.name != run.loss) + [f"seed {run.config.seed}"] * several)
-        rate, energy = run.images_per_second, run.kwh
-        yield TableRow(
-            (
-                run.loss,
-                f"{run.iteration:,}",
-                *map(_number, figures[run.path], FORMATS),
-                NONE if rate is None else f"{rate:,.1f}",
-                duration(run.seconds) if run.seconds else NONE,
-                NONE if energy is None else f"{energy:.3g} kWh",
-            ),
-            detail,
-            comparison.marks[run.path],
-        )
-        of_loss = [figures[each.path] for each in comparison.compared if each.loss == run.loss]
-        if len(of_loss) > 1 and (place + 1 == len(runs) or runs[place + 1].loss != run.loss):
-            with np.errstate(invalid="ignore"):  # of a PSNR without an error
-                means, deviations = np.mean(of_loss, axis=0), np.std(of_loss, axis=0, ddof=1)
+    runs: Sequence[Run], measured: Mapping[Path, Measurement], comparison: Comparison
+) -> tuple[list[str], list[TableRow]]:
+    """Head and rows: one per run, and below several seeds of a loss their mean and standard deviation.
+
+    Without the columns in which nothing is known.
+    """
+    has_seeds = len(runs) > len({run.loss for run in runs})
+    numbers = {run.path: _numbers(run, measured.get(run.path)) for run in runs}
+    known = np.isfinite(np.array(list(numbers.values()))).any(axis=0)
+    rows = []
+    for loss in dict.fromkeys(run.loss for run in runs):
+        for run in runs:
+            if run.loss == loss:
+                names = [run.name] * (run.name != loss) + [f"seed {run.config.seed}"] * has_seeds
+                rows.append(TableRow((loss, *_cells(numbers[run.path], known)), ", ".join(names)))
+        seeds = [numbers[run.path] for run in comparison.compared if run.loss == loss]
+        if len(seeds) > 1:
+            with np.errstate(invalid="ignore"):  # the PSNR of an image without an error is infinite
+                means, deviations = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
+            both = zip(_cells(means, known), _cells(deviations, known), strict=True)
             cells = (
-                f"{_number(mean, form)} ± {_number(deviation, form)}" if math.isfinite(mean) else NONE
-                for mean, deviation, form in zip(means, deviations, FORMATS, strict=True)
+                mean if deviation in (NONE, "0") else f"{mean} ± {deviation}" for mean, deviation in both
             )
-            yield TableRow((run.loss, "", *cells, "", "", ""), f"mean of {len(of_loss)}", mean=True)
+            rows.append(TableRow((loss, *cells), f"mean of {len(seeds)}", is_mean=True))
+    return ["loss", *compress(COLUMNS, known)], rows
 
 
-def _figures(run: Run, measured: Reconstructions | None) -> tuple[float, float, float]:
-    """The last held-out loss_index as it was logged, PSNR and SSIM; nan if not known."""
-    logged, decibels = (run.metrics.held_out.values[name] for name in ("loss_index", "psnr"))
-    last, psnr = (float(each[-1]) if len(each) else math.nan for each in (logged, decibels))
-    return (last, measured.psnr, measured.ssim) if measured else (last, psnr, math.nan)
+def _numbers(run: Run, measured: Measurement | None) -> list[float]:
+    """A run's values in COLUMNS; nan for what is not known. loss_index is as it was logged last."""
+    logged = run.metrics.held_out.values
+    last, psnr = (
+        float(logged[name][-1]) if len(logged[name]) else math.nan for name in ("loss_index", "psnr")
+    )
+    quality = (measured.psnr, measured.ssim) if measured else (psnr, math.nan)
+    return [run.iteration, last, *quality, run.images_per_second, run.seconds or math.nan, run.kwh]
+
+
+def _cells(numbers: Sequence[float], known: Sequence[bool]) -> list[str]:
+    """In the known columns."""
+    cells = (form(n) if math.isfinite(n) else NONE for n, form in zip(numbers, COLUMNS.values(), strict=True))
+    return list(compress(cells, known))
 
 
 def hours(runs: Sequence[Run]) -> Iterator[str]:
-    """The article's 30 hours and these runs' time, in sentences."""
+    """The article's 30 hours beside these runs' time, in sentences."""
     devices = ", ".join(dict.fromkeys(run.text("device") or "an unknown device" for run in runs))
     these = "This run" if len(runs) == 1 else f"These {len(runs)} runs"
     spent = f"{duration(sum(run.seconds for run in runs))}, {sum(run.iteration for run in runs):,} iterations"
@@ -134,92 +145,97 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
         for name in ("image_size", "latent", "batch_size")
         if (values := sorted({getattr(run.config, name) for run in runs})) != [getattr(ARTICLE, name)]
     ]
-    rates = [rate for run in runs if (rate := run.images_per_second)]
+    rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
     if other:
-        yield f"No time is projected for the article's work, since the speed is that of {', '.join(other)}."
+        yield f"No projection to the article's work: this is the speed of {', '.join(other)}."
     elif rates:
         seconds = ARTICLE_IMAGES * float(np.mean([1 / rate for rate in rates]))
         factor = ARTICLE_SECONDS / seconds
         times = f"{factor:,.3g} times less" if factor >= 1 else f"{1 / factor:,.3g} times more"
-        yield f"At their speed the article's six runs would take {duration(seconds)} of training: {times}."
+        yield f"At this speed the article's six runs would take {duration(seconds)} of training: {times}."
 
 
-def settings(runs: Sequence[Run]) -> tuple[tuple[tuple[str, str], ...], tuple[tuple[str, str], ...]]:
-    """(name, value) of what differs, between the runs or from what the article states, and of the rest."""
+def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """(name, value) of what differs between the runs or from the defaults, and of everything else."""
+    defaults = {flag(field.name): field.default for field in fields(TrainConfig)}
     described = {run.name: dict(_settings(run)) for run in runs}
     differing, common = [], []
     for name in dict.fromkeys(name for each in described.values() for name in each):
-        having: dict[str, list[str]] = {}
+        having: dict[Any, list[str]] = {}
         for run, values in described.items():
-            having.setdefault(values.get(name) or "not known", []).append(run)
+            having.setdefault(values.get(name), []).append(run)
+        value = next(iter(having))
         if len(having) > 1:
-            differing.append((name, "; ".join(f"{value} ({', '.join(of)})" for value, of in having.items())))
+            differing.append(
+                (name, "; ".join(f"{_shown(each)} ({', '.join(of)})" for each, of in having.items()))
+            )
+        elif name in defaults and value != defaults[name]:
+            default = "" if defaults[name] is None else f" (default: {_shown(defaults[name])})"
+            differing.append((name, f"{_shown(value)}{default}"))
         else:
-            (value,) = having
-            stated = next((each for each in THE_ARTICLES if flag(each) == name), None)
-            if stated and value != str(getattr(ARTICLE, stated)):
-                differing.append((name, f"{value} (the article: {getattr(ARTICLE, stated)})"))
-            else:
-                common.append((name, value))
-    return tuple(differing), tuple(common)
+            common.append((name, _shown(value)))
+    return differing, common
 
 
-def _settings(run: Run) -> Iterator[tuple[str, str]]:
-    """Of a run, all that may matter but its loss and seed, as text."""
-    for name in ("train", "held_out", "evaluated_on"):
-        yield f"images, {name.replace('_', ' ')}", run.text("data", name)
-    for path in (("data", "folder"), ("data", "split"), ("device",), ("step",), ("loader",), ("compiled",)):
-        yield path[-1], run.text(*path)
+def _settings(run: Run) -> Iterator[tuple[str, Any]]:
+    """Everything that may matter about a run but its loss and seed."""
     for field in fields(TrainConfig):
         if field.name not in ("loss", "seed", "out", "data"):
-            yield flag(field.name), str(getattr(run.config, field.name))
+            yield flag(field.name), getattr(run.config, field.name)
+    for name in ("folder", "split", "train", "held_out", "evaluated_on"):
+        yield f"images, {name.replace('_', ' ')}", run.text("data", name)
+    for name in ("device", "step", "loader", "compiled"):
+        yield name, run.text(name)
     for name in ("fastae", "commit", "python", "platform"):
         yield name, run.text("environment", name)
-    packages = run.description.get("environment", {})
-    packages = packages.get("packages") if isinstance(packages, dict) else None
+    packages = nested(run.description, "environment", "packages")
     for name in packages if isinstance(packages, dict) else ():
         yield name, run.text("environment", "packages", name)
 
 
+def _shown(value: object) -> str:
+    """A setting's value as text."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not set" if value in (None, "") else str(value)
+
+
 def commands(runs: Sequence[Run], report: Sequence[str]) -> Iterator[str]:
-    """What a shell needs to repeat the runs, whole sweeps by one command, and to make this report."""
-    left = list(runs)
+    """What a shell needs to repeat the runs, whole sweeps by one command, and to make this report.
+
+    report: the arguments of `fastae report`.
+    """
     for folder in dict.fromkeys(run.path.parent for run in runs):
-        if command := _sweep_command(folder, [run for run in runs if run.path.parent == folder]):
-            yield command
-            left = [run for run in left if run.path.parent != folder]
-    yield from (run.command for run in left)
+        beside = [run for run in runs if run.path.parent == folder]
+        if sweep := _sweep_of(folder, beside):
+            chosen = [] if len(sweep.losses) == len(LOSSES) else ["--losses", ",".join(sweep.losses)]
+            chosen += ["--repeats", str(sweep.repeats)] if sweep.repeats > 1 else []
+            chosen += ["--same-init"] if sweep.same_init else []
+            yield shlex.join(("fastae", "sweep", *chosen, *options(sweep.train, skip=["loss"])))
+        else:
+            yield from (shlex.join(("fastae", "train", *options(run.config))) for run in beside)
     yield shlex.join(("fastae", "report", *report))
 
 
-def _sweep_command(folder: Path, runs: Sequence[Run]) -> str | None:
-    """None if these are not the runs of a sweep."""
+def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
+    """The sweep in a folder, if these are its runs, all of them."""
     try:
-        entries = SweepFolder(folder).read().runs
-        losses = tuple(loss for loss in LOSSES if any(entry.loss == loss for entry in entries))
-        same_init = len(losses) > 1 and entries[0].seed == entries[1].seed
-        first = entries[0].seed - (0 if same_init else list(LOSSES).index(losses[0]))
-        train = replace(runs[0].config, seed=first)
-        sweep = SweepConfig(train, losses, len(entries) // len(losses), same_init)
-    except (FastaeError, IndexError):
+        plan = SweepFolder(folder).read().plan
+        own = {name: plan.get(name) for name in ("losses", "repeats", "same_init")}
+        train = runs[0].config.as_dict() | {"seed": plan.get("seed")}
+        sweep: SweepConfig = convert({"train": train, **own}, SweepConfig)
+    except (FastaeError, ValueError):
         return None
-    planned, found = ({each.name: each.seed for each in some} for some in (sweep.runs(), entries))
-    if planned != found or {run.path.name for run in runs} != set(found):
+    if len(sweep.losses) * sweep.repeats != len(runs):
         return None
-    chosen = [] if len(losses) == len(LOSSES) else ["--losses", ",".join(losses)]
-    chosen += ["--repeats", str(sweep.repeats)] if sweep.repeats > 1 else []
-    chosen += ["--same-init"] if same_init else []
-    return shlex.join(("fastae", "sweep", *chosen, *options(train, skip=["loss"])))
+    found = {(run.path.name, run.loss, run.config.seed) for run in runs}
+    return sweep if found == {(run.name, run.loss, run.seed) for run in sweep.runs()} else None
 
 
 def percent(share: float) -> str:
-    """0.0123 -> "1.2 %"; three digits at most, and never a rounded 0 for what is not 0."""
+    """0.0123 -> "1.2 %": three digits at most, and never a rounded 0 for what is not 0."""
     value = 100 * share
     if 0 < abs(value) < 0.01:
         return "less than 0.01 %"
     digits = 2 if abs(value) < 1 else 1 if abs(value) < 10 else 0
     return f"{value:.{digits}f} %"
-
-
-def _number(value: float, form: str) -> str:
-    return format(value, form) if math.isfinite(value) else NONE

@@ -22,6 +22,8 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
+from fastae.utils.console import printable
+
 VERSION = "brain.Event:2"
 """The first record of each file, which tells TensorBoard how to read the others."""
 
@@ -53,7 +55,7 @@ class TensorBoardWriter:
     def settings(self, iteration: int, values: Mapping[str, Any]) -> None:
         """A table under TensorBoard's Text, one row per value; nested values are JSON."""
         rows = [
-            f"| {name} | {value if isinstance(value, str) else json.dumps(value)} |"
+            f"| {name} | {printable(value) if isinstance(value, str) else json.dumps(value)} |"
             for name, value in values.items()
         ]
         self._summary(

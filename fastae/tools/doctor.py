@@ -1,14 +1,13 @@
-"""`fastae doctor`: what this machine will do, on one screen. The first thing that a bug report needs.
+"""`fastae doctor`: what this machine can do, on one screen. The first thing that a bug report needs.
 
-Each check returns a text and a remedy. Without a remedy all is well; with one it trains, but slower or not on
-everything; a Problem means that `fastae train` cannot run. Nothing is trained, downloaded or written.
+Each check returns a text and a remedy. Without a remedy all is well; with one, training is slower or cannot
+use all hardware; a Problem means that `fastae train` cannot run. Nothing is trained, downloaded or written.
 """
 
 from __future__ import annotations
 
 import ctypes
 import importlib.util
-import json
 import os
 import platform
 import shutil
@@ -36,32 +35,31 @@ class Problem(Exception):
     """Training is impossible: a text and a remedy."""
 
 
-def examine(*, as_json: bool) -> int:
+def examine() -> int:
     """Prints the checks; returns the exit code, 1 if training is impossible."""
-    found = [_run(subject, check) for subject, check in CHECKS.items()]
-    impossible = any(each["state"] == "problem" for each in found)
-    if as_json:
-        print(json.dumps({"can_train": not impossible, "checks": found}, indent=2))
-        return int(impossible)
-    for each in found:
-        state = "" if each["state"] == "ok" else f"{each['state']}: "
-        log(f"{each['subject']:10} {state}{each['text']}")
-        if each["remedy"]:
-            log(f"{'':10} -> {each['remedy']}")
-    log("training is impossible here, for the problems above" if impossible else "ready to train")
-    return int(impossible)
+    is_possible = True
+    for subject, check in CHECKS.items():
+        state, text, remedy = _run(check)
+        is_possible &= state != "problem: "
+        log(f"{subject:10} {state}{text}", {"problem: ": "red", "warning: ": "yellow"}.get(state))
+        if remedy:
+            log(f"{'':10} -> {remedy}")
+    log(
+        "ready to train" if is_possible else "training is impossible until the problems above are solved",
+        "bold",
+    )
+    return 0 if is_possible else 1
 
 
-def _run(subject: str, check: Callable[[], Answer]) -> dict[str, str]:
-    state = "problem"
+def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
+    """State, text and remedy."""
     try:
         text, remedy = check()
-        state = "warning" if remedy else "ok"
+        return "warning: " if remedy else "", text, remedy
     except Problem as problem:
-        text, remedy = problem.args
+        return "problem: ", *problem.args
     except Exception as error:  # the other checks are still wanted
-        state, text, remedy = "warning", f"not known: {type(error).__name__}: {error}", "report this"
-    return {"subject": subject, "state": state, "text": text, "remedy": remedy}
+        return "warning: ", f"not known: {type(error).__name__}: {error}", "report this"
 
 
 def check_fastae() -> Answer:
@@ -86,7 +84,7 @@ def check_torch() -> Answer:
 
 
 def check_driver() -> Answer:
-    """NVML may be missing where CUDA works; and in WSL the driver is Windows'."""
+    """NVML may be missing although CUDA works; in WSL the driver is that of Windows."""
     import torch
 
     try:
@@ -108,7 +106,7 @@ def check_driver() -> Answer:
 
 
 def check_jpeg() -> Answer:
-    """Whether nvJPEG, as DALI brings it, has its hardware backend here."""
+    """Whether the nvJPEG that comes with DALI has its hardware backend here."""
     import torch
 
     if not torch.cuda.is_available():
@@ -143,7 +141,7 @@ def check_amp() -> Answer:
 
 
 def check_compile() -> Answer:
-    """C++ for the CPU; for the GPU Triton, which compiles C that includes Python.h."""
+    """The CPU needs a C++ compiler, the GPU also Triton, which compiles C that includes Python.h."""
     import torch
 
     missing = [] if can_compile() else [f"install g++, or name a C++ compiler in CXX, not {compiler()!r}"]
@@ -168,25 +166,23 @@ def check_cpu() -> Answer:
     name, threads = capabilities.get("cpu_name") or platform.machine(), torch.get_num_threads()
     text = f"{name}, {usable_cores():g} of {os.cpu_count()} cores, {threads} PyTorch threads, {features}"
     fitting = max(1, int(cpu_quota() or threads))
-    return text, f"OMP_NUM_THREADS={fitting} and --threads {fitting}" if fitting < threads else ""
+    return text, f"set OMP_NUM_THREADS={fitting} and --threads {fitting}" if fitting < threads else ""
 
 
 def check_memory() -> Answer:
     available, total = free_bytes() / 2**30, total_bytes() / 2**30
-    remedy = "--loader dali, and a smaller --batch-size" if available < LITTLE_MEMORY else ""
+    remedy = "use --loader dali and a smaller --batch-size" if available < LITTLE_MEMORY else ""
     return f"{available:.1f} GiB free of {total:.1f} GiB", remedy
 
 
 def check_disk() -> Answer:
-    return _place(Path(), "--out DIR names another place for runs")
+    return _place(Path(), "choose another place for runs with --out DIR")
 
 
 def check_cache() -> Answer:
-    size = sum(entry.size for entry in entries(cache_folder())) / 2**30
-    text, remedy = _place(
-        cache_folder(), "--cache-dir DIR or $FASTAE_CACHE names another place, or --no-cache"
-    )
-    return f"{text}, {size:.1f} GiB used", remedy
+    folder = cache_folder()
+    text, remedy = _place(folder, "choose another place with --cache-dir DIR or $FASTAE_CACHE, or --no-cache")
+    return f"{text}, {sum(entry.size for entry in entries(folder)) / 2**30:.1f} GiB used", remedy
 
 
 def _driver() -> Driver | None:
@@ -197,7 +193,7 @@ def _driver() -> Driver | None:
 
 
 def _nvjpeg_status() -> int | None:
-    """What nvJPEG answers when its hardware backend is wanted; None if it cannot be asked."""
+    """nvJPEG's answer when its hardware backend is asked for; None if nvJPEG cannot be loaded."""
     spec = importlib.util.find_spec("nvidia")
     folders = map(Path, (spec and spec.submodule_search_locations) or ())
     found = next((path for folder in folders for path in folder.glob("**/libnvjpeg.so.1[23]")), None)
@@ -212,11 +208,11 @@ def _nvjpeg_status() -> int | None:
 
 
 def _place(folder: Path, remedy: str) -> Answer:
-    """Whether a folder, or where it would be made, can be written to, and has room."""
+    """Whether a folder, or the nearest one above it, is writable and has room."""
     folder = folder.absolute()
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-        return f"{folder} cannot be written to", remedy
+        return f"{folder} is not writable", remedy
     free = shutil.disk_usage(nearest).free / 2**30
     return f"{folder}, {free:.1f} GiB free", remedy if free < LITTLE_DISK else ""
 

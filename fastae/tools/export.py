@@ -1,9 +1,9 @@
-"""`fastae export`: a run's encoder and decoder as two files that need no fastae, and a card beside them.
+"""`fastae export`: a run's encoder and decoder as files that need no fastae, and model.json about them.
 
     encoder   images (N, 3, S, S) in [0, 1] -> codes (N, latent) in [-1, 1]
     decoder   codes (N, latent) -> images (N, 3, S, S) in [0, 1]
 
-float32, N is any number. `torch` is torch.export's program (*.pt2), `onnx` an ONNX graph. Each is read back
+float32; N is any number. `torch` is torch.export's program (*.pt2), `onnx` an ONNX graph. Each is read back
 and compared with the trained model before anything is written.
 """
 
@@ -29,27 +29,27 @@ from fastae.utils.console import log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.files import atomic_write, require_new_folder
 
-CARD = "model.json"
+DESCRIPTION = "model.json"
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 PARTS = (("encoder", "images", "codes"), ("decoder", "codes", "images"))
-"""Each half of the model with the names of its input and output."""
+"""The halves of the model with the names of their input and output."""
 
 BATCHES = (1, 3)
 """Batch sizes that an exported part is verified with."""
 
 TOLERANCE = 1e-4
-"""Largest absolute difference from the trained model: values span 1 (images) or 2 (codes), and other
-libraries sum a convolution's products in another order (differences of 1e-6 and less are usual)."""
+"""The largest absolute difference from the trained model that is accepted. Values span 1 (images) or 2
+(codes); other libraries sum a convolution's products in another order, which usually changes 1e-6."""
 
 ONNX_LIMIT = 2**31 - 2**20
-"""Bytes of weights that one ONNX file can hold: protobuf ends at 2 GiB."""
+"""Bytes of weights that one ONNX file can hold: protobuf's limit is 2 GiB."""
 
 Function = Callable[[Tensor], Tensor]
 
 
 def export(run: Path, kind: str, out: Path) -> None:
-    """Writes encoder, decoder and card of `run` into the new folder `out`. kind: a key of SUFFIXES.
+    """Writes encoder, decoder and model.json of `run` into the new folder `out`. kind: a key of SUFFIXES.
 
     Raises FastaeError for a wrong run or folder, missing packages, a model too large for the format, a
     file that does not compute what the trained model does, and if `out` cannot be written.
@@ -66,13 +66,14 @@ def export(run: Path, kind: str, out: Path) -> None:
         module, file = getattr(loaded.model, name), name + SUFFIXES[kind]
         files[file] = encode(module, kind, {takes: examples[takes]}, gives)
         difference = _largest_difference(decode(files[file], kind), module, examples[takes])
-        if not difference <= TOLERANCE:  # true of NaN, too
+        if not difference <= TOLERANCE:  # also true of NaN
             raise FastaeError(
                 f"{file} differs from the trained model by {difference:.2g}, more than {TOLERANCE:g}: "
                 "nothing was written"
             )
         parts[name] = {"file": file, "input": takes, "output": gives, "largest_difference": difference}
-    files[CARD] = json.dumps(_card(loaded, kind, parts, examples), indent=2).encode() + b"\n"
+    description = _describe(loaded, kind, parts, examples)
+    files[DESCRIPTION] = json.dumps(description, indent=2).encode() + b"\n"
     try:
         _write_all(out, files)
     except OSError as error:
@@ -81,7 +82,7 @@ def export(run: Path, kind: str, out: Path) -> None:
         path, megabytes = printable(str(out / part["file"])), len(files[part["file"]]) / 1e6
         difference = part["largest_difference"]
         log(f"{name}   {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
-    log(f"card      {printable(str(out / CARD))}")
+    log(f"details   {printable(str(out / DESCRIPTION))}")
 
 
 def _examples(loaded: LoadedModel) -> dict[str, Tensor]:
@@ -98,7 +99,7 @@ def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str)
     if kind == "onnx" and weights > ONNX_LIMIT:
         raise FastaeError(f"ONNX files hold 2 GB, not {weights / 1e9:.1f} GB of weights: use --format torch")
     shapes = ({0: Dim("batch")},)
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of packages that are not needed
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about packages that are not needed
     with warnings.catch_warnings(action="ignore"):
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
         for node in program.graph.nodes:
@@ -115,7 +116,7 @@ def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str)
             dynamic_shapes=shapes,
             verbose=False,
         )
-    assert graph is not None  # it is None for the old exporter alone
+    assert graph is not None  # only the old exporter returns None
     return graph.model_proto.SerializeToString()
 
 
@@ -131,33 +132,31 @@ def decode(content: bytes, kind: str) -> Function:
 
 
 def _largest_difference(function: Function, expected: Function, inputs: Tensor) -> float:
-    """NaN if there is one in either's output."""
+    """NaN if either output has one."""
     with torch.no_grad():
         differences = [(function(inputs[:n]) - expected(inputs[:n])).abs().max() for n in BATCHES]
     return torch.stack(differences).max().item()  # torch's maximum: Python's may pass over NaN
 
 
-def _card(
+def _describe(
     loaded: LoadedModel, kind: str, parts: dict[str, dict[str, Any]], examples: dict[str, Tensor]
 ) -> dict[str, Any]:
-    """What the files are, what they take, and what they come from; JSON values, no paths."""
+    """What the files are, take and come from; JSON values, no paths."""
     config = loaded.config
-    shapes = {
-        name: {"shape": ["N", *example.shape[1:]], "dtype": "float32"} for name, example in examples.items()
+    images, codes = (
+        {"shape": ["N", *examples[name].shape[1:]], "dtype": "float32", "range": limits}
+        for name, limits in (("images", [0, 1]), ("codes", [-1, 1]))
+    )
+    resize = {
+        "size": config.image_size,
+        "resize": "bilinear, half-pixel centres",
+        "antialias": config.antialias,
     }
     return {
         "format": kind,
         "parts": parts,
-        "images": shapes["images"]
-        | {
-            "range": [0, 1],
-            "channels": "RGB",
-            "crop": config.crop,
-            "size": config.image_size,
-            "resize": "bilinear, half-pixel centres",
-            "antialias": config.antialias,
-        },
-        "codes": shapes["codes"] | {"range": [-1, 1]},
+        "images": images | {"channels": "RGB", "crop": config.crop} | resize,
+        "codes": codes,
         "training": {
             "iteration": loaded.iteration,
             **{name: getattr(config, name) for name in ("loss", "batch_size", "lr", "seed")},

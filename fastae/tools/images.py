@@ -1,6 +1,6 @@
-"""A user's own image files, of many kinds, to what the model takes: (3, S, S) in [0, 1].
+"""A user's own image files, of many formats, as what the model takes: (3, S, S) in [0, 1].
 
-Pillow decodes and `fastae.data.pixel_ops` resizes: for a JPEG, bit for bit what training on a CPU sees, EXIF
+Pillow decodes and `fastae.data.pixel_ops` resizes: a JPEG gives bit for bit what training on a CPU sees, EXIF
 orientation included (`tests/tools/test_reconstruct.py`). Every other format gets the same crop and resize.
 """
 
@@ -23,23 +23,23 @@ from fastae.data.pixel_ops import PixelOps, to_batch
 from fastae.utils.console import printable
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Pillow's names; JPEG includes MPO, which many phones write. None of them starts another program."""
+"""Pillow's names; JPEG includes MPO, which many phones write. No decoder of these starts another program."""
 
 SUFFIXES = tuple(name for name, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
-"""What is taken from a folder; a file that is named itself may be called anything."""
+"""What is taken from a folder; a file that is named itself may have any name."""
 
 MAX_PIXELS = 100_000_000
-"""An image that claims more is refused before it is decoded: one of this size takes 2 GB, antialiased 3."""
+"""An image that claims more is refused before it is decoded; this many take 2 GB, antialiased 3 GB."""
 
 NOT_OPENED = {
     Fault.GONE, Fault.DANGLING, Fault.UNREADABLE, Fault.NOT_A_FILE, Fault.EMPTY,
     Fault.HEADER_CUT, Fault.TOO_MANY_SCANS,
 }  # fmt: skip
-"""Opening a pipe would wait; and Pillow would read the last two's files byte by byte, or once per scan."""
+"""Opening a pipe would wait; the last two Pillow would read byte by byte, or once per scan."""
 
 
 class UnusableImage(Exception):
-    """What is wrong with a file: `fault`, and as text with details: 'too large: more than 256 MiB'."""
+    """What is wrong with a file, as text with details: 'too large: more than 256 MiB'."""
 
     def __init__(self, fault: Fault, detail: str = "") -> None:
         super().__init__(f"{fault.value}: {detail}" if detail else fault.value)
@@ -49,8 +49,8 @@ class UnusableImage(Exception):
 def find_images(places: Sequence[str]) -> list[str]:
     """The files in the order given; for a folder the images in and below it, sorted by path.
 
-    Links to folders are not followed and hidden files not taken. A folder without any image stays in the
-    list, for `load_image` to refuse. Raises FastaeError for a folder that cannot be listed.
+    Links to folders and hidden files are ignored. A folder without images stays in the list, for `load_image`
+    to refuse. Raises FastaeError for a folder that cannot be listed.
     """
     return [path for place in places for path in sorted(_images_below(place)) or [place]]
 
@@ -65,15 +65,16 @@ def _images_below(place: str) -> Iterator[str]:
 def load_image(path: str, crop_resize: CropResize) -> Tensor:
     """One file, upright, cropped and resized as in training: float32 (3, S, S) in [0, 1].
 
-    Of an animation the first frame; transparency over white; 16 bits per channel cut to 8; CMYK by Pillow's
-    plain formula; colour profiles ignored, as in training. Raises UnusableImage.
+    An animation gives its first frame. Transparency is blended over white, 16 bits per channel are cut to 8,
+    CMYK is converted by Pillow's plain formula, colour profiles are ignored as in training.
+    Raises UnusableImage.
     """
     region = torch.from_numpy(_centred_square(path, crop_resize.crop))
     return to_batch(PixelOps(crop_resize, compiled=False).resize(region[None]))[0]
 
 
 def _centred_square(path: str, crop: int | None) -> np.ndarray:
-    """uint8 (L, L, 3). A centre between two pixels is taken towards the end, as by DALI's crop."""
+    """uint8 (L, L, 3). A centre between two pixels is rounded towards the end, as by DALI's crop."""
     report = inspect(path)
     if report.fault in NOT_OPENED:
         empty = report.fault is Fault.NOT_A_FILE and os.path.isdir(path)  # noqa: PTH112
@@ -85,7 +86,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
             if image.width * image.height > MAX_PIXELS:
                 raise Image.DecompressionBombError
             image.load()
-            with suppress(Exception):  # damaged EXIF data: the pixels are good all the same
+            with suppress(Exception):  # damaged EXIF data; the pixels are good all the same
                 ImageOps.exif_transpose(image, in_place=True)
             side = crop or min(image.size)
             if side > min(image.size):
@@ -105,7 +106,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
 
 
 def _rgb(image: Image.Image, file_format: str | None) -> Image.Image:
-    # Pillow clips 16 bits to 8. It scales PPM alone to 16; a TIFF's 32-bit numbers may mean anything.
+    # Pillow clips 16 bits to 8. It scales only PPM to 16; a TIFF's 32-bit numbers may mean anything.
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format == "PPM"):
         high = np.asarray(image).astype(np.int32) >> 8  # as Pillow itself cuts 16-bit colour
         return Image.fromarray(high.astype(np.uint8)).convert("RGB")

@@ -1,15 +1,15 @@
 """Where fastae keeps what can be made again: $FASTAE_CACHE, or the user's cache folder.
 
-An entry is a folder with a file `entry.json`, which tells that fastae made it, and of what. A cache folder
-may hold other things besides: what has no such file is never removed. An entry is built as a draft, a hidden
-folder beside its place, under a lock; so a draft whose lock is free was left by a process that is gone.
+An entry is a folder with a file `entry.json`, which shows that fastae made it, and from what. A cache folder
+may hold other things: what has no such file is never removed. An entry is built as a draft, a hidden folder
+beside its place, under a lock; so a draft whose lock is free was left by a process that died.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -23,18 +23,16 @@ from fastae.utils.console import log
 from fastae.utils.environment import __version__
 from fastae.utils.files import write_json
 from fastae.utils.json import read_json
+from fastae.utils.paths import require_path
 
 VARIABLE = "FASTAE_CACHE"
 MARKER = "entry.json"
-"""The time of its last change is that of the entry's last use."""
-
-LONGEST_NAME = 255
-"""Bytes that the name of a file or folder may have on Linux's file systems."""
+"""Its modification time is the entry's last use."""
 
 
 @dataclass(frozen=True)
 class Marker:
-    """kind: 'resident', 'faces' or 'checks'. data: of which images. created: UTC. fastae: the version."""
+    """kind: 'resident', 'faces' or 'checks'. data: the images it was made from. created: UTC."""
 
     kind: str
     data: str
@@ -60,20 +58,15 @@ class Entry:
 def cache_folder(named: str | None = None) -> Path:
     """The folder, which need not exist yet: `named` by --cache-dir, else by the variable, else the user's.
 
-    Raises FastaeError for a name that no folder can have.
+    Raises FastaeError for what cannot be a path.
     """
-    folder = Path(named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae"))
-    if "\0" in str(folder) or any(len(os.fsencode(part)) > LONGEST_NAME for part in folder.parts):
-        source = "--cache-dir" if named else f"${VARIABLE}"
-        raise FastaeError(
-            f"{source} {str(folder)!r:.100} cannot be a folder: "
-            f"its name has a NUL in it, or a part of more than {LONGEST_NAME} bytes"
-        )
-    return folder
+    folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
+    require_path(folder, "--cache-dir" if named else f"${VARIABLE}")
+    return Path(folder)
 
 
 def check_records(cache: Path) -> Path | None:
-    """Where the quick check's answers are remembered; None where that is not possible."""
+    """The folder in which the quick check remembers its answers; None if it cannot be made."""
     folder = cache / "file-checks"
     with suppress(OSError):
         ensure_entry(folder, "checks", "of every data folder", lambda draft: None)
@@ -81,7 +74,7 @@ def check_records(cache: Path) -> Path | None:
 
 
 def ensure_entry(folder: Path, kind: str, data: str, fill: Callable[[Path], None]) -> None:
-    """Has the entry `folder` be there, filled by `fill` on the first call. Raises OSError, and `fill`'s."""
+    """Makes the entry `folder`, filled by `fill`, unless it is there. Raises OSError, and `fill`'s errors."""
     if not folder.is_dir():
         with locked(folder):
             if not folder.is_dir():
@@ -92,7 +85,7 @@ def ensure_entry(folder: Path, kind: str, data: str, fill: Callable[[Path], None
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Within it no other process has the lock of the entry `folder`; False where one does, without `wait`."""
+    """Holds the lock of the entry `folder`; yields False if another process does and `wait` is not set."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -106,17 +99,16 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # Removed while it is held: whoever waits sees that its file is gone, and takes a new one.
+        # Removed while it is held: a process that waits notices that the file is gone, and takes a new one.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
 def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
-    """A folder to fill, which is the entry `folder` once the block ends well, and is removed otherwise.
+    """A folder to fill, which becomes the entry `folder` if the block succeeds, and is removed otherwise.
 
-    To be called within `locked`, where there is no such entry. What killed builds left, of any entry, is
-    removed first.
+    To be used within `locked`. What killed builds of any entry left is removed first.
     """
     with suppress(FastaeError):
         for entry in entries(folder.parent):
@@ -135,7 +127,7 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
 
 
 def touch(folder: Path) -> None:
-    """Notes that an entry is used now, where it may be written to."""
+    """Notes that an entry is used now, if it is writable."""
     with suppress(OSError):
         os.utime(folder / MARKER)
 
@@ -150,30 +142,25 @@ def entries(cache: Path) -> list[Entry]:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """What says that fastae made this folder; None for anything else."""
+    """None for a folder that fastae did not make."""
     try:
         return None if folder.is_symlink() else read_json(folder / MARKER, Marker)
     except (OSError, ValueError):
         return None
 
 
-def clear(chosen: Iterable[Entry]) -> list[Entry]:
-    """Removes these and returns those left because a process is building them. Raises FastaeError."""
-    return [entry for entry in chosen if not remove(entry)]
-
-
 def remove(entry: Entry) -> bool:
-    """Removes an entry or a draft; False where a process is building it. Raises FastaeError."""
+    """Removes an entry or a draft; returns False if a process is building it. Raises FastaeError."""
     folder = entry.path.with_name(entry.name)
     draft = _draft(folder)
     try:
-        with locked(folder, wait=False) as mine:
-            if mine:
+        with locked(folder, wait=False) as is_ours:
+            if is_ours:
                 _delete(draft)
                 if not entry.is_draft and read_marker(folder):
                     folder.rename(draft)  # so that an interruption leaves no half of an entry
                     _delete(draft)
-            return mine
+            return is_ours
     except OSError as error:
         raise FastaeError(f"cannot remove {str(entry.path)!r}: {error.strerror or error}") from None
 
@@ -183,24 +170,18 @@ def _draft(folder: Path) -> Path:
 
 
 def _entry(path: Path) -> Entry | None:
-    marker = read_marker(path)
-    if marker is None:
-        return None
-    name = path.name.removeprefix(".").removesuffix(".partial")
-    with suppress(OSError):  # it may be removed or renamed just now
-        size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-        return Entry(name, path, marker, size, (path / MARKER).stat().st_mtime)
+    if marker := read_marker(path):
+        name = path.name.removeprefix(".").removesuffix(".partial")
+        with suppress(OSError):  # it may be removed or renamed just now
+            size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+            return Entry(name, path, marker, size, (path / MARKER).stat().st_mtime)
     return None
 
 
 def _delete(folder: Path) -> None:
     """Removes a folder that has a marker, and the marker last: what is left of it is still known as ours."""
-    if read_marker(folder) is None:
-        return
-    for path in folder.iterdir():
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path)
-        elif path.name != MARKER:
-            path.unlink()
-    (folder / MARKER).unlink()
-    folder.rmdir()
+    if read_marker(folder):
+        for path in folder.iterdir():
+            if path.name != MARKER:
+                path.unlink() if path.is_symlink() or not path.is_dir() else shutil.rmtree(path)
+        shutil.rmtree(folder)

@@ -1,4 +1,4 @@
-"""Where lines for people go, what is made harmless in them, and how durations are written there."""
+"""Lines for people: printed harmlessly, with progress bars and durations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class _Output:
-    """sys.stdout as it is at the moment; if its reader or terminal has gone, the run continues without."""
+    """sys.stdout as it is at the moment; if its reader or terminal has gone, the run continues without it."""
 
     def write(self, text: str) -> int:
         return self._try(lambda: sys.stdout.write(text))
@@ -37,9 +37,9 @@ class _Output:
 
 
 class HarmlessConsole(Console):
-    """Prints text as it is, whatever file or folder it came from: no terminal obeys anything in it.
+    """Prints any text, such as a file's name, so that no terminal obeys anything in it.
 
-    No markup, since a file name may hold brackets. NO_COLOR is respected.
+    There is no markup, since a name may hold brackets. NO_COLOR is respected.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -58,7 +58,7 @@ def log(text: str, style: str | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """A file's name, for example, in one harmless line: control characters and stray bytes are escaped."""
+    """The text in one harmless line: control characters and stray bytes are escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
-    """The same items, under a progress bar if there is a terminal; it disappears when it is done."""
+    """The same items; on a terminal under a progress bar, which disappears at the end."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -12,15 +12,15 @@ import torch
 
 from fastae.errors import FastaeError
 
-# Compiling costs a CPU about 25 s before the first step and saves it 5-10 % of each (2 cores,
-# AVX512-BF16, some 40 images/s): a run shorter than either would end later for it.
+# On a CPU compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s):
+# a run shorter than either of these would end later with it.
 CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
 
 
 @dataclass(frozen=True)
 class Precision:
-    """dtype: of convolutions and matrix products under autocast, None for plain float32."""
+    """dtype: of convolutions and matrix products under autocast; None for float32. note: for people."""
 
     dtype: torch.dtype | None
     note: str
@@ -35,12 +35,12 @@ class Precision:
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device, if there is one. Raises FastaeError for one that is not there.
+    """`auto` is the first CUDA device if it works, else the CPU. Raises FastaeError for a missing device.
 
-    A GPU becomes this thread's current one: streams, events and CUDA graphs are made on that.
+    A GPU becomes this thread's current device, on which streams, events and CUDA graphs are made.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and _cuda_works() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -59,10 +59,18 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def choose_kernels(device: torch.device, deterministic: bool) -> None:
-    """Which of several kernels this process runs: on a GPU the fastest, or always the same.
+def _cuda_works() -> bool:
+    """Whether the GPU runs a kernel: PyTorch may have none for it, or another process may own it."""
+    try:
+        return torch.ones(1, device="cuda").sum().item() == 1
+    except (RuntimeError, AssertionError):  # the latter from a CPU build
+        return False
 
-    deterministic: the same bits from the same seed on a GPU too; a CPU gives them anyway.
+
+def choose_kernels(device: torch.device, deterministic: bool) -> None:
+    """Has this process use a GPU's fastest kernels, or deterministic ones.
+
+    deterministic: the same bits from the same seed on a GPU, as on a CPU anyway.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -71,13 +79,13 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
         torch.backends.cudnn.benchmark = False
     elif device.type == "cuda":
         torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.benchmark_limit = 0  # no limit: all of cuDNN's engines are tried
+        torch.backends.cudnn.benchmark_limit = 0  # no limit: all of cuDNN's algorithms are tried
 
 
 def choose_precision(device: torch.device, amp: bool) -> Precision:
-    """bf16 where the device multiplies it natively, else fp16 on CUDA, else float32 with a note.
+    """bf16 if the device multiplies it natively, else fp16 on CUDA, else float32 with a note.
 
-    What stays float32 on a GPU is multiplied in TF32, where it has that: convolutions and matrix products.
+    A GPU that has TF32 uses it for the convolutions and matrix products that stay float32.
     """
     if device.type == "cuda":
         torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
@@ -96,32 +104,29 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether it can multiply float32 in TF32, rounded to 10 bits of mantissa: Ampere or newer."""
+    """Whether it multiplies float32 rounded to 10 bits of mantissa: Ampere or newer."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def choose_compile(
     wanted: bool | None, device: torch.device, images: int, minutes: float = math.inf
 ) -> tuple[bool, str]:
-    """Whether to compile a run over this many images, or minutes, and the reason in words.
+    """Whether to compile a run over this many images, or minutes, and a note for people.
 
-    Raises FastaeError if `--compile` was asked for and no C++ compiler is there.
+    wanted: what the user chose, None for whatever is faster. Raises FastaeError without a C++ compiler.
     """
     if wanted and not can_compile():
         raise FastaeError(f"--compile needs the C++ compiler {compiler()!r}, which is not on the PATH")
-    if wanted is not None:
-        return wanted, "compiled" if wanted else "not compiled"
-    if not can_compile():
+    if wanted is None and not can_compile():
         return False, f"not compiled (no C++ compiler {compiler()!r})"
-    if device.type == "cuda":
-        return True, "compiled"
-    if images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES:
-        return False, "not compiled (a run this short would not earn it back)"
-    return True, "compiled"
+    is_short = images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES
+    if wanted is None and device.type == "cpu" and is_short:
+        return False, "torch.compile off: run too short to amortise compilation"
+    return wanted is not False, "compiled" if wanted is not False else "not compiled"
 
 
 def can_compile() -> bool:
-    """Whether torch.compile will find the C++ compiler that it needs on every device."""
+    """Whether there is the C++ compiler that torch.compile needs for any device."""
     return shutil.which(compiler()) is not None
 
 
@@ -129,14 +134,10 @@ def compiler() -> str:
     return os.environ.get("CXX") or "g++"
 
 
-def uuid(device: torch.device) -> str | None:
-    """The GPU's UUID as NVML writes it, 'GPU-...'; None for a CPU."""
-    return f"GPU-{torch.cuda.get_device_properties(device).uuid}" if device.type == "cuda" else None
-
-
 def describe(device: torch.device) -> str:
-    """The device's name, for people: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
+    """The device's name for people: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' * (threads > 1)}"

@@ -1,4 +1,4 @@
-"""What a run or a measurement was made with: versions, commit, machine. Goes into every record."""
+"""What a run or a measurement was made with: versions, commit, platform. It goes into every record."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DISTRIBUTIONS = ("torch", *DALI_BUILDS, "numpy", "tensorboard", "pillow")
 
 
 def describe_environment() -> dict[str, Any]:
-    """fastae's version and commit, Python, the packages that matter, and the platform; JSON values."""
+    """fastae's version and commit, Python, the packages that matter, and the platform, as JSON values."""
     return {
         "fastae": __version__,
         "commit": commit(),
@@ -29,35 +29,30 @@ def describe_environment() -> dict[str, Any]:
 
 
 def version(distribution: str) -> str | None:
-    """The installed version, or None where it is not installed."""
+    """The installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
 
 
+__version__ = version("fastae") or "0+unknown"
+"""The installed package's, which pyproject.toml states."""
+
+
 def command(name: str) -> str:
-    """How a shell calls a program of this environment: by its name if on the PATH, else by its path."""
+    """How a shell calls a program of this environment: by name if that is on the PATH, else by path."""
     own = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not own.exists() else os.path.relpath(own)
 
 
-__version__ = version("fastae") or "0+unknown"
-"""Of the installed package, which pyproject.toml states."""
-
-
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, '+' where it has been changed since."""
-    checkout = Path(__file__).parents[1]
+    """The commit of the checkout that this code runs from, with '+' if it was changed since."""
+    checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
         return None  # installed as a package: a repository further up is somebody else's
+    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
-        return subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"],
-            cwd=checkout,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.strip()
+        return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None

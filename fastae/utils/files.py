@@ -18,10 +18,10 @@ from fastae.errors import FastaeError
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` when the block ends well, and leaves nothing otherwise.
+    """A binary file that appears at `path` if the block succeeds, and leaves nothing otherwise.
 
-    durable: after a power failure, too, at the cost of some milliseconds.
-    Raises OSError for what is there and no file: a device or a pipe would be replaced by one.
+    durable: survives a power failure, at the cost of some milliseconds.
+    Raises OSError if something else than a file is there: a device or a pipe would be replaced.
     """
     require_file(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -43,13 +43,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def require_file(path: Path) -> None:
-    """Raises OSError for what is there and no file: opening a pipe would wait, and a device do anything."""
+    """Raises OSError if `path` is there and no file: opening a pipe would wait, and a device do anything."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a file")
 
 
 def sync_folder(folder: Path) -> None:
-    """Has the disk know the names in `folder`: a renamed file is found after a power failure."""
+    """Flushes the names in `folder` to the disk: a renamed file is found after a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -59,9 +59,9 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
-    """Holds the lock in `folder` while the block runs; the kernel releases that of a process that dies.
+    """Holds the lock of `folder` while the block runs; the kernel releases that of a process that dies.
 
-    Raises FastaeError at once if another `what` holds it, or it cannot be made.
+    Raises FastaeError at once if another `what`, a run for example, holds it, or if it cannot be made.
     """
     try:
         lock.acquire(timeout=0)
@@ -77,9 +77,9 @@ def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """A folder at `path`; with `new`, at the first of PATH, PATH-2, PATH-3, ... that was not there.
+    """A folder at `path`; with `new`, at the first of PATH, PATH-2, PATH-3, ... that is not there yet.
 
-    Those that had to be made for it, and are empty when the block ends, are removed. Raises OSError.
+    It and its parents are removed when the block ends, if they were made here and are empty. Raises OSError.
     """
     names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     made: list[Path] = []
@@ -98,7 +98,7 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 
 def _make(folder: Path, made: list[Path]) -> bool:
-    """Whether the folder had to be made; `made` has it then."""
+    """Makes a folder unless it is there, and adds it to `made`; returns whether it was made."""
     try:
         folder.mkdir()
     except OSError:
@@ -123,9 +123,7 @@ def require_new_folder(path: Path, option: str) -> None:
 
 
 def require_place(path: Path, option: str) -> None:
-    """Raises FastaeError, naming `option`, unless `path` or its nearest parent may be written to."""
+    """Raises FastaeError, naming `option`, unless `path` or its nearest parent is a writable folder."""
     parent = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise FastaeError(
-            f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a folder that may be written to"
-        )
+        raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is no writable folder")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from fastae.utils.files import atomic_write, require_file
+from fastae.utils.files import atomic_write
 
 WHITE = 255
 GAP = 2
@@ -19,9 +18,6 @@ GAP = 2
 
 TITLE, MARGIN = 24, 92
 """Pixels above and left of a sample sheet's grid, for the iteration and the names of its rows."""
-
-MAX_BYTES, MAX_PIXELS = 1 << 27, 1 << 26
-"""Of a PNG that is read: 32 images of 1024 pixels and their gaps have half as many pixels."""
 
 
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
@@ -38,7 +34,7 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.nd
 
 
 def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> np.ndarray:
-    """`pairs` with the iteration above it and a name beside each row: uint8 (H, W, 3)."""
+    """`pairs` with the iteration above them and a name beside each row: uint8 (H, W, 3)."""
     grid = pairs(originals, reconstructions)
     height, width, _ = grid.shape
     sheet = Image.new("RGB", (MARGIN + width, TITLE + height), "white")
@@ -52,28 +48,13 @@ def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> 
     return np.array(sheet)
 
 
-def read_sheet(path: Path, side: int) -> tuple[np.ndarray, np.ndarray]:
-    """The originals and the reconstructions of a sample sheet, both uint8 (N, S, S, 3); `side` is S.
-
-    Raises OSError and ValueError as `read_png` does, and ValueError for any other picture.
-    """
-    grid, cell = read_png(path)[TITLE:, MARGIN:], side + GAP
-    bands, columns = len(grid) // (2 * cell), grid.shape[1] // cell
-    if not bands * columns or grid.shape != (2 * bands * cell, columns * cell, 3):
-        raise ValueError(f"it is no sheet of images of {side} pixels")
-    cells = grid.reshape(bands, 2, cell, columns, cell, 3)[:, :, :side, :, :side]
-    originals, reconstructions = cells.transpose(1, 0, 3, 2, 4, 5).reshape(2, -1, side, side, 3)
-    filled = (originals != WHITE).any(axis=(1, 2, 3))
-    return originals[filled], reconstructions[filled]
-
-
 def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     """One image beside its reconstruction, both (3, S, S) in [0, 1]: uint8 (S, 2 S + GAP, 3)."""
     return _row(torch.stack([original, reconstruction]), 2)[:-GAP, :-GAP]
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """A uint8 (H, W, 3) array as the content of a PNG file."""
+    """A uint8 (H, W, 3 or 4) array as the content of a PNG file."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="png")
     return file.getvalue()
@@ -83,27 +64,6 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     """Writes a uint8 (H, W, 3) array; the file is whole or not there."""
     with atomic_write(path) as file:
         file.write(encode_png(picture))
-
-
-def read_png(path: Path) -> np.ndarray:
-    """A PNG that anybody may have written: uint8 (H, W, 3).
-
-    Raises OSError, and ValueError for one that is too large or damaged.
-    """
-    require_file(path)
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=["PNG"]) as image:
-                if image.width * image.height > MAX_PIXELS:
-                    raise ValueError(f"it claims more than {MAX_PIXELS:,} pixels")
-                return np.array(image.convert("RGB"))
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # Pillow's decoder raises nearly anything over a broken file
-        raise ValueError(f"it is damaged: {error}") from None
 
 
 def _row(images: Tensor, columns: int) -> np.ndarray:

@@ -3,16 +3,16 @@
 import json
 
 import pytest
-from fastae.sweep.plan import SweepConfig, open_sweep
 
 from fastae.config import TrainConfig
 from fastae.losses import LOSSES
 from fastae.report.compare import compare
-from fastae.report.quality import Reconstructions
+from fastae.report.quality import Measurement
 from fastae.report.runs import find_runs
-from fastae.report.tables import HEAD, answer, commands, hours, percent, settings, table
+from fastae.report.tables import answer, commands, hours, percent, settings, table
+from fastae.runs.sweep_folder import SweepConfig, open_sweep
 
-from .made import gpu_report, make_run
+from .made import SMALL, gpu_report, make_run
 
 LONG = {"iterations": 100_000, "batch_size": 64}
 
@@ -31,7 +31,7 @@ def test_a_short_comparison_claims_nothing(tmp_path):
     make_run(tmp_path / "b", "pixel_bce", **final(290_000.0))
     headline, sentences = answer(report_on(tmp_path)[1])
     # 100 iterations of 4 images, of 100,000 of 64.
-    assert headline == "Too short to tell: less than 0.01 % of the article's training"
+    assert "too short" in headline.lower() and "0.01 %" in headline
     assert len(sentences) == 2 and "310,000" in sentences[0] and "290,000" in sentences[0]
 
 
@@ -40,16 +40,10 @@ def test_a_short_comparison_claims_nothing(tmp_path):
     [(49_999, 64, True), (50_000, 64, False), (50_000, 32, True), (100_000, 32, False)],
 )
 def test_half_of_the_articles_images_are_long_enough(at, batch_size, short, tmp_path):
-    for loss in ("minibatch_bce", "pixel_bce"):
-        make_run(tmp_path / loss, loss, iterations=at, batch_size=batch_size, **final(3e5, at))
-    assert answer(report_on(tmp_path)[1])[0].startswith("Too short to tell") is short
-
-
-def test_a_long_comparison_has_its_difference_in_the_headline(tmp_path):
     for loss, value in (("minibatch_bce", 310_000.0), ("pixel_bce", 300_000.0), ("pixel_mse", 279_000.0)):
-        make_run(tmp_path / loss, loss, **LONG, **final(value, 100_000))
+        make_run(tmp_path / loss, loss, iterations=at, batch_size=batch_size, **final(value, at))
     headline, _ = answer(report_on(tmp_path)[1])
-    assert headline == "The 3 losses end within 10 % of each other"
+    assert ("too short" in headline.lower()) is short and ("10 %" in headline) is not short
 
 
 def test_seeds_are_given_beside_the_difference(tmp_path):
@@ -59,38 +53,33 @@ def test_seeds_are_given_beside_the_difference(tmp_path):
     runs, comparison = report_on(tmp_path)
     (_, (_, seeds)) = answer(comparison)
     assert "12,000" in seeds and "5,000" in seeds
-    means = [row for row in table(runs, {}, comparison) if row.mean]
+    means = [row for row in table(runs, {}, comparison)[1] if row.is_mean]
     assert [(row.cells[0], row.cells[2]) for row in means] == [
         ("minibatch_bce", "305,000 ± 5,000"), ("pixel_mse", "293,000 ± 3,000"),
     ]  # fmt: skip
 
 
-def test_a_run_alone_is_not_compared(tmp_path):
+def test_a_run_alone_is_not_compared_nor_are_runs_that_have_only_begun(tmp_path):
     make_run(tmp_path / "a", "pixel_mse", **final(290_000.0))
-    headline, sentences = answer(report_on(tmp_path)[1])
-    assert headline == "pixel_mse: a held-out error of 290,000 after 100 iterations"
-    assert len(sentences) == 1 and "900,000" in sentences[0]
+    headline, (sentence,) = answer(report_on(tmp_path / "a")[1])
+    assert "pixel_mse" in headline and "290,000" in headline and "900,000" in sentence
+    make_run(tmp_path / "b", train={1: 9e5}, held_out={0: 9e5})
+    assert "Nothing" in answer(report_on(tmp_path / "b")[1])[0]
 
 
-def test_runs_that_have_only_begun_are_not_compared(tmp_path):
-    make_run(tmp_path / "a", train={1: 9e5}, held_out={0: 9e5})
-    assert answer(report_on(tmp_path)[1])[0] == "Nothing to compare yet"
-
-
-def test_the_table_has_the_last_values_as_they_were_logged(tmp_path):
+def test_the_table_has_the_last_values_as_they_were_logged_and_no_empty_column(tmp_path):
     train = {1: 900e3, 50: 100e3, 100: 300e3}
     held_out = {0: 900e3, 50: 280e3, 100: 310e3}
     path = make_run(tmp_path / "a", train=train, held_out=held_out, rate=1000.0, gpu=gpu_report(kwh=0.5))
     runs, comparison = report_on(tmp_path)
-    measured = Reconstructions(100, (), None, None, None, psnr=21.234, ssim=0.5678)
-    (row,) = table(runs, {path: measured}, comparison)
-    cells = dict(zip(HEAD, row.cells, strict=True))
-    assert cells == {
+    measured = Measurement(100, None, None, None, psnr=21.234, ssim=0.5678)
+    head, (row,) = table(runs, {path: measured}, comparison)
+    assert dict(zip(head, row.cells, strict=True)) == {
         "loss": "minibatch_bce", "iterations": "100", "held-out error": "310,000", "PSNR": "21.23",
         "SSIM": "0.568", "images/s": "1,000.0", "training": "0 s", "energy": "0.5 kWh",
     }  # fmt: skip
-    (row,) = table(runs, {}, comparison)
-    assert row.cells[3:5] == ("–", "–")
+    head, (row,) = table(runs, {}, comparison)
+    assert not {"PSNR", "SSIM"} & set(head) and len(row.cells) == len(head)
 
 
 def test_the_articles_work_is_projected_from_its_own_alone(tmp_path):
@@ -106,24 +95,15 @@ def test_the_articles_work_is_projected_from_its_own_alone(tmp_path):
 
 
 def test_settings_that_differ_are_apart_from_those_that_do_not(tmp_path):
-    same = {"image_size": 128, "latent": 512, "iterations": 100_000, "batch_size": 8}
-    make_run(tmp_path / "a", "pixel_bce", seed=1, **same)
-    make_run(tmp_path / "b", "pixel_mse", seed=2, device="NVIDIA H100", **same)
+    same = {"image_size": 128, "latent": 512, "iterations": 100_000, "eval_every": 1000, "log_every": 50}
+    make_run(tmp_path / "a", "pixel_bce", seed=1, batch_size=8, threads=2, **same)
+    make_run(tmp_path / "b", "pixel_mse", seed=2, batch_size=8, threads=2, device="NVIDIA H100", **same)
     differing, common = map(dict, settings(find_runs([tmp_path])[0]))
     assert differing == {
-        "device": "AMD EPYC, 2 threads (a); NVIDIA H100 (b)", "--batch-size": "8 (the article: 64)",
+        "device": "AMD EPYC, 2 threads (a); NVIDIA H100 (b)", "--batch-size": "8 (default: 64)",
+        "--threads": "2",
     }  # fmt: skip
     assert common["--lr"] == "0.0001" and common["torch"] == "2.13.0" and "--seed" not in common
-
-
-SMALL = {
-    "iterations": 100,
-    "batch_size": 4,
-    "image_size": 32,
-    "latent": 16,
-    "eval_every": 50,
-    "log_every": 10,
-}
 
 
 @pytest.mark.parametrize(
@@ -136,9 +116,9 @@ SMALL = {
 )
 def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, tmp_path):
     config = SweepConfig(TrainConfig(data="/gone/faces", seed=seed, **SMALL), losses, repeats, same_init)
-    open_sweep(config, tmp_path)
-    for entry in config.runs():
-        make_run(tmp_path / entry.name, entry.loss, seed=entry.seed)
+    with open_sweep(config, tmp_path):
+        for run in config.runs():
+            make_run(tmp_path / run.name, run.loss, seed=run.seed)
     runs, _ = find_runs([tmp_path])
     command, report = commands(runs, ["x"])
     words = command.split()
@@ -146,12 +126,13 @@ def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, tm
     assert ("--losses" in words) == (len(losses) < 6) and ("--same-init" in words) == same_init
     assert ("--seed" in words) == (seed > 0) and (not seed or words[words.index("--seed") + 1] == str(seed))
     assert ("--repeats" in words) == (repeats > 1) and "--loss" not in words
-    # One of its runs, and a sweep that is another's, are repeated run by run.
+    # Some of its runs, and a sweep of another seed, are repeated run by run.
     assert next(iter(commands(runs[:1], []))).startswith("fastae train --")
     written = json.loads((tmp_path / "sweep.json").read_text())
-    written["runs"][0]["seed"] += 1
-    (tmp_path / "sweep.json").write_text(json.dumps(written))
-    assert len(list(commands(runs, []))) == len(runs) + 1
+    for other in (seed + 1, 10**400, "x"):
+        written["plan"]["seed"] = other
+        (tmp_path / "sweep.json").write_text(json.dumps(written))
+        assert len(list(commands(runs, []))) == len(runs) + 1
 
 
 def test_percentages_are_never_a_rounded_nothing():

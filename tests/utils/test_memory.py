@@ -3,19 +3,20 @@
 import pytest
 import torch
 
-from fastae.data import memory
+from fastae.data import memory as device_memory
 from fastae.tools import doctor
-from fastae.utils import memory as hostmemory
+from fastae.utils import memory
 
 GIB = 1 << 30
 UNLIMITED_V1 = "9223372036854771712\n"
 
 
 @pytest.fixture
-def machine(tmp_path):
+def machine(tmp_path, monkeypatch):
     """22 GiB free of 24; a test adds the control groups."""
 
     def make(cgroup, groups):
+        monkeypatch.setattr(memory, "ROOT", tmp_path)
         (tmp_path / "proc/self").mkdir(parents=True)
         (tmp_path / "proc/meminfo").write_text(
             f"MemTotal:       {24 * GIB // 1024} kB\nMemAvailable:   {22 * GIB // 1024} kB\n"
@@ -27,7 +28,6 @@ def machine(tmp_path):
             folder.mkdir(parents=True, exist_ok=True)
             for name, content in files.items():
                 (folder / name).write_text(content)
-        return tmp_path
 
     return make
 
@@ -76,13 +76,12 @@ V1 = "4:memory:/docker/a1\n0::/\n"
     ],
 )
 def test_free_memory_is_what_the_control_groups_allow(machine, cgroup, groups, free, total):
-    root = machine(cgroup, groups)
-    assert (hostmemory.free_bytes(root), hostmemory.total_bytes(root)) == (free, total)
+    machine(cgroup, groups)
+    assert (memory.free_bytes(), memory.total_bytes()) == (free, total)
 
 
-def test_whoever_asks_for_free_memory_gets_the_control_groups(machine, monkeypatch):
-    root = machine("0::/\n", {".": v2(900 * MIB, 300 * MIB, 100 * MIB)})
-    monkeypatch.setattr(hostmemory, "ROOT", root)
-    assert memory.free_bytes(torch.device("cpu")) == 700 * MIB
-    assert memory.total_bytes(torch.device("cpu")) == 900 * MIB
-    assert doctor.of_memory().text == "0.7 GiB free of 0.9 GiB"
+def test_whoever_asks_for_free_memory_gets_the_control_groups(machine):
+    machine("0::/\n", {".": v2(900 * MIB, 300 * MIB, 100 * MIB)})
+    device = torch.device("cpu")
+    assert (device_memory.free_bytes(device), device_memory.total_bytes(device)) == (700 * MIB, 900 * MIB)
+    assert "0.7 GiB free of 0.9 GiB" in doctor.check_memory()[0]

@@ -1,0 +1,39 @@
+"""JSON files that anybody may have written."""
+
+import os
+from dataclasses import dataclass
+
+import pytest
+
+from fastae.utils.files import write_json
+from fastae.utils.json import read_json
+
+
+@dataclass(frozen=True)
+class Content:
+    name: str
+    sizes: dict[str, int]
+    parts: tuple[float, ...] = ()
+
+
+def test_what_was_written_is_read_stray_bytes_included(tmp_path):
+    name = os.fsdecode(b"caf\xe9")  # a path that is no UTF-8, as Python has it
+    write_json(tmp_path / "a.json", {"name": name, "sizes": {name: 1}, "parts": [1, 2.5]})
+    assert read_json(tmp_path / "a.json", Content) == Content(name, {name: 1}, (1.0, 2.5))
+
+
+FULL = b'{"name": "a", "sizes": {}, "parts": [%s]}'
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"", b"text", b"\xff", b'{"name": "a"}', b'{"name": 1, "sizes": {}}', FULL % b"NaN", FULL % b"null",
+        FULL % (b"1" * 5000), b"[" * 100_000, FULL % (b"1, " * 100_000 + b"1"),
+    ],
+    ids=range(10),
+)  # fmt: skip
+def test_anything_else_is_a_value_error(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError):
+        read_json(tmp_path / "a.json", Content, limit=200_000)
