@@ -22,9 +22,9 @@ from fastae.monitor.files import read_report
 from fastae.runs import checkpoint
 from fastae.runs.archive import require_plain
 from fastae.runs.loaded_model import load_model
-from fastae.sweep import plan
+from fastae.runs.sweep_folder import SweepFolder
 from fastae.tools.dataset import check_folder
-from fastae.training.resume import resume
+from fastae.training.resume import resume_run
 from fastae.utils.console import HarmlessConsole
 
 from .commands import SMALL, fastae
@@ -228,7 +228,8 @@ def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(small_run
     run = tmp_path / "run"
     shutil.copytree(small_run, run, symlinks=True)
     (run / "checkpoints" / "0000004.pt.sha256").unlink()
-    for use in (lambda: resume(run, {"iterations": 5}), lambda: load_model(run)):
+    (run / "model.safetensors").unlink()
+    for use in (lambda: resume_run(run, {"iterations": 5}), lambda: load_model(run)):
         with pytest.raises(FastaeError, match="holds no usable checkpoint"):
             use()
     assert (run / "checkpoints" / "0000004.pt").exists()
@@ -240,7 +241,7 @@ def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):
         entry = {"name": name, "loss": "pixel_bce", "seed": 0}
         (tmp_path / "sweep.json").write_text(json.dumps({"plan": {}, "runs": [entry]}))
         with pytest.raises(FastaeError, match="which no sweep does"):
-            plan.read(tmp_path)
+            SweepFolder(tmp_path).read()
 
 
 def calls(tree):
@@ -365,7 +366,7 @@ def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(small_run, tmp_pa
         assert all(character.isprintable() or character == "\n" for character in result.stdout)
     report["summary"]["host"][HOSTILE]["mean"] = "much"
     (folder / "gpu.json").write_text(json.dumps(report))
-    with pytest.raises(FastaeError, match="mean: cannot be 'much'"):
+    with pytest.raises(FastaeError, match="Expected `float`, got `str`"):
         read_report(folder)
 
 
@@ -379,5 +380,5 @@ def test_what_is_written_replaces_no_device(tmp_path, face_folder):
 
 @pytest.mark.parametrize("name", ["iterations", "lr", "brightness", "seed", "minutes"])
 def test_a_setting_of_400_digits_is_one_line(name):
-    with pytest.raises(FastaeError, match=f"config.json: --{name} must be"):
+    with pytest.raises(FastaeError, match=f"config.json: .*{name}"):
         TrainConfig.from_dict({name: 10**400}, "config.json")

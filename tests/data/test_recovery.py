@@ -293,7 +293,9 @@ def test_a_pipe_in_mid_run_neither_hangs_the_run_nor_keeps_its_process_from_endi
 ):
     """When Python ends, DALI waits for its pipelines, one of which waits for the pipe's other end."""
     out = tmp_path_factory.mktemp("piped") / "run"
-    code = "from fastae import cli; from fastae.data import recovery; recovery.PATIENCE = 1.0; cli.main()"
+    code = (
+        "from fastae.cli.main import main; from fastae.data import recovery; recovery.PATIENCE = 1.0; main()"
+    )
     options = ["--loader", "dali", "--out", out, *SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
     with started("train", "--data", tmp_path, *options, command=(sys.executable, "-c", code)) as run:
         wait_for(run, "images/s")

@@ -46,7 +46,7 @@ from fastae.monitor.text import show_report
 from fastae.runs import checkpoint
 from fastae.runs.archive import require_plain
 from fastae.runs.folder import RunFolder
-from fastae.sweep import plan
+from fastae.runs.sweep_folder import Content, SweepFolder
 from fastae.utils.console import HarmlessConsole
 
 EXAMPLES = 2_000 if "FASTAE_FUZZ" in os.environ else 25
@@ -173,9 +173,9 @@ def test_a_report_that_is_whole_is_read_as_it_was_written(folder):
 )
 def test_a_sweeps_plan(folder, content):
     (folder / "sweep.json").write_bytes(content)
-    read = refusing(lambda: plan.read(folder))
-    if isinstance(read, plan.Sweep):
-        assert all((folder / entry.name).parent == folder for entry in read.entries)
+    read = refusing(SweepFolder(folder).read)
+    if isinstance(read, Content):
+        assert all((folder / entry.name).parent == folder for entry in read.runs)
 
 
 @thoroughly
@@ -210,7 +210,7 @@ def test_json_that_no_parser_likes(folder, name, content):
         "config.json": lambda folder: RunFolder(folder).settings(),
         "images.json": lambda folder: Manifest.read(folder / "images.json"),
         "gpu.json": read_report,
-        "sweep.json": plan.read,
+        "sweep.json": lambda folder: SweepFolder(folder).read(),
     }
     read = readers[name]
     with pytest.raises(FastaeError):
