@@ -1,14 +1,14 @@
 """A process that may die: puts a folder of broken JPEGs through the check and through the DALI loader.
 
-One JSON line for each thing done, and before each thing that might crash or hang a line that names it, so
-that whoever reads them knows what it was. Called as `python -m tests.fuzz.worker FOLDER`.
+Prints a line that names the files before anything that might crash or hang, and in the end, as JSON, what
+became of each file. Called as `python -m tests.fuzz.worker FOLDER`.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import sys
+import time
 
 import torch
 
@@ -16,47 +16,45 @@ from fastae.data import CropResize, open_loader
 from fastae.data.check import check
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
-from fastae.data.loader import DaliLoader, open_decoder
+from fastae.data.loader import open_decoder
 from fastae.utils.memory import peak_bytes
 
 BATCH = 8
 
 
-def tell(**what: object) -> None:
-    print(json.dumps(what), flush=True)
-
-
 def main(folder: str) -> None:
+    times = [time.monotonic()]
+
+    def begin(what: str) -> None:
+        times.append(time.monotonic())
+        print(what, flush=True)
+
     paths = find_jpegs(folder)
+    outcome = dict.fromkeys(paths, "decoded")
     for path in paths:
-        tell(at="the quick check", of=[path])
+        begin(f"the quick check of {path}")
         inspect(path)
-    tell(at="fastae check", of=[])
-    decoder = open_decoder(CropResize(), torch.device("cpu"), threads=None, compiled=False)
-    for deep in (False, True):
-        found = check(folder, paths, crop=None, records=None, decoder=decoder if deep else None)
-        tell(check="deep" if deep else "quick", found={f.path: f.fault.value for f in found.findings},
-             unusable=[f.path for f in found.unusable])  # fmt: skip
-    usable = check(folder, paths, crop=None, records=None).usable
-    for path in usable:
-        tell(at="the deep check", of=[path])
-        list(decoder.faults([path]))
-    tell(at="opening the loader", of=[])
+    quick = check(folder, paths, crop=None, records=None)
+    outcome |= {each.path: each.fault.value for each in quick.faults}
+    replaced = {}
     loader = open_loader(
-        usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, compiled=False, cache=None,
-        on_replaced=lambda bad, _: tell(replaced=bad.path, fault=bad.fault.value),
+        quick.usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, compiled=False, cache=None,
+        on_replaced=lambda bad, _: replaced.update({bad.path: bad.fault.value}),
     )  # fmt: skip
-    assert isinstance(loader, DaliLoader)
-    batches, seen = loader.batches(), set[int]()
-    for iteration in itertools.count():
-        if len(seen) == len(usable):
-            break
-        images = loader.sampler.at(iteration).indices.tolist()
-        tell(at="the loader", of=[usable[image] for image in images])
+    batches = loader.batches()
+    for iteration in range(-(-len(quick.usable) // BATCH)):
+        begin(f"loading {[quick.usable[image] for image in loader.sampler.at(iteration).indices]}")
         batch = next(batches)
         assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1
-        seen.update(images)
-    tell(peak_memory=peak_bytes())
+    slowest = max(
+        after - before for before, after in zip(times[len(paths) :], times[len(paths) + 1 :], strict=False)
+    )
+    begin("the deep check")
+    decoder = open_decoder(CropResize(), torch.device("cpu"), threads=None, compiled=False)
+    deep = check(folder, paths, crop=None, records=None, decoder=decoder)
+    assert replaced.keys() == {each.path for each in deep.unusable} - {each.path for each in quick.unusable}
+    outcome |= {path: f"replaced in training: {fault}" for path, fault in replaced.items()}
+    print(json.dumps({"outcome": outcome, "slowest": slowest, "peak_memory": peak_bytes()}))
 
 
 if __name__ == "__main__":
