@@ -4,16 +4,22 @@
 same files, and a failure names the file, which is kept.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
+import time
 from collections import Counter
 from pathlib import Path
 
-import pytest
+import torch
+
+from fastae.data import CropResize, open_loader
+from fastae.data.check import check
+from fastae.data.folder import find_jpegs
+from fastae.data.jpeg import inspect
+from fastae.data.loader import open_decoder
+from fastae.utils.memory import peak_bytes
 
 from ..conftest import CELEBA
 from .mutate import mutant, variants
@@ -23,30 +29,34 @@ SEED = int(os.environ.get("FASTAE_FUZZ_SEED", "0"))
 TOGETHER = 500
 """Files per process: what one of them does to it shows soon, and does not hide the others."""
 
+BATCH = 8
 HANG = 5.0
-"""Seconds that a batch of eight may take; asserted in the long form alone."""
+"""Seconds that a batch may take; asserted in the long form alone."""
 
 MOST_MEMORY = 2 << 30
 """Bytes of a process that has all of PyTorch and DALI loaded, which alone is 0.4 GiB."""
 
 
-@pytest.fixture(scope="module")
-def originals(face_paths) -> list[bytes]:
-    """Synthetic faces, and CelebA's if the machine has a part of it, in all codings."""
-    pictures = face_paths[:4]
-    if CELEBA.is_dir():
-        pictures = pictures + [str(path) for path in sorted(CELEBA.glob("*.jpg"))[:8]]
-    return [variant for path in pictures for variant in variants(Path(path).read_bytes())]
-
-
-def test_broken_jpegs_neither_crash_nor_hang_and_every_bad_one_is_named(originals, tmp_path, capsys):
-    outcomes, slowest = Counter[str](), 0.0
+def test_broken_jpegs_neither_crash_nor_hang_and_every_bad_one_is_named(face_paths, tmp_path, capsys):
+    pictures = face_paths[:4] + sorted(map(str, CELEBA.glob("*.jpg")))[:8]
+    originals = [variant for path in pictures for variant in variants(Path(path).read_bytes())]
+    outcomes, slowest = Counter(), 0.0
     for first in range(0, NUMBER, TOGETHER):
         folder = tmp_path / f"{first}"
         folder.mkdir()
         for number in range(first, min(first + TOGETHER, NUMBER)):
             (folder / f"{number:06d}.jpg").write_bytes(mutant(originals, SEED, number))
-        result = work_on(folder)
+        with (tmp_path / "printed.txt").open("w+") as printed, (tmp_path / "errors.txt").open("w+") as errors:
+            command = [sys.executable, "-m", "tests.fuzz.test_jpegs", folder]
+            try:
+                code = subprocess.run(command, stdout=printed, stderr=errors, timeout=600).returncode
+            except subprocess.TimeoutExpired:
+                code = "hang"
+            printed.seek(0)
+            errors.seek(0)
+            last = printed.read().splitlines()[-1:]
+            assert code == 0, f"{code} in {last}\n{errors.read()[-3000:]}"
+        result = json.loads(last[0])
         outcomes.update(result["outcome"].values())
         slowest = max(slowest, result["slowest"])
         assert result["peak_memory"] < MOST_MEMORY
@@ -58,16 +68,39 @@ def test_broken_jpegs_neither_crash_nor_hang_and_every_bad_one_is_named(original
         assert slowest < HANG
 
 
-def work_on(folder: Path) -> dict:
-    """What the worker reports; fails if it crashes or hangs, and names the file."""
-    with (folder.parent / "out.txt").open("w+") as out, (folder.parent / "err.txt").open("w+") as errors:
-        command = [sys.executable, "-m", "tests.fuzz.worker", folder]
-        try:
-            code = subprocess.run(command, stdout=out, stderr=errors, timeout=600, check=False).returncode
-        except subprocess.TimeoutExpired:
-            code = "hang"
-        out.seek(0)
-        errors.seek(0)
-        last = out.read().splitlines()[-1:]
-        assert code == 0, f"{code} in {last}\n{errors.read()[-3000:]}"
-    return json.loads(last[0])
+def work(folder: str) -> None:
+    """Puts a folder of broken JPEGs through the check and the DALI loader, in a process that may die.
+
+    Prints a line that names the files before anything that might crash or hang, and in the end, as JSON, what
+    became of each file.
+    """
+    paths, slowest = find_jpegs(folder), 0.0
+    for path in paths:
+        print(f"the quick check of {path}", flush=True)
+        inspect(path)
+    quick = check(folder, paths, crop=None, records=None)
+    replaced = {}
+    loader = open_loader(
+        quick.usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, compiled=False, cache=None,
+        on_replaced=lambda bad, _: replaced.update({bad.path: bad.fault.value}),
+    )  # fmt: skip
+    batches = loader.batches()
+    for iteration in range(-(-len(quick.usable) // BATCH)):
+        print(
+            f"loading {[quick.usable[image] for image in loader.sampler.at(iteration).indices]}", flush=True
+        )
+        started = time.monotonic()
+        batch = next(batches)
+        slowest = max(slowest, time.monotonic() - started)
+        assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1
+    print("the deep check", flush=True)
+    decoder = open_decoder(CropResize(), torch.device("cpu"), threads=None, compiled=False)
+    deep = check(folder, paths, crop=None, records=None, decoder=decoder)
+    assert replaced.keys() == {each.path for each in deep.unusable} - {each.path for each in quick.unusable}
+    outcome = dict.fromkeys(paths, "decoded") | {each.path: each.fault.value for each in quick.faults}
+    outcome |= {path: f"replaced in training: {fault}" for path, fault in replaced.items()}
+    print(json.dumps({"outcome": outcome, "slowest": slowest, "peak_memory": peak_bytes()}))
+
+
+if __name__ == "__main__":
+    work(sys.argv[1])
