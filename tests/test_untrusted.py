@@ -338,15 +338,15 @@ def foreign_report(text):
 
 def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(tmp_path, capsys):
     report = foreign_report(HOSTILE)
-    for report["summary"]["seconds"] in (1e999, 60):
-        (tmp_path / "gpu.json").write_text(json.dumps(report))
-        for options in ([], ["--json"]):
-            assert here("gpu", tmp_path, *options) in (0, None)
-            assert is_harmless(capsys.readouterr().out)
-    report["summary"]["host"][HOSTILE]["mean"] = "much"
     (tmp_path / "gpu.json").write_text(json.dumps(report))
-    with pytest.raises(FastaeError, match="Expected `float`, got `str`"):
-        read_report(tmp_path)
+    for options in ([], ["--json"]):
+        assert here("gpu", tmp_path, *options) in (0, None)
+        assert is_harmless(capsys.readouterr().out)
+    for mean in ("much", 1e999):
+        report["summary"]["host"][HOSTILE]["mean"] = mean
+        (tmp_path / "gpu.json").write_text(json.dumps(report))
+        with pytest.raises(FastaeError, match="is not a report of this version"):
+            read_report(tmp_path)
 
 
 def test_what_is_written_replaces_no_device(tmp_path):
