@@ -19,7 +19,6 @@ from fastae.cli import main as cli
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_report
 from fastae.runs import checkpoint
-from fastae.runs.archive import require_plain
 from fastae.runs.loaded_model import load_model
 from fastae.runs.sweep_folder import SweepFolder
 from fastae.utils.console import HarmlessConsole
@@ -78,63 +77,59 @@ def run(small_run, tmp_path):
     return shutil.copytree(small_run, tmp_path / "run", symlinks=True, copy_function=copy)
 
 
+DONE = "malicious-pickle-was-run"
+EVIL = Evil(f"touch {DONE}")
+REASONS = (
+    "compressed",
+    "names builtins bytearray",
+    "not one of fastae's",
+    "pickle exhausted",
+    "not a zip file",
+)
+MALICIOUS = {
+    "a pickle": lambda: pickle.dumps(EVIL),
+    "protocol 5": lambda: archived(pickle.dumps(EVIL, 5)),
+    "torch.save": lambda: saved(EVIL),
+    "torch.save, old": lambda: saved(EVIL, _use_new_zipfile_serialization=False),
+    "in the model": lambda: saved(STATE | {"model": {"encoder.0.weight": EVIL}}),
+    "compressed": lambda: archived(pickle.dumps(STATE), zipfile.ZIP_DEFLATED),
+    "names builtins bytearray": lambda: archived(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R."),
+    "not one of fastae's": lambda: archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."),
+    "pickle exhausted": lambda: archived(pickle.dumps(STATE)[:-5]),
+    "not a zip file": lambda: b"PK\x03\x04",
+    **{f"state {state!r:.20}": lambda state=state: saved(state)
+       for state in ([], 1, None, {}, STATE | {"iteration": "1"}, STATE | {"model": []})},
+}  # fmt: skip
+
+
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize("form", ["a pickle", "protocol 5", "torch.save", "torch.save, old", "in the model"])
-def test_a_malicious_pickle_does_nothing(tmp_path, form):
-    evil = Evil(f"touch {tmp_path}/done")
-    content = {
-        "a pickle": lambda: pickle.dumps(evil),
-        "protocol 5": lambda: archived(pickle.dumps(evil, 5)),
-        "torch.save": lambda: saved(evil),
-        "torch.save, old": lambda: saved(evil, _use_new_zipfile_serialization=False),
-        "in the model": lambda: saved(STATE | {"model": {"encoder.0.weight": evil}}),
-    }[form]()
+@pytest.mark.parametrize("form", MALICIOUS)
+def test_a_malicious_checkpoint_does_nothing(tmp_path, monkeypatch, form):
+    """It is named in one line: pickles that run code, bombs, and what is no state of a run."""
+    monkeypatch.chdir(tmp_path)
     lines = []
-    plant(tmp_path, content)
+    plant(tmp_path, MALICIOUS[form]())
     assert checkpoint.newest(tmp_path, lines.append) is None
-    assert len(lines) == 1 and "\n" not in lines[0] and "0000001.pt cannot be read" in lines[0]
-    assert not (tmp_path / "done").exists()
+    assert len(lines) == 1 and "\n" not in lines[0] and "0000001.pt" in lines[0]
+    assert form not in REASONS or form in lines[0]
+    assert not (tmp_path / DONE).exists()
 
 
-def test_the_checkpoint_before_a_malicious_one_is_used(run, tmp_path, capsys):
-    (run / "model.safetensors").unlink()
-    plant(run / "checkpoints", saved(Evil(f"touch {tmp_path}/done")), iteration=99)
-    assert load_model(run).iteration == 4
-    assert "0000099.pt cannot be read" in capsys.readouterr().out
-    assert not (tmp_path / "done").exists()
-
-
-@pytest.mark.parametrize("state", [[], 1, None, {}, STATE | {"iteration": "1"}, STATE | {"model": []}])
-def test_what_is_no_state_of_a_run_is_refused(tmp_path, state):
+def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
     lines = []
-    plant(tmp_path, saved(state))
-    assert checkpoint.newest(tmp_path, lines.append) is None
-    assert len(lines) == 1 and "0000001.pt" in lines[0]
-
-
-def test_only_tensors_that_are_there_are_let_in(tmp_path):
-    good = plant(tmp_path, saved(STATE | {"model": {"weight": torch.ones(3, 4)}}))
-    require_plain(good)
-    compressed = io.BytesIO()
-    with zipfile.ZipFile(good) as old, zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as new:
-        for name in old.namelist():
-            new.writestr(name, old.read(name))
-    for bomb, reason in (
-        (compressed.getvalue(), "compressed"),
-        (archived(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R."), "names builtins bytearray"),
-        (archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."), "not one of fastae's"),
-        (archived(pickle.dumps(STATE)[:-5]), "pickle exhausted"),
-        (saved(Evil("true")), "names posix system"),
-        (b"PK\x03\x04", "not a zip file"),
-    ):
-        lines = []
-        plant(tmp_path, bomb)
-        assert checkpoint.newest(tmp_path, lines.append) is None
-        assert len(lines) == 1 and reason in lines[0]
     os.mkfifo(tmp_path / "0000002.pt")
     (tmp_path / "0000003.pt").touch()
     os.mkfifo(tmp_path / "0000003.pt.sha256")
-    assert checkpoint.newest(tmp_path, lines.append) is None and len(lines) == 3
+    assert checkpoint.newest(tmp_path, lines.append) is None and len(lines) == 1
+    plant(tmp_path, saved(STATE | {"model": {"weight": torch.ones(3, 4)}}))
+    assert checkpoint.newest(tmp_path, lines.append)["iteration"] == 1
+
+
+def test_the_checkpoint_before_a_malicious_one_is_used(run, capsys):
+    (run / "model.safetensors").unlink()
+    plant(run / "checkpoints", saved(EVIL), iteration=99)
+    assert load_model(run).iteration == 4
+    assert "0000099.pt cannot be read" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
