@@ -184,17 +184,15 @@ def celeba(source: Path, out: Path, count: int) -> int:
 @click.option(
     "--crop", type=click.IntRange(min=1), help="The --crop of the training: the least side of an image."
 )
-@click.option(
-    "--json", "report", metavar="FILE", type=PathType(str), help="Write the findings as JSON; - is stdout."
-)
-def check(folder: str, deep: bool, crop: int | None, report: str | None) -> int:
+@click.option("--json", "as_json", is_flag=True, help="As JSON, with the names of all files.")
+def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
     """Find files of a data set that cannot be used.
 
     DIR is the folder of JPEGs. Exit code 1 if any cannot be trained on.
     """
     from fastae.tools.dataset import check_folder
 
-    return check_folder(folder, deep=deep, crop=crop, report=report)
+    return check_folder(folder, deep=deep, crop=crop, as_json=as_json)
 
 
 class WatchingCommand(click.Command):

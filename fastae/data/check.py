@@ -1,8 +1,8 @@
 """Finds the files of a data set that cannot be trained on, before training meets them.
 
-The quick check reads header and end of each file and remembers the answer by size and time of change,
-so that only new files are read the next time; training makes it too. The deep check has every file decoded as
-well, by the decoder that trains.
+The quick check, which training makes too, reads header and end of each file and remembers what it found, so
+that the next one reads new and changed files only. The deep check also has every file decoded, by the decoder
+that trains.
 """
 
 from __future__ import annotations
@@ -10,54 +10,41 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-import numpy as np
+import msgspec
 
-from fastae.data.jpeg import Fault, Report, inspect
+from fastae.data.decode import BATCH, Decoder
+from fastae.data.jpeg import USABLE, Fault, FileFault, Inspection, inspect
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write
-
-if TYPE_CHECKING:
-    from fastae.data.decode import Decoder
-
-FAULTS = list(Fault)
-
-Stamp = tuple[int, int]
-"""Of a file: bytes, nanoseconds of the last change (63 bits of them: a file may be dated in any year)."""
-
-VERSION = 3
-"""Of the record on disk, and of what `inspect` answers."""
-
-BATCH = 64
-"""Images that are decoded at once."""
 
 TOGETHER = 4 * BATCH
 """Images that a loader holds decoded at the same time, as measured."""
 
+VERSION = 4
+"""Version of the records, and of `inspect`'s answers in them."""
 
-@dataclass(frozen=True)
-class FileFault:
-    """A file and what is wrong or remarkable with it."""
+Stamp = tuple[int, int]
+"""Size in bytes and time of change in nanoseconds, of which 63 bits are kept: a file may have any date."""
 
-    path: str
-    fault: Fault
+Records = dict[bytes, tuple[Stamp, Inspection]]
+"""Path -> what was found when the file had that stamp."""
 
 
 @dataclass(frozen=True)
 class Check:
-    """`sizes`: paths to train on -> bytes, in the order given. `findings`: faults and remarks, likewise.
+    """sizes: usable paths -> bytes, in the order given. faults: of all files, usable or not, likewise.
 
-    `side`: the shorter side of the usable images in pixels, where all have the same; else None.
-    `heaviest`: bytes of the squares cut out of them, of the TOGETHER largest.
+    side: the shorter side of the usable images in pixels if all have the same; else None.
+    heaviest: bytes of the squares cut out of the TOGETHER largest of them.
     """
 
     sizes: dict[str, int]
-    findings: list[FileFault]
+    faults: list[FileFault]
     side: int | None
     heaviest: int
 
@@ -67,7 +54,7 @@ class Check:
 
     @property
     def unusable(self) -> list[FileFault]:
-        return [finding for finding in self.findings if not finding.fault.usable]
+        return [each for each in self.faults if each.fault not in USABLE]
 
 
 def check(
@@ -78,19 +65,24 @@ def check(
     records: Path | None,
     decoder: Decoder | None = None,
 ) -> Check:
-    """Checks every path; `records` is the folder in which answers are remembered, None for not at all.
+    """Checks every path.
 
-    crop: side in pixels below which an image is too small. decoder: has to decode every file as well.
-    Raises DecoderError if that decodes nothing.
+    crop: the least pixels of an image's shorter side. records: the folder that keeps what was found, if any.
+    decoder: for the deep check; if it decodes nothing at all, DecoderError is raised.
     """
-    reports = dict(zip(paths, _quick(root, paths, records), strict=True))
-    faults = {path: _fault(report, crop) for path, report in reports.items()}
+    found = _quick_check(root, paths, records)
+    faults = {path: each.fault for path, each in found.items()}
+    for path, each in found.items():
+        if each.fault in USABLE and crop and min(each.width, each.height) < crop:
+            faults[path] = Fault.TOO_SMALL
     if decoder:
-        faults |= _deep([path for path, fault in faults.items() if _usable(fault)], decoder)
-    sizes = {path: reports[path].size for path, fault in faults.items() if _usable(fault)}
-    sides = [min(reports[path].width, reports[path].height) for path in sizes]
+        passed = [path for path in paths if faults[path] in USABLE]
+        decoded = track(decoder.faults(passed, together=BATCH), "decoding files", total=len(passed))
+        faults |= {path: fault for path, fault in zip(passed, decoded, strict=True) if fault}
+    usable = [path for path in paths if faults[path] in USABLE]
+    sides = [min(found[path].width, found[path].height) for path in usable]
     return Check(
-        sizes,
+        {path: found[path].size for path in usable},
         [FileFault(path, fault) for path, fault in faults.items() if fault],
         side=sides[0] if len(set(sides)) == 1 else None,
         heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
@@ -98,7 +90,7 @@ def check(
 
 
 def stamp(path: str) -> Stamp | None:
-    """Tells whether a file is the same as before; None for what cannot be read anyway."""
+    """What changes when a file does; None for a file that cannot be read anyway."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -106,73 +98,33 @@ def stamp(path: str) -> Stamp | None:
     return status.st_size, status.st_mtime_ns & (1 << 63) - 1
 
 
-def _quick(root: str, paths: Sequence[str], records: Path | None) -> list[Report]:
-    memory = _Memory(root, records)
-    # Taken before a file is looked at: one that changes meanwhile is looked at again the next time.
-    stamps = [stamp(path) for path in paths]
-    known = [memory.recall(path, stamp) for path, stamp in zip(paths, stamps, strict=True)]
-    unknown = [path for path, report in zip(paths, known, strict=True) if report is None]
-    if not unknown:
-        return [report for report in known if report]
-    fresh = {path: inspect(path) for path in track(unknown, "checking files")}
-    reports = [report or fresh[path] for path, report in zip(paths, known, strict=True)]
-    memory.keep(paths, stamps, reports)
-    return reports
+def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[str, Inspection]:
+    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]  # noqa: PTH100
+    file = records and records / f"{name}-v{VERSION}.msgpack"
+    known = _read_records(file) if file else {}
+    # Taken before a file is opened: one that changes meanwhile is inspected again the next time.
+    stamps = {path: stamp(path) for path in paths}
+    found = {
+        path: known[key][1]
+        for path in paths
+        if (key := os.fsencode(path)) in known and known[key][0] == stamps[path]
+    }
+    if unknown := [path for path in paths if path not in found]:
+        found |= {path: inspect(path) for path in track(unknown, "checking files")}
+        if file:
+            _write_records(file, {os.fsencode(path): (at, found[path]) for path, at in stamps.items() if at})
+    return {path: found[path] for path in paths}
 
 
-def _deep(paths: Sequence[str], decoder: Decoder) -> dict[str, Fault]:
-    faults = track(decoder.faults(paths, together=BATCH), "decoding files", total=len(paths))
-    return {path: fault for path, fault in zip(paths, faults, strict=True) if fault}
+def _read_records(file: Path) -> Records:
+    """None of them if the file is missing or damaged: the images are inspected again."""
+    with suppress(Exception):  # whatever a parser raises over a damaged file
+        return msgspec.msgpack.decode(file.read_bytes(), type=Records)
+    return {}
 
 
-def _fault(report: Report, crop: int | None) -> Fault | None:
-    small = crop is not None and min(report.width, report.height) < crop
-    return Fault.TOO_SMALL if small and _usable(report.fault) else report.fault
-
-
-def _usable(fault: Fault | None) -> bool:
-    return fault is None or fault.usable
-
-
-class _Memory:
-    """What was found out about the files of one folder, as one array file.
-
-    A record that cannot be read is as good as none: the files are looked at again.
-    """
-
-    def __init__(self, root: str, records: Path | None) -> None:
-        self._path = None
-        self._known: dict[str, tuple[int, int, int, int, int]] = {}
-        if records is None:
-            return
-        name = hashlib.sha256(os.path.abspath(root).encode(errors="surrogateescape")).hexdigest()  # noqa: PTH100
-        self._path = records / f"{name[:32]}-v{VERSION}.npz"
-        with suppress(Exception):  # whatever the parsers of a damaged or foreign file raise
-            with np.load(self._path, allow_pickle=False) as record:
-                paths, rows = os.fsdecode(record["paths"].tobytes()).split("\0"), record["rows"]
-            if rows.dtype == np.int64 and rows.shape[1:] == (5,) and (rows[:, 2] < len(FAULTS)).all():
-                self._known = dict(zip(paths, map(tuple, rows.tolist()), strict=True))
-
-    def recall(self, path: str, stamp: Stamp | None) -> Report | None:
-        known = self._known.get(path)
-        if known is None or known[:2] != stamp:
-            return None
-        fault = known[2]
-        return Report(FAULTS[fault] if fault >= 0 else None, known[3], known[4], known[0])
-
-    def keep(self, paths: Sequence[str], stamps: Sequence[Stamp | None], reports: Sequence[Report]) -> None:
-        if self._path is None:
-            return
-        kept = [
-            (path, (*stamp, FAULTS.index(report.fault) if report.fault else -1, report.width, report.height))
-            for path, stamp, report in zip(paths, stamps, reports, strict=True)
-            if stamp is not None
-        ]
-        names = np.frombuffer(os.fsencode("\0".join(path for path, _ in kept)), np.uint8)
-        rows = np.array([row for _, row in kept], np.int64).reshape(-1, 5)
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with atomic_write(self._path) as file:
-                np.savez(file, paths=names, rows=rows)
-        except OSError:
-            pass  # a cache that cannot be written costs time, never a run
+def _write_records(file: Path, records: Mapping[bytes, tuple[Stamp, Inspection]]) -> None:
+    with suppress(OSError):  # a cache that cannot be written costs time, never a run
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_write(file) as output:
+            output.write(msgspec.msgpack.encode(records))

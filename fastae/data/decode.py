@@ -11,12 +11,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastae.data.check import BATCH
 from fastae.data.crop_resize import CropResize
 from fastae.data.jpeg import Fault
 from fastae.data.pixel_ops import PixelOps
 from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, RecoverableStream
 from fastae.data.tuning import DEFAULT, Tuning
+
+BATCH = 64
+"""Images that are decoded at once."""
 
 SMALLEST = 16
 """Pixels: the side of the picture that shows whether a decoder works, if no crop asks for more."""
@@ -87,6 +89,8 @@ class Decoder:
 
 class _InOrder(RecoverableStream[Tensor]):
     """Batches of the images with these indices."""
+
+    decoder: Decoder
 
     def __init__(self, files: ImageFiles, decoder: Decoder, indices: Sequence[int]) -> None:
         super().__init__(files, decoder)

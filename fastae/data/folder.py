@@ -1,31 +1,31 @@
 """A folder of JPEGs, nested or flat, as two lists of files: to train on, and held out.
 
-The split is CelebA's own where its `list_eval_partition.txt` lies beside the images or one folder up
-(0 is for training; 1 and 2, validation and test, are held out); else the last 5 % by name are held out.
-Files whose header or end shows that they cannot be trained on are skipped.
+If CelebA's split file (`list_eval_partition.txt` or `.csv`) lies beside the images or above them, its
+validation and test images are held out; else the last 5 % by name are. Files whose header or end shows that
+they cannot be trained on are skipped.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 
-from fastae.data.check import Check, FileFault, check
-from fastae.data.jpeg import Fault
+from fastae.data.celeba import TRAIN, find_splits, read_split
+from fastae.data.check import Check, check
+from fastae.data.jpeg import Fault, FileFault
 from fastae.data.manifest import Manifest
 from fastae.data.memory import free_bytes
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
-PARTITION_FILE = "list_eval_partition.txt"
-MAX_PARTITION = 1 << 25
-"""Bytes of that file: CelebA's has 2.8 million."""
+OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp")
+LINKED_FOLDER = "linked folder"
 
 HELD_OUT_SHARE = 0.05
 
@@ -39,7 +39,7 @@ class ImageFolder:
 
     manifest: the files by name, as they were when the run began; the path of one that was lost since is its
     replacement's. skipped: files that are not read, and why. side: the shorter side of the images in pixels
-    where all have the same, which spares looking for it in each header.
+    if all have the same, which spares looking for it in each header. ignored: as `walk` counts it.
     """
 
     root: str
@@ -48,13 +48,15 @@ class ImageFolder:
     manifest: Manifest
     skipped: list[FileFault]
     side: int | None
+    ignored: Mapping[str, int] = field(default_factory=dict)
 
     def without(self, bad: Sequence[FileFault]) -> ImageFolder:
         """The folder divided as if the check had found that these cannot be used. Raises FastaeError."""
-        sizes, unusable = self.manifest.sizes, {finding.path for finding in bad}
+        sizes, unusable = self.manifest.sizes, {each.path for each in bad}
         paths = sorted({*self.train, *self.held_out} - unusable)
         left = {path: sizes[name_below(self.root, path)] for path in paths}
-        return _divide(self.root, Check(left, [*self.skipped, *bad], self.side, heaviest=0), crop=None)
+        checked = Check(left, [*self.skipped, *bad], self.side, heaviest=0)
+        return replace(_divide(self.root, checked, crop=None), ignored=self.ignored)
 
 
 def open_folder(
@@ -65,13 +67,14 @@ def open_folder(
 ) -> ImageFolder:
     """Lists, checks and divides the JPEGs under `root`.
 
-    crop: images with a shorter side are skipped. records: where what is known of the files is kept.
+    crop: images with a shorter side are skipped. records: the folder that keeps what is known of the files.
     manifest: of a run that is resumed; a file that was lost is replaced by the next in order.
     Raises FastaeError if there is no such folder, fewer than two usable JPEGs in it, images so large
     that decoding them would exhaust the memory, or other images than a run began with.
     """
     root = os.fspath(root)
-    paths = find_jpegs(root)
+    ignored = Counter[str]()
+    paths = find_jpegs(root, ignored)
     if manifest:  # only what is there and listed: a manifest from elsewhere opens nothing outside the folder
         listed = manifest.sizes
         paths = [path for path in paths if name_below(root, path) in listed]
@@ -82,7 +85,7 @@ def open_folder(
             f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
             f"decoded, and {free / 1e9:.1f} GB are free: --crop cuts less out of them, or make them smaller"
         )
-    return folder
+    return replace(folder, ignored=ignored)
 
 
 def name_below(root: str, path: str) -> str:
@@ -90,61 +93,69 @@ def name_below(root: str, path: str) -> str:
     return path.removeprefix(root).lstrip("/")
 
 
-def find_jpegs(root: str) -> list[str]:
+def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
     """Everything named like a JPEG under `root`, sorted by path, and every folder that cannot be listed.
 
-    Links to folders are not followed. Raises FastaeError if there is no such folder, or nothing in it.
+    ignored: as `walk` counts it. Raises FastaeError if there is no such folder, or nothing in it.
     """
     if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that is too long)
         what = "is a file, not a folder" if os.path.exists(root) else "does not exist"  # noqa: PTH110
         raise FastaeError(f"data folder {root!r} {what}")
-    found = set(walk(root, SUFFIXES))
+    ignored = Counter() if ignored is None else ignored
+    found = set(walk(root, SUFFIXES, ignored))
     if not found:
-        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it")
+        also = f" ({count_ignored(ignored)} ignored)" if ignored else ""
+        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}")
     return sorted(found)
 
 
-def walk(root: str, suffixes: tuple[str, ...]) -> Iterator[str]:
-    """What is named so in and below `root`, and every folder that cannot be listed, in any order.
+def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = None) -> Iterator[str]:
+    """Everything with these suffixes under `root`, and every folder that cannot be listed, in any order.
 
-    Links to folders are not followed. Raises FastaeError if `root` itself cannot be listed.
+    Links to folders are not followed. ignored: counts them, and images of other kinds, as 'PNG file'.
+    Raises FastaeError if `root` itself cannot be listed.
     """
+    ignored = Counter() if ignored is None else ignored
     folders = [root]  # a list, since folders may be nested deeper than calls may
     while folders:
         folder = folders.pop()
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
-                    if entry.name.lower().endswith(suffixes):
+                    suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
+                    if suffix in suffixes:
                         yield entry.path
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
+                    elif suffix in OTHER_IMAGES:
+                        ignored[f"{suffix[1:].upper()} file"] += 1
+                    elif suffix not in suffixes and entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                        ignored[LINKED_FOLDER] += 1
         except OSError as error:
             if folder == root:
                 raise FastaeError(f"folder {root!r} cannot be read: {error.strerror}") from None
             yield folder
 
 
-def count_faults(findings: Sequence[FileFault]) -> str:
+def count_ignored(ignored: Mapping[str, int]) -> str:
+    """'25 PNG files, 1 linked folder': the most frequent first."""
+    counts = Counter(ignored).most_common()
+    return ", ".join(f"{number:,} {kind}{'s' * (number > 1)}" for kind, number in counts)
+
+
+def count_faults(faults: Sequence[FileFault]) -> str:
     """'3 truncated, 1 empty': the most frequent first."""
-    counts = Counter(finding.fault.value for finding in findings)
-    return ", ".join(f"{number} {fault}" for fault, number in counts.most_common())
-
-
-def _too_few(root: str, usable: int, unusable: Sequence[FileFault], crop: int | None) -> str:
-    message = f"{root!r} holds {usable} usable JPEG{'' if usable == 1 else 's'}, and 2 are the least"
-    if unusable:
-        of_crop = f" {crop}" if crop else ""
-        message += (
-            f"; skipped: {count_faults(unusable).replace('the crop', f'--crop{of_crop}')} "
-            f"(fastae check {root!r} names them)"
-        )
-    return message
+    counts = Counter(each.fault.value for each in faults).most_common()
+    return ", ".join(f"{number} {fault}" for fault, number in counts)
 
 
 def _divide(root: str, checked: Check, crop: int | None) -> ImageFolder:
     if len(checked.usable) < 2:
-        raise FastaeError(_too_few(root, len(checked.usable), checked.unusable, crop))
+        faults = count_faults(checked.unusable).replace("the crop", f"--crop {crop}") or "none"
+        raise FastaeError(
+            f"{root!r} holds {len(checked.usable)} usable JPEGs, and at least 2 are needed; "
+            f"skipped: {faults} (fastae check {root!r} names them)"
+        )
     train, held_out, split = _split(root, checked.usable)
     manifest = Manifest(
         split, *({name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out))
@@ -154,19 +165,20 @@ def _divide(root: str, checked: Check, crop: int | None) -> ImageFolder:
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
     """What to train on, what to hold out, and the rule."""
-    for place in (Path(root), Path(root).parent):
-        partition = place / PARTITION_FILE
-        if partition.is_file():
-            held_names = _held_out_names(partition)
-            train = [path for path in paths if os.path.basename(path) not in held_names]  # noqa: PTH119
-            held_out = [path for path in paths if os.path.basename(path) in held_names]  # noqa: PTH119
-            if train and held_out:
-                return train, held_out, PARTITION_FILE
+    # The deepest folder of the first and the last path in order holds all those between them.
+    for file in find_splits(os.path.commonpath([paths[0], paths[-1]]), root):
+        split = read_split(file)
+        parts = [split.get(os.path.basename(path), TRAIN) for path in paths]  # noqa: PTH119
+        train = [path for path, part in zip(paths, parts, strict=True) if part == TRAIN]
+        held_out = [path for path, part in zip(paths, parts, strict=True) if part != TRAIN]
+        if train and held_out:
+            return train, held_out, file.name
     number = max(1, round(HELD_OUT_SHARE * len(paths)))
     return paths[:-number], paths[-number:], "the last 5 % by name"
 
 
 def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
+    """The folder of a run that is resumed."""
     there = {name_below(root, path): path for path in checked.usable}
     listed = manifest.sizes
     lost = [name for name in listed if name not in there]
@@ -175,7 +187,7 @@ def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     for name, path in there.items():
         if checked.sizes[path] != listed[name]:
             raise _other(root, f"{name!r:.200} had {listed[name]:,} bytes")
-    found = {name_below(root, finding.path): finding.fault for finding in checked.unusable}
+    found = {name_below(root, each.path): each.fault for each in checked.unusable}
     faults = {name: found.get(name, Fault.GONE) for name in lost}
 
     def paths_of(names: Iterable[str]) -> list[str]:
@@ -196,23 +208,3 @@ def _other(root: str, why: str) -> FastaeError:
     return FastaeError(
         f"{root!r} is not what the run trains on: {why}; restore them there, or resume with --data FOLDER"
     )
-
-
-def _held_out_names(partition: Path) -> set[str]:
-    try:
-        with partition.open("rb") as file:
-            content = file.read(MAX_PARTITION + 1)
-    except OSError as error:
-        raise FastaeError(f"{str(partition)!r} cannot be read: {error.strerror}") from None
-    if len(content) > MAX_PARTITION:
-        raise FastaeError(f"{str(partition)!r} is too large for CelebA's partition: {MAX_PARTITION:,} bytes")
-    held = set()
-    for number, line in enumerate(os.fsdecode(content).split("\n"), start=1):
-        if not line.strip():
-            continue
-        fields = line.split()
-        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
-            raise FastaeError(f"{partition}:{number}: expected 'NAME 0|1|2', found {line!r:.80}")
-        if fields[1] != "0":
-            held.add(fields[0])
-    return held

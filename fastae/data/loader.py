@@ -26,10 +26,10 @@ import torch
 from torch import Tensor
 
 from fastae.augment import Augmentation
-from fastae.data.check import FileFault
 from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder
 from fastae.data.folder import open_folder
+from fastae.data.jpeg import FileFault
 from fastae.data.memory import free_bytes
 from fastae.data.pixel_ops import ParamTensors, PixelOps, channel_means, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
@@ -102,6 +102,8 @@ class DaliLoader(Loader):
 
 class _Augmented(RecoverableStream[Tensor]):
     """The batches of a DALI loader from iteration `start` on, without end."""
+
+    decoder: Decoder
 
     def __init__(self, loader: DaliLoader, start: int) -> None:
         super().__init__(loader.files, loader.decoder)

@@ -1,8 +1,8 @@
-"""The files that a run, or a sweep, began with, by name and size: images.json in its folder.
+"""The files that a run or a sweep began with, by name and size: images.json in its folder.
 
 Which image is number i of an epoch follows from this list alone, so a run is resumed with it whatever became
-of its data folder. A file that was lost since is replaced by the next, as one that goes bad in mid-run is
-(`fastae.data.recovery`), and all the others stay where they were; files that came in are not the run's.
+of its data folder. A file that was lost since is replaced by the next (`fastae.data.recovery`), all others
+keep their places, and files that were added are not the run's.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ from fastae.utils.files import atomic_write
 from fastae.utils.json import read_json
 
 NAME = "images.json"
-"""Of the file."""
-
 MAX_BYTES = 1 << 27
-"""Of it as JSON: some five million files. CelebA's has 4 MB."""
+"""Size of the file: some five million images. CelebA's takes 4 MB."""
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class Manifest:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Of all files."""
+        """All names -> bytes."""
         return {**self.train, **self.held_out}
 
     @cached_property
     def fingerprint(self) -> str:
-        """Tells one data set from another, wherever it lies: 32 hexadecimal digits."""
+        """32 hexadecimal digits, the same for the same files in any folder."""
         digest = hashlib.sha256()
         for sizes in (self.train, self.held_out):
             listed = "\0".join(f"{name}\0{size}" for name, size in sizes.items())

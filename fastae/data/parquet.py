@@ -1,9 +1,9 @@
-"""CelebA as Hugging Face has it: parquet files whose rows hold an image each, to JPEGs.
+"""CelebA as Hugging Face has it, parquet files whose rows hold an image each, to JPEGs.
 
 The library `datasets` stores an image as struct<bytes: binary, path: string>, and the parts of a data set in
 files named train-00000-of-00019.parquet (flwrlabs/celeba) or, on the converted branch, train/0000.parquet.
-Where images were saved from pixels the bytes are PNGs, which are encoded again as CelebA's own JPEGs are.
-That gives back the originals' pixels to 0.04 grey levels on average (60 images).
+Images that were saved from pixels are PNGs, which are encoded again as CelebA's own JPEGs are. The originals'
+pixels come back to 0.04 grey levels on average (60 images).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "tes
 
 ROWS = 64
 READ_AHEAD = 1 << 20
-"""Bytes that are read at a time; by default it is all that a row group has of a column."""
+"""Bytes that are read at a time; pyarrow's default is all that a row group has of a column."""
 
 File = tuple[Path, int]
 """A parquet file, and the part of the split that it holds."""
@@ -43,21 +43,12 @@ def find_parquet(folder: Path) -> list[File]:
     return sorted(((path, _part_of(path)) for path in paths), key=lambda file: (file[1], file[0]))
 
 
-def count_rows(files: Sequence[File]) -> int:
-    """Raises FastaeError as `read_jpegs` does."""
-    total = 0
-    for path, _ in files:
-        with _opened(path) as file:
-            total += file.metadata.num_rows
-    return total
-
-
 def read_jpegs(files: Sequence[File]) -> Iterator[tuple[bytes, int]]:
     """Every image in turn as the content of a JPEG file, and its part of the split.
 
     Raises FastaeError for a file that is not parquet, rows without an image, and if pyarrow is missing.
     """
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow works without the interpreter lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow releases the interpreter lock
         for path, part in files:
             for rows in _rows(path):
                 for content in pool.map(lambda row, path=path: as_jpeg(row, path), rows):
@@ -92,22 +83,19 @@ def _part_of(path: Path) -> int:
 
 
 def _rows(path: Path) -> Iterator[list[Any]]:
-    """What stands for the image's bytes in some rows at a time."""
+    """The images' bytes, some rows at a time."""
     with _opened(path) as file:
-        column = _image_column(file.schema_arrow, path)
-        for group in (file.metadata.row_group(number) for number in range(file.num_row_groups)):
+        for field in file.schema_arrow:
+            if str(field.type).startswith("struct<") and field.type.get_field_index("bytes") >= 0:
+                break
+        else:
+            columns = f"{', '.join(file.schema_arrow.names[:8]):.200}"
+            raise FastaeError(f"{str(path)!r} has no column of images, struct<bytes, path>, but: {columns}")
+        for group in map(file.metadata.row_group, range(file.num_row_groups)):
             if group.total_byte_size > group.num_rows * MAX_ENTRY:
                 raise FastaeError(f"{str(path)!r} claims {group.total_byte_size:,} bytes: this is not CelebA")
-        for batch in file.iter_batches(ROWS, columns=[f"{column}.bytes"]):
+        for batch in file.iter_batches(ROWS, columns=[f"{field.name}.bytes"]):
             yield [row and row["bytes"] for row in batch.column(0).to_pylist()]
-
-
-def _image_column(schema: Any, path: Path) -> str:
-    for field in schema:
-        if str(field.type).startswith("struct<") and field.type.get_field_index("bytes") >= 0:
-            return field.name
-    columns = ", ".join(schema.names[:8])
-    raise FastaeError(f"{str(path)!r} has no column of images, struct<bytes, path>, but: {columns:.200}")
 
 
 @contextmanager
@@ -117,7 +105,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except ImportError:
         raise FastaeError(f"{str(path)!r} needs pyarrow, which is missing: pip install pyarrow") from None
     try:
-        # Opened here: pyarrow may take a name for the address of something remote.
+        # Opened here: pyarrow may take a name for a remote address.
         with path.open("rb") as source, ParquetFile(source, buffer_size=READ_AHEAD) as file:
             yield file
     except FastaeError:

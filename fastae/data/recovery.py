@@ -1,9 +1,8 @@
-"""Files that decoders are given, and what becomes of one that cannot be decoded, at once or in mid-run.
+"""Bad-file recovery: a file that cannot be decoded is replaced by the next good one, also during a run.
 
-A decoder of DALI's that meets a bad file ends its whole pipeline, or never returns, and there is no way to
-skip a sample. So the file is found and replaced, and a new pipeline continues with the batch that failed. The
-replacement is the next good file by index: the same for every loader, at every later epoch, and in a run that
-is resumed.
+A DALI pipeline that meets a bad file ends, or never returns, and it cannot skip a sample. So the file is
+found and replaced, and a new pipeline continues with the batch that failed. The replacement is the next good
+file by index: the same for every loader, in every later epoch, and in a run that is resumed.
 """
 
 from __future__ import annotations
@@ -11,32 +10,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
-from fastae.data.check import FileFault
-from fastae.data.jpeg import Fault, inspect
+from fastae.data.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.errors import FastaeError
-
-if TYPE_CHECKING:
-    from fastae.data.decode import Decoder
 
 Item = TypeVar("Item")
 
 PATIENCE = 20.0
-"""Seconds that a batch may take before its files are looked at."""
+"""Seconds that a batch may take before its files are inspected."""
 
 MORE_PATIENCE = 8
-"""Times as many from a batch on that took longer, and in which nothing was wrong: the storage is slow."""
+"""Times as many once a batch took longer and nothing was wrong with its files: the storage is slow."""
 
 FILE_PATIENCE = 120.0
 """Seconds that a single file may take: far more than the largest that passes the check."""
 
 MANY = 4
-"""From every fourth file on that is bad, all files are looked at."""
+"""If at least one in four files of a batch is bad, all files are inspected at once."""
 
 
 class DecoderError(FastaeError):
-    """The decoder failed. Raised to the user where no file is to blame for it."""
+    """The decoder failed. Raised to the user if no file is to blame for it."""
 
     fault = Fault.UNDECODABLE
 
@@ -48,7 +43,7 @@ class DecoderStalled(DecoderError):
 
 
 class NoneLeft(FastaeError):
-    """Not one of the images can be read. found: what is wrong with each file."""
+    """None of the images can be read. found: what is wrong with each file."""
 
     def __init__(self, found: Sequence[FileFault]) -> None:
         example = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in found[:1])
@@ -58,19 +53,25 @@ class NoneLeft(FastaeError):
         self.found = found
 
 
-class ImageFiles:
-    """`paths[i]` is the file to read for image i: its own, or the next good one behind it.
+class FaultFinder(Protocol):
+    """A decoder that tells what it has against files (`fastae.data.decode.Decoder`)."""
 
-    bad: what is wrong with the files that are not read. on_replaced: called with each of them, and with the
-    path of its replacement.
+    def faults(self, paths: Sequence[str]) -> Iterator[Fault | None]: ...
+
+
+class ImageFiles:
+    """`paths[i]` is the file to read for image i: its own, or the next good one after it.
+
+    own: the files as they were given. bad: index -> fault of those that are not read. on_replaced: called
+    with each of these and the path of its replacement.
     """
 
     def __init__(
         self, paths: Sequence[str], on_replaced: Callable[[FileFault, str], None] | None = None
     ) -> None:
+        self.own = paths
         self.paths = list(paths)
         self.bad: dict[int, Fault] = {}
-        self.own = paths
         self._on_replaced = on_replaced
 
     def __len__(self) -> int:
@@ -81,7 +82,7 @@ class ImageFiles:
         return [index for index in range(len(self)) if index not in self.bad]
 
     def replace(self, found: Mapping[int, Fault]) -> None:
-        """Has other files read in place of these images' own. Raises NoneLeft if there are no others."""
+        """Replaces the files of these images. Raises NoneLeft if there are no others."""
         self.bad |= found
         good = self.good()
         if not good:
@@ -94,9 +95,9 @@ class ImageFiles:
 
 
 class RecoverableStream(ABC, Generic[Item]):
-    """Items that are decoded from files; `recovered` continues where one of the files is bad."""
+    """Items that are decoded from files; `recovered` continues if one of the files is bad."""
 
-    def __init__(self, files: ImageFiles, decoder: Decoder) -> None:
+    def __init__(self, files: ImageFiles, decoder: FaultFinder) -> None:
         self.files = files
         self.decoder = decoder
 
@@ -128,31 +129,27 @@ class RecoverableStream(ABC, Generic[Item]):
                     self.files.replace(found)
                 elif failed_at == position:
                     raise
-                else:  # a file that was being written just then is whole by now
+                else:  # a file that was being written is whole by now
                     failed_at = position
                     patience *= MORE_PATIENCE if isinstance(error, DecoderStalled) else 1
 
     def _find_bad(self, position: int) -> dict[int, Fault]:
         """Which of the files that this item is made of are bad, and why."""
-        # Those prefetched are not suspected: DALI reports an error with the batch that it happened in.
+        # Prefetched files are not suspected: DALI reports an error with the batch that it happened in.
         files = self.files
         read = {files.paths[image] for image in self.images(position)}
         suspects = [index for index in files.good() if files.own[index] in read]
-        found = _visible_faults(files, suspects)
+        found = _quick_check(files, suspects)
         if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
-            found = _visible_faults(files, files.good())
+            found = _quick_check(files, files.good())
         if found:
             return found
-        # The decoder has the last word: it may refuse what the markers show nothing of.
+        # The decoder decides: it may refuse a file whose markers are in order.
         faults = self.decoder.faults([files.own[index] for index in suspects])
         return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}
 
 
-def visible_fault(path: str) -> Fault | None:
-    """What header and end of a file show that makes it unusable."""
-    fault = inspect(path).fault
-    return None if fault is None or fault.usable else fault
-
-
-def _visible_faults(files: ImageFiles, images: Iterable[int]) -> dict[int, Fault]:
-    return {index: fault for index in images if (fault := visible_fault(files.own[index]))}
+def _quick_check(files: ImageFiles, images: Iterable[int]) -> dict[int, Fault]:
+    """The images whose own files are bad by their header or end, and why."""
+    faults = ((index, inspect(files.own[index]).fault) for index in images)
+    return {index: fault for index, fault in faults if fault and fault not in USABLE}

@@ -24,12 +24,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.check import BATCH, stamp
-from fastae.data.decode import Decoder
-from fastae.data.jpeg import Fault
+from fastae.data.check import stamp
+from fastae.data.decode import BATCH, Decoder
+from fastae.data.jpeg import USABLE, Fault, inspect
 from fastae.data.memory import free_bytes
 from fastae.data.pixel_ops import channel_means
-from fastae.data.recovery import ImageFiles, visible_fault
+from fastae.data.recovery import ImageFiles
 from fastae.errors import FastaeError
 from fastae.utils.cache import building, locked, touch
 from fastae.utils.console import log, track
@@ -193,7 +193,7 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
 def _agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
     """Whether a sample of the images is what is stored, and a sample of the bad files is still bad."""
     bad = [files.own[index] for index in _spread(list(store.bad))]
-    if not all(decoder.faults([path for path in bad if not visible_fault(path)])):
+    if not all(decoder.faults([path for path in bad if inspect(path).fault in USABLE])):
         return False
     as_stored = ImageFiles(files.own)
     as_stored.replace(store.bad)

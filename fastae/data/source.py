@@ -1,4 +1,4 @@
-"""Which images a run trains on: --data, else $FASTAE_DATA, else the embedded synthetic faces."""
+"""Which images a run trains on: --data, else $FASTAE_DATA, else the built-in synthetic faces."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ def open_source(
 ) -> tuple[ImageFolder, str]:
     """The folder, opened, and where it came from in words. Draws the faces the first time.
 
-    cache: where the faces are kept, and what is known of the files. manifest: as `open_folder` takes it.
-
-    Raises FastaeError as `open_folder` does, and where the faces cannot be written.
+    cache: folder for the faces and for what is known of the files. manifest: as `open_folder` takes it.
+    Raises FastaeError as `open_folder` does, and if the faces cannot be written.
     """
     cache = cache or cache_folder()
-    records = check_records(cache)
-    if data is not None:
-        return open_folder(data, crop, records, manifest), printable(data)
-    if data := os.environ.get(VARIABLE):
-        return open_folder(data, crop, records, manifest), f"{printable(data)} (from ${VARIABLE})"
-    try:
-        root = faces.ensure(cache)
-    except OSError as error:
-        raise FastaeError(
-            f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
-            "--cache-dir or $FASTAE_CACHE names another place, --data your own images"
-        ) from None
-    return open_folder(root, crop, records, manifest), f"no --data, so synthetic faces in {root}"
+    if data:
+        source = printable(data)
+    elif data := os.environ.get(VARIABLE):
+        source = f"{printable(data)} (from ${VARIABLE})"
+    else:
+        try:
+            data = str(faces.ensure(cache))
+        except OSError as error:
+            raise FastaeError(
+                f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
+                "--cache-dir or $FASTAE_CACHE names another place, --data your own images"
+            ) from None
+        source = f"no --data, so synthetic faces in {data}"
+    return open_folder(data, crop, check_records(cache), manifest), source

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock
 
 from fastae.config import TrainConfig
-from fastae.data.check import FileFault
+from fastae.data.jpeg import FileFault
 from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics

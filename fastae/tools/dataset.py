@@ -11,34 +11,32 @@ from rich.table import Table
 from fastae.data.check import Check, check
 from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder
-from fastae.data.folder import find_jpegs
-from fastae.data.jpeg import DECODER_FAULTS, Fault
+from fastae.data.folder import count_ignored, find_jpegs
+from fastae.data.jpeg import DECODER_FAULTS, USABLE, Fault
 from fastae.data.loader import open_decoder, require_dali
 from fastae.data.prepare import prepare_celeba
-from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log, printable
 from fastae.utils.device import choose_device
-from fastae.utils.files import atomic_write
 
 NAMES_SHOWN = 50
 
 
-def check_folder(folder: str, *, deep: bool, crop: int | None, report: str | None) -> int:
+def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) -> int:
     """Checks the JPEGs under `folder` and prints what was found; returns the exit code, 0 or 1."""
-    paths = find_jpegs(folder)
+    ignored = Counter[str]()
+    paths = find_jpegs(folder, ignored)
     decoder = _training_decoder(crop) if deep else None
     found = check(folder, paths, crop=crop, records=check_records(cache_folder()), decoder=decoder)
-    if report == "-":
-        print(_as_json(folder, len(paths), found))
+    if as_json:
+        faults = [
+            {"path": each.path, "fault": each.fault.value, "usable": each.fault in USABLE}
+            for each in found.faults
+        ]
+        counts = {"files": len(paths), "usable": len(found.usable), "ignored": ignored}
+        print(json.dumps({"folder": folder, **counts, "faults": faults}, indent=2))
     else:
-        _show(len(paths), found)
-        if report:
-            try:
-                with atomic_write(Path(report)) as file:
-                    file.write(_as_json(folder, len(paths), found).encode() + b"\n")
-            except OSError as error:
-                raise FastaeError(f"cannot write {report!r}: {error.strerror or error}") from None
+        _log_check(found, len(paths), ignored)
     return 1 if found.unusable else 0
 
 
@@ -48,40 +46,26 @@ def _training_decoder(crop: int | None) -> Decoder:
     return open_decoder(CropResize(crop), choose_device("auto"), threads=None, compiled=False)
 
 
-def _show(total: int, found: Check) -> None:
-    for finding in found.findings[:NAMES_SHOWN]:
-        log(f"{finding.fault.value:24}  {printable(finding.path)}")
-    if len(found.findings) > NAMES_SHOWN:
-        log(f"... and {len(found.findings) - NAMES_SHOWN:,} more: --json FILE names all")
-    counts = Counter(finding.fault for finding in found.findings)
+def _log_check(found: Check, total: int, ignored: Counter[str]) -> None:
+    for each in found.faults[:NAMES_SHOWN]:
+        log(f"{each.fault.value:24}  {printable(each.path)}")
+    if len(found.faults) > NAMES_SHOWN:
+        log(f"... and {len(found.faults) - NAMES_SHOWN:,} more: --json names all")
+    counts = Counter(each.fault for each in found.faults)
     table = Table("", "files", "")
-    for fault in Fault:
-        if counts[fault]:
-            table.add_row(fault.value, f"{counts[fault]:,}", _meaning(fault))
+    for fault in filter(counts.get, Fault):
+        table.add_row(fault.value, f"{counts[fault]:,}", _consequence(fault))
     table.add_row("usable", f"{len(found.usable):,}", f"of {total:,}")
     console.print(table)
+    if ignored:
+        log(f"ignored: {count_ignored(ignored)}")
 
 
-def _meaning(fault: Fault) -> str:
-    if fault.usable:
-        return "decoded to colour and used"
+def _consequence(fault: Fault) -> str:
+    if fault in USABLE:
+        return "decoded to RGB and used"
     # Training makes the quick check, and meets these when it decodes them.
-    return "replaced in training" if fault in DECODER_FAULTS else "skipped by training"
-
-
-def _as_json(folder: str, total: int, found: Check) -> str:
-    return json.dumps(
-        {
-            "folder": folder,
-            "files": total,
-            "usable": len(found.usable),
-            "findings": [
-                {"path": finding.path, "fault": finding.fault.value, "usable": finding.fault.usable}
-                for finding in found.findings
-            ],
-        },
-        indent=2,
-    )
+    return "replaced in training" if fault in DECODER_FAULTS else "skipped in training"
 
 
 def prepare_and_report(source: Path, out: Path, count: int) -> int:
@@ -89,14 +73,9 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
     log("CelebA is for non-commercial research only and may not be redistributed.")
     done = prepare_celeba(source, out, count)
     log(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")
-    for kind, names in (
-        ("missing", done.missing),
-        ("faulty", done.faulty),
-        ("skipped, not plain files", done.skipped),
-    ):
+    for kind, names in (("faulty", done.faulty), ("not plain files, skipped", done.skipped)):
         if names:
-            shown = ", ".join(names[:10]) + (" ..." if len(names) > 10 else "")
-            log(f"{kind}: {shown}")
+            log(f"{kind}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")
     train, valid, test = done.parts
     official = " (CelebA's official split)" if done.official else ""
     log(f"split: {train:,} to train on, {valid:,} to validate on, {test:,} to test on{official}")

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, load_images, open_loader
-from fastae.data.check import FileFault
-from fastae.data.folder import ImageFolder, count_faults
+from fastae.data.folder import ImageFolder, count_faults, count_ignored
+from fastae.data.jpeg import FileFault
 from fastae.data.loader import Loader
 from fastae.data.manifest import Manifest
 from fastae.data.recovery import NoneLeft
@@ -48,6 +48,9 @@ from fastae.utils.environment import describe_environment
 from fastae.utils.memory import keep_freed_memory
 
 Item = TypeVar("Item")
+
+NAMED = 3
+"""Replaced files that the log names; of more it gives the number."""
 
 _first_process: int | None = None
 
@@ -186,6 +189,10 @@ def log_images(session: Session, is_resumed: bool) -> None:
         f"data      {session.source}: {len(images.train):,} images to train on, "
         f"{len(images.held_out):,} held out ({images.manifest.split})"
     )
+    if images.ignored:
+        log(
+            f"ignored   {count_ignored(images.ignored)}: training reads JPEG files only, and follows no links"
+        )
     if images.skipped and is_resumed:
         first, *others = images.skipped
         lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
@@ -236,7 +243,11 @@ class Session:
     def report_replaced(self, bad: FileFault, substitute: str) -> None:
         """For loaders: a file was found bad, and is replaced by another."""
         self.replaced.append(bad)
-        log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
+        number = len(self.replaced)
+        if number <= NAMED:
+            log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
+        elif number.bit_count() == 1:  # at 4, 8, 16, ...
+            log(f"{number:,} files that cannot be decoded were replaced: skipped.txt names them")
         for run in self._listeners:
             run.note_skipped([bad])
 
@@ -289,5 +300,5 @@ def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
 
 def spread(items: Sequence[Item], number: int) -> list[Item]:
     """At most `number` of these, evenly spaced, so that they stand for all of them."""
-    stride = max(1, math.ceil(len(items) / number))
-    return list(items[::stride])
+    number = min(number, len(items))
+    return [items[place * len(items) // number] for place in range(number)]

@@ -16,7 +16,7 @@ from fastae.data import jpeg
 from fastae.data.check import check
 from fastae.data.crop_resize import CropResize
 from fastae.data.folder import find_jpegs, open_folder
-from fastae.data.jpeg import Fault, inspect
+from fastae.data.jpeg import USABLE, Fault, inspect
 from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
@@ -43,7 +43,7 @@ def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, g
             return iter([None])
 
     found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, decoder=Decoder())
-    assert [(Path(f.path).name, f.fault) for f in found.findings] == [("huge.jpg", Fault.TOO_LARGE)]
+    assert [(Path(f.path).name, f.fault) for f in found.faults] == [("huge.jpg", Fault.TOO_LARGE)]
     assert decoded == ["a.jpg"]
 
 
@@ -73,7 +73,7 @@ def test_the_emptiest_images_that_are_whole_pass(tmp_path, colours, subsampling,
             **({"subsampling": subsampling} if mode == "RGB" else {}),
         )  # fmt: skip
         fault = inspect(str(tmp_path / "a.jpg")).fault
-        assert fault is None or fault.usable
+        assert fault in USABLE
 
 
 def test_images_whose_batches_would_not_fit_into_memory_are_refused_with_the_remedy(

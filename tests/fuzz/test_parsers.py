@@ -1,6 +1,6 @@
-"""Files of every kind that fastae reads, with anything in them: read, or refused in one line, and no else.
+"""Files of every kind that fastae reads, with anything in them: each is read, or refused by a FastaeError.
 
-A few dozen of each in `make test`; with FASTAE_FUZZ set, as `make fuzz` does, thousands.
+A few dozen contents of each kind in `make test`; with FASTAE_FUZZ, which `make fuzz` sets, thousands.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -20,38 +21,32 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastae.config import TrainConfig
 from fastae.data import resident
 from fastae.data.check import check
-from fastae.data.folder import PARTITION_FILE, find_jpegs, open_folder
+from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import inspect
 from fastae.data.manifest import Manifest
 from fastae.data.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_report, report_json
-from fastae.monitor.recording import Absence, Gpu, GpuRecord, Phase, Throttle
-from fastae.monitor.summary import (
-    Diagnosis,
-    EnergySource,
-    GpuSummary,
-    Statistics,
-    Summary,
-    UsageReport,
-    Verdict,
-)
 from fastae.monitor.text import show_report
 from fastae.runs import checkpoint
-from fastae.runs.archive import require_plain
 from fastae.runs.folder import RunFolder
-from fastae.sweep import plan
+from fastae.runs.sweep_folder import SweepFolder
 from fastae.utils.console import HarmlessConsole
+
+from ..test_untrusted import foreign_report
 
 EXAMPLES = 2_000 if "FASTAE_FUZZ" in os.environ else 25
 # Not `deadline`: on a busy machine any example may wait.
-thoroughly = settings(max_examples=EXAMPLES, deadline=None, derandomize="FASTAE_FUZZ" not in os.environ)
+thoroughly = settings(
+    max_examples=EXAMPLES, deadline=None, derandomize="FASTAE_FUZZ" not in os.environ,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
 
 numbers = st.integers() | st.floats() | st.sampled_from([2**63, 10**400, -1, 0])
 words = st.text(max_size=20) | st.sampled_from(["", "../..", "\0", "\x1b[31m", "a\nb", "\udcff"])
@@ -63,291 +58,205 @@ anything = st.recursive(
 
 
 @st.composite
-def nearly(draw: Callable, value: Any) -> Any:
+def changed(draw: Callable, value: Any) -> Any:
     """A JSON value with something else at one place in it, one thing less or one more."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(anything)
-    keys = list(value) if isinstance(value, dict) else range(len(value))
-    key = draw(st.sampled_from(keys))
-    changed = dict(value) if isinstance(value, dict) else list(value)
+    key = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
+    value = value.copy()
     what = draw(st.sampled_from(["inside", "inside", "inside", "less", "more"]))
     if what == "inside":
-        changed[key] = draw(nearly(value[key]))
+        value[key] = draw(changed(value[key]))
     elif what == "less":
-        del changed[key]
-    elif isinstance(changed, dict):
-        changed[draw(words)] = draw(anything)
+        del value[key]
+    elif isinstance(value, dict):
+        value[draw(words)] = draw(anything)
     else:
-        changed.append(draw(anything))
-    return changed
+        value.append(draw(anything))
+    return value
 
 
 @st.composite
 def damaged(draw: Callable, content: bytes) -> bytes:
     """The same bytes but for some; cut short, or longer."""
-    changed = bytearray(content)
+    content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         # The ends are where headers and directories are.
         place = draw(st.integers(0, 200) | st.integers(0, len(content)) | st.integers(-400, -1))
-        changed[place : place + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+        content[place : place + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
     if draw(st.integers(0, 4)) == 0:
-        del changed[draw(st.integers(0, len(changed))) :]
-    return bytes(changed)
+        del content[draw(st.integers(0, len(content))) :]
+    return bytes(content)
 
 
-def refusing(action: Callable[[], Any]) -> Any:
-    """What it returns, or the one line in which it refuses; anything else is a failure."""
+def settings_of_a_run(path, pictures):
+    config = RunFolder(path.parent).settings()
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict())), "config.json") == config
+
+
+def images_of_a_run(path, pictures):
+    images = Manifest.read(path)
+    opened = open_folder(pictures, manifest=images)
+    assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)))
+    assert (len(opened.train), len(opened.held_out)) == (len(images.train), len(images.held_out))
+
+
+def usage_report(path, pictures):
+    report, screen = read_report(path.parent), io.StringIO()
+    show_report(report, HarmlessConsole(file=screen, width=200))
+    assert all(character.isprintable() or character == "\n" for character in screen.getvalue())
+    json.loads(report_json(report))
+
+
+def plan_of_a_sweep(path, pictures):
+    assert all((path.parent / run.name).parent == path.parent for run in SweepFolder(path.parent).read().runs)
+
+
+def checkpoint_of_a_run(path, pictures):
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_name(f"{path.name}.sha256").write_text(digest)
+    lines = []
+    state = checkpoint.newest(path.parent, lines.append)
+    assert isinstance(state, dict) or (len(lines) == 1 and "\n" not in lines[0])
+
+
+def resident_array(path, pictures):
+    shutil.copy(path, path.with_name("means.npy"))
+    path.with_name(resident.BAD).write_text("{}")
+    store = resident._open(path.parent, (2, 16, 3, 16))
+    assert store is None or store.pixels.shape == (2, 16, 3, 16)
+
+
+def records_of_a_check(path, pictures):
+    paths = find_jpegs(str(pictures))
+    folder = path.with_suffix("")
+    check(str(pictures), paths, crop=None, records=folder)
+    (records,) = folder.iterdir()
+    path.replace(records)
+    assert len(check(str(pictures), paths, crop=None, records=folder).usable) <= len(paths)
+
+
+def celeba(path, pictures):
+    """An archive, or a parquet file in a folder."""
+    out = path.parent / "deep" / "er" / "out"
     try:
-        return action()
-    except FastaeError as error:
-        return str(error)
+        prepare_celeba(path if path.suffix == ".zip" else path.parent, out, 2)
+    finally:
+        written = [each for each in path.parents[1].rglob("*") if each.is_file() and each != path]
+        assert all(each.parent in (out, out / "img_align_celeba") for each in written)
+        assert all(each.suffix in (".jpg", ".txt") for each in written)
+
+
+def split_file(path, pictures):
+    for each in pictures.iterdir():
+        os.link(each, path.with_name(each.name))
+    assert len(open_folder(path.parent).manifest.sizes) == 3
+
+
+def jpeg_file(path, pictures):
+    inspect(str(path))
+
+
+NAMES = {
+    "config.json": settings_of_a_run,
+    "images.json": images_of_a_run,
+    "gpu.json": usage_report,
+    "sweep.json": plan_of_a_sweep,
+    "0000001.pt": checkpoint_of_a_run,
+    "pixels.npy": resident_array,
+    "records.msgpack": records_of_a_check,
+    "celeba.zip": celeba,
+    "train-0.parquet": celeba,
+    "list_eval_partition.txt": split_file,
+    "a.jpg": jpeg_file,
+}
+JSON = [name for name in NAMES if name.endswith(".json")]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    return tmp_path_factory.mktemp("read")
+def pictures(face_paths, tmp_path_factory):
+    """A folder of three images."""
+    folder = tmp_path_factory.mktemp("pictures")
+    for path in face_paths[:3]:
+        os.link(path, folder / Path(path).name)
+    return folder
 
 
-@thoroughly
-@given(anything | nearly(TrainConfig().as_dict()))
-def test_settings(values):
-    config = refusing(lambda: TrainConfig.from_dict(values, "config.json"))
-    if isinstance(config, TrainConfig):
-        assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict())), "config.json") == config
+@pytest.fixture(scope="module")
+def intact(pictures, face_paths, tmp_path_factory):
+    """A function: name of a file -> contents to damage."""
+    records = tmp_path_factory.mktemp("records")
+    check(str(pictures), find_jpegs(str(pictures)), crop=None, records=records)
 
+    def saved(write):
+        file = io.BytesIO()
+        write(file)
+        return file.getvalue()
 
-@thoroughly
-@given(st.binary() | nearly({"config": TrainConfig().as_dict(), "data": {}}).map(json.dumps).map(str.encode))
-def test_a_runs_config(folder, content):
-    (folder / "config.json").write_bytes(content)
-    refusing(RunFolder(folder).settings)
+    def archive(compression):
+        with zipfile.ZipFile(file := io.BytesIO(), "w", compression) as archive:
+            for name in ("000001.jpg", "b/000002.jpg", "list_eval_partition.txt"):
+                archive.writestr(name, b"000001.jpg 0\n" * 20)
+        return file.getvalue()
 
-
-def report():
-    """One with everything in it."""
-    figures = Statistics("SM", "%", 50.0, 1.0, 50.0, 90.0, 100.0, 0.1, 0.2)
-    card = Gpu(0, "GPU", "uuid", False, 80.0, 700.0, 1980.0, 5, 16)
-    record = GpuRecord("gpu0", card, {"jpeg": "why"}, {"an error": 3}, "lost", True, 2, 3.0)
-    names = (
-        "gpu_busy",
-        "sm_active",
-        "power",
-        "sm_clock",
-        "performance_state",
-        "pcie_generation",
-        "pcie_width",
-    )
-    gpu = GpuSummary(
-        record, dict.fromkeys(names, figures), {Throttle.HARDWARE: 0.5}, EnergySource.COUNTER, 3.0, 0.1
-    )
-    host = {"cpu": figures, "machine_cpu": figures}
-    summary = Summary(60.0, 0.001, 2.0, {Phase.TRAIN: 60.0}, Phase.TRAIN, (gpu, gpu), host,
-                      1_000.0, 0.1, 0.2, 3.0, 0.1, "an error")  # fmt: skip
-    diagnosis = Diagnosis(Verdict.GPU_BOUND, ("nothing",), 1, True)
-    return UsageReport("a command", summary, diagnosis, Absence.NOT_SHOWN, "detail")
-
-
-@thoroughly
-@given(st.binary() | nearly(json.loads(report_json(report()))).map(json.dumps).map(str.encode))
-def test_a_runs_report(folder, content):
-    (folder / "gpu.json").write_bytes(content)
-    read = refusing(lambda: read_report(folder))
-    if isinstance(read, UsageReport):  # then it can also be shown, and read again
-        screen = io.StringIO()
-        show_report(read, HarmlessConsole(file=screen, width=200))
-        assert all(character.isprintable() or character == "\n" for character in screen.getvalue())
-        json.loads(report_json(read))
-
-
-def test_a_report_that_is_whole_is_read_as_it_was_written(folder):
-    (folder / "gpu.json").write_text(report_json(report()))
-    assert read_report(folder) == report()
-
-
-@thoroughly
-@given(
-    st.binary()
-    | nearly({"plan": {}, "runs": [{"name": "pixel_bce", "loss": "pixel_bce", "seed": 0}]})
-    .map(json.dumps)
-    .map(str.encode)
-)
-def test_a_sweeps_plan(folder, content):
-    (folder / "sweep.json").write_bytes(content)
-    read = refusing(lambda: plan.read(folder))
-    if isinstance(read, plan.Sweep):
-        assert all((folder / entry.name).parent == folder for entry in read.entries)
-
-
-@thoroughly
-@given(st.data())
-def test_a_runs_images(pictures, folder, data):
-    listed = dataclasses.asdict(open_folder(pictures).manifest)
-    (folder / "images.json").write_bytes(
-        data.draw(st.binary() | nearly(listed).map(json.dumps).map(str.encode))
-    )
-    images = refusing(lambda: Manifest.read(folder / "images.json"))
-    if isinstance(images, Manifest):
-        assert len(images.fingerprint) == 32
-        opened = refusing(lambda: open_folder(pictures, manifest=images))
-        if not isinstance(opened, str):
-            assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)))
-            assert (len(opened.train), len(opened.held_out)) == (len(images.train), len(images.held_out))
-
-
-@pytest.mark.parametrize("name", ["config.json", "images.json", "gpu.json", "sweep.json"])
-@pytest.mark.parametrize(
-    "content", [b"[" * 200_000, b'{"a":' * 200_000, b"9" * 5_000, b"\xff\xfe", b"", None]
-)
-def test_json_that_no_parser_likes(folder, name, content):
-    path = folder / name
-    path.unlink(missing_ok=True)
-    if content is None:
-        path.touch()
-        os.truncate(path, 1 << 40)
-    else:
-        path.write_bytes(content)
-    readers = {
-        "config.json": lambda folder: RunFolder(folder).settings(),
-        "images.json": lambda folder: Manifest.read(folder / "images.json"),
-        "gpu.json": read_report,
-        "sweep.json": plan.read,
+    state = {"model": {"weight": torch.ones(3, 4)}, "optimizer": {}, "scaler": {}, "config": {}, "run": {}}
+    arrays = np.zeros((2, 16, 3, 16), np.uint8), np.zeros((2, 3), np.float32)
+    contents = {
+        "config.json": [{"config": TrainConfig().as_dict(), "data": {}}],
+        "images.json": [dataclasses.asdict(open_folder(pictures).manifest)],
+        "gpu.json": [foreign_report("text")],
+        "sweep.json": [{"plan": {}, "runs": [{"name": "pixel_bce", "loss": "pixel_bce", "seed": 0}]}],
+        "0000001.pt": [saved(lambda file: torch.save(state | {"iteration": 1}, file))],
+        "pixels.npy": [saved(lambda file, array=array: np.save(file, array)) for array in arrays],
+        "records.msgpack": [path.read_bytes() for path in records.iterdir()],
+        "celeba.zip": [archive(zipfile.ZIP_STORED), archive(zipfile.ZIP_DEFLATED)],
+        "list_eval_partition.txt": [b"000001.jpg 0\n000002.jpg 1\r\n", b"image_id,partition\r\n000001.jpg,0"],
+        "a.jpg": [Path(face_paths[0]).read_bytes()],
     }
-    read = readers[name]
+    with suppress(ImportError):
+        import pyarrow
+        from pyarrow.parquet import write_table
+
+        rows = [{"bytes": Path(path).read_bytes(), "path": None} for path in face_paths[:3]]
+        table = pyarrow.table({"image": rows})
+        contents["train-0.parquet"] = [saved(lambda file: write_table(table, file))]
+    return lambda name: contents.get(name, [b""])
+
+
+def read(place, name, content, pictures):
+    (place / "in").mkdir()
+    (place / "in" / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    NAMES[name](place / "in" / name, pictures)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("name", NAMES)
+@thoroughly
+@given(data=st.data())
+def test_any_content_is_read_or_refused(intact, pictures, tmp_path_factory, name, data):
+    good = data.draw(st.sampled_from(intact(name)))
+    change = damaged(good) if isinstance(good, bytes) else changed(good)
+    content = data.draw(st.binary() | change | change)
+    with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as place, suppress(FastaeError):
+        read(Path(place), name, content, pictures)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "train-0.parquet"])
+def test_intact_content_is_read(intact, pictures, tmp_path, name):
+    read(tmp_path, name, intact(name)[0], pictures)
+
+
+@pytest.mark.parametrize("name", JSON)
+def test_json_that_no_parser_likes(pictures, tmp_path, name):
+    path = tmp_path / name
+    for content in ("[" * 200_000, '{"a":' * 200_000, "9" * 5_000, ""):
+        path.write_text(content)
+        with pytest.raises(FastaeError):
+            NAMES[name](path, pictures)
+    os.truncate(path, 1 << 40)
     with pytest.raises(FastaeError):
-        read(folder)
+        NAMES[name](path, pictures)
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(FastaeError):
-        read(folder)
-    path.unlink()
-
-
-STATE = {"model": {"weight": torch.ones(3, 4)}, "optimizer": {}, "scaler": {}, "config": {}, "run": {}}
-
-
-def saved():
-    file = io.BytesIO()
-    torch.save(STATE | {"iteration": 1}, file)
-    return file.getvalue()
-
-
-@thoroughly
-@pytest.mark.filterwarnings("ignore::UserWarning")
-@given(st.binary() | damaged(saved()))
-def test_a_checkpoint_with_a_digest_that_fits(folder, content):
-    path = folder / "0000001.pt"
-    path.write_bytes(content)
-    path.with_name("0000001.pt.sha256").write_text(hashlib.sha256(content).hexdigest())
-    said = []
-    state = refusing(lambda: checkpoint.newest(folder, said.append))
-    assert isinstance(state, dict) or (len(said) == 1 and "\n" not in said[0])
-    with suppress(ValueError):
-        require_plain(path)
-
-
-def npy(array):
-    file = io.BytesIO()
-    np.save(file, array)
-    return file.getvalue()
-
-
-PIXELS, MEANS = npy(np.zeros((2, 16, 3, 16), np.uint8)), npy(np.zeros((2, 3), np.float32))
-
-
-@thoroughly
-@given(st.just(PIXELS) | st.binary() | damaged(PIXELS), st.just(MEANS) | st.binary() | damaged(MEANS))
-def test_a_resident_array(folder, pixels, means):
-    (folder / "pixels.npy").write_bytes(pixels)
-    (folder / "means.npy").write_bytes(means)
-    store = resident._open(folder, (2, 16, 3, 16))
-    if store is not None:
-        assert store.pixels.dtype == torch.uint8 and store.pixels.shape == (2, 16, 3, 16)
-        assert store.means.dtype == torch.float32 and store.means.shape == (2, 3)
-
-
-@pytest.fixture(scope="module")
-def record(face_folder, folder):
-    """The file in which the quick check of the faces is remembered, and what it found."""
-    records = folder / "checks"
-    found = check(str(face_folder), find_jpegs(str(face_folder)), crop=None, records=records)
-    (path,) = records.iterdir()
-    return path, path.read_bytes(), found
-
-
-@thoroughly
-@given(st.data())
-def test_what_is_remembered_of_a_check(record, face_folder, data):
-    path, intact, found = record
-    path.write_bytes(data.draw(st.binary() | damaged(intact)))
-    again = check(str(face_folder), find_jpegs(str(face_folder)), crop=None, records=path.parent)
-    assert len(again.usable) + len(again.unusable) == len(found.usable)
-
-
-def zipped(compression, face=b"\xff\xd8 an image"):
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name in ("img_align_celeba/000001.jpg", "img_align_celeba/000002.jpg", PARTITION_FILE):
-            archive.writestr(name, face * 20)
-    return file.getvalue()
-
-
-KINDS = [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
-
-
-@thoroughly
-@given(st.binary() | st.sampled_from(KINDS).map(zipped).flatmap(damaged))
-def test_an_archive(folder, content):
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        archive, out = Path(place) / "a.zip", Path(place) / "deep" / "er"
-        archive.write_bytes(content)
-        refusing(lambda: prepare_celeba(archive, out, 2))
-        files = [path for path in Path(place).rglob("*") if not path.is_dir() and path != archive]
-        assert all(path.parent == out / "img_align_celeba" or path == out / PARTITION_FILE for path in files)
-        assert not [path for path in files if path.name.endswith(".partial")]
-
-
-@pytest.fixture(scope="module")
-def parquet(face_paths):
-    """A parquet file of three images."""
-    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is missing (the extra `parquet`)")
-    from pyarrow.parquet import write_table
-
-    file = io.BytesIO()
-    rows = [{"bytes": Path(path).read_bytes(), "path": None} for path in face_paths[:3]]
-    write_table(pyarrow.table({"image": rows}), file)
-    return file.getvalue()
-
-
-@thoroughly
-@given(st.data())
-def test_a_parquet_file(folder, parquet, data):
-    with tempfile.TemporaryDirectory(dir=folder) as place:
-        source, out = Path(place) / "in", Path(place) / "out"
-        source.mkdir()
-        (source / "train-00000-of-00001.parquet").write_bytes(data.draw(st.binary() | damaged(parquet)))
-        refusing(lambda: prepare_celeba(source, out, 3))
-        files = [path for path in out.rglob("*") if not path.is_dir()]
-        assert all(path.parent == out / "img_align_celeba" or path == out / PARTITION_FILE for path in files)
-        assert not [path for path in files if path.name.endswith(".partial")]
-
-
-@pytest.fixture(scope="module")
-def pictures(face_paths, folder):
-    for number in range(3):
-        (folder / f"pictures/{number}.jpg").parent.mkdir(exist_ok=True)
-        os.link(face_paths[number], folder / f"pictures/{number}.jpg")
-    return folder / "pictures"
-
-
-@thoroughly
-@given(st.binary() | damaged(b"0.jpg 0\n1.jpg 1\r\n2.jpg 2\n"))
-def test_a_partition_file(pictures, content):
-    (pictures / PARTITION_FILE).write_bytes(content)
-    refusing(lambda: open_folder(pictures))
-
-
-@thoroughly
-@given(st.binary().map(b"\xff\xd8".__add__), st.sampled_from([b"", b"\xff\xd9"]))
-def test_bytes_that_begin_like_a_jpeg(folder, content, end):
-    (folder / "a.jpg").write_bytes(content + end)
-    inspect(str(folder / "a.jpg"))
+        NAMES[name](path, pictures)
