@@ -8,7 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fastae.data import open_loader
+from fastae.data import Tuning, open_loader
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.prepare import prepare_celeba
 from fastae.data.source import open_source
@@ -26,8 +26,8 @@ def main(place: Path, images: str, archive: Path) -> None:
             told[name] = str(error)
 
     def keep(cache):
-        open_loader(find_jpegs(images), kind="resident", batch_size=4, device="cpu", seed=0, compiled=False,
-                    cache=cache)  # fmt: skip
+        open_loader(find_jpegs(images), kind="resident", batch_size=4, device="cpu", seed=0,
+                    tuning=Tuning(compiled=False), cache=cache)  # fmt: skip
 
     attempt("resident", keep)
     attempt("faces", lambda cache: open_source(None, cache=cache))

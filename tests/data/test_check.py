@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import CropResize, open_loader
+from fastae.data import CropResize, Tuning, open_loader
 from fastae.data.check import check
+from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import inspect
-from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, fastae, here
@@ -39,7 +39,9 @@ def mixed(tmp_path, face_paths):
 
 def checked(folder, deep=False, **options):
     options = {"crop": None, "records": None} | options
-    decoder = open_decoder(CropResize(), torch.device("cpu"), 2, compiled=False) if deep else None
+    decoder = (
+        open_decoder(CropResize(), torch.device("cpu"), Tuning(threads=2, compiled=False)) if deep else None
+    )
     return check(str(folder), find_jpegs(str(folder)), decoder=decoder, **options)
 
 
@@ -56,7 +58,9 @@ def test_none_is_fatal_and_the_good_images_batches_are_unchanged(mixed, face_pat
     opened = open_folder(folder, CROP)
 
     def first(source):
-        loader = open_loader(source, kind="dali", batch_size=4, device="cpu", seed=0, compiled=False)
+        loader = open_loader(
+            source, kind="dali", batch_size=4, device="cpu", seed=0, tuning=Tuning(compiled=False)
+        )
         return next(loader.batches(2))
 
     assert torch.equal(first(opened.train + opened.held_out), first(face_paths[:8]))
@@ -70,7 +74,9 @@ def test_grey_and_progressive_images_are_remarked_upon_and_used(tmp_path, face_p
     assert [f.fault.value for f in found.findings] == ["grey", "progressive"]
     assert len(found.usable) == 2 and not found.unusable
     batch = next(
-        open_loader(found.usable, kind="dali", batch_size=2, device="cpu", seed=0, compiled=False).batches()
+        open_loader(
+            found.usable, kind="dali", batch_size=2, device="cpu", seed=0, tuning=Tuning(compiled=False)
+        ).batches()
     )
     assert batch.shape == (2, 3, 128, 128)
 

@@ -15,16 +15,12 @@ from fastae.data import folder as folders
 from fastae.data import jpeg
 from fastae.data.check import check
 from fastae.data.crop_resize import CropResize
+from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import Fault, inspect
-from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming
-
-
-def decoder():
-    return open_decoder(CropResize(), torch.device("cpu"), threads=2, compiled=False)
 
 
 @pytest.fixture
@@ -143,7 +139,7 @@ def test_an_intact_picture_passes_whatever_else_its_file_holds(tmp_path, face_pa
     Image.open(face_paths[0]).save(path, progressive=progressive)
     path.write_bytes(INTACT[what](path.read_bytes()))
     assert inspect(str(path)).fault == (Fault.PROGRESSIVE if progressive else None)
-    assert list(decoder().faults([str(path)])) == [None]
+    assert list(open_decoder(CropResize(), torch.device("cpu")).faults([str(path)])) == [None]
 
 
 def test_metadata_of_no_length_are_left_to_the_decoder(tmp_path, good):

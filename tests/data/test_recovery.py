@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import CropResize, load_images, open_loader, pipeline, recovery
+from fastae.data import CropResize, Tuning, load_images, open_loader, pipeline, recovery
 from fastae.data.recovery import DecoderError, ImageFiles, NoneLeft, RecoverableStream
 from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
@@ -53,9 +53,9 @@ def paths(tmp_path, face_paths):
     return copies
 
 
-def open_(paths, kind="dali", told=None, cache=None):
+def open_(paths, kind="dali", told=None, cache=False):
     return open_loader(
-        paths, kind=kind, batch_size=4, device="cpu", seed=0, compiled=False, cache=cache,
+        paths, kind=kind, batch_size=4, device="cpu", seed=0, tuning=Tuning(compiled=False), cache=cache,
         on_replaced=None if told is None else lambda bad, other: told.append((bad, other)),
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ def test_thousands_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths
         os.link(face, path)
     told = []
     batches = open_loader(
-        paths, kind="dali", batch_size=64, device="cpu", seed=0, compiled=False, cache=None,
+        paths, kind="dali", batch_size=64, device="cpu", seed=0, tuning=Tuning(compiled=False), cache=False,
         crop_resize=CropResize(size=16), on_replaced=lambda bad, _: told.append(bad.path),
     ).batches()  # fmt: skip
     next(batches)
@@ -171,7 +171,7 @@ def test_a_file_that_dali_alone_refuses_is_found(paths, tmp_path):
     """An image that is smaller than the crop, by now: nothing is wrong with the file itself."""
     told = []
     batches = open_loader(
-        paths, kind="dali", batch_size=4, device="cpu", seed=0, compiled=False, cache=None,
+        paths, kind="dali", batch_size=4, device="cpu", seed=0, tuning=Tuning(compiled=False), cache=False,
         crop_resize=CropResize(crop=100), on_replaced=lambda bad, _: told.append(bad),
     ).batches()  # fmt: skip
     next(batches)
@@ -325,11 +325,13 @@ import time, torch
 from fastae.data.crop_resize import CropResize
 from fastae.data.pipeline import DaliPipeline, read_crops
 from fastae.data.recovery import DecoderError
+from fastae.data.tuning import Tuning
 end, failures = time.monotonic() + 1, 0
 while time.monotonic() < end:
     try:
         batches = ({paths!r} for _ in range(50))
-        for _ in read_crops(batches, CropResize(100), DaliPipeline(torch.device("cpu"), 12, 2)):
+        dali = DaliPipeline(CropResize(100), torch.device("cpu"), 12, Tuning(threads=2))
+        for _ in read_crops(batches, dali):
             if time.monotonic() > end:
                 break
     except DecoderError:

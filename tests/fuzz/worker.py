@@ -12,11 +12,12 @@ import sys
 
 import torch
 
-from fastae.data import CropResize, open_loader
+from fastae.data import CropResize, Tuning, open_loader
 from fastae.data.check import check
+from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
-from fastae.data.loader import DaliLoader, open_decoder
+from fastae.data.loader import DaliLoader
 from fastae.utils.memory import peak_bytes
 
 BATCH = 8
@@ -32,7 +33,7 @@ def main(folder: str) -> None:
         tell(at="the quick check", of=[path])
         inspect(path)
     tell(at="fastae check", of=[])
-    decoder = open_decoder(CropResize(), torch.device("cpu"), threads=None, compiled=False)
+    decoder = open_decoder(CropResize(), torch.device("cpu"), Tuning(compiled=False))
     for deep in (False, True):
         found = check(folder, paths, crop=None, records=None, decoder=decoder if deep else None)
         tell(check="deep" if deep else "quick", found={f.path: f.fault.value for f in found.findings},
@@ -43,7 +44,8 @@ def main(folder: str) -> None:
         list(decoder.faults([path]))
     tell(at="opening the loader", of=[])
     loader = open_loader(
-        usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, compiled=False, cache=None,
+        usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, cache=False,
+        tuning=Tuning(compiled=False),
         on_replaced=lambda bad, _: tell(replaced=bad.path, fault=bad.fault.value),
     )  # fmt: skip
     assert isinstance(loader, DaliLoader)
