@@ -115,8 +115,9 @@ def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning =
     """How images are decoded on this device. Raises FastaeError unless one build of DALI is installed."""
     require_dali()
     compiled = can_compile() if tuning.compiled is None else tuning.compiled
-    tuning = replace(tuning, threads=tuning.threads or default_threads(device), compiled=compiled)
-    return Decoder(crop_resize, PixelOps(crop_resize, compiled), device, tuning)
+    threads = tuning.threads or default_threads(device)
+    pixel_ops = PixelOps(crop_resize, compiled, max(1, threads // 2))
+    return Decoder(crop_resize, pixel_ops, device, replace(tuning, threads=threads, compiled=compiled))
 
 
 def default_threads(device: torch.device) -> int:

@@ -170,9 +170,7 @@ class _Augmented(RecoverableStream[Tensor]):
         else:
             needed = ([paths[index] for index in params.indices] for params in groups)
             for params, crops in zip(self._sampler.iterate(first), read_crops(needed, dali), strict=False):
-                tensors = ParamTensors.of(params)
-                pixels = decoder.pixel_ops.resize(crops, tensors.flip)
-                yield decoder.pixel_ops.color_jitter(pixels, channel_means(pixels), tensors)
+                yield decoder.pixel_ops.augment_crops(crops, ParamTensors.of(params))
 
 
 class ResidentLoader(Loader):
