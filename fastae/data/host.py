@@ -86,7 +86,7 @@ def upload_batches(
     """
     free: SimpleQueue[Slot | None] = SimpleQueue()
     ready: SimpleQueue[Slot | Exception] = SimpleQueue()
-    example = _tensors(store, sampler.at(start))
+    example = tensors(store, sampler.at(start))
     for _ in range(SLOTS):
         free.put(uploads.slot(example))
 
@@ -97,7 +97,7 @@ def upload_batches(
                 if slot is None:
                     return
                 uploads.await_uploaded(slot)
-                _gather(store, params, slot.host)
+                gather(store, params, slot.host)
                 uploads.upload(slot)
                 ready.put(slot)
         except Exception as error:
@@ -120,12 +120,14 @@ def upload_batches(
         uploads.close()
 
 
-def _tensors(store: Store, params: BatchParams) -> tuple[Tensor, Tensor, Tensor]:
+def tensors(store: Store, params: BatchParams) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch of the store: pixels, means and packed parameters."""
     indices = torch.from_numpy(params.indices)
     return store.pixels[indices], store.means[indices], ParamTensors.pack(params)
 
 
-def _gather(store: Store, params: BatchParams, into: Sequence[Tensor]) -> None:
+def gather(store: Store, params: BatchParams, into: Sequence[Tensor]) -> None:
+    """`tensors`, into buffers of their shapes."""
     pixels, means, words = into
     indices = torch.from_numpy(params.indices)
     torch.index_select(store.pixels, 0, indices, out=pixels)

@@ -32,7 +32,7 @@ from fastae.data.check import FileFault
 from fastae.data.crop_resize import CropResize
 from fastae.data.decode import Decoder, open_decoder
 from fastae.data.folder import open_folder
-from fastae.data.host import CudaUploads, upload_batches
+from fastae.data.host import CudaUploads, tensors, upload_batches
 from fastae.data.memory import free_bytes
 from fastae.data.pixel_ops import ParamTensors, channel_means, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
@@ -210,9 +210,7 @@ class HostLoader(Loader):
         self._uploads = uploads
 
     def example(self) -> tuple[Tensor, ...]:
-        indices = torch.from_numpy(self.sampler.at(0).indices)
-        gathered = self.store.pixels[indices], self.store.means[indices], self._params()
-        return tuple(value.to(self.decoder.device) for value in gathered)
+        return tuple(value.to(self.decoder.device) for value in tensors(self.store, self.sampler.at(0)))
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         return upload_batches(self.store, self.sampler, start, self._uploads(self.decoder.device))

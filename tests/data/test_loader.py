@@ -1,6 +1,7 @@
 """The loaders' batches against the reference and their definition; the graph that DALI runs on a GPU."""
 
 import itertools
+import struct
 import subprocess
 import sys
 from collections import Counter
@@ -187,3 +188,13 @@ def test_the_data_path_imports_nothing_of_training():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_tuning_reaches_dali():
+    """A value that is swept must not be swept in name only."""
+    tuning = Tuning(threads=3, prefetch=4, hw_decoder_load=0.25, padding=12_345)
+    pipeline = build_augmented([], iter(()), DaliPipeline(CropResize(100), CPU, 8, tuning))
+    assert (pipeline.num_threads, pipeline.prefetch_queue_depth) == (3, 4)
+    graph = pipeline.serialize()
+    assert struct.pack("<f", 0.25) in graph.split(b"hw_decoder_load", 1)[1][:16]
+    assert b"device_memory_padding" in graph
