@@ -269,7 +269,7 @@ def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, 
     def failing(*arguments):
         raise error
 
-    monkeypatch.setattr(loader.decoder.pixel_ops, "resize", failing)
+    monkeypatch.setattr(loader.decoder.pixel_ops, "augment_crops", failing)
     with pytest.raises(type(error), match=str(error)):
         next(loader.batches())
     assert told == []
