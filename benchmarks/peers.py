@@ -150,24 +150,6 @@ def torchvision(paths: Sequence[str], sampler: Sampler, workers: int, scratch: P
     yield from (batch.permute(0, 2, 3, 1).numpy() for batch in loader)
 
 
-def spdl(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
-    """SPDL's pipeline of threads, with Pillow: SPDL's own decoder needs FFmpeg's libraries on the machine."""
-    from spdl.pipeline import PipelineBuilder
-
-    pipeline = (
-        PipelineBuilder()
-        .add_source(samples(paths, sampler))
-        .pipe(load_with_pillow, concurrency=workers, output_order="input")
-        .aggregate(sampler.batch_size)
-        .pipe(np.stack)
-        .add_sink()
-        # Without a limit a stage that always fails drops all it gets, and no batch ever comes.
-        .build(num_threads=workers, max_failures=0)
-    )
-    with pipeline.auto_stop():
-        yield from pipeline
-
-
 def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """TensorFlow's input pipeline with the article's own `tf.image` functions."""
     import tensorflow as tf
@@ -227,7 +209,6 @@ PEERS = {
     "Pillow + DataLoader": Peer("PIL", pillow),
     "torchvision": Peer("torchvision", torchvision),
     "tf.data": Peer("tensorflow", tf_data),
-    "SPDL": Peer("spdl.pipeline", spdl),
     "FFCV": Peer("ffcv", ffcv, "it is built from source: benchmarks/README.md"),
 }
 

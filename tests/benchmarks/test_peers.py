@@ -16,7 +16,6 @@ TOLERANCE = {
     "Pillow + DataLoader": 2 / 255,
     "torchvision": 0.1 / 255,
     "tf.data": 16 / 255,
-    "SPDL": 2 / 255,
     "FFCV": 16 / 255,
 }
 LIMIT = 120

@@ -87,7 +87,7 @@ def test_a_variant_that_hangs_ends_with_its_workers_and_is_absent(misbehaves):
     logged = []
     found = isolated("misbehaves:hangs", {}, logged.append, limit=3, **misbehaves)
     assert found == {"absent": "no answer in 3 s"}
-    assert loaders.lines({"SPDL": found})[0].endswith(found["absent"])
+    assert loaders.lines({"tf.data": found})[0].endswith(found["absent"])
     status = Path(f"/proc/{int(logged[-1].split()[1])}/stat")
     deadline = time.monotonic() + 60  # SIGKILL is sent by then, but the kernel takes its moment
 
