@@ -81,7 +81,7 @@ class PixelOps:
 
         # Threads that wait for each other at the end of every pass take the cores from the decoder.
         beside = {"cpp.threads": threads}
-        # Apart, since one kernel for several would compute an earlier one's results anew for each tap.
+        # Apart: one kernel for several would compute an earlier one's results anew for each tap.
         self._shrink_rows = wrap(_shrink_rows, beside)
         self._turn = wrap(_turn, beside)
         self._shrink_columns = wrap(_shrink_columns, beside)
@@ -99,12 +99,10 @@ class PixelOps:
         Bilinear with half-pixel centres, as `tf.image.resize` and DALI's linear interpolation.
         """
         if not isinstance(crops, Tensor):
-            return torch.cat([self.resize(crop[None]) for crop in crops])
-        size = self._crop_resize.size
+            return torch.cat([self._resize_any(crop[None]) for crop in crops])
         if self._crop_resize.antialias:
-            planes = crops.permute(0, 3, 1, 2).float().contiguous()
-            resized = functional.interpolate(planes, (size, size), mode="bilinear", antialias=True)
-            return resized.transpose(1, 2)
+            return self._resize_any(crops)
+        size = self._crop_resize.size
         taps = _Taps.of(crops.shape[1], size)
         upright = torch.zeros(CHUNK, dtype=torch.bool)
         columns = [
@@ -112,6 +110,14 @@ class PixelOps:
             for chunk in _chunks(crops)
         ]
         return torch.cat(columns).unflatten(1, (size, 3)).transpose(1, 3)
+
+    def _resize_any(self, crops: Tensor) -> Tensor:
+        """`resize` without compiling, which each side would need anew."""
+        size, antialias = self._crop_resize.size, self._crop_resize.antialias
+        planes = crops.permute(0, 3, 1, 2).float().contiguous()
+        return functional.interpolate(planes, (size, size), mode="bilinear", antialias=antialias).transpose(
+            1, 2
+        )
 
     def augment_crops(self, crops: Sequence[Tensor] | Tensor, params: ParamTensors) -> Tensor:
         """Resized, flipped and augmented crops: float32 (N, 3, S, S), channels-last, in [0, 1]."""
