@@ -34,7 +34,7 @@ from fastae.data.decode import Decoder, open_decoder
 from fastae.data.folder import open_folder
 from fastae.data.host import CudaUploads, tensors, upload_batches
 from fastae.data.memory import free_bytes
-from fastae.data.pixel_ops import ParamTensors, channel_means, to_batch
+from fastae.data.pixel_ops import ParamTensors, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.sampler import BatchParams, Sampler
@@ -119,11 +119,7 @@ class DaliLoader(Loader):
 
     def images(self, *inputs: Tensor) -> Tensor:
         images, *words = inputs
-        if not words:
-            return images
-        params = ParamTensors.unpack(words[0].to(images.device, non_blocking=True))
-        pixels = images.transpose(1, 2)
-        return self.decoder.pixel_ops.color_jitter(pixels, channel_means(pixels), params)
+        return self.decoder.pixel_ops.color(images, *words) if words else images
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         batches = _Augmented(self, start).recovered()

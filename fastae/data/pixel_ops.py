@@ -4,9 +4,10 @@ On a CPU this is several times faster than the same arithmetic in DALI's graph: 
 expressions there are scalar code, while each pass here is one vectorised loop that `torch.compile`
 makes.
 
-    crops (N, L, L, 3) uint8 -> `augment_crops`          \
-    stored images (M, S, 3, S) uint8 -> `gather`          -> (N, 3, S, S), channels-last, in [0, 1]
-    gathered images (N, S, 3, S) uint8 -> `augment`      /
+    crops (N, L, L, 3) uint8 -> `augment_crops` \
+    stored images (M, S, 3, S) uint8 -> `gather`  -> (N, 3, S, S), channels-last, in [0, 1]
+    gathered ones (N, S, 3, S) uint8 -> `augment` |
+    resized and flipped (N, 3, S, S) -> `color`  /
 
 Stored pixels lie in rows of three planes: a loop runs along a row of one channel and has all three channels
 of a pixel at hand. Crops are shrunk from top to bottom, turned over so that columns lie in memory as rows do,
@@ -87,7 +88,7 @@ class PixelOps:
         self._shrink_columns = wrap(_shrink_columns, beside)
         self._augment_columns = wrap(_augment_columns, beside)
         self._color_jitter = wrap(_color_jitter)
-        self._color_jitter_on_gpu = wrap(_color_jitter_on_gpu)
+        self._color_on_gpu = wrap(_color_on_gpu)
         self._augment_on_gpu = wrap(_augment_on_gpu)
         self._gather_on_gpu = wrap(_gather_on_gpu)
         self._selected: Tensor | None = None
@@ -156,6 +157,10 @@ class PixelOps:
         """`gather`'s result for images that were gathered already: uint8 (N, S, 3, S), means (N, 3)."""
         return self._augment_on_gpu(pixels, means, words)
 
+    def color(self, images: Tensor, words: Tensor) -> Tensor:
+        """Brightness, contrast and saturation alone: (N, 3, S, S) in [0, 255] -> the same in [0, 1]."""
+        return self._color_on_gpu(images, words.to(images.device, non_blocking=True))
+
     def _select(self, store: Tensor, parameters: ParamTensors) -> Tensor:
         """uint8 (N, S, 3, S), flipped where asked; the next call overwrites it."""
         shape = (len(parameters.indices), *store.shape[1:])
@@ -174,8 +179,6 @@ class PixelOps:
         float32 (N, 3, S, S), channels-last, in [0, 1].
         """
         colors = parameters.brightness, parameters.contrast, parameters.saturation
-        if pixels.is_cuda:
-            return self._color_jitter_on_gpu(pixels, means, *colors)
         # Interleaved by PyTorch's copy: on a CPU twice as fast as by stores in the compiled loop.
         return self._color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
@@ -291,6 +294,11 @@ def _color_jitter(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
 def _color_jitter_on_gpu(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
     """`_color_jitter`, and the channels put side by side within the same kernel."""
     return _color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
+
+
+def _color_on_gpu(images: Tensor, words: Tensor) -> Tensor:
+    pixels, (_, _, *colors) = images.transpose(1, 2), ParamTensors.unpack(words)
+    return _color_jitter_on_gpu(pixels, channel_means(pixels), *colors)
 
 
 def _augment_on_gpu(pixels: Tensor, means: Tensor, words: Tensor) -> Tensor:

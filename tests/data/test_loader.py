@@ -15,7 +15,7 @@ from PIL import Image
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, decode, load_images, open_loader
 from fastae.data.pipeline import DaliPipeline, build_augmented, read_augmented
-from fastae.data.pixel_ops import ParamTensors, PixelOps, channel_means
+from fastae.data.pixel_ops import ParamTensors, PixelOps
 from fastae.data.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 
@@ -69,9 +69,7 @@ def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, pip
     assert np.abs(images.numpy() - expected).max() <= 1e-5
     in_step = pipeline(CropResize(crop), CPU, 16, Tuning(threads=1, colors_in_step=True))
     (images,) = read_augmented(face_paths, iter([pair]), in_step)
-    pixels = images.transpose(1, 2)
-    ops = PixelOps(CropResize(crop), compiled=False)
-    images = ops.color_jitter(pixels, channel_means(pixels), ParamTensors.of(pair))
+    images = PixelOps(CropResize(crop), compiled=False).color(images, ParamTensors.pack(pair))
     assert np.abs(images.numpy() - expected).max() <= 1e-5
 
 
