@@ -1,88 +1,144 @@
-"""The real loop: each loader feeding the real step, beside the same step on one fixed batch.
+"""The real loop: each loader feeding the real step, beside the same step on one fixed batch, and the budget.
 
-The loader's tax is what an iteration costs more with the loader than on a fixed batch, which is on the
-device already: at the median, in one process.
-
-    python -m benchmarks.endtoend [--images DIR] [--batch-size 64]
+The loader's tax is what an iteration costs more with the loader than on a fixed batch, which is on the device
+already: at the median, in one process. The budget adds up what the six runs take on this machine: iterations
+with the fastest loader, evaluations, and the copies of the state for checkpoints.
 """
 
 from __future__ import annotations
 
+import copy
 import itertools
-import json
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from benchmarks.measure import isolated
+from benchmarks.roofline import ARTICLE_STEPS, BATCH, in_words
 
-LOADERS = ("resident", "dali")
+LOADERS = ("resident", "host", "dali")
 LOSS = "minibatch_bce"
 SIZE = 128
 WARM_UP = 3
+EVALUATED = 256
+"""Held-out images of an evaluation, `--eval-images`; there is one every EVAL_EVERY iterations."""
+EVAL_EVERY = 1_000
+CHECKPOINT_SECONDS = 600.0
+AT_ONCE = (2, 3, 6)
 
 
 def measure(
-    kind: str, images: str | None, batch_size: int, iterations: int, device: str, compiled: bool
+    kind: str, images: str | None, batch_size: int, iterations: int, device: str, compiled: bool = True
 ) -> dict[str, Any]:
-    """{"fixed", "loader": Window, "tax": share of a step, "step": what was switched on}."""
+    """One loader: {"fixed", "loader": Window, "tax": share of a step, "evaluation", "checkpoint": seconds,
+    "at_once": number of runs that take turns -> seconds of an iteration of all of them (on GPUs alone)}.
+    """
     import torch
 
-    from fastae.data import open_loader
+    from fastae.data import Tuning, open_loader
     from fastae.data.source import open_source
-    from fastae.model import AutoEncoder
-    from fastae.training.step import TrainingStep
+    from fastae.training.evaluate import evaluate
     from fastae.training.step_timer import StepTimer, Window
     from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.memory import keep_freed_memory
 
     target = torch.device(device)
-    if target.type == "cpu":
+    on_gpu = target.type == "cuda"
+    if not on_gpu:
         keep_freed_memory()
     choose_kernels(target, deterministic=False)
     precision = choose_precision(target, amp=True)
     root = open_source(images)[0].root
     loader = open_loader(
-        root, kind=kind, batch_size=batch_size, device=target, seed=0, compiled=compiled, cache=None
+        root,
+        kind=kind,  # type: ignore[arg-type]
+        batch_size=batch_size,
+        device=target,
+        seed=0,
+        tuning=Tuning(compiled=compiled),
+        cache=False,
     )
     if loader.kind != kind:
-        raise AssertionError(f"asked for {kind}, measured {loader.kind}")
-    torch.manual_seed(0)
-    step = TrainingStep(
-        AutoEncoder().to(target).to(memory_format=torch.channels_last),  # type: ignore[call-overload]
-        loss=LOSS,
-        batch_shape=(batch_size, 3, SIZE, SIZE),
-        lr=1e-4,
-        precision=precision,
-        compiled=compiled,
-        images_of=loader.images,
-    )
-    graph = step.record(loader.example())
-    clock = StepTimer(target, batch_size)
+        return {"absent": f"is {loader.kind} on this device"}
+    runs = [
+        _step(batch_size, target, precision, compiled, loader.images)
+        for _ in range(max(AT_ONCE) if on_gpu else 1)
+    ]
+    step, fixed_input = runs[0], loader.example()
+    graph, *_ = [each.record(fixed_input) for each in runs]
+    timer = StepTimer(target, batch_size)
 
     def run(inputs: Iterable[Any], number: int) -> Window:
-        clock.begin()
-        for batch in itertools.islice(inputs, number):
-            clock.data_ready()
+        timer.begin()
+        stream = iter(inputs)
+        for _ in range(number):
+            timer.fetch()
+            batch = next(stream)
+            timer.data_ready()
             step(*batch)
-            clock.step_done()
-        return clock.close()
+            timer.step_done()
+        return timer.split().measure()
 
-    fixed_input = loader.example()
+    def seconds(work: Callable[[], Any], number: int = 3) -> float:
+        times = []
+        for _ in range(number):
+            started = time.perf_counter()
+            work()
+            if on_gpu:
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - started)
+        return min(times)
+
     run(itertools.repeat(fixed_input), WARM_UP)
     fixed = run(itertools.repeat(fixed_input), iterations)
     stream = loader.inputs()
     run(stream, WARM_UP)
     fed = run(stream, iterations)
+    held_out = torch.rand(EVALUATED, 3, SIZE, SIZE, device=target)
     return {
         "fixed": asdict(fixed),
         "loader": asdict(fed),
         "tax": fed.step_p50 / fixed.step_p50 - 1,
+        "evaluation": seconds(lambda: evaluate(step.model, held_out, LOSS, precision), 2),
+        "checkpoint": seconds(lambda: copy.deepcopy(step.state())),
+        "at_once": {n: seconds(lambda: _in_turn(runs[:n], fixed_input)) / TURNS for n in AT_ONCE if on_gpu},  # noqa: B023
         "step": f"{precision.note}, {'compiled' if compiled else 'not compiled'}"
         + (f", {graph}" if graph else ""),
     }
+
+
+TURNS = 50
+
+
+def _in_turn(steps: list[Any], inputs: tuple[Any, ...]) -> None:
+    """Steps of several runs, each on a stream of its own."""
+    import torch
+
+    streams = [torch.cuda.Stream() for _ in steps]
+    for _ in range(TURNS):
+        for step, stream in zip(steps, streams, strict=True):
+            with torch.cuda.stream(stream):
+                step(*inputs)
+
+
+def _step(batch_size: int, device: Any, precision: Any, compiled: bool, images_of: Callable) -> Any:
+    import torch
+
+    from fastae.model import AutoEncoder
+    from fastae.training.step import TrainingStep, objective_of
+
+    torch.manual_seed(0)
+    model = AutoEncoder().to(device).to(memory_format=torch.channels_last)
+    return TrainingStep(
+        model,
+        loss=LOSS,
+        batch_shape=(batch_size, 3, SIZE, SIZE),
+        lr=1e-4,
+        precision=precision,
+        objective=objective_of(model, LOSS, precision, compiled),
+        images_of=images_of,
+    )
 
 
 def measure_all(
@@ -90,10 +146,8 @@ def measure_all(
 ) -> dict[str, dict[str, Any]]:
     """Each loader in its own process; kind -> what `measure` returns."""
     iterations = (5 if quick else 12) if device == "cpu" else 500
-    common = ["--batch-size", str(batch_size), "--iterations", str(iterations), "--device", device]
-    if images:
-        common += ["--images", images]
-    return {kind: isolated("benchmarks.endtoend", ["--one", kind, *common], log) for kind in LOADERS}
+    common = {"images": images, "batch_size": batch_size, "iterations": iterations, "device": device}
+    return {kind: isolated("benchmarks.endtoend:measure", {"kind": kind, **common}, log) for kind in LOADERS}
 
 
 def lines(results: dict[str, dict[str, Any]]) -> list[str]:
@@ -104,36 +158,42 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
             shown.append(f"  {kind:9} absent: {found['absent']}")
             continue
         window = found["loader"]
-        p50, p95, p99 = (1e3 * window[f"step_{name}"] for name in ("p50", "p95", "p99"))
+        p50, p95 = (1e3 * window[f"step_{name}"] for name in ("p50", "p95"))
         shown.append(
-            f"  {kind:9} {window['images_per_second']:8,.1f} images/s  step p50 {p50:,.1f}  p95 {p95:,.1f}  "
-            f"p99 {p99:,.1f} ms  data wait {window['wait_share']:.2%}  loader tax {found['tax']:+.1%}"
+            f"  {kind:9} {window['images_per_second']:8,.1f} images/s  step p50 {p50:,.1f}  p95 {p95:,.1f} ms"
+            f"  data wait {window['data_wait']:.2%}  loader tax {found['tax']:+.1%}"
         )
     return shown
 
 
-@click.command(help=__doc__)
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
-@click.option("--batch-size", default=64, show_default=True)
-@click.option("--iterations", default=12, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
-@click.option("--quick", is_flag=True)
-@click.option("--one", type=click.Choice(LOADERS), help="This loader alone, as JSON.")
-def main(
-    images: str | None,
-    batch_size: int,
-    iterations: int,
-    device: str,
-    compiled: bool,
-    quick: bool,
-    one: str | None,
-) -> None:
-    if one:
-        print(json.dumps(measure(one, images, batch_size, iterations, device, compiled)))
-        return
-    print("\n".join(lines(measure_all(images, batch_size, quick, device, log=lambda text: None))))
+def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, float]:
+    """Seconds that each part of the six runs takes here, in all; empty if nothing was measured.
+
+    A step of another batch size than the article's counts by its images. at_once: the number of runs that is
+    fastest; evaluations and checkpoints are not made faster by it.
+    """
+    measured = [found for found in results.values() if "loader" in found]
+    if not measured:
+        return {}
+    best = min(measured, key=lambda found: found["loader"]["step_p50"])
+    scale = ARTICLE_STEPS * BATCH / batch_size
+    # What taking turns saves: so many steps, one after the other, against as many at once.
+    alone = best["fixed"]["step_p50"]
+    shares = {1: 1.0} | {int(n): seconds / (int(n) * alone) for n, seconds in best["at_once"].items()}
+    at_once = min(shares, key=lambda n: shares[n])
+    step = scale * alone * shares[at_once]
+    loader = scale * max(0.0, best["loader"]["step_p50"] - alone)
+    return {
+        "at_once": at_once,
+        "step": step,
+        "loader": loader,
+        "evaluations": ARTICLE_STEPS / EVAL_EVERY * best["evaluation"],
+        "checkpoints": (step + loader) / CHECKPOINT_SECONDS * best["checkpoint"],
+    }
 
 
-if __name__ == "__main__":
-    main()
+def budget_lines(parts: dict[str, float]) -> list[str]:
+    """The budget for a terminal; the last line is the sum."""
+    seconds = {name: value for name, value in parts.items() if name != "at_once"}
+    shown = [f"  {name:12} {value / 3600:8,.2f} h" for name, value in seconds.items()]
+    return [*shown, f"  {int(parts['at_once'])} at once: {in_words(sum(seconds.values()))}"]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import itertools
 import json
 import os
 import re
@@ -11,7 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ REPEATS = 5
 LIMIT = 900
 """Seconds for one variant. On two cores the slowest takes 150: `resident` decoding all of CelebA."""
 CHECKOUT = Path(__file__).parents[1]
-"""Left out of logs, which are read elsewhere."""
+"""Removed from logs, which are read elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -37,35 +39,46 @@ class Figure:
     def of(values: Sequence[float], unit: str) -> Figure:
         return Figure(unit, statistics.median(values), min(values), max(values), len(values))
 
-    def __str__(self) -> str:
-        return f"{self.median:,.4g} ({self.low:,.4g}-{self.high:,.4g}) {self.unit}"
-
 
 def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
-    """Items a second of `work`, which returns how many it did; call it once before, to warm up."""
+    """Images/s of `work`, which returns how many it did; call it once before, to warm up."""
     measured = []
     for _ in range(repeats):
         started = time.perf_counter()
-        items = work()
-        measured.append(items / (time.perf_counter() - started))
+        images = work()
+        measured.append(images / (time.perf_counter() - started))
     return Figure.of(measured, "images/s")
 
 
-def isolated(
-    module: str, arguments: Sequence[str], log: Callable[[str], None], limit: int = LIMIT, **environment: str
-) -> dict[str, Any]:
-    """What `python -m MODULE ARGUMENTS` prints as its last line, as JSON.
+def take(stream: Iterable[Any], number: int, device: str = "cpu") -> None:
+    """Consumes `number` items, and waits for the device to have made them."""
+    for _ in itertools.islice(stream, number):
+        pass
+    if device != "cpu":
+        import torch
 
-    Everything else that it prints goes to `log`. A variant that fails, or has not ended after `limit`
-    seconds, comes back as {"absent": why}: one that cannot run here must not end the others.
+        torch.cuda.synchronize()
+
+
+def isolated(
+    function: str,
+    arguments: dict[str, Any],
+    log: Callable[[str], None],
+    limit: int = LIMIT,
+    **environment: str,
+) -> dict[str, Any]:
+    """What `function`, "module:name", returns in a process of its own; its arguments and result are JSON.
+
+    Everything that it prints goes to `log`. A variant that fails, or has not ended after `limit` seconds,
+    gives {"absent": why}: one that cannot run here must not end the others.
     """
-    command = [sys.executable, "-m", module, *arguments]
-    log(f"$ python -m {module} {' '.join(arguments)}")
+    log(f"$ {function} {arguments}")
     process = subprocess.Popen(
-        command,
+        [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        cwd=CHECKOUT,
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"} | environment,
         start_new_session=True,
     )
@@ -94,3 +107,8 @@ def _kill(process: subprocess.Popen) -> None:
     """With its worker processes, which keep its pipes open."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    module, _, name = sys.argv[1].partition(":")
+    print(json.dumps(getattr(importlib.import_module(module), name)(**json.loads(sys.argv[2]))))

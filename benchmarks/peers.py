@@ -2,16 +2,13 @@
 
 read -> decode JPEG -> central square -> 128x128, bilinear, no antialias -> flip -> brightness, contrast,
 saturation with `tf.image`'s formulas -> float32 batches. Each is given the same files, parameters and
-number of workers or threads. `tests/benchmarks` holds what they put out against fastae's batches.
+number of workers or threads. `tests/benchmarks` compares their batches with fastae's.
 """
 
 from __future__ import annotations
 
 import importlib
-import io
 import itertools
-import json
-import tarfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fastae import augment
-from fastae.data.sampler import BatchParams, Sampler
+from fastae.data.sampler import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,13 +31,9 @@ Sample = tuple[str, bool, float, float, float]
 def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
     """fastae's own sampler and parameters, image by image, without end."""
     for params in sampler.iterate():
-        yield from _rows(paths, params)
-
-
-def _rows(paths: Sequence[str], params: BatchParams) -> Iterator[Sample]:
-    columns = (params.flip, params.brightness, params.contrast, params.saturation)
-    for index, *values in zip(params.indices, *(column.tolist() for column in columns), strict=True):
-        yield paths[index], *values
+        columns = (params.flip, params.brightness, params.contrast, params.saturation)
+        for index, *values in zip(params.indices, *(column.tolist() for column in columns), strict=True):
+            yield paths[index], *values
 
 
 class _Numpy:
@@ -48,8 +41,8 @@ class _Numpy:
 
     highest = staticmethod(lambda channels: channels[0].max(-1, keepdims=True))
     lowest = staticmethod(lambda channels: channels[0].min(-1, keepdims=True))
-    minimum = staticmethod(np.minimum)
     maximum = staticmethod(np.maximum)
+    clamp = staticmethod(np.clip)
 
 
 def square(width: int, height: int) -> tuple[int, int, int]:
@@ -71,11 +64,11 @@ def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
     )
     if flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return color_jitter(np.asarray(image, np.float32) * np.float32(1 / 255), *parameters)
+    return color_jitter(np.asarray(image, np.float32), *parameters)
 
 
 def color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """float32 (H, W, 3) in [0, 1] with `tf.image`'s formulas, in NumPy."""
+    """float32 (H, W, 3) in [0, 255] to [0, 1] with `tf.image`'s formulas, in NumPy."""
     mean = pixels.mean((0, 1), keepdims=True)
     factors = (np.float32(value) for value in (brightness, contrast, saturation))
     return augment.color_jitter([pixels], [mean], *factors, arrays=_Numpy)[0]
@@ -129,8 +122,8 @@ class _Torch:
 
     highest = staticmethod(lambda channels: channels[0].amax(0, keepdim=True))
     lowest = staticmethod(lambda channels: channels[0].amin(0, keepdim=True))
-    minimum = staticmethod(lambda x, y: x.clamp(max=y))
     maximum = staticmethod(lambda x, y: x.clamp(min=y))
+    clamp = staticmethod(lambda x, low, high: x.clamp(low, high))
 
 
 def load_with_torchvision(sample: Sample) -> Tensor:
@@ -143,7 +136,7 @@ def load_with_torchvision(sample: Sample) -> Tensor:
     pixels = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
     left, top, side = square(pixels.shape[2], pixels.shape[1])
     # Floats before the resize, which rounds bytes to bytes.
-    pixels = functional.to_dtype(pixels, torch.float32, scale=True)
+    pixels = functional.to_dtype(pixels, torch.float32)
     pixels = functional.resized_crop(pixels, top, left, side, side, [SIZE, SIZE], antialias=False)
     if flip:
         pixels = functional.horizontal_flip(pixels)
@@ -155,24 +148,6 @@ def torchvision(paths: Sequence[str], sampler: Sampler, workers: int, scratch: P
     """torchvision's decoder and transforms in the worker processes of a `torch.utils.data.DataLoader`."""
     loader = _data_loader(load_with_torchvision, paths, sampler, workers)
     yield from (batch.permute(0, 2, 3, 1).numpy() for batch in loader)
-
-
-def spdl(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
-    """SPDL's pipeline of threads, with Pillow: SPDL's own decoder needs FFmpeg's libraries on the machine."""
-    from spdl.pipeline import PipelineBuilder
-
-    pipeline = (
-        PipelineBuilder()
-        .add_source(samples(paths, sampler))
-        .pipe(load_with_pillow, concurrency=workers, output_order="input")
-        .aggregate(sampler.batch_size)
-        .pipe(np.stack)
-        .add_sink()
-        # Without a limit a stage that always fails drops all it gets, and no batch ever comes.
-        .build(num_threads=workers, max_failures=0)
-    )
-    with pipeline.auto_stop():
-        yield from pipeline
 
 
 def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
@@ -215,45 +190,6 @@ def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path)
     yield from dataset.as_numpy_iterator()
 
 
-def webdataset(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
-    """JPEGs in tar shards, read in sequence by WebDataset's worker processes, decoded by Pillow."""
-    import webdataset as wds
-
-    shards = _write_shards(paths, sampler, workers, scratch)
-    dataset = wds.WebDataset(shards, shardshuffle=False).map(load_from_shard).repeat()
-    loader = wds.WebLoader(
-        dataset.batched(sampler.batch_size, collation_fn=np.stack, partial=False),
-        num_workers=workers,
-        batch_size=None,
-    )
-    yield from loader
-
-
-def load_from_shard(sample: dict[str, bytes]) -> np.ndarray:
-    image = Image.open(io.BytesIO(sample["jpg"])).convert("RGB")
-    return finish(image, *json.loads(sample["json"]))
-
-
-def _write_shards(paths: Sequence[str], sampler: Sampler, number: int, scratch: Path) -> list[str]:
-    """The first epoch's samples in batches, dealt out to `number` shards as the workers alternate."""
-    names = [str(scratch / f"{shard}.tar") for shard in range(number)]
-    batches = sampler.count // sampler.batch_size
-    for shard, name in enumerate(names):
-        with tarfile.open(name, "w") as tar:
-            for batch in range(shard, batches, number):
-                for place, (path, *parameters) in enumerate(_rows(paths, sampler.at(batch))):
-                    key = f"{batch:06d}{place:06d}"
-                    _add(tar, f"{key}.jpg", Path(path).read_bytes())
-                    _add(tar, f"{key}.json", json.dumps(parameters).encode())
-    return names
-
-
-def _add(tar: tarfile.TarFile, name: str, content: bytes) -> None:
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    tar.addfile(entry, io.BytesIO(content))
-
-
 def ffcv(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
     """FFCV's file, decoder and compiled loops: `benchmarks.ffcv_peer`."""
     from benchmarks.ffcv_peer import batches
@@ -273,8 +209,6 @@ PEERS = {
     "Pillow + DataLoader": Peer("PIL", pillow),
     "torchvision": Peer("torchvision", torchvision),
     "tf.data": Peer("tensorflow", tf_data),
-    "WebDataset": Peer("webdataset", webdataset),
-    "SPDL": Peer("spdl.pipeline", spdl),
     "FFCV": Peer("ffcv", ffcv, "it is built from source: benchmarks/README.md"),
 }
 

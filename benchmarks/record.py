@@ -13,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+from benchmarks import endtoend
 from fastae.errors import FastaeError
 from fastae.utils.files import atomic_write
 
@@ -71,7 +72,7 @@ def compare(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
     if new["device"] != old["device"]:
         raise FastaeError(f"the record is of {old['device']}, this machine is {new['device']}: no comparison")
     before = _medians(old)
-    shown = [f"  against {old['date']}, commit {old['environment']['commit']}:"]
+    shown = [f"  compared with {old['date']}, commit {old['environment']['commit']}:"]
     for name, rate in _medians(new).items():
         if name in before:
             shown.append(
@@ -103,8 +104,8 @@ def draw(result: dict[str, Any], path: Path) -> None:
             [rates[name]["median"] - rates[name]["low"] for name in names],
             [rates[name]["high"] - rates[name]["median"] for name in names],
         ]
-        colours = ["#0b6e4f" if "fastae" in name or name.startswith("+") else "#9aa5b1" for name in names]
-        bars = axes.barh(names, medians, xerr=spread, color=colours, error_kw={"linewidth": 1})
+        colors = ["#0b6e4f" if "fastae" in name or name.startswith("+") else "#9aa5b1" for name in names]
+        bars = axes.barh(names, medians, xerr=spread, color=colors, error_kw={"linewidth": 1})
         axes.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=6, fontsize=8)
         axes.set_xlim(0, 1.18 * max(medians))
         axes.set_title(title, fontsize=10)
@@ -131,6 +132,8 @@ def _row(folder: Path, result: dict[str, Any]) -> str:
 
     best = [name for name in result.get("steps", {}) if name.startswith("+") and name in medians]
     budget = result.get("budget", "-")
+    if isinstance(budget, dict):
+        budget = endtoend.budget_lines(budget)[-1].strip()
     link = f"[{folder.name}](records/{folder.name}/README.md)"
     return (
         f"| {link} | {rate('fastae resident')} | {rate('fastae dali')} | "

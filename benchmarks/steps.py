@@ -4,14 +4,11 @@
     -> + freed memory kept (CPU) or CUDA graph (GPU)
 
 Each variant has a process of its own. What is timed is the device's work: a synchronisation ends each
-repeat. `article` is the article's own graph in TensorFlow, where that is importable.
-
-    python -m benchmarks.steps [--batch-size 64] [--quick]
+repeat. `article` is the article's own graph in TensorFlow, if that can be imported.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 import time
@@ -19,10 +16,8 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-import click
-
 from benchmarks import peers
-from benchmarks.measure import REPEATS, Figure, isolated, rates
+from benchmarks.measure import Figure, isolated, rates
 from fastae.utils.memory import peak_bytes
 
 VARIANTS = (
@@ -50,7 +45,6 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
         return _article(batch_size, steps)
     import torch
 
-    from benchmarks.ceilings import measure as measure_ceilings
     from fastae.utils.device import choose_precision
 
     target = torch.device(device)
@@ -67,12 +61,29 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
         images = images.contiguous(memory_format=torch.channels_last)
     found = _timed(step(images), steps, batch_size)
     peak = torch.cuda.max_memory_allocated() if target.type == "cuda" else peak_bytes()
-    ceilings = measure_ceilings(target, precision)
-    return found | {
-        "peak_memory": peak,
-        "precision": precision.note,
-        "ceilings": asdict(ceilings),
-    }
+    return found | {"peak_memory": peak, "precision": precision.note, "ceiling": ceiling(target, precision)}
+
+
+def ceiling(device: Any, precision: Any) -> dict[str, Any]:
+    """FLOP/s of a large matrix product in the step's precision, the best of several, and that precision.
+
+    What is float32 on a GPU that has TF32 is multiplied in that, and so must its ceiling be.
+    """
+    import torch
+
+    from fastae.utils.device import has_tf32
+
+    dtype = precision.dtype or torch.float32
+    name = "TF32" if dtype is torch.float32 and has_tf32(device) else str(dtype).removeprefix("torch.")
+    side = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
+
+    def work() -> int:
+        torch.mm(a, b)[0, 0].item()  # waits for the device
+        return 1
+
+    work()
+    return {"flops": 2 * side**3 * rates(work, 7).high, "dtype": name}
 
 
 def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any]:
@@ -142,22 +153,23 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
 
 def _fastae_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
-    from fastae.training.step import TrainingStep
+    from fastae.training.step import TrainingStep, objective_of
     from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.memory import keep_freed_memory
 
     choose_kernels(device, deterministic=False)
     if level >= 5 and device.type == "cpu":
         keep_freed_memory()
+    model, precision = _model(level, device), choose_precision(device, amp=True)
 
     def bound(images: Any) -> Callable[[], Any]:
         step = TrainingStep(
-            _model(level, device),
+            model,
             loss=LOSS,
             batch_shape=images.shape,
             lr=1e-4,
-            precision=choose_precision(device, amp=True),
-            compiled=True,
+            precision=precision,
+            objective=objective_of(model, LOSS, precision, compiled=True),
         )
         if level >= 6 and (note := step.record([images])) != "one CUDA graph a step":
             raise SystemExit(note)
@@ -180,10 +192,14 @@ def measure_all(
 ) -> dict[str, dict[str, Any]]:
     """Every variant, each in its own process; name -> what `measure` returns."""
     steps = 1 if device == "cpu" and quick else 2 if device == "cpu" else 50
-    common = ["--batch-size", str(batch_size), "--steps", str(steps), "--device", device]
-    results = {name: isolated("benchmarks.steps", ["--one", name, *common], log) for name in NAMES}
+    common = {"batch_size": batch_size, "steps": steps, "device": device}
+
+    def one(name: str, **environment: str) -> dict[str, Any]:
+        return isolated("benchmarks.steps:measure", {"name": name, **common}, log, **environment)
+
+    results = {name: one(name) for name in NAMES}
     with tempfile.TemporaryDirectory() as empty:  # Inductor's cache is warm by now: once without it
-        cold = isolated("benchmarks.steps", ["--one", COMPILED, *common], log, TORCHINDUCTOR_CACHE_DIR=empty)
+        cold = one(COMPILED, TORCHINDUCTOR_CACHE_DIR=empty)
     results[COMPILED]["first_step_cold"] = cold.get("first_step")
     return results
 
@@ -201,7 +217,7 @@ def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
     ]
 
 
-def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: float) -> list[str]:
+def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_per_image: float) -> list[str]:
     """The results for a terminal: rate, time of a step, ratio to plain float32, share of the ceiling."""
     plain = results[VARIANTS[0]].get("rate", {}).get("median")
     shown = []
@@ -216,10 +232,10 @@ def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: f
         )
         if plain:
             line += f"  {figure.median / plain:5.2f}x plain"
-        if "ceilings" in found:
-            ceiling = found["ceilings"]
-            share = figure.median * flops_an_image / ceiling["flops"]
-            line += f"  {share:4.0%} of {ceiling['flops'] / 1e12:.2f} {ceiling['dtype']} TFLOP/s"
+        if found.get("ceiling"):
+            flops, dtype = found["ceiling"]["flops"], found["ceiling"]["dtype"]
+            share = figure.median * flops_per_image / flops
+            line += f"  {share:4.0%} of {flops / 1e12:.2f} {dtype} TFLOP/s"
         line += f"  first step {found['first_step']:.1f} s, peak {found['peak_memory'] / 2**30:.1f} GiB"
         if cold := found.get("first_step_cold"):
             line += f" ({cold:.1f} s with no compile cache)"
@@ -229,23 +245,3 @@ def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_an_image: f
         f"  losses of the first {WARM_UP} steps agree within {LOSS_TOLERANCE:.0%} for all variants"
     ]
     return shown
-
-
-@click.command(help=__doc__)
-@click.option("--batch-size", default=64, show_default=True)
-@click.option("--device", default="cpu", show_default=True)
-@click.option("--steps", default=2, show_default=True, help=f"Steps a repeat; {REPEATS} repeats.")
-@click.option("--quick", is_flag=True)
-@click.option("--one", type=click.Choice(NAMES), help="This variant alone, as JSON.")
-def main(batch_size: int, device: str, steps: int, quick: bool, one: str | None) -> None:
-    if one:
-        print(json.dumps(measure(one, batch_size, steps, device)))
-        return
-    from benchmarks.roofline import training_flops
-
-    results = measure_all(batch_size, quick, device, log=lambda text: None)
-    print("\n".join(lines(results, batch_size, training_flops())))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Where every millisecond goes: loaders, training step, end to end, the 30-hour budget, the roofline.
+"""Where every millisecond goes: loaders, training step, end to end, roofline, the budget of the six runs.
 
     make throughput
     python -m benchmarks.throughput --only loaders,steps --quick
@@ -67,15 +67,13 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
         show(f"End to end: the real step of {batch_size}, fed by each loader")
         result["endtoend"] = endtoend.measure_all(images, batch_size, quick, device, log.append)
         show(*endtoend.lines(result["endtoend"]), "")
-        windows = [found["loader"] for found in result["endtoend"].values() if "loader" in found]
-        if windows:
-            seconds = min(window["step_p50"] for window in windows) * 64 / batch_size
-            result["budget"] = roofline.budget(seconds)
-            kind = "measured step" if device != "cpu" else "a projection from this CPU's step"
-            show(f"Budget, 6 x 100,000 iterations of 64 ({kind}): {result['budget']}", "")
     if "roofline" in sections:
         show("Roofline: what a step of 64 must cost")
-        show(*roofline.lines())
+        show(*roofline.lines(), "")
+    if budget := endtoend.budget(result.get("endtoend", {}), batch_size):
+        result["budget"] = budget
+        show("Budget: the six runs of 100,000 iterations of 64, by the figures measured here")
+        show(*endtoend.budget_lines(budget))
     return result, page, "\n".join(log)
 
 

@@ -142,9 +142,9 @@ class TrainConfig:
     loader: str = setting(
         "auto",
         SPEED,
-        "dali: decode every epoch; resident: decode once, keep the pixels on the device; "
-        "auto: resident if that fits in half of the free memory.",
-        choices=("auto", "dali", "resident"),
+        "dali: decode every epoch; resident, host: decode once, keep the pixels on the device or in host "
+        "memory; auto: the first of resident, host, dali that fits in half of the free memory.",
+        choices=("auto", "dali", "host", "resident"),
         free=True,
     )
     cache: bool = setting(True, SPEED, "Keep the resident pixels on disk for the next run.", free=True)
@@ -154,7 +154,7 @@ class TrainConfig:
     threads: int | None = setting(
         None,
         SPEED,
-        "CPU threads that decode images. Default: one per core, at most 8.",
+        "CPU threads that decode images. Default: by the number of cores.",
         free=True,
         within=Range(1, 256),
     )

@@ -2,5 +2,6 @@
 
 from fastae.data.crop_resize import CropResize
 from fastae.data.loader import load_images, open_loader
+from fastae.data.tuning import Tuning
 
-__all__ = ["CropResize", "load_images", "open_loader"]
+__all__ = ["CropResize", "Tuning", "load_images", "open_loader"]

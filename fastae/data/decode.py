@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
@@ -16,6 +16,9 @@ from fastae.data.jpeg import Fault
 from fastae.data.pixel_ops import PixelOps
 from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, RecoverableStream
 from fastae.data.tuning import DEFAULT, Tuning
+from fastae.errors import FastaeError
+from fastae.utils.device import can_compile
+from fastae.utils.environment import DALI_BUILDS, version
 
 BATCH = 64
 """Images that are decoded at once."""
@@ -23,21 +26,22 @@ BATCH = 64
 SMALLEST = 16
 """Pixels: the side of the picture that shows whether a decoder works, if no crop asks for more."""
 
+MOST_THREADS = 8
+"""On a CPU: beyond that decoding 178x218 gains little."""
+
 
 @dataclass(frozen=True)
 class Decoder:
-    """How images are decoded here. threads: of DALI's on the CPU."""
+    """How images are decoded here. Made by `open_decoder`, which fills in the tuning's threads."""
 
     crop_resize: CropResize
     pixel_ops: PixelOps
     device: torch.device
-    threads: int
-    tuning: Tuning = DEFAULT
+    tuning: Tuning
 
     @property
-    def name(self) -> str:
-        """Which decoder's pixels these are: the CPU's and the GPU's differ by rounding."""
-        return "gpu" if self.device.type == "cuda" else "cpu"
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
 
     def decode(self, files: ImageFiles, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
         """These images (default: all), not augmented: batches (n, S, 3, S) float32 in [0, 255] on the device.
@@ -73,12 +77,16 @@ class Decoder:
         """
         from fastae.data.pipeline import DaliPipeline, read_crops, read_images
 
-        dali = DaliPipeline(self.device, size, self.threads, self.tuning, patience)
-        if dali.on_gpu:
-            for images in read_images(iter(batches), self.crop_resize, dali):
+        # One decoder for all: the JPEG engine's pixels differ slightly from those of the GPU's cores, and
+        # with both at work an image's place in the batch would decide which of them it has.
+        dali = DaliPipeline(
+            self.crop_resize, self.device, size, replace(self.tuning, hw_decoder_load=0.0), patience
+        )
+        if self.on_gpu:
+            for images in read_images(iter(batches), dali):
                 yield images.transpose(1, 2)
         else:
-            for crops in read_crops(iter(batches), self.crop_resize, dali):
+            for crops in read_crops(iter(batches), dali):
                 yield self.pixel_ops.resize(crops)
 
     def _require_working(self) -> None:
@@ -105,6 +113,36 @@ class _InOrder(RecoverableStream[Tensor]):
 
     def images(self, position: int) -> Sequence[int]:
         return self._indices[position * BATCH : (position + 1) * BATCH]
+
+
+def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning = DEFAULT) -> Decoder:
+    """How images are decoded on this device. Raises FastaeError unless one build of DALI is installed."""
+    require_dali()
+    compiled = can_compile() if tuning.compiled is None else tuning.compiled
+    threads = tuning.threads or default_threads(device)
+    pixel_ops = PixelOps(crop_resize, compiled, max(1, threads // 2))
+    return Decoder(crop_resize, pixel_ops, device, replace(tuning, threads=threads, compiled=compiled))
+
+
+def default_threads(device: torch.device) -> int:
+    """For decoding: on a CPU one per core, at most 8; for a GPU two fewer than cores, which training has."""
+    cores = len(os.sched_getaffinity(0))
+    return max(1, cores - 2) if device.type == "cuda" else min(MOST_THREADS, cores)
+
+
+def require_dali() -> None:
+    """Raises FastaeError unless exactly one build of DALI is installed."""
+    installed = [name for name in DALI_BUILDS if version(name)]
+    if not installed:
+        raise FastaeError(
+            "NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 "
+            "(nvidia-dali-cuda120 for a driver older than 580)"
+        )
+    if len(installed) > 1:
+        raise FastaeError(
+            f"two builds of DALI are installed and overwrite each other: "
+            f"pip uninstall {' '.join(installed)}, then install the one that fits your driver"
+        )
 
 
 @contextmanager

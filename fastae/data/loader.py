@@ -4,51 +4,70 @@
                 DALI's graph; on a CPU the pixels' part in `fastae.data.pixel_ops`
     resident    every file is decoded once, into one array on the training device; each step gathers a
                 batch from it and augments that
-    auto        resident where that fits in half of the free memory, else dali
+    host        the same array in host memory; a thread gathers and uploads the batches of a GPU. On a CPU
+                this is `resident`
+    auto        resident if that fits in half of the device's free memory, else host if it fits in half of
+                the host's, else dali
 
 Every batch is a function of (seed, iteration), so the iteration number is a loader's whole state, and
-all loaders give the same batches (resident: to the rounding of its stored pixels).
+all loaders give the same batches (resident and host: to the rounding of their stored pixels).
 """
 
 from __future__ import annotations
 
 import copy
 import itertools
-import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self, get_args
 
 import torch
 from torch import Tensor
 
 from fastae.augment import Augmentation
 from fastae.data.crop_resize import CropResize
-from fastae.data.decode import Decoder
+from fastae.data.decode import Decoder, open_decoder
 from fastae.data.folder import open_folder
+from fastae.data.host import CudaUploads, tensors, upload_batches
 from fastae.data.jpeg import FileFault
 from fastae.data.memory import free_bytes
-from fastae.data.pixel_ops import ParamTensors, PixelOps, channel_means, to_batch
+from fastae.data.pixel_ops import ParamTensors, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
-from fastae.data.resident import Store, open_store, store_bytes
-from fastae.data.sampler import Sampler
+from fastae.data.resident import Store, is_stored, open_store, store_bytes
+from fastae.data.sampler import BatchParams, Sampler
+from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
-from fastae.utils.device import can_compile
-from fastae.utils.environment import DALI_BUILDS, version
 
-KINDS = ("auto", "dali", "resident")
+LoaderKind = Literal["auto", "dali", "host", "resident"]
+CPU = torch.device("cpu")
 
 
 class Loader(ABC):
-    """kind: 'dali' or 'resident'. note: why, where that was chosen by `auto`."""
+    """Yields batches, float32 (N, 3, S, S), channels-last, in [0, 1], on its device. Made by `open_loader`.
 
-    kind: str
-    note: str
-    sampler: Sampler
+    note: why `auto` chose this kind, for people. `len(loader)`: batches per epoch. `iter(loader)`: those of
+    one epoch, and the next time of the next.
+    """
+
+    kind: LoaderKind
+    note = ""
+    _epochs = 0
+
+    def __init__(self, sampler: Sampler, decoder: Decoder) -> None:
+        self.sampler = sampler
+        self.decoder = decoder
+
+    def __len__(self) -> int:
+        return self.sampler.batches_per_epoch
+
+    def __iter__(self) -> Iterator[Tensor]:
+        start = len(self) * self._epochs
+        self._epochs += 1
+        return itertools.islice(self.batches(start), len(self))
 
     def reseeded(self, seed: int) -> Self:
         """The same images in another order, over the same files or pixels."""
@@ -57,15 +76,15 @@ class Loader(ABC):
         return other
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
-        """The batches of iterations start, start + 1, ..., without end.
-
-        Each is float32, (N, 3, S, S), channels-last, in [0, 1], on the loader's device.
-        """
+        """The batches of iterations start, start + 1, ..., without end."""
         return itertools.starmap(self.images, self.inputs(start))
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """What `images` makes the batches of: tensors of fixed shapes, on the device or in pinned memory."""
+        """What `images` makes the batches of: tensors of fixed shapes, on the device or in pinned memory.
+
+        They may be overwritten once the next ones are asked for.
+        """
 
     @abstractmethod
     def images(self, *inputs: Tensor) -> Tensor:
@@ -73,141 +92,190 @@ class Loader(ABC):
 
     @abstractmethod
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right kind, made without starting DALI."""
+        """Inputs of the right shapes, made without starting DALI or a thread."""
+
+    def _params(self, iteration: int = 0) -> Tensor:
+        return ParamTensors.pack(self.sampler.at(iteration), pinned=self.decoder.on_gpu)
 
 
 class DaliLoader(Loader):
-    """Streams augmented batches of JPEG files through DALI. Made by `open_loader`."""
+    """Streams augmented batches of JPEG files through DALI."""
 
     kind = "dali"
 
-    def __init__(self, files: ImageFiles, sampler: Sampler, decoder: Decoder, note: str = "") -> None:
+    def __init__(self, files: ImageFiles, sampler: Sampler, decoder: Decoder) -> None:
+        super().__init__(sampler, decoder)
         self.files = files
-        self.sampler = sampler
-        self.decoder = decoder
-        self.note = note
 
     def example(self) -> tuple[Tensor, ...]:
         size = self.decoder.crop_resize.size
         images = torch.rand(self.sampler.share, 3, size, size, device=self.decoder.device)
-        return (images.contiguous(memory_format=torch.channels_last),)
+        images = images.contiguous(memory_format=torch.channels_last)
+        return (images, self._params()) if self.colors_in_step else (images,)
+
+    @property
+    def colors_in_step(self) -> bool:
+        return self.decoder.on_gpu and self.decoder.tuning.colors_in_step
 
     def images(self, *inputs: Tensor) -> Tensor:
-        (images,) = inputs
-        return images
+        images, *words = inputs
+        return self.decoder.pixel_ops.color(images, *words) if words else images
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return ((images,) for images in _Augmented(self, start).recovered())
+        batches = _Augmented(self, start).recovered()
+        if not self.colors_in_step:
+            return ((images,) for images in batches)
+        return ((images, self._params(i)) for i, images in enumerate(batches, start))
 
 
 class _Augmented(RecoverableStream[Tensor]):
-    """The batches of a DALI loader from iteration `start` on, without end."""
+    """The batches of a DALI loader from iteration `start` on, without end.
+
+    On a GPU, DALI decodes those of several iterations at once. Such a group begins at a multiple of its
+    length, so that an image has the same place in it, and the same of two decoders, wherever a run starts.
+    """
 
     decoder: Decoder
 
     def __init__(self, loader: DaliLoader, start: int) -> None:
         super().__init__(loader.files, loader.decoder)
         self._sampler, self._start = loader.sampler, start
+        together = loader.decoder.tuning.decode_batch // loader.sampler.share
+        self._length = max(1, together) if loader.decoder.on_gpu else 1
 
     def images(self, position: int) -> Iterable[int]:
-        return self._sampler.at(self._start + position).indices.tolist()
+        return self._group(self._start + position).indices.tolist()
+
+    def _group(self, iteration: int) -> BatchParams:
+        first = iteration - iteration % self._length
+        return BatchParams.joined([self._sampler.at(first + i) for i in range(self._length)])
 
     def restart(self, position: int, patience: float) -> Iterator[Tensor]:
         from fastae.data.pipeline import DaliPipeline, read_augmented, read_crops
 
-        decoder, paths, start = self.decoder, self.files.paths, self._start + position
-        dali = DaliPipeline(decoder.device, self._sampler.share, decoder.threads, decoder.tuning, patience)
+        decoder, paths, share = self.decoder, self.files.paths, self._sampler.share
+        first = self._start + position
+        groups = (self._group(iteration) for iteration in itertools.count(first, self._length))
+        dali = DaliPipeline(
+            decoder.crop_resize, decoder.device, share * self._length, decoder.tuning, patience
+        )
         if dali.on_gpu:
-            yield from read_augmented(paths, self._sampler.iterate(start), decoder.crop_resize, dali)
+            before = first % self._length
+            batches = (
+                batch for images in read_augmented(paths, groups, dali) for batch in images.split(share)
+            )
+            yield from itertools.islice(batches, before, None)
         else:
-            needed = ([paths[index] for index in params.indices] for params in self._sampler.iterate(start))
-            crops = read_crops(needed, decoder.crop_resize, dali)
-            for params, squares in zip(self._sampler.iterate(start), crops, strict=False):
-                parameters = ParamTensors.of(params)
-                pixels = decoder.pixel_ops.resize(squares, parameters.flip)
-                yield decoder.pixel_ops.color_jitter(pixels, channel_means(pixels), parameters)
+            needed = ([paths[index] for index in params.indices] for params in groups)
+            for params, crops in zip(self._sampler.iterate(first), read_crops(needed, dali), strict=False):
+                yield decoder.pixel_ops.augment_crops(crops, ParamTensors.of(params))
 
 
 class ResidentLoader(Loader):
-    """Gathers batches from a decoded data set and augments them. Made by `open_loader`."""
+    """Gathers batches from a decoded data set on the device and augments them."""
 
     kind = "resident"
 
-    def __init__(self, store: Store, sampler: Sampler, decoder: Decoder, note: str = "") -> None:
+    def __init__(self, store: Store, sampler: Sampler, decoder: Decoder) -> None:
+        super().__init__(sampler, decoder)
         self.store = store
-        self.sampler = sampler
-        self.decoder = decoder
-        self.note = note
 
     def example(self) -> tuple[Tensor, ...]:
-        return next(self.inputs())
+        return (self._params(),)
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        on_gpu = self.decoder.device.type == "cuda"
-        return ((ParamTensors.pack(params, pinned=on_gpu),) for params in self.sampler.iterate(start))
+        return ((self._params(iteration),) for iteration in itertools.count(start))
 
     def images(self, *inputs: Tensor) -> Tensor:
         (words,) = inputs
         return self.decoder.pixel_ops.gather(self.store.pixels, self.store.means, words)
 
 
+class HostLoader(Loader):
+    """Gathers batches from a decoded data set in host memory for a GPU, which augments them."""
+
+    kind = "host"
+
+    def __init__(
+        self,
+        store: Store,
+        sampler: Sampler,
+        decoder: Decoder,
+        uploads: Callable[[torch.device], CudaUploads] = CudaUploads,
+    ) -> None:
+        super().__init__(sampler, decoder)
+        self.store = store
+        self._uploads = uploads
+
+    def example(self) -> tuple[Tensor, ...]:
+        return tuple(value.to(self.decoder.device) for value in tensors(self.store, self.sampler.at(0)))
+
+    def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        return upload_batches(self.store, self.sampler, start, self._uploads(self.decoder.device))
+
+    def images(self, *inputs: Tensor) -> Tensor:
+        return self.decoder.pixel_ops.augment(*inputs)
+
+
 def open_loader(
     source: str | Path | Sequence[str],
     *,
-    kind: str = "auto",
     batch_size: int,
     device: str | torch.device,
     seed: int,
+    kind: LoaderKind = "auto",
     augmentation: Augmentation | None = None,
     crop_resize: CropResize | None = None,
-    threads: int | None = None,
-    compiled: bool | None = None,
-    cache: Path | str | None = "default",
+    tuning: Tuning = DEFAULT,
+    cache: Path | str | bool = True,
+    shard: tuple[int, int] = (0, 1),
     on_replaced: Callable[[FileFault, str], None] | None = None,
-    part: int = 0,
-    parts: int = 1,
 ) -> Loader:
     """A loader over the training images of a folder, or over exactly the files of a list.
 
-    augmentation: ranges of the random colour changes (default: `Augmentation()`).
+    augmentation: ranges of the random color changes (default: `Augmentation()`).
     crop_resize: crop, size, antialias (default: the largest square, 128 pixels, none).
-    threads: CPU threads that decode (default: `default_threads()`).
-    compiled: the passes over pixels, by torch.compile (default: where there is a compiler).
-    cache: folder for the resident array; None keeps it in memory alone (default: `cache_folder()`).
+    tuning: threads, compiling and what else changes speed alone.
+    cache: folder for the decoded images (default: `cache_folder()`); False keeps them in memory alone.
+    shard: (rank, world size): yield this one of the equal parts of every batch, as data-parallel ranks do.
     on_replaced: called with each file that cannot be decoded, and with the path of its replacement.
-    part, parts: yield this one alone of the equal parts of every batch, as data-parallel ranks do.
 
-    Raises FastaeError for a bad folder, fewer images than `batch_size`, a batch that `parts` does not
-    divide, a missing DALI, or a resident array that does not fit.
+    Raises FastaeError for a bad folder, fewer images than `batch_size`, a batch that the ranks cannot share
+    equally, a missing DALI, or images that do not fit into memory.
     """
-    if kind not in KINDS:
-        raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(KINDS)}")
-    require_dali()
+    if kind not in get_args(LoaderKind):
+        raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(get_args(LoaderKind))}")
     device, crop_resize = torch.device(device), crop_resize or CropResize()
-    folder = cache_folder() if cache == "default" else Path(cache) if cache else None
+    folder = cache_folder() if cache is True else Path(cache) if cache else None
     if isinstance(source, str | Path):
         opened = open_folder(source, crop_resize.crop, folder and check_records(folder))
         source, crop_resize = opened.train, replace(crop_resize, crop=crop_resize.crop or opened.side)
     if batch_size > len(source):
         raise FastaeError(f"--batch-size {batch_size} is more than the {len(source)} training images")
-    if batch_size % parts:
-        raise FastaeError(f"--batch-size {batch_size} cannot be shared equally by {parts} ranks")
-    sampler = Sampler(len(source), batch_size, seed, augmentation or Augmentation(), part, parts)
-    decoder = open_decoder(crop_resize, device, threads, compiled)
-    files = ImageFiles(source, on_replaced)
-    note = ""
+    rank, world_size = shard
+    if batch_size % world_size:
+        raise FastaeError(f"--batch-size {batch_size} cannot be shared equally by {world_size} ranks")
+    sampler = Sampler(len(source), batch_size, seed, augmentation or Augmentation(), rank, world_size)
+    decoder = open_decoder(crop_resize, device, tuning)
+    files, note = ImageFiles(source, on_replaced), ""
     if kind == "auto":
-        kind, note = _choose_kind(store_bytes(len(source), crop_resize.size), device, folder)
+        kind, note = _choose_kind(files, decoder, folder)
+    loader: Loader
     if kind == "dali":
-        return DaliLoader(files, sampler, decoder, note)
-    return ResidentLoader(open_store(files, decoder, folder), sampler, decoder, note)
+        loader = DaliLoader(files, sampler, decoder)
+    elif kind == "host" and device.type != "cpu":
+        loader = HostLoader(open_store(files, decoder, folder, CPU), sampler, decoder)
+    else:
+        loader = ResidentLoader(open_store(files, decoder, folder, device), sampler, decoder)
+    loader.note = note
+    return loader
 
 
 def load_images(
     paths: Sequence[str],
     crop_resize: CropResize,
     device: str | torch.device,
-    threads: int | None = None,
+    tuning: Tuning = DEFAULT,
     *,
     indices: Sequence[int] | None = None,
     on_replaced: Callable[[FileFault, str], None] | None = None,
@@ -219,48 +287,24 @@ def load_images(
 
     Raises NoneLeft if none can be decoded, and FastaeError for a missing DALI.
     """
-    require_dali()
-    decoder = open_decoder(crop_resize, torch.device(device), threads, compiled=False)
+    decoder = open_decoder(crop_resize, torch.device(device), replace(tuning, compiled=False))
     return torch.cat([to_batch(pixels) for pixels in decoder.decode(ImageFiles(paths, on_replaced), indices)])
 
 
-def open_decoder(
-    crop_resize: CropResize, device: torch.device, threads: int | None, compiled: bool | None
-) -> Decoder:
-    """How images are decoded on this device; the arguments are `open_loader`'s."""
-    compiled = can_compile() if compiled is None else compiled
-    return Decoder(crop_resize, PixelOps(crop_resize, compiled), device, threads or default_threads())
-
-
-def default_threads() -> int:
-    """One a core that this process may use, at most 8: beyond that decoding 178x218 gains little."""
-    return min(8, len(os.sched_getaffinity(0)))
-
-
-def require_dali() -> None:
-    """Raises FastaeError unless exactly one build of DALI is installed."""
-    installed = [name for name in DALI_BUILDS if version(name)]
-    if not installed:
-        raise FastaeError(
-            "NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 "
-            "(nvidia-dali-cuda120 for a driver older than 580)"
-        )
-    if len(installed) > 1:
-        raise FastaeError(
-            f"two builds of DALI are installed and overwrite each other: "
-            f"pip uninstall {' '.join(installed)}, then install the one that fits your driver"
-        )
-
-
-def _choose_kind(needed: int, device: torch.device, cache: Path | None) -> tuple[str, str]:
-    """resident or dali, and why, in words."""
-    half = free_bytes(device) // 2
-    sizes = f"{needed / 1e9:.2f} GB of images, {half / 1e9:.1f} GB is half of the free memory"
-    if needed > half:
-        return "dali", sizes
-    if cache is not None:
-        place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
-        if needed > free:
+def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:
+    """resident, host or dali, and why, in words."""
+    needed = store_bytes(len(files), decoder.crop_resize.size)
+    places: dict[LoaderKind, torch.device] = {"resident": decoder.device}
+    if decoder.on_gpu:
+        places["host"] = CPU
+    halves = {kind: free_bytes(place) // 2 for kind, place in places.items()}
+    fitting: list[LoaderKind] = [kind for kind, half in halves.items() if needed <= half]
+    kind = fitting[0] if fitting else "dali"
+    half = halves.get(kind, max(halves.values()))
+    note = f"{needed / 1e9:.2f} GB of images, {half / 1e9:.1f} GB is half of the free memory"
+    if kind != "dali" and cache is not None:
+        existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        free = shutil.disk_usage(existing).free
+        if needed > free and not is_stored(files, decoder, cache):
             return "dali", f"{needed / 1e9:.2f} GB of images, {free / 1e9:.2f} GB free in {cache}"
-    return "resident", sizes
+    return kind, note

@@ -1,6 +1,6 @@
 """The DALI graphs: JPEG files in, images out. What the GPU can do is done there.
 
-    on a GPU    path -> read -> decode the centred square -> resize -> flip -> brightness, contrast,
+    on a GPU    path -> read -> decode the centred square -> resize and flip -> brightness, contrast,
                 saturation: float32 (N, S, S, 3) in [0, 1]
     on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L; the rest is
                 `fastae.data.pixel_ops`, which is faster there
@@ -11,6 +11,7 @@ here. Importing this module imports DALI, so it is imported where a pipeline is 
 
 from __future__ import annotations
 
+import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -21,116 +22,108 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, math, pipeline_def, types
+from nvidia.dali import Pipeline, fn, math, types
 
 from fastae import augment
 from fastae.data.crop_resize import CropResize
 from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
 from fastae.data.sampler import BatchParams
-from fastae.data.tuning import DEFAULT, Tuning
+from fastae.data.tuning import Tuning
+from fastae.utils.environment import version
+
+NVJPEG_WITH_REGIONS = (13, 2)
+"""The first nvJPEG that decodes a region of an image with fancy upsampling; CUDA 12 has an older one."""
 
 
 @dataclass(frozen=True)
 class DaliPipeline:
-    """Where and how a graph runs: the device of its output, its largest batch, its CPU threads.
+    """Where and how a graph runs: the device of its output, its largest batch.
 
     patience: seconds that it may take for a batch.
     """
 
+    crop_resize: CropResize
     device: torch.device
     batch_size: int
-    threads: int
-    tuning: Tuning = DEFAULT
+    tuning: Tuning
     patience: float = PATIENCE
 
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    def build(self, graph: Any, feed: Iterator, crop_resize: CropResize) -> Pipeline:
-        """A pipeline of one of the graphs below, which takes its batches from `feed`."""
-        pipeline: Pipeline = graph(
-            feed,
-            crop_resize,
-            self.on_gpu,
-            self.tuning,
+    @property
+    def decodes_on_gpu(self) -> bool:
+        return self.on_gpu and not self.tuning.decode_on_cpu
+
+    @property
+    def decodes_whole(self) -> bool:
+        """Whether images are decoded whole, and the square is cut out afterwards.
+
+        With an older nvJPEG the GPU's decoders refuse a region, and all would be decoded on the CPU.
+        """
+        installed = (version("nvidia-nvjpeg") or "0").split(".")
+        return self.decodes_on_gpu and tuple(map(int, installed[:2])) < NVJPEG_WITH_REGIONS
+
+    def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
+        """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch."""
+        pipeline = Pipeline(
             batch_size=self.batch_size,
-            num_threads=self.threads,
+            num_threads=self.tuning.threads,
             device_id=(self.device.index or 0) if self.on_gpu else None,
             prefetch_queue_depth=self.tuning.prefetch,
+            exec_dynamic=True,
         )
+        with pipeline:
+            pipeline.set_outputs(
+                graph(self, *fn.external_source(source=feed, num_outputs=columns, batch=True))
+            )
         pipeline.build()
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
-        """Its outputs, batch by batch. Raises DecoderError where it fails, and if it does not return.
+        """Its outputs, batch by batch. Raises DecoderError if it fails, DecoderStalled if it does not return.
 
         Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
         """
-        caller = _Caller()
-        try:
-            while True:
-                stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
-                try:
-                    (images,) = caller.call(lambda: pipeline.run(stream), self.patience)  # noqa: B023
-                except StopIteration:
-                    return
-                except TimeoutError:
-                    _abandon(pipeline)
-                    raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
-                except (RuntimeError, ValueError) as error:
-                    raise DecoderError(f"DALI failed: {_gist(error)}") from error
-                yield images
-        finally:
-            caller.close()
-
-
-class _Caller:
-    """A thread that makes calls which may never return, so that whoever waits for them can give up.
-
-    Takes 0.05 ms a call; a batch of 64 images takes 6 ms to decode.
-    """
-
-    def __init__(self) -> None:
-        self._calls: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
-        self._outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-        Thread(target=self._work, daemon=True).start()
-
-    def call(self, function: Callable[[], Any], seconds: float) -> Any:
-        """What it returns or raises; TimeoutError where it does not in time, and no more calls then."""
-        self._calls.put(function)
-        try:
-            result, error = self._outcomes.get(timeout=seconds)
-        except Empty:
-            raise TimeoutError from None
-        if error is not None:
+        while True:
+            stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
             try:
-                raise error
-            finally:
-                del error  # which refers to this frame, and so would keep itself and the pipeline
-        return result
+                (images,) = _within(self.patience, functools.partial(pipeline.run, stream))
+            except StopIteration:
+                return
+            except TimeoutError:
+                _abandon(pipeline)
+                raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
+            except (RuntimeError, ValueError) as error:
+                raise DecoderError(f"DALI failed: {_gist(error)}") from error
+            yield images
 
-    def close(self) -> None:
-        self._calls.put(None)
 
-    def _work(self) -> None:
-        while self._serve():
-            pass
+def _within(seconds: float, function: Callable[[], Any]) -> Any:
+    """What a call that may never return returns or raises; TimeoutError if it does neither in time.
 
-    def _serve(self) -> bool:
-        """Makes one call; returns False after the last. Keeps nothing of it: a batch is large."""
-        function = self._calls.get()
-        if function is None:
-            return False
-        outcome: tuple[Any, BaseException | None]
+    In a thread of its own, which takes 0.1 ms; a batch of 64 images takes 6 ms to decode.
+    """
+    outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+    Thread(target=_call, args=(function, outcomes), daemon=True).start()
+    try:
+        result, error = outcomes.get(timeout=seconds)
+    except Empty:
+        raise TimeoutError from None
+    if error is not None:
         try:
-            outcome = function(), None
-        except BaseException as error:
-            outcome = None, error
-        del function  # first, so that what it holds is the caller's to destroy
-        self._outcomes.put(outcome)
-        del outcome  # an error refers to this frame
-        return True
+            raise error
+        finally:
+            del error  # which refers to this frame, and so would keep itself and the pipeline
+    return result
+
+
+def _call(function: Callable[[], Any], outcomes: SimpleQueue[tuple[Any, BaseException | None]]) -> None:
+    try:
+        outcomes.put((function(), None))
+    except BaseException as error:
+        outcomes.put((None, error))
 
 
 def _abandon(pipeline: Pipeline) -> None:
@@ -144,110 +137,103 @@ def _gist(error: Exception) -> str:
 
 
 def read_crops(
-    batches: Iterator[Sequence[str]], crop_resize: CropResize, dali: DaliPipeline
+    batches: Iterator[Sequence[str]], dali: DaliPipeline
 ) -> Iterator[torch.Tensor | list[torch.Tensor]]:
     """The centred squares of these files, decoded on the CPU: uint8 (N, L, L, 3), without a copy.
 
-    Where their sides differ, a list of (L, L, 3).
+    If their sides differ, a list of (L, L, 3).
     """
-    feed = ([_characters(path) for path in paths] for paths in batches)
-    for images in dali.run(dali.build(_crops_graph, feed, crop_resize)):
+    for images in dali.run(dali.build(_crops, ((_characters(paths),) for paths in batches), 1)):
         if images.is_dense_tensor():
             yield torch.from_dlpack(images.as_tensor())
         else:
             yield [torch.from_dlpack(image) for image in images]
 
 
-def read_images(
-    batches: Iterator[Sequence[str]], crop_resize: CropResize, dali: DaliPipeline
-) -> Iterator[torch.Tensor]:
+def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[torch.Tensor]:
     """These files as they are, resized in the graph: float32 (N, 3, S, S) in [0, 255], channels-last."""
-    feed = ([_characters(path) for path in paths] for paths in batches)
-    for images in dali.run(dali.build(_resized_graph, feed, crop_resize)):
-        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+    return _tensors(dali, dali.build(_resized, ((_characters(paths),) for paths in batches), 1))
 
 
 def read_augmented(
-    paths: Sequence[str], batches: Iterator[BatchParams], crop_resize: CropResize, dali: DaliPipeline
+    paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline
 ) -> Iterator[torch.Tensor]:
-    """These batches, all of it in the graph: float32 (N, 3, S, S) in [0, 1]."""
-    for images in dali.run(build_augmented(paths, batches, crop_resize, dali)):
+    """These batches: float32 (N, 3, S, S) in [0, 1], channels-last.
+
+    With `colors_in_step` they are only flipped, and in [0, 255].
+    """
+    return _tensors(dali, build_augmented(paths, batches, dali))
+
+
+def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
+    for images in dali.run(pipeline):
         yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
 
 
-def build_augmented(
-    paths: Sequence[str], batches: Iterator[BatchParams], crop_resize: CropResize, dali: DaliPipeline
-) -> Pipeline:
+def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
     """The pipeline of `read_augmented`."""
+    if dali.tuning.colors_in_step:
+        return dali.build(_resized, (_flipped(paths, params) for params in batches), 2)
+    # Each image gets (1, 1, 1), which broadcasts against height, width, channels.
     feed = (
         (
-            [_characters(paths[index]) for index in params.indices],
-            params.flip.astype(np.int32),
-            _per_image(params.brightness),
-            _per_image(params.contrast),
-            _per_image(params.saturation),
+            *_flipped(paths, params),
+            *(x[:, None, None, None] for x in (params.brightness, params.contrast, params.saturation)),
         )
         for params in batches
     )
-    return dali.build(_augmented_graph, feed, crop_resize)
+    return dali.build(_augmented, feed, 5)
 
 
-@pipeline_def(exec_dynamic=True)
-def _crops_graph(feed: Iterator, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
-    return _decode(fn.external_source(source=feed, batch=True), crop_resize, on_gpu, tuning)
+def _flipped(paths: Sequence[str], params: BatchParams) -> tuple[list[np.ndarray], np.ndarray]:
+    """The files of a batch, and where the resize begins: at 0, 0, or at the right edge 0, 1."""
+    starts = np.stack([np.zeros_like(params.flip), params.flip], axis=1).astype(np.float32)
+    return _characters([paths[index] for index in params.indices]), starts
 
 
-@pipeline_def(exec_dynamic=True)
-def _resized_graph(feed: Iterator, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
-    return _resize(
-        _decode(fn.external_source(source=feed, batch=True), crop_resize, on_gpu, tuning), crop_resize
-    )
-
-
-@pipeline_def(exec_dynamic=True)
-def _augmented_graph(feed: Iterator, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
-    path, flip, brightness, contrast, saturation = fn.external_source(source=feed, num_outputs=5, batch=True)
-    images = _resize(_decode(path, crop_resize, on_gpu, tuning), crop_resize)
-    images = fn.flip(images, horizontal=flip) * np.float32(1 / 255)
-    mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
-    if on_gpu:
-        brightness, contrast, saturation = brightness.gpu(), contrast.gpu(), saturation.gpu()
-    (images,) = augment.color_jitter([images], [mean], brightness, contrast, saturation, arrays=_Interleaved)
-    return images
-
-
-def _decode(path: Any, crop_resize: CropResize, on_gpu: bool, tuning: Tuning) -> Any:
-    """Files to uint8 (L, L, 3): the centred square alone is decoded; half a pixel rounds down and right."""
+def _crops(dali: DaliPipeline, path: Any) -> Any:
+    """Files to uint8 (L, L, 3): the centred square; half a pixel rounds down and right."""
     # Read, not mapped: a file that shrinks while it is mapped kills the process, and reading is as fast.
     encoded = fn.io.file.read(path, dont_use_mmap=True)
-    side: Any = crop_resize.crop
+    side: Any = dali.crop_resize.crop
     if side is None:
         side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
-    mixed = on_gpu and not tuning.decode_on_cpu
-    images = fn.decoders.image_crop(
-        encoded,
-        crop_h=side,
-        crop_w=side,
-        device="mixed" if mixed else "cpu",
-        output_type=types.RGB,
+    options = {
+        "device": "mixed" if dali.decodes_on_gpu else "cpu",
+        "output_type": types.RGB,
         # GPU decoding then upsamples chroma as the CPU's does: nearly the same pixels on both.
-        jpeg_fancy_upsampling=True,
-        hw_decoder_load=tuning.hw_decoder_load,
-        device_memory_padding=tuning.padding,
-        host_memory_padding=tuning.padding,
-    )
-    return images.gpu() if on_gpu and not mixed else images
+        "jpeg_fancy_upsampling": True,
+        "hw_decoder_load": dali.tuning.hw_decoder_load,
+        "device_memory_padding": dali.tuning.padding,
+        "host_memory_padding": dali.tuning.padding,
+    }
+    if dali.decodes_whole:
+        return fn.crop(fn.decoders.image(encoded, **options), crop_h=side, crop_w=side)
+    images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
+    return images.gpu() if dali.on_gpu and not dali.decodes_on_gpu else images
 
 
-def _resize(images: Any, crop_resize: CropResize) -> Any:
-    """uint8 (L, L, 3) to float32 (S, S, 3), both in [0, 255]."""
+def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
+    """Files to float32 (S, S, 3) in [0, 255]. A resize that starts at the right edge flips."""
+    size, antialias = dali.crop_resize.size, dali.crop_resize.antialias
+    region = {} if start is None else {"roi_start": start, "roi_end": 1.0 - start, "roi_relative": True}
     return fn.resize(
-        images,
-        size=(crop_resize.size, crop_resize.size),
+        _crops(dali, path),
+        size=(size, size),
         interp_type=types.INTERP_LINEAR,
-        antialias=crop_resize.antialias,
+        antialias=antialias,
         dtype=types.FLOAT,
+        **region,
     )
+
+
+def _augmented(
+    dali: DaliPipeline, path: Any, start: Any, brightness: Any, contrast: Any, saturation: Any
+) -> Any:
+    images = _resized(dali, path, start)
+    mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
+    (images,) = augment.color_jitter([images], [mean], brightness, contrast, saturation, arrays=_Interleaved)
+    return images
 
 
 class _Interleaved:
@@ -261,14 +247,9 @@ class _Interleaved:
     def lowest(channels: Sequence[Any]) -> Any:
         return fn.reductions.min(channels[0], axes=[2], keep_dims=True)
 
-    minimum = staticmethod(math.min)
     maximum = staticmethod(math.max)
+    clamp = staticmethod(math.clamp)
 
 
-def _characters(path: str) -> np.ndarray:
-    return np.frombuffer(os.fsencode(path), np.uint8)
-
-
-def _per_image(values: np.ndarray) -> np.ndarray:
-    # Each sample gets (1, 1, 1), which broadcasts against height, width, channels.
-    return values[:, None, None, None]
+def _characters(paths: Sequence[str]) -> list[np.ndarray]:
+    return [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]

@@ -2,7 +2,7 @@
 
 Epoch e visits the images in a permutation drawn from (seed, e); batch i is the i-th run of `batch_size`
 images in the endless line of epochs, so that each image comes exactly once an epoch and a batch may
-straddle two. Its flips and colour changes are drawn from (seed, i). No state: a loader that starts at
+straddle two. Its flips and color changes are drawn from (seed, i). No state: a loader that starts at
 iteration i gives what a loader that came from 0 gives there.
 
 Only the raw 64-bit words of NumPy's Philox generator are used. NumPy promises that those never change,
@@ -11,8 +11,8 @@ which it does not promise of `Generator.permutation` or `uniform`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 import numpy as np
@@ -38,6 +38,15 @@ class BatchParams:
     contrast: np.ndarray
     saturation: np.ndarray
 
+    @staticmethod
+    def joined(batches: Sequence[BatchParams]) -> BatchParams:
+        """Those of several batches, one after the other, as of the first one's iteration."""
+        arrays = (
+            np.concatenate([getattr(each, field.name) for each in batches])
+            for field in fields(BatchParams)[1:]
+        )
+        return BatchParams(batches[0].iteration, *arrays)
+
 
 @dataclass(frozen=True)
 class Sampler:
@@ -54,6 +63,11 @@ class Sampler:
     def share(self) -> int:
         """Images in a batch of this part."""
         return self.batch_size // self.parts
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Whole batches: the images that are left over begin the next epoch."""
+        return self.count // self.batch_size
 
     def at(self, iteration: int) -> BatchParams:
         """One batch. Costs about 10 us, and a permutation once an epoch."""

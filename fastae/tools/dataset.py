@@ -10,11 +10,11 @@ from rich.table import Table
 
 from fastae.data.check import Check, check
 from fastae.data.crop_resize import CropResize
-from fastae.data.decode import Decoder
+from fastae.data.decode import Decoder, open_decoder
 from fastae.data.folder import count_ignored, find_jpegs
 from fastae.data.jpeg import DECODER_FAULTS, USABLE, Fault
-from fastae.data.loader import open_decoder, require_dali
 from fastae.data.prepare import prepare_celeba
+from fastae.data.tuning import Tuning
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log, printable
 from fastae.utils.device import choose_device
@@ -42,8 +42,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
 
 def _training_decoder(crop: int | None) -> Decoder:
     """The one that `fastae train` uses on this machine. Raises FastaeError for a missing DALI."""
-    require_dali()
-    return open_decoder(CropResize(crop), choose_device("auto"), threads=None, compiled=False)
+    return open_decoder(CropResize(crop), choose_device("auto"), Tuning(compiled=False))
 
 
 def _log_check(found: Check, total: int, ignored: Counter[str]) -> None:

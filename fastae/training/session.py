@@ -11,17 +11,17 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
-from fastae.data import CropResize, load_images, open_loader
+from fastae.data import CropResize, Tuning, load_images, open_loader
 from fastae.data.folder import ImageFolder, count_faults, count_ignored
 from fastae.data.jpeg import FileFault
-from fastae.data.loader import Loader
+from fastae.data.loader import Loader, LoaderKind
 from fastae.data.manifest import Manifest
 from fastae.data.recovery import NoneLeft
 from fastae.data.source import open_source
@@ -150,13 +150,11 @@ def open_session(
             seed=config.seed,
             augmentation=config.augmentation,
             crop_resize=crop_resize,
-            threads=config.threads,
-            kind=config.loader,
-            compiled=hardware.compiled,
-            cache=cache if config.cache else None,
+            kind=cast(LoaderKind, config.loader),
+            tuning=Tuning(threads=config.threads, compiled=hardware.compiled),
+            cache=config.cache and cache,
+            shard=(ranks.rank, ranks.size),
             on_replaced=session.report_replaced,
-            part=ranks.rank,
-            parts=ranks.size,
         )
     log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
     return session
@@ -171,7 +169,7 @@ def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize
                 held_out,
                 crop_resize,
                 session.hardware.device,
-                config.threads,
+                Tuning(threads=config.threads),
                 indices=spread(range(len(held_out)), config.eval_images),
                 on_replaced=session.report_replaced,
             )

@@ -17,11 +17,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
 from fastae.data.crop_resize import CropResize
-from fastae.data.decode import Decoder
+from fastae.data.decode import open_decoder
 from fastae.data.loader import ResidentLoader
-from fastae.data.pixel_ops import PixelOps
 from fastae.data.resident import Store
 from fastae.data.sampler import Sampler
+from fastae.data.tuning import Tuning
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronise
@@ -94,8 +94,7 @@ def stand_in_loader(config: TrainConfig, images: int) -> ResidentLoader:
         torch.empty(images, 3, device=device),
         {},
     )
-    crop_resize = CropResize(size=size)
-    decoder = Decoder(crop_resize, PixelOps(crop_resize, compiled=True), device, threads=1)
+    decoder = open_decoder(CropResize(size=size), device, Tuning(threads=1, compiled=True))
     sampler = Sampler(images, config.batch_size, config.seed, Augmentation())
     return ResidentLoader(store, sampler, decoder)
 

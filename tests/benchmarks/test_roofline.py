@@ -37,5 +37,5 @@ def test_a_floor_is_arithmetic_alone():
 
 
 def test_budget_in_words():
-    assert roofline.budget(30 * 3600 / 600_000) == "six runs in 30.0 h, 1x the article's speed"
-    assert roofline.budget(0.002) == "six runs in 20 min, 90x the article's speed"
+    assert roofline.in_words(30 * 3600) == "six runs in 30.0 h, 1x the article's speed"
+    assert roofline.in_words(1200) == "six runs in 20 min, 90x the article's speed"

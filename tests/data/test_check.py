@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import CropResize, open_loader
+from fastae.data import CropResize, Tuning, open_loader
 from fastae.data.check import check
+from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import inspect
-from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here
@@ -40,7 +40,9 @@ def mixed(tmp_path, good, face_paths):
 
 def checked(folder, deep=False, **options):
     options = {"crop": None, "records": None} | options
-    decoder = open_decoder(CropResize(), torch.device("cpu"), 2, compiled=False) if deep else None
+    decoder = (
+        open_decoder(CropResize(), torch.device("cpu"), Tuning(threads=2, compiled=False)) if deep else None
+    )
     return check(str(folder), find_jpegs(str(folder)), decoder=decoder, **options)
 
 
@@ -61,7 +63,9 @@ def test_a_run_skips_and_lists_them_and_trains_on_the_good_ones(mixed, face_path
     opened = open_folder(folder, CROP)
 
     def first(source):
-        loader = open_loader(source, kind="dali", batch_size=4, device="cpu", seed=0, compiled=False)
+        loader = open_loader(
+            source, kind="dali", batch_size=4, device="cpu", seed=0, tuning=Tuning(compiled=False)
+        )
         return next(loader.batches(2))
 
     assert torch.equal(first(opened.train + opened.held_out), first(face_paths[:8]))
@@ -79,7 +83,9 @@ def test_grey_and_progressive_images_are_reported_and_used(tmp_path, face_paths)
     found = checked(tmp_path)
     assert faults(found) == {"a.jpg": "grey", "b.jpg": "progressive"}
     assert len(found.usable) == 2 and not found.unusable
-    loader = open_loader(found.usable, kind="dali", batch_size=2, device="cpu", seed=0, compiled=False)
+    loader = open_loader(
+        found.usable, kind="dali", batch_size=2, device="cpu", seed=0, tuning=Tuning(compiled=False)
+    )
     assert next(loader.batches()).shape == (2, 3, 128, 128)
 
 

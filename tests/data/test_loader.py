@@ -1,8 +1,10 @@
-"""The `dali` loader: its pixels against the reference, its batches against its definition."""
+"""The loaders' batches against the reference and their definition; the graph that DALI runs on a GPU."""
 
 import itertools
+import struct
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,29 +13,34 @@ import torch
 from PIL import Image
 
 from fastae.augment import Augmentation
-from fastae.data import CropResize, load_images, loader, open_loader
-from fastae.data.sampler import Sampler
+from fastae.data import CropResize, Tuning, decode, load_images, open_loader
+from fastae.data.pipeline import DaliPipeline, build_augmented, read_augmented
+from fastae.data.pixel_ops import ParamTensors, PixelOps
+from fastae.data.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 
 from . import reference
 
 STRONG = Augmentation(brightness=0.5, contrast=0.9, saturation=1.0)
+RANGES = pytest.mark.parametrize("ranges", [Augmentation(), STRONG], ids=["default", "strong"])
+CPU = torch.device("cpu")
 
 
-def open_faces(paths, **options):
-    defaults = {"kind": "dali", "batch_size": 8, "device": "cpu", "seed": 3, "threads": 2}
-    defaults["compiled"] = False
-    return open_loader(paths, **(defaults | options))
+def open_faces(paths, threads=2, **options):
+    defaults = {"kind": "dali", "batch_size": 8, "device": "cpu", "seed": 3}
+    return open_loader(paths, tuning=Tuning(threads=threads, compiled=False), **(defaults | options))
 
 
+@RANGES
 @pytest.mark.parametrize("crop", [None, 100])
-@pytest.mark.parametrize("ranges", [Augmentation(), STRONG], ids=["default", "strong"])
 def test_batches_are_the_references(face_paths, ranges, crop):
     batches = open_faces(face_paths, augmentation=ranges, crop_resize=CropResize(crop)).batches()
     all_params = Sampler(len(face_paths), 8, 3, ranges).iterate()
-    for images, params in itertools.islice(zip(batches, all_params, strict=False), 4):
+    for images, params in itertools.islice(zip(batches, all_params, strict=False), 3):
         expected = reference.batch(face_paths, params, crop=crop)
         assert np.abs(images.numpy() - expected).max() <= 1e-5
+        assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
+        assert images.min() >= 0 and images.max() <= 1
 
 
 def test_batches_are_the_references_on_celeba(celeba):
@@ -43,33 +50,66 @@ def test_batches_are_the_references_on_celeba(celeba):
     assert np.abs(images.numpy() - reference.batch(paths, params)).max() <= 1e-5
 
 
-def test_batches_are_channels_last_float32_in_the_unit_interval(face_paths):
-    images = next(open_faces(face_paths, augmentation=STRONG).batches())
-    assert images.shape == (8, 3, 128, 128)
-    assert images.dtype == torch.float32
-    assert images.is_contiguous(memory_format=torch.channels_last)
-    assert images.min() == 0 and images.max() == 1
+class WholeDecoding(DaliPipeline):
+    """As with the nvJPEG of CUDA 12."""
+
+    decodes_whole = True
 
 
-def test_a_batch_stays_valid_while_it_is_held(face_paths):
-    batches = open_faces(face_paths).batches()
+@RANGES
+@pytest.mark.parametrize("pipeline", [DaliPipeline, WholeDecoding])
+@pytest.mark.parametrize("crop", [None, 100])
+def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, pipeline, crop):
+    """Run on the CPU; two batches that are decoded as one."""
+    sampler = Sampler(len(face_paths), 8, 3, ranges)
+    pair = BatchParams.joined([sampler.at(0), sampler.at(1)])
+    expected = reference.batch(face_paths, pair, crop=crop)
+    dali = pipeline(CropResize(crop), CPU, 16, Tuning(threads=1))
+    (images,) = read_augmented(face_paths, iter([pair]), dali)
+    assert np.abs(images.numpy() - expected).max() <= 1e-5
+    in_step = pipeline(CropResize(crop), CPU, 16, Tuning(threads=1, colors_in_step=True))
+    (images,) = read_augmented(face_paths, iter([pair]), in_step)
+    images = PixelOps(CropResize(crop), compiled=False).color(images, ParamTensors.pack(pair))
+    assert np.abs(images.numpy() - expected).max() <= 1e-5
+
+
+def test_the_graph_for_gpus_makes_nine_passes_over_full_images():
+    """Resize, mean, maximum, minimum, two multiply-adds, the clip; other operators' results are smaller."""
+    dali = DaliPipeline(CropResize(100), CPU, 8, Tuning(threads=1))
+    operators = Counter(
+        operator.name.strip("_").rstrip("0123456789_")
+        for operator in build_augmented([], iter(()), dali)._ops
+    )
+    del operators["ExternalSource"], operators["Read"], operators["ImageCrop"]
+    arithmetic = operators.pop("ArithmeticGenericOp")
+    assert operators == {"Resize": 1, "Mean": 1, "Max": 1, "Min": 1}
+    on_scalars, on_means, on_one_channel, on_images = 4, 2, 6, 5
+    assert arithmetic <= on_scalars + on_means + on_one_channel + on_images
+
+
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+def test_a_batch_stays_valid_while_it_is_held(face_paths, kind):
+    batches = open_faces(face_paths, kind=kind, cache=False).batches()
     held = next(batches)
     copy = held.clone()
-    for _ in itertools.islice(batches, 10):
-        pass
+    next(itertools.islice(batches, 9, None))
     assert torch.equal(held, copy)
 
 
-@pytest.mark.parametrize("start", [1, 4, 5, 23])
-def test_a_fresh_loader_started_at_i_gives_what_a_running_one_gives_there(face_paths, start):
-    running = next(itertools.islice(open_faces(face_paths).batches(), start, None))
-    fresh = next(open_faces(face_paths).batches(start))
-    assert torch.equal(running, fresh)
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+@pytest.mark.parametrize("start", [1, 5, 23])
+def test_a_fresh_loader_started_at_i_gives_what_a_running_one_gives_there(face_paths, kind, start):
+    running, fresh = (open_faces(face_paths, kind=kind, cache=False, threads=n) for n in (1, 3))
+    assert torch.equal(next(itertools.islice(running.batches(), start, None)), next(fresh.batches(start)))
 
 
-def test_the_number_of_threads_changes_nothing(face_paths):
-    one, three = (next(open_faces(face_paths, threads=n).batches(7)) for n in (1, 3))
-    assert torch.equal(one, three)
+def test_iterating_gives_one_epoch_after_the_other(face_paths):
+    loader = open_faces(face_paths[:35])
+    assert len(loader) == 4
+    epochs = [list(loader) for _ in range(2)]
+    expected = itertools.islice(open_faces(face_paths[:35]).batches(), 8)
+    assert all(map(torch.equal, itertools.chain(*epochs), expected))
+    assert torch.equal(next(iter(loader.reseeded(4))), next(iter(loader.reseeded(4))))
 
 
 def test_images_of_any_size_nested_or_flat(tmp_path, face_paths):
@@ -87,8 +127,7 @@ def test_images_of_any_size_nested_or_flat(tmp_path, face_paths):
 
 
 def test_antialias_is_off_unless_asked_for(face_paths):
-    crop_resize = CropResize(size=32)
-    plain = load_images(face_paths[:1], crop_resize, "cpu")
+    plain = load_images(face_paths[:1], CropResize(size=32), "cpu")
     smooth = load_images(face_paths[:1], CropResize(size=32, antialias=True), "cpu")
     expected = reference.resize(reference.cut_out(reference.decode(face_paths[0])), 32) / 255
     assert np.abs(plain[0].numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
@@ -103,48 +142,57 @@ def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
 
 
 def test_a_folder_trains_on_its_training_part_alone(face_folder):
-    opened = open_loader(face_folder, kind="dali", batch_size=8, device="cpu", seed=0)
+    opened = open_faces(face_folder)
     assert [Path(path).name for path in opened.files.paths] == [f"{n:06d}.jpg" for n in range(1, 39)]
 
 
 def test_file_names_of_any_bytes(tmp_path, face_paths):
-    names = [
-        b"new\nline.jpg",
-        b"caf\xe9.jpg",
-        "\N{GRINNING FACE} [b].jpg".encode(),
-        b"x" * 251 + b".jpg",
-    ]
+    names = [b"new\nline.jpg", b"caf\xe9.jpg", "\N{GRINNING FACE} [b].jpg".encode(), b"x" * 251 + b".jpg"]
     for name in names:
         (tmp_path / Path(name.decode(errors="surrogateescape"))).write_bytes(Path(face_paths[0]).read_bytes())
-    images = next(open_loader(tmp_path, kind="dali", batch_size=3, device="cpu", seed=0).batches())
-    assert images.shape[0] == 3
+    assert len(next(open_faces(tmp_path, batch_size=3).batches())) == 3
 
 
 def test_refuses_what_cannot_work(face_paths):
-    with pytest.raises(FastaeError, match="--batch-size 41 is more than the 40 training images"):
+    with pytest.raises(FastaeError, match="--batch-size 41 is more than the 40"):
         open_faces(face_paths, batch_size=41)
-    with pytest.raises(FastaeError, match="'tape' is not one of: auto, dali, resident"):
+    with pytest.raises(FastaeError, match="'tape' is not one of: auto, dali, host, resident"):
         open_faces(face_paths, kind="tape")
 
 
-@pytest.mark.parametrize(
-    ("installed", "message"),
-    [
-        ([], "NVIDIA DALI is not installed: pip install nvidia-dali-cuda130"),
-        (list(loader.DALI_BUILDS), "two builds of DALI are installed"),
-    ],
-)
-def test_no_dali_or_two(monkeypatch, installed, message):
-    monkeypatch.setattr(loader, "version", lambda name: "2.4.0" if name in installed else None)
-    with pytest.raises(FastaeError, match=message):
-        loader.require_dali()
+@pytest.mark.parametrize("installed", [[], list(decode.DALI_BUILDS)], ids=["none", "two"])
+def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed):
+    monkeypatch.setattr(decode, "version", lambda name: "2.4.0" if name in installed else None)
+    with pytest.raises(
+        FastaeError, match="pip uninstall nvidia-dali" if installed else "pip install nvidia-dali"
+    ):
+        open_faces(face_paths)
 
 
-def test_opening_a_loader_starts_no_gpu_and_imports_no_tensorflow():
-    """The data path stands alone: it knows nothing of training."""
+def test_a_plan_travels_in_one_tensor():
+    params = Sampler(20, 6, 0, STRONG).at(2)
+    words = ParamTensors.pack(params)
+    assert words.dtype == torch.int32 and words.shape == (5, 6)
+    for name, value in ParamTensors.unpack(words)._asdict().items():
+        assert value.dtype == torch.from_numpy(getattr(params, name)).dtype
+        assert np.array_equal(value, getattr(params, name)), name
+
+
+def test_the_data_path_imports_nothing_of_training():
     code = (
         "import sys, fastae.data; "
-        "print([m for m in ('tensorboard', 'fastae.training.runner', 'fastae.model') if m in sys.modules])"
+        "print([m for m in ('tensorboard', 'fastae.config', 'fastae.training.runner', 'fastae.model') "
+        "if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_tuning_reaches_dali():
+    """A value that is swept must not be swept in name only."""
+    tuning = Tuning(threads=3, prefetch=4, hw_decoder_load=0.25, padding=12_345)
+    pipeline = build_augmented([], iter(()), DaliPipeline(CropResize(100), CPU, 8, tuning))
+    assert (pipeline.num_threads, pipeline.prefetch_queue_depth) == (3, 4)
+    graph = pipeline.serialize()
+    assert struct.pack("<f", 0.25) in graph.split(b"hw_decoder_load", 1)[1][:16]
+    assert b"device_memory_padding" in graph

@@ -15,7 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import CropResize, load_images, open_loader, pipeline, recovery
+from fastae.data import CropResize, Tuning, load_images, open_loader, pipeline, recovery
 from fastae.data.jpeg import Inspection
 from fastae.data.recovery import DecoderError, ImageFiles, NoneLeft, RecoverableStream
 from fastae.errors import FastaeError
@@ -58,7 +58,7 @@ def replaced():
 
 def open_(paths, kind="dali", replaced=None, **options):
     return open_loader(
-        paths, kind=kind, batch_size=4, device="cpu", seed=0, compiled=False, cache=None,
+        paths, kind=kind, batch_size=4, device="cpu", seed=0, tuning=Tuning(compiled=False), cache=False,
         on_replaced=None if replaced is None else lambda bad, other: replaced.append(bad), **options,
     )  # fmt: skip
 
@@ -242,7 +242,7 @@ def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, 
     def failing(*arguments):
         raise error
 
-    monkeypatch.setattr(loader.decoder.pixel_ops, "resize", failing)
+    monkeypatch.setattr(loader.decoder.pixel_ops, "augment_crops", failing)
     with pytest.raises(type(error), match=str(error)):
         next(loader.batches())
     assert replaced == []

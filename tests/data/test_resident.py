@@ -1,4 +1,4 @@
-"""The resident store: the same batches as `dali`, kept on disk whole, verified, shared, rebuilt."""
+"""The store of decoded images: on disk whole, verified, shared, rebuilt; and what `auto` chooses by it."""
 
 import itertools
 import os
@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +14,20 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.data import loader, open_loader, resident
-from fastae.data.crop_resize import CropResize
+from fastae.data import CropResize, Tuning, loader, open_loader, resident
+from fastae.data.decode import open_decoder
+from fastae.data.recovery import ImageFiles
 from fastae.errors import FastaeError
 from fastae.utils.cache import entries
 
-from ..commands import SMALL, fastae
-from ..test_cli import refused
 from .bad_files import bad_table
 
+CUDA = torch.device("cuda")
 
-def open_(paths, cache, kind="resident", **options):
-    defaults = {"batch_size": 8, "device": "cpu", "seed": 3, "compiled": False}
-    return open_loader(paths, kind=kind, cache=cache, **(defaults | options))
+
+def open_(paths, cache, kind="resident", compiled=False, **options):
+    options = {"batch_size": 8, "device": "cpu", "seed": 3} | options
+    return open_loader(paths, kind=kind, cache=cache, tuning=Tuning(compiled=compiled), **options)
 
 
 def batches(*arguments, number=6, **options):
@@ -36,36 +38,19 @@ def stores(cache):
     return [path for path in cache.iterdir() if path.name.startswith("resident-")]
 
 
-@pytest.mark.parametrize("crop", [None, 100])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_gives_dalis_batches_to_the_rounding_of_its_pixels(face_paths, tmp_path, crop, compiled):
-    options = {"crop_resize": CropResize(crop), "compiled": compiled}
-    ours = batches(face_paths, tmp_path, **options)
-    theirs = batches(face_paths, tmp_path, kind="dali", **options)
-    for one, other in zip(ours, theirs, strict=True):
-        assert one.is_contiguous(memory_format=torch.channels_last) and one.dtype == torch.float32
-        assert (one - other).abs().max() <= 1 / 255 + 1e-5
+def differ(ours, theirs):
+    return max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True))
 
 
-def test_compiled_and_eager_passes_agree(face_paths, tmp_path):
+def test_gives_dalis_batches_to_the_rounding_of_its_pixels_compiled_or_not(face_paths, tmp_path):
+    strong = {"augmentation": Augmentation(0.5, 1.0, 1.0), "crop_resize": CropResize(100)}
+    for options in ({}, strong):
+        ours, theirs = (batches(face_paths, tmp_path, kind, **options) for kind in ("resident", "dali"))
+        assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in ours)
+        assert differ(ours, theirs) <= (1 / 255 + 1e-5 if options == {} else 0.02)
     for kind in ("dali", "resident"):
-        eager = batches(face_paths, tmp_path, kind=kind, compiled=False)
-        compiled = batches(face_paths, tmp_path, kind=kind, compiled=True)
-        assert max((a - b).abs().max() for a, b in zip(eager, compiled, strict=True)) <= 2e-6
-
-
-def test_a_batch_stays_valid_while_it_is_held(face_paths, tmp_path):
-    stream = open_(face_paths, tmp_path).batches()
-    held = next(stream)
-    copy = held.clone()
-    for _ in itertools.islice(stream, 5):
-        pass
-    assert torch.equal(held, copy)
-
-
-def test_continues_anywhere(face_paths, tmp_path):
-    running = batches(face_paths, tmp_path, number=12)[11]
-    assert torch.equal(running, next(open_(face_paths, tmp_path).batches(11)))
+        eager, compiled = (batches(face_paths, tmp_path, kind, compiled=value) for value in (False, True))
+        assert differ(eager, compiled) <= 2e-6
 
 
 def test_the_second_opening_decodes_a_sample_alone(face_paths, tmp_path, monkeypatch):
@@ -73,33 +58,34 @@ def test_the_second_opening_decodes_a_sample_alone(face_paths, tmp_path, monkeyp
     (store,) = stores(tmp_path)
     made = store.stat().st_mtime_ns
     monkeypatch.setattr(resident, "_build", None)  # building again would fail
-    again = batches(face_paths, tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    again = open_(face_paths, tmp_path, kind="host")
+    assert all(map(torch.equal, first, again.batches()))
     assert store.stat().st_mtime_ns == made
+    assert str(store / "pixels.npy") in Path("/proc/self/maps").read_text()  # shared, not copied
 
 
-@pytest.mark.parametrize("change", ["size", "content", "list", "crop", "antialias"])
-def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_path, change):
-    copies = []
-    for number, path in enumerate(face_paths[:10]):
-        copies.append(str(tmp_path / f"{number}.jpg"))
-        shutil.copy2(path, copies[-1])
-    cache = tmp_path / "cache"
-    open_(copies, cache)
-    crop_resize = CropResize()
-    if change == "size":
-        crop_resize = CropResize(size=64)
-    elif change == "crop":
-        crop_resize = CropResize(crop=150)
-    elif change == "antialias":
-        crop_resize = CropResize(antialias=True)
+@pytest.mark.parametrize("change", ["size", "content", "list", "crop", "antialias", "decoder", "gpu"])
+def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_path, change, monkeypatch):
+    paths = copies_of(face_paths[:10], tmp_path / "data")
+    decoder = open_decoder(CropResize(), torch.device("cpu"))
+    before = resident._fingerprint(ImageFiles(paths), decoder)
+    changes = {
+        "size": {"size": 64},
+        "crop": {"crop": 150},
+        "antialias": {"antialias": True},
+    }
+    if change in changes:
+        decoder = replace(decoder, crop_resize=CropResize(**changes[change]))
     elif change == "list":
-        copies = copies[1:]
+        paths = paths[1:]
+    elif change == "content":
+        Path(paths[3]).write_bytes(Path(face_paths[20]).read_bytes())
+    elif change == "decoder":
+        monkeypatch.setattr(resident, "version", lambda name: "9" if "nvjpeg" in name else None)
     else:
-        Path(copies[3]).write_bytes(Path(face_paths[20]).read_bytes())
-    fresh = open_(copies, cache, crop_resize=crop_resize)
-    assert len(stores(cache)) == 2
-    assert torch.equal(next(fresh.batches()), next(open_(copies, None, crop_resize=crop_resize).batches()))
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
+        decoder = replace(decoder, device=CUDA)
+    assert resident._fingerprint(ImageFiles(paths), decoder) != before
 
 
 @pytest.mark.parametrize("bad", [[0], [3, 4], [9], [0, 3, 4, 5, 9]])
@@ -130,33 +116,31 @@ def test_a_store_is_built_anew_whose_bad_files_are_good_by_now_or_its_list_damag
     assert (store / resident.BAD).read_text() == "{}\n"
 
 
-DAMAGES = ["flipped pixels", "cut short", "no means", "not an array", "an archive", "other numbers", "nested"]
+def flip(pixels, means):
+    array = np.load(pixels, mmap_mode="r+")
+    array[:] = ~array
+    array.flush()
+
+
+DAMAGES = {
+    "flipped pixels": flip,
+    "cut short": lambda pixels, means: os.truncate(pixels, pixels.stat().st_size // 2),
+    "no means": lambda pixels, means: means.unlink(),
+    "not an array": lambda pixels, means: pixels.write_bytes(b"\x80\x04pickle"),
+    "an archive": lambda pixels, means: np.savez(means.open("wb"), np.zeros(3)),
+    "other numbers": lambda pixels, means: np.save(means, np.load(means).astype(np.complex64)),
+    "a nested header": lambda pixels, means: pixels.write_bytes(
+        np.lib.format.magic(1, 0) + (60_000).to_bytes(2, "little") + b"(" * 60_000
+    ),
+}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_store_is_built_anew(face_paths, tmp_path, damage, capsys):
+def test_a_damaged_store_is_built_anew(face_paths, tmp_path, damage):
     intact = batches(face_paths, tmp_path)
     (store,) = stores(tmp_path)
-    pixels = store / "pixels.npy"
-    if damage == "flipped pixels":
-        array = np.load(pixels, mmap_mode="r+")
-        array[:] = ~array
-        array.flush()
-    elif damage == "cut short":
-        os.truncate(pixels, pixels.stat().st_size // 2)
-    elif damage == "no means":
-        (store / "means.npy").unlink()
-    elif damage == "an archive":
-        np.savez((store / "means.npy").open("wb"), np.zeros(3))
-    elif damage == "other numbers":
-        np.save(store / "means.npy", np.load(store / "means.npy").astype(np.complex64))
-    elif damage == "nested":
-        header = np.lib.format.magic(1, 0) + (60_000).to_bytes(2, "little") + b"(" * 60_000
-        pixels.write_bytes(header)
-    else:
-        pixels.write_bytes(b"\x80\x04pickle")
-    assert all(torch.equal(a, b) for a, b in zip(intact, batches(face_paths, tmp_path), strict=True))
-    assert ("pixels differ from the images" in capsys.readouterr().out) == (damage == "flipped pixels")
+    DAMAGES[damage](store / "pixels.npy", store / "means.npy")
+    assert all(map(torch.equal, intact, batches(face_paths, tmp_path)))
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -173,45 +157,49 @@ def test_an_interrupted_build_leaves_nothing(face_paths, tmp_path, monkeypatch, 
     assert not stores(tmp_path) and not list(tmp_path.glob("*.partial"))
 
 
-def test_a_full_disk_is_one_line(face_folder, tmp_path):
-    """A real one: a file system of 64 KiB would need root; a limit on file size does as well."""
-    result = subprocess.run(
-        ["bash", "-c", f"ulimit -f 100; trap '' XFSZ; exec {sys.executable} -m fastae train --data "
-         f"{face_folder} --loader resident --cache-dir {tmp_path} --out {tmp_path}/run {' '.join(SMALL)}"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert refused(result, "cannot keep the decoded images", "--no-cache")
-    assert not stores(tmp_path) and not (tmp_path / "run").exists()
+OPENING = """
+import sys
+from fastae.data import Tuning, open_loader
+loader = open_loader(sys.argv[1], kind="resident", batch_size=8, device="cpu", seed=3, cache=sys.argv[2],
+                     tuning=Tuning(compiled=False))
+print(next(loader.batches()).sum().item())
+"""
 
 
-def test_two_runs_share_one_store(face_folder, tmp_path):
-    command = [
-        sys.executable, "-m", "fastae", "train", "--data", str(face_folder), "--loader", "resident",
-        "--cache-dir", str(tmp_path), *SMALL, "--iterations", "2", "--out",
-    ]  # fmt: skip
-    runs = [
-        subprocess.Popen([*command, str(tmp_path / name)], stdout=subprocess.PIPE, text=True)
-        for name in ("a", "b")
-    ]
-    outputs = [run.communicate(timeout=100)[0] for run in runs]
-    assert [run.returncode for run in runs] == [0, 0], outputs
-    assert len(stores(tmp_path)) == 1
-    one, other = (
-        torch.load(tmp_path / name / "checkpoints/last.pt", weights_only=True)["model"] for name in "ab"
-    )
-    assert all(torch.equal(one[name], other[name]) for name in one)
+def test_two_processes_build_one_store(face_folder, tmp_path):
+    command = [sys.executable, "-c", OPENING, str(face_folder), str(tmp_path)]
+    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    one, other = (run.communicate(timeout=100)[0].splitlines()[-1] for run in runs)
+    assert one == other and len(stores(tmp_path)) == 1
 
 
-def test_auto_says_what_it_chose_and_why(face_paths, tmp_path, monkeypatch):
-    chosen = open_(face_paths, tmp_path, kind="auto")
-    assert chosen.kind == "resident" and chosen.note.startswith("0.00 GB of images, ")
-    monkeypatch.setattr(loader, "free_bytes", lambda device: 100_000)
-    chosen = open_(face_paths, tmp_path, kind="auto")
-    assert chosen.kind == "dali" and "is half of the free memory" in chosen.note
-    monkeypatch.undo()
+GB = 10**9
+CELEBA = ImageFiles([""] * 202_599)
+
+
+@pytest.mark.parametrize(
+    ("device", "on_device", "on_host", "kind"),
+    [
+        ("cuda", 24 * GB, 64 * GB, "resident"),
+        ("cuda", 12 * GB, 64 * GB, "host"),
+        ("cuda", 12 * GB, 12 * GB, "dali"),
+        ("cpu", 64 * GB, 64 * GB, "resident"),
+        ("cpu", 12 * GB, 12 * GB, "dali"),
+    ],
+)
+def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, kind):
+    free = {device: on_device, "cpu": on_host}
+    monkeypatch.setattr(loader, "free_bytes", lambda device: free[device.type])
+    decoder = open_decoder(CropResize(), torch.device(device))
+    assert loader._choose_kind(CELEBA, decoder, None)[0] == kind
+
+
+def test_auto_needs_room_on_the_disk_unless_the_images_are_there_already(face_paths, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(100))
+    assert open_(face_paths, tmp_path, kind="auto").kind == "dali"
+    open_(face_paths, tmp_path)
     chosen = open_(face_paths, tmp_path, kind="auto")
-    assert chosen.kind == "dali" and "GB free in" in chosen.note
+    assert chosen.kind == "resident" and chosen.note
 
 
 def test_memory_stays_flat_over_epochs(face_paths, tmp_path):
@@ -255,30 +243,37 @@ def test_the_same_files_elsewhere_are_not_decoded_again(face_paths, tmp_path, mo
 @pytest.mark.parametrize("place", [700, -700])
 def test_other_bytes_of_the_same_size_make_another_store(face_paths, tmp_path, place):
     paths = copies_of(face_paths[:10], tmp_path / "data")
-    open_(paths, tmp_path / "cache")
+    decoder = open_decoder(CropResize(), torch.device("cpu"))
+    before = resident._fingerprint(ImageFiles(paths), decoder)
     content = bytearray(Path(paths[9]).read_bytes())
     content[place] ^= 1
     Path(paths[9]).write_bytes(content)
-    open_(paths, tmp_path / "cache")
-    assert len(stores(tmp_path / "cache")) == 2
+    assert resident._fingerprint(ImageFiles(paths), decoder) != before
+
+
+@pytest.mark.parametrize(("share", "agree"), [(0.005, True), (0.05, False)])
+def test_a_few_pixels_that_round_otherwise_do_not_rebuild_a_store(
+    face_paths, tmp_path, monkeypatch, share, agree
+):
+    open_(face_paths, tmp_path)
+    (store,) = stores(tmp_path)
+    pixels = np.load(store / "pixels.npy", mmap_mode="r+")
+    changed = np.random.default_rng(0).random(pixels.shape) < share
+    pixels[changed] ^= 8
+    pixels.flush()
+    built = []
+    monkeypatch.setattr(resident, "_fill", lambda *them, fill=resident._fill: built.append(1) or fill(*them))
+    open_(face_paths, tmp_path)
+    assert (not built) == agree
 
 
 def test_images_that_do_not_fit_into_memory_are_refused_not_killed(face_paths, monkeypatch):
     monkeypatch.setattr(resident, "free_bytes", lambda device: 100_000)
     with pytest.raises(FastaeError, match="--loader dali"):
-        open_(face_paths, None)
+        open_(face_paths, False)
 
 
-def test_an_unusable_cache_folder_is_one_line(face_folder, tmp_path):
+def test_an_unusable_cache_folder_is_one_line(face_paths, tmp_path):
     (tmp_path / "file").write_text("")
-    result = fastae(
-        "train", "--data", face_folder, "--loader", "resident", "--cache-dir", tmp_path / "file", *SMALL
-    )  # fmt: skip
-    assert refused(result, "cannot keep the decoded images", "--cache-dir")
-    result = fastae("train", "--loader", "fast")
-    assert refused(result, "--loader 'fast' is not one of: auto, dali, resident")
-
-
-def test_strong_augmentation_stays_in_the_unit_interval(face_paths, tmp_path):
-    (batch,) = batches(face_paths, tmp_path, number=1, augmentation=Augmentation(0.5, 1.0, 1.0))
-    assert batch.min() >= 0 and batch.max() <= 1
+    with pytest.raises(FastaeError, match=r"cannot keep the decoded images in .*--cache-dir"):
+        open_(face_paths, tmp_path / "file")

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import torch
 
-from fastae.data import CropResize, open_loader
+from fastae.data import CropResize, Tuning, open_loader
 from fastae.data.check import check
+from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
-from fastae.data.loader import open_decoder
 from fastae.utils.memory import peak_bytes
 
 from ..conftest import CELEBA
@@ -81,7 +81,8 @@ def work(folder: str) -> None:
     quick = check(folder, paths, crop=None, records=None)
     replaced = {}
     loader = open_loader(
-        quick.usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, compiled=False, cache=None,
+        quick.usable, kind="dali", batch_size=BATCH, device="cpu", seed=0, cache=False,
+        tuning=Tuning(compiled=False),
         on_replaced=lambda bad, _: replaced.update({bad.path: bad.fault.value}),
     )  # fmt: skip
     batches = loader.batches()
@@ -94,7 +95,7 @@ def work(folder: str) -> None:
         slowest = max(slowest, time.monotonic() - started)
         assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1
     print("the deep check", flush=True)
-    decoder = open_decoder(CropResize(), torch.device("cpu"), threads=None, compiled=False)
+    decoder = open_decoder(CropResize(), torch.device("cpu"), Tuning(compiled=False))
     deep = check(folder, paths, crop=None, records=None, decoder=decoder)
     assert replaced.keys() == {each.path for each in deep.unusable} - {each.path for each in quick.unusable}
     outcome = dict.fromkeys(paths, "decoded") | {each.path: each.fault.value for each in quick.faults}

@@ -10,11 +10,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.augment import Augmentation
 from fastae.data.crop_resize import CropResize
-from fastae.data.decode import Decoder
+from fastae.data.decode import open_decoder
 from fastae.data.loader import ResidentLoader
-from fastae.data.pixel_ops import PixelOps
+from fastae.data.pixel_ops import channel_means
 from fastae.data.resident import Store
 from fastae.data.sampler import Sampler
+from fastae.data.tuning import Tuning
 from fastae.model import AutoEncoder
 from fastae.training.cuda_graph import GraphedFunction, side_stream
 from fastae.training.step import TrainingStep, objective_of
@@ -35,9 +36,8 @@ def resident(device):
     """A loader over random pixels: no file is decoded."""
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(256, (IMAGES, SIZE, 3, SIZE), dtype=torch.uint8, generator=generator)
-    store = Store(pixels.to(device), (pixels.float().mean((1, 3)) / 255).to(device))
-    crop_resize = CropResize(size=SIZE)
-    decoder = Decoder(crop_resize, PixelOps(crop_resize, compiled=True), device, threads=1)
+    store = Store(pixels.to(device), channel_means(pixels).to(device), {})
+    decoder = open_decoder(CropResize(size=SIZE), device, Tuning(threads=1, compiled=True))
     return ResidentLoader(store, Sampler(IMAGES, BATCH, 0, Augmentation()), decoder)
 
 

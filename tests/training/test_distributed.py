@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.data import open_loader
+from fastae.data import Tuning, open_loader
 from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 
@@ -42,19 +42,26 @@ def test_the_parts_of_a_plan_are_the_plan():
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_the_ranks_batches_are_the_one_process_batch(face_paths, kind):
-    def batch(**part):
+    def batch(shard=(0, 1)):
         loader = open_loader(
-            face_paths, kind=kind, batch_size=8, device="cpu", seed=1, compiled=False, cache=None, **part
+            face_paths,
+            kind=kind,
+            batch_size=8,
+            device="cpu",
+            seed=1,
+            shard=shard,
+            cache=False,
+            tuning=Tuning(compiled=False),
         )
         return next(loader.batches(2)).clone()
 
-    shared = torch.cat([batch(part=0, parts=2), batch(part=1, parts=2)])
+    shared = torch.cat([batch((0, 2)), batch((1, 2))])
     assert torch.equal(shared, batch())
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
     with pytest.raises(FastaeError, match="--batch-size 8 cannot be shared equally by 3 ranks"):
-        open_loader(face_paths, batch_size=8, device="cpu", seed=1, parts=3)
+        open_loader(face_paths, batch_size=8, device="cpu", seed=1, shard=(0, 3))
 
 
 def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
