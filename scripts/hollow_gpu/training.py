@@ -16,7 +16,7 @@ from fastae.data.manifest import Manifest
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE
-from fastae.training.progress import TrainingProgress
+from fastae.training.progress import ProgressBar
 from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
 from fastae.training.session import Session, choose_hardware
@@ -92,7 +92,7 @@ def run_to_end(session: Session, config: TrainConfig, run: RunFolder, state: Sta
     """Synchronisations of two iterations that only train."""
     with (
         StopSignals() as stops,
-        open_trainer(session, config, run, stops, TrainingProgress(), state) as trainer,
+        open_trainer(session, config, run, stops, ProgressBar(), state) as trainer,
     ):
         return count_syncs(trainer)
 
