@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fastae.config import Range, TrainConfig, flag, require_in
+from fastae.config import Range, TrainConfig, flag
 from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
@@ -77,7 +77,7 @@ class SweepConfig:
             raise FastaeError(f"--losses {', '.join(unknown)!r}: not one of {', '.join(LOSSES)}")
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise FastaeError("--losses must name at least one loss, and none twice")
-        require_in(Range(1, 1000), self.repeats, "--repeats")
+        Range(1, 1000).require(self.repeats, "--repeats")
         replace(self.train, seed=max(run.seed for run in self.runs()))  # raises for one that is too large
 
     def runs(self) -> tuple[SweepRun, ...]:

@@ -119,7 +119,7 @@ class Sweep:
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
                 if start < config.iterations:
-                    with open_trainer(session, config, folder, stops, display, state, slot.models) as trainer:
+                    with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
                         while trainer.advance():
                             yield True
                         trainer.log_result()
@@ -160,7 +160,7 @@ class Slot:
     """A place for one run at a time: the model that is trained in it, and a stream of its own on a GPU."""
 
     def __init__(self, session: Session) -> None:
-        self.models = Models(session.hardware, session.ranks)
+        self.models = Models(session)
         self.job: Iterator[bool] | None = None
         on_gpu = session.hardware.device.type == "cuda"
         self._stream = torch.cuda.Stream(session.hardware.device) if on_gpu else None

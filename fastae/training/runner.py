@@ -27,7 +27,6 @@ from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer
 from fastae.utils.console import log, printable
-from fastae.utils.device import choose_precision
 from fastae.utils.environment import command
 from fastae.utils.json import nested
 
@@ -61,7 +60,7 @@ def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State
     with (
         StopSignals(config.signal_grace) as stops,
         joined(session.ranks, session.hardware.device),
-        open_trainer(session, config, run, stops, ProgressBar(), state) as trainer,
+        open_trainer(Models(session), config, run, stops, ProgressBar(), state) as trainer,
     ):
         while trainer.advance():
             pass
@@ -72,24 +71,23 @@ def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State
 
 @contextmanager
 def open_trainer(
-    session: Session,
+    models: Models,
     config: TrainConfig,
     run: RunFolder,
     stops: StopSignals,
     display: LogLines,
     state: State | None = None,
-    models: Models | None = None,
 ) -> Iterator[Trainer]:
     """A run ready to train, new or from `state` on; its folder is locked by the caller.
 
-    models: what it trains, if that is not the session's own. What ends it early, here or in the block, is
-    raised as RunFailure or Stopped, which say how to resume.
+    What ends it early, here or in the block, is raised as RunFailure or Stopped, which say how to resume.
     """
+    session = models.session
     ranks, hardware = session.ranks, session.hardware
     try:
         with ExitStack() as held:
             loader = session.loader.reseeded(config.seed)
-            step = (models or session.models).step(config, loader.images)
+            step = models.step(config, loader.images)
             info = RunInfo(loader.kind, hardware.compiled, config.amp, config.batch_size, ranks.size)
             hz = config.gpu_sample_hz if ranks.is_main else 0
             gpus = local_gpus(hardware.device, ranks.size)
@@ -104,8 +102,6 @@ def open_trainer(
                 earlier = nested(state, "run", "resumed")
                 description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
             log(f"device    {description['device']}: {description['step']}")
-            if not config.amp and choose_precision(hardware.device, amp=True).dtype:
-                log("hint      --amp is off, and this device multiplies bf16 or fp16 faster than float32")
             log(f"run       {run.path}")
             recorder = None
             if ranks.is_main:
@@ -126,7 +122,7 @@ def _described(error: Exception, session: Session, config: TrainConfig, run: Run
     if isinstance(error, TrainingFault):
         return RunFailure(f"{error}; {hint}")
     if isinstance(error, torch.OutOfMemoryError) or OUT_OF_HOST_MEMORY in str(error):
-        return RunFailure(advice(config, session.loader))
+        return RunFailure(advice(config, session.loader, session.hardware.device))
     if isinstance(error, OSError):
         reason = error.strerror or error
         return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")

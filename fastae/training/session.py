@@ -33,16 +33,9 @@ from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronise
+from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder
 from fastae.utils.console import console, log, printable
-from fastae.utils.device import (
-    Precision,
-    choose_compile,
-    choose_device,
-    choose_kernels,
-    choose_precision,
-    describe,
-)
 from fastae.utils.environment import describe_environment
 from fastae.utils.memory import keep_freed_memory
 
@@ -56,53 +49,9 @@ class Hardware:
     """What a run was given. compile_note: whether torch.compile is used and why, for people."""
 
     device: torch.device
-    precision: Precision
+    precision: devices.Precision
     compiled: bool
     compile_note: str
-
-
-class Models:
-    """One model, trained anew by each run that takes it, and its objectives, each compiled once."""
-
-    def __init__(self, hardware: Hardware, ranks: Ranks) -> None:
-        self._hardware = hardware
-        self._ranks = ranks
-        self._model: AutoEncoder | None = None
-        self._objectives: dict[Callable, nn.Module] = {}
-
-    def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
-        """A new training, from the initial weights of `config.seed`. images_of: a loader's `images`."""
-        initial = build_model(config, self._hardware.device)
-        if self._model is None:
-            self._model = initial
-            if config.sync_bn and self._ranks.size > 1:
-                synchronise(self._model)
-        else:  # in place: what was compiled holds these very weights
-            self._model.load_state_dict(initial.state_dict())
-        return TrainingStep(
-            self._model,
-            loss=config.loss,
-            batch_shape=(config.batch_size, 3, config.image_size, config.image_size),
-            lr=config.lr,
-            precision=self._hardware.precision,
-            objective=self._objective(self._model, config.loss),
-            images_of=images_of,
-            skip_non_finite=config.on_nan == "skip",
-        )
-
-    def _objective(self, model: AutoEncoder, loss: str) -> nn.Module:
-        # The three reductions of an element are one objective: what differs is Adam's eps.
-        element = element_of(loss)
-        if element not in self._objectives:
-            objective = objective_of(model, loss, self._hardware.precision, self._hardware.compiled)
-            if self._ranks.size > 1:
-                objective = DistributedDataParallel(
-                    objective,
-                    broadcast_buffers=False,  # the main rank evaluates and saves, by its own statistics
-                    gradient_as_bucket_view=True,
-                )
-            self._objectives[element] = objective
-        return self._objectives[element]
 
 
 @dataclass
@@ -119,7 +68,6 @@ class Session:
     source: str
 
     def __post_init__(self) -> None:
-        self.models = Models(self.hardware, self.ranks)
         self.environment = describe_environment()
         self.replaced: list[FileFault] = []
         self.runs: list[RunFolder] = []
@@ -160,12 +108,53 @@ class Session:
             },
             "loader": self.loader.kind,
             "compiled": hardware.compiled,
-            "device": describe(hardware.device),
+            "device": devices.describe(hardware.device),
             "device_type": hardware.device.type,
             "world_size": self.ranks.size,
             "step": ", ".join(filter(None, notes)),
             "environment": self.environment,
         }
+
+
+class Models:
+    """One model, trained anew by each run that takes it, and its objectives, each compiled once."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._model: AutoEncoder | None = None
+        self._objectives: dict[Callable, nn.Module] = {}
+
+    def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
+        """A new training, from the initial weights of `config.seed`. images_of: a loader's `images`."""
+        hardware, ranks = self.session.hardware, self.session.ranks
+        initial = build_model(config, hardware.device)
+        if self._model is None:
+            self._model = initial
+            if config.sync_bn and ranks.size > 1:
+                synchronise(self._model)
+        else:  # in place: what was compiled holds these very weights
+            self._model.load_state_dict(initial.state_dict())
+        # The three reductions of an element are one objective: what differs is Adam's eps.
+        element = element_of(config.loss)
+        if element not in self._objectives:
+            objective = objective_of(self._model, config.loss, hardware.precision, hardware.compiled)
+            if ranks.size > 1:
+                objective = DistributedDataParallel(
+                    objective,
+                    broadcast_buffers=False,  # the main rank evaluates and saves, by its own statistics
+                    gradient_as_bucket_view=True,
+                )
+            self._objectives[element] = objective
+        return TrainingStep(
+            self._model,
+            loss=config.loss,
+            batch_shape=(config.batch_size, 3, config.image_size, config.image_size),
+            lr=config.lr,
+            precision=hardware.precision,
+            objective=self._objectives[element],
+            images_of=images_of,
+            skip_non_finite=config.on_nan == "skip",
+        )
 
 
 def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest | None = None) -> Session:
@@ -181,9 +170,16 @@ def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest |
     session = Session(ranks, hardware, images, source)
     crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
     load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
-    log_images(session, is_resumed=manifest is not None)
+    images = session.images
+    log(
+        f"data      {source}: {len(images.train):,} images to train on, {len(images.held_out):,} held out "
+        f"({images.manifest.split})"
+    )
+    if images.skipped:
+        lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
+        log(f"skipped   {count_faults(images.skipped)}{lost}; skipped.txt names them", "yellow")
     session.loader = open_loader(
-        session.images.train,
+        images.train,
         batch_size=config.batch_size,
         device=hardware.device,
         seed=config.seed,
@@ -207,15 +203,17 @@ def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     if name == "auto" and (reason := unusable_gpu_reason()):
         log(f"warning   training on the CPU: {reason}", "yellow")
         name = "cpu"
-    device = choose_device(name)
+    device = devices.choose_device(name)
     require_room(config, device)
     if device.type == "cpu":
         keep_freed_memory()
-    choose_kernels(device, config.deterministic)
-    compiled, note = choose_compile(
+    devices.choose_kernels(device, config.deterministic)
+    compiled, note = devices.choose_compile(
         config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf
     )
-    return Hardware(device, choose_precision(device, config.amp), compiled, note)
+    if not config.amp and devices.choose_precision(device, amp=True).dtype:
+        log("hint      --amp is off, and this device multiplies bf16 or fp16 faster than float32")
+    return Hardware(device, devices.choose_precision(device, config.amp), compiled, note)
 
 
 def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize, is_resumed: bool) -> None:
@@ -236,21 +234,6 @@ def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize
             if is_resumed:
                 raise
             session.images = session.images.without(error.found)
-
-
-def log_images(session: Session, is_resumed: bool) -> None:
-    """Which images there are, and which are skipped."""
-    images = session.images
-    log(
-        f"data      {session.source}: {len(images.train):,} images to train on, "
-        f"{len(images.held_out):,} held out ({images.manifest.split})"
-    )
-    if images.skipped:
-        if is_resumed:
-            what = f"lost      {count_faults(images.skipped)} since the run began, each replaced by the next"
-        else:
-            what = f"skipped   {count_faults(images.skipped)}"
-        log(f"{what}: skipped.txt names them", "yellow")
 
 
 def refuse_forked() -> None:

@@ -132,24 +132,21 @@ class Trainer:
             self._recorder.wait()
 
     def log_result(self) -> None:
-        """A finished run in two lines: held-out error; speed and memory, without the first step."""
-        *first, (_, last) = dict.fromkeys((self.evaluations[0], self.evaluations[-1]))
-        before = "".join(
-            f"{index:,.0f} at {f'iteration {iteration:,}' if iteration else 'the start'}, "
-            for iteration, index in first
-        )
-        log(f"\nheld-out loss_index {before}{last:,.0f} at the end", "bold")
-        windows = self._windows[1:] or self._windows
+        """A finished run in two lines: held-out error; speed and memory, the first step apart."""
+        ends = dict.fromkeys((self.evaluations[0], self.evaluations[-1]))
+        indices = ", ".join(f"{index:,.0f} at iteration {iteration:,}" for iteration, index in ends)
+        log(f"\nheld-out loss_index {indices}", "bold")
+        first, *others = self._windows
+        windows = others or [first]
         seconds = sum(window.seconds for window in windows)
         images = self._config.batch_size * sum(window.iterations for window in windows)
         wait = sum(window.data_wait * window.seconds for window in windows) / seconds
         memory = f"{peak_bytes() / 2**30:.1f} GiB"
         if self._step.device.type == "cuda":
-            gpu = torch.cuda.max_memory_allocated(self._step.device) / 2**30
-            memory += f" host, {gpu:.1f} GiB GPU (PyTorch's)"
+            memory += f", {torch.cuda.max_memory_allocated(self._step.device) / 2**30:.1f} GiB on the GPU"
         log(
-            f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, first step "
-            f"{self._windows[0].seconds:.1f} s, peak memory {memory}"
+            f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, first step {first.seconds:.1f} s, "
+            f"peak memory {memory}"
         )
 
     def _begin(self) -> None:

@@ -132,10 +132,10 @@ def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
 def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, monkeypatch, capsys):
     open_trainer = sweeping.open_trainer
 
-    def failing(session, config, *rest):
+    def failing(models, config, *rest):
         if config.loss == "minibatch_mse":
             raise RunFailure("out of memory at batch size 4")
-        return open_trainer(session, config, *rest)
+        return open_trainer(models, config, *rest)
 
     monkeypatch.setattr(sweeping, "open_trainer", failing)
     config = SweepConfig(settings(face_folder, iterations=1), (*TWO, "pixel_bce"))
