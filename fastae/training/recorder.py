@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, ExitStack
-from typing import Any, Self
+from contextlib import ExitStack
+from typing import Any
 
 from torch import Tensor
 
@@ -49,60 +49,49 @@ TAGS = {
 
 PICTURE_TAG = "held_out/original_over_reconstruction"
 
-PROJECTED_AT = 10
-"""Iterations after which a run that will take more than LONG_RUN seconds is announced."""
-
-LONG_RUN = 15 * 60
+PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
+"""Iterations after which a run is announced that will take more than LONG_RUN seconds."""
 
 
-class Recorder(AbstractContextManager):
+class Recorder:
     """Records a run from the iteration `start` on. Methods raise OSError if a disk is full.
 
-    description: what config.json says of the run.
+    held: closes what is opened here, in reverse order. description: what config.json says of the run.
     """
 
     def __init__(
         self,
+        held: ExitStack,
         run: RunFolder,
         config: TrainConfig,
         description: Mapping[str, Any],
         monitor: Monitor,
         display: LogLines,
-        start: int = 0,
+        start: int,
     ) -> None:
         self._run = run
         self._config = config
         self._description = description
         self._monitor = monitor
         self._display = display
-        self._start = start
-        self._projected = False
-
-    def __enter__(self) -> Self:
-        with ExitStack() as stack:
-            self._metrics = stack.enter_context(MetricsWriter(self._run.metrics, self._start))
-            self._tensorboard = stack.enter_context(TensorBoardWriter(self._run.path, self._start))
-            settings = self._config.as_dict()
-            self._tensorboard.settings(self._start, settings)
-            if self._start == 0:
-                tags = {kind: self._tags(kind) for kind in TAGS}
-                charts = {
-                    tags[TRAIN][name]: [tags[kind][name] for kind in TAGS] for name in ("loss", "loss_index")
-                }
-                self._tensorboard.layout(charts)
-                compared = {name: settings[name] for name in HYPERPARAMETERS}
-                self._tensorboard.hyperparameters(
-                    compared, [tags[HELD_OUT][n] for n in ("loss_index", "psnr")]
-                )
-            # Last, so that it is the first to end: what it still writes needs the others.
-            self._saver = stack.enter_context(Saver(self._run.checkpoints, self._config.keep))
-            stack.enter_context(self._display.begin(self._start, self._config.iterations))
-            self._profiler = stack.enter_context(StepProfiler(self._config.profile, self._run.path))
-            self._stack = stack.pop_all()
-        return self
-
-    def __exit__(self, *exception: Any) -> None:
-        self._stack.__exit__(*exception)
+        self._project_at: float = start + PROJECTED_AFTER
+        self._tags = {
+            kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
+            for kind, tags in TAGS.items()
+        }
+        self._metrics = held.enter_context(MetricsWriter(run.metrics, start))
+        self._tensorboard = held.enter_context(TensorBoardWriter(run.path, start))
+        self._tensorboard.settings(start, config.as_dict())
+        if start == 0:
+            train, held_out = self._tags[TRAIN], self._tags[HELD_OUT]
+            charts = {name: [train[name], held_out[name]] for name in ("loss", "loss_index")}
+            self._tensorboard.layout(charts)
+            hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS}
+            self._tensorboard.hyperparameters(hyperparameters, [held_out["loss_index"], held_out["psnr"]])
+        # After those, so that it ends before: what it still writes needs them.
+        self._saver = held.enter_context(Saver(run.checkpoints, config.keep))
+        held.enter_context(display.begin(start, config.iterations))
+        self._profiler = held.enter_context(StepProfiler(config.profile, run.path))
 
     def phase(self, phase: Phase) -> None:
         """What the iterations that follow are called in the utilisation report."""
@@ -135,8 +124,8 @@ class Recorder(AbstractContextManager):
         )
         self._tensorboard.scalars(metrics.iteration, self._monitor.means())
         self._display.report(metrics)
-        if metrics.iteration >= self._start + PROJECTED_AT and not self._projected:
-            self._projected = True
+        if metrics.iteration >= self._project_at:
+            self._project_at = math.inf
             if metrics.remaining > LONG_RUN:
                 on_cpu = self._description["device_type"] == "cpu"
                 log(
@@ -155,12 +144,9 @@ class Recorder(AbstractContextManager):
 
     def _record(self, iteration: int, kind: str, **values: float) -> None:
         self._metrics.append(iteration, kind, **values)
-        tags = self._tags(kind)
+        tags = self._tags[kind]
         finite = {tags[name]: value for name, value in values.items() if math.isfinite(value)}
         self._tensorboard.scalars(iteration, finite)
-
-    def _tags(self, kind: str) -> dict[str, str]:
-        return {name: tag.format(loss=self._config.loss) for name, tag in TAGS[kind].items()}
 
     def _draw(self, iteration: int, originals: Tensor, reconstructions: Tensor) -> None:
         """In the saver's thread: encoding takes 70 ms, which training need not wait for."""

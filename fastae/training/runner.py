@@ -106,7 +106,7 @@ def open_trainer(
             recorder = None
             if ranks.is_main:
                 run.begin(description, session.images.manifest, session.skipped)
-                recorder = held.enter_context(Recorder(run, config, description, monitor, display, start))
+                recorder = Recorder(held, run, config, description, monitor, display, start)
             session.runs.append(run)
             held.callback(session.runs.remove, run)
             yield Trainer(session, config, step, loader, run, recorder, stops, start)

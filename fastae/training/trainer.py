@@ -179,7 +179,7 @@ class Trainer:
             if self.iteration % AGREE_EVERY and not last:
                 return False, False
             over, stopped = self._ranks.any(over, stopped, device=self._step.device)
-        return over and not stopped, stopped
+        return over, stopped and not over  # a signal that comes so late ends the process, not the run
 
     def _enter_phase(self) -> None:
         done = self.iteration - self._start

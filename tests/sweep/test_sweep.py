@@ -9,6 +9,7 @@ from io import StringIO
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
@@ -18,18 +19,20 @@ from fastae.runs.sweep_folder import SweepConfig, SweepFolder, open_sweep
 from fastae.sweep import sweep as sweeping
 from fastae.sweep.sweep import run_sweep
 from fastae.sweep.table import article_seconds
+from fastae.training import distributed
+from fastae.training.distributed import Ranks
 from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
 from ..commands import begin_with, here, last_state, same_state
 from ..conftest import largest_file, small_config
 
-LENGTH = 4
+LENGTH = 3
 TWO = ("minibatch_bce", "minibatch_mse")
 
 
 def settings(face_folder, **others):
-    return small_config(face_folder, **{"iterations": LENGTH, "log_every": 2, "eval_every": 2} | others)
+    return small_config(face_folder, **{"iterations": LENGTH, "log_every": 2, "eval_every": 3} | others)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +111,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
     config, advance = SweepConfig(settings(face_folder, checkpoint_every=1), TWO), Trainer.advance
 
     def signalled(trainer):
-        if trainer._config.loss == TWO[1] and trainer.iteration == 2:
+        if trainer._config.loss == TWO[1] and trainer.iteration == 0:
             signal.raise_signal(signal.SIGTERM)
         return advance(trainer)
 
@@ -127,6 +130,31 @@ def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
     assert list(states(tmp_path).values()) == ["finished"] * 2
     for loss in TWO:
         assert same_state(last_state(tmp_path / loss)["model"], last_state(swept[0] / loss)["model"])
+
+
+def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, tmp_path, monkeypatch):
+    """The second trains when the first has nothing left to do but wait for it."""
+    data, store, losses = tmp_path / "data", dist.HashStore(), (*TWO, "pixel_bce")
+    shutil.copytree(face_folder, data)
+    config, trained = SweepConfig(settings(data, iterations=1), losses), []
+
+    def second(_seconds):
+        trained.append([name for name, state in states(out).items() if state == "finished"])
+        shutil.copy(data / "000001.jpg", data / "000.jpg")  # a file comes in between
+        monkeypatch.setattr(sweeping, "launched", lambda: Ranks(1, 2, 1))
+        run_sweep(config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "_torchrun_store", lambda: store)
+    monkeypatch.setattr(sweeping, "launched", lambda: Ranks(0, 2))
+    monkeypatch.setattr(sweeping.time, "sleep", second)
+    out = tmp_path / "runs" / "now-sweep"
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    run_sweep(config)
+    assert trained == [["minibatch_bce", "pixel_bce"]]
+    assert states(out) == dict.fromkeys(losses, "finished")
+    manifests = {(out / name / "images.json").read_text() for name in (*losses, ".")}
+    assert len(manifests) == 1
 
 
 def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, monkeypatch, capsys):
@@ -179,7 +207,7 @@ def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
     def compiled_graphs(losses, out):
         counters.clear()
         torch._dynamo.reset()
-        run_sweep(SweepConfig(settings(face_folder, compile=True, iterations=1), losses), out)
+        run_sweep(SweepConfig(settings(face_folder, compile=True, iterations=1, loader="dali"), losses), out)
         return counters["stats"]["unique_graphs"]
 
     one = compiled_graphs(("minibatch_bce",), tmp_path / "one")
@@ -260,7 +288,7 @@ def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_pa
 def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
     other = SweepConfig(settings(face_folder, lr=0.5, iterations=9), same_init=True)
     with pytest.raises(
-        FastaeError, match=r"--iterations 4, not 9, --lr 0\.0001, not 0\.5, --same-init False"
+        FastaeError, match=r"--iterations 3, not 9, --lr 0\.0001, not 0\.5, --same-init False"
     ):
         opened(other, swept[0])
     (tmp_path / "file").touch()

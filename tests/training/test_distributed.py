@@ -1,6 +1,5 @@
 """Two CPU processes under torchrun: one batch shared, one log, one checkpoint; and what if one dies."""
 
-import json
 import os
 import signal
 import sys
@@ -17,6 +16,7 @@ from fastae.data.jpeg import Fault
 from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 from fastae.runs.folder import RunFolder
+from fastae.runs.metrics import read_metrics
 from fastae.training.distributed import Ranks
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
@@ -31,14 +31,6 @@ TORCHRUN = (
 )  # fmt: skip
 SOAK = bool(os.environ.get("FASTAE_SOAK"))
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
-
-
-def in_two(*arguments, cwd=None):
-    """Runs fastae in two ranks to its end; returns what they print."""
-    with started(*arguments, command=TORCHRUN, cwd=cwd) as process:
-        output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    return output
 
 
 def test_the_parts_of_a_batch_are_the_batch():
@@ -83,27 +75,51 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
     assert run.skipped.read_text() == f"truncated\t{bad.path}\n"
 
 
-def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
-    """With --sync-bn. Compared are gradients, as Adam's first moments have them, and batch statistics:
-    rounding may flip a single ReLU, which changes them by less than 1 %, but Adam's first step is their sign.
-    """
-    one = train(small_config(face_folder, tmp_path / "one", log_every=1, seed=2, iterations=1))
-    two = tmp_path / "two"
-    output = in_two("train", "--data", face_folder, *RUN, "--iterations", 1, "--out", two, "--sync-bn")
-    assert "2 ranks" in output and output.count("iteration 0:") == 1  # rank 0 alone logs
-    ours, theirs = last_state(two), last_state(one)
-    assert ours["model"].keys() == theirs["model"].keys()
-    for index, moments in theirs["optimizer"]["state"].items():
-        gradient = moments["exp_avg"]
-        assert (ours["optimizer"]["state"][index]["exp_avg"] - gradient).norm() < 0.05 * gradient.norm()
-    for name, value in theirs["model"].items():
-        if "running" in name:
-            torch.testing.assert_close(ours["model"][name], value, rtol=1e-4, atol=1e-5)
-    assert curve(two)[0][1] == pytest.approx(curve(one)[0][1], rel=1e-3)
-    if SOAK:  # without, each rank normalises its own slice
-        own = tmp_path / "own"
-        in_two("train", "--data", face_folder, *RUN, "--iterations", 1, "--out", own)
-        assert curve(own)[0][1] != pytest.approx(curve(two)[0][1], rel=1e-4)
+def rows(run, kind):
+    """The first two rows of this kind: loss, loss_index, gradient norm."""
+    found = getattr(read_metrics(run / "metrics.csv"), kind)
+    return [found.values[name][:2].tolist() for name in ("loss", "loss_index", "grad_norm")]
+
+
+def test_two_ranks_train_what_one_process_trains_and_stop_at_one_iteration(face_folder, tmp_path):
+    """With --sync-bn. Rounding may flip a ReLU, and Adam's first steps are the sign of a gradient."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(small_config(face_folder, one, log_every=1, eval_every=1, seed=2))
+    arguments = ["train", "--data", face_folder, *RUN, "--out", two, "--eval-every", 1, "--sync-bn"]
+    with started(*arguments, command=TORCHRUN) as process:
+        output = wait_for(process, "3/100,000")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert sum("2 ranks" in line for line in output) == sum("iteration 0:" in line for line in output) == 1
+    assert "stopped by SIGTERM at iteration" in errors
+    assert last_state(two)["iteration"] % 10 == 0  # where the ranks agree
+    for ours, theirs in zip(rows(two, "train"), rows(one, "train"), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.02)
+    for ours, theirs in zip(
+        rows(two, "held_out"), rows(one, "held_out"), strict=True
+    ):  # by running statistics
+        assert ours == pytest.approx(theirs, rel=0.02, nan_ok=True)
+
+
+@pytest.mark.skipif(not SOAK, reason="in the long form: make soak")
+def test_without_sync_bn_the_ranks_normalise_each_their_own(face_folder, tmp_path):
+    losses = {}
+    for name, option in (("own", []), ("shared", ["--sync-bn"])):
+        arguments = [
+            "train",
+            "--data",
+            face_folder,
+            *RUN,
+            "--iterations",
+            1,
+            "--out",
+            tmp_path / name,
+            *option,
+        ]
+        with started(*arguments, command=TORCHRUN) as process:
+            assert process.wait(120) == 0
+        losses[name] = rows(tmp_path / name, "train")[0]
+    assert losses["own"] != pytest.approx(losses["shared"], rel=1e-4)
 
 
 def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folder, tmp_path):
@@ -120,29 +136,6 @@ def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folde
     iteration = last_state(out)["iteration"]
     resume_run(out, {"iterations": iteration + 1})
     assert [step for step, _ in curve(out)] == list(range(1, iteration + 2))
-
-
-def test_a_signal_stops_all_ranks_at_one_iteration(face_folder, tmp_path):
-    out = tmp_path / "run"
-    with started("train", "--data", face_folder, *RUN, "--out", out, command=TORCHRUN) as process:
-        wait_for(process, "3/100,000")
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    assert "stopped by SIGTERM at iteration" in errors
-    assert last_state(out)["iteration"] % 10 == 0  # where the ranks agree
-
-
-def test_a_sweep_is_dealt_out_over_the_ranks_in_the_folder_of_the_first(face_folder, tmp_path):
-    losses = ["minibatch_bce", "minibatch_mse", "pixel_bce"]
-    arguments = ["sweep", "--losses", ",".join(losses), "--data", face_folder, *RUN, "--iterations", 1]
-    output = in_two(*arguments, cwd=tmp_path)
-    (out,) = (tmp_path / "runs").iterdir()
-    runs = json.loads((out / "sweep.json").read_text())["runs"]
-    assert [(run["name"], run["state"]) for run in runs] == [(loss, "finished") for loss in losses]
-    assert "minibatch_mse: run" not in output  # the other rank's
-    assert all(last_state(out / loss)["iteration"] == 1 for loss in losses)
-    manifests = {(out / loss / "images.json").read_text() for loss in losses}
-    assert manifests == {(out / "images.json").read_text()}
 
 
 def _rank(agent, number):
