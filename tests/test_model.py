@@ -91,19 +91,6 @@ def test_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, lat
     assert IMAGE_SIZE_MULTIPLE == DOWNSAMPLING
 
 
-def test_training_uses_the_batchs_statistics_and_tracks_running_ones():
-    torch.manual_seed(0)
-    small = AutoEncoder(16, 4)
-    norm = next(layer for layer in small.modules() if isinstance(layer, nn.BatchNorm2d))
-    images = torch.rand(4, 3, 16, 16) + 3
-    convolved = small.encoder[0](images)
-    expected = (convolved - convolved.mean((0, 2, 3), keepdim=True)) / convolved.std(
-        (0, 2, 3), keepdim=True, correction=0
-    )
-    torch.testing.assert_close(norm(convolved), expected, rtol=1e-3, atol=1e-4)
-    assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
-
-
 def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
     # A standard normal cut at +-2 has this standard deviation.
     cut = math.sqrt(1 - 4 * math.exp(-2) / math.sqrt(2 * math.pi) / math.erf(math.sqrt(2)))

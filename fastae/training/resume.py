@@ -19,7 +19,7 @@ from fastae.runs import checkpoint
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder
 from fastae.training.distributed import ALONE, Ranks, launched
-from fastae.training.runner import log_folder, train_in
+from fastae.training.runner import train_in
 from fastae.training.session import Session, open_session
 from fastae.utils.console import log, printable
 from fastae.utils.json import nested
@@ -46,7 +46,6 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         session = open_session(as_before(config, given, before), ranks, images)
         log_differences(session, config, before)
         train_in(session, config, run, state)
-    log_folder(run)
     return path
 
 

@@ -7,7 +7,7 @@ checkpoint is the run that was never stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder, new_run
-from fastae.training.distributed import Ranks, joined, launched
+from fastae.training.distributed import joined, launched
 from fastae.training.out_of_memory import OUT_OF_HOST_MEMORY, advice
 from fastae.training.progress import LogLines, ProgressBar
 from fastae.training.recorder import Recorder
@@ -37,21 +37,11 @@ def train(config: TrainConfig) -> Path:
     Raises FastaeError for a user's mistake, RunFailure if the run cannot continue, Stopped after a signal.
     """
     ranks = launched()
-    with new_run_of(config, ranks) as run:
-        train_in(open_session(config, ranks), config, run)
-    log_folder(run)
-    return run.path
-
-
-@contextmanager
-def new_run_of(config: TrainConfig, ranks: Ranks) -> Iterator[RunFolder]:
-    """The run's folder on all ranks: the main one creates it and holds its lock."""
-    if ranks.is_main:
-        with new_run(Path(config.out) if config.out else None, config.loss) as run:
-            ranks.share("run", str(run.path))
-            yield run
-    else:
-        yield RunFolder(Path(ranks.share("run")))
+    out = Path(config.out) if config.out else None
+    with new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
+        path = Path(ranks.share("run", str(mine.path) if mine else ""))
+        train_in(open_session(config, ranks), config, RunFolder(path))
+    return path
 
 
 def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State | None = None) -> None:
@@ -67,6 +57,8 @@ def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State
         if session.ranks.is_main:
             trainer.log_result()
         trainer.finish()
+    if session.ranks.is_main:
+        log_folder(run)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.losses import LOSSES
 from fastae.runs.folder import RunFolder
@@ -251,14 +250,6 @@ def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
             with pytest.raises(FastaeError, match="another sweep is at work in"):
                 run_sweep(late, tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_sweeps_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("time.strftime", lambda form: "now")
-    config = SweepConfig(TrainConfig())
-    with open_sweep(config, None) as one, open_sweep(config, None) as two:
-        assert [one.path.name, two.path.name] == ["now-sweep", "now-sweep-2"]
 
 
 def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder, tmp_path):

@@ -218,19 +218,23 @@ def test_a_list_of_other_images_is_refused(stopped):
         resume_run(stopped, {})
 
 
-@pytest.mark.parametrize("how", ["two are gone", "one has grown"])
-def test_other_data_are_refused(stopped, face_folder, tmp_path, how):
-    other = tmp_path / "other"
-    shutil.copytree(face_folder, other)
-    first, second, *_ = sorted(other.glob("*.jpg"))
-    if how == "two are gone":
-        first.unlink()
-        second.unlink()
-    else:
-        first.write_bytes(first.read_bytes() + bytes(1))
-    found = "2 of 40 files" if how == "two are gone" else first.name
-    with pytest.raises(FastaeError, match=f"{other}' is not what the run trains on: .*{found}"):
-        resume_run(stopped, {"data": str(other)})
+def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
+    stopped, face_folder, tmp_path, uninterrupted
+):
+    moved = tmp_path / "moved"
+    shutil.copytree(face_folder, moved)
+    first, second, third, *_ = sorted(moved.glob("*.jpg"))
+    content = third.read_bytes()
+    third.write_bytes(content + bytes(1))
+    with pytest.raises(FastaeError, match=f"{moved}' is not what the run trains on: .*{third.name}"):
+        resume_run(stopped, {"data": str(moved)})
+    third.write_bytes(content)
+    resume_run(stopped, {"data": str(moved)})
+    assert_the_same(stopped, uninterrupted())
+    first.unlink()
+    second.unlink()
+    with pytest.raises(FastaeError, match=f"{moved}' is not what the run trains on: 2 of 40 files"):
+        resume_run(stopped, {"iterations": LENGTH + 1})
 
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
@@ -254,13 +258,6 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     resume_run(other, {"iterations": 20})
     assert same_state(last_state(run)["model"], last_state(other)["model"])
     assert curve(run) == curve(other)
-
-
-def test_data_that_were_moved_are_found_by_data(stopped, face_folder, tmp_path, uninterrupted):
-    moved = tmp_path / "moved"
-    shutil.copytree(face_folder, moved)
-    resume_run(stopped, {"data": str(moved)})
-    assert_the_same(stopped, uninterrupted())
 
 
 def test_another_version_is_reported(stopped, capsys):
