@@ -1,7 +1,7 @@
-"""Everything that can be set in a training run: one frozen dataclass, validated once, written to the run.
+"""The settings of a training run: one frozen dataclass, validated once, written to the run's folder.
 
-The command line is made from these fields (`fastae.cli.options`), so that a name, a default and its
-explanation stand in one place. Deeper code trusts what comes out of here.
+The command line is made from these fields (`fastae.cli.options`), so that a name, its default and its
+explanation have one place. Other code trusts the values.
 """
 
 from __future__ import annotations
@@ -22,54 +22,42 @@ IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that 
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers that a setting can be: `least` to `most`; with `above`, not `least` itself."""
+    """The numbers from `least` to `most`."""
 
     least: float
     most: float
-    above: bool = False
 
-    def __contains__(self, value: float) -> bool:
-        return self.least <= value <= self.most and not (self.above and value == self.least)
-
-    def __str__(self) -> str:
-        if self.above:
-            return f"above {self.least:,} and at most {self.most:,}"
-        return f"from {self.least:,} to {self.most:,}"
+    def require(self, value: float, option: str) -> None:
+        """Raises FastaeError, naming `option`, for a number outside of it, or NaN."""
+        if not self.least <= value <= self.most:
+            raise FastaeError(f"{option} must be from {self.least:,} to {self.most:,}, not {value!s:.30}")
 
 
 COUNT = Range(1, 10**12)
 """Iterations, images, checkpoints: times any batch size, it still fits into 64 bits."""
 
-MINUTES = Range(0, 10_000_000, above=True)
-
-
-def require_in(allowed: Range, value: float, option: str) -> None:
-    """Raises FastaeError, naming `option`, for a number that it cannot be; NaN is one."""
-    if value not in allowed:
-        raise FastaeError(f"{option} must be {allowed}, not {value!s:.30}")
+MINUTES = Range(1e-6, 1e7)
+SHARE = Range(0, 1)
 
 
 def setting(
     default: Any,
     group: str,
     text: str,
-    metavar: str | None = None,
+    within: Range | None = None,
     *,
     free: bool = False,
-    within: Range | None = None,
     choices: Collection[str] = (),
     path: bool = False,
+    metavar: str | None = None,
 ) -> Any:
     """A field with its explanation; `group` is the heading in `--help`, `metavar` names the value there.
 
-    free: may differ when a run is resumed, since it does not change what is optimized.
-    within, choices, path: which values are valid.
+    within, choices, path: which values are valid. free: may differ when a run is resumed, since it does not
+    change what is optimized.
     """
-    metadata = {
-        "group": group, "help": text, "metavar": metavar, "free": free, "within": within, "choices": choices,
-        "path": path,
-    }  # fmt: skip
-    return field(default=default, metadata=metadata)
+    metadata = {"group": group, "help": text, "within": within, "free": free, "choices": choices}
+    return field(default=default, metadata={**metadata, "path": path, "metavar": metavar})
 
 
 EXPERIMENT, DATA, SPEED = "Experiment", "Data", "Speed"
@@ -81,141 +69,80 @@ class TrainConfig:
     """One run. Defaults are the article's conditions, except where the article is silent."""
 
     loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
-    iterations: int = setting(
-        100_000, EXPERIMENT, "Optimizer steps; the article's is 100,000.", free=True, within=COUNT
-    )
+    iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", COUNT, free=True)
     minutes: float | None = setting(
-        None,
-        EXPERIMENT,
-        "Stop after this much training time, if that is before --iterations.",
-        free=True,
-        within=MINUTES,
+        None, EXPERIMENT, "Stop after this much training time, if before --iterations.", MINUTES, free=True
     )
-    batch_size: int = setting(64, EXPERIMENT, "Images per step.", within=Range(1, 1_000_000))
-    lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", within=Range(0, 1e38, above=True))
-    seed: int = setting(
-        0,
-        EXPERIMENT,
-        "Fixes the weights, the order of the images and their augmentation.",
-        within=Range(0, 2**63 - 1),
-    )
-    latent: int = setting(
-        512, EXPERIMENT, "Length of the code between encoder and decoder.", within=Range(1, 1_048_576)
-    )
+    batch_size: int = setting(64, EXPERIMENT, "Images per step.", Range(1, 1_000_000))
+    lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", Range(1e-30, 1e38))
+    seed: int = setting(0, EXPERIMENT, "Of weights, image order and augmentation.", Range(0, 2**63 - 1))
+    latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", Range(1, 2**20))
     data: str | None = setting(
-        None,
-        DATA,
-        "Folder of JPEGs, nested or flat. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
-        "DIR",
-        free=True,
-        path=True,
-    )
+        None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
+        free=True, path=True, metavar="DIR",
+    )  # fmt: skip
     image_size: int = setting(
-        128,
-        DATA,
-        "Side that images are resized to, a multiple of 16.",
-        within=Range(IMAGE_SIZE_MULTIPLE, 4096),
+        128, DATA, "Side that images are resized to, a multiple of 16.", Range(IMAGE_SIZE_MULTIPLE, 4096)
     )
     crop: int | None = setting(
-        None,
-        DATA,
-        "Side of the centred square that is cut out first. Default: the largest that fits.",
-        within=Range(1, 65_500),
+        None, DATA, "Side of the central square to cut out first. Default: the largest.", Range(1, 65_500)
     )
     antialias: bool = setting(
-        False, DATA, "Antialiased resize. Off is TensorFlow's default, so the article's."
+        False, DATA, "Antialiased resize. Off, as in the article: TensorFlow's default."
     )
-    brightness: float = setting(
-        0.125, DATA, "Random brightness is +- this, of a range of 1.", within=Range(0, 1)
-    )
-    contrast: float = setting(0.2, DATA, "Random contrast factor is 1 +- this.", within=Range(0, 1))
-    saturation: float = setting(0.2, DATA, "Random saturation factor is 1 +- this.", within=Range(0, 1))
-    device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", "DEVICE", free=True)
+    brightness: float = setting(0.125, DATA, "Random brightness is +- this, of a range of 1.", SHARE)
+    contrast: float = setting(0.2, DATA, "Random contrast factor is 1 +- this.", SHARE)
+    saturation: float = setting(0.2, DATA, "Random saturation factor is 1 +- this.", SHARE)
+    device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", free=True, metavar="DEVICE")
     amp: bool = setting(False, SPEED, "Mixed precision: bf16 if the device is good at it, else fp16 on CUDA.")
     compile: bool | None = setting(
-        None,
-        SPEED,
-        "torch.compile. Default: on for CUDA, and for CPU runs long enough to amortise it.",
-        free=True,
+        None, SPEED, "torch.compile. Default: on for CUDA, and for CPU runs that amortise it.", free=True
     )
     channels_last: bool = setting(True, SPEED, "Keep convolutions' data in NHWC order.", free=True)
     loader: str = setting(
-        "auto",
-        SPEED,
-        "dali: decode every epoch; resident, host: decode once, keep the pixels on the device or in host "
-        "memory; auto: the first of resident, host, dali that fits in half of the free memory.",
-        choices=("auto", "dali", "host", "resident"),
-        free=True,
-    )
+        "auto", SPEED, "dali: decode every epoch; resident, host: decode once, keep the pixels on the device "
+        "or in host memory; auto: the first of resident, host, dali that fits in half of the free memory.",
+        free=True, choices=("auto", "dali", "host", "resident"),
+    )  # fmt: skip
     cache: bool = setting(True, SPEED, "Keep the resident pixels on disk for the next run.", free=True)
     cache_dir: str | None = setting(
-        None, SPEED, "Cache folder. Default: $FASTAE_CACHE, else the user's.", "DIR", free=True, path=True
-    )
+        None, SPEED, "Cache folder. Default: $FASTAE_CACHE, else ~/.cache/fastae.",
+        free=True, path=True, metavar="DIR",
+    )  # fmt: skip
     threads: int | None = setting(
-        None,
-        SPEED,
-        "CPU threads that decode images. Default: by the number of cores.",
-        free=True,
-        within=Range(1, 256),
+        None, SPEED, "CPU threads that decode. Default: by the number of cores.", Range(1, 256), free=True
     )
     deterministic: bool = setting(False, SPEED, "On a GPU too, the same bits from the same seed; slower.")
-    sync_bn: bool = setting(
-        False, SPEED, "Under torchrun, batch norm over the whole batch, not each rank's part."
-    )
+    sync_bn: bool = setting(False, SPEED, "Under torchrun, batch norm over the whole batch, not per rank.")
     out: str | None = setting(
-        None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", "DIR", path=True
+        None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", path=True, metavar="DIR"
     )
-    log_every: int = setting(
-        50, RUN_FOLDER, "Iterations between log lines and scalars.", free=True, within=Range(1, 1_000_000)
-    )
-    eval_every: int = setting(
-        1_000, RUN_FOLDER, "Iterations between evaluations on held-out images.", free=True, within=COUNT
-    )
+    log_every: int = setting(50, RUN_FOLDER, "Iterations between log lines.", Range(1, 1_000_000), free=True)
+    eval_every: int = setting(1_000, RUN_FOLDER, "Iterations between evaluations.", COUNT, free=True)
     eval_images: int = setting(
-        256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", within=COUNT
+        256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", COUNT
     )
     gpu_sample_hz: float = setting(
-        10.0,
-        RUN_FOLDER,
-        "Readings of GPU and host per second for the report; 0 is off.",
+        10.0, RUN_FOLDER, "Readings of GPU and host per second for the report; 0 is off.", Range(0, 1000),
         free=True,
-        within=Range(0, 1000),
-    )
+    )  # fmt: skip
     profile: int = setting(
-        0,
-        RUN_FOLDER,
-        "Steps to trace with PyTorch's profiler, after the warm-up.",
-        "N",
-        free=True,
-        within=Range(0, 1000),
-    )
+        0, RUN_FOLDER, "Steps to trace with PyTorch's profiler, after the warm-up.", Range(0, 1000),
+        free=True, metavar="N",
+    )  # fmt: skip
     checkpoint_every: int | None = setting(
-        None,
-        FAULTS,
-        "Iterations between checkpoints. Default: by --checkpoint-minutes alone.",
-        free=True,
-        within=COUNT,
+        None, FAULTS, "Iterations between checkpoints. Default: by minutes alone.", COUNT, free=True
     )
-    checkpoint_minutes: float = setting(
-        10.0, FAULTS, "Minutes between checkpoints.", free=True, within=MINUTES
-    )
-    keep: int = setting(
-        2, FAULTS, "Checkpoints that are kept while the run is not finished.", free=True, within=COUNT
-    )
+    checkpoint_minutes: float = setting(10.0, FAULTS, "Minutes between checkpoints.", MINUTES, free=True)
+    keep: int = setting(2, FAULTS, "Checkpoints that an unfinished run keeps.", COUNT, free=True)
     on_nan: str = setting(
-        "stop",
-        FAULTS,
-        "A loss that is not finite: stop, keeping the last good checkpoint, or skip that step.",
-        choices=("stop", "skip"),
-        free=True,
-    )
+        "stop", FAULTS, "If a loss is not finite: stop, or skip that step.",
+        free=True, choices=("stop", "skip"),
+    )  # fmt: skip
     signal_grace: float = setting(
-        0.0,
-        FAULTS,
-        "Seconds to train on after SIGTERM, SIGINT or SIGHUP; a checkpoint is saved at once and at the end.",
-        free=True,
-        within=Range(0, 1_000_000),
-    )
+        0.0, FAULTS, "Seconds to train on after SIGTERM, SIGINT or SIGHUP, between two checkpoints.",
+        Range(0, 1_000_000), free=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):
@@ -224,15 +151,13 @@ class TrainConfig:
             if value is None:
                 continue
             if within:
-                require_in(within, value, option)
+                within.require(value, option)
             if choices and value not in choices:
                 raise FastaeError(f"{option} {value!r:.60} is not one of: {', '.join(choices)}")
             if entry.metadata["path"]:
                 require_path(value, option)
         if self.image_size % IMAGE_SIZE_MULTIPLE:
-            raise FastaeError(
-                f"--image-size must be a multiple of {IMAGE_SIZE_MULTIPLE}, not {self.image_size}"
-            )
+            raise FastaeError(f"--image-size must be a multiple of 16, not {self.image_size}")
 
     @property
     def augmentation(self) -> Augmentation:
@@ -244,14 +169,14 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> TrainConfig:
-        """The settings that `as_dict` wrote; ones that it did not know have their defaults.
+        """The settings that `as_dict` wrote; missing ones have their defaults.
 
         Raises FastaeError, naming the file `where` they are from, for anything else.
         """
         if not isinstance(values, dict):
-            raise FastaeError(f"{where}: no settings of a run")
+            raise FastaeError(f"{where} holds no settings of a run")
         for name in values.keys() - {entry.name for entry in dataclasses.fields(cls)}:
-            raise FastaeError(f"{where}: {name!r:.80} is no setting of this version of fastae")
+            raise FastaeError(f"{where}: {name!r:.80} is not a setting of this version of fastae")
         try:
             return convert(values, cls)
         except (ValueError, FastaeError) as error:

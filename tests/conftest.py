@@ -7,14 +7,15 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import resource
-import subprocess
-import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from fastae.config import TrainConfig
 from fastae.data import faces
+from fastae.training.runner import train
+from fastae.training.trainer import Trainer
 
 CELEBA = Path(os.environ.get("FASTAE_CELEBA", "../shared/celeba/img_align_celeba"))
 
@@ -36,13 +37,14 @@ def face_paths(face_folder):
 def small_run(face_folder, tmp_path_factory):
     """The folder of a finished run: 4 iterations on synthetic faces, 32x32, 16 numbers a code."""
     out = tmp_path_factory.mktemp("small_run") / "run"
-    command = [
-        sys.executable, "-m", "fastae", "train", "--data", face_folder, "--out", out, "--no-cache",
-        "--no-compile", "--image-size", "32", "--latent", "16", "--batch-size", "8", "--iterations", "4",
-        "--lr", "1e-3", "--gpu-sample-hz", "0",
-    ]  # fmt: skip
-    subprocess.run(command, check=True, capture_output=True)
+    train(small_config(face_folder, out, batch_size=8, iterations=4, lr=1e-3, cache=False))
     return out
+
+
+def small_config(data, out=None, **others):
+    """Settings of a run that takes a second or two."""
+    defaults = {"image_size": 32, "latent": 16, "compile": False, "batch_size": 4, "iterations": 2}
+    return TrainConfig(data=str(data), out=out and str(out), **{**defaults, "gpu_sample_hz": 0, **others})
 
 
 @contextmanager
@@ -69,3 +71,15 @@ def _own_surroundings(tmp_path_factory, monkeypatch):
     """No test reads or fills the user's data and cache folders."""
     monkeypatch.delenv("FASTAE_DATA", raising=False)
     monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+def at_iteration(monkeypatch, number, action):
+    """Has `action()` called when iteration `number` of a run in this process is done."""
+    ending = Trainer._ending
+
+    def after(trainer):
+        if trainer.iteration == number:
+            action()
+        return ending(trainer)
+
+    monkeypatch.setattr(Trainer, "_ending", after)

@@ -10,13 +10,8 @@ from torch import nn
 from torch.nn import functional
 
 from fastae.config import IMAGE_SIZE_MULTIPLE
-from fastae.errors import FastaeError
 from fastae.losses import cross_entropy
 from fastae.model import DOWNSAMPLING, AutoEncoder
-from fastae.runs.folder import RunFolder
-from fastae.training.runner import restore
-from fastae.training.step import TrainingStep
-from fastae.utils.device import Precision
 
 WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
@@ -34,19 +29,12 @@ def test_layers_are_the_articles_in_order(model):
         if isinstance(layer, WITH_WEIGHTS)
     ]
     assert described == [
-        ("Conv2d", 32, 3, 5, 5),
-        ("Conv2d", 64, 32, 5, 5),
-        ("Conv2d", 128, 64, 5, 5),
-        ("Conv2d", 256, 128, 5, 5),
-        ("Conv2d", 512, 256, 5, 5),
-        ("Linear", 512, 8 * 8 * 512),
-        ("Linear", 8 * 8 * 512, 512),
-        ("ConvTranspose2d", 512, 256, 5, 5),
-        ("ConvTranspose2d", 256, 128, 5, 5),
-        ("ConvTranspose2d", 128, 64, 5, 5),
-        ("ConvTranspose2d", 64, 32, 5, 5),
-        ("Conv2d", 3, 32, 5, 5),
-    ]
+        ("Conv2d", 32, 3, 5, 5), ("Conv2d", 64, 32, 5, 5), ("Conv2d", 128, 64, 5, 5),
+        ("Conv2d", 256, 128, 5, 5), ("Conv2d", 512, 256, 5, 5),
+        ("Linear", 512, 8 * 8 * 512), ("Linear", 8 * 8 * 512, 512),
+        ("ConvTranspose2d", 512, 256, 5, 5), ("ConvTranspose2d", 256, 128, 5, 5),
+        ("ConvTranspose2d", 128, 64, 5, 5), ("ConvTranspose2d", 64, 32, 5, 5), ("Conv2d", 3, 32, 5, 5),
+    ]  # fmt: skip
     assert sum(parameter.numel() for parameter in model.parameters()) == 42_299_459
 
 
@@ -93,46 +81,14 @@ def test_a_bias_before_batch_norm_changes_nothing():
         torch.testing.assert_close(gradient, wanted, rtol=1e-6, atol=scale, msg=name)
 
 
-def test_a_checkpoint_of_the_version_with_those_biases_is_refused(tmp_path):
-    step = TrainingStep(
-        AutoEncoder(16, 4), loss="minibatch_mse", batch_shape=(2, 3, 16, 16), lr=1e-3,
-        precision=Precision(None, ""), compiled=False,
-    )  # fmt: skip
-    state = step.state()
-    state["model"] = with_the_articles_biases(step.model).state_dict()
-    with pytest.raises(FastaeError, match=f"{tmp_path}.*older version"):
-        restore(step, state, RunFolder(tmp_path))
-
-
-def test_maps_images_to_images_in_the_unit_interval(model):
-    images = torch.rand(2, 3, 128, 128)
+@pytest.mark.parametrize(("image_size", "latent"), [(16, 4), (64, 10), (128, 512)])
+def test_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, latent):
+    model, images = AutoEncoder(image_size, latent), torch.rand(2, 3, image_size, image_size)
+    assert model.encoder(images).shape == (2, latent)
     reconstruction = model(images)
     assert reconstruction.shape == images.shape
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
-
-
-@pytest.mark.parametrize(("image_size", "latent"), [(16, 4), (64, 10)])
-def test_other_sizes(image_size, latent):
-    small = AutoEncoder(image_size, latent)
-    assert small.encoder(torch.rand(2, 3, image_size, image_size)).shape == (2, latent)
-    assert small(torch.rand(2, 3, image_size, image_size)).shape == (2, 3, image_size, image_size)
-
-
-def test_the_config_knows_the_models_multiple():
     assert IMAGE_SIZE_MULTIPLE == DOWNSAMPLING
-
-
-def test_training_uses_the_batchs_statistics_and_tracks_running_ones():
-    torch.manual_seed(0)
-    small = AutoEncoder(16, 4)
-    norm = next(layer for layer in small.modules() if isinstance(layer, nn.BatchNorm2d))
-    images = torch.rand(4, 3, 16, 16) + 3
-    convolved = small.encoder[0](images)
-    expected = (convolved - convolved.mean((0, 2, 3), keepdim=True)) / convolved.std(
-        (0, 2, 3), keepdim=True, correction=0
-    )
-    torch.testing.assert_close(norm(convolved), expected, rtol=1e-3, atol=1e-4)
-    assert not torch.equal(norm.running_mean, torch.zeros_like(norm.running_mean))
 
 
 def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
@@ -141,12 +97,8 @@ def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
     for layer in model.modules():
         if not isinstance(layer, WITH_WEIGHTS):
             continue
-        area_times_inputs = {
-            nn.Linear: lambda weight: weight.shape[1],
-            nn.Conv2d: lambda weight: 25 * weight.shape[1],
-            nn.ConvTranspose2d: lambda weight: 25 * weight.shape[0],
-        }[type(layer)](layer.weight)
-        sigma = math.sqrt(2 / area_times_inputs)
+        inputs = layer.weight.shape[0 if isinstance(layer, nn.ConvTranspose2d) else 1]
+        sigma = math.sqrt(2 / (inputs if isinstance(layer, nn.Linear) else 25 * inputs))
         assert layer.weight.abs().max() <= 2 * sigma * (1 + 1e-6)
         tolerance = 4 / math.sqrt(layer.weight.numel())
         assert layer.weight.std().item() == pytest.approx(cut * sigma, rel=tolerance)
@@ -154,26 +106,16 @@ def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
         assert layer.bias is None or not layer.bias.any()
 
 
-def tensorflow_padded(model, images):
+def tensorflow_padded(model, x):
     """The same weights, convolved where TensorFlow's SAME would put them: stride 2 pads (1, 2)."""
-
-    def convolution(layer, x):
-        before, after = (1, 2) if layer.stride == (2, 2) else (2, 2)
-        x = functional.pad(x, (before, after, before, after))
-        return functional.conv2d(x, layer.weight, layer.bias, layer.stride)
-
-    def transposed(layer, x):
-        # The gradient of the convolution that TensorFlow pads by (1, 2): uncut, then cut there.
-        x = functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)
-        return x[:, :, 1:-2, 1:-2]
-
-    x = images
     for layer in (*model.encoder, *model.decoder):
         if isinstance(layer, nn.Conv2d):
-            x = convolution(layer, x)
+            before, after = (1, 2) if layer.stride == (2, 2) else (2, 2)
+            padded = functional.pad(x, (before, after, before, after))
+            x = functional.conv2d(padded, layer.weight, layer.bias, layer.stride)
         elif isinstance(layer, nn.ConvTranspose2d):
-            # Output s * (n - 1) + 5 = 2n + 3, cut to 2n.
-            x = transposed(layer, x)
+            # The gradient of the convolution that TensorFlow pads by (1, 2): 2n + 3, cut there to 2n.
+            x = functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)[:, :, 1:-2, 1:-2]
         else:
             x = layer(x)
     return x

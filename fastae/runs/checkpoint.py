@@ -1,8 +1,8 @@
 """The states of a run on disk: checkpoints/ITERATION.pt, each with its SHA-256 beside it.
 
-Plain tensors and numbers, which `torch.load(weights_only=True)` reads: a checkpoint cannot run code. Each
-is written beside its place, flushed to the disk and renamed, and older ones go only after that, so that a
-whole one is there at every moment. One that is torn or flipped is recognised, and the one before is used.
+They hold plain tensors and numbers, which `torch.load(weights_only=True)` reads, so they cannot run code.
+Each is written to a temporary file, flushed to the disk and renamed, and older ones are removed only then: a
+valid one exists at every moment. A damaged one is recognised, and the one before it is used.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -23,19 +22,18 @@ from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write, require_file, sync_folder
-from fastae.utils.json import convert
 
 LAST = "last.pt"
-"""A link to the newest, for people and scripts; resuming looks at the numbers."""
+"""A link to the newest, for people and scripts; fastae itself goes by the numbers."""
 
 PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
-"""What a checkpoint holds. run: data, device, versions, as in config.json."""
+"""What a checkpoint holds. run: data, device and versions, as in config.json."""
 
 State = dict[str, Any]
 
 
-def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
-    """Writes a state, whole and on the disk when this returns, then removes all but the last `keep`.
+def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
+    """Writes a state to the disk, then removes all but the last `keep`.
 
     Raises OSError if it cannot be written; nothing else has changed then.
     """
@@ -45,11 +43,11 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
         torch.save(dict(state), cast(IO[bytes], output))
         if output.error:
             raise output.error
-        # As `sha256sum` writes and checks it. It is there before its checkpoint is: none is without.
+        # In the format of sha256sum, and first: no checkpoint is ever without its digest.
         with atomic_write(_digest_of(path)) as beside:
             beside.write(f"{output.digest.hexdigest()}  {path.name}\n".encode())
     sync_folder(folder)
-    with suppress(OSError):  # a convenience, which some file systems do not have
+    with suppress(OSError):  # some file systems have no links
         link = folder / f".{LAST}.partial"
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
@@ -57,134 +55,11 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> Path:
     for old in _numbered(folder)[keep:]:
         old.unlink(missing_ok=True)
         _digest_of(old).unlink(missing_ok=True)
-    return path
-
-
-def newest(folder: Path, warn: Callable[[str], None], model: nn.Module | None = None) -> State | None:
-    """The newest whole state in `folder`, on the CPU; None if there is none.
-
-    warn: told in one line of each newer one that is damaged.
-    model: whose state it must be, in shapes and types; the meta device will do.
-    """
-    paths = _numbered(folder)
-    for path in paths:
-        try:
-            state = _read(path)
-            if model:
-                _require_fit(state, model, path)
-            return state
-        except FastaeError as error:
-            warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
-    return None
-
-
-def moments_like(weight: Tensor) -> dict[str, Tensor]:
-    """What fused Adam keeps of a weight, by name: tensors of the same shape, type, device and layout."""
-    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
-
-
-def tensors(state: Mapping[str, Any]) -> dict[tuple, Any]:
-    """The weights and Adam's moments in a state, by their places. Raises ValueError for another structure."""
-    moments = state["optimizer"].get("state")
-    if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
-        raise ValueError("it has no optimizer state")
-    return {("model", name): value for name, value in state["model"].items()} | {
-        ("optimizer", index, name): value for index, kept in moments.items() for name, value in kept.items()
-    }
-
-
-def is_finite(state: Mapping[str, Any]) -> bool:
-    """Whether all weights and moments are."""
-    return all(value.isfinite().all() for value in tensors(state).values())
-
-
-def _require_fit(state: State, model: nn.Module, path: Path) -> None:
-    """Raises FastaeError, naming what is wrong, if this cannot be a state of training `model`.
-
-    Adam's kernel does not look: with moments of other shapes it reads and writes memory that is not theirs.
-    """
-    kept = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
-    expected = tensors({"model": model.state_dict(), "optimizer": {"state": kept}})
-    try:
-        found = tensors(state)
-        _require_alike(found, expected)
-        if any((value < 0).any() for place, value in found.items() if place[-1] in ("step", "exp_avg_sq")):
-            raise ValueError("Adam's steps or mean squares are negative")
-        _require_scaler(state["scaler"])
-    except ValueError as error:
-        raise FastaeError(
-            f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: "
-            f"{error}"
-        ) from None
-
-
-def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
-    """Raises ValueError, which names the first difference, if these are not finite weights of `model`."""
-    _require_alike(
-        {("model", name): value for name, value in weights.items()},
-        {("model", name): value for name, value in model.state_dict().items()},
-    )
-
-
-def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor]) -> None:
-    for verb, places in (
-        ("lacks", expected.keys() - found.keys()),
-        ("has", found.keys() - expected.keys()),
-    ):
-        if places:
-            raise ValueError(f"it {verb} {min(map(_in_words, places))}")
-    for place, value in found.items():
-        if fault := _fault(value, expected[place]):
-            raise ValueError(f"{_in_words(place)} {fault}")
-
-
-def _fault(value: Any, like: Tensor) -> str:
-    """What is wrong with a value that should be a tensor of this shape and type, and finite; else ''."""
-    if not isinstance(value, Tensor):
-        return "is no tensor"
-    if (value.shape, value.dtype) != (like.shape, like.dtype):
-        return f"is {value.dtype} {tuple(value.shape)}, not {like.dtype} {tuple(like.shape)}"
-    if value.untyped_storage().nbytes() < value.nbytes:
-        return "is one number many times"
-    return "" if value.isfinite().all() else "is not finite"
-
-
-@dataclass(frozen=True)
-class _Scaler:
-    """What a GradScaler keeps where it is enabled; else nothing."""
-
-    scale: float
-    growth_factor: float
-    backoff_factor: float
-    growth_interval: int
-    _growth_tracker: int
-
-
-def _require_scaler(state: Mapping[str, Any]) -> None:
-    if state:
-        convert(state, _Scaler)
-        for name, value in state.items():
-            if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
-                raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")
-
-
-def _in_words(place: tuple) -> str:
-    return f"{' '.join(map(str, place)):.100}"
-
-
-def write_weights(path: Path, state: Mapping[str, Any]) -> None:
-    """The model's weights alone, as safetensors: for those who only use the model. Raises OSError."""
-    weights = {name: value.contiguous() for name, value in state["model"].items()}
-    metadata = {"iteration": str(state["iteration"]), "fastae": __version__}
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(weights, metadata))
 
 
 class _Output:
-    """A file for torch.save, which digests what it writes and keeps the file's own error.
-
-    torch.save would make something else of a full disk: a RuntimeError about positions.
-    """
+    """A file for torch.save that computes the SHA-256 and keeps an OSError, which torch.save would replace by
+    a RuntimeError about positions."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.digest = hashlib.sha256()
@@ -201,28 +76,55 @@ class _Output:
         return len(content)
 
     def flush(self) -> None:
-        """torch.save calls it; `atomic_write` does it."""
+        """For torch.save; `atomic_write` flushes."""
+
+
+def write_weights(path: Path, state: Mapping[str, Any]) -> None:
+    """The model's weights alone, as safetensors: for those who only use the model. Raises OSError."""
+    weights = {name: value.contiguous() for name, value in state["model"].items()}
+    metadata = {"iteration": str(state["iteration"]), "fastae": __version__}
+    with atomic_write(path) as file:
+        file.write(safetensors.torch.save(weights, metadata))
 
 
 def latest(folder: Path) -> int | None:
-    """The iteration of the newest checkpoint, whole or not."""
+    """The iteration of the newest checkpoint, valid or not."""
     found = _numbered(folder)
     return int(found[0].stem) if found else None
 
 
+def newest(folder: Path, warn: Callable[[str], None], model: nn.Module | None = None) -> State | None:
+    """The newest valid state in `folder`, on the CPU; None if there is none.
+
+    warn: is called with one line for each newer one that is not valid.
+    model: the model that the state must fit, in shapes and types; one on the meta device will do.
+    """
+    paths = _numbered(folder)
+    for path in paths:
+        try:
+            state = _read(path)
+            if model:
+                _require_fit(state, model, path)
+            return state
+        except FastaeError as error:
+            warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
+    return None
+
+
 def _read(path: Path) -> State:
-    """The verified state of one file. Raises FastaeError if it is damaged or not one of ours."""
+    """The verified state of one file. Raises FastaeError if it is damaged or not one of fastae's."""
     try:
-        require_file(_digest_of(path))
-        recorded = _digest_of(path).read_text().split()[:1]
-        if recorded != [_sha256(path)]:
-            raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
+        digest = _digest_of(path)
+        require_file(digest)
+        with path.open("rb") as file:
+            if digest.read_text().split()[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]:
+                raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
         require_plain(path)
         # To the CPU first: where its tensors then go is the reader's choice, not the file's.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FastaeError:
         raise
-    except Exception as error:  # torch.load's own, many-lined: what matters is that it cannot be used
+    except Exception as error:  # torch.load raises many kinds, with many lines
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FastaeError(f"checkpoint {path} cannot be read: {reason:.120}") from None
     if not isinstance(state, dict) or any(
@@ -244,6 +146,82 @@ def _digest_of(path: Path) -> Path:
     return path.with_name(path.name + ".sha256")
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def moments_like(weight: Tensor) -> dict[str, Tensor]:
+    """What fused Adam keeps for a weight, by name: tensors of the same shape, type, device and layout."""
+    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
+
+
+def is_finite(state: Mapping[str, Any]) -> bool:
+    """Whether all weights and moments are."""
+    return all(value.isfinite().all() for value in _tensors(state).values())
+
+
+def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
+    """Raises ValueError, which names the first difference, if these are not finite weights of `model`."""
+    found, expected = (
+        {("model", name): each[name] for name in each} for each in (weights, model.state_dict())
+    )
+    _require_alike(found, expected)
+
+
+def _require_fit(state: State, model: nn.Module, path: Path) -> None:
+    """Raises FastaeError, naming what is wrong, if this cannot be a state of training `model`.
+
+    Adam's kernel does not check: with moments of other shapes it reads and writes foreign memory.
+    """
+    moments = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
+    expected = _tensors({"model": model.state_dict(), "optimizer": {"state": moments}})
+    try:
+        found = _tensors(state)
+        _require_alike(found, expected)
+        if any((value < 0).any() for place, value in found.items() if place[-1] in ("step", "exp_avg_sq")):
+            raise ValueError("Adam's steps or mean squares are negative")
+        _require_scaler(state["scaler"])
+    except ValueError as error:
+        raise FastaeError(
+            f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: "
+            f"{error}"
+        ) from None
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[tuple, Any]:
+    """The weights and Adam's moments of a state, by their places. Raises ValueError for another structure."""
+    moments = state["optimizer"].get("state")
+    if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
+        raise ValueError("it has no optimizer state")
+    return {("model", name): value for name, value in state["model"].items()} | {
+        ("optimizer", index, name): value for index, kept in moments.items() for name, value in kept.items()
+    }
+
+
+def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor]) -> None:
+    """Raises ValueError unless these are finite tensors of the expected names, shapes and types."""
+    if places := found.keys() ^ expected.keys():
+        place = min(places, key=str)
+        raise ValueError(f"it {'has' if place in found else 'lacks'} {_name(place)}")
+    for place, value in found.items():
+        like = expected[place]
+        if not isinstance(value, Tensor):
+            raise ValueError(f"{_name(place)} is not a tensor")
+        if (value.shape, value.dtype) != (like.shape, like.dtype):
+            it_is, should_be = (f"{each.dtype} {tuple(each.shape)}" for each in (value, like))
+            raise ValueError(f"{_name(place)} is {it_is}, not {should_be}")
+        if value.untyped_storage().nbytes() < value.nbytes:
+            raise ValueError(f"{_name(place)} is one number, repeated")
+        if not value.isfinite().all():
+            raise ValueError(f"{_name(place)} is not finite")
+
+
+def _name(place: tuple) -> str:
+    return f"{' '.join(map(str, place)):.100}"
+
+
+def _require_scaler(state: Mapping[str, Any]) -> None:
+    """Raises ValueError if this is not the state of a GradScaler; a disabled one's is empty."""
+    like = torch.amp.GradScaler("cpu").state_dict()
+    kinds = [{name: type(value) for name, value in each.items()} for each in (state, like)]
+    if state and kinds[0] != kinds[1]:
+        raise ValueError("the loss scaler's state has other parts")
+    for name, value in state.items():
+        if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
+            raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")

@@ -19,11 +19,6 @@ from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable
 from fastae.utils.files import require_file
 
-WEIGHTS = "model.safetensors"
-"""A finished run's weights, in its folder; the file's metadata name the iteration."""
-
-Weights = Mapping[str, Any]
-
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -36,46 +31,37 @@ class LoadedModel:
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """The model of the run folder `path`, with its newest whole weights.
+    """The model of the run folder `path`, with its newest valid weights; invalid ones are logged.
 
-    Raises FastaeError if `path` is no run folder or holds no weights yet, or if they do not have the shapes
-    that its config.json implies.
+    They are those of model.safetensors, unless a checkpoint is newer. Raises FastaeError if `path` is not a
+    run folder, or has no weights of the shapes that its config.json implies.
     """
     run = RunFolder(Path(path))
     config = run.settings()
     model = meta_model(config.image_size, config.latent)  # no memory yet: config.json may claim any size
-    newest = _newest_weights(run, model)
-    if newest is None:
+    found = _final_weights(run.weights, model)
+    # Reading a checkpoint takes three times as long: it holds Adam's moments, too.
+    if not found or found[0][0] < (checkpoint.latest(run.checkpoints) or 0):
+        state = checkpoint.newest(run.checkpoints, log, model)
+        found += [(state["iteration"], state["model"])] if state else []
+    if not found:
         raise FastaeError(f"{str(path)!r} holds no usable checkpoint: train it longer, or restore one")
-    iteration, weights = newest
+    iteration, weights = max(found, key=itemgetter(0))
     model.to_empty(device=device).load_state_dict(weights)
     return LoadedModel(run, config, iteration, model.eval())
 
 
-def _newest_weights(run: RunFolder, model: AutoEncoder) -> tuple[int, Weights] | None:
-    """(iteration, weights) that fit the model: of model.safetensors, unless a checkpoint is newer.
-
-    Those that are damaged, or do not fit, are logged.
-    """
-    final = _read_safetensors(run.path / WEIGHTS, model)
-    if final and final[0] >= (checkpoint.latest(run.checkpoints) or 0):
-        return final  # reading a checkpoint would take three times as long: it holds Adam's moments, too
-    candidates = [final] if final else []
-    if state := checkpoint.newest(run.checkpoints, log, model):
-        candidates.append((state["iteration"], state["model"]))
-    return max(candidates, key=itemgetter(0), default=None)
-
-
-def _read_safetensors(path: Path, model: AutoEncoder) -> tuple[int, Weights] | None:
+def _final_weights(path: Path, model: AutoEncoder) -> list[tuple[int, Mapping[str, Any]]]:
+    """(iteration, weights) of a model.safetensors that fits the model; empty without one."""
     if not path.exists():
-        return None
+        return []
     try:
         require_file(path)
         with safe_open(path, framework="pt") as file:
             iteration = int(file.metadata()["iteration"])
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checkpoint.require_weights(weights, model)
-        return iteration, weights
+        return [(iteration, weights)]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         log(f"{printable(str(path))} cannot be used: {error}; using the newest checkpoint")
-        return None
+        return []

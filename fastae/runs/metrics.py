@@ -11,6 +11,7 @@ import math
 import os
 from array import array
 from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -26,16 +27,16 @@ METRICS = (
 )  # fmt: skip
 HEADER = ",".join(("iteration", "kind", *METRICS)).encode() + b"\n"
 
-MAX_BYTES, MAX_ROWS, MAX_LINE = 1 << 27, 1_000_000, 1 << 10
-"""Of a file that is read: a run of a million log steps has some 100 MB."""
+MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
+"""Limits for a file that is read. 64 MiB are some 600,000 log steps."""
 
 MAX_VALUE = 1e30
-"""A larger number is infinite to whoever draws it."""
+"""Larger numbers are read as infinite: no plot can show them."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Of one kind. iterations: int64 (n,), ascending. values: by column, float64 (n,), nan where empty."""
+    """Rows of one kind. iterations: int64 (n,), ascending. values: float64 (n,) by column; nan if empty."""
 
     iterations: np.ndarray
     values: Mapping[str, np.ndarray]
@@ -43,75 +44,54 @@ class Rows:
 
 @dataclass(frozen=True)
 class Metrics:
-    """damaged: how many lines were skipped because they are no rows; the last may be incomplete."""
+    """damaged: how many lines were skipped because they are not valid rows."""
 
     train: Rows
     held_out: Rows
-    damaged: int = 0
+    damaged: int
 
 
-class MetricsWriter:
-    """Appends to the file at `path`, made with its header if there is none; a context manager.
+class MetricsWriter(AbstractContextManager):
+    """Appends rows to the file at `path`, which keeps those up to iteration `start`; with 0, none.
 
-    All of it raises OSError if the disk is full, or `path` is no file; a run that resumes calls
-    `truncate_after` first.
+    Raises OSError if the disk is full or `path` is not a file; the file is then as it was before.
     """
 
-    def __init__(self, path: Path) -> None:
-        require_file(path)
-        self._path = path
+    def __init__(self, path: Path, start: int = 0) -> None:
+        kept = []
+        if start and path.exists():
+            require_file(path)
+            with path.open("rb") as old:
+                kept = [line for line in _lines(old) if (row := _parse(line)) and row[0] <= start]
+        with atomic_write(path) as new:
+            new.write(HEADER)
+            new.writelines(kept)
         self._file = path.open("ab")
-        if not self._file.tell():
-            self._file.write(HEADER)
 
-    def append(self, iteration: int, kind: str, **metrics: float | None) -> None:
-        """A row; `metrics` are some of METRICS."""
-        if kind not in (TRAIN, HELD_OUT) or not set(metrics) <= set(METRICS):
-            raise ValueError(f"no such row: {kind}, {', '.join(metrics)}")
-        values = (metrics.get(name) for name in METRICS)
-        cells = ("" if value is None else f"{value:.9g}" for value in values)  # 9 digits: float32 exactly
+    def append(self, iteration: int, kind: str, **metrics: float) -> None:
+        """Adds a row, which others can read when this returns; `metrics` are some of METRICS."""
+        cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in METRICS)  # float32 exactly
         self._file.write(",".join((str(iteration), kind, *cells)).encode() + b"\n")
-
-    def flush(self) -> None:
-        """Returns when other processes can read all rows."""
         self._file.flush()
 
     def sync(self) -> None:
         """Returns when all rows are on the disk."""
-        self._file.flush()
         os.fsync(self._file.fileno())
 
-    def truncate_after(self, iteration: int) -> None:
-        """Removes later iterations, and what is no row; the file is replaced whole or not at all."""
-        self._file.flush()
-        with self._path.open("rb") as old, atomic_write(self._path) as new:
-            new.write(HEADER)
-            new.writelines(line for line in _lines(old) if (row := _parse(line)) and row[0] <= iteration)
-        self._file.close()
-        self._file = self._path.open("ab")
-
-    def close(self) -> None:
-        self._file.close()
-
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            self.close()
-        except OSError:
-            if kind is None:  # else what came first is reported
-                raise
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):  # a row that could not be written has been reported
+            self._file.close()
 
 
 def read_metrics(path: Path) -> Metrics:
-    """A file that anybody may have written. Lines that are no rows, or repeat an iteration, are skipped.
+    """Reads a file from any source; lines that are not valid rows, or repeat an iteration, are skipped.
 
-    Raises OSError if it cannot be read, and ValueError if it is no metrics.csv or too large.
+    Raises OSError if it cannot be read, and ValueError if it is not a metrics.csv or too large.
     """
     require_file(path)
-    columns = {kind: (array("q"), [array("d") for _ in METRICS]) for kind in (TRAIN, HELD_OUT)}
-    damaged = rows = 0
+    last = {TRAIN: -1, HELD_OUT: -1}
+    cells = {TRAIN: array("d"), HELD_OUT: array("d")}
+    damaged = 0
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
@@ -119,38 +99,35 @@ def read_metrics(path: Path) -> Metrics:
             raise ValueError("its header is not that of metrics.csv")
         for line in _lines(file):
             row = _parse(line)
-            if row is None or (columns[row[1]][0] and columns[row[1]][0][-1] >= row[0]):
-                damaged += line.endswith(b"\n")  # else it is being written
-                continue
-            if (rows := rows + 1) > MAX_ROWS:
-                raise ValueError(f"it has more than {MAX_ROWS:,} rows")
-            iterations, values = columns[row[1]]
-            iterations.append(row[0])
-            for column, value in zip(values, row[2], strict=True):
-                column.append(value)
-    return Metrics(_rows(*columns[TRAIN]), _rows(*columns[HELD_OUT]), damaged)
+            if row and row[0] > last[row[1]]:
+                iteration, kind, values = row
+                last[kind] = iteration
+                cells[kind].extend((iteration, *values))
+            else:
+                damaged += line.endswith(b"\n")  # otherwise it is being written
+    return Metrics(_rows(cells[TRAIN]), _rows(cells[HELD_OUT]), damaged)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines, those that are too long in pieces."""
+    """The lines of a file; a line that is too long comes in pieces."""
     return iter(lambda: file.readline(MAX_LINE), b"")
 
 
 def _parse(line: bytes) -> tuple[int, str, list[float]] | None:
-    """Iteration, kind and the values of METRICS; None if it is no complete row."""
+    """(iteration, kind, values in the order of METRICS), or None if this is not a complete row."""
     try:
         iteration, kind, *cells = line.decode("ascii").strip().split(",")
-        if not line.endswith(b"\n") or kind not in (TRAIN, HELD_OUT) or len(cells) != len(METRICS):
-            return None
         values = [float(cell) if cell else math.nan for cell in cells]
         number = int(iteration)
     except ValueError:
+        return None
+    if not (line.endswith(b"\n") and kind in (TRAIN, HELD_OUT) and len(cells) == len(METRICS)):
         return None
     if not 0 <= number < 1 << 53:
         return None
     return number, kind, [math.copysign(math.inf, v) if abs(v) > MAX_VALUE else v for v in values]
 
 
-def _rows(iterations: array[int], values: list[array[float]]) -> Rows:
-    arrays = (np.array(column, np.float64) for column in values)
-    return Rows(np.array(iterations, np.int64), dict(zip(METRICS, arrays, strict=True)))
+def _rows(cells: array[float]) -> Rows:
+    iterations, *columns = np.array(cells).reshape(-1, 1 + len(METRICS)).T
+    return Rows(iterations.astype(np.int64), dict(zip(METRICS, columns, strict=True)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from fastae.runs import checkpoint
 
 
 class Saver(AbstractContextManager):
-    """Writes states into `folder`, of which it keeps the last `keep`, one after another in a thread.
+    """Writes states into `folder`, which keeps the last `keep`, one after another in a thread.
 
-    What goes wrong there is raised by the next call of `save` or `wait`: OSError, or TrainingFault if weights
-    are not finite.
+    What fails there is raised by the next call of `check`, `save` or `wait`: OSError, or TrainingFault if
+    weights are not finite.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -28,26 +28,26 @@ class Saver(AbstractContextManager):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="saver")
         self._pending: deque[Future] = deque()
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is being written; what went wrong may not have been raised yet."""
-        return all(each.done() for each in self._pending)
-
     def submit(self, work: Callable[[], None]) -> None:
-        """Does something else, after what was asked for before."""
+        """Runs `work` in the thread, after what was submitted before."""
         self._pending.append(self._thread.submit(work))
 
     def save(self, state: Mapping[str, Any], weights: Path | None = None) -> None:
-        """Takes a copy of the state and returns; waits only for what was asked for before.
+        """Copies the state and returns; waits only for what was submitted before.
 
-        weights: a file for the model's weights alone, of a finished run, of which only this state is kept.
+        weights: file for the model's weights alone. The run is finished then, and keeps only this state.
         """
         self.wait()
-        copied = _on_host(state)
+        copied = _to_host(state)
         self.submit(lambda: self._write(copied, weights))
 
+    def check(self) -> None:
+        """Raises what has failed so far; does not wait."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+
     def wait(self) -> None:
-        """Returns when nothing is being written any more."""
+        """Returns when everything is written."""
         while self._pending:
             self._pending.popleft().result()
 
@@ -60,21 +60,13 @@ class Saver(AbstractContextManager):
         checkpoint.write(self._folder, state, keep=1 if weights else self._keep)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
-            if kind:
-                wait(self._pending)  # what went wrong there is not raised: something else is about to be
-            else:
-                self.wait()
-        finally:
-            self._thread.shutdown()
+        self._thread.shutdown()
+        if kind is None:  # otherwise the first error is reported, not this one
+            self.wait()
 
 
-def _on_host(state: Any) -> Any:
-    """The same nest of dicts and lists, its tensors copied into the host's memory."""
-    if isinstance(state, torch.Tensor):
-        return state.detach().to("cpu", copy=True)
+def _to_host(state: Any) -> Any:
+    """The same nested dicts, their tensors copied into the host's memory."""
     if isinstance(state, Mapping):
-        return {name: _on_host(value) for name, value in state.items()}
-    if isinstance(state, list | tuple):
-        return type(state)(_on_host(value) for value in state)
-    return state
+        return {name: _to_host(value) for name, value in state.items()}
+    return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state

@@ -1,7 +1,4 @@
-"""What a sweep will run, and how far it is: `sweep.json`, replaced as a whole at each change.
-
-Several processes may work on one sweep, so a change is read, made and written under a lock.
-"""
+"""A sweep's folder: its plan and the state of its runs in `sweep.json`, and the runs' folders beside it."""
 
 from __future__ import annotations
 
@@ -17,11 +14,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from fastae.config import TrainConfig, flag
+from fastae.config import Range, TrainConfig, flag
 from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
-from fastae.runs.folder import DRAFTS, RUNS, RunFolder
+from fastae.runs.folder import RUNS, RunFolder
 from fastae.utils.files import locked, made_folder, write_json
 from fastae.utils.json import read_json
 
@@ -31,7 +28,7 @@ ARTICLE_IMAGES = 6 * 100_000 * 64
 
 
 class State(StrEnum):
-    """Of one run of a sweep."""
+    """The state of one run of a sweep."""
 
     WAITING = "waiting"
     RUNNING = "running"
@@ -42,7 +39,7 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run. seconds: of training, over all sessions. The figures are the last that were logged."""
+    """One run, with the last figures that it logged. seconds: of all its sessions."""
 
     name: str
     loss: str
@@ -58,7 +55,7 @@ class SweepRun:
 
 @dataclass(frozen=True)
 class Content:
-    """sweep.json. plan: what makes it this sweep and no other."""
+    """sweep.json. plan: the settings that may not differ when the sweep is resumed."""
 
     plan: dict[str, Any]
     runs: tuple[SweepRun, ...]
@@ -80,8 +77,8 @@ class SweepConfig:
             raise FastaeError(f"--losses {', '.join(unknown)!r}: not one of {', '.join(LOSSES)}")
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise FastaeError("--losses must name at least one loss, and none twice")
-        if self.repeats < 1:
-            raise FastaeError(f"--repeats must be positive, not {self.repeats}")
+        Range(1, 1000).require(self.repeats, "--repeats")
+        replace(self.train, seed=max(run.seed for run in self.runs()))  # raises for one that is too large
 
     def runs(self) -> tuple[SweepRun, ...]:
         """Every loss, then every loss again with the next seeds."""
@@ -95,7 +92,7 @@ class SweepConfig:
         return tuple(runs)
 
     def plan(self) -> dict[str, Any]:
-        """What makes it this sweep and no other."""
+        """The settings that may not differ when the sweep is resumed."""
         settings = {
             entry.name: getattr(self.train, entry.name)
             for entry in dataclasses.fields(TrainConfig)
@@ -107,7 +104,7 @@ class SweepConfig:
 
 
 class SweepFolder:
-    """`sweep.json`, and the runs' folders beside it."""
+    """A sweep has begun once `file` (sweep.json) and `images` (those that all runs train on) are there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -118,101 +115,82 @@ class SweepFolder:
         return RunFolder(self.path / name)
 
     def read(self) -> Content:
-        """Raises FastaeError if it is not what `write` wrote."""
+        """Raises FastaeError if sweep.json is missing or not what fastae writes."""
         try:
             content: Content = read_json(self.file, Content)
         except (OSError, ValueError) as error:
             raise FastaeError(f"{str(self.file)!r} cannot be read as a sweep: {error}") from None
-        for run in content.runs:
-            # A run's folder has its name, and is removed if the run had not begun: no other folder is.
+        for run in content.runs:  # the names of folders: none may lie outside
             if run.loss not in LOSSES or not re.fullmatch(rf"{run.loss}(-[0-9]+)?", run.name):
                 raise FastaeError(f"{str(self.file)!r} holds a run {run.name!r:.60}, which no sweep does")
         return content
 
-    def write(self, content: Content) -> None:
-        """Raises OSError."""
-        write_json(self.file, dataclasses.asdict(content))
-
-    def change(self, name: str, **values: Any) -> SweepRun:
-        """Sets fields of one run; returns it. Raises OSError."""
-        with self.alone():
+    def change(self, name: str, **values: Any) -> None:
+        """Sets fields of one run. Raises OSError."""
+        with FileLock(self.path / ".sweep.json.lock"):  # other ranks change theirs
             content = self.read()
             runs = tuple(replace(run, **values) if run.name == name else run for run in content.runs)
-            self.write(replace(content, runs=runs))
-        return next(run for run in runs if run.name == name)
-
-    def has_begun(self, content: Content) -> bool:
-        """Whether there is a run; a plan whose settings were refused may be replaced by another."""
-        return any(run.state is State.FINISHED or self.run(run.name).config.exists() for run in content.runs)
+            write_json(self.file, dataclasses.asdict(replace(content, runs=runs)))
 
     def manifest(self) -> Manifest | None:
-        """The images that all runs train on; None until `agree_on` was called. Raises FastaeError."""
+        """The images that all runs train on; None before it has begun. Raises FastaeError."""
         return Manifest.read(self.images) if self.images.exists() else None
 
-    def agree_on(self, images: Manifest) -> Manifest:
-        """The images that the first process to ask has found. Raises FastaeError, OSError."""
-        with self.alone():
-            if not self.images.exists():
-                images.write(self.images)
-            return Manifest.read(self.images)
+    def begin(self, config: SweepConfig, images: Manifest) -> None:
+        """Writes the plan and the images of a sweep that has not begun. Raises FastaeError."""
+        if self.images.exists():
+            return
+        try:
+            write_json(self.file, dataclasses.asdict(Content(config.plan(), config.runs())))
+            images.write(self.images)
+        except OSError as error:
+            self.file.unlink(missing_ok=True)
+            raise _unusable(self.path, error) from None
 
-    def withdraw(self, kind: type[BaseException] | None, *rest: object) -> None:
-        """At the end of a block that an error ends: leaves nothing if no run has begun."""
-        with suppress(OSError):
-            if kind and not (self.file.exists() and self.has_begun(self.read())):
-                for file in (self.file, self.images, *self.path.glob(DRAFTS), *self.path.glob(".*lock")):
-                    file.unlink(missing_ok=True)
+    def require_resumable(self, config: SweepConfig) -> None:
+        """Raises FastaeError unless this is the folder of this sweep, or empty. Raises OSError."""
+        if self.file.exists():
+            found, wanted = self.read().plan, config.plan()
+            differing = [
+                f"{flag(name)} {found.get(name)}, not {wanted.get(name)}"
+                for name in dict.fromkeys([*wanted, *found])
+                if found.get(name) != wanted.get(name)
+            ]
+            if differing:
+                raise FastaeError(
+                    f"{str(self.path)!r} holds a sweep with {', '.join(differing)}: "
+                    "give the same settings to resume it, or name another --out"
+                )
+        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+            raise FastaeError(f"--out {str(self.path)!r} is not empty and holds no sweep: name a new folder")
 
-    @contextmanager
-    def alone(self) -> Iterator[None]:
-        with FileLock(self.path / ".sweep.json.lock"):
-            yield
+    def remove_unless_begun(self) -> None:
+        """Leaves nothing, not even a lock, of a sweep that has not begun."""
+        if not self.images.exists():
+            with suppress(OSError):
+                for lock in self.path.glob(".*lock"):
+                    lock.unlink()
 
 
 @contextmanager
 def open_sweep(config: SweepConfig, path: Path | None) -> Iterator[SweepFolder]:
-    """The sweep in a folder, new or to be resumed, kept from others while the block runs.
+    """The folder of a sweep, new or to be resumed, kept from others while the block runs.
 
-    Default: runs/TIME-sweep. If an error ends the block before a run has begun, nothing is left.
-    Raises FastaeError if another sweep, or something else, is in it, or it cannot be written.
+    Default: runs/TIME-sweep. It is removed again if the sweep does not begin. Raises FastaeError if another
+    sweep, or something else, is in it, or it cannot be written.
     """
-    wanted = Content(config.plan(), config.runs())
     with ExitStack() as held:
         place = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep"
         try:
-            place = held.enter_context(made_folder(place, new=path is None))
-            folder = SweepFolder(place)
-            require_sweep_or_nothing(folder)
-            held.enter_context(locked(FileLock(place / ".lock"), place, "sweep"))
-            require_sweep_or_nothing(folder)  # again: nothing else can come into it now
-            found = folder.read() if folder.file.exists() else None
-            held.push(folder.withdraw)
-            if found and (found.plan == wanted.plan or folder.has_begun(found)):
-                refuse_another(place, found.plan, wanted.plan)
-            else:
-                folder.images.unlink(missing_ok=True)
-                folder.write(wanted)
+            folder = SweepFolder(held.enter_context(made_folder(place, new=path is None)))
+            folder.require_resumable(config)
+            held.enter_context(locked(FileLock(folder.path / ".lock"), folder.path, "sweep"))
+            folder.require_resumable(config)  # again, under the lock
         except OSError as error:
-            raise FastaeError(f"--out {str(place)!r} cannot be used: {error.strerror or error}") from None
+            raise _unusable(place, error) from None
+        held.callback(folder.remove_unless_begun)
         yield folder
 
 
-def require_sweep_or_nothing(folder: SweepFolder) -> None:
-    """Raises FastaeError if something else is in it. Raises OSError."""
-    visible = [entry for entry in folder.path.iterdir() if not entry.name.startswith(".")]
-    if visible and not folder.file.exists():
-        raise FastaeError(f"--out {str(folder.path)!r} is not empty and holds no sweep: name a new folder")
-
-
-def refuse_another(path: Path, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-    """Raises FastaeError if the plans differ."""
-    differing = [
-        f"{flag(name)} {found.get(name)}, not {wanted.get(name)}"
-        for name in dict.fromkeys([*wanted, *found])
-        if found.get(name) != wanted.get(name)
-    ]
-    if differing:
-        raise FastaeError(
-            f"{str(path)!r} holds a sweep with {', '.join(differing)}: "
-            "give the same settings to resume it, or name another --out"
-        )
+def _unusable(path: Path, error: OSError) -> FastaeError:
+    return FastaeError(f"--out {str(path)!r} cannot be used: {error.strerror or error}")

@@ -14,6 +14,7 @@ import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ from torch.utils.tensorboard import summary
 from fastae.utils.console import printable
 
 VERSION = "brain.Event:2"
-"""The first record of each file, which tells TensorBoard how to read the others."""
+"""The first record of each file: its format."""
 
 
-class TensorBoardWriter:
-    """Appends to a new event file in `folder`, from any thread; a context manager. Methods raise OSError.
+class TensorBoardWriter(AbstractContextManager):
+    """Appends to a new event file in `folder`, from any thread; methods raise OSError.
 
     start: the iteration that the run continues from; 0 for a new run.
     """
@@ -43,7 +44,7 @@ class TensorBoardWriter:
         self._write(Event(session_log=SessionLog(status=SessionLog.START), step=start + 1 if start else 0))
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """Visible to a TensorBoard that is open on the folder when this returns."""
+        """By tag; a TensorBoard that is open on the folder sees them when this returns."""
         for tag, value in values.items():
             self._summary(summary.scalar(tag, value), iteration)
 
@@ -53,27 +54,26 @@ class TensorBoardWriter:
         self._summary(Summary(value=[Summary.Value(tag=tag, image=image)]), iteration)
 
     def settings(self, iteration: int, values: Mapping[str, Any]) -> None:
-        """A table under TensorBoard's Text, one row per value; nested values are JSON."""
-        rows = [
+        """A table under TEXT, one row per setting."""
+        rows = (
             f"| {name} | {printable(value) if isinstance(value, str) else json.dumps(value)} |"
             for name, value in values.items()
-        ]
-        self._summary(
-            summary.text("config", "\n".join(["| setting | value |", "|---|---|", *rows])), iteration
         )
+        table = "\n".join(["| setting | value |", "|---|---|", *rows])
+        self._summary(summary.text("config", table), iteration)
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """The run's row under TensorBoard's HPARAMS; `metrics` names the scalars beside them."""
+        """The run's row under HPARAMS; `metrics` are the tags of the scalars beside them."""
         for part in summary.hparams(dict(settings), dict.fromkeys(metrics, 0.0)):
             self._summary(part, 0)
 
     def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
-        """Under CUSTOM SCALARS, the scalars that share a chart: title -> tags."""
+        """The scalars that share a chart under CUSTOM SCALARS: title -> tags."""
         parts = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
         self._summary(summary.custom_scalars({"train and held-out": parts}), 0)
 
     def sync(self) -> None:
-        """Returns when all that was written is on the disk."""
+        """Returns when all records are on the disk."""
         os.fsync(self._file.fileno())
 
     def _summary(self, values: Summary, iteration: int) -> None:
@@ -83,13 +83,8 @@ class TensorBoardWriter:
         event.wall_time = time.time()
         with self._lock:
             self._records.write(event.SerializeToString())
+            self._records.flush()
 
-    def __enter__(self) -> TensorBoardWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        try:
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):  # a record that could not be written has been reported
             self._file.close()
-        except OSError:
-            if kind is None:  # otherwise the first error is reported, not this one
-                raise

@@ -22,16 +22,15 @@ from fastae.runs.folder import RunFolder, new_run
 from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, open_sweep
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
-from fastae.training.progress import Status, log_line
+from fastae.training.progress import LogLines, TrainMetrics
 from fastae.training.resume import as_before, log_differences, reopen
-from fastae.training.runner import log_result, open_trainer
+from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
-from fastae.utils.console import console, log
+from fastae.utils.console import log
 
 POLL_SECONDS = 2.0
-RECORD_SECONDS = 10.0
-"""A sweep that is killed has lost so much of sweep.json's figures, at most; its runs keep their own."""
+FIGURES = ("iteration", "loss_index", "images_per_second", "seconds")
 
 
 def run_sweep(
@@ -43,53 +42,48 @@ def run_sweep(
     Stopped after a signal; the same call resumes it.
     """
     ranks = launched()
-    with open_on_all_ranks(config, path, ranks) as folder:
+    with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         try:
-            runs = Sweep(folder, config.train, ranks, at_once).run()
+            sweep = Sweep(config, mine or SweepFolder(Path(ranks.share("sweep"))), ranks, at_once)
+            runs = sweep.run()
         except OSError as error:
-            raise RunFailure(
-                f"cannot write to the sweep's folder {str(folder.path)!r}: {error.strerror or error}; "
-                "the same command resumes it"
-            ) from None
+            where = f"the sweep's folder {str(sweep.folder.path)!r}: {error.strerror or error}"
+            raise RunFailure(f"cannot write to {where}; the same command resumes it") from None
     for run in runs:
         if run.state is State.FAILED:
             log(f"failed    {run.name}: {run.error}")
-    return folder.path, runs
-
-
-@contextmanager
-def open_on_all_ranks(config: SweepConfig, path: Path | None, ranks: Ranks) -> Iterator[SweepFolder]:
-    """The first rank opens the sweep's folder, the others learn where it is."""
-    if not ranks.is_main:
-        yield SweepFolder(Path(ranks.receive("sweep")))
-        return
-    with open_sweep(config, path) as folder:
-        ranks.broadcast("sweep", str(folder.path))
-        yield folder
+    return sweep.folder.path, runs
 
 
 class Sweep:
-    """The runs of a sweep's folder as this rank trains them."""
+    """The runs of a sweep's folder as this rank trains them, up to `at_once` in turns."""
 
-    def __init__(self, folder: SweepFolder, config: TrainConfig, ranks: Ranks, at_once: int) -> None:
-        self._folder = folder
+    def __init__(self, config: SweepConfig, folder: SweepFolder, ranks: Ranks, at_once: int) -> None:
+        self.folder = folder
         self._config = config
         self._ranks = ranks
         self._at_once = at_once
         self._stopped: Stopped | None = None
-        self._runs: dict[str, SweepRun] = {}
-        self._displays: dict[str, RunDisplay] = {}
-        self._refresh()
+        self._runs = {run.name: run for run in config.runs()}
 
     def run(self) -> tuple[SweepRun, ...]:
-        """Trains this rank's runs; the first rank then waits for the others. Raises OSError, FastaeError."""
+        """Trains this rank's runs; the main rank then waits for the others. Raises OSError, FastaeError."""
+        if self.folder.images.exists():
+            self._refresh()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not State.FINISHED]
-        with SweepTable(self._view, self._config):
-            for name in todo:
-                self.change(name, state=State.WAITING)
+        settings = replace(self._config.train, device=device_of(self._config.train.device, self._ranks))
+        if todo:
+            session, settings = open_shared_session(self.folder, settings, list(self._runs))
+        if self._ranks.is_main:
             if todo:
-                session, settings = open_shared_session(self._folder, self._config, self._ranks)
+                self.folder.begin(self._config, session.images.manifest)
+            for run in self._runs.values():
+                if run.state is not State.FINISHED:
+                    self._change(run.name, state=State.WAITING)
+            self._ranks.share("sweep", str(self.folder.path))
+        with SweepTable(lambda: tuple(self._runs.values()), settings):
+            if todo:
                 with StopSignals(settings.signal_grace) as stops:
                     self._train(session, settings, todo, stops)
             if self._ranks.is_main:
@@ -97,61 +91,40 @@ class Sweep:
         return tuple(self._runs.values())
 
     def _train(self, session: Session, settings: TrainConfig, names: list[str], stops: StopSignals) -> None:
-        """Starts a run whenever one of `at_once` slots is free; the runs under way take turns."""
+        """Starts a run whenever a slot is free; the runs in progress take turns."""
         waiting, slots = deque(names), [Slot(session) for _ in range(min(self._at_once, len(names)))]
-        ended: list[Iterator[bool]] = []
-        while True:
+        while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
                 if slot.job is None and waiting and not self._stopped:
                     slot.job = self._train_one(session, settings, waiting.popleft(), stops, slot)
-            busy = [slot for slot in slots if slot.job]
-            if not busy:
-                break
-            for slot in busy:
-                assert slot.job is not None
-                with slot.stream():
-                    training = next(slot.job, None)
-                if training:
-                    complete(ended)  # its last checkpoint was written while this one began
-                elif training is False:
-                    ended.append(slot.job)
-                if not training:
-                    slot.job = None
-        complete(ended)
+                if slot.job:
+                    with slot.stream():
+                        slot.job = slot.job if next(slot.job, None) else None
         if self._stopped:
             raise self._stopped
 
     def _train_one(
         self, session: Session, settings: TrainConfig, name: str, stops: StopSignals, slot: Slot
     ) -> Iterator[bool]:
-        """Trains a run, an iteration per step of this iterator; its failure is recorded, not raised.
-
-        Yields True while it trains, then False once: what remains is to wait for its last checkpoint.
-        """
-        path = self._folder.path / name
-        run = self.change(name, state=State.RUNNING, error="")
+        """Trains a run, an iteration per step of this iterator; its failure is recorded, not raised."""
+        self._change(name, state=State.RUNNING, error="")
+        run, path = self._runs[name], self.folder.path / name
         config = replace(settings, loss=run.loss, seed=run.seed, out=str(path))
-        display = self._displays[name] = RunDisplay(
-            run, config.iterations, self.change, prefix=f"{name}: " if self._at_once > 1 else ""
-        )
+        display = RunDisplay(run, self._update, prefix=f"{name}: " if self._at_once > 1 else "")
         outcome: dict[str, Any] = {"state": State.STOPPED}
         try:
-            with begun_or_new(path, config) as (folder, state):
-                if not folder.new:
-                    require_same_images(folder, session)
+            with begun_or_new(path, config, session) as (folder, state):
                 start = state["iteration"] if state else 0
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
                 if start < config.iterations:
-                    with open_trainer(session, config, folder, stops, display, state, slot.models) as trainer:
+                    with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
                         while trainer.advance():
                             yield True
-                        result = trainer.result()
-                        log_result(result, session.hardware.device)
-                        yield False
+                        trainer.log_result()
                         trainer.finish()
-                    outcome["held_out"] = result.held_out[-1][1]
+                    outcome["held_out"] = trainer.evaluations[-1][1]
             outcome["state"] = State.FINISHED
         except Stopped as stopped:
             self._stopped = Stopped(
@@ -161,57 +134,33 @@ class Sweep:
             outcome |= {"state": State.FAILED, "error": str(error)}
             log(f"{name} failed: {error}")
         finally:
-            display.record(**outcome)
-            del self._displays[name]
+            figures = {figure: getattr(self._runs[name], figure) for figure in FIGURES}
+            self._change(name, **figures, **outcome)
 
     def _wait_for_others(self) -> None:
-        """Returns when no other rank has a run to do; one that died takes this process with it (torchrun)."""
+        """Returns when no rank has a run to do; if one dies, torchrun ends this one."""
         self._refresh()
         while any(run.state in (State.WAITING, State.RUNNING) for run in self._runs.values()):
             time.sleep(POLL_SECONDS)
             self._refresh()
 
-    def _view(self) -> tuple[SweepRun, ...]:
-        """All runs, those under way as they are now."""
-        return tuple(
-            self._displays[name].current() if name in self._displays else run
-            for name, run in self._runs.items()
-        )
+    def _update(self, run: SweepRun) -> None:
+        self._runs[run.name] = run
+
+    def _change(self, name: str, **values: Any) -> None:
+        """Sets fields of a run, also in sweep.json. Raises OSError."""
+        self._update(replace(self._runs[name], **values))
+        self.folder.change(name, **values)
 
     def _refresh(self) -> None:
-        self._runs = {run.name: run for run in self._folder.read().runs}
-
-    def change(self, name: str, **values: Any) -> SweepRun:
-        """Sets fields of a run in sweep.json. Raises OSError."""
-        self._runs[name] = self._folder.change(name, **values)
-        return self._runs[name]
-
-
-@contextmanager
-def begun_or_new(path: Path, config: TrainConfig) -> Iterator[tuple[RunFolder, RunState | None]]:
-    """A run's folder, locked, and its newest checkpoint; a new folder for a run that has not begun."""
-    run = RunFolder(path)
-    if run.config.exists():
-        with run.locked():
-            yield run, reopen(run, config)
-    else:
-        with new_run(path, config.loss, "the run folder") as run:
-            yield run, None
-
-
-def require_same_images(run: RunFolder, session: Session) -> None:
-    """Raises FastaeError if a run began with other images than those of the session."""
-    if run.manifest().fingerprint != session.images.manifest.fingerprint:
-        raise FastaeError(
-            f"it began with other images than the sweep; fastae train --resume {run.path} resumes it alone"
-        )
+        self._runs = {run.name: run for run in self.folder.read().runs}
 
 
 class Slot:
     """A place for one run at a time: the model that is trained in it, and a stream of its own on a GPU."""
 
     def __init__(self, session: Session) -> None:
-        self.models = Models(session.hardware, session.ranks)
+        self.models = Models(session)
         self.job: Iterator[bool] | None = None
         on_gpu = session.hardware.device.type == "cuda"
         self._stream = torch.cuda.Stream(session.hardware.device) if on_gpu else None
@@ -220,72 +169,58 @@ class Slot:
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
 
-class RunDisplay:
-    """The `fastae.training.progress.Display` of one run. change: sets fields of it in sweep.json.
+class RunDisplay(LogLines):
+    """Shows a run's log steps, and has the table show them by calling `update`."""
 
-    prefix: of its log lines, if several runs write in turn.
-    """
-
-    def __init__(
-        self, run: SweepRun, iterations: int, change: Callable[..., SweepRun], prefix: str = ""
-    ) -> None:
+    def __init__(self, run: SweepRun, update: Callable[[SweepRun], None], prefix: str) -> None:
+        super().__init__(prefix)
         self._run = run
-        self._iterations = iterations
-        self._change = change
-        self._prefix = prefix
-        self._iteration = run.iteration
-        self._began = self._recorded = time.monotonic()
+        self._update = update
+        self._began = time.monotonic()
 
-    def current(self) -> SweepRun:
-        """The run as it is now, of which sweep.json has an older view."""
-        seconds = self._run.seconds + time.monotonic() - self._began
-        return replace(self._run, iteration=self._iteration, seconds=seconds)
-
-    def begin(self, start: int, iterations: int) -> AbstractContextManager:
-        self._iteration = start
-        return nullcontext()
-
-    def advance(self) -> None:
-        self._iteration += 1
-
-    def report(self, iteration: int, status: Status) -> None:
-        self._run = replace(
-            self._run, loss_index=status.loss_index, images_per_second=status.images_per_second
+    def report(self, metrics: TrainMetrics) -> None:
+        super().report(metrics)
+        self._update(
+            replace(
+                self._run,
+                iteration=metrics.iteration,
+                loss_index=metrics.loss_index,
+                images_per_second=metrics.window.images_per_second,
+                seconds=self._run.seconds + time.monotonic() - self._began,
+            )
         )
-        if not console.is_terminal:
-            log_line(iteration, self._iterations, status, self._prefix)
-        if time.monotonic() - self._recorded > RECORD_SECONDS:
-            self.record()
-
-    def record(self, **values: Any) -> None:
-        """Writes how far the run is, and `values`, into sweep.json. Raises OSError."""
-        now = self.current()
-        figures = {name: getattr(now, name) for name in FIGURES}
-        self._change(now.name, **figures, **values)
-        self._recorded = time.monotonic()
 
 
-FIGURES = ("iteration", "loss_index", "images_per_second", "seconds")
+@contextmanager
+def begun_or_new(
+    path: Path, config: TrainConfig, session: Session
+) -> Iterator[tuple[RunFolder, RunState | None]]:
+    """A run's folder, locked, and its newest checkpoint; a new folder for a run that has not begun.
 
-
-def complete(ended: list[Iterator[bool]]) -> None:
-    """Waits for the last checkpoints of runs whose iterations are done."""
-    while ended:
-        next(ended.pop(), None)
+    Raises FastaeError if it began with other images than those of the session.
+    """
+    run = RunFolder(path)
+    if run.config.exists():
+        with run.locked():
+            state = reopen(run, config)
+            if state and run.manifest().fingerprint != session.images.manifest.fingerprint:
+                raise FastaeError(
+                    "it began with other images than the sweep; "
+                    f"fastae train --resume {run.path} resumes it alone"
+                )
+            yield run, state
+    else:
+        with new_run(path, config.loss, "the run folder") as run:
+            yield run, None
 
 
 def open_shared_session(
-    folder: SweepFolder, config: TrainConfig, ranks: Ranks
+    folder: SweepFolder, config: TrainConfig, names: list[str]
 ) -> tuple[Session, TrainConfig]:
-    """What all runs share, on all ranks: images, and, in a sweep that is resumed, loader and compiling."""
-    config = replace(config, device=device_of(config.device, ranks))
-    runs = [folder.run(run.name) for run in folder.read().runs]
+    """What all runs share: images and, in a sweep that is resumed, loader and compiling."""
+    runs = map(folder.run, names)
     before = next((run.describe() for run in runs if run.config.exists()), {})
-    pinned = as_before(config, {"data": config.data} if config.data else {}, before)
-    session = open_session(pinned, manifest=folder.manifest())
-    agreed = folder.agree_on(session.images.manifest)
-    if agreed.fingerprint != session.images.manifest.fingerprint:
-        # Another rank was first, and a file came or went between the two.
-        session = open_session(pinned, manifest=agreed)
-    log_differences(session, pinned, before)
-    return session, config
+    settings = as_before(config, {"data": config.data} if config.data else {}, before)
+    session = open_session(settings, manifest=folder.manifest())
+    log_differences(session, settings, before)
+    return session, settings

@@ -1,4 +1,4 @@
-"""The runs of a sweep as they go: a live table on a terminal; elsewhere lines, and the table at the end."""
+"""The runs of a sweep: a live table on a terminal; elsewhere the table at the end."""
 
 from __future__ import annotations
 
@@ -28,8 +28,7 @@ class SweepTable(AbstractContextManager):
         return self
 
     def __exit__(self, *error: object) -> None:
-        if console.is_terminal:
-            self._live.stop()
+        self._live.stop()
         console.print(self._render())
 
     def _render(self) -> Table:
@@ -38,15 +37,10 @@ class SweepTable(AbstractContextManager):
         for heading in ("loss", "state", "iteration", "loss_index", "held out", "images/s", "time"):
             table.add_column(heading, justify="left" if heading in ("loss", "state") else "right")
         for run in runs:
-            table.add_row(
-                run.name,
-                run.state,
-                f"{run.iteration:,}",
-                _number(run.loss_index),
-                _number(run.held_out),
-                _number(run.images_per_second, 1),
-                duration(run.seconds) if run.seconds else "",
-            )
+            figures = ((run.loss_index, ",.0f"), (run.held_out, ",.0f"), (run.images_per_second, ",.1f"))
+            cells = ("" if value is None else format(value, form) for value, form in figures)
+            time = duration(run.seconds) if run.seconds else ""
+            table.add_row(run.name, run.state, f"{run.iteration:,}", *cells, time)
         return table
 
 
@@ -75,7 +69,3 @@ def caption(runs: Sequence[SweepRun], config: TrainConfig) -> str:
 def article_seconds(images: float) -> float:
     """What the article needed for so many images."""
     return ARTICLE_SECONDS * images / ARTICLE_IMAGES
-
-
-def _number(value: float | None, digits: int = 0) -> str:
-    return "" if value is None else f"{value:,.{digits}f}"

@@ -1,7 +1,4 @@
-"""Several processes that train together, as torchrun starts them; a process alone is rank 0 of 1.
-
-torchrun's environment says who is who: nothing here starts or counts processes.
-"""
+"""Several processes that train together, as torchrun starts them; a process alone is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -9,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import cache
 
 import torch
@@ -19,10 +17,13 @@ from torch.distributed.rendezvous import rendezvous
 from fastae.errors import FastaeError, RunFailure
 from fastae.utils.console import console
 
+PATIENCE = timedelta(days=1)
+"""For which a rank waits for the main one, which may be decoding a data set."""
+
 
 @dataclass(frozen=True)
 class Ranks:
-    """rank: of `size`, this process. local: its number on this machine, which is that of its GPU."""
+    """This process is `rank` of `size`. local: its number on this machine, which is that of its GPU."""
 
     rank: int = 0
     size: int = 1
@@ -49,30 +50,30 @@ class Ranks:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return shared.bool().tolist()
 
-    def broadcast(self, name: str, text: str) -> None:
-        """Gives the other ranks what they `receive` under this name, before they are `joined`."""
-        if self.size > 1:
-            _store().set(f"fastae/{name}", text)
+    def share(self, name: str, text: str = "") -> str:
+        """The main rank's `text`, on all ranks, before they are `joined`; the others wait for it.
 
-    def receive(self, name: str) -> str:
-        """Waits for what the first rank broadcasts. Raises RunFailure if it has ended."""
-        store = _store()
-        try:
-            return store.get(f"fastae/{name}").decode()
-        except RuntimeError as error:
-            raise RunFailure(f"the first rank ended, or cannot be reached: {error!s:.200}") from None
+        Raises RunFailure if the main rank has ended.
+        """
+        if self.size > 1:
+            try:
+                store = _torchrun_store()
+                if not self.is_main:
+                    return store.get(f"fastae/{name}").decode()
+                store.set(f"fastae/{name}", text)
+            except (RuntimeError, ValueError) as error:
+                raise RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}") from None
+        return text
 
 
 ALONE = Ranks()
 
 
 @cache
-def _store() -> dist.Store:
-    """The names and values that torchrun keeps for all ranks. Raises RunFailure if it is not there."""
-    try:
-        store, *_ = next(rendezvous("env://"))
-    except (RuntimeError, ValueError) as error:
-        raise RunFailure(f"the other ranks cannot be reached: {error!s:.200}") from None
+def _torchrun_store() -> dist.Store:
+    """The names and values that torchrun keeps for all ranks."""
+    store, *_ = next(rendezvous("env://"))
+    store.set_timeout(PATIENCE)
     return store
 
 

@@ -1,4 +1,4 @@
-"""Held-out images through the model as it is: reconstructions, their loss, loss_index and PSNR."""
+"""Held-out images through the model: reconstructions, their loss, loss_index and PSNR."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Ten
 
 
 def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision) -> Evaluation:
-    """Over all of `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
+    """Evaluates on `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
     reconstructions = reconstruct(model, images, precision)
     errors = squared_error(reconstructions, images).mean((1, 2, 3))
     stride = max(1, len(images) // SAMPLES)

@@ -1,60 +1,70 @@
-"""The state of a training loop: a live bar on a terminal, one plain line per log step elsewhere."""
+"""How far a run is: a live bar on a terminal, one plain line per log step elsewhere."""
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Protocol
 
 from rich.progress import BarColumn, Progress, TextColumn
 
+from fastae.training.step_timer import Window
 from fastae.utils.console import console, duration, log
 
 WIDE = 110
-"""Columns of a terminal that show everything; on narrower ones, without the loss and the data wait."""
+"""Terminal columns from which the bar shows everything; narrower ones hide the loss and the data wait."""
 
 
 @dataclass(frozen=True)
-class Status:
-    """What a log step shows. data_wait: share of the time. remaining: seconds."""
+class TrainMetrics:
+    """A log step. loss: mean loss element. data_seconds, device_seconds: for which the host waited for
+    batches, and for the device, since the last. remaining: seconds until the run ends."""
 
+    iteration: int
     loss: float
     loss_index: float
-    images_per_second: float
-    data_wait: float
+    gradient_norm: float
+    window: Window
+    data_seconds: float
+    device_seconds: float
     remaining: float
 
-    def __str__(self) -> str:
-        return (
-            f"loss {self.loss:.4f}  loss_index {self.loss_index:>9,.0f}  "
-            f"{self.images_per_second:,.1f} images/s  data wait {self.data_wait:.1%}  "
-            f"ETA {duration(self.remaining)}"
-        )
-
-    @property
-    def short(self) -> str:
-        return (
-            f"loss_index {self.loss_index:,.0f}  {self.images_per_second:,.1f} images/s  "
-            f"ETA {duration(self.remaining)}"
-        )
+    def line(self, wide: bool = True) -> str:
+        rate, ending = f"{self.window.images_per_second:,.1f} images/s", f"ETA {duration(self.remaining)}"
+        if wide:
+            return (
+                f"loss {self.loss:.4f}  loss_index {self.loss_index:>9,.0f}  {rate}  "
+                f"data wait {self.window.data_wait:.1%}  {ending}"
+            )
+        return f"loss_index {self.loss_index:,.0f}  {rate}  {ending}"
 
 
-class Display(Protocol):
-    """Where a loop shows how far it is."""
+class LogLines:
+    """Shows each log step as a line, if the output is not a terminal."""
 
-    def begin(self, start: int, iterations: int) -> AbstractContextManager: ...
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._iterations = 0
+
+    def begin(self, start: int, iterations: int) -> AbstractContextManager:
+        """start: the iteration that the run continues from."""
+        self._iterations = iterations
+        return nullcontext()
 
     def advance(self) -> None:
-        """One iteration is done; costs nothing between log steps."""
+        """One iteration is done."""
 
-    def report(self, iteration: int, status: Status) -> None:
+    def report(self, metrics: TrainMetrics) -> None:
         """A log step."""
+        if not console.is_terminal:
+            width = len(f"{self._iterations:,}")
+            log(f"{self._prefix}{metrics.iteration:>{width},}/{self._iterations:,}  {metrics.line()}")
 
 
-class TrainingProgress:
-    """One run's bar, or its lines."""
+class ProgressBar(LogLines):
+    """Shows the run as a bar, if the output is a terminal."""
 
-    def __init__(self) -> None:
+    def begin(self, start: int, iterations: int) -> AbstractContextManager:
+        super().begin(start, iterations)
         self._bar = Progress(
             TextColumn("{task.completed:,}/{task.total:,}"),
             BarColumn(bar_width=None),
@@ -62,25 +72,15 @@ class TrainingProgress:
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,
-            transient=True,  # the last lines say it all; after Ctrl-C it would be there twice
+            transient=True,  # else it stays, twice after Ctrl-C
             expand=True,
         )
-
-    def begin(self, start: int, iterations: int) -> AbstractContextManager:
-        self._iterations = iterations
         self._task = self._bar.add_task("train", total=iterations, completed=start, status="first step ...")
         return self._bar
 
     def advance(self) -> None:
         self._bar.advance(self._task)
 
-    def report(self, iteration: int, status: Status) -> None:
-        self._bar.update(self._task, status=str(status) if console.width >= WIDE else status.short)
-        if not console.is_terminal:
-            log_line(iteration, self._iterations, status)
-
-
-def log_line(iteration: int, iterations: int, status: Status, prefix: str = "") -> None:
-    """A log step as a line, for a log file."""
-    width = len(f"{iterations:,}")
-    log(f"{prefix}{iteration:>{width},}/{iterations:,}  {status}")
+    def report(self, metrics: TrainMetrics) -> None:
+        super().report(metrics)
+        self._bar.update(self._task, status=metrics.line(wide=console.width >= WIDE))

@@ -1,8 +1,7 @@
-"""`fastae train --resume RUN`: the run in a folder continues from its newest whole checkpoint.
+"""`fastae train --resume RUN`: the run in a folder continues from its newest valid checkpoint.
 
-What decides the optimization is the run's own and cannot be changed. What does not (more iterations, another
-device, where the data are) may be given anew. With nothing changed, the run ends in the same bits as one that
-was never stopped.
+Settings that decide the optimization cannot be changed. Others (more iterations, another device, where the
+data are) may be given anew. With nothing changed, the run ends in the same bits as one that never stopped.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from fastae.runs import checkpoint
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder
 from fastae.training.distributed import ALONE, Ranks, launched
-from fastae.training.runner import log_results, train_in
+from fastae.training.runner import train_in
 from fastae.training.session import Session, open_session
 from fastae.utils.console import log, printable
 from fastae.utils.json import nested
@@ -29,8 +28,8 @@ from fastae.utils.json import nested
 def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     """Resumes the run in `path`, with the settings in `given` changed. Returns the folder.
 
-    Raises FastaeError if that is no run, another process is at work in it, or the settings or the data would
-    make it another run; otherwise as `fastae.training.runner.train`.
+    Raises FastaeError if that is not a run, it is in progress, or the settings or the data would make it
+    another run; otherwise as `fastae.training.runner.train`.
     """
     ranks, run = launched(), RunFolder(path)
     saved = run.settings()
@@ -43,17 +42,17 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         if state and state["iteration"] >= config.iterations:
             log(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations extends it")
             return path
-        session = open_session(as_before(config, given, before), ranks, run, run.manifest())
+        images = run.manifest() if state or run.images.exists() else None
+        session = open_session(as_before(config, given, before), ranks, images)
         log_differences(session, config, before)
         train_in(session, config, run, state)
-    log_results(run)
     return path
 
 
 def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State | None:
-    """Clears up a run's folder, which is locked; its newest whole checkpoint, or None if it has none yet.
+    """The newest valid checkpoint of a run, whose folder is locked; None if it has none yet.
 
-    Raises FastaeError if it has some, and none of them can be used.
+    Raises FastaeError if it has some, and none of them is valid.
     """
     if ranks.is_main:
         run.remove_drafts()
@@ -67,11 +66,11 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State |
 
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
     """The run's settings with those that were given. Raises FastaeError for one that is fixed."""
-    fixed = {entry.name for entry in dataclasses.fields(TrainConfig) if not entry.metadata["free"]}
+    fixed = [entry.name for entry in dataclasses.fields(TrainConfig) if not entry.metadata["free"]]
     differing = [
-        f"{flag(name)} {getattr(saved, name)}, not {value}"
-        for name, value in given.items()
-        if name in fixed and value != getattr(saved, name)
+        f"{flag(name)} {getattr(saved, name)}, not {given[name]}"
+        for name in fixed
+        if name in given and given[name] != getattr(saved, name)
     ]
     if differing:
         raise FastaeError(f"the run in {str(path)!r} has {', '.join(differing)}: start a new run for that")
@@ -79,33 +78,26 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
 
 
 def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str, Any]) -> TrainConfig:
-    """The settings with what was chosen automatically then, where nothing else is given now."""
-    found = {
-        "data": _of(before, str, "data", "folder"),
-        "loader": _of(before, str, "loader"),
-        "compile": _of(before, bool, "compiled"),
+    """The settings, with what was chosen automatically `before` instead of what is not `given` now."""
+    chosen = {
+        "data": nested(before, "data", "folder"),
+        "loader": nested(before, "loader"),
+        "compile": nested(before, "compiled"),
     }
-    kept = {name: value for name, value in found.items() if name not in given and value is not None}
-    return dataclasses.replace(config, **kept)
+    kept = {name: value for name, value in chosen.items() if name not in given and value is not None}
+    return TrainConfig.from_dict(config.as_dict() | kept, "what the run says of itself")
 
 
 def log_differences(session: Session, config: TrainConfig, before: Mapping[str, Any]) -> None:
-    """What differs from the run so far, and is sound."""
+    """What differs from the run so far, and changes rounding alone."""
     now = session.describe(config, "")
-    for what, then, is_now in (
-        ("device", _of(before, str, "device"), now["device"]),
-        ("loader", _of(before, str, "loader"), now["loader"]),
-        ("compiled", _of(before, bool, "compiled"), now["compiled"]),
-        *(
-            (name, _of(before, str, "environment", "packages", name), version)
-            for name, version in now["environment"]["packages"].items()
-        ),
+    packages = now["environment"]["packages"]
+    for place in (
+        ("device",),
+        ("loader",),
+        ("compiled",),
+        *(("environment", "packages", name) for name in packages),
     ):
-        if then is not None and then != is_now:
-            log(f"differs   {what} was {printable(str(then))}, is {is_now}: equal to rounding only")
-
-
-def _of(values: Any, kind: type, *names: str) -> Any:
-    """The value at values[name][name]... where it is of this kind, else None."""
-    found = nested(values, *names)
-    return found if isinstance(found, kind) else None
+        then, is_now = nested(before, *place), nested(now, *place)
+        if then not in (None, is_now):
+            log(f"differs   {place[-1]} was {printable(str(then))}, is {is_now}: equal to rounding only")

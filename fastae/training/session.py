@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
@@ -34,16 +33,9 @@ from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronise
+from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder
-from fastae.utils.console import log, printable
-from fastae.utils.device import (
-    Precision,
-    choose_compile,
-    choose_device,
-    choose_kernels,
-    choose_precision,
-    describe,
-)
+from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.memory import keep_freed_memory
 
@@ -57,56 +49,160 @@ _first_process: int | None = None
 
 @dataclass(frozen=True)
 class Hardware:
-    """What was chosen. compile_note: why, or why not, torch.compile is used, for people."""
+    """What a run was given. compile_note: whether torch.compile is used and why, for people."""
 
     device: torch.device
-    precision: Precision
+    precision: devices.Precision
     compiled: bool
     compile_note: str
+
+
+@dataclass
+class Session:
+    """One opened data set on one device.
+
+    source: where the images are from, for people. loader: training batches. held_out: images to evaluate on,
+    float32 (N, 3, S, S) on the device. replaced: files that turned out to be bad. runs: those in progress.
+    """
+
+    ranks: Ranks
+    hardware: Hardware
+    images: ImageFolder
+    source: str
+
+    def __post_init__(self) -> None:
+        self.environment = describe_environment()
+        self.replaced: list[FileFault] = []
+        self.runs: list[RunFolder] = []
+        self.loader: Loader
+        self.held_out: Tensor
+
+    @property
+    def skipped(self) -> list[FileFault]:
+        """The files that are not trained on."""
+        return [*self.images.skipped, *self.replaced]
+
+    def report_replaced(self, bad: FileFault, substitute: str) -> None:
+        """For loaders: a file turned out to be bad, and is replaced by another."""
+        self.replaced.append(bad)
+        for run in self.runs:
+            run.note_skipped([bad])
+        quiet, number = console.quiet, len(self.replaced)
+        console.quiet = quiet and not self.runs  # from then on each rank reads other files
+        if number <= NAMED:
+            log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
+        elif number.bit_count() == 1:  # at 4, 8, 16, ...
+            log(f"{number:,} files that cannot be decoded were replaced: skipped.txt names them")
+        console.quiet = quiet
+
+    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
+        """What config.json and every checkpoint say of a run; `step` is for people."""
+        hardware, manifest = self.hardware, self.images.manifest
+        layout = "channels-last" if config.channels_last else "channels-first"
+        ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
+        notes = (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks)
+        return {
+            "config": config.as_dict(),
+            "data": {
+                "source": self.source,
+                "folder": os.path.abspath(self.images.root),  # noqa: PTH100
+                "train": len(self.images.train),
+                "held_out": len(self.images.held_out),
+                "split": manifest.split,
+                "evaluated_on": len(self.held_out),
+                "fingerprint": manifest.fingerprint,
+            },
+            "loader": self.loader.kind,
+            "compiled": hardware.compiled,
+            "device": devices.describe(hardware.device),
+            "device_type": hardware.device.type,
+            "world_size": self.ranks.size,
+            "step": ", ".join(filter(None, notes)),
+            "environment": self.environment,
+        }
 
 
 class Models:
     """One model, trained anew by each run that takes it, and its objectives, each compiled once."""
 
-    def __init__(self, hardware: Hardware, ranks: Ranks) -> None:
-        self._hardware = hardware
-        self._ranks = ranks
+    def __init__(self, session: Session) -> None:
+        self.session = session
         self._model: AutoEncoder | None = None
         self._objectives: dict[Callable, nn.Module] = {}
 
     def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
         """A new training, from the initial weights of `config.seed`. images_of: a loader's `images`."""
-        initial = build_model(config, self._hardware.device)
+        hardware, ranks = self.session.hardware, self.session.ranks
+        initial = build_model(config, hardware.device)
         if self._model is None:
             self._model = initial
-            if config.sync_bn and self._ranks.size > 1:
+            if config.sync_bn and ranks.size > 1:
                 synchronise(self._model)
         else:  # in place: what was compiled holds these very weights
             self._model.load_state_dict(initial.state_dict())
+        # The three reductions of an element are one objective: what differs is Adam's eps.
+        element = element_of(config.loss)
+        if element not in self._objectives:
+            objective = objective_of(self._model, config.loss, hardware.precision, hardware.compiled)
+            if ranks.size > 1:
+                objective = DistributedDataParallel(
+                    objective,
+                    broadcast_buffers=False,  # the main rank evaluates and saves, by its own statistics
+                    gradient_as_bucket_view=True,
+                )
+            self._objectives[element] = objective
         return TrainingStep(
             self._model,
             loss=config.loss,
             batch_shape=(config.batch_size, 3, config.image_size, config.image_size),
             lr=config.lr,
-            precision=self._hardware.precision,
-            objective=self._objective(self._model, config.loss),
+            precision=hardware.precision,
+            objective=self._objectives[element],
             images_of=images_of,
             skip_non_finite=config.on_nan == "skip",
         )
 
-    def _objective(self, model: AutoEncoder, loss: str) -> nn.Module:
-        # The three reductions of an element are one objective: what differs is Adam's eps.
-        element = element_of(loss)
-        if element not in self._objectives:
-            objective = objective_of(model, loss, self._hardware.precision, self._hardware.compiled)
-            if self._ranks.size > 1:
-                objective = DistributedDataParallel(
-                    objective,
-                    broadcast_buffers=False,  # the first rank evaluates and saves, by its own statistics
-                    gradient_as_bucket_view=True,
-                )
-            self._objectives[element] = objective
-        return self._objectives[element]
+
+def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest | None = None) -> Session:
+    """Everything that runs with these settings share.
+
+    manifest: the images of a run that is resumed; None for those that are there now. Raises FastaeError for
+    what is wrong with the settings, the device or the data.
+    """
+    refuse_forked()
+    hardware = choose_hardware(config, ranks)
+    cache = cache_folder(config.cache_dir)
+    images, source = open_source(config.data, config.crop, cache, manifest)
+    session = Session(ranks, hardware, images, source)
+    crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
+    load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
+    images = session.images
+    log(
+        f"data      {source}: {len(images.train):,} images to train on, {len(images.held_out):,} held out "
+        f"({images.manifest.split})"
+    )
+    if images.ignored:
+        log(
+            f"ignored   {count_ignored(images.ignored)}: training reads JPEG files only, and follows no links"
+        )
+    if images.skipped:
+        lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
+        log(f"skipped   {count_faults(images.skipped)}{lost}; skipped.txt names them", "yellow")
+    session.loader = open_loader(
+        images.train,
+        batch_size=config.batch_size,
+        device=hardware.device,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        crop_resize=crop_resize,
+        kind=cast(LoaderKind, config.loader),
+        tuning=Tuning(threads=config.threads, compiled=hardware.compiled),
+        cache=config.cache and cache,
+        shard=(ranks.rank, ranks.size),
+        on_replaced=session.report_replaced,
+    )
+    log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
+    return session
 
 
 def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
@@ -115,53 +211,21 @@ def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     if name == "auto" and (reason := unusable_gpu_reason()):
         log(f"warning   training on the CPU: {reason}", "yellow")
         name = "cpu"
-    device = choose_device(name)
+    device = devices.choose_device(name)
     require_room(config, device)
     if device.type == "cpu":
         keep_freed_memory()
-    choose_kernels(device, config.deterministic)
-    compiled, note = choose_compile(
+    devices.choose_kernels(device, config.deterministic)
+    compiled, note = devices.choose_compile(
         config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf
     )
-    return Hardware(device, choose_precision(device, config.amp), compiled, note)
-
-
-def open_session(
-    config: TrainConfig, ranks: Ranks = ALONE, run: RunFolder | None = None, manifest: Manifest | None = None
-) -> Session:
-    """Everything that runs with these settings share.
-
-    run: lists the files that turn out to be bad. manifest: the images of a run that is resumed; None for
-    those that are there now. Raises FastaeError for what is wrong with the settings, the device or the data.
-    """
-    refuse_forked()
-    hardware = choose_hardware(config, ranks)
-    cache = cache_folder(config.cache_dir)
-    images, source = open_source(config.data, config.crop, cache, manifest)
-    session = Session(ranks, hardware, images, source)
-    with session.reporting_to(run):
-        crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
-        load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
-        log_images(session, is_resumed=manifest is not None)
-        session.loader = open_loader(
-            session.images.train,
-            batch_size=config.batch_size,
-            device=hardware.device,
-            seed=config.seed,
-            augmentation=config.augmentation,
-            crop_resize=crop_resize,
-            kind=cast(LoaderKind, config.loader),
-            tuning=Tuning(threads=config.threads, compiled=hardware.compiled),
-            cache=config.cache and cache,
-            shard=(ranks.rank, ranks.size),
-            on_replaced=session.report_replaced,
-        )
-    log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
-    return session
+    if not config.amp and devices.choose_precision(device, amp=True).dtype:
+        log("hint      --amp is off, and this device multiplies bf16 or fp16 faster than float32")
+    return Hardware(device, devices.choose_precision(device, config.amp), compiled, note)
 
 
 def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize, is_resumed: bool) -> None:
-    """Decodes the images to evaluate on. A new run divides its files anew if none of them can be decoded."""
+    """Decodes the images to evaluate on. A new run splits its files anew if none of them can be decoded."""
     while True:
         held_out = session.images.held_out
         try:
@@ -180,105 +244,8 @@ def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize
             session.images = session.images.without(error.found)
 
 
-def log_images(session: Session, is_resumed: bool) -> None:
-    """Which images there are, and which are skipped."""
-    images = session.images
-    log(
-        f"data      {session.source}: {len(images.train):,} images to train on, "
-        f"{len(images.held_out):,} held out ({images.manifest.split})"
-    )
-    if images.ignored:
-        log(
-            f"ignored   {count_ignored(images.ignored)}: training reads JPEG files only, and follows no links"
-        )
-    if images.skipped and is_resumed:
-        first, *others = images.skipped
-        lost = f"{printable(first.path):.200}" + (f" and {len(others):,} more" if others else "")
-        log(f"lost      {lost} since the run began: replaced by the next in order", "yellow")
-    elif images.skipped:
-        log(
-            f"skipped   {count_faults(images.skipped)}: fastae check --deep and skipped.txt name them",
-            "yellow",
-        )
-
-
-class Session:
-    """One opened data set on one device.
-
-    loader: training batches. held_out: images to evaluate on, float32 (N, 3, S, S) on the device.
-    replaced: the files found bad since the check.
-    """
-
-    loader: Loader
-    held_out: Tensor
-
-    def __init__(self, ranks: Ranks, hardware: Hardware, images: ImageFolder, source: str) -> None:
-        self.ranks = ranks
-        self.hardware = hardware
-        self.images = images
-        self.source = source
-        self.models = Models(hardware, ranks)
-        self.replaced: list[FileFault] = []
-        self.environment = describe_environment()
-        self._listeners: list[RunFolder] = []
-
-    @property
-    def skipped(self) -> list[FileFault]:
-        """The files that are not trained on."""
-        return [*self.images.skipped, *self.replaced]
-
-    @contextmanager
-    def reporting_to(self, run: RunFolder | None) -> Iterator[None]:
-        """While the block runs, files found bad are listed in this run's folder."""
-        if run and self.ranks.is_main:
-            self._listeners.append(run)
-        try:
-            yield
-        finally:
-            if run in self._listeners:
-                self._listeners.remove(run)
-
-    def report_replaced(self, bad: FileFault, substitute: str) -> None:
-        """For loaders: a file was found bad, and is replaced by another."""
-        self.replaced.append(bad)
-        number = len(self.replaced)
-        if number <= NAMED:
-            log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
-        elif number.bit_count() == 1:  # at 4, 8, 16, ...
-            log(f"{number:,} files that cannot be decoded were replaced: skipped.txt names them")
-        for run in self._listeners:
-            run.note_skipped([bad])
-
-    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
-        """What config.json and every checkpoint say of a run; `step` is for people."""
-        hardware = self.hardware
-        layout = "channels-last" if config.channels_last else "channels-first"
-        ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
-        return {
-            "config": config.as_dict(),
-            "data": {
-                "source": self.source,
-                "folder": os.path.abspath(self.images.root),  # noqa: PTH100
-                "train": len(self.images.train),
-                "held_out": len(self.images.held_out),
-                "split": self.images.manifest.split,
-                "evaluated_on": len(self.held_out),
-                "fingerprint": self.images.manifest.fingerprint,
-            },
-            "loader": self.loader.kind,
-            "compiled": hardware.compiled,
-            "device": describe(hardware.device),
-            "device_type": hardware.device.type,
-            "world_size": self.ranks.size,
-            "step": ", ".join(
-                filter(None, (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks))
-            ),
-            "environment": self.environment,
-        }
-
-
 def refuse_forked() -> None:
-    """Raises FastaeError in a fork of a process that has trained: its threads are not there, and it hangs."""
+    """Raises FastaeError in a fork of a process that has trained, where its threads are missing."""
     global _first_process
     if _first_process not in (None, os.getpid()):
         raise FastaeError(

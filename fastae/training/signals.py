@@ -13,9 +13,9 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals(AbstractContextManager):
-    """While the block runs, `caught` tells whether one of SIGTERM, SIGINT and SIGHUP came, and which.
+    """While the block runs, `caught` is the first of SIGTERM, SIGINT and SIGHUP that came, if any did.
 
-    One that came too late for the block to heed, which ended by itself, is sent again when it ends.
+    grace: seconds until it is `due`. If the block ends without having stopped for it, it is sent again.
 
     A signal that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main
     thread, where Python handles no signals, nothing is caught.
@@ -28,7 +28,7 @@ class StopSignals(AbstractContextManager):
         self._before: dict[signal.Signals, Any] = {}
 
     def due(self) -> bool:
-        """Whether one was caught and its grace, in seconds, is over."""
+        """Whether a signal was caught and its grace is over."""
         return self.caught is not None and time.monotonic() >= self._deadline
 
     def __enter__(self) -> StopSignals:

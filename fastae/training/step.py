@@ -28,11 +28,6 @@ ATTEMPTS = 2
 """At recording: another thread may have disturbed the first."""
 
 
-def as_they_are(images: Tensor) -> Tensor:
-    """What a loader whose inputs are the images themselves makes of them."""
-    return images
-
-
 class Objective(nn.Module):
     """Images (N, 3, S, S) -> (mean loss element to differentiate, mean squared error): float32 scalars."""
 
@@ -67,7 +62,7 @@ class TrainingStep:
 
     Both results are float32 scalars on the device: reading one waits for the device, so the loop does
     that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
-    the step is compiled for one. Inputs may lie in pinned memory where the model is on a GPU.
+    the step is compiled for one. Inputs may lie in pinned memory if the model is on a GPU.
     """
 
     def __init__(
@@ -79,7 +74,7 @@ class TrainingStep:
         lr: float,
         precision: Precision,
         objective: nn.Module,
-        images_of: Callable[..., Tensor] = as_they_are,
+        images_of: Callable[..., Tensor] = lambda images: images,
         skip_non_finite: bool = False,
     ) -> None:
         self.model = model
@@ -105,7 +100,7 @@ class TrainingStep:
         return self._step(*(value.to(self.device, non_blocking=True) for value in inputs))
 
     def record(self, example: Sequence[Tensor]) -> str:
-        """On CUDA, records the whole step as one graph, which later calls replay; says what was done.
+        """On CUDA, records the whole step as one graph, which later calls replay; returns what was done.
 
         Call it before training and before DALI starts, whose threads may synchronise the device, which
         a recording does not survive. The steps that it trains on `example` to warm up are undone.
@@ -113,20 +108,20 @@ class TrainingStep:
         if not graph.can_record(self.device):
             return ""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        note = ""
         for _ in range(ATTEMPTS):
             try:
                 self._recorded = self._graphed(example)
+                note = "one CUDA graph a step"
             except RuntimeError as error:
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
                 self._forget()
             self._undo(weights)
             if self._recorded is not None:
-                return "one CUDA graph a step"
+                break
         return note
 
     def _graphed(self, example: Sequence[Tensor]) -> graph.GraphedFunction:
-        """The step as a graph of which a replay is known to train. Raises RuntimeError."""
+        """The step as a graph, of which a replay is known to train. Raises RuntimeError."""
         with graph.side_stream(self.device):
             for _ in range(WARM_UP):
                 self._step(*(value.to(self.device) for value in example))
@@ -140,7 +135,7 @@ class TrainingStep:
         return recorded
 
     def _forget(self) -> None:
-        """Drops what a broken-off step has left: gradients in a failed graph's memory, the scaler's flags."""
+        """Drops what an interrupted step has left: gradients in a failed graph's memory, flags."""
         self.optimizer.zero_grad(set_to_none=True)
         for flag in ("grad_scale", "found_inf"):
             self.optimizer.__dict__.pop(flag, None)
@@ -159,9 +154,12 @@ class TrainingStep:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
+        norm = self._scaled_norm()
         return norm / self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else norm
+
+    def _scaled_norm(self) -> Tensor:
+        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        return nn.utils.get_total_norm(gradients)
 
     def state(self) -> dict[str, Any]:
         """Model, optimizer and scaler as state dicts: what `restore` continues from."""
@@ -175,8 +173,8 @@ class TrainingStep:
     def restore(self, state: dict[str, Any]) -> None:
         """Continues from a `state`, whose tensors `fastae.runs.checkpoint` has compared with the model's.
 
-        In place, since a recorded graph holds these very tensors. Adam's moments lie in memory as the weights
-        do, whose layout may be another than in the run before: its kernel assumes that.
+        In place, since a recorded graph holds these very tensors. Adam's moments take the memory format of
+        the weights, which may be another than in the run before: its kernel assumes that.
         """
         self.model.load_state_dict(state["model"])
         for index, weight in enumerate(self.model.parameters()):
@@ -201,14 +199,15 @@ class TrainingStep:
         return objective, error
 
     def _hold_back(self, objective: Tensor, before: Tensor) -> Tensor:
-        """Keeps a non-finite step from weights, moments and batch statistics; NaN for such a one.
+        """Keeps a non-finite step from weights, moments and batch statistics; its objective becomes NaN.
 
         before: the running statistics, all in one. Few operations for many tensors: each is a kernel.
         """
         size = objective
-        if not self.scaler.is_enabled():  # else it does this itself, and overflows are its daily work
-            gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-            size = size + nn.utils.get_total_norm(gradients)
+        if (
+            not self.scaler.is_enabled()
+        ):  # it checks gradients itself, and expects them to overflow now and then
+            size = size + self._scaled_norm()
         good = size.isfinite()
         # The flag by which a fused optimizer leaves everything as it is; GradScaler sets its own.
         self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]

@@ -34,7 +34,7 @@ class Window:
 class StepTimer:
     """Call `begin`, then for each iteration `fetch`, `data_ready` and `step_done`; `split` ends the window.
 
-    What is between an iteration's end and the next `fetch` (the turns of other runs, the host's own work)
+    The time between an iteration's end and the next `fetch` (the turns of other runs, the host's own work)
     counts as time, but not as waiting for data.
     """
 
@@ -50,11 +50,7 @@ class StepTimer:
     def fetch(self) -> None:
         self._marks.append(self._mark())
 
-    def data_ready(self) -> None:
-        self._marks.append(self._mark())
-
-    def step_done(self) -> None:
-        self._marks.append(self._mark())
+    data_ready = step_done = fetch
 
     def split(self) -> Marks:
         """The marks since `begin` or the last split, at least one iteration; the next window begins here."""
@@ -81,7 +77,8 @@ class Marks:
         """The window's figures. Waits for the device to reach its end."""
         if self.on_gpu:
             self.marks[-1].synchronize()
-        spans = np.array([self._between(a, b) for a, b in itertools.pairwise(self.marks)])
+        pairs = itertools.pairwise(self.marks)
+        spans = np.array([a.elapsed_time(b) / 1e3 if self.on_gpu else b - a for a, b in pairs])
         gaps, waits, steps = spans[0::3], spans[1::3], spans[2::3]
         seconds = float(spans.sum())
         p50, p95 = np.percentile(gaps + waits + steps, (50, 95))
@@ -93,6 +90,3 @@ class Marks:
             step_p50=float(p50),
             step_p95=float(p95),
         )
-
-    def _between(self, a: Any, b: Any) -> float:
-        return a.elapsed_time(b) / 1e3 if self.on_gpu else b - a

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,13 +23,16 @@ from fastae.data.recovery import DecoderError
 from fastae.errors import FastaeError, Stopped, TrainingFault
 from fastae.losses import loss_index
 from fastae.monitor.recording import Phase
+from fastae.runs.folder import RunFolder
 from fastae.training.evaluate import evaluate
-from fastae.training.recorder import NullRecorder, TrainMetrics
+from fastae.training.progress import TrainMetrics
+from fastae.training.recorder import Recorder
 from fastae.training.session import Session
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.step_timer import Marks, StepTimer, Window
 from fastae.utils.console import log, printable
+from fastae.utils.memory import peak_bytes
 
 WARM_UP = 10
 """Iterations after which speed is representative: cuDNN has chosen, caches are warm."""
@@ -38,34 +42,6 @@ AGREE_EVERY = 10
 
 SKIPPED_IN_A_ROW = 100
 """With --on-nan skip, a run in which this many steps in a row are not finite has failed."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """A finished run. held_out: (iteration, loss_index) of its first and last evaluation;
-    empty on a rank that does not evaluate.
-
-    images_per_second and data_wait (a share) exclude the first step, which warms up and compiles.
-    """
-
-    held_out: tuple[tuple[int, float], ...]
-    images_per_second: float
-    data_wait: float
-    first_step_seconds: float
-
-
-@dataclass(frozen=True)
-class _Reading:
-    """What a log step measured, on its way to the host: mean loss, squared error, gradient norm, then the
-    loss of each iteration from `first` on. ready: set when the copy is complete."""
-
-    first: int
-    iteration: int
-    elapsed: float
-    values: Tensor
-    ready: torch.cuda.Event | None
-    marks: Marks
-    data_seconds: float
 
 
 def is_log_step(iteration: int, every: int) -> bool:
@@ -78,7 +54,8 @@ def is_log_step(iteration: int, every: int) -> bool:
 class Trainer:
     """Call `advance` until it returns False, then `finish`.
 
-    start: the iteration that `step` continues from. stops: asks for an early, orderly end.
+    start: the iteration that `step` continues from. recorder: None on all ranks but the main one.
+    stops: asks for an early, orderly end.
     """
 
     def __init__(
@@ -87,27 +64,30 @@ class Trainer:
         config: TrainConfig,
         step: TrainingStep,
         loader: Loader,
-        recorder: NullRecorder,
+        run: RunFolder,
+        recorder: Recorder | None,
         stops: StopSignals,
         start: int = 0,
     ) -> None:
-        self.config = config
         self.iteration = self._start = start
+        self.evaluations: list[tuple[int, float]] = []
+        """(iteration, loss_index) of each evaluation so far."""
+        self._config = config
         self._session = session
         self._ranks = session.ranks
         self._step = step
         self._loader = loader
+        self._batches = loader.inputs(start)
+        self._run = run
         self._recorder = recorder
         self._stops = stops
-        self._batches: Iterator[tuple[Tensor, ...]] | None = None
         self._timer = StepTimer(step.device, config.batch_size)
         self._data_seconds = 0.0
         # The losses since the last log step: read together there, since each reading is a copy to the host.
         self._losses = torch.zeros(min(config.log_every, config.iterations), device=step.device)
         self._logged = self._checked = start
-        self._reading: _Reading | None = None
+        self._unread: Callable[[], None] | None = None
         self._windows: list[Window] = []
-        self._held_out: list[tuple[int, float]] = []
         self._skipped_in_a_row = 0
         self._began = self._saved_at = time.monotonic()
         self._signal_seen = False
@@ -117,18 +97,20 @@ class Trainer:
 
         Raises TrainingFault if training cannot continue, Stopped after a signal, and OSError.
         """
-        batches = self._batches or self._begin()
+        if self.iteration == self._start:
+            self._begin()
         self.iteration += 1
         self._timer.fetch()
-        inputs = self._next_inputs(batches)
+        inputs = self._next_inputs()
         self._timer.data_ready()
         loss, error = self._step(*inputs)
         self._timer.step_done()
         self._losses[self.iteration - self._logged - 1].copy_(loss)
-        self._recorder.advance()
+        if self._recorder:
+            self._recorder.advance()
         over, stopped = self._ending()
-        evaluates = over or self.iteration % self.config.eval_every == 0
-        if evaluates or is_log_step(self.iteration, self.config.log_every):
+        evaluates = over or self.iteration % self._config.eval_every == 0
+        if evaluates or is_log_step(self.iteration, self._config.log_every):
             self._log(loss, error)
             if evaluates:
                 self._evaluate()
@@ -139,39 +121,46 @@ class Trainer:
         if over or stopped or self._checkpoint_is_due():
             self._save(final=over)
         if stopped:
-            self._stop()
+            self.finish()
+            caught = self._stops.caught or signal.SIGTERM  # another rank's, if not this one's
+            raise Stopped(caught, f"stopped by {caught.name} at iteration {self.iteration:,}")
         return not over
-
-    def result(self) -> Result:
-        """What the run came to, once `advance` has returned False."""
-        windows = self._windows[1:] or self._windows
-        seconds = sum(window.seconds for window in windows)
-        images = self.config.batch_size * sum(window.iterations for window in windows)
-        return Result(
-            held_out=tuple(dict.fromkeys((self._held_out[0], self._held_out[-1]))) if self._held_out else (),
-            images_per_second=images / seconds,
-            data_wait=sum(window.data_wait * window.seconds for window in windows) / seconds,
-            first_step_seconds=self._windows[0].seconds,
-        )
 
     def finish(self) -> None:
         """Returns when the last checkpoint is on the disk."""
-        self._recorder.wait()
+        if self._recorder:
+            self._recorder.wait()
 
-    def _begin(self) -> Iterator[tuple[Tensor, ...]]:
+    def log_result(self) -> None:
+        """A finished run in two lines: held-out error; speed and memory, the first step apart."""
+        ends = dict.fromkeys((self.evaluations[0], self.evaluations[-1]))
+        indices = ", ".join(f"{index:,.0f} at iteration {iteration:,}" for iteration, index in ends)
+        log(f"\nheld-out loss_index {indices}", "bold")
+        first, *others = self._windows
+        windows = others or [first]
+        seconds = sum(window.seconds for window in windows)
+        images = self._config.batch_size * sum(window.iterations for window in windows)
+        wait = sum(window.data_wait * window.seconds for window in windows) / seconds
+        memory = f"{peak_bytes() / 2**30:.1f} GiB"
+        if self._step.device.type == "cuda":
+            memory += f", {torch.cuda.max_memory_allocated(self._step.device) / 2**30:.1f} GiB on the GPU"
+        log(
+            f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, first step {first.seconds:.1f} s, "
+            f"peak memory {memory}"
+        )
+
+    def _begin(self) -> None:
         self._step.model.train()
-        self._batches = self._loader.inputs(self.iteration)
         if self.iteration == 0:
             self._evaluate()
         self._enter_phase()
         self._began = time.monotonic()
         self._timer.begin()
-        return self._batches
 
-    def _next_inputs(self, batches: Iterator[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    def _next_inputs(self) -> tuple[Tensor, ...]:
         before = time.perf_counter()
         try:
-            return next(batches)
+            return next(self._batches)
         except DecoderError as error:
             what = f"the loader failed at iteration {self.iteration:,}: {printable(str(error))}"
             raise TrainingFault(what) from None
@@ -182,21 +171,23 @@ class Trainer:
 
     def _ending(self) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
-        last = self.iteration == self.config.iterations
+        last = self.iteration == self._config.iterations
         elapsed = time.monotonic() - self._began
-        over = last or elapsed >= 60 * (self.config.minutes or math.inf)
+        over = last or elapsed >= 60 * (self._config.minutes or math.inf)
         stopped = self._stops.due()
         if self._ranks.size > 1:
             if self.iteration % AGREE_EVERY and not last:
                 return False, False
             over, stopped = self._ranks.any(over, stopped, device=self._step.device)
-        return over and not stopped, stopped
+        return over, stopped and not over  # a signal that comes so late ends the process, not the run
 
     def _enter_phase(self) -> None:
         done = self.iteration - self._start
         compiling = done == 0 and self._session.hardware.compiled
-        phase = Phase.COMPILE if compiling else Phase.WARM_UP if done < WARM_UP else Phase.TRAIN
-        self._recorder.phase(phase)
+        if self._recorder:
+            self._recorder.phase(
+                Phase.COMPILE if compiling else Phase.WARM_UP if done < WARM_UP else Phase.TRAIN
+            )
 
     def _log(self, loss: Tensor, error: Tensor) -> None:
         """Starts to copy this window's figures to the host, and records those of the one before."""
@@ -207,14 +198,9 @@ class Trainer:
         if ready:
             ready.record()
         self._read()
-        self._reading = _Reading(
-            first=self._logged + 1,
-            iteration=self.iteration,
-            elapsed=time.monotonic() - self._began,
-            values=values,
-            ready=ready,
-            marks=self._timer.split(),
-            data_seconds=self._data_seconds,
+        marks, elapsed = self._timer.split(), time.monotonic() - self._began
+        self._unread = partial(
+            self._record, self._logged + 1, self.iteration, values, ready, marks, self._data_seconds, elapsed
         )
         self._logged, self._data_seconds = self.iteration, 0.0
         if not ready or self.iteration - self._start <= WARM_UP:
@@ -222,35 +208,42 @@ class Trainer:
 
     def _read(self) -> None:
         """Records what the last log step measured. Raises TrainingFault if a loss stops the run."""
-        reading, self._reading = self._reading, None
-        if reading is None:
-            return
+        unread, self._unread = self._unread, None
+        if unread:
+            unread()
+
+    def _record(
+        self,
+        first: int,
+        iteration: int,
+        values: Tensor,
+        ready: torch.cuda.Event | None,
+        marks: Marks,
+        data_seconds: float,
+        elapsed: float,
+    ) -> None:
+        """values: mean loss, squared error, gradient norm, then the losses from iteration `first` on."""
         before = time.perf_counter()
-        if reading.ready:
-            reading.ready.synchronize()
+        if ready:
+            ready.synchronize()
         device_seconds = time.perf_counter() - before
-        loss, mean_error, gradient_norm, *losses = reading.values.tolist()
-        self._check_finite(reading.first, losses)
-        window = reading.marks.measure()
+        loss, error, gradient_norm, *losses = values.tolist()
+        self._check_finite(first, losses)
+        window = marks.measure()
         self._windows.append(window)
-        remaining = (self.config.iterations - reading.iteration) * window.seconds / window.iterations
-        if self.config.minutes:
-            remaining = max(0.0, min(remaining, 60 * self.config.minutes - reading.elapsed))
-        self._recorder.train(
-            TrainMetrics(
-                iteration=reading.iteration,
-                loss=loss,
-                loss_index=loss_index(mean_error),
-                gradient_norm=gradient_norm,
-                window=window,
-                data_seconds=reading.data_seconds,
-                device_seconds=device_seconds,
-                remaining=remaining,
+        remaining = (self._config.iterations - iteration) * window.seconds / window.iterations
+        if self._config.minutes:
+            remaining = max(0.0, min(remaining, 60 * self._config.minutes - elapsed))
+        if self._recorder:
+            index = loss_index(error)
+            self._recorder.train(
+                TrainMetrics(
+                    iteration, loss, index, gradient_norm, window, data_seconds, device_seconds, remaining
+                )
             )
-        )
 
     def _check_finite(self, first: int, losses: list[float]) -> None:
-        """The losses of iterations `first`, first + 1, ...; those seen before are passed over."""
+        """Checks the losses of iterations `first`, first + 1, ... that have not been checked yet."""
         for iteration, value in enumerate(losses, start=first):
             if iteration <= self._checked:
                 continue
@@ -260,36 +253,34 @@ class Trainer:
                 self._report_non_finite(iteration)
 
     def _report_non_finite(self, iteration: int) -> None:
-        whole = replace(self._loader.sampler, part=0, parts=1)
+        sampler = replace(self._loader.sampler, part=0, parts=1)
         train = self._session.images.train
-        names = self._recorder.non_finite(
-            iteration, [train[index] for index in whole.at(iteration - 1).indices]
-        )
-        what = f"the loss is not finite at iteration {iteration:,} (its images: {names})"
-        if self.config.on_nan == "stop":
+        self._run.note_non_finite(iteration, [train[index] for index in sampler.at(iteration - 1).indices])
+        what = f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite})"
+        if self._config.on_nan == "stop":
             raise TrainingFault(f"{what}; a lower --lr, or --on-nan skip, may help")
         if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
             raise TrainingFault(f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it")
         log(f"{what}: its step is skipped")
 
     def _evaluate(self) -> None:
-        if not self._recorder.evaluates:
-            return
-        self._read()
-        self._recorder.phase(Phase.EVAL)
-        evaluation = evaluate(
-            self._step.model, self._session.held_out, self.config.loss, self._session.hardware.precision
-        )
-        self._held_out.append((self.iteration, evaluation.loss_index))
-        self._recorder.evaluation(self.iteration, evaluation)
+        if self._recorder:
+            self._read()
+            self._recorder.phase(Phase.EVAL)
+            session = self._session
+            found = evaluate(
+                self._step.model, session.held_out, self._config.loss, session.hardware.precision
+            )
+            self.evaluations.append((self.iteration, found.loss_index))
+            self._recorder.evaluation(self.iteration, found)
 
     def _checkpoint_is_due(self) -> bool:
         """By the number of iterations, by time, and at once when a signal comes that has a grace."""
         if self._stops.caught and not self._signal_seen:
             self._signal_seen = True
             return True
-        every = self.config.checkpoint_every
-        by_time = time.monotonic() - self._saved_at >= 60 * self.config.checkpoint_minutes
+        every = self._config.checkpoint_every
+        by_time = time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes
         return by_time or (every is not None and self.iteration % every == 0)
 
     def _save(self, final: bool) -> None:
@@ -297,12 +288,6 @@ class Trainer:
         self._read()
         if self._checked < self.iteration:
             self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
-        if self._recorder.evaluates:
-            save = self._recorder.complete if final else self._recorder.save
-            save(self.iteration, self._step.state())
+        if self._recorder:
+            self._recorder.save(self.iteration, self._step.state(), final)
         self._saved_at = time.monotonic()
-
-    def _stop(self) -> None:
-        self._recorder.wait()
-        caught = self._stops.caught or signal.SIGTERM  # another rank's, if not this one's
-        raise Stopped(caught, f"stopped by {caught.name} at iteration {self.iteration:,}")

@@ -16,10 +16,10 @@ from fastae.data.manifest import Manifest
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE
-from fastae.training.progress import TrainingProgress
+from fastae.training.progress import ProgressBar
 from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
-from fastae.training.session import Session, choose_hardware
+from fastae.training.session import Models, Session, choose_hardware
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer
 from fastae.utils.console import console
@@ -48,10 +48,10 @@ def drive(config: TrainConfig) -> dict[str, int]:
             gpu_sample_hz=0,
             device="cuda",
         )
-        session = stand_in_session(settings)
-        counts["new"] = train(session, settings, Path(folder) / "one")
-        counts["resumed"] = resume(session, replace(settings, iterations=24), Path(folder) / "one")
-        counts["second"] = train(session, replace(settings, loss="pixel_mse"), Path(folder) / "two")
+        models = Models(stand_in_session(settings))
+        counts["new"] = train(models, settings, Path(folder) / "one")
+        counts["resumed"] = resume(models, replace(settings, iterations=24), Path(folder) / "one")
+        counts["second"] = train(models, replace(settings, loss="pixel_mse"), Path(folder) / "two")
         console.quiet = False
     return counts
 
@@ -75,24 +75,24 @@ def stand_in_session(config: TrainConfig) -> Session:
     return session
 
 
-def train(session: Session, config: TrainConfig, path: Path) -> int:
+def train(models: Models, config: TrainConfig, path: Path) -> int:
     with new_run(path, config.loss) as run:
-        return run_to_end(session, config, run, None)
+        return run_to_end(models, config, run, None)
 
 
-def resume(session: Session, config: TrainConfig, path: Path) -> int:
+def resume(models: Models, config: TrainConfig, path: Path) -> int:
     run = RunFolder(path)
     with run.locked():
         state = reopen(run, config)
         assert state is not None and state["iteration"] == 16
-        return run_to_end(session, config, run, state)
+        return run_to_end(models, config, run, state)
 
 
-def run_to_end(session: Session, config: TrainConfig, run: RunFolder, state: State | None) -> int:
+def run_to_end(models: Models, config: TrainConfig, run: RunFolder, state: State | None) -> int:
     """Synchronisations of two iterations that only train."""
     with (
         StopSignals() as stops,
-        open_trainer(session, config, run, stops, TrainingProgress(), state) as trainer,
+        open_trainer(models, config, run, stops, ProgressBar(), state) as trainer,
     ):
         return count_syncs(trainer)
 

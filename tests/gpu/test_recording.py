@@ -42,14 +42,14 @@ def resident(device):
 
 
 def make_step(model, loader, *, loss="minibatch_bce", precision=None, **options):
-    device = next(model.parameters()).device
+    precision = precision or choose_precision(next(model.parameters()).device, amp=True)
     return TrainingStep(
         model,
         loss=loss,
         batch_shape=(BATCH, 3, SIZE, SIZE),
         lr=1e-4,
-        precision=precision or choose_precision(device, amp=True),
-        compiled=True,
+        precision=precision,
+        objective=objective_of(model, loss, precision, compiled=True),
         images_of=loader.images,
         **options,
     )

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from fastae.config import TrainConfig
+from fastae.data.manifest import Manifest
 from fastae.losses import LOSSES
 from fastae.report.compare import compare
 from fastae.report.quality import Measurement
@@ -116,7 +117,8 @@ def test_settings_that_differ_are_apart_from_those_that_do_not(tmp_path):
 )
 def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, tmp_path):
     config = SweepConfig(TrainConfig(data="/gone/faces", seed=seed, **SMALL), losses, repeats, same_init)
-    with open_sweep(config, tmp_path):
+    with open_sweep(config, tmp_path) as folder:
+        folder.begin(config, Manifest("by name", {}, {}))
         for run in config.runs():
             make_run(tmp_path / run.name, run.loss, seed=run.seed)
     runs, _ = find_runs([tmp_path])

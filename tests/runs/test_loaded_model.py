@@ -11,22 +11,24 @@ from safetensors.torch import save_file
 from fastae.errors import FastaeError
 from fastae.runs.loaded_model import load_model
 
+GOOD = {"iteration": "5"}
+
 
 @pytest.fixture
 def run(small_run, tmp_path):
-    """A copy of a run whose only checkpoint is of iteration 4."""
+    """A copy of a run whose checkpoint is of iteration 4, without its model.safetensors."""
     shutil.copytree(small_run, tmp_path / "run", symlinks=True)
-    (tmp_path / "run" / "model.safetensors").unlink(missing_ok=True)
+    (tmp_path / "run" / "model.safetensors").unlink()
     return tmp_path / "run"
 
 
-def save_weights(run, iteration, **others):
+def save_weights(run, metadata=GOOD, **others):
     """A model.safetensors that can be told from the checkpoint: its weights are zero."""
     weights = {name: torch.zeros_like(weight) for name, weight in load_model(run).model.state_dict().items()}
-    save_file(weights | others, run / "model.safetensors", {"iteration": str(iteration)})
+    save_file(weights | others, run / "model.safetensors", metadata)
 
 
-def has_read(run):
+def source(run):
     """(file, iteration) that the model of `run` is from."""
     loaded = load_model(str(run))
     assert not loaded.model.training
@@ -34,54 +36,48 @@ def has_read(run):
     return "model.safetensors" if zero else "checkpoint", loaded.iteration
 
 
-@pytest.mark.parametrize(
-    ("iteration", "file"), [(3, "checkpoint"), (4, "model.safetensors"), (5, "model.safetensors")]
-)
+@pytest.mark.parametrize(("iteration", "file"), [(3, "checkpoint"), (4, "model.safetensors")])
 def test_the_newest_weights_are_read_and_safetensors_if_both_are(run, iteration, file):
-    save_weights(run, iteration)
-    assert has_read(run) == (file, max(4, iteration))
+    save_weights(run, {"iteration": str(iteration)})
+    assert source(run) == (file, 4)
 
 
 def test_model_safetensors_is_enough(run):
-    save_weights(run, 7)
+    save_weights(run)
     shutil.rmtree(run / "checkpoints")
-    assert has_read(run) == ("model.safetensors", 7)
+    assert source(run) == ("model.safetensors", 5)
 
 
-@pytest.mark.parametrize("damage", ["cut", "no iteration", "a pipe"])
-def test_a_damaged_file_is_logged_and_the_checkpoint_read(run, damage, capsys):
-    save_weights(run, 5)
-    path = run / "model.safetensors"
-    if damage == "cut":
-        path.write_bytes(path.read_bytes()[:-1])
-    else:
-        path.unlink()
-        save_file({}, path) if damage == "no iteration" else os.mkfifo(path)
-    assert has_read(run) == ("checkpoint", 4)
-    (line,) = capsys.readouterr().out.splitlines()
-    assert str(path) in line
-
-
-def test_a_newer_checkpoint_that_is_damaged_is_logged_and_the_rest_compared(run, capsys):
-    save_weights(run, 5)
+def test_a_newer_checkpoint_that_is_damaged_is_named(run, capsys):
+    save_weights(run)
     (run / "checkpoints" / "0000009.pt").write_bytes(b"cut short")
-    assert has_read(run) == ("model.safetensors", 5)
+    assert source(run) == ("model.safetensors", 5)
     (line,) = capsys.readouterr().out.splitlines()
     assert "0000009.pt" in line
 
 
+@pytest.mark.parametrize("damage", ["cut", "no iteration", "a pipe", "another type", "another shape"])
+def test_a_file_that_cannot_be_used_is_named_and_the_checkpoint_read(run, damage, capsys):
+    path, name = run / "model.safetensors", "encoder.0.weight"
+    changes = {"another type": torch.zeros(32, 3, 5, 5).double(), "another shape": torch.zeros(1)}
+    save_weights(
+        run, {} if damage == "no iteration" else GOOD, **{name: changes[damage]} if damage in changes else {}
+    )
+    if damage == "cut":
+        os.truncate(path, path.stat().st_size - 1)
+    elif damage == "a pipe":
+        path.unlink()
+        os.mkfifo(path)
+    assert source(run) == ("checkpoint", 4)
+    (line,) = capsys.readouterr().out.splitlines()
+    assert str(path) in line
+
+
 @pytest.mark.parametrize("claim", [{"latent": 17}, {"image_size": 4096}, {"latent": 2**20}])
 def test_weights_of_other_shapes_than_config_json_claims_are_refused(run, claim):
-    save_weights(run, 5)
+    save_weights(run)
     described = json.loads((run / "config.json").read_text())
     described["config"] |= claim
     (run / "config.json").write_text(json.dumps(described))
-    with pytest.raises(FastaeError, match="no usable checkpoint"):
-        load_model(run)
-
-
-def test_weights_of_another_type_are_refused(run):
-    name, weight = next(iter(load_model(run).model.state_dict().items()))
-    save_weights(run, 5, **{name: weight.double()})
     with pytest.raises(FastaeError, match="no usable checkpoint"):
         load_model(run)

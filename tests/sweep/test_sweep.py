@@ -1,40 +1,57 @@
 """`fastae sweep`: six runs that are each what `fastae train` would have made, and that survive a stop."""
 
-import errno
 import json
-import os
 import shutil
 import signal
+from contextlib import redirect_stdout
 from dataclasses import replace
+from io import StringIO
 
 import pytest
 import torch
-from fastae.sweep.plan import Sweep, SweepConfig, article_seconds, open_sweep, read
+import torch.distributed as dist
 
-from fastae.config import TrainConfig
-from fastae.errors import FastaeError, RunFailure
+from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.losses import LOSSES
 from fastae.runs.folder import RunFolder
+from fastae.runs.sweep_folder import SweepConfig, SweepFolder, open_sweep
 from fastae.sweep import sweep as sweeping
-from fastae.sweep.sweep import sweep
+from fastae.sweep.sweep import run_sweep
+from fastae.sweep.table import article_seconds
+from fastae.training import distributed
 from fastae.training.distributed import Ranks
+from fastae.training.runner import train
+from fastae.training.trainer import Trainer
 
-from ..commands import SMALL, begin_with, fastae, here, last_state, same_state, started, wait_for
+from ..commands import begin_with, here, last_state, same_state
+from ..conftest import largest_file, small_config
 
-LENGTH = 6
-RUN = [
-    *SMALL, "--iterations", LENGTH, "--log-every", 2, "--eval-every", 3, "--checkpoint-every", 2,
-    "--gpu-sample-hz", 0,
-]  # fmt: skip
+LENGTH = 3
+TWO = ("minibatch_bce", "minibatch_mse")
+
+
+def settings(face_folder, **others):
+    return small_config(face_folder, **{"iterations": LENGTH, "log_every": 2, "eval_every": 3} | others)
 
 
 @pytest.fixture(scope="module")
 def swept(face_folder, tmp_path_factory):
-    """A finished sweep, and the process that made it."""
+    """A finished sweep, and the lines that it printed."""
     out = tmp_path_factory.mktemp("sweep") / "out"
-    result = fastae("sweep", "--data", face_folder, "--out", out, *RUN)
-    assert result.returncode == 0, result.stderr
-    return out, result
+    with redirect_stdout(StringIO()) as output:
+        run_sweep(SweepConfig(settings(face_folder)), out)
+    return out, output.getvalue().splitlines()
+
+
+@pytest.fixture
+def copy(swept, tmp_path):
+    """A copy of it, whose runs have not finished by its own account."""
+    shutil.copytree(swept[0], tmp_path / "out", symlinks=True)
+    content = written(tmp_path / "out")
+    for run in content["runs"]:
+        run["state"] = "stopped"
+    (tmp_path / "out" / "sweep.json").write_text(json.dumps(content))
+    return tmp_path / "out"
 
 
 def written(out):
@@ -45,112 +62,137 @@ def states(out):
     return {run["name"]: run["state"] for run in written(out)["runs"]}
 
 
-def config(face_folder, **others):
-    return TrainConfig(
-        data=str(face_folder), image_size=32, batch_size=4, log_every=2, gpu_sample_hz=0,
-        **{"latent": 16, "iterations": LENGTH, "compile": False} | others,
-    )  # fmt: skip
+def opened(config, folder):
+    with open_sweep(config, folder) as opened:
+        return opened
 
 
 def test_trains_the_six_losses_each_from_its_own_seed(swept):
-    out, _ = swept
+    out, lines = swept
     assert states(out) == dict.fromkeys(LOSSES, "finished")
-    for number, loss in enumerate(LOSSES):
-        settings = json.loads((out / loss / "config.json").read_text())["config"]
-        assert (settings["loss"], settings["seed"]) == (loss, number)
-        assert last_state(out / loss)["iteration"] == LENGTH
-    assert all(run["held_out"] > 0 and run["seconds"] > 0 for run in written(out)["runs"])
+    rows = [line.split() for line in lines]
+    for number, (loss, run) in enumerate(zip(LOSSES, written(out)["runs"], strict=True)):
+        config = json.loads((out / loss / "config.json").read_text())["config"]
+        assert (config["loss"], config["seed"]) == (loss, number)
+        assert last_state(out / loss)["iteration"] == run["iteration"] == LENGTH
+        assert run["held_out"] > 0 and run["seconds"] > 0
+        (row,) = [row for row in rows if row[:2] == [loss, "finished"]]
+        assert row[2] == str(LENGTH)
+
+
+def test_the_articles_time_for_as_many_images():
+    assert article_seconds(144) == pytest.approx(0.405)  # of 38,400,000 in 30 hours
 
 
 def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_path):
-    out, _ = swept
-    alone = tmp_path / "alone"
+    alone = train(settings(face_folder, out=tmp_path / "alone", loss="pixel_mse", seed=3))
     # The fourth of the sweep: what is shared with the three before it changes no bit.
-    result = fastae("train", "--loss", "pixel_mse", "--seed", 3, "--data", face_folder, "--out", alone, *RUN)
-    assert result.returncode == 0, result.stderr
     for part in ("model", "optimizer"):
-        assert same_state(last_state(out / "pixel_mse")[part], last_state(alone)[part]), part
+        assert same_state(last_state(swept[0] / "pixel_mse")[part], last_state(alone)[part]), part
 
 
-def test_ends_with_a_table_and_the_articles_time(swept):
-    _, result = swept
-    rows = [line.split() for line in result.stdout.splitlines()]
-    for loss in LOSSES:
-        (row,) = [row for row in rows if row[:2] == [loss, "finished"]]
-        assert row[2] == str(LENGTH)
-    # 6 runs of 6 iterations of 4 images, of the article's 38,400,000 in 30 hours.
-    assert article_seconds(144) == pytest.approx(0.405)
-    assert "spent on 144 images; the article's GPU took 0 s for as many" in result.stdout
+def test_runs_that_take_turns_are_those_that_do_not(swept, face_folder, tmp_path, capsys):
+    run_sweep(
+        SweepConfig(settings(face_folder), ("minibatch_bce", "minibatch_mse", "pixel_bce")), tmp_path, 2
+    )
+    assert list(states(tmp_path).values()) == ["finished"] * 3
+    for loss in states(tmp_path):
+        ours, alone = last_state(tmp_path / loss), last_state(swept[0] / loss)
+        assert all(same_state(ours[part], alone[part]) for part in ("model", "optimizer")), loss
+    lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "data wait" in line]
+    assert lines[:4] == ["minibatch_bce", "minibatch_mse"] * 2
 
 
-def test_the_same_command_goes_on_after_a_kill_and_leaves_what_is_finished(swept, face_folder, tmp_path):
-    out = tmp_path / "out"
-    command = ["sweep", "--losses", "minibatch_bce,minibatch_mse", "--data", face_folder, "--out", out, *RUN]
-    with started(*command) as process:
-        wait_for(process, "minibatch_mse: run 2 of 2")
-        wait_for(process, "2/6")
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert states(out) == {"minibatch_bce": "finished", "minibatch_mse": "running"}
-    first = out / "minibatch_bce" / "checkpoints" / "0000006.pt"
-    before = first.stat().st_mtime_ns
-    result = fastae(*command)
-    assert result.returncode == 0, result.stderr
-    assert first.stat().st_mtime_ns == before
-    assert states(out) == {"minibatch_bce": "finished", "minibatch_mse": "finished"}
-    for loss in ("minibatch_bce", "minibatch_mse"):
-        assert same_state(last_state(out / loss)["model"], last_state(swept[0] / loss)["model"])
+@pytest.mark.parametrize("at_once", [1, 2])
+def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
+    swept, face_folder, tmp_path, monkeypatch, at_once
+):
+    config, advance = SweepConfig(settings(face_folder, checkpoint_every=1), TWO), Trainer.advance
+
+    def signalled(trainer):
+        if trainer._config.loss == TWO[1] and trainer.iteration == 0:
+            signal.raise_signal(signal.SIGTERM)
+        return advance(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", signalled)
+    with pytest.raises(Stopped) as stopped:
+        run_sweep(config, tmp_path, at_once)
+    assert stopped.value.exit_code == 143
+    assert states(tmp_path) == dict(
+        zip(TWO, ("finished" if at_once == 1 else "stopped", "stopped"), strict=True)
+    )
+    monkeypatch.undo()
+    first = tmp_path / TWO[0] / "checkpoints" / f"{LENGTH:07d}.pt"
+    before = first.stat().st_mtime_ns if at_once == 1 else None
+    run_sweep(config, tmp_path, at_once)
+    assert before in (None, first.stat().st_mtime_ns)
+    assert list(states(tmp_path).values()) == ["finished"] * 2
+    for loss in TWO:
+        assert same_state(last_state(tmp_path / loss)["model"], last_state(swept[0] / loss)["model"])
 
 
-def test_a_signal_stops_the_sweep_and_says_so(face_folder, tmp_path):
-    out = tmp_path / "out"
-    with started("sweep", "--data", face_folder, "--out", out, *RUN, "--iterations", 100_000) as process:
-        wait_for(process, "4/100,000")
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143
-    assert errors == "fastae: stopped by SIGTERM, all is saved; the same command goes on\n"
-    assert list(states(out).values()) == ["stopped", *["waiting"] * 5]
+def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, tmp_path, monkeypatch):
+    """The second trains when the first has nothing left to do but wait for it."""
+    data, store, losses = tmp_path / "data", dist.HashStore(), (*TWO, "pixel_bce")
+    shutil.copytree(face_folder, data)
+    config, trained = SweepConfig(settings(data, iterations=1), losses), []
+
+    def second(_seconds):
+        trained.append([name for name, state in states(out).items() if state == "finished"])
+        shutil.copy(data / "000001.jpg", data / "000.jpg")  # a file comes in between
+        monkeypatch.setattr(sweeping, "launched", lambda: Ranks(1, 2, 1))
+        run_sweep(config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(distributed, "_torchrun_store", lambda: store)
+    monkeypatch.setattr(sweeping, "launched", lambda: Ranks(0, 2))
+    monkeypatch.setattr(sweeping.time, "sleep", second)
+    out = tmp_path / "runs" / "now-sweep"
+    monkeypatch.setattr("time.strftime", lambda form: "now")
+    run_sweep(config)
+    assert trained == [["minibatch_bce", "pixel_bce"]]
+    assert states(out) == dict.fromkeys(losses, "finished")
+    manifests = {(out / name / "images.json").read_text() for name in (*losses, ".")}
+    assert len(manifests) == 1
 
 
-def test_one_failure_leaves_the_others_and_is_told(face_folder, tmp_path, monkeypatch, capsys):
-    train_in = sweeping.train_in
+def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, monkeypatch, capsys):
+    open_trainer = sweeping.open_trainer
 
-    def failing(session, config, run, *rest):
+    def failing(models, config, *rest):
         if config.loss == "minibatch_mse":
             raise RunFailure("out of memory at batch size 4")
-        return train_in(session, config, run, *rest)
+        return open_trainer(models, config, *rest)
 
-    monkeypatch.setattr(sweeping, "train_in", failing)
-    out = tmp_path / "out"
-    arguments = ["sweep", "--losses", "minibatch_bce,minibatch_mse,pixel_bce", "--data", face_folder]
-    assert here(*arguments, "--out", out, *RUN) == 1
-    assert list(states(out).values()) == ["finished", "failed", "finished"]
+    monkeypatch.setattr(sweeping, "open_trainer", failing)
+    config = SweepConfig(settings(face_folder, iterations=1), (*TWO, "pixel_bce"))
+    run_sweep(config, tmp_path)
+    assert list(states(tmp_path).values()) == ["finished", "failed", "finished"]
     assert "failed    minibatch_mse: out of memory at batch size 4" in capsys.readouterr().out
-    monkeypatch.setattr(sweeping, "train_in", train_in)
-    assert not sweep(SweepConfig(config(face_folder, checkpoint_every=2, eval_every=3), ("minibatch_bce",
-        "minibatch_mse", "pixel_bce")), out).failed  # fmt: skip
+    monkeypatch.undo()
+    _, runs = run_sweep(config, tmp_path)
+    assert {run.state for run in runs} == {"finished"} and not any(run.error for run in runs)
 
 
-def test_a_disk_that_is_full_for_the_plan_itself_is_one_line(face_folder, tmp_path, monkeypatch):
-    write = Sweep.write
-
-    def full(plan):
-        if any(run.state == "running" for run in plan.entries):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(plan)
-
-    settings = SweepConfig(config(face_folder, iterations=1), ("pixel_mse",))
-    monkeypatch.setattr(Sweep, "write", full)
-    with pytest.raises(RunFailure, match=r"No space left on device; the same command goes on"):
-        sweep(settings, tmp_path)
-    monkeypatch.setattr(Sweep, "write", write)
-    assert not sweep(settings, tmp_path).failed
+def test_a_disk_that_is_full_for_the_plan_is_one_line(face_folder, tmp_path):
+    config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
+    run_sweep(SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",)), tmp_path / "first")
+    folder = tmp_path / "new" / "sweep"
+    with largest_file(100), pytest.raises(FastaeError, match="cannot be used: File too large") as refusal:
+        run_sweep(config, folder)
+    assert refusal.value.exit_code == 2 and not folder.parent.exists()
+    content = written(tmp_path / "first")
+    content["runs"][0]["state"] = "stopped"
+    (tmp_path / "first" / "sweep.json").write_text(json.dumps(content))
+    with largest_file(100), pytest.raises(RunFailure, match="File too large; the same command resumes it"):
+        run_sweep(config, tmp_path / "first")
+    _, (run,) = run_sweep(config, tmp_path / "first")
+    assert run.state == "finished"
 
 
 def test_same_init_and_repeats_choose_the_seeds(face_folder):
     def seeds(**others):
-        return [(run.name, run.seed) for run in SweepConfig(config(face_folder, seed=7), **others).runs()]
+        return [(run.name, run.seed) for run in SweepConfig(settings(face_folder, seed=7), **others).runs()]
 
     two = ("pixel_bce", "minibatch_bce")
     assert seeds(losses=two) == [("minibatch_bce", 7), ("pixel_bce", 9)]
@@ -164,11 +206,11 @@ def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
     def compiled_graphs(losses, out):
         counters.clear()
         torch._dynamo.reset()
-        sweep(SweepConfig(config(face_folder, compile=True, iterations=2), losses), out)
+        run_sweep(SweepConfig(settings(face_folder, compile=True, iterations=1, loader="dali"), losses), out)
         return counters["stats"]["unique_graphs"]
 
     one = compiled_graphs(("minibatch_bce",), tmp_path / "one")
-    assert compiled_graphs(("minibatch_bce", "pixel_bce", "sample_bce"), tmp_path / "three") == one > 0
+    assert compiled_graphs(("minibatch_bce", "pixel_bce"), tmp_path / "two") == one > 0
 
 
 @pytest.mark.parametrize(
@@ -183,120 +225,68 @@ def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
     ],
 )
 def test_a_users_mistake_is_one_line(tmp_path, options, line):
-    result = fastae("sweep", "--out", tmp_path / "out", *options)
-    assert result.returncode == 2 and line in result.stderr
-    assert len(result.stderr.splitlines()) == 1
-    assert not (tmp_path / "out").exists()
+    with pytest.raises(FastaeError, match=line) as refusal:
+        here("sweep", "--out", tmp_path / "out", *options)
+    assert refusal.value.exit_code == 2 and not (tmp_path / "out").exists()
 
 
 def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(face_folder, tmp_path):
     def begin(**others):
-        settings = replace(config(face_folder, iterations=1), **others)
-        return sweep(SweepConfig(settings, ("pixel_mse",)), tmp_path / "out")
+        return run_sweep(SweepConfig(settings(face_folder, iterations=1, **others), ("pixel_mse",)), tmp_path)
 
-    (tmp_path / "out").mkdir()
     for wrong in ({"batch_size": 39}, {"crop": 5_000}):
         with pytest.raises(FastaeError, match=str(*wrong.values())):
             begin(**wrong)
-        assert not list((tmp_path / "out").iterdir())
-    assert not begin().failed
+        assert not list(tmp_path.iterdir())
+    begin()
     with pytest.raises(FastaeError, match="holds a sweep with --latent 16, not 17"):
         begin(latent=17)
 
 
-def test_ranks_agree_on_the_images_of_the_first(face_folder, tmp_path):
-    """Each lists the folder by itself, and a file may come in between."""
-    settings, out, data = SweepConfig(config(tmp_path / "faces")), tmp_path / "out", tmp_path / "faces"
-    shutil.copytree(face_folder, data)
-    with open_sweep(settings, out) as plan:
-        first, _ = sweeping.open_session(settings.train, plan, Ranks(0, 2))
-        shutil.copy(data / "000001.jpg", data / "000.jpg")
-        late = read(out)
-        late.manifest = lambda: None  # it looked before the first had written
-        second, _ = sweeping.open_session(settings.train, late, Ranks(1, 2, 1))
-    assert second.folder.manifest == first.folder.manifest
-    assert second.folder.train == first.folder.train
-
-
 def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
-    one, other = (SweepConfig(config(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
+    one, other = (SweepConfig(settings(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
     with open_sweep(one, tmp_path):
-        for late in (one, other):  # the other would else replace a plan whose first run is about to begin
+        for late in (one, other):
             with pytest.raises(FastaeError, match="another sweep is at work in"):
-                sweep(late, tmp_path)
-        assert written(tmp_path)["plan"]["latent"] == 16
-    with open_sweep(other, tmp_path) as plan:
-        assert plan.plan["latent"] == written(tmp_path)["plan"]["latent"] == 17
-
-
-def test_sweeps_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("time.strftime", lambda form: "now")
-    with (
-        open_sweep(SweepConfig(TrainConfig()), None) as one,
-        open_sweep(SweepConfig(TrainConfig()), None) as two,
-    ):
-        assert [one.folder.name, two.folder.name] == ["now-sweep", "now-sweep-2"]
+                run_sweep(late, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder, tmp_path):
-    settings = SweepConfig(config(face_folder, iterations=1), ("pixel_mse",))
-    opened(settings, tmp_path)
     (tmp_path / "pixel_mse").mkdir()
     (tmp_path / "pixel_mse" / "precious").touch()
-    (failed,) = sweep(settings, tmp_path).failed
-    assert "is not empty" in failed.error and (tmp_path / "pixel_mse" / "precious").exists()
+    config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
+    (tmp_path / "sweep.json").write_text(json.dumps({"plan": config.plan(), "runs": []}))
+    _, (run,) = run_sweep(config, tmp_path)
+    assert "is not empty" in run.error and (tmp_path / "pixel_mse" / "precious").exists()
 
 
-def test_data_that_were_moved_are_found_by_data(swept, face_folder, tmp_path, capsys):
-    out, moved = tmp_path / "out", tmp_path / "moved"
-    shutil.copytree(swept[0], out, symlinks=True)
+def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_path, capsys):
+    """And a run that began with other images than the sweep is not continued."""
+    moved = tmp_path / "moved"
     shutil.copytree(face_folder, moved)
     shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # not the sweep's
-    (out / "pixel_bce" / "checkpoints" / "0000006.pt").unlink()
-    plan = written(out)
-    next(run for run in plan["runs"] if run["name"] == "pixel_bce")["state"] = "stopped"
-    (out / "sweep.json").write_text(json.dumps(plan))
-    here("sweep", "--data", moved, "--out", out, *RUN)
+    (copy / "pixel_bce" / "checkpoints" / f"{LENGTH:07d}.pt").unlink()
+    images = RunFolder(copy / "sample_bce").manifest()
+    begin_with(copy / "sample_bce", replace(images, train=dict(reversed(images.train.items()))))
+    _, runs = run_sweep(SweepConfig(settings(moved)), copy)
+    assert states(copy) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
+    assert [run.name for run in runs if "other images" in run.error] == ["sample_bce"]
     assert f"data      {moved}: 38 images" in capsys.readouterr().out
-    assert same_state(last_state(out / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
-
-
-def test_a_run_that_began_with_other_images_than_the_sweeps_is_not_gone_on_with(
-    swept, face_folder, tmp_path, capsys
-):
-    out = tmp_path / "out"
-    shutil.copytree(swept[0], out, symlinks=True)
-    plan = written(out)
-    for run in plan["runs"]:
-        run["state"] = "stopped"
-    (out / "sweep.json").write_text(json.dumps(plan))
-    run = out / "sample_bce"
-    images = RunFolder(run).manifest()
-    begin_with(run, replace(images, train=dict(reversed(images.train.items()))))
-    assert here("sweep", "--data", face_folder, "--out", out, *RUN) == 1
-    assert states(out) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
-    assert "sample_bce failed: it began with other images than the sweep" in capsys.readouterr().out
-
-
-def opened(settings, folder):
-    with open_sweep(settings, folder) as plan:
-        return plan
+    assert same_state(last_state(copy / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
 
 
 def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
-    out, _ = swept
-    other = SweepConfig(config(face_folder, lr=0.5, iterations=9), same_init=True)
+    other = SweepConfig(settings(face_folder, lr=0.5, iterations=9), same_init=True)
     with pytest.raises(
-        FastaeError, match=r"--iterations 6, not 9, --lr 0\.0001, not 0\.5, --same-init False"
+        FastaeError, match=r"--iterations 3, not 9, --lr 0\.0001, not 0\.5, --same-init False"
     ):
-        opened(other, out)
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "file").touch()
+        opened(other, swept[0])
+    (tmp_path / "file").touch()
     with pytest.raises(FastaeError, match="is not empty and holds no sweep"):
-        opened(other, tmp_path / "full")
-    assert [path.name for path in (tmp_path / "full").iterdir()] == ["file"]
-    (tmp_path / "full" / "sweep.json").write_text('{"plan": {}, "runs": [{"name": 1}]}')
+        opened(other, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "sweep.json").write_text('{"plan": {}, "runs": [{"name": 1}]}')
     with pytest.raises(FastaeError, match="cannot be read as a sweep"):
-        opened(other, tmp_path / "full")
-    assert (tmp_path / "full" / "sweep.json").exists()
+        opened(other, tmp_path)
+    assert SweepFolder(tmp_path).file.exists()

@@ -1,6 +1,5 @@
 """Two CPU processes under torchrun: one batch shared, one log, one checkpoint; and what if one dies."""
 
-import json
 import os
 import signal
 import sys
@@ -12,10 +11,19 @@ import torch
 
 from fastae.augment import Augmentation
 from fastae.data import Tuning, open_loader
+from fastae.data.jpeg import Fault, FileFault
 from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
+from fastae.runs.folder import RunFolder
+from fastae.runs.metrics import read_metrics
+from fastae.training.distributed import Ranks
+from fastae.training.resume import resume_run
+from fastae.training.runner import train
+from fastae.training.session import open_session
+from fastae.utils.console import console
 
-from ..commands import SMALL, curve, fastae, last_state, started, wait_for
+from ..commands import SMALL, curve, last_state, started, wait_for
+from ..conftest import small_config
 
 TORCHRUN = (
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastae",
@@ -24,14 +32,7 @@ SOAK = bool(os.environ.get("FASTAE_SOAK"))
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
 
 
-def in_two(*arguments, cwd=None):
-    """Runs fastae in two ranks to its end: (exit code, output, errors)."""
-    with started(*arguments, command=TORCHRUN, cwd=cwd) as process:
-        output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
-
-
-def test_the_parts_of_a_plan_are_the_plan():
+def test_the_parts_of_a_batch_are_the_batch():
     whole = Sampler(50, 12, 3, Augmentation())
     parts = [Sampler(50, 12, 3, Augmentation(), part, 3) for part in range(3)]
     for iteration in (0, 4, 9):
@@ -64,37 +65,66 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
         open_loader(face_paths, batch_size=8, device="cpu", seed=1, shard=(0, 3))
 
 
-def test_two_ranks_train_what_one_process_trains(face_folder, tmp_path):
-    """With --sync-bn. Compared are gradients, as Adam's first moments have them, and batch statistics:
-    rounding may flip a single ReLU, which changes them by less than 1 %, but Adam's first step is their sign.
-    """
-    common = ["train", "--data", face_folder, *RUN, "--iterations", 1]
-    assert fastae(*common, "--out", tmp_path / "one").returncode == 0
-    code, output, errors = in_two(*common, "--out", tmp_path / "two", "--sync-bn")
-    assert code == 0, errors
-    assert "2 ranks" in output and output.count("iteration 0:") == 1  # rank 0 alone speaks
-    ours, theirs = last_state(tmp_path / "two"), last_state(tmp_path / "one")
-    assert ours["model"].keys() == theirs["model"].keys()
-    for index, moments in theirs["optimizer"]["state"].items():
-        gradient = moments["exp_avg"]
-        assert (ours["optimizer"]["state"][index]["exp_avg"] - gradient).norm() < 0.05 * gradient.norm()
-    for name, value in theirs["model"].items():
-        if "running" in name:
-            torch.testing.assert_close(ours["model"][name], value, rtol=1e-4, atol=1e-5)
-    assert [value for _, value in curve(tmp_path / "two")] == pytest.approx(
-        [value for _, value in curve(tmp_path / "one")], rel=1e-3
-    )
+def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
+    small_run, face_folder, tmp_path, capsys
+):
+    run, bad = RunFolder(tmp_path), FileFault(f"{face_folder}/000001.jpg", Fault.TRUNCATED)
+    session = open_session(small_config(face_folder), Ranks(1, 2, 1))
+    session.runs.append(run)
+    console.quiet = True  # as on all ranks but the main one
+    try:
+        for _ in range(2):
+            session.report_replaced(bad, "000002.jpg")
+    finally:
+        console.quiet = False
+    assert capsys.readouterr().out.count(bad.path) == 2
+    assert run.skipped.read_text() == f"truncated\t{bad.path}\n"
+
+
+def rows(run, kind):
+    """The first two rows of this kind: loss, loss_index, gradient norm."""
+    found = getattr(read_metrics(run / "metrics.csv"), kind)
+    return [found.values[name][:2].tolist() for name in ("loss", "loss_index", "grad_norm")]
+
+
+def test_two_ranks_train_what_one_process_trains_and_stop_at_one_iteration(face_folder, tmp_path):
+    """With --sync-bn. Rounding may flip a ReLU, and Adam's first steps are the sign of a gradient."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(small_config(face_folder, one, log_every=1, eval_every=1, seed=2))
+    arguments = ["train", "--data", face_folder, *RUN, "--out", two, "--eval-every", 1, "--sync-bn"]
+    with started(*arguments, command=TORCHRUN) as process:
+        output = wait_for(process, "3/100,000")
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=60)
+    assert sum("2 ranks" in line for line in output) == sum("iteration 0:" in line for line in output) == 1
+    assert "stopped by SIGTERM at iteration" in errors
+    assert last_state(two)["iteration"] % 10 == 0  # where the ranks agree
+    for ours, theirs in zip(rows(two, "train"), rows(one, "train"), strict=True):
+        assert ours == pytest.approx(theirs, rel=0.02)
+    for ours, theirs in zip(
+        rows(two, "held_out"), rows(one, "held_out"), strict=True
+    ):  # by running statistics
+        assert ours == pytest.approx(theirs, rel=0.02, nan_ok=True)
 
 
 @pytest.mark.skipif(not SOAK, reason="in the long form: make soak")
 def test_without_sync_bn_the_ranks_normalise_each_their_own(face_folder, tmp_path):
     losses = {}
     for name, option in (("own", []), ("shared", ["--sync-bn"])):
-        code, _, errors = in_two(
-            "train", "--data", face_folder, *RUN, "--iterations", 1, "--out", tmp_path / name, *option
-        )
-        assert code == 0, errors
-        losses[name] = curve(tmp_path / name)[0][1]
+        arguments = [
+            "train",
+            "--data",
+            face_folder,
+            *RUN,
+            "--iterations",
+            1,
+            "--out",
+            tmp_path / name,
+            *option,
+        ]
+        with started(*arguments, command=TORCHRUN) as process:
+            assert process.wait(120) == 0
+        losses[name] = rows(tmp_path / name, "train")[0]
     assert losses["own"] != pytest.approx(losses["shared"], rel=1e-4)
 
 
@@ -107,42 +137,11 @@ def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folde
         _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
-    assert "another rank ended, or cannot be reached" in line and f"fastae train --resume {out}" in line
+    assert "another rank ended" in line and f"fastae train --resume {out}" in line
     assert not list(out.glob("**/*.partial"))
     iteration = last_state(out)["iteration"]
-    code, _, errors = in_two("train", "--resume", out, "--iterations", iteration + 2)
-    assert code == 0, errors
-    assert [step for step, _ in curve(out)] == list(range(1, iteration + 3))
-
-
-def test_a_signal_stops_all_ranks_at_one_iteration(face_folder, tmp_path):
-    out = tmp_path / "run"
-    with started("train", "--data", face_folder, *RUN, "--out", out, command=TORCHRUN) as process:
-        wait_for(process, "3/100,000")
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    assert "stopped by SIGTERM at iteration" in errors
-    assert last_state(out)["iteration"] % 10 == 0  # where the ranks agree
-
-
-def test_a_sweep_is_dealt_out_over_the_ranks_in_the_folder_of_the_first(face_folder, tmp_path):
-    losses = ["minibatch_bce", "minibatch_mse", "pixel_bce"]
-    arguments = ["sweep", "--losses", ",".join(losses), "--data", face_folder, *RUN, "--iterations", 2]
-    code, output, errors = in_two(*arguments, cwd=tmp_path)
-    assert code == 0, errors
-    (out,) = (tmp_path / "runs").iterdir()
-    runs = json.loads((out / "sweep.json").read_text())["runs"]
-    assert [(run["name"], run["state"]) for run in runs] == [(loss, "finished") for loss in losses]
-    assert "minibatch_mse: run" not in output  # the other rank's
-    assert all(last_state(out / loss)["iteration"] == 2 for loss in losses)
-
-
-def test_a_folder_that_is_in_use_is_refused_by_the_first_rank_alone(face_folder, tmp_path):
-    (tmp_path / "precious").touch()
-    code, _, errors = in_two("train", "--data", face_folder, *RUN, "--out", tmp_path)
-    assert code != 0
-    (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
-    assert "is not empty" in line
+    resume_run(out, {"iterations": iteration + 1})
+    assert [step for step, _ in curve(out)] == list(range(1, iteration + 2))
 
 
 def _rank(agent, number):

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import resource
 import shutil
 import time
 
@@ -13,188 +12,145 @@ import torch
 from fastae.config import TrainConfig
 from fastae.data.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
-from fastae.model import meta_model
-from fastae.training import trainer as loop
-from fastae.training.out_of_memory import activation_bytes, fitting_batch, training_bytes
-from fastae.training.resume import resume
+from fastae.training import trainer
+from fastae.training.out_of_memory import fitting_batch, training_bytes
+from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.step import TrainingStep
 
-from ..commands import SMALL, curve, fastae, last_state, same_state, started, wait_for
+from ..commands import curve, last_state, same_state
+from ..conftest import at_iteration, largest_file, small_config
 
 OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""
 
-RUN = [*SMALL, "--log-every", 2, "--gpu-sample-hz", 0, "--checkpoint-every", 4]
 FULL = "File too large"
-"""The kernel's word where a limit stands in for a full disk: write() fails in the same place and way."""
+"""The kernel's word where a limit stands for a full disk: write() fails in the same place and way."""
+
+
+def settings(face_folder, out, **others):
+    return small_config(face_folder, out, **{"iterations": 8, "log_every": 2, "checkpoint_every": 4} | others)
 
 
 @pytest.fixture(scope="module")
 def whole(face_folder, tmp_path_factory):
     """A run of eight iterations."""
-    run = tmp_path_factory.mktemp("faults") / "run"
-    result = fastae("train", "--data", face_folder, "--out", run, *RUN, "--iterations", 8)
-    assert result.returncode == 0, result.stderr
-    return run
+    return train(settings(face_folder, tmp_path_factory.mktemp("faults") / "run"))
 
 
-@pytest.fixture
-def run(whole, tmp_path):
-    """A copy of it."""
-    shutil.copytree(whole, tmp_path / "run", symlinks=True)
-    return tmp_path / "run"
+def files(run):
+    return {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")}
 
 
-def settings(face_folder, out, **others):
-    return TrainConfig(
-        data=str(face_folder), out=str(out), image_size=32, latent=16, batch_size=4, compile=False,
-        log_every=2, checkpoint_every=4, gpu_sample_hz=0, **{"iterations": 8} | others,
-    )  # fmt: skip
-
-
-def limited_to(number):
-    """Files of at most so many bytes."""
-    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (number, number))
-
-
-def failed(result):
-    assert result.returncode == 1, result.stderr
-    (line,) = result.stderr.splitlines()
-    assert line.startswith("fastae: error: ")
-    return line
-
-
-def test_a_disk_that_is_full_while_saving_costs_no_checkpoint(run):
-    before = {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")}
-    result = fastae("train", "--resume", run, "--iterations", 40, preexec=limited_to(50_000_000))
-    line = failed(result)
-    assert FULL in line and str(run) in line
-    assert line.endswith(f"iteration 8 is saved; fastae train --resume {run}")
-    assert {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")} == before
-    assert not list(run.glob("**/*.partial"))
-    again = fastae("train", "--resume", run)  # 40 iterations are in its config by now
-    assert again.returncode == 0 and last_state(run)["iteration"] == 40
-    assert [step for step, _ in curve(run)] == [1, *range(2, 41, 2)]
-
-
-def test_a_failed_save_is_told_at_once_and_not_at_the_next(run):
-    limit = limited_to(50_000_000)
-    options = ("--device", "cpu", "--iterations", 100_000, "--checkpoint-every", 50)
-    started_at = time.monotonic()
-    result = fastae("train", "--resume", run, *options, preexec=limit)
-    assert FULL in failed(result)
-    assert max(step for step, _ in curve(run)) < 100
-    assert time.monotonic() - started_at < 60
+def test_a_disk_that_is_full_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run, symlinks=True)
+    before = files(run)
+    with largest_file(50_000_000), pytest.raises(RunFailure) as failure:
+        resume_run(run, {"iterations": 100_000, "checkpoint_every": 20})
+    line = str(failure.value)
+    assert FULL in line and str(run) in line and failure.value.exit_code == 1
+    assert "iteration 8 is saved" in line and line.endswith(f"fastae train --resume {run}")
+    assert files(run) == before and not list(run.glob("**/*.partial"))
+    assert max(step for step, _ in curve(run)) < 40  # long before the next save
+    resume_run(run, {"iterations": 12})
+    assert last_state(run)["iteration"] == 12
+    assert [step for step, _ in curve(run)] == [1, *range(2, 13, 2)]
 
 
 @pytest.mark.parametrize("latent", [2**20, 2**33])
 def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(face_folder, tmp_path, latent):
-    out = tmp_path / "run"
-    result = fastae("train", "--data", face_folder, "--out", out, "--device", "cpu", "--latent", latent)
-    assert result.returncode == 2 and not out.exists()
-    (line,) = result.stderr.splitlines()
-    assert str(latent) in line
-    assert ("GB to train, and cpu has" in line) == (latent == 2**20)
+    with pytest.raises(
+        FastaeError, match=str(latent) if latent > 2**20 else "GB to train, and cpu has"
+    ) as no:
+        train(settings(face_folder, tmp_path / "run", device="cpu", latent=latent))
+    assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
 
 
 def test_a_disk_that_is_full_while_events_are_written(face_folder, tmp_path):
-    out = tmp_path / "run"
-    arguments = [*RUN, "--no-cache", "--checkpoint-every", 1000, "--eval-every", 2, "--iterations", 100]
-    result = fastae("train", "--data", face_folder, "--out", out, *arguments, preexec=limited_to(100_000))
-    line = failed(result)
-    assert FULL in line and "nothing was saved yet" in line
+    config = settings(face_folder, tmp_path / "run", iterations=100, eval_every=2, checkpoint_every=None)
+    with largest_file(100_000), pytest.raises(RunFailure, match=f"{FULL}.*nothing was saved yet"):
+        train(config)
 
 
-@pytest.mark.parametrize("how", ["removed", "a file in its place"])
-def test_a_run_folder_that_goes_in_mid_run(face_folder, tmp_path, how):
+@pytest.mark.parametrize("how", ["removed", "replaced by a file", "read-only"])
+def test_a_run_folder_that_becomes_unusable_during_the_run(face_folder, tmp_path, monkeypatch, how):
     out = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", out, *RUN) as process:
-        wait_for(process, "2/100,000")
+    if how == "read-only" and os.geteuid() == 0:
+        pytest.skip("nothing is read-only to root")
+
+    def change():
+        if how == "read-only":
+            (out / "checkpoints").chmod(0o500)
+            return
         out.rename(tmp_path / "elsewhere")
-        if how != "removed":
+        if how == "replaced by a file":
             out.write_text("")
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1
-    (line,) = errors.splitlines()
-    assert "cannot write to the run folder" in line and str(out) in line
 
-
-@pytest.mark.skipif(os.geteuid() == 0, reason="nothing is read-only to root")
-def test_a_run_folder_that_becomes_read_only(face_folder, tmp_path):
-    out = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", out, *RUN) as process:
-        wait_for(process, "2/100,000")
-        (out / "checkpoints").chmod(0o500)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 1 and "Permission denied" in errors
+    at_iteration(monkeypatch, 2, change)
+    with pytest.raises(RunFailure, match=f"cannot write to the run folder '{out}'"):
+        train(settings(face_folder, out))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(face_folder, tmp_path):
     out = tmp_path / "run"
     # With such weights the second forward pass overflows.
-    line = failed(fastae("train", "--data", face_folder, "--out", out, *RUN, "--lr", 9e18))
-    assert "the loss is not finite at iteration 2" in line and str(out / "nan.txt") in line
+    with pytest.raises(RunFailure, match=f"not finite at iteration 2 .*{out / 'nan.txt'}"):
+        train(settings(face_folder, out, lr=9e18))
     listed = (out / "nan.txt").read_text().splitlines()
     assert len(listed) == 4
     assert all(entry.startswith(f"2\t{face_folder}/") for entry in listed)
-    assert not list((out / "checkpoints").glob("0*"))
+    assert not files(out)
 
 
 def test_skipped_steps_leave_the_weights_as_they_were(face_folder, tmp_path, monkeypatch, capsys):
-    measure = TrainingStep._step
+    train_step, calls = TrainingStep._step, []
 
     def poisoned(step, *inputs):
-        if poisoned.count in (3, 6):
-            original = step.images_of
+        calls.append(inputs)
+        original = step.images_of
+        if len(calls) in (3, 6):
             step.images_of = lambda *values: original(*values) * torch.nan
-            result = measure(step, *inputs)
-            step.images_of = original
-        else:
-            result = measure(step, *inputs)
-        poisoned.count += 1
+        result = train_step(step, *inputs)
+        step.images_of = original
         return result
 
-    poisoned.count = 1
     monkeypatch.setattr(TrainingStep, "_step", poisoned)
-    train(settings(face_folder, tmp_path / "run", on_nan="skip"))
-    said = capsys.readouterr().out
-    assert [f"not finite at iteration {at} " in said for at in range(1, 9)] == [
-        at in (3, 6) for at in range(1, 9)
-    ]
-    state = last_state(tmp_path / "run")
+    run = train(settings(face_folder, tmp_path / "run", on_nan="skip"))
+    output = capsys.readouterr().out
+    assert [at for at in range(1, 9) if f"not finite at iteration {at} " in output] == [3, 6]
+    state = last_state(run)
     assert all(torch.isfinite(value).all() for value in state["model"].values())
     assert state["optimizer"]["state"][0]["step"] == 6  # of eight
-    # At iteration 6 the loss was logged: the point is left out, not drawn.
-    assert [step for step, _ in curve(tmp_path / "run")] == [1, 2, 4, 8]
+    # At iteration 6 the loss was logged: the point is skipped, not drawn.
+    assert [step for step, _ in curve(run)] == [1, 2, 4, 8]
 
 
 def test_skipping_ends_when_nothing_else_happens(face_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "SKIPPED_IN_A_ROW", 10)
-    config = settings(face_folder, tmp_path / "run", on_nan="skip", lr=9e18, iterations=1000)
-    with pytest.raises(RunFailure, match=r"not finite at iteration 11 .* nor in the 9 before it"):
-        train(config)
+    monkeypatch.setattr(trainer, "SKIPPED_IN_A_ROW", 3)
+    with pytest.raises(RunFailure, match="not finite at iteration 4 "):
+        train(settings(face_folder, tmp_path / "run", on_nan="skip", lr=9e18, iterations=1000))
 
 
 @pytest.mark.parametrize("what", ["weights", "moments"])
 def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypatch, what):
-    step = TrainingStep._step
-
-    def poisoned(self, *inputs):
-        step(self, *inputs)
-        weight = self.model.encoder[0].weight
-        poison = weight if what == "weights" else self.optimizer.state[weight]["exp_avg_sq"]
+    def poisoned(step, *inputs):
+        weight = step.model.encoder[0].weight
+        moments = step.optimizer.state[weight]
+        moments.update(step=torch.zeros(()), exp_avg=torch.zeros(()), exp_avg_sq=torch.zeros(1))
         with torch.no_grad():
-            poison[0, 0, 0, 0] = torch.inf
+            (weight if what == "weights" else moments["exp_avg_sq"]).fill_(torch.inf)
+        for each in step.model.parameters():
+            each.grad = torch.zeros_like(each)
         return torch.ones(()), torch.ones(())
 
     monkeypatch.setattr(TrainingStep, "_step", poisoned)
     with pytest.raises(RunFailure, match="not finite before"):
         train(settings(face_folder, tmp_path / "run"))
-    assert not list((tmp_path / "run" / "checkpoints").glob("0*"))
+    assert not files(tmp_path / "run")
 
 
-def test_out_of_memory_says_which_batch_would_fit(face_folder, tmp_path, monkeypatch):
+def test_out_of_memory_names_a_smaller_batch_and_a_smaller_loader(face_folder, tmp_path, monkeypatch):
     def exhausted(self, *inputs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
 
@@ -205,20 +161,18 @@ def test_out_of_memory_says_which_batch_would_fit(face_folder, tmp_path, monkeyp
 
 def test_the_batch_that_fits_follows_from_the_model():
     config = TrainConfig()
-    model = meta_model(config.image_size, config.latent)
-    weights, activations = training_bytes(model), activation_bytes(model, config.image_size)
+    weights, per_image = training_bytes(config)
     assert 42e6 < weights / 16 < 43e6
-    # fp32, an image: each of the ten layers' outputs once before and once after its batch norm, at least.
-    assert 20e6 < activations < 200e6
-    assert fitting_batch(config, weights + int(2.0 * activations * 100)) == 64
-    assert fitting_batch(config, weights + int(2.0 * activations * 40)) == 32
+    # float32, an image: each of the ten layers' outputs once before and once after its batch norm, at least.
+    assert 20e6 < per_image < 200e6
+    assert fitting_batch(config, weights + 2 * per_image * 100) == 64
+    assert fitting_batch(config, weights + 2 * per_image * 40) == 32
     assert fitting_batch(config, 10_000_000) == 0
+    assert training_bytes(TrainConfig(image_size=16))[1] > 0
 
 
 def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monkeypatch):
-    healthy = Pipeline.run
-
-    given = []
+    healthy, given = Pipeline.run, []
 
     def failing(self, stream):
         given.append(healthy(self, stream))
@@ -228,7 +182,7 @@ def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monke
 
     monkeypatch.setattr(Pipeline, "run", failing)
     with pytest.raises(
-        RunFailure, match="the loader failed at iteration 6: DALI failed: Critical error in pipeline; iter"
+        RunFailure, match="failed at iteration 6: DALI failed: Critical error in pipeline; iter"
     ):
         train(settings(face_folder, tmp_path / "run", loader="dali"))
     assert last_state(tmp_path / "run")["iteration"] == 4
@@ -237,10 +191,10 @@ def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monke
 def test_a_clock_that_jumps_changes_nothing(face_folder, tmp_path, monkeypatch, whole):
     jumps, clock = random.Random(0), time.time
     monkeypatch.setattr(time, "time", lambda: clock() + jumps.uniform(-1e6, 1e6))
-    train(settings(face_folder, tmp_path / "run", iterations=5))
-    resume(tmp_path / "run", {"iterations": 8})
-    assert same_state(last_state(tmp_path / "run")["model"], last_state(whole)["model"])
-    assert curve(tmp_path / "run")[-1] == curve(whole)[-1]
+    run = train(settings(face_folder, tmp_path / "run", iterations=5))
+    resume_run(run, {"iterations": 8})
+    assert same_state(last_state(run)["model"], last_state(whole)["model"])
+    assert curve(run)[-1] == curve(whole)[-1]
 
 
 def _train_in_child(config, outcome):
@@ -251,8 +205,7 @@ def _train_in_child(config, outcome):
         outcome.put(str(error))
 
 
-def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_path):
-    train(settings(face_folder, tmp_path / "parent", iterations=1))
+def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_path, whole):
     context = multiprocessing.get_context("fork")
     outcome = context.Queue()
     child = context.Process(target=_train_in_child, args=(settings(face_folder, tmp_path / "a"), outcome))

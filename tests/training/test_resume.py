@@ -1,4 +1,4 @@
-"""A run that was broken off, at any moment and in any way, goes on as if nothing had happened."""
+"""A run that was stopped, at any moment and in any way, continues as if nothing had happened."""
 
 import json
 import os
@@ -8,32 +8,31 @@ import signal
 import subprocess
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, Stopped
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
-from fastae.training.resume import resume
+from fastae.training.resume import resume_run
+from fastae.training.runner import train
 
-from ..commands import SMALL, begin_with, curve, fastae, here, last_state, same_state, started, wait_for
+from ..commands import SMALL, begin_with, curve, last_state, same_state, started, wait_for
+from ..conftest import at_iteration, small_config
 
-LENGTH = 24
-RUN = [
-    *SMALL, "--iterations", LENGTH, "--log-every", 2, "--eval-every", 8, "--checkpoint-every", 3,
-    "--gpu-sample-hz", 0, "--seed", 5,
-]  # fmt: skip
-LOADERS = {
-    "resident": ["--loader", "resident"],
-    "dali": ["--loader", "dali"],
-    "resident-compiled": ["--loader", "resident", "--compile"],
-    "dali-compiled": ["--loader", "dali", "--compile"],
+LENGTH, STOPPED = 24, 21
+SETTINGS = {"iterations": LENGTH, "log_every": 2, "eval_every": 8, "checkpoint_every": 3, "seed": 5}
+KINDS = {
+    "resident": {"loader": "resident"},
+    "dali": {"loader": "dali"},
+    "resident-compiled": {"loader": "resident", "compile": True},
+    "dali-compiled": {"loader": "dali", "compile": True},
 }
 SOAK = bool(os.environ.get("FASTAE_SOAK"))
-KILLS = 20 if SOAK else 2
-LINES = 6
-"""The most log lines between two kills."""
+KILLS, LINES = (20, 6) if SOAK else (2, 3)
+"""LINES: the most log lines between two kills."""
 
 KILLED_LENGTH = 4 * LINES * KILLS
 """So many iterations that none of the kills finds the run finished."""
@@ -41,29 +40,43 @@ KILLED_LENGTH = 4 * LINES * KILLS
 
 @pytest.fixture(scope="module")
 def uninterrupted(face_folder, tmp_path_factory):
-    """The run that nothing happened to, for each way of running it; made once."""
+    """The run that nothing happened to, by kind and length; made once."""
     made = {}
 
-    def run(kind, length=LENGTH):
-        key = f"{kind}-{length}"
-        if key not in made:
-            made[key] = tmp_path_factory.mktemp("whole") / key
-            arguments = [*RUN, *LOADERS[kind], "--iterations", length]
-            result = fastae("train", "--data", face_folder, "--out", made[key], *arguments)
-            assert result.returncode == 0, result.stderr
-        return made[key]
+    def run(kind="resident", length=LENGTH):
+        if (kind, length) not in made:
+            out = tmp_path_factory.mktemp("whole") / "run"
+            settings = SETTINGS | KINDS[kind] | {"iterations": length}
+            made[kind, length] = train(small_config(face_folder, out, **settings))
+        return made[kind, length]
 
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped_run(face_folder, tmp_path_factory):
+    """The same run, stopped at iteration 21."""
+    out = tmp_path_factory.mktemp("stopped") / "run"
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Stopped):
+        at_iteration(patch, STOPPED, lambda: signal.raise_signal(signal.SIGTERM))
+        train(small_config(face_folder, out, **SETTINGS, loader="resident"))
+    return out
+
+
+def copied(run, to):
+    """A copy of a run's folder; its checkpoints, which nobody changes in place, are links."""
+    shutil.copytree(
+        run,
+        to,
+        symlinks=True,
+        copy_function=lambda a, b: (os.link if "checkpoints" in str(a) else shutil.copy2)(a, b),
+    )
+    return to
 
 
 @pytest.fixture
-def broken_off(uninterrupted, tmp_path):
-    """A copy of that run as it was at iteration 21, its last three iterations undone."""
-    run = tmp_path / "run"
-    shutil.copytree(uninterrupted("resident"), run, symlinks=True)
-    for path in (run / "checkpoints").glob(f"{LENGTH:07d}.pt*"):
-        path.unlink()
-    return run
+def stopped(stopped_run, tmp_path):
+    return copied(stopped_run, tmp_path / "run")
 
 
 def assert_the_same(run, whole, length=LENGTH):
@@ -74,6 +87,8 @@ def assert_the_same(run, whole, length=LENGTH):
     for tag in ("loss_index/train", "loss/minibatch_bce", "loss_index/held_out"):
         assert curve(run, tag) == curve(whole, tag), tag
     assert [step for step, _ in curve(run)] == [1, *range(2, length + 1, 2)]
+    rows = [(run / "metrics.csv").read_text().splitlines() for run in (run, whole)]
+    assert [row.split(",")[:4] for row in rows[0]] == [row.split(",")[:4] for row in rows[1]]
 
 
 def killed_at(moment, run, *arguments):
@@ -88,140 +103,138 @@ def killed_at(moment, run, *arguments):
         process.wait()
 
 
-@pytest.mark.parametrize("kind", LOADERS if SOAK else ["resident"])
+@pytest.mark.parametrize("kind", KINDS if SOAK else ["resident"])
 def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folder, tmp_path, kind):
     """Killed 20 times in the long form (make soak), each time at another moment; saves are among them."""
-    moments = random.Random(kind)
-    run = tmp_path / "run"
-    new = ["--data", face_folder, "--out", run, *RUN, *LOADERS[kind], "--iterations", KILLED_LENGTH]
+    moments, run = random.Random(kind), tmp_path / "run"
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
+    options += ["--loader", KINDS[kind]["loader"], "--iterations", KILLED_LENGTH, "--gpu-sample-hz", 0]
+    new = ["--data", face_folder, "--out", run, *SMALL, *options, *["--compile"] * ("compile" in KINDS[kind])]
     drafts = 0
     for kill in range(KILLS):
         killed_at(moments.uniform(0, LINES), run, *(["--resume", run] if kill else new))
         drafts += len(list(run.glob("**/*.partial")))
-    result = fastae("train", "--resume", run)
-    assert result.returncode == 0, result.stderr
+    resume_run(run, {})
     assert_the_same(run, uninterrupted(kind, KILLED_LENGTH), KILLED_LENGTH)
     assert not list(run.glob("**/*.partial"))
     print(f"{kind}: {KILLS} kills, {drafts} of them while a checkpoint was being written")
 
 
-def test_a_compiled_run_goes_on_compiled(uninterrupted, face_folder, tmp_path):
-    run = tmp_path / "run"
-    kind = "dali-compiled"
-    killed_at(3.5, run, "--data", face_folder, "--out", run, *RUN, *LOADERS[kind])
-    result = fastae("train", "--resume", run)
-    assert ", compiled" in result.stdout, result.stderr
-    assert_the_same(run, uninterrupted(kind))
+def test_a_compiled_run_continues_compiled(uninterrupted, tmp_path, capsys):
+    run = copied(uninterrupted("dali-compiled", 2), tmp_path / "run")
+    capsys.readouterr()
+    resume_run(run, {"iterations": 6})
+    output = capsys.readouterr().out
+    assert ", compiled" in output and "loader    dali" in output
+    whole = uninterrupted("dali-compiled", 6)
+    assert same_state(last_state(run)["optimizer"], last_state(whole)["optimizer"])
+    assert curve(run) == curve(whole)
 
 
-def damage_newest(run, how):
-    newest = run / "checkpoints" / "0000021.pt"
-    content = bytearray(newest.read_bytes())
-    if how == "torn":
-        newest.write_bytes(content[: len(content) // 2])
-    elif how == "flipped":
-        content[len(content) // 3] ^= 1
-        newest.write_bytes(content)
-    elif how == "empty":
-        newest.write_bytes(b"")
-    elif how == "no digest":
-        newest.with_name(newest.name + ".sha256").unlink()
-    else:
-        newest.write_bytes(b"not a checkpoint")
-        digest = subprocess.run(["sha256sum", newest], capture_output=True, text=True, check=True).stdout
-        newest.with_name(newest.name + ".sha256").write_text(digest)
+def replace_checkpoint(path, content, digest=True):
+    """Another content, in a file of its own, with the SHA-256 of that unless told otherwise."""
+    path.unlink()
+    path.write_bytes(content)
+    if digest:
+        beside = path.with_name(path.name + ".sha256")
+        beside.unlink()
+        beside.write_text(
+            subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
+        )
 
 
 @pytest.mark.parametrize("how", ["torn", "flipped", "empty", "no digest", "no zip at all"])
-def test_a_damaged_checkpoint_is_told_and_the_one_before_is_used(broken_off, how):
-    damage_newest(broken_off, how)
-    told = []
-    state = checkpoint.newest(broken_off / "checkpoints", told.append)
-    assert state["iteration"] == 18
-    (line,) = told
-    assert "0000021.pt" in line
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, how):
+    newest, warnings = stopped / "checkpoints" / f"{STOPPED:07d}.pt", []
+    content = newest.read_bytes()
+    middle = len(content) // 3
+    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+    if how == "no digest":
+        newest.with_name(newest.name + ".sha256").unlink()
+    elif how == "no zip at all":
+        replace_checkpoint(newest, b"not a checkpoint")
+    else:
+        replace_checkpoint(
+            newest, {"torn": content[:middle], "flipped": flipped, "empty": b""}[how], digest=False
+        )
+    assert checkpoint.newest(stopped / "checkpoints", warnings.append)["iteration"] == 18
+    (line,) = warnings
+    assert newest.name in line
 
 
-def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(broken_off, uninterrupted):
-    damage_newest(broken_off, "flipped")
-    result = fastae("train", "--resume", broken_off)
-    assert result.returncode == 0, result.stderr
-    assert "from iteration 18" in result.stdout
-    assert_the_same(broken_off, uninterrupted("resident"))
+def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(stopped, uninterrupted, capsys):
+    replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.pt", b"")
+    resume_run(stopped, {})
+    assert "from iteration 18" in capsys.readouterr().out
+    assert_the_same(stopped, uninterrupted())
 
 
-def test_checkpoints_are_what_sha256sum_checks_and_three_are_kept(uninterrupted):
-    folder = uninterrupted("resident") / "checkpoints"
-    names = sorted(path.name for path in folder.glob("*.pt"))
-    assert names == ["0000018.pt", "0000021.pt", "0000024.pt", "last.pt"]
-    assert (folder / "last.pt").resolve().name == "0000024.pt"
-    sums = [path.name for path in folder.glob("*.sha256")]
-    assert len(sums) == 3
-    assert subprocess.run(["sha256sum", "-c", *sums], cwd=folder, check=False).returncode == 0
+def test_checkpoints_are_what_sha256sum_checks_and_keep_of_them_stay(stopped_run, uninterrupted):
+    for run, kept in ((stopped_run, [18, 21]), (uninterrupted(), [24])):
+        folder, names = run / "checkpoints", [f"{iteration:07d}.pt" for iteration in kept]
+        assert sorted(path.name for path in folder.glob("*.pt")) == [*names, "last.pt"]
+        assert (folder / "last.pt").resolve().name == names[-1]
+        sums = sorted(path.name for path in folder.glob("*.sha256"))
+        assert sums == [f"{name}.sha256" for name in names]
+        assert subprocess.run(["sha256sum", "-c", *sums], cwd=folder, check=False).returncode == 0
 
 
-def test_more_iterations_go_on_from_the_end(uninterrupted, tmp_path):
-    run = tmp_path / "run"
-    shutil.copytree(uninterrupted("resident"), run, symlinks=True)
-    finished = fastae("train", "--resume", run)
-    assert finished.returncode == 0 and "is finished, at iteration 24" in finished.stdout
-    result = fastae("train", "--resume", run, "--iterations", LENGTH + 4)
-    assert result.returncode == 0, result.stderr
+def test_more_iterations_continue_from_the_end(uninterrupted, tmp_path, capsys):
+    run = copied(uninterrupted(), tmp_path / "run")
+    resume_run(run, {})
+    assert "is finished, at iteration 24" in capsys.readouterr().out
+    resume_run(run, {"iterations": LENGTH + 4})
     assert [step for step, _ in curve(run)] == [1, *range(2, LENGTH + 5, 2)]
     written = json.loads((run / "config.json").read_text())
-    assert written["config"]["iterations"] == LENGTH + 4
-    assert written["resumed"] == [LENGTH]
+    assert (written["config"]["iterations"], written["resumed"]) == (LENGTH + 4, [LENGTH])
 
 
-def test_a_run_without_a_checkpoint_begins_again(broken_off, uninterrupted):
-    shutil.rmtree(broken_off / "checkpoints")
-    (broken_off / "checkpoints").mkdir()
-    result = fastae("train", "--resume", broken_off)
-    assert "from the beginning, since there is no checkpoint yet" in result.stdout, result.stderr
-    assert_the_same(broken_off, uninterrupted("resident"))
+@pytest.mark.parametrize("images_json", [True, False])
+def test_a_run_without_a_checkpoint_begins_again(
+    stopped, face_folder, tmp_path, uninterrupted, images_json, capsys
+):
+    shutil.rmtree(stopped / "checkpoints")
+    if not images_json:  # killed while it began
+        (stopped / "images.json").unlink()
+    resume_run(stopped, {"iterations": 4})
+    assert "from the start" in capsys.readouterr().out
+    assert curve(stopped) == curve(uninterrupted())[:3] and (stopped / "images.json").exists()
 
 
-def refused(*arguments):
-    result = fastae("train", *arguments)
-    assert result.returncode == 2, result.stdout
-    (line,) = result.stderr.splitlines()
-    assert "Traceback" not in result.stdout
-    return line
+def test_what_would_be_another_run_is_refused_by_name(stopped):
+    with pytest.raises(
+        FastaeError, match=r"--loss minibatch_bce, not pixel_mse, --lr 0.0001, not 0.1: start a"
+    ):
+        resume_run(stopped, {"lr": 0.1, "seed": 5, "loss": "pixel_mse"})
 
 
-def test_what_would_be_another_run_is_refused_by_name(broken_off):
-    line = refused("--resume", broken_off, "--lr", 0.1, "--seed", 5, "--loss", "pixel_mse")
-    assert "has --lr 0.0001, not 0.1, --loss minibatch_bce, not pixel_mse: start a new run" in line
+def test_a_list_of_other_images_is_refused(stopped):
+    images = RunFolder(stopped).manifest()
+    replace(images, train=dict(reversed(images.train.items()))).write(stopped / "images.json")
+    with pytest.raises(FastaeError, match=r"images.json' lists other images"):
+        resume_run(stopped, {})
+    (stopped / "images.json").unlink()
+    with pytest.raises(FastaeError, match=r"images.json'.* cannot be read"):
+        resume_run(stopped, {})
 
 
-def test_a_list_of_other_images_is_refused(broken_off):
-    images = RunFolder(broken_off).manifest()
-    moved = replace(images, train=dict(reversed(images.train.items())))
-    moved.write(broken_off / "images.json")
-    with pytest.raises(FastaeError, match=r"images.json' lists other images than the run began with: rest"):
-        resume(broken_off, {})
-    (broken_off / "images.json").unlink()
-    with pytest.raises(FastaeError, match="the list of its images, cannot be read: No such file"):
-        resume(broken_off, {})
-
-
-@pytest.mark.parametrize("how", ["two are gone", "one has grown"])
-def test_other_data_are_refused(broken_off, face_folder, tmp_path, how):
-    other = tmp_path / "other"
-    shutil.copytree(face_folder, other)
-    first, second, *_ = sorted(other.glob("*.jpg"))
-    if how == "two are gone":
-        first.unlink()
-        second.unlink()
-        why = "2 of 40 files are missing or bad"
-    else:
-        why = f"'{first.name}' had {first.stat().st_size:,} bytes"
-        first.write_bytes(first.read_bytes() + bytes(1))
-    line = refused("--resume", broken_off, "--data", other)
-    assert line.endswith(
-        f"{str(other)!r} is not what the run trains on: {why}; "
-        "restore them there, or resume with --data FOLDER"
-    )
+def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
+    stopped, face_folder, tmp_path, uninterrupted
+):
+    moved = tmp_path / "moved"
+    shutil.copytree(face_folder, moved)
+    first, second, third, *_ = sorted(moved.glob("*.jpg"))
+    content = third.read_bytes()
+    third.write_bytes(content + bytes(1))
+    with pytest.raises(FastaeError, match=f"{moved}' is not what the run trains on: .*{third.name}"):
+        resume_run(stopped, {"data": str(moved)})
+    third.write_bytes(content)
+    resume_run(stopped, {"data": str(moved)})
+    assert_the_same(stopped, uninterrupted())
+    first.unlink()
+    second.unlink()
+    with pytest.raises(FastaeError, match=f"{moved}' is not what the run trains on: 2 of 40 files"):
+        resume_run(stopped, {"iterations": LENGTH + 1})
 
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
@@ -229,67 +242,53 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     """It is as if it had gone bad in mid-run: the next is read instead, and no other image moves."""
     data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
     shutil.copytree(face_folder, data)
-    here("train", "--data", data, "--out", run, *RUN, *LOADERS[loader], "--iterations", LENGTH // 2)
-    shutil.copytree(run, other, symlinks=True)
-    bad, stand_in, *_ = sorted(data.glob("*.jpg"))
+    train(small_config(data, run, **SETTINGS | {"iterations": 8}, loader=loader))
+    copied(run, other)
+    bad, substitute, *_ = sorted(data.glob("*.jpg"))
     bad.unlink()
-    (data / "000.jpg").write_bytes(stand_in.read_bytes())  # a new file, first by name: not the run's
-    for until in (LENGTH // 2 + 4, LENGTH):
-        resume(run, {"iterations": until})
-        assert f"lost      {bad} since the run began" in capsys.readouterr().out
+    (data / "000.jpg").write_bytes(substitute.read_bytes())  # a new file, first by name: not the run's
+    for until in (10, 20):
+        resume_run(run, {"iterations": until})
     assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
-    # The same by hand: the stand-in under the lost one's name, in a run that is told it began with it.
-    bad.write_bytes(stand_in.read_bytes())
+    # The same by hand: the substitute under the lost one's name, in a run that is told it began with it.
+    bad.write_bytes(substitute.read_bytes())
     images = RunFolder(other).manifest()
-    images = replace(images, train={**images.train, bad.name: bad.stat().st_size})
-    begin_with(other, images)
-    resume(other, {"iterations": LENGTH})
+    begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}))
+    resume_run(other, {"iterations": 20})
     assert same_state(last_state(run)["model"], last_state(other)["model"])
     assert curve(run) == curve(other)
 
 
-def test_data_that_were_moved_are_found_by_data(broken_off, face_folder, tmp_path, uninterrupted):
-    moved = tmp_path / "moved"
-    shutil.copytree(face_folder, moved)
-    result = fastae("train", "--resume", broken_off, "--data", moved)
-    assert result.returncode == 0, result.stderr
-    assert_the_same(broken_off, uninterrupted("resident"))
-
-
-def test_another_version_is_said(broken_off):
+def test_another_version_is_reported(stopped, capsys):
     # What the checkpoint says, since config.json may be of a later session.
-    newest = broken_off / "checkpoints" / "0000021.pt"
+    newest = stopped / "checkpoints" / f"{STOPPED:07d}.pt"
     state = torch.load(newest, weights_only=True)
     state["run"]["environment"]["packages"]["torch"] = "1.0"
-    torch.save(state, newest)
-    digest = subprocess.run(["sha256sum", newest], capture_output=True, text=True, check=True).stdout
-    newest.with_name(newest.name + ".sha256").write_text(digest)
-    result = fastae("train", "--resume", broken_off)
-    assert result.returncode == 0, result.stderr
-    assert f"differs   torch was 1.0, is {torch.__version__}: equal to rounding only" in result.stdout
+    copy = Path(f"{newest}.new")
+    torch.save(state, copy)
+    replace_checkpoint(newest, copy.read_bytes())
+    resume_run(stopped, {"iterations": STOPPED + 1})
+    assert f"torch was 1.0, is {torch.__version__}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("what", ["nothing", "a file", "no run", "damaged", "unknown setting"])
-def test_what_is_no_run_is_refused(tmp_path, broken_off, what):
+def test_what_is_not_a_run_is_refused(tmp_path, what):
     folder = tmp_path / "folder"
     if what == "a file":
         folder.write_text("")
-    elif what == "no run":
+    elif what != "nothing":
         folder.mkdir()
-    elif what in ("damaged", "unknown setting"):
-        folder = broken_off
+    if what in ("damaged", "unknown setting"):
         config = {"config": {"loss": "minibatch_bce", "os": "system"}}
         (folder / "config.json").write_text("{" if what == "damaged" else json.dumps(config))
-    assert str(folder) in refused("--resume", folder)
+    with pytest.raises(FastaeError, match=str(folder)):
+        resume_run(folder, {})
 
 
-def test_two_runs_in_one_folder_are_one_too_many(broken_off, face_folder):
-    with started("train", "--resume", broken_off, "--iterations", 100_000) as process:
-        wait_for(process, "images/s")
-        assert "another run is at work in" in refused("--resume", broken_off)
-        assert "is not empty" in refused("--data", face_folder, "--out", broken_off)
-        process.kill()
-        process.wait()
-    # The dead process's lock went with it.
-    assert fastae("train", "--resume", broken_off, "--iterations", 22).returncode == 0
+def test_two_runs_in_one_folder_are_one_too_many(stopped, face_folder):
+    with RunFolder(stopped).locked():
+        with pytest.raises(FastaeError, match="another run is at work in"):
+            resume_run(stopped, {})
+        with pytest.raises(FastaeError, match="is not empty"):
+            train(small_config(face_folder, stopped))

@@ -1,35 +1,52 @@
-"""A run that is told to stop: it finishes its step, saves, and says how to go on."""
+"""A run that is told to stop: it finishes its step, saves, and prints how to resume it."""
 
+import os
 import signal
 import time
 
 import pytest
 
-from ..commands import SMALL, curve, fastae, last_state, started, wait_for
+from fastae.errors import Stopped
+from fastae.training.resume import resume_run
+from fastae.training.runner import train
 
-RUN = [*SMALL, "--log-every", 1, "--eval-every", 1000, "--gpu-sample-hz", 0]
+from ..commands import SMALL, curve, last_state, started, wait_for
+from ..conftest import at_iteration, small_config
+
+RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)]
-)
-def test_a_signal_saves_and_the_run_goes_on_behind_it(face_folder, tmp_path, number, code):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_signal_saves_and_the_run_continues_from_there(face_folder, tmp_path, monkeypatch, number):
     run = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", run, *RUN) as process:
-        wait_for(process, "3/100,000")
-        process.send_signal(number)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == code
+    at_iteration(monkeypatch, 3, lambda: os.kill(os.getpid(), number))
+    with pytest.raises(Stopped) as stopped:
+        train(small_config(face_folder, run, log_every=1, iterations=100))
+    assert stopped.value.exit_code == 128 + number
     iteration = last_state(run)["iteration"]
-    (line,) = errors.splitlines()
-    assert line == (
-        f"fastae: stopped by {number.name} at iteration {iteration}, all is saved; "
-        f"go on with: fastae train --resume {run}"
-    )
-    assert iteration >= 3
-    result = fastae("train", "--resume", run, "--iterations", iteration + 2)
-    assert result.returncode == 0, result.stderr
-    assert [step for step, _ in curve(run)] == list(range(1, iteration + 3))
+    assert iteration in (3, 4) and f"{number.name} at iteration {iteration}" in str(stopped.value)
+    assert str(stopped.value).endswith(f"fastae train --resume {run}")
+    resume_run(run, {"iterations": iteration + 1})
+    assert [step for step, _ in curve(run)] == list(range(1, iteration + 2))
+
+
+def saved(run, iteration, process):
+    """Returns when the process has saved this iteration."""
+    while not (run / "checkpoints" / f"{iteration:07d}.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+
+
+def test_a_terminal_that_went_away_does_not_end_a_run_and_a_signal_does(face_folder, tmp_path):
+    run = tmp_path / "run"
+    with started("train", "--data", face_folder, "--out", run, *RUN, "--checkpoint-every", 5) as process:
+        wait_for(process, "2/100,000")
+        process.stdout.close()  # every later line is a broken pipe
+        saved(run, 10, process)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 143
+        (line,) = process.stderr.read().splitlines()
+        assert line.startswith("fastae: stopped by SIGTERM")
 
 
 def test_a_second_signal_ends_at_once(face_folder, tmp_path):
@@ -37,27 +54,24 @@ def test_a_second_signal_ends_at_once(face_folder, tmp_path):
     with started("train", "--data", face_folder, "--out", run, *RUN, "--signal-grace", 600) as process:
         wait_for(process, "3/100,000")
         process.send_signal(signal.SIGTERM)
-        time.sleep(1)
-        assert process.poll() is None
+        while not list(run.glob("checkpoints/0*.pt")):  # the first is noted: it saves, and trains on
+            assert process.poll() is None
+            time.sleep(0.1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == -signal.SIGTERM
 
 
-def test_the_grace_is_trained_on_after_a_first_save(face_folder, tmp_path):
+def test_the_grace_is_trained_on_after_a_first_save(face_folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", run, *RUN, "--signal-grace", 2) as process:
-        wait_for(process, "3/100,000")
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    saved = sorted(int(path.stem) for path in (run / "checkpoints").glob("0*.pt"))
-    assert len(saved) == 2 and saved[1] > saved[0] >= 3
+    at_iteration(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped):
+        train(small_config(face_folder, run, iterations=1000, signal_grace=0.2))
+    first, last = sorted(int(path.stem) for path in (run / "checkpoints").glob("0*.pt"))
+    assert first == 3 < last
 
 
-def test_a_terminal_that_went_away_does_not_end_a_run(face_folder, tmp_path):
-    run = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", run, *RUN, "--iterations", 30) as process:
-        wait_for(process, "2/30")
-        process.stdout.close()  # every later line is a broken pipe
-        assert process.wait(60) == 0
-    assert last_state(run)["iteration"] == 30
+def test_a_signal_that_comes_at_the_last_iteration_finds_the_run_finished(face_folder, tmp_path, monkeypatch):
+    at_iteration(monkeypatch, 2, lambda: signal.raise_signal(signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt):  # sent again, when the run is done
+        train(small_config(face_folder, tmp_path / "run", iterations=2))
+    assert (tmp_path / "run" / "model.safetensors").exists()

@@ -4,31 +4,66 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ..commands import curve
+from fastae.runs import saver
+from fastae.training import step_timer, trainer
+from fastae.training.runner import train
+from fastae.training.step import TrainingStep
 
-SECONDS, MINUTES = (20_000, 10) if os.environ.get("FASTAE_SOAK") else (240, 1)
+from ..commands import curve
+from ..conftest import small_config
+
+SECONDS, MINUTES = (20_000, 10.0) if os.environ.get("FASTAE_SOAK") else (60, 0.2)
+PAGE = 4096
 
 
 def test_memory_is_flat_and_checkpoints_come_by_the_clock(face_folder, tmp_path):
-    out = tmp_path / "run"
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.training.soak_worker", face_folder, out, str(SECONDS), str(MINUTES)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    """In a process of its own, whose memory is its own."""
+    command = [sys.executable, "-m", "tests.training.test_soak", face_folder, tmp_path / "run"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    memory = json.loads(result.stdout.splitlines()[-1])
+    memory, saved = json.loads(result.stdout.splitlines()[-1])
     # Epochs, evaluations and logs fall into every twentieth; the first quarter is warming up.
     settled, late = memory[5:10], memory[-5:]
     assert max(late) < max(settled) + 32 * 2**20, [size >> 20 for size in memory]
-    steps = [step for step, _ in curve(out)]
+    steps = [step for step, _ in curve(tmp_path / "run")]
     assert steps == sorted(set(steps)) and steps[-1] == SECONDS
-    saved = sorted(int(path.stem) for path in (out / "checkpoints").glob("0*.pt"))
-    assert saved[-1] == SECONDS and len(saved) == 3
+    assert saved[-1] == SECONDS and len(saved) >= 4
     # By the clock, each as late as the step in which its time comes.
     assert saved[1] - saved[0] == pytest.approx(60 * MINUTES, abs=2)
     print(f"{SECONDS} simulated seconds: memory {memory[5] >> 20} -> {memory[-1] >> 20} MiB")
+
+
+def main(data, out):
+    """Prints the process's memory as it trains, and the iterations that it saved, as JSON."""
+    now, memory, saved = [0.0], [], []
+    clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
+    trainer.time = step_timer.time = clock
+    step, save = TrainingStep._step, saver.Saver.save
+
+    def one_second(self, *inputs):
+        now[0] += 1.0
+        if now[0] % (SECONDS // 20) == 0:
+            memory.append(PAGE * int(Path("/proc/self/statm").read_text().split()[1]))
+        return step(self, *inputs)
+
+    def noted(self, state, weights=None):
+        saved.append(state["iteration"])
+        save(self, state, weights)
+
+    TrainingStep._step, saver.Saver.save = one_second, noted
+    train(
+        small_config(
+            data, out, iterations=SECONDS, batch_size=2, image_size=16, latent=4, loader="dali", log_every=10,
+            eval_every=20, checkpoint_minutes=MINUTES, gpu_sample_hz=10,
+        )
+    )  # fmt: skip
+    print(json.dumps([memory, saved]))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
