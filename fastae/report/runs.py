@@ -54,7 +54,8 @@ class Series:
 class Run:
     """One run's folder. name: the folder's, with its parent's if two runs have the same.
 
-    kwh: energy of all its GPUs; nan if that is not known.
+    kwh: energy of all its GPUs; nan if that is not known. took_turns: with other runs of a sweep, so that
+    neither its energy nor its speed is its own.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Run:
     description: Mapping[str, Any]
     metrics: Metrics
     kwh: float
+    took_turns: bool = False
 
     @property
     def loss(self) -> str:
@@ -95,7 +97,7 @@ class Run:
         """Images and seconds between log steps, both (n,), from the speed that was logged."""
         rates = self.metrics.train.values["images_per_second"]
         images = np.diff(self.metrics.train.iterations, prepend=0) * float(self.config.batch_size)
-        known = np.isfinite(rates) & (rates > 1e-9) & (images > 0)
+        known = np.isfinite(rates) & (rates > 1e-9) & (images > 0) & (not self.took_turns)
         return images[known], images[known] / rates[known]
 
     @property
@@ -183,7 +185,9 @@ def _read(path: Path) -> Run:
         metrics = read_metrics(path / NAME)
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
-    return Run(path.resolve().name, path, config, description, metrics, _kwh(path, description))
+    took_turns = description.get("at_once", 1) != 1
+    kwh = math.nan if took_turns else _kwh(path, description)
+    return Run(path.resolve().name, path, config, description, metrics, kwh, took_turns)
 
 
 def _kwh(path: Path, description: Mapping[str, Any]) -> float:

@@ -135,7 +135,11 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
     """The article's 30 hours beside these runs' time, in sentences."""
     devices = ", ".join(dict.fromkeys(run.text("device") or "an unknown device" for run in runs))
     these = "This run" if len(runs) == 1 else f"These {len(runs)} runs"
-    spent = f"{duration(sum(run.seconds for run in runs))}, {sum(run.iteration for run in runs):,} iterations"
+    spent = f"{sum(run.iteration for run in runs):,} iterations"
+    if any(run.took_turns for run in runs):
+        spent += ", taking turns, so that no run has a speed of its own"
+    else:
+        spent = f"{duration(sum(run.seconds for run in runs))}, {spent}"
     yield (
         f"The article's six runs of {ARTICLE.iterations:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
         f"{these} trained for {spent}, on {devices}."

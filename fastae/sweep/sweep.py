@@ -92,7 +92,8 @@ class Sweep:
 
     def _train(self, session: Session, settings: TrainConfig, names: list[str], stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
-        waiting, slots = deque(names), [Slot(session) for _ in range(min(self._at_once, len(names)))]
+        session.at_once = min(self._at_once, len(names))
+        waiting, slots = deque(names), [Slot(session) for _ in range(session.at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
                 if slot.job is None and waiting and not self._stopped:

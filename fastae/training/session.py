@@ -63,6 +63,7 @@ class Session:
 
     source: where the images are from, for people. loader: training batches. held_out: images to evaluate on,
     float32 (N, 3, S, S) on the device. replaced: files that turned out to be bad. runs: those in progress.
+    at_once: how many runs take turns.
     """
 
     ranks: Ranks
@@ -74,6 +75,7 @@ class Session:
         self.environment = describe_environment()
         self.replaced: list[FileFault] = []
         self.runs: list[RunFolder] = []
+        self.at_once = 1
         self.loader: Loader
         self.held_out: Tensor
 
@@ -117,6 +119,7 @@ class Session:
             "device": devices.describe(hardware.device),
             "device_type": hardware.device.type,
             "world_size": self.ranks.size,
+            "at_once": self.at_once,
             "step": ", ".join(filter(None, notes)),
             "environment": self.environment,
         }

@@ -18,7 +18,7 @@ from fastae.augment import Augmentation
 from fastae.config import TrainConfig
 from fastae.data.crop_resize import CropResize
 from fastae.data.decode import open_decoder
-from fastae.data.loader import ResidentLoader
+from fastae.data.loader import HostLoader, Loader, ResidentLoader
 from fastae.data.resident import Store
 from fastae.data.sampler import Sampler
 from fastae.data.tuning import Tuning
@@ -47,7 +47,7 @@ class Step:
     """A step on the hollow GPU and the loader that feeds it."""
 
     step: TrainingStep
-    loader: ResidentLoader
+    loader: Loader
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -86,17 +86,20 @@ def make_step(
     return Step(step, loader)
 
 
-def stand_in_loader(config: TrainConfig, images: int) -> ResidentLoader:
-    """A loader over a resident store that holds nothing."""
+def stand_in_loader(
+    config: TrainConfig, images: int, kind: type[ResidentLoader | HostLoader] = ResidentLoader
+) -> Loader:
+    """A loader over a store that holds nothing."""
     device, size = choose_device("cuda"), config.image_size
+    place = torch.device("cpu") if kind is HostLoader else device
     store = Store(
-        torch.empty(images, size, 3, size, dtype=torch.uint8, device=device),
-        torch.empty(images, 3, device=device),
+        torch.empty(images, size, 3, size, dtype=torch.uint8, device=place),
+        torch.empty(images, 3, device=place),
         {},
     )
     decoder = open_decoder(CropResize(size=size), device, Tuning(threads=1, compiled=True))
     sampler = Sampler(images, config.batch_size, config.seed, Augmentation())
-    return ResidentLoader(store, sampler, decoder)
+    return kind(store, sampler, decoder)
 
 
 @contextmanager

@@ -4,6 +4,8 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #define __dv(v)
 #include <cuda_runtime_api.h>
 #undef cudaGetDeviceProperties
@@ -16,7 +18,7 @@ static long launches, copies, uploads, synchronisations, replays;
 long hollow_launches(void) { return launches; }
 long hollow_copies(void) { return copies; }
 long hollow_uploads(void) { return uploads; }  /* of them, those from host memory during a capture */
-long hollow_synchronisations(void) { return synchronisations; }
+long hollow_synchronisations(void) { return synchronisations; }  /* of the main thread */
 long hollow_replays(void) { return replays; }
 
 /* Capture: one at a time. A refused call invalidates it, as in CUDA. */
@@ -34,7 +36,10 @@ static R refused(void) {
   return cudaErrorStreamCaptureUnsupported;
 }
 static R launch(cudaStream_t s) { launches++; node(s); return cudaSuccess; }
-static R synchronise(void) { synchronisations++; return refused(); }
+static R synchronise(void) {  /* other threads may wait: the training loop is the main one */
+  if (syscall(SYS_gettid) == getpid()) synchronisations++;
+  return refused();
+}
 void hollow_launch(cudaStream_t s) { node(s); }  /* Triton's, and the libraries' operators */
 
 /* Kernels do nothing, so a replay advances these counters in their place: that a graph has work is seen. */

@@ -1,4 +1,4 @@
-"""Whole runs on a hollow GPU: training, evaluation, checkpoints, resume, and a second run in the session."""
+"""Whole runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.folder import ImageFolder
+from fastae.data.loader import HostLoader
 from fastae.data.manifest import Manifest
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder, new_run
@@ -32,7 +33,7 @@ QUIET = (3, 4)
 
 
 def drive(config: TrainConfig) -> dict[str, int]:
-    """Trains, resumes and trains another loss; the synchronisations of iterations that only train, by run.
+    """Trains, resumes, trains another loss and from host memory; the waits of the loop's thread, by run.
 
     Raises what a run raises if it does not do all of that.
     """
@@ -52,6 +53,8 @@ def drive(config: TrainConfig) -> dict[str, int]:
         counts["new"] = train(models, settings, Path(folder) / "one")
         counts["resumed"] = resume(models, replace(settings, iterations=24), Path(folder) / "one")
         counts["second"] = train(models, replace(settings, loss="pixel_mse"), Path(folder) / "two")
+        models.session.loader = lowering.stand_in_loader(config, IMAGES, HostLoader)
+        counts["host"] = train(models, replace(settings, loader="host"), Path(folder) / "three")
         console.quiet = False
     return counts
 

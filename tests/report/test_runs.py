@@ -82,6 +82,11 @@ def test_speed_is_that_of_all_windows_but_the_slowest_and_time_that_of_all(tmp_p
     assert math.isnan(run.images_per_second) and run.seconds == 0
 
 
+def test_runs_that_took_turns_on_a_device_have_no_speed_time_or_energy_of_their_own(tmp_path):
+    run = only(make_run(tmp_path / "run", gpu=gpu_report(kwh=0.5), described={"at_once": 2}))
+    assert run.took_turns and math.isnan(run.images_per_second) and run.seconds == 0 and math.isnan(run.kwh)
+
+
 def test_energy_is_claimed_only_if_all_gpus_were_measured_in_all_of_the_run(tmp_path):
     counted = gpu_report(kwh=0.5)
     make_run(tmp_path / "a", gpu=counted)

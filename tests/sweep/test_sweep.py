@@ -99,6 +99,7 @@ def test_runs_that_take_turns_are_those_that_do_not(swept, face_folder, tmp_path
     for loss in states(tmp_path):
         ours, alone = last_state(tmp_path / loss), last_state(swept[0] / loss)
         assert all(same_state(ours[part], alone[part]) for part in ("model", "optimizer")), loss
+        assert json.loads((tmp_path / loss / "config.json").read_text())["at_once"] == 2
     lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "data wait" in line]
     assert lines[:4] == ["minibatch_bce", "minibatch_mse"] * 2
 
