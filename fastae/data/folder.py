@@ -8,6 +8,7 @@ they cannot be trained on are skipped.
 from __future__ import annotations
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,7 +26,9 @@ from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp")
+ARCHIVES = {".parquet": "parquet file", ".zip": "zip archive"}
 LINKED_FOLDER = "linked folder"
+_PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
 
 HELD_OUT_SHARE = 0.05
 
@@ -56,7 +59,7 @@ class ImageFolder:
         paths = sorted({*self.train, *self.held_out} - unusable)
         left = {path: sizes[name_below(self.root, path)] for path in paths}
         checked = Check(left, [*self.skipped, *bad], self.side, heaviest=0)
-        return replace(_divide(self.root, checked, crop=None), ignored=self.ignored)
+        return replace(_divide(self.root, checked), ignored=self.ignored)
 
 
 def open_folder(
@@ -79,7 +82,7 @@ def open_folder(
         listed = manifest.sizes
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
-    folder = _as_begun(root, checked, manifest) if manifest else _divide(root, checked, crop)
+    folder = _as_begun(root, checked, manifest) if manifest else _divide(root, checked)
     if checked.heaviest > (free := free_bytes(torch.device("cpu"))):
         raise FastaeError(
             f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
@@ -99,20 +102,23 @@ def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
     ignored: as `walk` counts it. Raises FastaeError if there is no such folder, or nothing in it.
     """
     if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that is too long)
-        what = "is a file, not a folder" if os.path.exists(root) else "does not exist"  # noqa: PTH110
+        what = "does not exist"
+        if os.path.exists(root):  # noqa: PTH110
+            what = f"is a file: {_PREPARE.format(shlex.quote(root))}"
         raise FastaeError(f"data folder {root!r} {what}")
     ignored = Counter() if ignored is None else ignored
     found = set(walk(root, SUFFIXES, ignored))
     if not found:
         also = f" ({count_ignored(ignored)} ignored)" if ignored else ""
-        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}")
+        hint = f": {_PREPARE.format(shlex.quote(root))}" if any(map(ignored.get, ARCHIVES.values())) else ""
+        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}{hint}")
     return sorted(found)
 
 
 def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = None) -> Iterator[str]:
     """Everything with these suffixes under `root`, and every folder that cannot be listed, in any order.
 
-    Links to folders are not followed. ignored: counts them, and images of other kinds, as 'PNG file'.
+    Links to folders are not followed. ignored: counts them, archives, and other images, as "PNG file".
     Raises FastaeError if `root` itself cannot be listed.
     """
     ignored = Counter() if ignored is None else ignored
@@ -127,8 +133,8 @@ def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = No
                         yield entry.path
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-                    elif suffix in OTHER_IMAGES:
-                        ignored[f"{suffix[1:].upper()} file"] += 1
+                    elif suffix in OTHER_IMAGES or suffix in ARCHIVES:
+                        ignored[ARCHIVES.get(suffix) or f"{suffix[1:].upper()} file"] += 1
                     elif suffix not in suffixes and entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
                         ignored[LINKED_FOLDER] += 1
         except OSError as error:
@@ -149,9 +155,9 @@ def count_faults(faults: Sequence[FileFault]) -> str:
     return ", ".join(f"{number} {fault}" for fault, number in counts)
 
 
-def _divide(root: str, checked: Check, crop: int | None) -> ImageFolder:
+def _divide(root: str, checked: Check) -> ImageFolder:
     if len(checked.usable) < 2:
-        faults = count_faults(checked.unusable).replace("the crop", f"--crop {crop}") or "none"
+        faults = count_faults(checked.unusable) or "none"
         raise FastaeError(
             f"{root!r} holds {len(checked.usable)} usable JPEGs, and at least 2 are needed; "
             f"skipped: {faults} (fastae check {root!r} names them)"

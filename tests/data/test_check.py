@@ -174,6 +174,11 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
         with pytest.raises(FastaeError, match="does not exist"):
             action()
     (tmp_path / "a.png").touch()
+    (tmp_path / "celeba.zip").touch()
+    for place in (tmp_path, tmp_path / "celeba.zip"):
+        with pytest.raises(FastaeError, match="fastae prepare celeba"):
+            find_jpegs(str(place))
+    (tmp_path / "celeba.zip").unlink()
     with pytest.raises(FastaeError, match="1 PNG file ignored"):
         open_folder(tmp_path)
     (tmp_path / "a.jpg").write_bytes(b"")
