@@ -187,5 +187,5 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
         open_folder(tmp_path)
     os.link(face_paths[1], tmp_path / "c.jpg")
     assert open_folder(tmp_path).ignored == Counter({"PNG file": 1})
-    with pytest.raises(FastaeError, match="2 too small for --crop 500"):
+    with pytest.raises(FastaeError, match="2 too small for the crop"):
         open_folder(tmp_path, crop=500)
