@@ -24,7 +24,7 @@ from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
 from ..commands import begin_with, here, last_state, same_state
-from ..conftest import largest_file, small_config
+from ..conftest import copied, largest_file, small_config
 
 LENGTH = 3
 TWO = ("minibatch_bce", "minibatch_mse")
@@ -46,7 +46,7 @@ def swept(face_folder, tmp_path_factory):
 @pytest.fixture
 def copy(swept, tmp_path):
     """A copy of it, whose runs have not finished by its own account."""
-    shutil.copytree(swept[0], tmp_path / "out", symlinks=True)
+    copied(swept[0], tmp_path / "out")
     content = written(tmp_path / "out")
     for run in content["runs"]:
         run["state"] = "stopped"
