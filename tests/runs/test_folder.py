@@ -27,13 +27,6 @@ def test_a_second_run_is_refused_while_the_first_still_opens_its_data(face_folde
     assert last_state(run)["iteration"] == 2
 
 
-def test_a_lock_ends_with_its_block(tmp_path):
-    run = RunFolder(tmp_path)
-    for _ in range(2):
-        with run.locked(), pytest.raises(FastaeError, match="another run is at work"), run.locked():
-            pass
-
-
 def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("time.strftime", lambda form: "now")
