@@ -73,6 +73,6 @@ def test_a_run_that_fails_before_it_begins_leaves_nothing(face_folder, tmp_path,
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine").mkdir()
     for out in ([], ["--out", "a/b"], ["--out", "mine"]):
-        with pytest.raises(FastaeError, match="--crop 5000"):
+        with pytest.raises(FastaeError, match="too small for the crop"):
             here("train", "--data", face_folder, *out, *SMALL, "--crop", 5000)
     assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
