@@ -18,7 +18,7 @@ class RunFailure(FastaeError):
 
 
 class TrainingFault(Exception):
-    """Why a run cannot continue; whoever knows its folder adds what is kept and how to resume it."""
+    """A run cannot continue. `open_trainer` makes it a RunFailure, which says how to resume it."""
 
 
 class Stopped(Exception):

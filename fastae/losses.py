@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:  # Tensor methods alone are used: manifest the losses does not cost importing torch.
+if TYPE_CHECKING:  # only methods of tensors are called, so listing the losses does not import torch
     from torch import Tensor
 
 LOG_OFFSET = 0.001
@@ -80,5 +80,5 @@ def loss_index(squared_error_mean: float) -> float:
 
 
 def psnr(squared_error_mean: float) -> float:
-    """Peak signal-to-noise ratio of images in [0, 1], in dB; infinite where there is no error."""
+    """Peak signal-to-noise ratio of images in [0, 1], in dB; infinite without an error."""
     return -10 * math.log10(squared_error_mean) if squared_error_mean else math.inf

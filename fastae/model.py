@@ -28,8 +28,8 @@ DOWNSAMPLING = 16
 """Four convolutions of stride 2: the image side must be a multiple of this."""
 
 
-def _normalised(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
-    """The layers of a convolution without bias."""
+def _normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
+    """A convolution without bias, followed by batch norm and ReLU."""
     norm = nn.BatchNorm2d(convolution.out_channels, eps=1e-6)
     return [convolution, norm, nn.ReLU(inplace=True)]
 
@@ -47,7 +47,7 @@ class AutoEncoder(nn.Module):
         inputs = 3
         for outputs in ENCODER_CHANNELS:
             stride = 1 if inputs == 3 else 2
-            encoder += _normalised(nn.Conv2d(inputs, outputs, KERNEL, stride, padding=half, bias=False))
+            encoder += _normalized(nn.Conv2d(inputs, outputs, KERNEL, stride, padding=half, bias=False))
             inputs = outputs
         encoder += [nn.Flatten(), nn.Linear(math.prod(features), latent), nn.Tanh()]
 
@@ -57,14 +57,14 @@ class AutoEncoder(nn.Module):
             nn.Unflatten(1, features),
         ]
         for inputs, outputs in itertools.pairwise(DECODER_CHANNELS):
-            decoder += _normalised(
+            decoder += _normalized(
                 nn.ConvTranspose2d(inputs, outputs, KERNEL, 2, padding=half, output_padding=1, bias=False)
             )
         decoder += [nn.Conv2d(DECODER_CHANNELS[-1], 3, KERNEL, padding=half), nn.Sigmoid()]
 
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)
-        self.apply(initialise)
+        self.apply(initialize)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, S, S) in [0, 1] -> reconstruction of the same shape, in [0, 1]."""
@@ -77,7 +77,7 @@ def meta_model(image_size: int, latent: int) -> AutoEncoder:
         return AutoEncoder(image_size, latent)
 
 
-def initialise(layer: nn.Module) -> None:
+def initialize(layer: nn.Module) -> None:
     """The article's initial weights: normal, sigma = sqrt(2 / fan_in), cut at 2 sigma; biases zero.
 
     fan_in is kernel area x input channels, for the transposed convolutions too.

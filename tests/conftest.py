@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import resource
+import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -45,6 +46,15 @@ def small_config(data, out=None, **others):
     """Settings of a run that takes a second or two."""
     defaults = {"image_size": 32, "latent": 16, "compile": False, "batch_size": 4, "iterations": 2}
     return TrainConfig(data=str(data), out=out and str(out), **{**defaults, "gpu_sample_hz": 0, **others})
+
+
+def copied(run, to):
+    """A copy of a run's or sweep's folder; checkpoints, which fastae never changes in place, are links."""
+
+    def copy(source, target):
+        (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
+
+    return shutil.copytree(run, to, symlinks=True, copy_function=copy)
 
 
 @contextmanager

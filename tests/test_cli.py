@@ -83,7 +83,7 @@ def test_wrong_data_leaves_nothing(tmp_path, face_folder):
         (tmp_path / "one", [], "1 usable JPEG"),
         (tmp_path / "split", [], "list_eval_partition.txt:2:"),
         (face_folder, ["--batch-size", 39], "--batch-size 39"),
-        (face_folder, ["--crop", 179], "--crop 179"),
+        (face_folder, ["--crop", 179], "too small for the crop"),
     ):
         assert words in refuses("train", "--data", data, "--out", out, *options)
         assert not out.exists()

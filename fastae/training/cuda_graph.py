@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 _failed: list[torch.cuda.CUDAGraph] = []
-# PyTorch's allocator of pinned memory keeps a pointer to a graph whose recording failed.
+"""Graphs whose recording failed: PyTorch's allocator of pinned memory keeps pointers to them."""
 
 
 def can_record(device: torch.device) -> bool:
-    """Whether it has CUDA graphs."""
+    """Whether the device has CUDA graphs."""
     return device.type == "cuda"
 
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Work queued within runs on a stream of its own, after all work before and before all that follows.
+    """Runs what the block queues on a stream of its own, after all work before it and before all after it.
 
     CUDA demands this of a recording, and of the steps that warm it up.
     """
@@ -88,7 +88,7 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.d
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Collected in the middle of a recording, an old graph or stream would be freed, which breaks it."""
+    """In a recording: an old graph or stream that were collected would be freed, which breaks it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

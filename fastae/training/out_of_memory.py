@@ -37,7 +37,8 @@ def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
     batch = min(half, fitting_batch(config, total_bytes(device) - resident) or half)
     remedies = [f"--batch-size {batch}"] if batch else []
     if resident:
-        remedies.append(f"--loader dali ({resident / 1e9:.1f} GB less)")
+        loader_kind = "host" if device.type == "cuda" else "dali"
+        remedies.append(f"--loader {loader_kind} ({resident / 1e9:.1f} GB less on {device})")
     remedy = " or ".join(remedies) or "a smaller --image-size, or another device"
     return f"out of memory at batch size {config.batch_size}: try {remedy}"
 

@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> Path:
 
 def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State | None = None) -> None:
     """One run to its end, in an open session: a new one, or from `state` on."""
-    # Outermost: a signal, torchrun's for one, must not end what still saves or explains.
+    # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
     with (
         StopSignals(config.signal_grace) as stops,
         joined(session.ranks, session.hardware.device),
@@ -125,7 +125,7 @@ def _described(error: Exception, session: Session, config: TrainConfig, run: Run
 
 
 def log_folder(run: RunFolder) -> None:
-    """Where to look, in three lines."""
+    """Logs the folder, the newest picture and the command that shows the curves."""
     files = (path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
     log(f"run       {run.path} ({sum(path.stat().st_size for path in files) / 1e6:,.0f} MB)", "bold")
     log(f"picture   {max(run.samples.glob('*.png'))}", "bold")

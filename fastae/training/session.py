@@ -32,7 +32,7 @@ from fastae.runs.folder import RunFolder
 from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of
-from fastae.training.sync_batch_norm import synchronise
+from fastae.training.sync_batch_norm import synchronize
 from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder
 from fastae.utils.console import console, log, printable
@@ -49,7 +49,7 @@ _first_process: int | None = None
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run was given. compile_note: whether torch.compile is used and why, for people."""
+    """What runs use. compile_note: whether torch.compile is used, and why, in words."""
 
     device: torch.device
     precision: devices.Precision
@@ -140,7 +140,7 @@ class Models:
         if self._model is None:
             self._model = initial
             if config.sync_bn and ranks.size > 1:
-                synchronise(self._model)
+                synchronize(self._model)
         else:  # in place: what was compiled holds these very weights
             self._model.load_state_dict(initial.state_dict())
         # The three reductions of an element are one objective: what differs is Adam's eps.

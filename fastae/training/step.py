@@ -25,7 +25,7 @@ WARM_UP = 3
 """Steps before a CUDA graph is recorded: compiling, and the allocations of cuDNN and Adam, happen there."""
 
 ATTEMPTS = 2
-"""At recording: another thread may have disturbed the first."""
+"""Recordings that are tried: another thread may have disturbed the first."""
 
 
 class Objective(nn.Module):

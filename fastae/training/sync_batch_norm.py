@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch where several ranks share it.
+"""Batch norm over the whole batch if several ranks share it.
 
 PyTorch's DDP leaves each rank to the statistics of its own slice. `nn.SyncBatchNorm` shares them, but on GPUs
 alone, and torch.compile cannot trace it there. So it is written out here, in float32, for both.
@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from fastae.model import AutoEncoder
 
 PIXELS = (0, 2, 3)
-"""Of (N, C, H, W): the axes that a channel's statistics are taken over."""
+"""The axes of (N, C, H, W) that a channel's statistics are taken over."""
 
 
-class _Normalise(torch.autograd.Function):
+class _Normalize(torch.autograd.Function):
     """(N, C, H, W), weight and bias (C,) -> normalised in the input's dtype; mean, variance (C,) in float32.
 
     Kept for the backward pass is the input as it is, not its float32.
@@ -30,7 +30,7 @@ class _Normalise(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean = _mean_over_ranks(input.float().mean(PIXELS))
         centred = input.float() - _wide(mean)
-        # A second pass: the mean square less the squared mean would cancel where a channel's mean is large.
+        # A second pass: the mean square less the squared mean would cancel if a channel's mean is large.
         variance = _mean_over_ranks(centred.square().mean(PIXELS))
         inverse = torch.rsqrt(variance + eps)
         ctx.save_for_backward(input, weight, mean, inverse)
@@ -54,7 +54,7 @@ def _mean_over_ranks(values: Tensor) -> Tensor:
 
 
 def _wide(values: Tensor) -> Tensor:
-    """(C,) to what broadcasts against (N, C, H, W)."""
+    """(C,) as (1, C, 1, 1), which broadcasts against images."""
     return values.view(1, -1, 1, 1)
 
 
@@ -64,12 +64,12 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
             return super().forward(input)
-        normalised, mean, variance = _Normalise.apply(input, self.weight, self.bias, self.eps)
+        normalised, mean, variance = _Normalize.apply(input, self.weight, self.bias, self.eps)
         self._track(mean, variance, dist.get_world_size() * input[:, 0].numel())
         return normalised
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """The running statistics, as `nn.BatchNorm2d` keeps them: of the unbiased variance."""
+        """Updates the running statistics as `nn.BatchNorm2d` does: by the unbiased variance."""
         assert self.running_mean is not None and self.running_var is not None
         assert self.momentum is not None and self.num_batches_tracked is not None
         self.num_batches_tracked.add_(1)
@@ -77,7 +77,7 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
-def synchronise(model: AutoEncoder) -> None:
+def synchronize(model: AutoEncoder) -> None:
     """Has every batch norm of the model normalise over all ranks; its state dict keeps its names."""
     for part in (model.encoder, model.decoder):
         for place, layer in enumerate(part):

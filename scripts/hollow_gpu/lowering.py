@@ -24,7 +24,7 @@ from fastae.data.sampler import Sampler
 from fastae.data.tuning import Tuning
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
-from fastae.training.sync_batch_norm import synchronise
+from fastae.training.sync_batch_norm import synchronize
 from fastae.utils.device import choose_device, choose_precision
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 
@@ -150,7 +150,7 @@ def lower_shared(config: TrainConfig) -> Counts:
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         model = build_model(config, device)
-        synchronise(model)
+        synchronize(model)
         objective = objective_of(model, config.loss, choose_precision(device, config.amp), compiled=True)
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         images = torch.empty(shape, device=device).contiguous(memory_format=torch.channels_last)

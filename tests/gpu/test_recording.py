@@ -19,7 +19,7 @@ from fastae.data.tuning import Tuning
 from fastae.model import AutoEncoder
 from fastae.training.cuda_graph import GraphedFunction, side_stream
 from fastae.training.step import TrainingStep, objective_of
-from fastae.training.sync_batch_norm import synchronise
+from fastae.training.sync_batch_norm import synchronize
 from fastae.utils.device import Precision, choose_device, choose_kernels, choose_precision
 
 SIZE, BATCH, IMAGES = 64, 8, 200
@@ -241,7 +241,7 @@ def test_shared_batch_norm_compiles_as_part_of_the_whole_objective(cuda, hollow,
     store = FakeStore() if hollow else dist.HashStore()
     dist.init_process_group("fake" if hollow else "nccl", store=store, rank=0, world_size=1)
     try:
-        synchronise(model)
+        synchronize(model)
         objective, _ = objective_of(model, "minibatch_bce", precision, compiled=True)(images)
         objective.backward()
         results()

@@ -24,7 +24,7 @@ from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
 from ..commands import begin_with, here, last_state, same_state
-from ..conftest import largest_file, small_config
+from ..conftest import copied, largest_file, small_config
 
 LENGTH = 3
 TWO = ("minibatch_bce", "minibatch_mse")
@@ -46,7 +46,7 @@ def swept(face_folder, tmp_path_factory):
 @pytest.fixture
 def copy(swept, tmp_path):
     """A copy of it, whose runs have not finished by its own account."""
-    shutil.copytree(swept[0], tmp_path / "out", symlinks=True)
+    copied(swept[0], tmp_path / "out")
     content = written(tmp_path / "out")
     for run in content["runs"]:
         run["state"] = "stopped"
@@ -235,8 +235,8 @@ def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(fa
     def begin(**others):
         return run_sweep(SweepConfig(settings(face_folder, iterations=1, **others), ("pixel_mse",)), tmp_path)
 
-    for wrong in ({"batch_size": 39}, {"crop": 5_000}):
-        with pytest.raises(FastaeError, match=str(*wrong.values())):
+    for wrong, message in (({"batch_size": 39}, "39"), ({"crop": 5_000}, "the crop")):
+        with pytest.raises(FastaeError, match=message):
             begin(**wrong)
         assert not list(tmp_path.iterdir())
     begin()

@@ -5,14 +5,11 @@ import signal
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
-from fastae.augment import Augmentation
 from fastae.data import Tuning, open_loader
 from fastae.data.jpeg import Fault, FileFault
-from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics
@@ -28,17 +25,7 @@ from ..conftest import small_config
 TORCHRUN = (
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastae",
 )  # fmt: skip
-SOAK = bool(os.environ.get("FASTAE_SOAK"))
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
-
-
-def test_the_parts_of_a_batch_are_the_batch():
-    whole = Sampler(50, 12, 3, Augmentation())
-    parts = [Sampler(50, 12, 3, Augmentation(), part, 3) for part in range(3)]
-    for iteration in (0, 4, 9):
-        for name in ("indices", "flip", "brightness", "contrast", "saturation"):
-            shared = np.concatenate([getattr(part.at(iteration), name) for part in parts])
-            assert np.array_equal(shared, getattr(whole.at(iteration), name)), name
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
@@ -105,27 +92,6 @@ def test_two_ranks_train_what_one_process_trains_and_stop_at_one_iteration(face_
         rows(two, "held_out"), rows(one, "held_out"), strict=True
     ):  # by running statistics
         assert ours == pytest.approx(theirs, rel=0.02, nan_ok=True)
-
-
-@pytest.mark.skipif(not SOAK, reason="in the long form: make soak")
-def test_without_sync_bn_the_ranks_normalise_each_their_own(face_folder, tmp_path):
-    losses = {}
-    for name, option in (("own", []), ("shared", ["--sync-bn"])):
-        arguments = [
-            "train",
-            "--data",
-            face_folder,
-            *RUN,
-            "--iterations",
-            1,
-            "--out",
-            tmp_path / name,
-            *option,
-        ]
-        with started(*arguments, command=TORCHRUN) as process:
-            assert process.wait(120) == 0
-        losses[name] = rows(tmp_path / name, "train")[0]
-    assert losses["own"] != pytest.approx(losses["shared"], rel=1e-4)
 
 
 def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folder, tmp_path):

@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import random
-import shutil
 import time
 
 import pytest
@@ -19,7 +18,7 @@ from fastae.training.runner import train
 from fastae.training.step import TrainingStep
 
 from ..commands import curve, last_state, same_state
-from ..conftest import at_iteration, largest_file, small_config
+from ..conftest import at_iteration, copied, largest_file, small_config
 
 OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""
@@ -44,7 +43,7 @@ def files(run):
 
 def test_a_disk_that_is_full_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(whole, run, symlinks=True)
+    copied(whole, run)
     before = files(run)
     with largest_file(50_000_000), pytest.raises(RunFailure) as failure:
         resume_run(run, {"iterations": 100_000, "checkpoint_every": 20})

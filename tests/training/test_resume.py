@@ -20,10 +20,10 @@ from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
 from ..commands import SMALL, begin_with, curve, last_state, same_state, started, wait_for
-from ..conftest import at_iteration, small_config
+from ..conftest import at_iteration, copied, small_config
 
 LENGTH, STOPPED = 24, 21
-SETTINGS = {"iterations": LENGTH, "log_every": 2, "eval_every": 8, "checkpoint_every": 3, "seed": 5}
+SETTINGS = {"iterations": LENGTH, "log_every": 2, "eval_every": 8, "checkpoint_every": 9, "seed": 5}
 KINDS = {
     "resident": {"loader": "resident"},
     "dali": {"loader": "dali"},
@@ -63,17 +63,6 @@ def stopped_run(face_folder, tmp_path_factory):
     return out
 
 
-def copied(run, to):
-    """A copy of a run's folder; its checkpoints, which nobody changes in place, are links."""
-    shutil.copytree(
-        run,
-        to,
-        symlinks=True,
-        copy_function=lambda a, b: (os.link if "checkpoints" in str(a) else shutil.copy2)(a, b),
-    )
-    return to
-
-
 @pytest.fixture
 def stopped(stopped_run, tmp_path):
     return copied(stopped_run, tmp_path / "run")
@@ -108,8 +97,9 @@ def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folde
     """Killed 20 times in the long form (make soak), each time at another moment; saves are among them."""
     moments, run = random.Random(kind), tmp_path / "run"
     options = [f"--{name.replace('_', '-')}={value}" for name, value in SETTINGS.items()]
-    options += ["--loader", KINDS[kind]["loader"], "--iterations", KILLED_LENGTH, "--gpu-sample-hz", 0]
-    new = ["--data", face_folder, "--out", run, *SMALL, *options, *["--compile"] * ("compile" in KINDS[kind])]
+    options += ["--loader", KINDS[kind]["loader"], "--iterations", KILLED_LENGTH, "--checkpoint-every", 3]
+    new = ["--data", face_folder, "--out", run, *SMALL, *options, "--gpu-sample-hz", 0]
+    new += ["--compile"] if "compile" in KINDS[kind] else []
     drafts = 0
     for kill in range(KILLS):
         killed_at(moments.uniform(0, LINES), run, *(["--resume", run] if kill else new))
@@ -242,12 +232,12 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     """It is as if it had gone bad in mid-run: the next is read instead, and no other image moves."""
     data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
     shutil.copytree(face_folder, data)
-    train(small_config(data, run, **SETTINGS | {"iterations": 8}, loader=loader))
+    train(small_config(data, run, **SETTINGS | {"iterations": 4}, loader=loader))
     copied(run, other)
     bad, substitute, *_ = sorted(data.glob("*.jpg"))
     bad.unlink()
     (data / "000.jpg").write_bytes(substitute.read_bytes())  # a new file, first by name: not the run's
-    for until in (10, 20):
+    for until in (6, 11):
         resume_run(run, {"iterations": until})
     assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
@@ -255,35 +245,29 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     bad.write_bytes(substitute.read_bytes())
     images = RunFolder(other).manifest()
     begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}))
-    resume_run(other, {"iterations": 20})
+    resume_run(other, {"iterations": 11})
     assert same_state(last_state(run)["model"], last_state(other)["model"])
     assert curve(run) == curve(other)
 
 
 def test_another_version_is_reported(stopped, capsys):
-    # What the checkpoint says, since config.json may be of a later session.
-    newest = stopped / "checkpoints" / f"{STOPPED:07d}.pt"
-    state = torch.load(newest, weights_only=True)
+    """Of what the checkpoint was written with; config.json may be of a later session."""
+    described = json.loads((stopped / "config.json").read_text())
+    state = torch.load(stopped / "checkpoints" / "last.pt", weights_only=True)
+    assert state["run"]["environment"] == described["environment"]
     state["run"]["environment"]["packages"]["torch"] = "1.0"
-    copy = Path(f"{newest}.new")
-    torch.save(state, copy)
-    replace_checkpoint(newest, copy.read_bytes())
+    checkpoint.write(stopped / "checkpoints", state, keep=1)
     resume_run(stopped, {"iterations": STOPPED + 1})
     assert f"torch was 1.0, is {torch.__version__}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("what", ["nothing", "a file", "no run", "damaged", "unknown setting"])
-def test_what_is_not_a_run_is_refused(tmp_path, what):
-    folder = tmp_path / "folder"
-    if what == "a file":
-        folder.write_text("")
-    elif what != "nothing":
-        folder.mkdir()
-    if what in ("damaged", "unknown setting"):
-        config = {"config": {"loss": "minibatch_bce", "os": "system"}}
-        (folder / "config.json").write_text("{" if what == "damaged" else json.dumps(config))
-    with pytest.raises(FastaeError, match=str(folder)):
-        resume_run(folder, {})
+@pytest.mark.parametrize("content", [None, "{", '{"config": {"loss": "minibatch_bce", "os": "system"}}'])
+def test_what_is_not_a_run_is_refused(tmp_path, content):
+    if content:
+        (tmp_path / "config.json").write_text(content)
+    for folder in (tmp_path, tmp_path / "nothing", Path(__file__)):
+        with pytest.raises(FastaeError, match=str(folder)):
+            resume_run(folder, {})
 
 
 def test_two_runs_in_one_folder_are_one_too_many(stopped, face_folder):
