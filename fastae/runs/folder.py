@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -136,19 +136,34 @@ def new_run(path: Path | None, loss: str, option: str = "--out") -> Iterator[Run
 
     Raises FastaeError, naming `option`, if the folder is in use or cannot be created.
     """
-    if path:
-        require_unused(path, option)
+    with held_folder(path, loss, "run", "config.json", lambda place: require_unused(place, option)) as place:
+        yield RunFolder(place)
+
+
+@contextmanager
+def held_folder(
+    path: Path | None, name: str, what: str, begun: str, require: Callable[[Path], None]
+) -> Iterator[Path]:
+    """The folder `path`, or a new one runs/TIME-NAME, created if need be and locked for a `what`.
+
+    It is removed again if the block ends without a file `begun` in it. require: raises FastaeError unless the
+    folder may be used; is called before anything is created, and under the lock. Raises FastaeError.
+    """
+    place = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     with ExitStack() as held:
-        place = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{loss}"
         try:
-            run = RunFolder(held.enter_context(made_folder(place, new=path is None)))
+            if path:
+                require(path)
+            place = held.enter_context(made_folder(place, new=path is None))
+            held.enter_context(locked(FileLock(place / ".lock"), place, what))
+            require(place)  # another may have begun and ended in between
         except OSError as error:
-            raise FastaeError(f"cannot write the run folder {str(place)!r}: {error}") from None
-        held.enter_context(run.locked())
-        require_unused(run.path, option)  # again, under the lock: a run may have begun and ended in between
+            reason = error.strerror or error
+            raise FastaeError(f"cannot write the {what} folder {str(place)!r}: {reason}") from None
         try:
-            yield run
+            yield place
         finally:
-            if not run.config.exists():
+            if not (place / begun).exists():
                 with suppress(OSError):
-                    run.lock_file.unlink()
+                    for lock in place.glob(".*lock"):
+                        lock.unlink()

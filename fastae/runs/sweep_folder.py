@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -18,8 +17,8 @@ from fastae.config import Range, TrainConfig, flag
 from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
-from fastae.runs.folder import RUNS, RunFolder
-from fastae.utils.files import locked, made_folder, write_json
+from fastae.runs.folder import RunFolder, held_folder
+from fastae.utils.files import write_json
 from fastae.utils.json import read_json
 
 ARTICLE_SECONDS = 30 * 3600
@@ -145,7 +144,8 @@ class SweepFolder:
             images.write(self.images)
         except OSError as error:
             self.file.unlink(missing_ok=True)
-            raise _unusable(self.path, error) from None
+            reason = error.strerror or error
+            raise FastaeError(f"cannot write the sweep folder {str(self.path)!r}: {reason}") from None
 
     def require_resumable(self, config: SweepConfig) -> None:
         """Raises FastaeError unless this is the folder of this sweep, or empty. Raises OSError."""
@@ -161,15 +161,8 @@ class SweepFolder:
                     f"{str(self.path)!r} holds a sweep with {', '.join(differing)}: "
                     "give the same settings to resume it, or name another --out"
                 )
-        elif any(not entry.name.startswith(".") for entry in self.path.iterdir()):
+        elif self.path.is_dir() and any(not each.name.startswith(".") for each in self.path.iterdir()):
             raise FastaeError(f"--out {str(self.path)!r} is not empty and holds no sweep: name a new folder")
-
-    def remove_unless_begun(self) -> None:
-        """Leaves nothing, not even a lock, of a sweep that has not begun."""
-        if not self.images.exists():
-            with suppress(OSError):
-                for lock in self.path.glob(".*lock"):
-                    lock.unlink()
 
 
 @contextmanager
@@ -179,18 +172,9 @@ def open_sweep(config: SweepConfig, path: Path | None) -> Iterator[SweepFolder]:
     Default: runs/TIME-sweep. It is removed again if the sweep does not begin. Raises FastaeError if another
     sweep, or something else, is in it, or it cannot be written.
     """
-    with ExitStack() as held:
-        place = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-sweep"
-        try:
-            folder = SweepFolder(held.enter_context(made_folder(place, new=path is None)))
-            folder.require_resumable(config)
-            held.enter_context(locked(FileLock(folder.path / ".lock"), folder.path, "sweep"))
-            folder.require_resumable(config)  # again, under the lock
-        except OSError as error:
-            raise _unusable(place, error) from None
-        held.callback(folder.remove_unless_begun)
-        yield folder
 
+    def require(place: Path) -> None:
+        SweepFolder(place).require_resumable(config)
 
-def _unusable(path: Path, error: OSError) -> FastaeError:
-    return FastaeError(f"--out {str(path)!r} cannot be used: {error.strerror or error}")
+    with held_folder(path, "sweep", "sweep", NAME, require) as place:
+        yield SweepFolder(place)
