@@ -11,7 +11,7 @@ RUN = [*SMALL, "--device", "cuda", "--iterations", 24, "--log-every", 2, "--chec
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_a_killed_run_ends_as_one_that_was_not(cuda, face_folder, tmp_path, kind, deterministic):
+def test_a_killed_run_ends_as_one_that_was_not(real_gpu, face_folder, tmp_path, kind, deterministic):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     options = [*RUN, "--loader", kind, *(["--deterministic"] if deterministic else [])]
     assert fastae("train", "--data", face_folder, "--out", whole, *options).returncode == 0
