@@ -51,7 +51,13 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
             return batches * BATCH
 
         rate = rates(work)
-    return {"rate": asdict(rate), "first_epoch": first_epoch, "images": sampler.count}
+    gathers_only = name == "fastae host" and device == "cpu"
+    return {
+        "rate": asdict(rate),
+        "first_epoch": first_epoch,
+        "images": sampler.count,
+        "gathers_only": gathers_only,
+    }
 
 
 def _ours(kind: str, root: str, threads: int, device: str, cache: Path) -> Iterator[Any]:
@@ -94,9 +100,11 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
             continue
         figure = measured[name]
         line = f"  {name:22} {figure.median:9,.0f} images/s  ({figure.low:,.0f}-{figure.high:,.0f})"
-        if fastest:
+        if found.get("gathers_only"):
+            line += "  gathering alone: its GPU, not here, colors them"
+        elif fastest:
             line += f"  {figure.median / fastest:5.2f}x the fastest peer"
-        if found.get("first_epoch"):
+        if found.get("first_epoch") and not found.get("gathers_only"):
             line += f"; first epoch, opening included, {found['first_epoch']:,.0f}"
         shown.append(line)
     return shown

@@ -87,7 +87,14 @@ def draw(result: dict[str, Any], path: Path) -> None:
     from matplotlib.figure import Figure
 
     sections = [
-        (title, {name: found["rate"] for name, found in result.get(key, {}).items() if "rate" in found})
+        (
+            title,
+            {
+                name: found["rate"]
+                for name, found in result.get(key, {}).items()
+                if "rate" in found and not found.get("gathers_only")
+            },
+        )
         for key, title in (("loaders", "Loaders, images/s"), ("steps", "Training step, images/s"))
     ]
     sections = [(title, rates) for title, rates in sections if rates]
