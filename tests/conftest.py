@@ -76,11 +76,13 @@ def celeba():
     return CELEBA
 
 
-@pytest.fixture(autouse=True)
-def _own_surroundings(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's data and cache folders."""
-    monkeypatch.delenv("FASTAE_DATA", raising=False)
-    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_surroundings(tmp_path_factory):
+    """No test, and no fixture of several, reads or fills the user's data and cache folders."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.delenv("FASTAE_DATA", raising=False)
+        monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
 
 
 def at_iteration(monkeypatch, number, action):
