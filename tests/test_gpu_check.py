@@ -54,10 +54,10 @@ def test_the_tests_do_not_share_the_card_and_loaders_get_all_cores(tmp_path):
 
 
 def test_a_second_call_continues_with_what_failed(tmp_path, monkeypatch):
-    commands = {"one": ["true"], "two": ["test", "-e", str(tmp_path / "mended")]}
+    commands = {"one": ["true"], "two": ["test", "-e", str(tmp_path / "fixed")]}
     monkeypatch.setattr(gpu_check, "parts", lambda *_: commands)
     first = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])
     assert first.exit_code == 1 and "not done: two" in first.output
-    (tmp_path / "mended").touch()
+    (tmp_path / "fixed").touch()
     second = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])
     assert second.exit_code == 0 and "one" not in second.output and "two" in second.output

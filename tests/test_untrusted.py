@@ -262,7 +262,7 @@ def test_nothing_that_is_read_can_be_run():
 
 
 def test_tensorboard_is_suggested_on_localhost_alone():
-    """The default: it listens elsewhere only if it is told to."""
+    """The default: it listens elsewhere only with another `--host`."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
     for path in (*pages, *ROOT.glob("fastae/**/*.py")):
         text = path.read_text()

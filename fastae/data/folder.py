@@ -25,8 +25,11 @@ from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
 
 SUFFIXES = (".jpg", ".jpeg")
-OTHER_IMAGES = (".avif", ".bmp", ".gif", ".heic", ".jp2", ".jxl", ".png", ".ppm", ".tif", ".tiff", ".webp")
+OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
 ARCHIVES = {".parquet": "parquet file", ".zip": "zip archive"}
+KINDS = ARCHIVES | {f".{name}": f"{name.upper()} file" for name in OTHER_IMAGES}
+"""What `walk` counts when it is not wanted, by suffix."""
+
 LINKED_FOLDER = "linked folder"
 _PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
 
@@ -129,13 +132,14 @@ def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = No
             with os.scandir(folder) as entries:
                 for entry in entries:
                     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                    if suffix in suffixes:
+                    is_wanted = suffix in suffixes
+                    if is_wanted:
                         yield entry.path
                     if entry.is_dir(follow_symlinks=False):
                         folders.append(entry.path)
-                    elif suffix in OTHER_IMAGES or suffix in ARCHIVES:
-                        ignored[ARCHIVES.get(suffix) or f"{suffix[1:].upper()} file"] += 1
-                    elif suffix not in suffixes and entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                    elif not is_wanted and suffix in KINDS:
+                        ignored[KINDS[suffix]] += 1
+                    elif not is_wanted and entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
                         ignored[LINKED_FOLDER] += 1
         except OSError as error:
             if folder == root:

@@ -99,8 +99,12 @@ def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
     ignored = Counter[str]()
     paths = [Path(path) for path in walk(str(source), (".jpg",), ignored)]
     found = sorted(path for path in paths if IMAGE_NAME.fullmatch(path.name))
-    skipped = [str(path) for path in found if not _is_plain(path)]
-    plain = [path for path in found if _is_plain(path)]
+    plain, skipped = [], []
+    for path in found:
+        if _is_plain(path):
+            plain.append(path)
+        else:
+            skipped.append(str(path))
     if plain:
         # The images in the wild, which the authors offer too, have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain

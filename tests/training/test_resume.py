@@ -241,7 +241,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
         resume_run(run, {"iterations": until})
     assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
-    # The same by hand: the substitute under the lost one's name, in a run that is told it began with it.
+    # The same by hand: the substitute under the lost one's name, in a run whose manifest lists it.
     bad.write_bytes(substitute.read_bytes())
     images = RunFolder(other).manifest()
     begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}))

@@ -1,4 +1,4 @@
-"""A run that is told to stop: it finishes its step, saves, and prints how to resume it."""
+"""A run that is stopped by a signal: it finishes its step, saves, and prints how to resume it."""
 
 import os
 import signal
