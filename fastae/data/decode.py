@@ -132,7 +132,7 @@ def default_threads(device: torch.device) -> int:
 
 def require_dali() -> None:
     """Raises FastaeError unless exactly one build of DALI is installed."""
-    installed = [name for name in DALI_BUILDS if version(name)]
+    installed = [name for name in DALI_BUILDS.values() if version(name)]
     if not installed:
         raise FastaeError(
             "NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 "

@@ -54,7 +54,7 @@ MOST_APART = 0.01
 """Share of an image's numbers that may differ by more."""
 
 DECODER_PACKAGES = (
-    *DALI_BUILDS,
+    *DALI_BUILDS.values(),
     "nvidia-nvimgcodec-cu13",
     "nvidia-nvimgcodec-cu12",
     "nvidia-nvjpeg",

@@ -16,10 +16,7 @@ import pynvml
 
 from fastae.monitor.nvml import NvmlError, all_gpus, offered, open_nvml
 from fastae.monitor.recording import Absence, Gpu
-from fastae.utils.environment import version
-
-DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
-"""By CUDA's major version. Both provide the module nvidia.dali: exactly one may be installed."""
+from fastae.utils.environment import DALI_BUILDS, version
 
 CUDA_13_FROM = (7, 5)  # compute capability: builds for CUDA 13 have no code for Volta and before
 

@@ -16,13 +16,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fastae.monitor import compatibility
-from fastae.monitor.compatibility import DALI_BUILDS, Driver
+from fastae.monitor.compatibility import Driver
 from fastae.monitor.host import cpu_quota, usable_cores
 from fastae.monitor.nvml import NvmlError, in_wsl
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
-from fastae.utils.environment import __version__, commit, version
+from fastae.utils.environment import DALI_BUILDS, __version__, commit, version
 from fastae.utils.memory import free_bytes, total_bytes
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run's checkpoint half of one

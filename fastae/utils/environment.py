@@ -11,10 +11,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-DALI_BUILDS = ("nvidia-dali-cuda130", "nvidia-dali-cuda120")
-"""Both provide the module nvidia.dali: exactly one may be installed."""
+DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
+"""By CUDA's major version. Both provide the module nvidia.dali: exactly one may be installed."""
 
-DISTRIBUTIONS = ("torch", *DALI_BUILDS, "numpy", "tensorboard", "pillow")
+DISTRIBUTIONS = ("torch", *DALI_BUILDS.values(), "numpy", "tensorboard", "pillow")
 
 
 def describe_environment() -> dict[str, Any]:

@@ -160,7 +160,7 @@ def test_refuses_what_cannot_work(face_paths):
         open_faces(face_paths, kind="tape")
 
 
-@pytest.mark.parametrize("installed", [[], list(decode.DALI_BUILDS)], ids=["none", "two"])
+@pytest.mark.parametrize("installed", [[], list(decode.DALI_BUILDS.values())], ids=["none", "two"])
 def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed):
     monkeypatch.setattr(decode, "version", lambda name: "2.4.0" if name in installed else None)
     with pytest.raises(
