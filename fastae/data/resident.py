@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from fastae.data.jpeg import USABLE, Fault, inspect
 from fastae.data.memory import free_bytes
 from fastae.data.pixel_ops import channel_means
 from fastae.data.recovery import ImageFiles
+from fastae.data.sampler import evenly_spaced
 from fastae.errors import FastaeError
 from fastae.utils.cache import building, locked, touch
 from fastae.utils.console import log, track
@@ -150,8 +151,8 @@ def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
     for path in files.own:
         size, _ = stamp(path) or (0, 0)
         digest.update(f"\0{size} ".encode() + os.fsencode(path.removeprefix(root)))
-    for place in np.unique(np.linspace(0, len(files) - 1, HASHED).astype(int)):
-        digest.update(_ends(files.own[place]))
+    for path in evenly_spaced(files.own, HASHED):
+        digest.update(_ends(path))
     return f"resident-{digest.hexdigest()[:24]}"
 
 
@@ -221,18 +222,12 @@ def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
 
 def _agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
     """Whether a sample of the images is what is stored, and a sample of the bad files is still bad."""
-    bad = [files.own[index] for index in _spread(list(store.bad))]
+    bad = [files.own[index] for index in evenly_spaced(list(store.bad), SAMPLE)]
     if not all(decoder.faults([path for path in bad if inspect(path).fault in USABLE])):
         return False
     as_stored = ImageFiles(files.own)
     as_stored.replace(store.bad)
-    places = _spread(range(len(files)))
+    places = evenly_spaced(range(len(files)), SAMPLE)
     decoded = torch.cat([batch.round().cpu() for batch in decoder.decode(as_stored, places)])
     apart = (decoded - store.pixels[places]).abs() > TOLERANCE
     return bool((apart.float().mean((1, 2, 3)) <= MOST_APART).all())
-
-
-def _spread(items: Sequence[int]) -> list[int]:
-    """At most SAMPLE of them, evenly spaced."""
-    places = np.linspace(0, len(items) - 1, min(SAMPLE, len(items)))
-    return [items[place] for place in places.astype(int)]

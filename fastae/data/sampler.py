@@ -6,7 +6,7 @@ straddle two. Its flips and color changes are drawn from (seed, i). No state: a 
 iteration i gives what a loader that came from 0 gives there.
 
 Only the raw 64-bit words of NumPy's Philox generator are used. NumPy promises that those never change,
-which it does not promise of `Generator.permutation` or `uniform`.
+which it does not promise of `Generator.permutation` or `uniform`. What needs no chance is `evenly_spaced`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 
 from fastae.augment import Augmentation
+
+Item = TypeVar("Item")
 
 # The second word of the generator's key keeps the two streams of one seed apart.
 PERMUTATIONS, PARAMETERS = 0, 1
@@ -79,9 +82,9 @@ class Sampler:
             iteration=iteration,
             indices=self._indices(iteration)[here],
             flip=flip[here] < 0.5,
-            brightness=_spread(brightness[here], 0.0, ranges.brightness),
-            contrast=_spread(contrast[here], 1.0, ranges.contrast),
-            saturation=_spread(saturation[here], 1.0, ranges.saturation),
+            brightness=_scaled(brightness[here], 0.0, ranges.brightness),
+            contrast=_scaled(contrast[here], 1.0, ranges.contrast),
+            saturation=_scaled(saturation[here], 1.0, ranges.saturation),
         )
 
     def iterate(self, start: int = 0) -> Iterator[BatchParams]:
@@ -107,6 +110,12 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(_words(seed, PERMUTATIONS, epoch, count), kind="stable")
 
 
+def evenly_spaced(items: Sequence[Item], number: int) -> list[Item]:
+    """At most `number` of these, so that they stand for all of them."""
+    number = min(number, len(items))
+    return [items[place * len(items) // number] for place in range(number)]
+
+
 def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
     # The counter's top word is ours; Philox counts up in the lowest, so streams never meet.
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])
@@ -118,5 +127,5 @@ def _uniform(words: np.ndarray) -> np.ndarray:
     return (words >> np.uint64(11)) * 2.0**-53
 
 
-def _spread(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
+def _scaled(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
     return (centre + radius * (2 * uniform - 1)).astype(np.float32)

@@ -20,6 +20,7 @@ from fastae.data import CropResize, faces, load_images
 from fastae.data.check import FileFault
 from fastae.data.folder import name_below
 from fastae.data.manifest import Manifest
+from fastae.data.sampler import evenly_spaced
 from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES, psnr, squared_error
@@ -27,7 +28,6 @@ from fastae.report.runs import Run
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.training.evaluate import reconstruct
-from fastae.training.session import spread
 from fastae.utils.device import Precision
 
 FLOAT32 = Precision(None, "float32")
@@ -125,7 +125,7 @@ def open_held_out(
         where = run.text("data", "folder")
         raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
     folder, _ = open_source(data, config.crop, manifest=manifest)
-    indices = spread(range(len(folder.held_out)), config.eval_images)
+    indices = evenly_spaced(range(len(folder.held_out)), config.eval_images)
     size = len(indices) * 3 * 4 * config.image_size**2
     if config.image_size > MAX_SIDE or size > MAX_SET:
         raise FastaeError(

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from fastae.data.jpeg import FileFault
 from fastae.data.loader import Loader, LoaderKind
 from fastae.data.manifest import Manifest
 from fastae.data.recovery import NoneLeft
+from fastae.data.sampler import evenly_spaced
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
@@ -38,8 +39,6 @@ from fastae.utils.cache import cache_folder
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.memory import keep_freed_memory
-
-Item = TypeVar("Item")
 
 NAMED = 3
 """Replaced files that the log names; of more it gives the number."""
@@ -237,7 +236,7 @@ def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize
                 crop_resize,
                 session.hardware.device,
                 Tuning(threads=config.threads),
-                indices=spread(range(len(held_out)), config.eval_images),
+                indices=evenly_spaced(range(len(held_out)), config.eval_images),
                 on_replaced=session.report_replaced,
             )
             return
@@ -264,9 +263,3 @@ def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
     model = AutoEncoder(config.image_size, config.latent)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
-
-
-def spread(items: Sequence[Item], number: int) -> list[Item]:
-    """At most `number` of these, evenly spaced, so that they stand for all of them."""
-    number = min(number, len(items))
-    return [items[place * len(items) // number] for place in range(number)]

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.augment import Augmentation
-from fastae.data.sampler import Sampler, permutation
+from fastae.data.sampler import Sampler, evenly_spaced, permutation
 
 RANGES = Augmentation(brightness=0.125, contrast=0.2, saturation=0.3)
 
@@ -72,3 +72,11 @@ def test_the_definition_is_pinned():
     params = Sampler(10, 4, 7, RANGES).at(1)
     assert params.indices.tolist() == [3, 2, 7, 5]
     assert params.brightness.tolist() == pytest.approx([-0.015078, 0.0222429, 0.1093942, 0.0818723], abs=1e-7)
+
+
+@pytest.mark.parametrize(("count", "number"), [(797, 256), (256, 256), (10, 256), (7, 1), (0, 16)])
+def test_as_many_are_chosen_as_asked_for_evenly_spaced(count, number):
+    chosen = evenly_spaced(range(count), number)
+    assert len(set(chosen)) == len(chosen) == min(count, number) and chosen == sorted(chosen)
+    gaps = {after - before for before, after in itertools.pairwise(chosen)}
+    assert not gaps or max(gaps) - min(gaps) <= 1
