@@ -135,14 +135,6 @@ class TrainConfig:
     )
     checkpoint_minutes: float = setting(10.0, FAULTS, "Minutes between checkpoints.", MINUTES, free=True)
     keep: int = setting(2, FAULTS, "Checkpoints that an unfinished run keeps.", COUNT, free=True)
-    on_nan: str = setting(
-        "stop", FAULTS, "If a loss is not finite: stop, or skip that step.",
-        free=True, choices=("stop", "skip"),
-    )  # fmt: skip
-    signal_grace: float = setting(
-        0.0, FAULTS, "Seconds to train on after SIGTERM, SIGINT or SIGHUP, between two checkpoints.",
-        Range(0, 1_000_000), free=True,
-    )  # fmt: skip
 
     def __post_init__(self) -> None:
         for entry in dataclasses.fields(self):

@@ -84,7 +84,7 @@ class Sweep:
             self._ranks.share("sweep", str(self.folder.path))
         with SweepTable(lambda: tuple(self._runs.values()), settings):
             if todo:
-                with StopSignals(settings.signal_grace) as stops:
+                with StopSignals() as stops:
                     self._train(session, settings, todo, stops)
             if self._ranks.is_main:
                 self._wait_for_others()

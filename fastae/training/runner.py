@@ -48,7 +48,7 @@ def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State
     """One run to its end, in an open session: a new one, or from `state` on."""
     # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
     with (
-        StopSignals(config.signal_grace) as stops,
+        StopSignals() as stops,
         joined(session.ranks, session.hardware.device),
         open_trainer(Models(session), config, run, stops, ProgressBar(), state) as trainer,
     ):

@@ -161,7 +161,6 @@ class Models:
             precision=hardware.precision,
             objective=self._objectives[element],
             images_of=images_of,
-            skip_non_finite=config.on_nan == "skip",
         )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -15,21 +14,15 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 class StopSignals(AbstractContextManager):
     """While the block runs, `caught` is the first of SIGTERM, SIGINT and SIGHUP that came, if any did.
 
-    grace: seconds until it is `due`. If the block ends without having stopped for it, it is sent again.
+    If the block ends without having stopped for it, it is sent again.
 
     A signal that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main
     thread, where Python handles no signals, nothing is caught.
     """
 
-    def __init__(self, grace: float = 0.0) -> None:
+    def __init__(self) -> None:
         self.caught: signal.Signals | None = None
-        self._grace = grace
-        self._deadline = 0.0
         self._before: dict[signal.Signals, Any] = {}
-
-    def due(self) -> bool:
-        """Whether a signal was caught and its grace is over."""
-        return self.caught is not None and time.monotonic() >= self._deadline
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
@@ -39,7 +32,6 @@ class StopSignals(AbstractContextManager):
         return self
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        self._deadline = time.monotonic() + self._grace
         self.caught = signal.Signals(number)
         for other in self._before:
             signal.signal(other, signal.SIG_DFL)

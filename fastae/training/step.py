@@ -56,9 +56,7 @@ class TrainingStep:
     """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
 
     objective: from `objective_of(model, ...)`. images_of: makes a batch (N, 3, S, S) of the inputs, the
-    `images` of a loader; part of the step, so that it too is in the CUDA graph. skip_non_finite: a step whose
-    loss or gradient is not finite returns NaN as its objective and changes nothing; decided on the device,
-    without waiting for it.
+    `images` of a loader; part of the step, so that it too is in the CUDA graph.
 
     Both results are float32 scalars on the device: reading one waits for the device, so the loop does
     that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
@@ -75,13 +73,11 @@ class TrainingStep:
         precision: Precision,
         objective: nn.Module,
         images_of: Callable[..., Tensor] = lambda images: images,
-        skip_non_finite: bool = False,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.precision = precision
         self.images_of = images_of
-        self.skip_non_finite = skip_non_finite
         self.optimizer = torch.optim.Adam(
             model.parameters(),
             lr=lr,
@@ -154,12 +150,9 @@ class TrainingStep:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
-        norm = self._scaled_norm()
-        return norm / self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else norm
-
-    def _scaled_norm(self) -> Tensor:
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        return norm / self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else norm
 
     def state(self) -> dict[str, Any]:
         """Model, optimizer and scaler as state dicts: what `restore` continues from."""
@@ -187,39 +180,12 @@ class TrainingStep:
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         images = self.images_of(*inputs)
         self.optimizer.zero_grad(set_to_none=True)
-        statistics = torch.cat(self._statistics()) if self.skip_non_finite else None
         objective, error = self._objective(images)
         self.scaler.scale(objective).backward()
-        objective = objective.detach()
-        if statistics is not None:
-            objective = self._hold_back(objective, statistics)
         # Fused Adam takes the scale and the overflow flag as tensors: no wait for the device here.
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return objective, error
-
-    def _hold_back(self, objective: Tensor, before: Tensor) -> Tensor:
-        """Keeps a non-finite step from weights, moments and batch statistics; its objective becomes NaN.
-
-        before: the running statistics, all in one. Few operations for many tensors: each is a kernel.
-        """
-        size = objective
-        if (
-            not self.scaler.is_enabled()
-        ):  # it checks gradients itself, and expects them to overflow now and then
-            size = size + self._scaled_norm()
-        good = size.isfinite()
-        # The flag by which a fused optimizer leaves everything as it is; GradScaler sets its own.
-        self.optimizer.found_inf = (~good).float()  # type: ignore[attr-defined]
-        statistics, counters = self._statistics(), self._counters()
-        kept = torch.where(good, torch.cat(statistics), before)
-        torch._foreach_copy_(statistics, kept.split([each.numel() for each in statistics]))
-        torch._foreach_sub_(counters, [(~good).long()] * len(counters))
-        return torch.where(good, objective, torch.nan)
-
-    def _statistics(self) -> list[Tensor]:
-        """The running means and variances of each batch norm: float32 (C,)."""
-        return [buffer for buffer in self.model.buffers() if buffer.is_floating_point()]
+        return objective.detach(), error
 
     def _counters(self) -> list[Tensor]:
         """How many batches each batch norm has seen: int64 scalars."""

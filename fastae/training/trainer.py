@@ -40,9 +40,6 @@ WARM_UP = 10
 AGREE_EVERY = 10
 """Iterations after which several ranks agree on whether to stop: each agreement is a wait for all."""
 
-SKIPPED_IN_A_ROW = 100
-"""With --on-nan skip, a run in which this many steps in a row are not finite has failed."""
-
 
 def is_log_step(iteration: int, every: int) -> bool:
     """Every `every` iterations, and before that at 1, 2, 5, 10, 20, 50, ...: a run shows its speed early."""
@@ -85,12 +82,10 @@ class Trainer:
         self._data_seconds = 0.0
         # The losses since the last log step: read together there, since each reading is a copy to the host.
         self._losses = torch.zeros(min(config.log_every, config.iterations), device=step.device)
-        self._logged = self._checked = start
+        self._logged = start
         self._unread: Callable[[], None] | None = None
         self._windows: list[Window] = []
-        self._skipped_in_a_row = 0
         self._began = self._saved_at = time.monotonic()
-        self._signal_seen = False
 
     def advance(self) -> bool:
         """Trains one iteration; False when it was the last: iterations or minutes are over.
@@ -174,7 +169,7 @@ class Trainer:
         last = self.iteration == self._config.iterations
         elapsed = time.monotonic() - self._began
         over = last or elapsed >= 60 * (self._config.minutes or math.inf)
-        stopped = self._stops.due()
+        stopped = self._stops.caught is not None
         if self._ranks.size > 1:
             if self.iteration % AGREE_EVERY and not last:
                 return False, False
@@ -243,25 +238,17 @@ class Trainer:
             )
 
     def _check_finite(self, first: int, losses: list[float]) -> None:
-        """Checks the losses of iterations `first`, first + 1, ... that have not been checked yet."""
-        for iteration, value in enumerate(losses, start=first):
-            if iteration <= self._checked:
-                continue
-            self._checked = iteration
-            self._skipped_in_a_row = 0 if math.isfinite(value) else self._skipped_in_a_row + 1
-            if self._skipped_in_a_row:
-                self._report_non_finite(iteration)
-
-    def _report_non_finite(self, iteration: int) -> None:
+        """Checks the losses of iterations `first`, first + 1, ...; names the images of one that is not."""
+        iteration = next((i for i, loss in enumerate(losses, first) if not math.isfinite(loss)), None)
+        if iteration is None:
+            return
         sampler = replace(self._loader.sampler, part=0, parts=1)
         train = self._session.images.train
         self._run.note_non_finite(iteration, [train[index] for index in sampler.at(iteration - 1).indices])
-        what = f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite})"
-        if self._config.on_nan == "stop":
-            raise TrainingFault(f"{what}; a lower --lr, or --on-nan skip, may help")
-        if self._skipped_in_a_row >= SKIPPED_IN_A_ROW:
-            raise TrainingFault(f"{what}, nor in the {SKIPPED_IN_A_ROW - 1} before it")
-        log(f"{what}: its step is skipped")
+        raise TrainingFault(
+            f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite}); "
+            "a lower --lr may help"
+        )
 
     def _evaluate(self) -> None:
         if self._recorder:
@@ -275,19 +262,15 @@ class Trainer:
             self._recorder.evaluation(self.iteration, found)
 
     def _checkpoint_is_due(self) -> bool:
-        """By the number of iterations, by time, and at once when a signal comes that has a grace."""
-        if self._stops.caught and not self._signal_seen:
-            self._signal_seen = True
-            return True
+        """By the number of iterations, or by time."""
         every = self._config.checkpoint_every
         by_time = time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes
         return by_time or (every is not None and self.iteration % every == 0)
 
     def _save(self, final: bool) -> None:
-        """Starts to write a checkpoint; no loss before it was infinite or NaN, unless skipped."""
+        """Starts to write a checkpoint; no loss before it was infinite or NaN."""
         self._read()
-        if self._checked < self.iteration:
-            self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
+        self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
         if self._recorder:
             self._recorder.save(self.iteration, self._step.state(), final)
         self._saved_at = time.monotonic()

@@ -12,11 +12,10 @@ from scripts.hollow_gpu.driver import install, relaunch
 @click.command(help=__doc__)
 @click.option("--loss", default="minibatch_bce", show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
-@click.option("--on-nan", type=click.Choice(["stop", "skip"]), default="stop", show_default=True)
 @click.option("--amp/--no-amp", default=True, show_default=True)
 @click.option("--brief", is_flag=True, help="Without the list of kernels.")
 @click.option("--inductor", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Inductor.")
-def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settings: tuple[str, ...]) -> None:
+def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str, ...]) -> None:
     relaunch()
     import torch._inductor.config as inductor
 
@@ -26,7 +25,7 @@ def main(loss: str, batch_size: int, on_nan: str, amp: bool, brief: bool, settin
     install()
     for name, value in (setting.split("=") for setting in settings):
         setattr(inductor, name, json.loads(value))
-    config = TrainConfig(loss=loss, batch_size=batch_size, on_nan=on_nan, amp=amp)
+    config = TrainConfig(loss=loss, batch_size=batch_size, amp=amp)
     made = lowering.make_step(config)
     counts, kernels, libraries = lowering.lower(made)
     if not brief:

@@ -81,7 +81,6 @@ def make_step(
         precision=precision,
         images_of=loader.images,
         objective=objective,
-        skip_non_finite=config.on_nan == "skip",
     )
     return Step(step, loader)
 

@@ -11,7 +11,6 @@ import torch
 from fastae.config import TrainConfig
 from fastae.data.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
-from fastae.training import trainer
 from fastae.training.out_of_memory import fitting_batch, training_bytes
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
@@ -100,35 +99,6 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(face_folde
     assert len(listed) == 4
     assert all(entry.startswith(f"2\t{face_folder}/") for entry in listed)
     assert not files(out)
-
-
-def test_skipped_steps_leave_the_weights_as_they_were(face_folder, tmp_path, monkeypatch, capsys):
-    train_step, calls = TrainingStep._step, []
-
-    def poisoned(step, *inputs):
-        calls.append(inputs)
-        original = step.images_of
-        if len(calls) in (3, 6):
-            step.images_of = lambda *values: original(*values) * torch.nan
-        result = train_step(step, *inputs)
-        step.images_of = original
-        return result
-
-    monkeypatch.setattr(TrainingStep, "_step", poisoned)
-    run = train(settings(face_folder, tmp_path / "run", on_nan="skip"))
-    output = capsys.readouterr().out
-    assert [at for at in range(1, 9) if f"not finite at iteration {at} " in output] == [3, 6]
-    state = last_state(run)
-    assert all(torch.isfinite(value).all() for value in state["model"].values())
-    assert state["optimizer"]["state"][0]["step"] == 6  # of eight
-    # At iteration 6 the loss was logged: the point is skipped, not drawn.
-    assert [step for step, _ in curve(run)] == [1, 2, 4, 8]
-
-
-def test_skipping_ends_when_nothing_else_happens(face_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(trainer, "SKIPPED_IN_A_ROW", 3)
-    with pytest.raises(RunFailure, match="not finite at iteration 4 "):
-        train(settings(face_folder, tmp_path / "run", on_nan="skip", lr=9e18, iterations=1000))
 
 
 @pytest.mark.parametrize("what", ["weights", "moments"])

@@ -9,6 +9,7 @@ import pytest
 from fastae.errors import Stopped
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
+from fastae.training.signals import StopSignals
 
 from ..commands import SMALL, curve, last_state, started, wait_for
 from ..conftest import at_iteration, small_config
@@ -49,25 +50,11 @@ def test_a_terminal_that_went_away_does_not_end_a_run_and_a_signal_does(face_fol
         assert line.startswith("fastae: stopped by SIGTERM")
 
 
-def test_a_second_signal_ends_at_once(face_folder, tmp_path):
-    run = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", run, *RUN, "--signal-grace", 600) as process:
-        wait_for(process, "3/100,000")
-        process.send_signal(signal.SIGTERM)
-        while not list(run.glob("checkpoints/0*.pt")):  # the first is noted: it saves, and trains on
-            assert process.poll() is None
-            time.sleep(0.1)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == -signal.SIGTERM
-
-
-def test_the_grace_is_trained_on_after_a_first_save(face_folder, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    at_iteration(monkeypatch, 3, lambda: signal.raise_signal(signal.SIGTERM))
-    with pytest.raises(Stopped):
-        train(small_config(face_folder, run, iterations=1000, signal_grace=0.2))
-    first, last = sorted(int(path.stem) for path in (run / "checkpoints").glob("0*.pt"))
-    assert first == 3 < last
+def test_a_second_signal_ends_at_once():
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stops:  # the first is sent again, when it is over
+        signal.raise_signal(signal.SIGINT)
+        assert stops.caught is signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
 def test_a_signal_that_comes_at_the_last_iteration_finds_the_run_finished(face_folder, tmp_path, monkeypatch):
