@@ -41,7 +41,7 @@ def measure(
     from fastae.training.evaluate import evaluate
     from fastae.training.step_timer import StepTimer, Window
     from fastae.utils.device import choose_kernels, choose_precision
-    from fastae.utils.memory import keep_freed_memory
+    from fastae.utils.limits import keep_freed_memory
 
     target = torch.device(device)
     on_gpu = target.type == "cuda"

@@ -65,7 +65,7 @@ def _ours(kind: str, root: str, threads: int, device: str, cache: Path) -> Itera
     import torch
 
     from fastae.data import Tuning, host, open_loader
-    from fastae.utils.memory import keep_freed_memory
+    from fastae.utils.limits import keep_freed_memory
 
     if device == "cpu":
         keep_freed_memory()

@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.measure import Figure, isolated, rates
-from fastae.utils.memory import peak_bytes
+from fastae.utils.limits import peak_bytes
 
 VARIANTS = (
     "plain float32",
@@ -155,7 +155,7 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 def _fastae_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
     from fastae.training.step import TrainingStep, objective_of
     from fastae.utils.device import choose_kernels, choose_precision
-    from fastae.utils.memory import keep_freed_memory
+    from fastae.utils.limits import keep_freed_memory
 
     choose_kernels(device, deterministic=False)
     if level >= 5 and device.type == "cpu":

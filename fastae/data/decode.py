@@ -19,6 +19,7 @@ from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.device import can_compile
 from fastae.utils.environment import DALI_BUILDS, version
+from fastae.utils.limits import usable_cores
 
 BATCH = 64
 """Images that are decoded at once."""
@@ -126,7 +127,7 @@ def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning =
 
 def default_threads(device: torch.device) -> int:
     """For decoding: on a CPU one per core, at most 8; for a GPU two fewer than cores, which training has."""
-    cores = len(os.sched_getaffinity(0))
+    cores = max(1, int(usable_cores()))
     return max(1, cores - 2) if device.type == "cuda" else min(MOST_THREADS, cores)
 
 

@@ -14,15 +14,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
 from fastae.data.celeba import TRAIN, find_splits, read_split
 from fastae.data.check import Check, check
 from fastae.data.jpeg import Fault, FileFault
 from fastae.data.manifest import Manifest
-from fastae.data.memory import free_bytes
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
+from fastae.utils.limits import free_bytes
 
 SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
@@ -86,7 +84,7 @@ def open_folder(
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
     folder = _as_begun(root, checked, manifest) if manifest else _divide(root, checked)
-    if checked.heaviest > (free := free_bytes(torch.device("cpu"))):
+    if checked.heaviest > (free := free_bytes()):
         raise FastaeError(
             f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
             f"decoded, and {free / 1e9:.1f} GB are free: --crop cuts less out of them, or make them smaller"

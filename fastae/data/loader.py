@@ -33,7 +33,6 @@ from fastae.data.decode import Decoder, open_decoder
 from fastae.data.folder import open_folder
 from fastae.data.host import CudaUploads, tensors, upload_batches
 from fastae.data.jpeg import FileFault
-from fastae.data.memory import free_bytes
 from fastae.data.pixel_ops import ParamTensors, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, is_stored, open_store, store_bytes
@@ -41,6 +40,7 @@ from fastae.data.sampler import BatchParams, Sampler
 from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.device import free_memory
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
 CPU = torch.device("cpu")
@@ -297,7 +297,7 @@ def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tup
     places: dict[LoaderKind, torch.device] = {"resident": decoder.device}
     if decoder.on_gpu:
         places["host"] = CPU
-    halves = {kind: free_bytes(place) // 2 for kind, place in places.items()}
+    halves = {kind: free_memory(place) // 2 for kind, place in places.items()}
     fitting: list[LoaderKind] = [kind for kind, half in halves.items() if needed <= half]
     kind = fitting[0] if fitting else "dali"
     half = halves.get(kind, max(halves.values()))

@@ -27,13 +27,13 @@ from torch import Tensor
 from fastae.data.check import stamp
 from fastae.data.decode import BATCH, Decoder
 from fastae.data.jpeg import USABLE, Fault, inspect
-from fastae.data.memory import free_bytes
 from fastae.data.pixel_ops import channel_means
 from fastae.data.recovery import ImageFiles
 from fastae.data.sampler import evenly_spaced
 from fastae.errors import FastaeError
 from fastae.utils.cache import building, locked, touch
 from fastae.utils.console import log, track
+from fastae.utils.device import free_memory
 from fastae.utils.environment import DALI_BUILDS, version
 from fastae.utils.files import write_json
 from fastae.utils.json import read_json
@@ -107,7 +107,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
 
 
 def _in_memory(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> Store:
-    if device.type == "cpu" and np.prod(shape) > free_bytes(device):
+    if device.type == "cpu" and np.prod(shape) > free_memory(device):
         raise MemoryError  # Linux would kill the process for it
     try:
         pixels = torch.empty(shape, dtype=torch.uint8, device=device)

@@ -18,13 +18,14 @@ import pynvml
 from fastae.errors import FastaeError
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report, report_json, write_report
-from fastae.monitor.host import HostReader, sees_all_processes, usable_cores
+from fastae.monitor.host import HostReader, sees_all_processes
 from fastae.monitor.nvml import visible_gpus
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Absence, Phase, Recording, Span
 from fastae.monitor.summary import Diagnosis, UsageReport, Verdict, summarize
 from fastae.monitor.text import headline, show_report
 from fastae.utils.console import HarmlessConsole, console
+from fastae.utils.limits import usable_cores
 
 NOT_ATTRIBUTED = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from pathlib import Path
@@ -93,20 +92,6 @@ class HostReader:
                 before = (each.get(name, 0.0) for each in self._baselines.values())
                 totals[name] = sum(known) - sum(before)
         return totals
-
-
-def usable_cores() -> float:
-    """The cores that this process may use, by its affinity and the quota of its control group."""
-    return min(float(len(os.sched_getaffinity(0))), cpu_quota() or math.inf)
-
-
-def cpu_quota(groups: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """Cores that the control group (version 2), or one above it, allows; None without a limit."""
-    path = next((line[3:].strip("/") for line in _text(groups).splitlines() if line.startswith("0::")), "")
-    folders = [each for each in (mount / path, *(mount / path).parents) if each.is_relative_to(mount)]
-    limits = [_text(folder / "cpu.max").split() for folder in folders]  # QUOTA PERIOD
-    quotas = (int(each[0]) / int(each[1]) for each in limits if each and each[0] != "max")
-    return min(quotas, default=None)
 
 
 def family(pid: int) -> tuple[int, ...]:

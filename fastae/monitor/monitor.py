@@ -16,7 +16,7 @@ import torch
 
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
-from fastae.monitor.host import HostReader, usable_cores
+from fastae.monitor.host import HostReader
 from fastae.monitor.nvml import Device, gpu_of_cuda
 from fastae.monitor.poller import Poller
 from fastae.monitor.profiler import PhaseRanges
@@ -24,6 +24,7 @@ from fastae.monitor.recording import Absence, Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline
 from fastae.utils.console import log
+from fastae.utils.limits import usable_cores
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:

@@ -17,13 +17,12 @@ from pathlib import Path
 
 from fastae.monitor import compatibility
 from fastae.monitor.compatibility import Driver
-from fastae.monitor.host import cpu_quota, usable_cores
 from fastae.monitor.nvml import NvmlError, in_wsl
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
 from fastae.utils.environment import DALI_BUILDS, __version__, commit, version
-from fastae.utils.memory import free_bytes, total_bytes
+from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run's checkpoint half of one
 NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = 3, 7  # nvjpegBackend_t, nvjpegStatus_t
@@ -164,9 +163,10 @@ def check_cpu() -> Answer:
     wanted = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
     features = " ".join(name for name in wanted if capabilities.get(name))
     name, threads = capabilities.get("cpu_name") or platform.machine(), torch.get_num_threads()
-    text = f"{name}, {usable_cores():g} of {os.cpu_count()} cores, {threads} PyTorch threads, {features}"
-    fitting = max(1, int(cpu_quota() or threads))
-    return text, f"set OMP_NUM_THREADS={fitting} and --threads {fitting}" if fitting < threads else ""
+    cores = usable_cores()
+    text = f"{name}, {cores:g} of {os.cpu_count()} cores, {threads} PyTorch threads, {features}"
+    fitting = max(1, int(cores))
+    return text, f"set OMP_NUM_THREADS={fitting}" if fitting < threads else ""
 
 
 def check_memory() -> Answer:

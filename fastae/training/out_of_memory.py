@@ -6,9 +6,9 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.loader import Loader, ResidentLoader
-from fastae.data.memory import total_bytes
 from fastae.errors import FastaeError
 from fastae.model import meta_model
+from fastae.utils.device import total_memory
 
 OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
 """Part of the message of the RuntimeError that PyTorch raises on a CPU."""
@@ -22,7 +22,7 @@ HEADROOM = 2.0
 
 def require_room(config: TrainConfig, device: torch.device) -> None:
     """Raises FastaeError for a model that can never be trained on `device`, before anything is begun."""
-    needed, total = training_bytes(config)[0], total_bytes(device)
+    needed, total = training_bytes(config)[0], total_memory(device)
     if needed > total:
         raise FastaeError(
             f"a model of --image-size {config.image_size} and --latent {config.latent} takes "
@@ -34,7 +34,7 @@ def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
     """One line for a run that ran out of memory on `device`: a batch size or loader that should fit."""
     resident = loader.store.pixels.nbytes if isinstance(loader, ResidentLoader) else 0
     half = config.batch_size // 2
-    batch = min(half, fitting_batch(config, total_bytes(device) - resident) or half)
+    batch = min(half, fitting_batch(config, total_memory(device) - resident) or half)
     remedies = [f"--batch-size {batch}"] if batch else []
     if resident:
         loader_kind = "host" if device.type == "cuda" else "dali"

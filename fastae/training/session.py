@@ -38,7 +38,7 @@ from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
-from fastae.utils.memory import keep_freed_memory
+from fastae.utils.limits import keep_freed_memory
 
 NAMED = 3
 """Replaced files that the log names; of more it gives the number."""

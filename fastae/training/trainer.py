@@ -32,7 +32,7 @@ from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.step_timer import Marks, StepTimer, Window
 from fastae.utils.console import log, printable
-from fastae.utils.memory import peak_bytes
+from fastae.utils.limits import peak_bytes
 
 WARM_UP = 10
 """Iterations after which speed is representative: cuDNN has chosen, caches are warm."""

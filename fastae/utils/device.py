@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from fastae.errors import FastaeError
+from fastae.utils import limits
 
 # On a CPU compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s):
 # a run shorter than either of these would end later with it.
@@ -123,6 +124,16 @@ def choose_compile(
     if wanted is None and device.type == "cpu" and is_short:
         return False, "torch.compile off: run too short to amortise compilation"
     return wanted is not False, "compiled" if wanted is not False else "not compiled"
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on `device` without pushing anything out."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.free_bytes()
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that `device` has."""
+    return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else limits.total_bytes()
 
 
 def can_compile() -> bool:

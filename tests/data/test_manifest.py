@@ -80,7 +80,7 @@ def test_files_that_were_added_are_not_the_runs(root, monkeypatch):
     (root / "001.jpg").write_bytes(b"")
     Image.new("RGB", (3000, 3000)).save(root / "zzz.jpg")
     (root / "list_eval_partition.txt").write_text("no partition at all")
-    monkeypatch.setattr(folders, "free_bytes", lambda device: 20_000_000)
+    monkeypatch.setattr(folders, "free_bytes", lambda: 20_000_000)
     assert open_folder(root, manifest=before.manifest) == before
 
 

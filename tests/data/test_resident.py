@@ -189,7 +189,7 @@ CELEBA = ImageFiles([""] * 202_599)
 )
 def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, kind):
     free = {device: on_device, "cpu": on_host}
-    monkeypatch.setattr(loader, "free_bytes", lambda device: free[device.type])
+    monkeypatch.setattr(loader, "free_memory", lambda device: free[device.type])
     decoder = open_decoder(CropResize(), torch.device(device))
     assert loader._choose_kind(CELEBA, decoder, None)[0] == kind
 
@@ -268,7 +268,7 @@ def test_a_few_pixels_that_round_otherwise_do_not_rebuild_a_store(
 
 
 def test_images_that_do_not_fit_into_memory_are_refused_not_killed(face_paths, monkeypatch):
-    monkeypatch.setattr(resident, "free_bytes", lambda device: 100_000)
+    monkeypatch.setattr(resident, "free_memory", lambda device: 100_000)
     with pytest.raises(FastaeError, match="--loader dali"):
         open_(face_paths, False)
 

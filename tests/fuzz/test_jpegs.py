@@ -19,7 +19,7 @@ from fastae.data.check import check
 from fastae.data.decode import open_decoder
 from fastae.data.folder import find_jpegs
 from fastae.data.jpeg import inspect
-from fastae.utils.memory import peak_bytes
+from fastae.utils.limits import peak_bytes
 
 from ..conftest import CELEBA
 from .mutate import mutant, variants

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from fastae.monitor import host as module
-from fastae.monitor.host import COLUMNS, HostReader, cpu_quota, family, usable_cores
+from fastae.monitor.host import COLUMNS, HostReader, family
 
 BURN = "import time; t = time.process_time()\nwhile time.process_time() - t < {}: pass\n"
 
@@ -62,25 +62,3 @@ def test_a_process_that_is_gone_has_no_figures():
     reader = HostReader(ended.pid)
     time.sleep(0.02)
     assert set(reader.read()) == {"host/machine_cpu"}
-
-
-@pytest.mark.parametrize(
-    ("group", "files", "cores"),
-    [
-        ("0::/job/step", {"job/step/cpu.max": "max 100000", "job/cpu.max": "150000 100000"}, 1.5),
-        ("1:name=systemd:/x\n0::/", {"cpu.max": "50000 100000"}, 0.5),
-        ("0::/", {"cpu.max": "max 100000"}, None),
-        ("4:cpu:/a", {}, None),
-    ],
-)
-def test_quotas_of_control_groups(tmp_path, group, files, cores):
-    (tmp_path / "cgroup").write_text(f"{group}\n")
-    for name, text in files.items():
-        (tmp_path / "mount" / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mount" / name).write_text(f"{text}\n")
-    assert cpu_quota(tmp_path / "cgroup", tmp_path / "mount") == cores
-
-
-def test_a_quota_limits_the_usable_cores(monkeypatch):
-    monkeypatch.setattr(module, "cpu_quota", lambda: 0.5)
-    assert usable_cores() == 0.5
