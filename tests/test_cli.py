@@ -173,7 +173,6 @@ train --resume PATH
 sweep --out PATH
 reconstruct PATH a.jpg --out out
 reconstruct run a.jpg --out PATH
-reconstruct run a.jpg --out out --codes PATH
 export PATH --format torch --out out
 export run --format torch --out PATH
 check PATH

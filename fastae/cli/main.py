@@ -121,13 +121,9 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | 
 @click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
 @click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
 @click.option(
-    "--codes", metavar="FILE.npy", type=PathType(),
-    help="Save the codes, float32 (N, latent), one row per image; FILE.images.json names the images.",
-)  # fmt: skip
-@click.option(
     "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."
 )
-def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | None, device: str) -> int:
+def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> int:
     """Reconstruct your own images with the model of RUN.
 
     IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
@@ -135,7 +131,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | Non
     """
     from fastae.tools.reconstruct import reconstruct_files
 
-    return reconstruct_files(run, images, out, codes, device)
+    return reconstruct_files(run, images, out, device)
 
 
 @cli.command()
@@ -148,8 +144,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, codes: Path | Non
 def export(run: Path, kind: str, out: Path) -> None:
     """Write RUN's encoder and decoder as ONNX or PyTorch files.
 
-    They need no fastae. Each is compared with the trained model before it is written; model.json beside them
-    describes their inputs, outputs and training.
+    They need no fastae. Each is compared with the trained model before it is written.
     """
     from fastae.tools.export import export as write
 

@@ -1,4 +1,4 @@
-"""`fastae export`: a run's encoder and decoder as files that need no fastae, and model.json about them.
+"""`fastae export`: a run's encoder and decoder as files that need no fastae.
 
     encoder   images (N, 3, S, S) in [0, 1] -> codes (N, latent) in [-1, 1]
     decoder   codes (N, latent) -> images (N, 3, S, S) in [0, 1]
@@ -10,26 +10,23 @@ and compared with the trained model before anything is written.
 from __future__ import annotations
 
 import io
-import json
 import logging
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
 from fastae.errors import FastaeError
-from fastae.runs.loaded_model import LoadedModel, load_model
+from fastae.model import AutoEncoder
+from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log, printable
-from fastae.utils.environment import describe_environment
 from fastae.utils.files import atomic_write, require_new_folder
 
-DESCRIPTION = "model.json"
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 PARTS = (("encoder", "images", "codes"), ("decoder", "codes", "images"))
@@ -49,7 +46,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def export(run: Path, kind: str, out: Path) -> None:
-    """Writes encoder, decoder and model.json of `run` into the new folder `out`. kind: a key of SUFFIXES.
+    """Writes encoder and decoder of `run` into the new folder `out`. kind: a key of SUFFIXES.
 
     Raises FastaeError for a wrong run or folder, missing packages, a model too large for the format, a
     file that does not compute what the trained model does, and if `out` cannot be written.
@@ -60,8 +57,8 @@ def export(run: Path, kind: str, out: Path) -> None:
     loaded = load_model(run)
     log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
     files: dict[str, bytes] = {}
-    parts: dict[str, dict[str, Any]] = {}
-    examples = _examples(loaded)
+    differences: list[float] = []
+    examples = _examples(loaded.model, loaded.config.image_size)
     for name, takes, gives in PARTS:
         module, file = getattr(loaded.model, name), name + SUFFIXES[kind]
         files[file] = encode(module, kind, {takes: examples[takes]}, gives)
@@ -71,26 +68,21 @@ def export(run: Path, kind: str, out: Path) -> None:
                 f"{file} differs from the trained model by {difference:.2g}, more than {TOLERANCE:g}: "
                 "nothing was written"
             )
-        parts[name] = {"file": file, "input": takes, "output": gives, "largest_difference": difference}
-    description = _describe(loaded, kind, parts, examples)
-    files[DESCRIPTION] = json.dumps(description, indent=2).encode() + b"\n"
+        differences.append(difference)
     try:
         _write_all(out, files)
     except OSError as error:
         raise FastaeError(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
-    for name, part in parts.items():
-        path, megabytes = printable(str(out / part["file"])), len(files[part["file"]]) / 1e6
-        difference = part["largest_difference"]
-        log(f"{name}   {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
-    log(f"details   {printable(str(out / DESCRIPTION))}")
+    for (file, content), difference in zip(files.items(), differences, strict=True):
+        path, megabytes = printable(str(out / file)), len(content) / 1e6
+        log(f"exported  {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
 
 
-def _examples(loaded: LoadedModel) -> dict[str, Tensor]:
+def _examples(model: AutoEncoder, size: int) -> dict[str, Tensor]:
     """Random images and their codes."""
-    size = loaded.config.image_size
     images = torch.rand(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        return {"images": images, "codes": loaded.model.encoder(images)}
+        return {"images": images, "codes": model.encoder(images)}
 
 
 def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str) -> bytes:
@@ -136,35 +128,6 @@ def _largest_difference(function: Function, expected: Function, inputs: Tensor) 
     with torch.no_grad():
         differences = [(function(inputs[:n]) - expected(inputs[:n])).abs().max() for n in BATCHES]
     return torch.stack(differences).max().item()  # torch's maximum: Python's may pass over NaN
-
-
-def _describe(
-    loaded: LoadedModel, kind: str, parts: dict[str, dict[str, Any]], examples: dict[str, Tensor]
-) -> dict[str, Any]:
-    """What the files are, take and come from; JSON values, no paths."""
-    config = loaded.config
-    images, codes = (
-        {"shape": ["N", *examples[name].shape[1:]], "dtype": "float32", "range": limits}
-        for name, limits in (("images", [0, 1]), ("codes", [-1, 1]))
-    )
-    resize = {
-        "size": config.image_size,
-        "resize": "bilinear, half-pixel centres",
-        "antialias": config.antialias,
-    }
-    return {
-        "format": kind,
-        "parts": parts,
-        "images": images | {"channels": "RGB", "crop": config.crop} | resize,
-        "codes": codes,
-        "training": {
-            "iteration": loaded.iteration,
-            **{name: getattr(config, name) for name in ("loss", "batch_size", "lr", "seed")},
-            "environment": loaded.run.describe().get("environment"),
-        },
-        "verification": {"batch_sizes": BATCHES, "tolerance": TOLERANCE},
-        "exported_with": describe_environment(),
-    }
 
 
 def _write_all(folder: Path, files: dict[str, bytes]) -> None:

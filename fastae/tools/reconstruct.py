@@ -1,8 +1,7 @@
 """`fastae reconstruct`: a run's model on a user's own images.
 
 Writes a folder with one PNG per image, the original beside its reconstruction, and `sheet.png`, a contact
-sheet of the first of them; prints the error of each. The codes between encoder and decoder can be saved, too.
-Images are cropped and resized as in the run's training.
+sheet of the first of them; prints the error of each. Images are cropped and resized as in the run's training.
 """
 
 from __future__ import annotations
@@ -11,7 +10,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,39 +21,29 @@ from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.console import log, printable
 from fastae.utils.device import choose_device
-from fastae.utils.files import atomic_write, require_new_folder, require_place, write_json
+from fastae.utils.files import require_new_folder
 from fastae.utils.pictures import pairs, save_png, side_by_side
 
 BATCH = 32
-NAMES_SUFFIX = ".images.json"
 SHEET_IMAGES = 96
 """The most that the contact sheet shows: twelve rows of eight, each row twice."""
 
 
 class Result(NamedTuple):
-    """original, reconstruction: (3, S, S). code: (latent,). error: mean squared. float32 on the CPU."""
+    """original, reconstruction: float32 (3, S, S) on the CPU. error: mean squared."""
 
     path: str
     original: Tensor
     reconstruction: Tensor
-    code: Tensor
     error: float
 
 
-def reconstruct_files(
-    run: Path, places: Sequence[str], out: Path, codes_file: Path | None, device: str
-) -> int:
+def reconstruct_files(run: Path, places: Sequence[str], out: Path, device: str) -> int:
     """Reconstructs every image in `places`, files and folders; returns the exit code, 1 if some were skipped.
 
     Raises FastaeError if no image can be used, for a wrong argument, and if something cannot be written.
     """
     require_new_folder(out, "--out")
-    if codes_file:
-        if codes_file.suffix != ".npy" or codes_file.is_dir():
-            raise FastaeError(
-                f"--codes {str(codes_file)!r} must be a file named *.npy; *{NAMES_SUFFIX} goes beside it"
-            )
-        require_place(codes_file.parent, "--codes")
     loaded = load_model(run, choose_device(device))
     config = loaded.config
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
@@ -63,14 +51,12 @@ def reconstruct_files(
     log(f"images    {crop_resize.in_words()}, as in training")
     given = find_images(places)
     try:
-        paths, codes = _write_pictures(_reconstruct(loaded.model, given, crop_resize), out)
-        if not paths:
-            raise FastaeError(f"no usable image among the {len(given):,} given: {str(out)!r} was not made")
-        if codes_file:
-            _write_codes(codes_file, paths, codes)
+        used = _write_pictures(_reconstruct(loaded.model, given, crop_resize), out)
     except OSError as error:  # what is wrong with an image is an UnusableImage
         raise FastaeError(f"cannot write {str(error.filename or out)!r}: {error.strerror or error}") from None
-    if skipped := len(given) - len(paths):
+    if not used:
+        raise FastaeError(f"no usable image among the {len(given):,} given: {str(out)!r} was not made")
+    if skipped := len(given) - used:
         log(f"skipped   {skipped:,} of {len(given):,}, named above", "yellow")
     return 1 if skipped else 0
 
@@ -89,53 +75,38 @@ def _reconstruct(model: AutoEncoder, paths: Sequence[str], crop_resize: CropResi
         if used:
             originals = torch.stack(loaded)
             with torch.inference_mode():
-                codes = model.encoder(originals.to(device))
-                images = model.decoder(codes).cpu()
+                images = model(originals.to(device)).cpu()
             errors = squared_error(images, originals).mean((1, 2, 3)).tolist()
-            rows = zip(used, originals, images, codes.cpu(), errors, strict=True)
-            yield from (Result(*row) for row in rows)
+            yield from map(Result, used, originals, images, errors)
 
 
-def _write_pictures(results: Iterable[Result], out: Path) -> tuple[list[str], list[np.ndarray]]:
-    """A PNG and a line per image, and the contact sheet; returns the paths and codes of all."""
-    paths: list[str] = []
-    codes: list[np.ndarray] = []
+def _write_pictures(results: Iterable[Result], out: Path) -> int:
+    """A PNG and a line per image, and the contact sheet; returns their number."""
     errors: list[float] = []
     shown: list[tuple[Tensor, Tensor]] = []
     for result in results:
-        if not paths:
+        if not errors:
             out.mkdir(parents=True, exist_ok=True)
             log(f"{'loss_index':>12}  {'PSNR':>8}  image -> {printable(str(out))}/")
-        picture = out / picture_name(len(paths), result.path)
+        picture = out / picture_name(len(errors), result.path)
         save_png(side_by_side(result.original, result.reconstruction), picture)
         log(f"{_figures(result.error)}  {printable(result.path)} -> {picture.name}")
-        paths.append(result.path)
-        codes.append(result.code.numpy())
         errors.append(result.error)
         if len(shown) < SHEET_IMAGES:
             shown.append((result.original, result.reconstruction))
-    if paths:
+    if errors:
         log(f"{_figures(sum(errors) / len(errors))}  mean of {len(errors):,} (PSNR of the mean error)")
         originals, reconstructions = map(torch.stack, zip(*shown, strict=True))
         save_png(pairs(originals, reconstructions), out / "sheet.png")
         log(f"sheet     {printable(str(out))}/sheet.png: {len(shown):,} originals over their reconstructions")
-    return paths, codes
+    return len(errors)
 
 
 def picture_name(row: int, path: str) -> str:
-    """'0007-face.png': unique by the row of the image's code, and harmless whatever the file's name is."""
+    """'0007-face.png': unique by its number, and harmless whatever the file's name is."""
     stem = "".join(character if character.isprintable() else "_" for character in Path(path).stem)
     return f"{row:04d}-{stem[:50]}.png"  # a name may have 255 bytes, a character four
 
 
 def _figures(error: float) -> str:
     return f"{loss_index(error):>12,.0f}  {psnr(error):5.1f} dB"
-
-
-def _write_codes(file: Path, paths: list[str], codes: list[np.ndarray]) -> None:
-    rows, names = np.stack(codes), file.with_suffix(NAMES_SUFFIX)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(names, paths)
-    with atomic_write(file) as content:
-        np.save(content, rows)
-    log(f"codes     {printable(str(file))}: float32 {rows.shape}, rows named in {printable(names.name)}")

@@ -119,11 +119,6 @@ def require_new_folder(path: Path, option: str) -> None:
         raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
     if path.exists() and not path.is_dir():
         raise FastaeError(f"{option} {str(path)!r} is a file: name a new folder")
-    require_place(path, option)
-
-
-def require_place(path: Path, option: str) -> None:
-    """Raises FastaeError, naming `option`, unless `path` or its nearest parent is a writable folder."""
     parent = next(place for place in (path, *path.absolute().parents) if place.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is no writable folder")

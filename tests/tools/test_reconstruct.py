@@ -1,13 +1,11 @@
 """`fastae reconstruct`: users' own images, of every kind, through a trained model."""
 
-import json
 import os
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
 import torch
 from PIL import Image
 
@@ -95,44 +93,40 @@ def test_transparency_is_blended_over_white_and_an_animation_gives_its_first_fra
         assert np.abs(pixels_of(tmp_path / name) - (255, 0, 0)).max() <= 2, name
 
 
-def test_16_bits_per_channel_are_cut_to_8_not_clipped(tmp_path):
+def test_more_than_8_bits_per_channel_are_refused_not_clipped(tmp_path):
     deep = (np.arange(32 * 32).reshape(32, 32) * 64).astype(np.uint16)
     Image.fromarray(deep).save(tmp_path / "grey.png")
     Image.fromarray(deep).save(tmp_path / "grey.tif")
+    Image.fromarray(deep.astype(np.float32)).save(tmp_path / "float.tif")
     (tmp_path / "grey.pgm").write_bytes(b"P5 32 32 65535\n" + deep.astype(">u2").tobytes())
-    tifffile.imwrite(tmp_path / "rgb.tif", deep[..., None].repeat(3, -1), photometric="rgb")
     for path in tmp_path.iterdir():
-        assert (pixels_of(path) == (deep >> 8)[..., None]).all(), path.name
+        assert "8 bits" in reason_against(path), path.name
 
 
-def fault_of(path, crop_resize=SMALL):
+def reason_against(path, crop_resize=SMALL):
     with pytest.raises(UnusableImage) as caught:
         load_image(str(path), crop_resize)
     assert "\n" not in str(caught.value)
-    return caught.value.fault
+    return str(caught.value)
 
 
-def test_each_unusable_file_has_its_fault(tmp_path, face_paths, photo):
+def test_each_unusable_file_is_refused(tmp_path, face_paths, photo):
     good = Path(face_paths[0]).read_bytes()
-    for name, content, fault in (
-        ("empty.png", b"", Fault.EMPTY),
-        ("text.png", b"no picture", Fault.UNDECODABLE),
-        ("cut.jpg", good[: len(good) // 2], Fault.UNDECODABLE),
-        ("figure.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", Fault.UNDECODABLE),
-        ("huge.ppm", b"P6 65500 65500 255\n", Fault.TOO_LARGE),
-        ("over.ppm", b"P6 10001 10000 255\n", Fault.TOO_LARGE),
-        ("allowed.pgm", b"P5 10000 10000 255\n", Fault.UNDECODABLE),  # so it was tried
+    for name, content in (
+        ("empty.png", b""),
+        ("text.png", b"no picture"),
+        ("cut.jpg", good[: len(good) // 2]),
+        ("figure.eps", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"),
+        ("huge.ppm", b"P6 65500 65500 255\n"),
     ):
         (tmp_path / name).write_bytes(content)
-        assert fault_of(tmp_path / name) is fault, name
-    Image.fromarray(np.ones((9, 9), np.float32)).save(tmp_path / "float.tif")
+        assert reason_against(tmp_path / name)
     photo.save(tmp_path / "photo.png")
     os.mkfifo(tmp_path / "pipe.png")
-    assert fault_of(tmp_path / "float.tif") is Fault.UNSUPPORTED
-    assert fault_of(tmp_path / "photo.png", CropResize(111, 32)) is Fault.TOO_SMALL
-    assert fault_of(tmp_path / "pipe.png") is Fault.NOT_A_FILE
-    assert fault_of(tmp_path / "missing.png") is Fault.GONE
-    assert fault_of(tmp_path / "text.png" / "x.png") is Fault.UNREADABLE
+    assert "--crop is 111" in reason_against(tmp_path / "photo.png", CropResize(111, 32))
+    assert "not a file" in reason_against(tmp_path / "pipe.png")
+    assert reason_against(tmp_path / "missing.png") == Fault.GONE
+    assert reason_against(tmp_path / "text.png" / "x.png") == Fault.UNREADABLE
 
 
 def test_no_broken_file_is_more_than_unusable(tmp_path, face_paths):
@@ -157,7 +151,7 @@ def test_folders_give_their_images_sorted_and_files_stay_in_order(tmp_path):
     assert [path.removeprefix(f"{tmp_path}/") for path in found] == [
         "c", "a.jpg", "b/1.jpeg", "b/2.PNG", "b/album.png/3.jpg", "b/deep/0.webp", "none.jpg", "a.jpg",
     ]  # fmt: skip
-    assert fault_of(tmp_path / "c") is Fault.NOT_A_FILE
+    assert "folder" in reason_against(tmp_path / "c")
 
 
 def test_pictures_have_unique_and_harmless_names():
@@ -174,27 +168,19 @@ def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path,
     (inside / "bad\n\x1b[31m.jpg").write_bytes(b"no picture")
     awkward = f"{inside}/ok\n\x1b[31m\udcff.png"  # the byte 0xff, as Python names it
     Image.open(face_paths[0]).save(awkward)
-    code = here(
-        "reconstruct", small_run, face_paths[0], inside, face_paths[0], "gone.jpg",
-        "--out", out, "--codes", out / "codes.npy",
-    )  # fmt: skip
+    code = here("reconstruct", small_run, face_paths[0], inside, face_paths[0], "gone.jpg", "--out", out)
     printed = capsys.readouterr().out
     assert code == 1 and "\x1b" not in printed and "ok\\n\\x1b[31m\\udcff.png" in printed
     bad, gone, total = (line for line in printed.splitlines() if line.startswith("skipped "))
     assert "mine/bad\\n\\x1b[31m.jpg" in bad and "gone.jpg" in gone and "2 of 6" in total
     pictures = ["0000-000001.png", "0001-0.png", "0002-ok__[31m_.png", "0003-000001.png"]
-    others = ["codes.images.json", "codes.npy", "sheet.png"]
-    assert sorted(path.name for path in out.iterdir()) == [*pictures, *others]
+    assert sorted(path.name for path in out.iterdir()) == [*pictures, "sheet.png"]
 
     paths = [face_paths[0], str(inside / "0.jpg"), awkward, face_paths[0]]
     model = load_model(small_run).model
     originals = torch.stack([load_image(path, SMALL) for path in paths])
     with torch.inference_mode():
-        codes = model.encoder(originals)
-        reconstructions = model.decoder(codes)
-    assert np.abs(np.load(out / "codes.npy") - codes.numpy()).max() < 1e-5
-    assert np.load(out / "codes.npy").dtype == np.float32
-    assert json.loads((out / "codes.images.json").read_text()) == paths
+        reconstructions = model(originals)
     sheet = np.asarray(Image.open(out / "sheet.png"))
     assert sheet.shape == (2 * 34, 4 * 34, 3)
     for row, name in enumerate(pictures):
@@ -238,8 +224,6 @@ def test_a_wrong_run_folder_file_or_device_is_refused(small_run, face_paths, tmp
         (small_run, used, (), "--out"),
         (small_run, used / "precious", (), "--out"),
         (small_run, used / "precious" / "x", (), "--out"),
-        (small_run, new, ("--codes", tmp_path / "codes.txt"), "*.npy"),
-        (small_run, new, ("--codes", used / "precious" / "c.npy"), "--codes"),
         (small_run, new, ("--device", "gpu"), "--device"),
     ):
         assert word in refuses("reconstruct", run, face_paths[0], "--out", out, *options)
@@ -250,5 +234,5 @@ def test_a_wrong_run_folder_file_or_device_is_refused(small_run, face_paths, tmp
 def test_a_full_disk_leaves_nothing_half_written(small_run, face_paths, tmp_path):
     out = tmp_path / "out"
     with largest_file(100), pytest.raises(FastaeError, match="File too large"):
-        reconstruct_files(small_run, face_paths[:1], out, None, "cpu")
+        reconstruct_files(small_run, face_paths[:1], out, "cpu")
     assert not list(out.iterdir())
