@@ -150,9 +150,9 @@ class TrainingStep:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
+        # Not scaled any more: fused Adam divides them by the loss scale and stores them back.
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
-        norm = nn.utils.get_total_norm(gradients)
-        return norm / self.scaler.scale(torch.ones_like(norm)) if self.scaler.is_enabled() else norm
+        return nn.utils.get_total_norm(gradients)
 
     def state(self) -> dict[str, Any]:
         """Model, optimizer and scaler as state dicts: what `restore` continues from."""

@@ -242,6 +242,15 @@ def test_a_recorded_step_trains_as_the_eager_one(model, monkeypatch, precision):
         assert ours.scaler.state_dict() == eager.scaler.state_dict()
 
 
+@pytest.mark.parametrize("precision", [BF16, Precision(torch.float16, "fp16")], ids=["bf16", "fp16"])
+def test_the_gradient_norm_is_of_the_loss_as_it_is_logged_not_as_it_is_scaled(model, precision):
+    exact, ours = (training_step(copy.deepcopy(model), precision=each) for each in (FLOAT32, precision))
+    for number in range(3):
+        for step in (exact, ours):
+            step(images(number))
+        assert ours.gradient_norm().item() == pytest.approx(exact.gradient_norm().item(), rel=0.1)
+
+
 def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
     """By the function that a GPU runs: from one tensor of parameters, without a wait or a copy."""
     torch.manual_seed(1)
