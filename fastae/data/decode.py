@@ -19,7 +19,7 @@ from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.device import can_compile
 from fastae.utils.environment import DALI_BUILDS, version
-from fastae.utils.limits import usable_cores
+from fastae.utils.limits import local_ranks, usable_cores
 
 BATCH = 64
 """Images that are decoded at once."""
@@ -120,14 +120,19 @@ def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning =
     """How images are decoded on this device. Raises FastaeError unless one build of DALI is installed."""
     require_dali()
     compiled = can_compile() if tuning.compiled is None else tuning.compiled
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     threads = tuning.threads or default_threads(device)
     pixel_ops = PixelOps(crop_resize, compiled, max(1, threads // 2))
     return Decoder(crop_resize, pixel_ops, device, replace(tuning, threads=threads, compiled=compiled))
 
 
 def default_threads(device: torch.device) -> int:
-    """For decoding: on a CPU one per core, at most 8; for a GPU two fewer than cores, which training has."""
-    cores = max(1, int(usable_cores()))
+    """For decoding: on a CPU one per core, at most 8; for a GPU two fewer than cores, which training has.
+
+    The ranks that torchrun starts on a machine share its cores.
+    """
+    cores = max(1, int(usable_cores() / local_ranks()))
     return max(1, cores - 2) if device.type == "cuda" else min(MOST_THREADS, cores)
 
 

@@ -19,8 +19,8 @@ from fastae.data.pixel_ops import ParamTensors
 from fastae.data.resident import Store
 from fastae.data.sampler import BatchParams, Sampler
 
-SLOTS = 3
-"""Batches under way: gathered, uploaded and trained on."""
+SLOTS = 6
+"""Batches under way: one that is gathered, one uploaded, and those that a training loop has queued."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,14 @@ class CudaUploads:
 
     def slot(self, like: Sequence[Tensor]) -> Slot:
         """Buffers for tensors of these shapes."""
-        return Slot(
+        slot = Slot(
             tuple(torch.empty_like(value, device="cpu", pin_memory=True) for value in like),
             tuple(torch.empty_like(value, device=self._device) for value in like),
             torch.cuda.Event(),
             torch.cuda.Event(),
         )
+        self.release(slot)  # of whatever had this memory before, and may still be running
+        return slot
 
     def await_uploaded(self, slot: Slot) -> None:
         """Blocks the calling thread until the slot's last upload is done."""

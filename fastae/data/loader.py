@@ -266,7 +266,7 @@ def open_loader(
     elif kind == "host" and device.type != "cpu":
         loader = HostLoader(open_store(files, decoder, folder, CPU), sampler, decoder)
     else:
-        loader = ResidentLoader(open_store(files, decoder, folder, device), sampler, decoder)
+        loader = ResidentLoader(open_store(files, decoder, folder, decoder.device), sampler, decoder)
     loader.note = note
     return loader
 

@@ -89,7 +89,7 @@ class DaliPipeline:
         while True:
             stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
             try:
-                (images,) = _within(self.patience, functools.partial(pipeline.run, stream))
+                (images,) = _within(self.patience, functools.partial(self._run_once, pipeline, stream))
             except StopIteration:
                 return
             except TimeoutError:
@@ -98,6 +98,11 @@ class DaliPipeline:
             except (RuntimeError, ValueError) as error:
                 raise DecoderError(f"DALI failed: {_gist(error)}") from error
             yield images
+
+    def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
+        if self.on_gpu:  # a thread begins on the first GPU, where DALI would open a context
+            torch.cuda.set_device(self.device)
+        return pipeline.run(stream)
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:

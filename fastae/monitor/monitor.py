@@ -24,7 +24,7 @@ from fastae.monitor.recording import Absence, Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline
 from fastae.utils.console import log
-from fastae.utils.limits import usable_cores
+from fastae.utils.limits import local_ranks, usable_cores
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
@@ -32,8 +32,7 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     local ranks if several `ranks` share the run, as torchrun starts them; none for a CPU."""
     if device.type != "cuda":
         return []
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))
-    devices = range(local) if ranks > 1 else [device.index or 0]
+    devices = range(local_ranks()) if ranks > 1 else [device.index or 0]
     return [str(torch.cuda.get_device_properties(each).uuid) for each in devices]
 
 

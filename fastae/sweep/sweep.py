@@ -41,6 +41,8 @@ def run_sweep(
     at_once: runs that take turns on one device. Raises FastaeError if the sweep cannot begin or write, and
     Stopped after a signal; the same call resumes it.
     """
+    if at_once > 1 and config.train.profile:
+        raise FastaeError("--profile traces one run: use it without --at-once")
     ranks = launched()
     with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         try:
@@ -163,8 +165,10 @@ class Slot:
     def __init__(self, session: Session) -> None:
         self.models = Models(session)
         self.job: Iterator[bool] | None = None
-        on_gpu = session.hardware.device.type == "cuda"
-        self._stream = torch.cuda.Stream(session.hardware.device) if on_gpu else None
+        device = session.hardware.device
+        # PyTorch hands out 32 streams of a priority in turn: recordings and uploads, which take one for each
+        # run, must not come to share this one.
+        self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def stream(self) -> AbstractContextManager:
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
 from torch import Tensor
+
+SETTLE = 0.05
+"""Seconds before a recording in which such a thread, on a device that is idle, is done."""
 
 _failed: list[torch.cuda.CUDAGraph] = []
 """Graphs whose recording failed: PyTorch's allocator of pinned memory keeps pointers to them."""
@@ -62,6 +66,8 @@ def _capture(
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     with _no_garbage_collection():
         torch.cuda.synchronize(device)
+        # DALI frees batches in a thread that synchronises the device, which CUDA forbids during a recording.
+        time.sleep(SETTLE)
         torch.cuda.empty_cache()  # the graph's memory is its own
         # Other threads' calls, DALI's above all, must not break the recording.
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
@@ -147,11 +148,13 @@ class Models:
         if element not in self._objectives:
             objective = objective_of(self._model, config.loss, hardware.precision, hardware.compiled)
             if ranks.size > 1:
-                objective = DistributedDataParallel(
-                    objective,
-                    broadcast_buffers=False,  # the main rank evaluates and saves, by its own statistics
-                    gradient_as_bucket_view=True,
-                )
+                # PyTorch 2.13 renames an argument, and warns of the name that 2.11 has.
+                with warnings.catch_warnings(action="ignore", category=FutureWarning):
+                    objective = DistributedDataParallel(
+                        objective,
+                        broadcast_buffers=False,  # the main rank evaluates and saves, by its own statistics
+                        gradient_as_bucket_view=True,
+                    )
             self._objectives[element] = objective
         return TrainingStep(
             self._model,

@@ -98,8 +98,7 @@ class TrainingStep:
     def record(self, example: Sequence[Tensor]) -> str:
         """On CUDA, records the whole step as one graph, which later calls replay; returns what was done.
 
-        Call it before training and before DALI starts, whose threads may synchronise the device, which
-        a recording does not survive. The steps that it trains on `example` to warm up are undone.
+        Call it before training. The steps that it trains on `example` to warm up are undone.
         """
         if not graph.can_record(self.device):
             return ""

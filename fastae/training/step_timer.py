@@ -47,8 +47,10 @@ class StepTimer:
         """Starts a new window here: what came between (an evaluation, a checkpoint) is not counted."""
         self._marks = [self._mark()]
 
-    def fetch(self) -> None:
+    def fetch(self) -> Any:
+        """Returns the moment: on CUDA an event."""
         self._marks.append(self._mark())
+        return self._marks[-1]
 
     data_ready = step_done = fetch
 
@@ -60,7 +62,7 @@ class StepTimer:
     def _mark(self) -> Any:
         if not self._on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # whoever waits for it leaves the core
         event.record()
         return event
 

@@ -1,8 +1,8 @@
 """One run's training, one iteration per call: batch, step, metrics, evaluation, checkpoint.
 
 Several trainers may take turns in one process. Iterations are counted from 1, when they are done: the metrics
-of iteration i are those of the batch that the i-th step trained on. On a GPU the loop never waits for the
-device: what a log step measures is copied to the host in the stream, and read at the next log step.
+of iteration i are those of the batch that the i-th step trained on. On a GPU the loop stays a few steps ahead
+of the device and never drains it: what a log step measures is copied in the stream, and read at the next one.
 """
 
 from __future__ import annotations
@@ -10,9 +10,11 @@ from __future__ import annotations
 import math
 import signal
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,6 +38,9 @@ from fastae.utils.limits import peak_bytes
 
 WARM_UP = 10
 """Iterations after which speed is representative: cuDNN has chosen, caches are warm."""
+
+AHEAD = 4
+"""Steps that a GPU may have before it: a few bridge any pause of the host, more would hold their batches."""
 
 AGREE_EVERY = 10
 """Iterations after which several ranks agree on whether to stop: each agreement is a wait for all."""
@@ -79,7 +84,8 @@ class Trainer:
         self._recorder = recorder
         self._stops = stops
         self._timer = StepTimer(step.device, config.batch_size)
-        self._data_seconds = 0.0
+        self._data_seconds = self._device_seconds = 0.0
+        self._queued: deque[torch.cuda.Event] = deque()
         # The losses since the last log step: read together there, since each reading is a copy to the host.
         self._losses = torch.zeros(min(config.log_every, config.iterations), device=step.device)
         self._logged = start
@@ -99,7 +105,7 @@ class Trainer:
         inputs = self._next_inputs()
         self._timer.data_ready()
         loss, error = self._step(*inputs)
-        self._timer.step_done()
+        self._stay_close(self._timer.step_done())
         self._losses[self.iteration - self._logged - 1].copy_(loss)
         if self._recorder:
             self._recorder.advance()
@@ -164,6 +170,13 @@ class Trainer:
         finally:
             self._data_seconds += time.perf_counter() - before
 
+    def _stay_close(self, done: Any) -> None:
+        """Waits while a GPU has more than AHEAD steps before it. done: the event at the end of the last."""
+        if self._step.device.type == "cuda":
+            self._queued.append(done)
+            if len(self._queued) > AHEAD and not (oldest := self._queued.popleft()).query():
+                self._device_seconds += _await(oldest)
+
     def _ending(self) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
         last = self.iteration == self._config.iterations
@@ -194,10 +207,11 @@ class Trainer:
             ready.record()
         self._read()
         marks, elapsed = self._timer.split(), time.monotonic() - self._began
+        waits = self._data_seconds, self._device_seconds
         self._unread = partial(
-            self._record, self._logged + 1, self.iteration, values, ready, marks, self._data_seconds, elapsed
+            self._record, self._logged + 1, self.iteration, values, ready, marks, waits, elapsed
         )
-        self._logged, self._data_seconds = self.iteration, 0.0
+        self._logged, self._data_seconds, self._device_seconds = self.iteration, 0.0, 0.0
         if not ready or self.iteration - self._start <= WARM_UP:
             self._read()
 
@@ -214,14 +228,16 @@ class Trainer:
         values: Tensor,
         ready: torch.cuda.Event | None,
         marks: Marks,
-        data_seconds: float,
+        waits: tuple[float, float],
         elapsed: float,
     ) -> None:
-        """values: mean loss, squared error, gradient norm, then the losses from iteration `first` on."""
-        before = time.perf_counter()
+        """values: mean loss, squared error, gradient norm, then the losses from iteration `first` on.
+
+        waits: seconds of the host for data and for the device.
+        """
+        data_seconds, device_seconds = waits
         if ready:
-            ready.synchronize()
-        device_seconds = time.perf_counter() - before
+            device_seconds += _await(ready)
         loss, error, gradient_norm, *losses = values.tolist()
         self._check_finite(first, losses)
         window = marks.measure()
@@ -274,3 +290,10 @@ class Trainer:
         if self._recorder:
             self._recorder.save(self.iteration, self._step.state(), final)
         self._saved_at = time.monotonic()
+
+
+def _await(event: torch.cuda.Event) -> float:
+    """Waits for the device to reach this moment; returns for how many seconds."""
+    before = time.perf_counter()
+    event.synchronize()
+    return time.perf_counter() - before

@@ -43,6 +43,11 @@ def usable_cores() -> float:
     return min([float(len(os.sched_getaffinity(0))), *allowed])
 
 
+def local_ranks() -> int:
+    """The processes that torchrun started on this machine, of which this is one."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def keep_freed_memory() -> bool:
     """Has glibc keep freed blocks for reuse instead of returning them to the kernel; False elsewhere.
 

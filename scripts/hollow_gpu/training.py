@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from fastae.config import TrainConfig
 from fastae.data.folder import ImageFolder
@@ -22,10 +24,11 @@ from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, choose_hardware
 from fastae.training.signals import StopSignals
+from fastae.training.step import TrainingStep
 from fastae.training.trainer import Trainer
 from fastae.utils.console import console
 from scripts.hollow_gpu import lowering
-from scripts.hollow_gpu.driver import Counts
+from scripts.hollow_gpu.driver import Counts, count_replays
 
 IMAGES = 4_096
 QUIET = (3, 4)
@@ -49,7 +52,7 @@ def drive(config: TrainConfig) -> dict[str, int]:
             gpu_sample_hz=0,
             device="cuda",
         )
-        models = Models(stand_in_session(settings))
+        models = CountedModels(stand_in_session(settings))
         counts["new"] = train(models, settings, Path(folder) / "one")
         counts["resumed"] = resume(models, replace(settings, iterations=24), Path(folder) / "one")
         counts["second"] = train(models, replace(settings, loss="pixel_mse"), Path(folder) / "two")
@@ -57,6 +60,15 @@ def drive(config: TrainConfig) -> dict[str, int]:
         counts["host"] = train(models, replace(settings, loader="host"), Path(folder) / "three")
         console.quiet = False
     return counts
+
+
+class CountedModels(Models):
+    """Has the batch norm's counters advance with each replay, by which a recording verifies itself."""
+
+    def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
+        step = super().step(config, images_of)
+        count_replays(step._counters())
+        return step
 
 
 def stand_in_session(config: TrainConfig) -> Session:
@@ -92,7 +104,7 @@ def resume(models: Models, config: TrainConfig, path: Path) -> int:
 
 
 def run_to_end(models: Models, config: TrainConfig, run: RunFolder, state: State | None) -> int:
-    """Synchronisations of two iterations that only train."""
+    """Synchronisations of two iterations that only train. Raises RuntimeError unless a graph is replayed."""
     with (
         StopSignals() as stops,
         open_trainer(models, config, run, stops, ProgressBar(), state) as trainer,
@@ -107,6 +119,9 @@ def count_syncs(trainer: Trainer) -> int:
         before = Counts.now()
         going = trainer.advance()
         if trainer.iteration - start in QUIET:
-            quiet += (Counts.now() - before).synchronisations
+            counts = Counts.now() - before
+            quiet += counts.synchronisations
+            if counts.replays != 1:
+                raise RuntimeError(f"iteration {trainer.iteration} is no replay: {counts}")
     trainer.finish()
     return quiet

@@ -190,7 +190,7 @@ CELEBA = ImageFiles([""] * 202_599)
 def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, kind):
     free = {device: on_device, "cpu": on_host}
     monkeypatch.setattr(loader, "free_memory", lambda device: free[device.type])
-    decoder = open_decoder(CropResize(), torch.device(device))
+    decoder = open_decoder(CropResize(), torch.device(device, 0))
     assert loader._choose_kind(CELEBA, decoder, None)[0] == kind
 
 

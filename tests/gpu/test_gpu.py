@@ -2,8 +2,10 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, open_loader, resident
@@ -13,6 +15,8 @@ from fastae.training.step_timer import StepTimer
 from fastae.utils.device import Precision, choose_precision
 
 from ..commands import fastae
+
+pytestmark = pytest.mark.usefixtures("real_gpu")
 
 SHAPE = (8, 3, 64, 64)
 
@@ -55,6 +59,27 @@ def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
         assert on_gpu.device == cuda and on_gpu.is_contiguous(memory_format=torch.channels_last)
         difference = (on_gpu.cpu() - on_cpu).abs()
         assert difference.mean() < 1 / 255 and difference.quantile(0.99) < 8 / 255
+
+
+def test_images_are_upright_whatever_their_exif_orientation(cuda, tmp_path):
+    """Of odd sides and without symmetry. Decoders disagree on whether a region is of the turned image."""
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8).repeat(12, 0).repeat(12, 1)
+    for orientation in range(1, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(pixels[:141, :199]).save(tmp_path / f"{orientation}.jpg", exif=exif, quality=95)
+    paths = sorted(map(str, tmp_path.iterdir()))
+    ours, theirs = (load_images(paths, CropResize(size=64), device) for device in (cuda, "cpu"))
+    difference = (ours.cpu() - theirs).abs().mean((1, 2, 3))
+    assert (difference < 2 / 255).all(), difference
+
+
+def test_decoding_on_the_second_gpu_opens_nothing_on_the_first(face_paths):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    free = torch.cuda.mem_get_info(0)[0]
+    load_images(face_paths, CropResize(), "cuda:1")
+    assert torch.cuda.mem_get_info(0)[0] > free - (16 << 20)
 
 
 def test_the_host_loader_gives_residents_batches(face_paths, cuda, tmp_path):

@@ -24,6 +24,8 @@ from fastae.monitor.summary import EnergySource, RunInfo, Verdict, summarize
 
 from ..commands import fastae
 
+pytestmark = pytest.mark.usefixtures("real_gpu")
+
 SECONDS = 20.0
 """Long enough for ten readings of what is read once a second."""
 

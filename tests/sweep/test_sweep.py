@@ -294,3 +294,10 @@ def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folde
     with pytest.raises(FastaeError, match="cannot be read as a sweep"):
         opened(other, tmp_path)
     assert SweepFolder(tmp_path).file.exists()
+
+
+def test_runs_that_take_turns_are_not_profiled(face_folder, tmp_path):
+    """PyTorch has one profiler in a process: a second one that starts makes the first crash."""
+    with pytest.raises(FastaeError, match="--profile"):
+        run_sweep(SweepConfig(settings(face_folder, profile=3)), tmp_path / "sweep", at_once=2)
+    assert not (tmp_path / "sweep").exists()

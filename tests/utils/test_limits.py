@@ -88,3 +88,10 @@ def test_quotas_limit_the_usable_cores(machine, cgroup, groups, cores):
     machine(cgroup, groups)
     assert limits.usable_cores() == cores
     assert decode.default_threads(torch.device("cpu")) == min(decode.MOST_THREADS, max(1, int(cores)))
+
+
+def test_the_ranks_of_a_machine_share_its_cores(machine, monkeypatch):
+    machine("0::/\n", {})
+    monkeypatch.setattr(decode, "usable_cores", lambda: 24.0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert decode.default_threads(torch.device("cuda")) == 6 - 2
