@@ -18,7 +18,7 @@ from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, Recove
 from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.device import can_compile
-from fastae.utils.environment import DALI_BUILDS, version
+from fastae.utils.environment import dali_builds
 from fastae.utils.limits import local_ranks, usable_cores
 
 BATCH = 64
@@ -138,7 +138,7 @@ def default_threads(device: torch.device) -> int:
 
 def require_dali() -> None:
     """Raises FastaeError unless exactly one build of DALI is installed."""
-    installed = [name for name in DALI_BUILDS.values() if version(name)]
+    installed = list(dali_builds().values())
     if not installed:
         raise FastaeError(
             "NVIDIA DALI is not installed: pip install nvidia-dali-cuda130 "

@@ -16,7 +16,7 @@ import pynvml
 
 from fastae.monitor.nvml import NvmlError, all_gpus, offered, open_nvml
 from fastae.monitor.recording import Absence, Gpu
-from fastae.utils.environment import DALI_BUILDS, version
+from fastae.utils.environment import DALI_BUILDS, dali_builds
 
 CUDA_13_FROM = (7, 5)  # compute capability: builds for CUDA 13 have no code for Volta and before
 
@@ -74,11 +74,6 @@ def torch_cuda() -> int | None:
     return int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
 
 
-def dali_cuda() -> list[int]:
-    """The major versions of CUDA of the builds of DALI that are installed."""
-    return [major for major, name in DALI_BUILDS.items() if version(name)]
-
-
 def torch_mismatch(driver: Driver) -> str:
     """Why PyTorch cannot use the driver's GPUs; empty if it can."""
     import torch
@@ -98,7 +93,7 @@ def torch_mismatch(driver: Driver) -> str:
 
 def build_mismatch() -> str:
     """Why PyTorch and DALI are a mixture; empty if they are not."""
-    ours, theirs = torch_cuda(), dali_cuda()
+    ours, theirs = torch_cuda(), list(dali_builds())
     if len(theirs) > 1:
         return "two builds of DALI are installed, which provide the same module"
     if ours and theirs and theirs != [ours]:

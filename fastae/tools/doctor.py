@@ -21,7 +21,7 @@ from fastae.monitor.nvml import NvmlError, in_wsl
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
-from fastae.utils.environment import DALI_BUILDS, __version__, commit, version
+from fastae.utils.environment import __version__, commit, dali_builds, version
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run's checkpoint half of one
@@ -120,7 +120,7 @@ def check_jpeg() -> Answer:
 def check_dali() -> Answer:
     driver = _driver()
     remedy = driver.install if driver else "make clean; make setup"
-    text = ", ".join(f"{name} {version(name)}" for name in DALI_BUILDS.values() if version(name))
+    text = ", ".join(f"{name} {version(name)}" for name in dali_builds().values())
     if not text:
         raise Problem("is not installed", remedy)
     try:
@@ -129,7 +129,7 @@ def check_dali() -> Answer:
         raise Problem(f"{text} cannot be imported: {error}", remedy) from None
     if mismatch := compatibility.build_mismatch():
         return f"{text}: {mismatch}", remedy
-    if driver and max(compatibility.dali_cuda()) > driver.cuda[0]:
+    if driver and max(dali_builds()) > driver.cuda[0]:
         return f"{text}: driver {driver.version} is too old for it, only --device cpu works", remedy
     return text, ""
 

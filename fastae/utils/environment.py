@@ -17,6 +17,11 @@ DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
 DISTRIBUTIONS = ("torch", *DALI_BUILDS.values(), "numpy", "tensorboard", "pillow")
 
 
+def dali_builds() -> dict[int, str]:
+    """Those of DALI_BUILDS that are installed."""
+    return {major: name for major, name in DALI_BUILDS.items() if version(name)}
+
+
 def describe_environment() -> dict[str, Any]:
     """fastae's version and commit, Python, the packages that matter, and the platform, as JSON values."""
     return {

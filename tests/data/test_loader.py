@@ -13,11 +13,12 @@ import torch
 from PIL import Image
 
 from fastae.augment import Augmentation
-from fastae.data import CropResize, Tuning, decode, load_images, open_loader
+from fastae.data import CropResize, Tuning, load_images, open_loader
 from fastae.data.pipeline import DaliPipeline, build_augmented, read_augmented
 from fastae.data.pixel_ops import ParamTensors, PixelOps
 from fastae.data.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
+from fastae.utils import environment
 
 from . import reference
 
@@ -160,9 +161,9 @@ def test_refuses_what_cannot_work(face_paths):
         open_faces(face_paths, kind="tape")
 
 
-@pytest.mark.parametrize("installed", [[], list(decode.DALI_BUILDS.values())], ids=["none", "two"])
+@pytest.mark.parametrize("installed", [[], list(environment.DALI_BUILDS.values())], ids=["none", "two"])
 def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed):
-    monkeypatch.setattr(decode, "version", lambda name: "2.4.0" if name in installed else None)
+    monkeypatch.setattr(environment, "version", lambda name: "2.4.0" if name in installed else None)
     with pytest.raises(
         FastaeError, match="pip uninstall nvidia-dali" if installed else "pip install nvidia-dali"
     ):

@@ -31,7 +31,7 @@ def results(hollow):
     return require
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_gpu(hollow):
     """For a test of which nothing can run without one: DALI decodes there, or the whole program runs."""
     if hollow:
