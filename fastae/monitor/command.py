@@ -6,7 +6,7 @@ import os
 import shlex
 import signal
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from typing import Any
 import pynvml
 
 from fastae.errors import FastaeError
+from fastae.monitor.compatibility import has_nvidia_card
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report, report_json, write_report
 from fastae.monitor.host import HostReader, sees_all_processes
@@ -27,6 +28,7 @@ from fastae.monitor.text import headline, show_report
 from fastae.utils.console import HarmlessConsole, console
 from fastae.utils.limits import usable_cores
 
+BLIND = (Absence.NVML_FAILED, Absence.NO_NVML_IN_WSL)
 NOT_ATTRIBUTED = "CUDA_VISIBLE_DEVICES with one GPU: which of these the program uses is not known"
 FORWARDED = (signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -66,29 +68,29 @@ def monitor_program(command: Sequence[str], hz: float, out: Path | None, library
         except OSError as error:
             raise FastaeError(f"--out {str(out)!r} cannot be made: {error.strerror or error}") from None
     poller: Poller | Exception
-    with _forwarding() as children:
+    with _forwarding() as attach:  # to the end: no signal that comes late changes the exit code
         try:
             process = subprocess.Popen(command)
         except OSError as error:
             raise FastaeError(f"cannot start {command[0]!r}: {error.strerror or error}") from None
-        children.append(process)
+        attach(process)
         try:
             poller = _watch(process.pid, hz, library)
         except Exception as error:
             poller = error
         code = process.wait()
-    errors = HarmlessConsole(stderr=True)
-    try:
-        if isinstance(poller, Exception):
-            raise poller
-        poller.stop()
-        report, recording = _report_on(poller.recording(), shlex.join(command))
-        show_report(report, errors)
-        if out:
-            write_report(report, recording, out, headline(report))
-    except Exception as error:  # the exit code is the program's
-        with suppress(OSError):
-            errors.print(f"fastae: no GPU report: {error}")
+        errors = HarmlessConsole(stderr=True)
+        try:
+            if isinstance(poller, Exception):
+                raise poller
+            poller.stop()
+            report, recording = _report_on(poller.recording(), shlex.join(command))
+            show_report(report, errors)
+            if out:
+                write_report(report, recording, out, headline(report))
+        except Exception as error:  # the exit code is the program's
+            with suppress(OSError):
+                errors.print(f"fastae: no GPU report: {error}")
     return code if code >= 0 else 128 - code
 
 
@@ -118,27 +120,42 @@ def _report_on(recording: Recording, command: str) -> tuple[UsageReport, Recordi
     recording = replace(recording, gpus=held, columns=columns, spans=spans)
     is_attributed = absence is not Absence.NOT_ATTRIBUTED or len(held) == 1
     summary = summarize(recording, usable_cores(), len(held) if is_attributed else 0)
-    diagnosis = diagnose(summary) if is_attributed else Diagnosis(Verdict.UNKNOWN, (NOT_ATTRIBUTED,))
+    if not is_attributed:
+        diagnosis = Diagnosis(Verdict.UNKNOWN, (NOT_ATTRIBUTED,))
+    elif absence in BLIND or (absence is Absence.NO_NVML and has_nvidia_card()):
+        diagnosis = Diagnosis(Verdict.UNKNOWN)  # it may well use a GPU
+    else:
+        diagnosis = diagnose(summary)
     return UsageReport(command, summary, diagnosis, absence, recording.absence_detail), recording
 
 
 @contextmanager
-def _forwarding() -> Iterator[list[subprocess.Popen]]:
-    """While the block runs, signals go to the processes in the list, unless they were ignored before. Ctrl-C
-    reaches those from the terminal by itself."""
+def _forwarding() -> Iterator[Callable[[subprocess.Popen], None]]:
+    """While the block runs, signals go to the process that it attaches, unless they were ignored before.
+
+    Ctrl-C reaches that from the terminal by itself.
+    """
     children: list[subprocess.Popen] = []
+    early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        for process in children:
-            if number != signal.SIGINT:
+        if number != signal.SIGINT:
+            if not children:
+                early.append(number)
+            for process in children:
                 process.send_signal(number)
+
+    def attach(process: subprocess.Popen) -> None:
+        children.append(process)
+        for number in early:
+            process.send_signal(number)
 
     before = {number: signal.getsignal(number) for number in (*FORWARDED, signal.SIGINT)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, forward)
     try:
-        yield children
+        yield attach
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -113,9 +113,11 @@ def unusable_gpu_reason() -> str | None:
     try:
         driver = read_driver()
     except NvmlError as error:
+        if torch.cuda.is_available():
+            return None
         if error.absence is Absence.NVML_FAILED:
             return f"the NVIDIA driver does not answer ({error.detail}): nvidia-smi shows why"
-        if torch.cuda.is_available() or not has_nvidia_card():
+        if not has_nvidia_card():
             return None
         return "there is an NVIDIA GPU, but no driver: install it; start a container with --gpus all"
     if not driver.gpus:

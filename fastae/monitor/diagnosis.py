@@ -1,15 +1,15 @@
 """What limits a program's speed, and what to try: rules over the figures of a summary.
 
-NVML's "GPU busy" says how much of the time some kernel was running. If that is not nearly always, the host's
-own clock decides: it times how long it waits for data, in `next()` of the loader, and for the device, when it
-reads the loss. A host that does not wait for the device is itself the limit, and the larger of what else it
-does, waiting for data or launching kernels, is the verdict. What is not known gives UNKNOWN.
+NVML's "GPU busy" says how much of the time some kernel was running. If that is not nearly always, the loop's
+own figures decide: for how much of the time the device had no batch, and for how much the host waited for the
+device. If most of the GPU's idle time passed without a batch, data are the limit; if the host never waited
+for the device, launching kernels is. What is not known gives UNKNOWN.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fastae.monitor.recording import Throttle
 from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
@@ -36,34 +36,49 @@ FOR_A_PROGRAM = {
 
 
 def diagnose(summary: Summary, info: RunInfo | None = None) -> Diagnosis:
-    """Judges the GPU of the loop that was timed, which is the first; the busiest of a program that reports no
-    waits; the CPU if there is no GPU. `info`: None for a program that is no run of fastae."""
+    """Judges the GPU of a run's loop, which is the first; the busiest of another program; the CPU if the
+    program uses no GPU. `info`: None for a program that is no run of fastae."""
     if not summary.gpus:
-        return _of_cpu(summary, info)
-    is_timed = summary.data_wait is not None
-    busy = [0.0 if is_timed else gpu.mean("gpu_busy") or 0.0 for gpu in summary.gpus]
+        return _of_loop(summary, None, info) if info and info.on_gpu else _of_cpu(summary, info)
+    if info:
+        return _of_loop(summary, summary.gpus[0], info)
+    busy = [gpu.mean("gpu_busy") or 0.0 for gpu in summary.gpus]
     gpu = summary.gpus[place := busy.index(max(busy))]
-    verdict = _of_loop(summary, gpu) if is_timed else _from_outside(summary, gpu)
-    is_guess = not is_timed and verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
-    advice = list(_for_a_run(verdict, summary, gpu, info)) if info else []
-    if info is None and verdict in FOR_A_PROGRAM:
-        advice.append(FOR_A_PROGRAM[verdict])
-    if verdict is Verdict.GPU_BOUND and not _is_full(gpu):
-        advice.append("a larger batch: the GPU is never idle, but its kernels do not fill it")
-    return Diagnosis(verdict, (*advice, *_on_the_card(gpu)), place, is_guess)
+    verdict = _from_outside(summary, gpu)
+    is_guess = verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND)
+    advice = (FOR_A_PROGRAM[verdict],) if verdict in FOR_A_PROGRAM else ()
+    return Diagnosis(verdict, (*advice, *_on_the_card(gpu, verdict)), place, is_guess)
 
 
-def _of_loop(summary: Summary, gpu: GpuSummary) -> Verdict:
-    """The verdict on a loop that times its waits."""
-    data, device = summary.data_wait or 0.0, summary.device_wait or 0.0
-    busy = gpu.mean("gpu_busy")
+def _of_loop(summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Diagnosis:
+    """Judges a run by the GPU of its loop; None for one that NVML does not show."""
+    busy = None if gpu is None else gpu.mean("gpu_busy")
+    place = None if gpu is None else 0
+    if lagging := _lagging(summary.gpus):
+        why = f"the rank on GPU {lagging.record.prefix[3:]}: it is the slowest, and the others wait for it"
+        return Diagnosis(Verdict.UNKNOWN, (why,), place)
+    verdict = _limit(summary, gpu, busy)
+    advice = tuple(_for_a_run(verdict, summary, gpu, info))
+    return Diagnosis(verdict, (*advice, *(_on_the_card(gpu, verdict) if gpu else ())), place)
+
+
+def _limit(summary: Summary, gpu: GpuSummary | None, busy: float | None) -> Verdict:
     if busy is not None and busy >= BUSY_FROM:
         return _busy_with(gpu)
-    if data >= max(WAIT_SHARE, 1 - data - device, device):  # the middle one is launching kernels
+    if summary.data_wait is None:
+        return Verdict.UNKNOWN
+    idle = 1.0 if busy is None else 1 - busy / 100
+    if summary.data_wait >= max(WAIT_SHARE, idle - summary.data_wait):
         return Verdict.WAITING_FOR_DATA
-    if device < NEAR_ZERO:
+    if (summary.device_wait or 0.0) < NEAR_ZERO:
         return Verdict.LAUNCH_BOUND
     return _busy_with(gpu) if busy is None else Verdict.UNKNOWN
+
+
+def _lagging(gpus: Sequence[GpuSummary]) -> GpuSummary | None:
+    """Of several ranks' GPUs the idlest, if the first is busy: it waits for that one, in a kernel of NCCL."""
+    busy = [100.0 if (mean := gpu.mean("gpu_busy")) is None else mean for gpu in gpus]
+    return gpus[busy.index(min(busy))] if busy and min(busy) < BUSY_FROM <= busy[0] else None
 
 
 def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
@@ -81,13 +96,13 @@ def _from_outside(summary: Summary, gpu: GpuSummary) -> Verdict:
     return Verdict.LAUNCH_BOUND if is_one_thread else Verdict.WAITING_FOR_DATA
 
 
-def _busy_with(gpu: GpuSummary) -> Verdict:
+def _busy_with(gpu: GpuSummary | None) -> Verdict:
     """What limits a busy GPU, if it counts that (GPM)."""
-    if (gpu.mean("dram_bandwidth") or 0.0) >= MEMORY_BOUND_FROM:
+    if gpu and (gpu.mean("dram_bandwidth") or 0.0) >= MEMORY_BOUND_FROM:
         return Verdict.MEMORY_BOUND
-    return (
-        Verdict.COMPUTE_BOUND if (gpu.mean("sm_active") or 0.0) >= COMPUTE_BOUND_FROM else Verdict.GPU_BOUND
-    )
+    if gpu and (gpu.mean("sm_active") or 0.0) >= COMPUTE_BOUND_FROM:
+        return Verdict.COMPUTE_BOUND
+    return Verdict.GPU_BOUND
 
 
 def _is_full(gpu: GpuSummary) -> bool:
@@ -98,9 +113,11 @@ def _is_full(gpu: GpuSummary) -> bool:
     return watts is None or limit is None or watts >= LOW_POWER * limit
 
 
-def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
+def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
     """What to try with a run, by the options that it has."""
-    if verdict is Verdict.UNKNOWN:
+    if verdict is Verdict.UNKNOWN and info.at_once > 1:
+        yield "--at-once 1: the waits of runs that take turns cannot be told apart"
+    elif verdict is Verdict.UNKNOWN:
         yield "--profile 10, or Nsight Systems: these figures do not show what it waits for"
     elif verdict is Verdict.LAUNCH_BOUND:
         if not info.compiled:
@@ -119,40 +136,43 @@ def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary, info: RunInf
         yield "--compile: gathering and augmenting the resident pixels takes the time"
         return
     yield "--loader resident: decode each image once and keep the pixels on the device"
-    jpeg = gpu.statistics.get("jpeg")
+    jpeg = gpu.statistics.get("jpeg") if gpu else None
     if info.loader == "dali" and jpeg and jpeg.p95 >= BUSY_FROM:
         yield "smaller JPEG files: the JPEG engine is the limit"
-    elif info.loader == "dali" and (jpeg is None or jpeg.max == 0):
+    elif info.loader == "dali" and gpu and (jpeg is None or jpeg.max == 0):
         yield "more --threads: the JPEG engine is not used, so CPU threads decode"
 
 
-def _on_the_card(gpu: GpuSummary) -> Iterator[str]:
+def _on_the_card(gpu: GpuSummary, verdict: Verdict) -> Iterator[str]:
     """What slows the card itself. A power cap at full load is normal and no advice."""
+    if verdict is Verdict.GPU_BOUND and not _is_full(gpu):
+        yield "a larger batch: the GPU is never idle, but its kernels do not fill it"
     often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
         yield "better cooling: the GPU lowers its clocks because it is too hot"
     if Throttle.POWER_BRAKE in often:
         yield "the power supply: its brake lowers the clocks"
-    width = gpu.statistics.get(
-        "pcie_width"
-    )  # the generation falls while the link is idle, the width does not
+    # The generation falls while the link is idle, the width does not.
+    width = gpu.statistics.get("pcie_width")
     if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
-        yield "another PCIe slot: the card has fewer lanes here than it could"
+        yield "reseating the card, or another PCIe slot: it has fewer lanes than it could"
 
 
 def _of_cpu(summary: Summary, info: RunInfo | None) -> Diagnosis:
-    if (summary.data_wait or 0.0) >= WAIT_SHARE:
-        is_decoded = info is not None and info.loader != "dali"
-        advice = () if is_decoded else ("--loader resident: decode each image once",)
-        return Diagnosis(Verdict.WAITING_FOR_DATA, advice)
+    data = summary.data_wait or 0.0
+    decodes = data >= WAIT_SHARE and info is not None and info.loader == "dali"
+    for_data = ("--loader resident: decode each image once",) if decodes else ()
+    if data >= 0.5:  # the larger part of the time
+        return Diagnosis(Verdict.WAITING_FOR_DATA, for_data)
     if "cpu" not in summary.host:
-        return Diagnosis(Verdict.UNKNOWN)
+        return Diagnosis(Verdict.UNKNOWN, for_data)
     used, others = summary.host["cpu"].mean, summary.other_cores
     if used >= FULL_CORE * summary.cores:
         without_amp = ("--amp, if the CPU multiplies bf16 natively",) if info and not info.amp else ()
-        return Diagnosis(Verdict.CPU_BOUND, without_amp)
+        return Diagnosis(Verdict.CPU_BOUND, (*for_data, *without_amp))
     is_full = used + others >= FULL_MACHINE * (os.cpu_count() or 1)
     if is_full and others and used >= AWAKE:
-        return Diagnosis(Verdict.CPU_CONTENTION, ("stopping the other programs, or waiting for them",))
+        stopping = "stopping the other programs, or waiting for them"
+        return Diagnosis(Verdict.CPU_CONTENTION, (*for_data, stopping))
     threads = ("OMP_NUM_THREADS, or a larger batch: small ones fill few cores",) if info else ()
-    return Diagnosis(Verdict.CPU_IDLE, threads)
+    return Diagnosis(Verdict.CPU_IDLE, (*for_data, *threads))

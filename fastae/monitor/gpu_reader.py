@@ -32,7 +32,7 @@ GONE = (
 
 UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # so often in a row, and no other answer between: a GPU that hangs
 FAST, SLOW = 0.0, 1.0  # seconds between readings; 0 is the rate of the poller
-SHORTEST = 0.5  # seconds over which a counter's growth is a rate: some are updated ten times a second
+SHORTEST = 0.5  # seconds between two readings of a counter, or samples of GPM: some change ten times a second
 
 METRICS = {
     "gpu_busy": Metric("GPU busy", "%"),
@@ -104,7 +104,7 @@ class GpuReader:
         self._unknown_in_a_row = 0
         self._last: dict[str, tuple[float, float]] = {}
         self._gpm: _GpmSampler | None = None
-        self._own_seen = self._unattributed_seen = False
+        self._was_asked, self._seen = False, set[bool | None]()
         self._others = (0, 0.0)
         self._table = self._make_table()
         self._sources = {
@@ -139,7 +139,8 @@ class GpuReader:
         return [(period, partial(self._ask, place)) for place, (period, _, _) in enumerate(self._table)]
 
     def record(self) -> GpuRecord:
-        ours = True if self._own_seen else None if self._unattributed_seen else False
+        is_known = self._was_asked and None not in self._seen
+        ours = True if True in self._seen else False if is_known else None
         missing, errors = dict(self._missing), dict(self._errors)
         return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, ours, *self._others)
 
@@ -224,8 +225,8 @@ class GpuReader:
         for each in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle):
             used[self._is_ours(each.pid)].append((each.usedGpuMemory or 0) / 2**30)
         own, others = used[True], used[False]
-        self._own_seen |= bool(own)
-        self._unattributed_seen |= bool(used[None])
+        self._was_asked = True
+        self._seen |= {whose for whose, found in used.items() if found}
         self._others = max(self._others[0], len(others)), max(self._others[1], sum(others))
         yield sum(own) if any(own) else None
 
@@ -249,18 +250,21 @@ class _GpmSampler:
         if not library.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         self._before, self._after = library.nvmlGpmSampleAlloc(), library.nvmlGpmSampleAlloc()
-        self._is_first = True
+        self._taken: float | None = None
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version, self._request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(GPM)
         for place, (metric, _) in enumerate(GPM.values()):
             self._request.metrics[place].metricId = metric
 
     def read(self) -> list[Value]:
-        """A value for each of GPM; none the first time."""
+        """A value for each of GPM; none the first time, nor too soon after the last sample."""
+        now, then = time.monotonic(), self._taken
+        if then is not None and now - then < SHORTEST:
+            return [None] * len(GPM)
         self._before, self._after = self._after, self._before
         self._take(self._after)
-        if self._is_first:
-            self._is_first = False
+        self._taken = now
+        if then is None:
             return [None] * len(GPM)
         self._request.sample1, self._request.sample2 = self._before, self._after
         self._library.nvmlGpmMetricsGet(self._request)

@@ -56,7 +56,7 @@ class Monitor(AbstractContextManager):
             self._poller.enter(phase)
 
     def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
-        if self._poller:
+        if self._poller and self._info.at_once == 1:  # others' turns are in the seconds
             self._poller.record(images, seconds, data_wait, device_wait)
 
     def means(self) -> dict[str, float]:
@@ -98,7 +98,9 @@ class Monitor(AbstractContextManager):
         self._poller = poller
 
     def _report(self, recording: Recording) -> None:
-        summary = summarize(recording, usable_cores(), self._info.ranks if self._uuids else None)
+        # Of runs that take turns none has an energy of its own.
+        gpus = 0 if self._info.at_once > 1 else self._info.ranks if self._uuids else None
+        summary = summarize(recording, usable_cores(), gpus)
         diagnosis = diagnose(summary, self._info)
         report = UsageReport(None, summary, diagnosis, recording.absence, recording.absence_detail)
         line = headline(report)

@@ -57,7 +57,8 @@ def all_gpus(library: Any) -> list[Device]:
         try:
             found.append(_describe(library, index, library.nvmlDeviceGetHandleByIndex(index)))
         except pynvml.NVMLError as error:
-            found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
+            if error.value != pynvml.NVML_ERROR_NO_PERMISSION:  # else it is another container's
+                found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
     return found
 
 
@@ -117,7 +118,11 @@ def _named(library: Any, machine: list[Device], entry: str) -> Device | None:
 
 def _by_uuid(library: Any, uuid: str) -> Device | None:
     handle = offered(library.nvmlDeviceGetHandleByUUID, uuid)
-    return None if handle is None else _describe(library, 0, handle, is_slice=uuid.startswith("MIG-"))
+    if handle is None:
+        return None
+    is_slice = uuid.startswith("MIG-")
+    board = offered(library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if is_slice else handle
+    return _describe(library, offered(library.nvmlDeviceGetIndex, board) or 0, handle, is_slice)
 
 
 def _slices(library: Any, device: Device) -> list[Device]:

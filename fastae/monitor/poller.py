@@ -79,7 +79,11 @@ class Poller:
             self._absence, self._absence_detail = error.absence, error.detail
         if devices and None not in devices:
             self._absence = None
-        found = [(f"gpu{place}", device) for place, device in enumerate(devices) if device is not None]
+        known = [device for device in devices if device is not None]
+        indices = [gpu.index for gpu, _ in known]
+        if len(set(indices)) < len(indices):  # slices of one board
+            indices = list(range(len(known)))
+        found = [(f"gpu{index}", device) for index, device in zip(indices, known, strict=True)]
         self._gpus = [GpuReader(library, device, prefix, host.is_ours) for prefix, device in found]
         readers: list[GpuReader | HostReader] = [*self._gpus, host]
         tick, share = 1 / hz, 1 / max(1, len(found))
@@ -118,8 +122,8 @@ class Poller:
                 self._spans.append(Span(phase, self._now()))
 
     def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
-        """The loop's figures since the last call: images trained on, seconds in all, seconds of the host in
-        `next()` of the loader, and seconds in which it was blocked until the device was done."""
+        """The loop's figures since the last call: images trained on, seconds in all, seconds in which the
+        device had no batch, and seconds in which the host was blocked until the device was done."""
         if seconds > 0:
             values = (images / seconds, 100 * data_wait / seconds, 100 * device_wait / seconds, seconds)
             with self._lock:

@@ -36,13 +36,16 @@ class Verdict(Worded):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """How a run was set up, as far as advice and energy depend on it. `ranks`: processes that share it."""
+    """How a run was set up, as far as advice and energy depend on it. `ranks`: processes that share it.
+    at_once: runs that take turns on the device."""
 
     loader: str
     compiled: bool
     amp: bool
     batch_size: int
     ranks: int = 1
+    on_gpu: bool = True
+    at_once: int = 1
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,10 @@ class GpuSummary:
 class Summary:
     """`measured`: the phase that was summed up; None for the whole recording. Times in seconds.
 
-    images_per_second; data_wait, device_wait (shares of the time, in [0, 1]): by the loop's own counts; None
-    for a program that reports none. images_per_joule, kwh: over all GPUs of the job, so None if one of them
-    is not known. cores: those that the program may use. poller_share: of one core.
+    images_per_second, data_wait (without a batch), device_wait (of the host for the device; both shares of
+    the time, in [0, 1]): by the loop's own counts; None for a program that reports none. images_per_joule,
+    kwh: over all GPUs of the job, so None if one of them is not known. cores: those that the program may use.
+    poller_share: of one core.
     """
 
     seconds: float

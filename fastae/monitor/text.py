@@ -8,6 +8,7 @@ from textwrap import shorten
 from rich.console import Console
 from rich.table import Table
 
+from fastae.monitor.recording import Absence
 from fastae.monitor.summary import GpuSummary, Summary, UsageReport
 from fastae.utils.console import duration
 
@@ -44,7 +45,9 @@ def show_report(report: UsageReport, console: Console) -> None:
 def heading(report: UsageReport) -> str:
     """What was watched, and for how long."""
     summary = report.summary
-    names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus)) or "CPU"
+    is_hidden = not summary.gpus and report.command is None and report.absence is not Absence.CPU_RUN
+    names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus))
+    names = names or ("a GPU" if is_hidden else "CPU")
     if len(summary.gpus) > 1:
         names = f"{len(summary.gpus)} x {names}"
     elif report.command and summary.gpus:
@@ -94,9 +97,9 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     summary, host = report.summary, report.summary.host
     if report.absence:
         yield report.absence.text + (f" ({report.absence_detail})" if report.absence_detail else "")
-    if summary.gpus and summary.data_wait is not None and summary.device_wait is not None:
-        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait, 1)
-        yield f"the host waits for data {data} of the time, for the device {device}"
+    if report.absence is not Absence.CPU_RUN and summary.data_wait is not None:
+        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait or 0.0, 1)
+        yield f"the GPU waits for data {data} of the time, the host for the GPU {device}"
     elif report.diagnosis.is_guess:
         yield "a guess from the use of GPU and CPU: the program does not report its waits"
     if report.judged:
@@ -125,7 +128,7 @@ def _evidence_of(gpu: GpuSummary) -> Iterator[str]:
     if (clock := gpu.mean("sm_clock")) is not None and known.max_sm_clock:
         state = f", mostly P{figures['performance_state'].p50:.0f}" if "performance_state" in figures else ""
         yield f"SM clock {clock:,.0f} of at most {known.max_sm_clock:,.0f} MHz{state}"
-    if "pcie_generation" in figures and "pcie_width" in figures:
+    if "pcie_generation" in figures and "pcie_width" in figures and known.max_pcie_width:
         link = f"{figures['pcie_generation'].max:.0f} x{figures['pcie_width'].max:.0f}"
         yield f"PCIe {link}, at most {known.max_pcie_generation} x{known.max_pcie_width}"
     if gpu.record.other_processes:

@@ -90,7 +90,10 @@ def check_driver() -> Answer:
         driver = compatibility.read_driver()
     except NvmlError as error:
         if in_wsl():
-            return error.absence.text, "update NVIDIA's driver in Windows; install none in Linux"
+            return (
+                error.absence.text,
+                "for an NVIDIA GPU, update the driver in Windows; none in Linux",
+            )
         if torch.cuda.is_available():
             return f"CUDA works, but {error.absence.text}", "nothing, to train without GPU figures"
         if compatibility.has_nvidia_card():

@@ -16,15 +16,14 @@ WIDE = 110
 
 @dataclass(frozen=True)
 class TrainMetrics:
-    """A log step. loss: mean loss element. data_seconds, device_seconds: for which the host waited for
-    batches, and for the device, since the last. remaining: seconds until the run ends."""
+    """A log step. loss: mean loss element. device_seconds: for which the host waited for the device since the
+    last. remaining: seconds until the run ends."""
 
     iteration: int
     loss: float
     loss_index: float
     gradient_norm: float
     window: Window
-    data_seconds: float
     device_seconds: float
     remaining: float
 

@@ -110,7 +110,8 @@ class Recorder:
         """A log step."""
         window = metrics.window
         images = window.iterations * self._config.batch_size
-        self._monitor.record(images, window.seconds, metrics.data_seconds, metrics.device_seconds)
+        data_seconds = window.data_wait * window.seconds
+        self._monitor.record(images, window.seconds, data_seconds, metrics.device_seconds)
         self._record(
             metrics.iteration,
             TRAIN,

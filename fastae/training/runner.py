@@ -80,7 +80,15 @@ def open_trainer(
         with ExitStack() as held:
             loader = session.loader.reseeded(config.seed)
             step = models.step(config, loader.images)
-            info = RunInfo(loader.kind, hardware.compiled, config.amp, config.batch_size, ranks.size)
+            info = RunInfo(
+                loader.kind,
+                hardware.compiled,
+                config.amp,
+                config.batch_size,
+                ranks.size,
+                hardware.device.type == "cuda",
+                session.at_once,
+            )
             hz = config.gpu_sample_hz if ranks.is_main else 0
             gpus = local_gpus(hardware.device, ranks.size)
             monitor = held.enter_context(Monitor(run.path, hz, gpus, info))

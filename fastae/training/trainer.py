@@ -84,7 +84,7 @@ class Trainer:
         self._recorder = recorder
         self._stops = stops
         self._timer = StepTimer(step.device, config.batch_size)
-        self._data_seconds = self._device_seconds = 0.0
+        self._device_seconds = 0.0
         self._queued: deque[torch.cuda.Event] = deque()
         # The losses since the last log step: read together there, since each reading is a copy to the host.
         self._losses = torch.zeros(min(config.log_every, config.iterations), device=step.device)
@@ -159,7 +159,6 @@ class Trainer:
         self._timer.begin()
 
     def _next_inputs(self) -> tuple[Tensor, ...]:
-        before = time.perf_counter()
         try:
             return next(self._batches)
         except DecoderError as error:
@@ -167,8 +166,6 @@ class Trainer:
             raise TrainingFault(what) from None
         except FastaeError as error:
             raise TrainingFault(str(error)) from None
-        finally:
-            self._data_seconds += time.perf_counter() - before
 
     def _stay_close(self, done: Any) -> None:
         """Waits while a GPU has more than AHEAD steps before it. done: the event at the end of the last."""
@@ -207,11 +204,11 @@ class Trainer:
             ready.record()
         self._read()
         marks, elapsed = self._timer.split(), time.monotonic() - self._began
-        waits = self._data_seconds, self._device_seconds
+        waited, self._device_seconds = self._device_seconds, 0.0
         self._unread = partial(
-            self._record, self._logged + 1, self.iteration, values, ready, marks, waits, elapsed
+            self._record, self._logged + 1, self.iteration, values, ready, marks, waited, elapsed
         )
-        self._logged, self._data_seconds, self._device_seconds = self.iteration, 0.0, 0.0
+        self._logged = self.iteration
         if not ready or self.iteration - self._start <= WARM_UP:
             self._read()
 
@@ -228,16 +225,15 @@ class Trainer:
         values: Tensor,
         ready: torch.cuda.Event | None,
         marks: Marks,
-        waits: tuple[float, float],
+        waited: float,
         elapsed: float,
     ) -> None:
         """values: mean loss, squared error, gradient norm, then the losses from iteration `first` on.
 
-        waits: seconds of the host for data and for the device.
+        waited: seconds of the host for the device.
         """
-        data_seconds, device_seconds = waits
         if ready:
-            device_seconds += _await(ready)
+            waited += _await(ready)
         loss, error, gradient_norm, *losses = values.tolist()
         self._check_finite(first, losses)
         window = marks.measure()
@@ -248,9 +244,7 @@ class Trainer:
         if self._recorder:
             index = loss_index(error)
             self._recorder.train(
-                TrainMetrics(
-                    iteration, loss, index, gradient_norm, window, data_seconds, device_seconds, remaining
-                )
+                TrainMetrics(iteration, loss, index, gradient_norm, window, waited, remaining)
             )
 
     def _check_finite(self, first: int, losses: list[float]) -> None:

@@ -238,6 +238,7 @@ ANSWERS = {
     "nvmlDeviceGetCount": lambda machine: sum(card.index is not None for card in machine.cards),
     "nvmlDeviceGetHandleByIndex": by_index,
     "nvmlDeviceGetHandleByUUID": lambda machine, uuid: machine.find(lambda card: card.uuid == uuid),
+    "nvmlDeviceGetIndex": lambda machine, card: NOT_FOUND if card.index is None else card.index,
     "nvmlDeviceGetName": lambda machine, card: card.name,
     "nvmlDeviceGetUUID": lambda machine, card: card.uuid,
     "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability if card else NOT_FOUND,

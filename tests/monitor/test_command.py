@@ -21,7 +21,17 @@ from fastae.monitor.summary import Verdict
 from fastae.monitor.text import heading
 
 from .conftest import StubHost
-from .recorded_nvml import BUSY, GIB, IDLE, LAUNCH_BOUND, SLICE, RecordedNvml, machine_of, mig_machine
+from .recorded_nvml import (
+    BUSY,
+    GIB,
+    IDLE,
+    LAUNCH_BOUND,
+    NOT_SUPPORTED,
+    SLICE,
+    RecordedNvml,
+    machine_of,
+    mig_machine,
+)
 
 ON_IT = {"processes": ((1, GIB),)}
 HELD, HELD_SLICE = [LAUNCH_BOUND[0].but(**ON_IT)], [SLICE[0].but(used=7 * GIB, **ON_IT)]
@@ -87,6 +97,24 @@ def test_slices_of_one_board_are_kept_apart(tmp_path):
     assert gpu.record.gpu.uuid == "MIG-bbbb" and gpu.mean("memory") == 7.0
 
 
+def test_what_nvml_does_not_tell_of_processes_is_not_known(tmp_path):
+    report = report_on(machine_of([BUSY[0].but(processes=NOT_SUPPORTED)]), tmp_path)
+    assert report.absence is Absence.NOT_ATTRIBUTED and report.diagnosis.verdict is Verdict.GPU_BOUND
+
+
+def test_a_gpu_has_the_number_that_nvidia_smi_gives_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    assert "GPU 1" in heading(report_on(machine_of(BUSY, HELD), tmp_path))
+
+
+@pytest.mark.parametrize(("has_card", "verdict"), [(True, Verdict.UNKNOWN), (False, Verdict.CPU_IDLE)])
+def test_a_program_on_a_card_without_nvml_is_not_judged_by_its_cpu(tmp_path, monkeypatch, has_card, verdict):
+    monkeypatch.setattr(module, "has_nvidia_card", lambda: has_card)
+    monkeypatch.setattr("fastae.monitor.host.PERIOD", 0.1)
+    library = RecordedNvml(absent=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+    assert report_on(library, tmp_path, ["sleep", "0.5"]).diagnosis.verdict is verdict
+
+
 @pytest.mark.parametrize(("answer", "first"), [(None, HELD), (False, BUSY)])
 def test_a_container_hides_whose_processes_they_are(tmp_path, whose, answer, first):
     whose(answer, sees_all=False)
@@ -119,6 +147,22 @@ def test_signals_are_forwarded(number):
     threading.Timer(0.2, os.kill, (os.getpid(), number)).start()
     assert monitor_program(["sleep", "20"], 50, None, machine_of(HELD)) == 128 + number
     assert signal.getsignal(number) == before
+
+
+def test_a_signal_that_comes_before_the_program_is_known_reaches_it(monkeypatch):
+    def started(command, real=subprocess.Popen):
+        process = real(command)
+        signal.raise_signal(signal.SIGTERM)
+        return process
+
+    monkeypatch.setattr(module.subprocess, "Popen", started)
+    assert monitor_program(["sleep", "20"], 50, None, machine_of(HELD)) == 128 + signal.SIGTERM
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_report_is_made_changes_no_exit_code(monkeypatch, number):
+    monkeypatch.setattr(module, "show_report", lambda *them: signal.raise_signal(number))
+    assert monitor_program(["sh", "-c", "exit 4"], 50, None, machine_of(HELD)) == 4
 
 
 @pytest.mark.parametrize(("number", "handler"), [(signal.SIGHUP, signal.SIG_IGN), (signal.SIGINT, None)])

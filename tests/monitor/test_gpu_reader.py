@@ -85,6 +85,12 @@ def test_throttling_is_counted_by_the_driver_or_else_sampled(read, counted):
     assert throttling == pytest.approx(expected, rel=0.01)
 
 
+def test_samples_of_gpm_are_a_second_apart_also_at_the_end(read):
+    """NVML: "should be greater than 100ms". The last poll of all may come at any time."""
+    values, _ = read(COMPUTE_BOUND[0], seconds=3.04)
+    assert len(values["sm_active"]) == 3 and len(values["memory"]) == 5
+
+
 def test_gpm_of_a_slice_is_the_slices(read):
     values, record = read(library=mig_machine(HOPPER_SLICE, names=("aaaa",)))
     assert values["sm_active"][-1] == 92

@@ -56,6 +56,7 @@ def test_cuda_visible_devices_is_read_as_cuda_reads_it(machine, visible, uuids):
 def test_a_gpu_by_the_uuid_that_cuda_gives(machine):
     gpu, _ = gpu_of_cuda(machine, "bbbb2222", None)
     assert (gpu.uuid, gpu.memory_gib, gpu.power_limit, gpu.is_slice) == ("GPU-bbbb2222", 80.0, 700.0, False)
+    assert gpu.index == 1, "as nvidia-smi numbers it"
     assert (gpu.max_sm_clock, gpu.max_pcie_generation, gpu.max_pcie_width) == (1980, 5, 16)
     assert gpu_of_cuda(machine, "unknown", None) is None, "never another GPU"
 
@@ -83,3 +84,10 @@ def test_a_lost_gpu_stays_in_the_list():
     lost = Card(BUSY, uuid="GPU-2", index=1, lost=pynvml.NVML_ERROR_GPU_IS_LOST)
     first, second = (gpu for gpu, _ in all_gpus(RecordedNvml(Card(BUSY), lost)))
     assert first.lost is None and second.lost == "NVML_ERROR_GPU_IS_LOST" and second.index == 1
+
+
+def test_a_gpu_of_another_container_is_not_ours_to_see():
+    """NVML counts every card, and refuses a handle of those that the device cgroup denies."""
+    denied = Card(BUSY, uuid="GPU-1", index=0, lost=pynvml.NVML_ERROR_NO_PERMISSION)
+    machine = RecordedNvml(denied, Card(BUSY, uuid="GPU-2", index=1))
+    assert [gpu.uuid for gpu, _ in all_gpus(machine)] == ["GPU-2"]

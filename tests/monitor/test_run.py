@@ -6,6 +6,7 @@ import io
 import json
 import time
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pynvml
@@ -17,7 +18,7 @@ from fastae.monitor import monitor as module
 from fastae.monitor.files import read_report
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Absence, Phase
-from fastae.monitor.summary import RunInfo
+from fastae.monitor.summary import RunInfo, Verdict
 
 from ..commands import SMALL, here
 from ..test_cli import refuses
@@ -98,6 +99,13 @@ def test_the_gpu_of_the_run_is_sampled(tmp_path, capsys):
     (gpu,) = watched(tmp_path, library, ["1"]).summary.gpus
     assert gpu.record.gpu.uuid == "GPU-1" and gpu.mean("gpu_busy") == 55 and library.opened == 0
     assert "55 %" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("states", "verdict"), [(BUSY, Verdict.GPU_BOUND), (LAUNCH_BOUND, Verdict.UNKNOWN)])
+def test_a_run_that_took_turns_has_no_waits_and_no_energy_of_its_own(tmp_path, states, verdict):
+    report = watched(tmp_path, machine_of(states), ["0"], replace(INFO, at_once=4))
+    assert report.diagnosis.verdict is verdict
+    assert report.summary.data_wait is report.summary.images_per_second is report.summary.kwh is None
 
 
 @pytest.mark.parametrize(("gpus", "is_known"), [(["1", "2"], True), (["1"], False)])

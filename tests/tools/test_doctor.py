@@ -149,6 +149,8 @@ def test_no_nvml(monkeypatch, install, tmp_path, cuda_works, wsl, card, warned, 
 def test_why_a_gpu_is_unusable(install, monkeypatch, tmp_path):
     install(driver=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH)
     assert "NVML_ERROR_LIB_RM_VERSION_MISMATCH" in unusable_gpu_reason()
+    install(driver=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, available=True)
+    assert unusable_gpu_reason() is None, "CUDA decides"
     install("13.0", CUDA_13_BUILD, driver=OLD)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden by the user
     assert unusable_gpu_reason() is None
