@@ -52,17 +52,18 @@ def diagnose(summary: Summary, info: RunInfo | None = None) -> Diagnosis:
 
 def _of_loop(summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Diagnosis:
     """Judges a run by the GPU of its loop; None for one that NVML does not show."""
-    busy = None if gpu is None else gpu.mean("gpu_busy")
     place = None if gpu is None else 0
     if lagging := _lagging(summary.gpus):
         why = f"the rank on GPU {lagging.record.prefix[3:]}: it is the slowest, and the others wait for it"
         return Diagnosis(Verdict.UNKNOWN, (why,), place)
-    verdict = _limit(summary, gpu, busy)
-    advice = tuple(_for_a_run(verdict, summary, gpu, info))
-    return Diagnosis(verdict, (*advice, *(_on_the_card(gpu, verdict) if gpu else ())), place)
+    verdict = _limit(summary, gpu)
+    advice = [*_for_a_run(verdict, summary, gpu, info), *(_on_the_card(gpu, verdict) if gpu else ())]
+    return Diagnosis(verdict, tuple(advice), place)
 
 
-def _limit(summary: Summary, gpu: GpuSummary | None, busy: float | None) -> Verdict:
+def _limit(summary: Summary, gpu: GpuSummary | None) -> Verdict:
+    """What limits a run."""
+    busy = gpu.mean("gpu_busy") if gpu else None
     if busy is not None and busy >= BUSY_FROM:
         return _busy_with(gpu)
     if summary.data_wait is None:
