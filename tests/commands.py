@@ -69,8 +69,8 @@ def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, **en
         process.communicate()
 
 
-def wait_for(process, text, seconds=60):
-    """Reads lines of its output until one holds `text`; returns them."""
+def wait_for(process, text, seconds=600):
+    """Reads lines of its output until one holds `text`; returns them. After `seconds` it is taken to hang."""
     lines, deadline = [], time.monotonic() + seconds
     for line in process.stdout:
         lines.append(line)

@@ -101,7 +101,7 @@ def test_a_consumer_that_lags_finds_its_batch_untouched(loaders, store, uploads)
     for iteration in range(10):
         batch = next(stream)
         for _ in range(host.SLOTS if iteration == 0 else 1):
-            assert uploads.gathered.acquire(timeout=60)
+            assert uploads.gathered.acquire(timeout=600)
         assert same(batch, expected(loader, store, iteration))
 
 

@@ -169,7 +169,7 @@ print(next(loader.batches()).sum().item())
 def test_two_processes_build_one_store(face_folder, tmp_path):
     command = [sys.executable, "-c", OPENING, str(face_folder), str(tmp_path)]
     runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    one, other = (run.communicate(timeout=100)[0].splitlines()[-1] for run in runs)
+    one, other = (run.communicate(timeout=600)[0].splitlines()[-1] for run in runs)
     assert one == other and len(stores(tmp_path)) == 1
 
 

@@ -82,7 +82,7 @@ def test_two_ranks_train_what_one_process_trains_and_stop_at_one_iteration(face_
     with started(*arguments, command=TORCHRUN) as process:
         output = wait_for(process, "3/100,000")
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert sum("2 ranks" in line for line in output) == sum("iteration 0:" in line for line in output) == 1
     assert "stopped by SIGTERM at iteration" in errors
     assert last_state(two)["iteration"] % 10 == 0  # where the ranks agree
@@ -100,7 +100,7 @@ def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folde
     with started(*arguments, command=TORCHRUN) as process:
         wait_for(process, "6/100,000")
         os.kill(_rank(process.pid, 1), signal.SIGKILL)
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=600)
     assert process.returncode != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
     assert "another rank ended" in line and f"fastae train --resume {out}" in line

@@ -165,6 +165,6 @@ def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_p
     outcome = context.Queue()
     child = context.Process(target=_train_in_child, args=(settings(face_folder, tmp_path / "a"), outcome))
     child.start()
-    assert "fork" in outcome.get(timeout=30)
+    assert "fork" in outcome.get(timeout=600)
     child.join(10)
     assert not child.is_alive()

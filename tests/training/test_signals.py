@@ -45,7 +45,7 @@ def test_a_terminal_that_went_away_does_not_end_a_run_and_a_signal_does(face_fol
         process.stdout.close()  # every later line is a broken pipe
         saved(run, 10, process)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(60) == 143
+        assert process.wait(600) == 143
         (line,) = process.stderr.read().splitlines()
         assert line.startswith("fastae: stopped by SIGTERM")
 
