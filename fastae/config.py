@@ -7,9 +7,11 @@ explanation have one place. Other code trusts the values.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from fastae.augment import Augmentation
 from fastae.errors import FastaeError
@@ -137,9 +139,14 @@ class TrainConfig:
     keep: int = setting(2, FAULTS, "Checkpoints that an unfinished run keeps.", COUNT, free=True)
 
     def __post_init__(self) -> None:
+        kinds = get_type_hints(TrainConfig)
         for entry in dataclasses.fields(self):
             value, option = getattr(self, entry.name), flag(entry.name)
             within, choices = entry.metadata["within"], entry.metadata["choices"]
+            if entry.metadata["path"] and isinstance(value, os.PathLike):
+                value = os.fspath(value)
+                object.__setattr__(self, entry.name, value)
+            _require_kind(value, kinds[entry.name], option)
             if value is None:
                 continue
             if within:
@@ -173,6 +180,15 @@ class TrainConfig:
             return convert(values, cls)
         except (ValueError, FastaeError) as error:
             raise FastaeError(f"{where}: {error}") from None
+
+
+def _require_kind(value: object, kind: Any, option: str) -> None:
+    """Raises FastaeError unless a value is of its field's type; a whole number will do for a float."""
+    allowed = get_args(kind) or (kind,)
+    allowed += (int,) if float in allowed else ()
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join(each.__name__ for each in allowed if each is not NoneType)
+        raise FastaeError(f"{option} must be of type {names}, not {value!r:.60}")
 
 
 def flag(name: str) -> str:

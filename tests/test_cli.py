@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from fastae.cli.main import cli
-from fastae.config import TrainConfig
+from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 
@@ -160,6 +161,19 @@ def test_every_number_has_bounds(entry):
     for value in (bounds.least - 1, bounds.most * 2, float("nan"), 10**400):
         with pytest.raises(FastaeError, match="must be"):
             TrainConfig(**{entry.name: value})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("iterations", 2.0), ("iterations", "2"), ("amp", 1), ("lr", "1"), ("seed", None)]
+)
+def test_a_setting_of_another_type_is_one_line(name, value):
+    with pytest.raises(FastaeError, match=f"{flag(name)} must be of type"):
+        TrainConfig(**{name: value})
+
+
+def test_paths_are_taken_as_python_has_them():
+    assert TrainConfig(data=Path("a"), out=Path("b")).as_dict()["data"] == "a"
+    assert TrainConfig(lr=1, minutes=2).lr == 1
 
 
 IMPOSSIBLE = ("x" * 300, "a\0b", "a/" * 3000, "\ud800", "")

@@ -62,7 +62,7 @@ def sweep_option(*names: str, **settings: Any) -> Any:
     return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
 
 
-@cli.command(cls=GroupedCommand, epilog="The same command resumes a sweep that was stopped.")
+@cli.command(cls=GroupedCommand, epilog="The same command, with --out DIR, resumes a sweep that was stopped.")
 @sweep_option("--losses", metavar="A,B,...", help="Losses to train. Default: all six.")
 @sweep_option("--repeats", default=1, help="Runs per loss, each with another seed.")
 @sweep_option("--same-init", is_flag=True, help="Same initial weights and batches for all losses.")

@@ -23,6 +23,7 @@ SAME_WORK = tuple(
 
 CONDITIONS: dict[str, Callable[[Run], Any]] = {
     "images": lambda run: run.text("data", "fingerprint")[:8] or run.text("data", "folder"),
+    "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else run.text("world_size") or "1",
     **{flag(name): attrgetter(f"config.{name}") for name in SAME_WORK},
 }
 """By what a user calls it: what the runs that are compared have in common."""

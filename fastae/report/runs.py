@@ -20,6 +20,7 @@ from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.monitor.files import read_report
 from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import finished_at
 from fastae.runs.metrics import NAME, Metrics, Rows, read_metrics
 from fastae.utils.console import printable
 from fastae.utils.json import nested
@@ -52,9 +53,10 @@ class Series:
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. name: the folder's, with its parent's if two runs have the same.
+    """One run's folder. name: the folder's, with as many of its parents' as tell it from the other runs.
 
-    kwh: energy of all its GPUs; nan if that is not known. took_turns: with other runs of a sweep, so that
+    kwh: energy of all its GPUs; nan if that is not known. weights_of: the iteration at which it finished, and
+    left its weights. took_turns: with other runs of a sweep, so that
     neither its energy nor its speed is its own.
     """
 
@@ -64,6 +66,7 @@ class Run:
     description: Mapping[str, Any]
     metrics: Metrics
     kwh: float
+    weights_of: int | None = None
     took_turns: bool = False
 
     @property
@@ -87,18 +90,15 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it reached its iterations or, limited by --minutes, the evaluation that ends it."""
-        timed = self.config.minutes is not None and len(self.train) and len(self.held_out)
-        return self.iteration >= self.config.iterations or bool(
-            timed and self.train.steps[-1] == self.held_out.steps[-1] > 0
+        """Whether it reached its iterations or, limited by --minutes, left its weights."""
+        return self.iteration >= self.config.iterations or (
+            self.config.minutes is not None and self.weights_of == self.iteration > 0
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and seconds between log steps, both (n,), from the speed that was logged."""
-        rates = self.metrics.train.values["images_per_second"]
-        images = np.diff(self.metrics.train.iterations, prepend=0) * float(self.config.batch_size)
-        known = np.isfinite(rates) & (rates > 1e-9) & (images > 0) & (not self.took_turns)
-        return images[known], images[known] / rates[known]
+        """Images and seconds between log steps, both (n,); none if it took turns."""
+        images, seconds = self.metrics.windows(self.config.batch_size)
+        return (images[:0], seconds[:0]) if self.took_turns else (images, seconds)
 
     @property
     def images_per_second(self) -> float:
@@ -142,10 +142,10 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         runs.append(run)
     if not any(len(run.train) or len(run.held_out) for run in runs):
         raise FastaeError(f"nothing to report on: {'; '.join(warnings)}")
-    names = Counter(run.name for run in runs)
     order = list(LOSSES)
     runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
-    return [run if names[run.name] == 1 else _with_parent(run) for run in runs], warnings
+    names = _short_names([run.path.resolve() for run in runs])
+    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
 
 
 def options(config: TrainConfig, skip: Sequence[str] = ()) -> list[str]:
@@ -187,7 +187,7 @@ def _read(path: Path) -> Run:
         raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
     took_turns = description.get("at_once", 1) != 1
     kwh = math.nan if took_turns else _kwh(path, description)
-    return Run(path.resolve().name, path, config, description, metrics, kwh, took_turns)
+    return Run(path.name, path, config, description, metrics, kwh, finished_at(folder), took_turns)
 
 
 def _kwh(path: Path, description: Mapping[str, Any]) -> float:
@@ -203,5 +203,12 @@ def _loss_index(rows: Rows) -> Series:
     return Series(rows.iterations, rows.values["loss_index"])
 
 
-def _with_parent(run: Run) -> Run:
-    return dataclasses.replace(run, name=f"{run.path.resolve().parent.name}/{run.name}")
+def _short_names(paths: Sequence[Path]) -> list[str]:
+    """The last part of each path, and as many before it as make them different."""
+    lengths = [1] * len(paths)
+    while True:
+        names = ["/".join(path.parts[-length:]) for path, length in zip(paths, lengths, strict=True)]
+        counts = Counter(names)
+        if len(counts) == len(paths):
+            return names
+        lengths = [n + (counts[name] > 1) for n, name in zip(lengths, names, strict=True)]

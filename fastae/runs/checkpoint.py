@@ -33,7 +33,8 @@ State = dict[str, Any]
 
 
 def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
-    """Writes a state to the disk, then removes all but the last `keep`.
+    """Writes a state to the disk, then removes all but the last `keep`, and those of later iterations: a run
+    that continues from an older one has found them invalid.
 
     Raises OSError if it cannot be written; nothing else has changed then.
     """
@@ -52,7 +53,9 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
         link.unlink(missing_ok=True)
         link.symlink_to(path.name)
         link.replace(folder / LAST)
-    for old in _numbered(folder)[keep:]:
+    found = _numbered(folder)
+    invalid = [each for each in found if int(each.stem) > state["iteration"]]
+    for old in (*invalid, *found[len(invalid) + keep :]):
         old.unlink(missing_ok=True)
         _digest_of(old).unlink(missing_ok=True)
 

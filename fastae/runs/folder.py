@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,15 @@ from fastae.utils.files import locked, made_folder, require_file, require_new_fo
 from fastae.utils.json import nested, read_json
 
 RUNS = Path("runs")
+
+
+@dataclass(frozen=True)
+class Logged:
+    """seconds: of training, in all sessions. loss_index, held_out: the last loss_index of each kind."""
+
+    seconds: float = 0.0
+    loss_index: float | None = None
+    held_out: float | None = None
 
 
 class RunFolder:
@@ -108,6 +118,19 @@ class RunFolder:
         require_file(self.non_finite)
         with self.non_finite.open("a") as file:
             file.writelines(f"{iteration}\t{printable(path)}\n" for path in images)
+
+    def logged(self, iteration: int, batch_size: int) -> Logged:
+        """What it has logged up to an iteration; nothing if there is no metrics.csv that can be read."""
+        try:
+            rows = metrics.read_metrics(self.metrics).up_to(iteration)
+        except (OSError, ValueError):
+            return Logged()
+        train, held_out = (each.values["loss_index"] for each in (rows.train, rows.held_out))
+        return Logged(
+            float(rows.windows(batch_size)[1].sum()),
+            float(train[-1]) if len(train) else None,
+            float(held_out[-1]) if len(held_out) else None,
+        )
 
     def resume_hint(self) -> str:
         """What is kept of a run that ended early, and the command that resumes it."""

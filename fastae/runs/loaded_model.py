@@ -51,6 +51,16 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     return LoadedModel(run, config, iteration, model.eval())
 
 
+def finished_at(run: RunFolder) -> int | None:
+    """The iteration of the weights that a finished run leaves; None if there are none that can be read."""
+    try:
+        require_file(run.weights)
+        with safe_open(run.weights, framework="pt") as file:
+            return int(file.metadata()["iteration"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        return None
+
+
 def _final_weights(path: Path, model: AutoEncoder) -> list[tuple[int, Mapping[str, Any]]]:
     """(iteration, weights) of a model.safetensors that fits the model; empty without one."""
     if not path.exists():

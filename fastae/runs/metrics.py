@@ -41,6 +41,10 @@ class Rows:
     iterations: np.ndarray
     values: Mapping[str, np.ndarray]
 
+    def up_to(self, iteration: int) -> Rows:
+        kept = self.iterations <= iteration
+        return Rows(self.iterations[kept], {name: values[kept] for name, values in self.values.items()})
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -49,6 +53,20 @@ class Metrics:
     train: Rows
     held_out: Rows
     damaged: int
+
+    def up_to(self, iteration: int) -> Metrics:
+        """The rows that a run which continues from this iteration keeps."""
+        return Metrics(self.train.up_to(iteration), self.held_out.up_to(iteration), self.damaged)
+
+    def windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
+        """Images and seconds between log steps, both (n,), from the speed that was logged.
+
+        Steps and the wait for data: without start, evaluations and saving.
+        """
+        rates = self.train.values["images_per_second"]
+        images = np.diff(self.train.iterations, prepend=0) * float(batch_size)
+        known = np.isfinite(rates) & (rates > 1e-9) & (images > 0)
+        return images[known], images[known] / rates[known]
 
 
 class MetricsWriter(AbstractContextManager):

@@ -38,7 +38,8 @@ class State(StrEnum):
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run, with the last figures that it logged. seconds: of all its sessions."""
+    """One run, with the last figures that it logged. seconds: of training, in all sessions; its share, if
+    several runs take turns."""
 
     name: str
     loss: str

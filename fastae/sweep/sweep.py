@@ -30,7 +30,7 @@ from fastae.training.signals import StopSignals
 from fastae.utils.console import log
 
 POLL_SECONDS = 2.0
-FIGURES = ("iteration", "loss_index", "images_per_second", "seconds")
+FIGURES = ("iteration", "loss_index", "held_out", "images_per_second", "seconds")
 
 
 def run_sweep(
@@ -49,8 +49,8 @@ def run_sweep(
             sweep = Sweep(config, mine or SweepFolder(Path(ranks.share("sweep"))), ranks, at_once)
             runs = sweep.run()
         except OSError as error:
-            where = f"the sweep's folder {str(sweep.folder.path)!r}: {error.strerror or error}"
-            raise RunFailure(f"cannot write to {where}; the same command resumes it") from None
+            reason = f"cannot write to the sweep's folder: {error.strerror or error}"
+            raise RunFailure(f"{reason}; {sweep.resume_hint()}") from None
     for run in runs:
         if run.state is State.FAILED:
             log(f"failed    {run.name}: {run.error}")
@@ -67,6 +67,9 @@ class Sweep:
         self._at_once = at_once
         self._stopped: Stopped | None = None
         self._runs = {run.name: run for run in config.runs()}
+
+    def resume_hint(self) -> str:
+        return f"the same command, with --out {self.folder.path}, resumes it"
 
     def run(self) -> tuple[SweepRun, ...]:
         """Trains this rank's runs; the main rank then waits for the others. Raises OSError, FastaeError."""
@@ -113,11 +116,15 @@ class Sweep:
         self._change(name, state=State.RUNNING, error="")
         run, path = self._runs[name], self.folder.path / name
         config = replace(settings, loss=run.loss, seed=run.seed, out=str(path))
-        display = RunDisplay(run, self._update, prefix=f"{name}: " if self._at_once > 1 else "")
+        prefix = f"{name}: " if self._at_once > 1 else ""
         outcome: dict[str, Any] = {"state": State.STOPPED}
         try:
             with begun_or_new(path, config, session) as (folder, state):
                 start = state["iteration"] if state else 0
+                logged = folder.logged(start, config.batch_size)
+                run = replace(run, iteration=start, seconds=logged.seconds)
+                self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
+                display = RunDisplay(self._runs[name], self._update, session.at_once, prefix)
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
@@ -127,12 +134,10 @@ class Sweep:
                             yield True
                         trainer.log_result()
                         trainer.finish()
-                    outcome["held_out"] = trainer.evaluations[-1][1]
+                    self._update(replace(self._runs[name], held_out=trainer.evaluations[-1][1]))
             outcome["state"] = State.FINISHED
         except Stopped as stopped:
-            self._stopped = Stopped(
-                stopped.caught, f"stopped by {stopped.caught.name}; the same command resumes the sweep"
-            )
+            self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
         except FastaeError as error:
             outcome |= {"state": State.FAILED, "error": str(error)}
             log(f"{name} failed: {error}")
@@ -175,25 +180,27 @@ class Slot:
 
 
 class RunDisplay(LogLines):
-    """Shows a run's log steps, and has the table show them by calling `update`."""
+    """Shows a run's log steps, and has the table show them by calling `update`.
 
-    def __init__(self, run: SweepRun, update: Callable[[SweepRun], None], prefix: str) -> None:
+    at_once: runs that take turns.
+    """
+
+    def __init__(self, run: SweepRun, update: Callable[[SweepRun], None], at_once: int, prefix: str) -> None:
         super().__init__(prefix)
         self._run = run
         self._update = update
-        self._began = time.monotonic()
+        self._at_once = at_once
 
     def report(self, metrics: TrainMetrics) -> None:
         super().report(metrics)
-        self._update(
-            replace(
-                self._run,
-                iteration=metrics.iteration,
-                loss_index=metrics.loss_index,
-                images_per_second=metrics.window.images_per_second,
-                seconds=self._run.seconds + time.monotonic() - self._began,
-            )
+        self._run = replace(
+            self._run,
+            iteration=metrics.iteration,
+            loss_index=metrics.loss_index,
+            images_per_second=metrics.window.images_per_second,
+            seconds=self._run.seconds + metrics.window.seconds / self._at_once,
         )
+        self._update(self._run)
 
 
 @contextmanager

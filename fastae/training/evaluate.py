@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastae.data.sampler import evenly_spaced
 from fastae.losses import element_of, loss_index, squared_error
 from fastae.model import AutoEncoder
 from fastae.utils.device import Precision
@@ -44,11 +45,11 @@ def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision
     """Evaluates on `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
     reconstructions = reconstruct(model, images, precision)
     errors = squared_error(reconstructions, images).mean((1, 2, 3))
-    stride = max(1, len(images) // SAMPLES)
+    shown = evenly_spaced(range(len(images)), SAMPLES)
     return Evaluation(
         loss=element_of(loss)(reconstructions, images).mean().item(),
         loss_index=loss_index(errors.mean().item()),
         psnr=(-10 * errors.log10()).mean().item(),
-        originals=images[::stride][:SAMPLES],
-        reconstructions=reconstructions[::stride][:SAMPLES],
+        originals=images[shown],
+        reconstructions=reconstructions[shown],
     )

@@ -39,14 +39,22 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         log(f"resuming  {path} from {where}")
         before = state["run"] if state else run.describe()
         config = changed(saved, given, path)
-        if state and state["iteration"] >= config.iterations:
-            log(f"run       {path} is finished, at iteration {state['iteration']:,}; --iterations extends it")
+        if state and (option := _used_up(run, config, state["iteration"])):
+            log(f"run       {path} is finished, at iteration {state['iteration']:,}; {option} extends it")
             return path
         images = run.manifest() if state or run.images.exists() else None
         session = open_session(as_before(config, given, before), ranks, images)
         log_differences(session, config, before)
         train_in(session, config, run, state)
     return path
+
+
+def _used_up(run: RunFolder, config: TrainConfig, iteration: int) -> str | None:
+    """The option that ended a run; None if it has not ended."""
+    if iteration >= config.iterations:
+        return "--iterations"
+    spent = run.logged(iteration, config.batch_size).seconds
+    return "--minutes" if config.minutes and spent >= 60 * config.minutes else None
 
 
 def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State | None:
@@ -101,3 +109,7 @@ def log_differences(session: Session, config: TrainConfig, before: Mapping[str, 
         then, is_now = nested(before, *place), nested(now, *place)
         if then not in (None, is_now):
             log(f"differs   {place[-1]} was {printable(str(then))}, is {is_now}: equal to rounding only")
+    then, is_now = nested(before, "world_size"), now["world_size"]
+    if then not in (None, is_now):
+        effect = "equal to rounding only" if config.sync_bn else "batch norm sees other parts of a batch"
+        log(f"differs   ranks were {printable(str(then))}, are {is_now}: {effect}")

@@ -99,8 +99,10 @@ def open_trainer(
             start = state["iteration"] if state else 0
             if state:
                 step.restore(state)
-                earlier = nested(state, "run", "resumed")
+                earlier, turns = (nested(state, "run", name) for name in ("resumed", "at_once"))
                 description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
+                if isinstance(turns, int):  # what it shared its time with in any session
+                    description["at_once"] = max(turns, description["at_once"])
             log(f"device    {description['device']}: {description['step']}")
             log(f"run       {run.path}")
             recorder = None
@@ -109,7 +111,8 @@ def open_trainer(
                 recorder = Recorder(held, run, config, description, monitor, display, start)
             session.runs.append(run)
             held.callback(session.runs.remove, run)
-            yield Trainer(session, config, step, loader, run, recorder, stops, start)
+            spent = run.logged(start, config.batch_size).seconds
+            yield Trainer(session, config, step, loader, run, recorder, stops, start, spent)
     except Exception as error:
         raise _described(error, session, config, run) from None
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ NAMED = 3
 """Replaced files that the log names; of more it gives the number."""
 
 _first_process: int | None = None
+_seeding = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,8 @@ def refuse_forked() -> None:
 
 def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
     """The model with the initial weights of `config.seed`, the same on every device."""
-    torch.manual_seed(config.seed)
-    model = AutoEncoder(config.image_size, config.latent)
+    with _seeding, torch.random.fork_rng(devices=[]):  # the generator is the process's, and maybe its user's
+        torch.manual_seed(config.seed)
+        model = AutoEncoder(config.image_size, config.latent)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(device).to(memory_format=layout)  # type: ignore[call-overload]

@@ -42,10 +42,15 @@ class StepTimer:
         self._on_gpu = device.type == "cuda"
         self._batch_size = batch_size
         self._marks: list[Any] = []
+        self._excluded: list[int] = []
 
     def begin(self) -> None:
-        """Starts a new window here: what came between (an evaluation, a checkpoint) is not counted."""
-        self._marks = [self._mark()]
+        """Starts a new window here: what came between, such as an evaluation, is not counted."""
+        self._marks, self._excluded = [self._mark()], []
+
+    def exclude(self) -> None:
+        """What happens between the last iteration and the next, a checkpoint, is not counted either."""
+        self._excluded.append(len(self._marks) // 3)
 
     def fetch(self) -> Any:
         """Returns the moment: on CUDA an event."""
@@ -57,7 +62,8 @@ class StepTimer:
     def split(self) -> Marks:
         """The marks since `begin` or the last split, at least one iteration; the next window begins here."""
         marks, self._marks = self._marks, self._marks[-1:]
-        return Marks(marks, self._on_gpu, self._batch_size)
+        excluded, self._excluded = self._excluded, []
+        return Marks(marks, excluded, self._on_gpu, self._batch_size)
 
     def _mark(self) -> Any:
         if not self._on_gpu:
@@ -69,9 +75,11 @@ class StepTimer:
 
 @dataclass(frozen=True)
 class Marks:
-    """The moments of one window, which a GPU may not have reached yet."""
+    """The moments of one window, which a GPU may not have reached yet. excluded: iterations before which the
+    time is not counted."""
 
     marks: list[Any]
+    excluded: list[int]
     on_gpu: bool
     batch_size: int
 
@@ -81,6 +89,7 @@ class Marks:
             self.marks[-1].synchronize()
         pairs = itertools.pairwise(self.marks)
         spans = np.array([a.elapsed_time(b) / 1e3 if self.on_gpu else b - a for a, b in pairs])
+        spans[[3 * place for place in self.excluded if 3 * place < len(spans)]] = 0
         gaps, waits, steps = spans[0::3], spans[1::3], spans[2::3]
         seconds = float(spans.sum())
         p50, p95 = np.percentile(gaps + waits + steps, (50, 95))

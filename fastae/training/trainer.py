@@ -56,8 +56,8 @@ def is_log_step(iteration: int, every: int) -> bool:
 class Trainer:
     """Call `advance` until it returns False, then `finish`.
 
-    start: the iteration that `step` continues from. recorder: None on all ranks but the main one.
-    stops: asks for an early, orderly end.
+    start, spent: the iteration that `step` continues from, and the seconds of training before it.
+    recorder: None on all ranks but the main one. stops: asks for an early, orderly end.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class Trainer:
         recorder: Recorder | None,
         stops: StopSignals,
         start: int = 0,
+        spent: float = 0.0,
     ) -> None:
         self.iteration = self._start = start
         self.evaluations: list[tuple[int, float]] = []
@@ -92,6 +93,7 @@ class Trainer:
         self._unread: Callable[[], None] | None = None
         self._windows: list[Window] = []
         self._began = self._saved_at = time.monotonic()
+        self._spent = spent
 
     def advance(self) -> bool:
         """Trains one iteration; False when it was the last: iterations or minutes are over.
@@ -137,18 +139,15 @@ class Trainer:
         ends = dict.fromkeys((self.evaluations[0], self.evaluations[-1]))
         indices = ", ".join(f"{index:,.0f} at iteration {iteration:,}" for iteration, index in ends)
         log(f"\nheld-out loss_index {indices}", "bold")
-        first, *others = self._windows
-        windows = others or [first]
+        first = f"first step {self._windows[0].seconds:.1f} s, " if self._start == 0 else ""
+        windows = self._windows[1:] if first and len(self._windows) > 1 else self._windows
         seconds = sum(window.seconds for window in windows)
         images = self._config.batch_size * sum(window.iterations for window in windows)
         wait = sum(window.data_wait * window.seconds for window in windows) / seconds
         memory = f"{peak_bytes() / 2**30:.1f} GiB"
         if self._step.device.type == "cuda":
             memory += f", {torch.cuda.max_memory_allocated(self._step.device) / 2**30:.1f} GiB on the GPU"
-        log(
-            f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, first step {first.seconds:.1f} s, "
-            f"peak memory {memory}"
-        )
+        log(f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, {first}peak memory {memory}")
 
     def _begin(self) -> None:
         self._step.model.train()
@@ -167,6 +166,10 @@ class Trainer:
         except FastaeError as error:
             raise TrainingFault(str(error)) from None
 
+    def _elapsed(self) -> float:
+        """Seconds of training, of all sessions; a run's share, if several take turns."""
+        return self._spent + (time.monotonic() - self._began) / self._session.at_once
+
     def _stay_close(self, done: Any) -> None:
         """Waits while a GPU has more than AHEAD steps before it. done: the event at the end of the last."""
         if self._step.device.type == "cuda":
@@ -177,8 +180,7 @@ class Trainer:
     def _ending(self) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
         last = self.iteration == self._config.iterations
-        elapsed = time.monotonic() - self._began
-        over = last or elapsed >= 60 * (self._config.minutes or math.inf)
+        over = last or self._elapsed() >= 60 * (self._config.minutes or math.inf)
         stopped = self._stops.caught is not None
         if self._ranks.size > 1:
             if self.iteration % AGREE_EVERY and not last:
@@ -203,7 +205,7 @@ class Trainer:
         if ready:
             ready.record()
         self._read()
-        marks, elapsed = self._timer.split(), time.monotonic() - self._began
+        marks, elapsed = self._timer.split(), self._elapsed()
         waited, self._device_seconds = self._device_seconds, 0.0
         self._unread = partial(
             self._record, self._logged + 1, self.iteration, values, ready, marks, waited, elapsed
@@ -283,6 +285,7 @@ class Trainer:
         self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
         if self._recorder:
             self._recorder.save(self.iteration, self._step.state(), final)
+            self._timer.exclude()
         self._saved_at = time.monotonic()
 
 

@@ -73,9 +73,9 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
 
     deterministic: the same bits from the same seed on a GPU, as on a CPU anyway.
     """
+    torch.use_deterministic_algorithms(deterministic)  # off, too: an earlier run may have had it on
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
         torch.backends.cudnn.benchmark = False
     elif device.type == "cuda":

@@ -117,7 +117,8 @@ def test_options_give_the_settings_again(tmp_path):
     [
         ({}, {1: 9.0, 100: 5.0}, {0: 9.0}, True),
         ({}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, False),
-        ({"minutes": 1.0}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, True),
+        ({"minutes": 1.0, "weights": 0}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, True),
+        ({"minutes": 1.0}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, False),  # killed at an evaluation
         ({"minutes": 1.0}, {1: 9.0, 61: 5.0}, {0: 9.0, 50: 5.0}, False),
         ({"minutes": 1.0}, {}, {0: 9.0}, False),
     ],
@@ -126,3 +127,11 @@ def test_a_run_ends_with_its_iterations_or_with_the_evaluation_at_its_minutes(
     settings, train, held_out, finished, tmp_path
 ):
     assert only(make_run(tmp_path / "run", train=train, held_out=held_out, **settings)).finished is finished
+
+
+def test_every_run_has_a_name_of_its_own(tmp_path):
+    folders = [tmp_path / name for name in ("a/s/r", "b/s/r", "b/t/r", "q")]
+    for folder in folders:
+        make_run(folder)
+    names = [run.name for run in find_runs(folders)[0]]
+    assert names == ["a/s/r", "b/s/r", "t/r", "q"]

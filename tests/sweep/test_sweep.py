@@ -188,7 +188,7 @@ def test_a_disk_that_is_full_for_the_plan_is_one_line(face_folder, tmp_path):
     content = written(tmp_path / "first")
     content["runs"][0]["state"] = "stopped"
     (tmp_path / "first" / "sweep.json").write_text(json.dumps(content))
-    with largest_file(100), pytest.raises(RunFailure, match="File too large; the same command resumes it"):
+    with largest_file(100), pytest.raises(RunFailure, match=r"File too large; .*--out"):
         run_sweep(config, tmp_path / "first")
     _, (run,) = run_sweep(config, tmp_path / "first")
     assert run.state == "finished"
@@ -301,3 +301,27 @@ def test_runs_that_take_turns_are_not_profiled(face_folder, tmp_path):
     with pytest.raises(FastaeError, match="--profile"):
         run_sweep(SweepConfig(settings(face_folder, profile=3)), tmp_path / "sweep", at_once=2)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeypatch):
+    """Without --out the same command would begin another."""
+    monkeypatch.chdir(tmp_path)
+    advance = Trainer.advance
+    monkeypatch.setattr(Trainer, "advance", lambda each: signal.raise_signal(signal.SIGTERM) or advance(each))
+    with pytest.raises(Stopped) as stopped:
+        run_sweep(SweepConfig(settings(face_folder), TWO[:1]))
+    (folder,) = tmp_path.glob("runs/*")
+    assert f"--out {folder.relative_to(tmp_path)}" in str(stopped.value)
+
+
+def test_what_runs_logged_is_counted_whatever_became_of_the_sweep(swept, copy, face_folder):
+    """Killed, nothing of a session is in sweep.json; a run may also have been resumed on its own."""
+    content = written(copy)
+    for run in content["runs"]:
+        run |= {"state": "running", "iteration": 0, "seconds": 0.0, "held_out": None, "loss_index": None}
+    (copy / "sweep.json").write_text(json.dumps(content))
+    _, runs = run_sweep(SweepConfig(settings(face_folder)), copy)
+    for run, before in zip(runs, written(swept[0])["runs"], strict=True):
+        assert run.state == "finished" and run.iteration == LENGTH
+        assert (run.loss_index, run.held_out) == pytest.approx((before["loss_index"], before["held_out"]))
+        assert run.seconds == pytest.approx(before["seconds"])

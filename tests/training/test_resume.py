@@ -159,6 +159,35 @@ def test_a_run_continues_from_the_checkpoint_before_a_damaged_one(stopped, unint
     assert_the_same(stopped, uninterrupted())
 
 
+def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(stopped):
+    """By their numbers alone the damaged one, which is of a later iteration, would be the one to keep."""
+    replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.pt", b"")
+    resume_run(stopped, {"iterations": STOPPED - 1, "keep": 1})
+    kept = [path.name for path in (stopped / "checkpoints").glob("0*.pt")]
+    assert kept == [f"{STOPPED - 1:07d}.pt"]
+    resume_run(stopped, {"iterations": LENGTH})
+    assert last_state(stopped)["iteration"] == LENGTH
+
+
+def test_the_minutes_of_all_sessions_count(uninterrupted, tmp_path, capsys):
+    run = copied(uninterrupted(), tmp_path / "run")
+    spent = RunFolder(run).logged(LENGTH, 4).seconds
+    resume_run(run, {"iterations": 1000, "minutes": 0.9 * spent / 60})
+    assert "--minutes extends it" in capsys.readouterr().out
+    resume_run(run, {"iterations": 10_000, "minutes": 1.2 * spent / 60})
+    assert LENGTH < last_state(run)["iteration"] < 10_000
+
+
+def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
+    described = json.loads((stopped / "config.json").read_text())
+    state = torch.load(stopped / "checkpoints" / "last.pt", weights_only=True)
+    state["run"]["world_size"] = 2
+    checkpoint.write(stopped / "checkpoints", state, keep=2)
+    resume_run(stopped, {"iterations": STOPPED + 1})
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs   ranks")]
+    assert described["world_size"] == 1 and "rounding" not in line
+
+
 def test_checkpoints_are_what_sha256sum_checks_and_keep_of_them_stay(stopped_run, uninterrupted):
     for run, kept in ((stopped_run, [18, 21]), (uninterrupted(), [24])):
         folder, names = run / "checkpoints", [f"{iteration:07d}.pt" for iteration in kept]

@@ -170,13 +170,16 @@ def test_what_a_gpu_is_set_to(monkeypatch):
     finally:
         conv.fp32_precision, matmul.fp32_precision = before
 
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", lambda on: None)
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
     with cudnn.flags(benchmark=False, benchmark_limit=10):
         choose_kernels(cuda, deterministic=False)
         assert cudnn.benchmark and cudnn.benchmark_limit == 0
         choose_kernels(cuda, deterministic=True)
         assert not cudnn.benchmark
+    choose_kernels(torch.device("cpu"), deterministic=False)
+    assert chosen == [False, True, False], "a run's choice does not outlive it in its process"
 
 
 def test_restored_moments_lie_in_memory_as_the_weights_do(model):

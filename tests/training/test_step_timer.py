@@ -26,3 +26,19 @@ def test_tells_waiting_for_data_from_working(monkeypatch):
         assert window.images_per_second == pytest.approx(40 / 20)
         assert window.data_wait == pytest.approx(4 / 20)
         assert window.step_p50 == 3.5 and window.step_p95 == pytest.approx(9.1)
+
+
+def test_the_time_of_a_checkpoint_is_not_counted(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(step_timer.time, "perf_counter", lambda: now[0])
+    timer = StepTimer(torch.device("cpu"), batch_size=1)
+    timer.begin()
+    for saves in (True, True, False, True):
+        if saves:
+            timer.exclude()
+            now[0] += 50
+        timer.fetch()
+        timer.data_ready()
+        now[0] += 2
+        timer.step_done()
+    assert timer.split().measure().seconds == 8

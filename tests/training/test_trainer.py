@@ -1,12 +1,17 @@
-"""How far the training loop runs ahead of a GPU, by events that a test sets."""
+"""How far the training loop runs ahead of a GPU, by events that a test sets; its initial weights."""
 
 from collections import deque
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import torch
 
 from fastae.data import host
+from fastae.training.session import build_model
 from fastae.training.trainer import AHEAD, Trainer
+
+from ..commands import same_state
+from ..conftest import small_config
 
 
 class Event:
@@ -44,3 +49,14 @@ def test_a_gpu_that_lags_has_a_few_steps_before_it_and_the_wait_is_the_devices()
 def test_nothing_waits_for_a_gpu_that_keeps_up_nor_on_a_cpu():
     for events, trainer in (steps(20, lagging=False), steps(20, "cpu")):
         assert not any(event.waited_for for event in events) and trainer._device_seconds == 0
+
+
+def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_generator_is_left_alone():
+    """PyTorch's generator is the process's."""
+    config = small_config("nowhere", "out", image_size=64)
+    alone = build_model(config, torch.device("cpu")).state_dict()
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: build_model(config, torch.device("cpu")).state_dict(), range(8)))
+    assert all(same_state(alone, other) for other in made)
+    assert torch.equal(torch.get_rng_state(), before)
