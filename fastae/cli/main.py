@@ -81,15 +81,17 @@ def sweep(
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
     config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
     from fastae.report.make import make_report
-    from fastae.runs.sweep_folder import State
+    from fastae.runs.sweep_folder import State, SweepFolder
     from fastae.sweep.sweep import run_sweep
     from fastae.training.distributed import launched
 
     folder, runs = run_sweep(config, out, at_once)
-    states = {run.state for run in runs}
-    if State.FINISHED in states and launched().is_main:
-        make_report([folder], data=config.train.data)
-    return 1 if State.FAILED in states else 0
+    finished = [run.name for run in runs if run.state is State.FINISHED]
+    if finished and launched().is_main:
+        # A sweep that is resumed need not name its images again.
+        trained_on = SweepFolder(folder).run(finished[0]).settings().data
+        make_report([folder], data=config.train.data or trained_on)
+    return 1 if any(run.state is State.FAILED for run in runs) else 0
 
 
 @cli.command()

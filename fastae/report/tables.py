@@ -215,7 +215,9 @@ def commands(runs: Sequence[Run], report: Sequence[str]) -> Iterator[str]:
             chosen = [] if len(sweep.losses) == len(LOSSES) else ["--losses", ",".join(sweep.losses)]
             chosen += ["--repeats", str(sweep.repeats)] if sweep.repeats > 1 else []
             chosen += ["--same-init"] if sweep.same_init else []
-            yield shlex.join(("fastae", "sweep", *chosen, *options(sweep.train, skip=["loss"])))
+            # Each rank of torchrun takes its own GPU.
+            skip = ["loss", "device"] if sweep.train.device.startswith("cuda") else ["loss"]
+            yield shlex.join(("fastae", "sweep", *chosen, *options(sweep.train, skip)))
         else:
             yield from (shlex.join(("fastae", "train", *options(run.config))) for run in beside)
     yield shlex.join(("fastae", "report", *report))

@@ -38,10 +38,11 @@ def addresses(page):
 
 def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder, tmp_path, capsys):
     sweep = tmp_path / "small"
-    here(
-        "sweep", "--data", face_folder, "--losses", "minibatch_bce,pixel_mse", "--same-init", "--out", sweep,
-        *SMALL, "--iterations", 6, "--eval-every", 3, "--log-every", 2, "--loader", "dali", "--device", "cpu",
-    )  # fmt: skip
+    command = [
+        "sweep", "--losses", "minibatch_bce,pixel_mse", "--same-init", "--out", sweep, *SMALL, "--iterations", 6,
+        "--eval-every", 3, "--log-every", 2, "--loader", "dali", "--device", "cpu",
+    ]  # fmt: skip
+    here(*command, "--data", face_folder)
     page = sweep / "report.html"
     answer, where = capsys.readouterr().out.splitlines()[-2:]
     assert "Too short" in answer and str(page) in where
@@ -52,8 +53,15 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     assert "fastae sweep --losses minibatch_bce,pixel_mse --same-init" in words
     assert f"fastae report {sweep} --data {face_folder}" in words
     assert 'class="warnings"' not in page.read_text()
-    finals = [entry["held_out"] for entry in json.loads((sweep / "sweep.json").read_text())["runs"]]
+    content = json.loads((sweep / "sweep.json").read_text())
+    finals = [entry["held_out"] for entry in content["runs"]]
     assert len(finals) == 2 and all(f"{value:,.0f}" in words for value in finals)
+
+    content["runs"][0]["state"] = "stopped"
+    (sweep / "sweep.json").write_text(json.dumps(content))
+    shutil.rmtree(sweep / "report")
+    here(*command)  # resumed, it knows where its images are
+    assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
 
 
 def test_whatever_comes_from_outside_is_text(tmp_path):
