@@ -39,8 +39,8 @@ def addresses(page):
 def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder, tmp_path, capsys):
     sweep = tmp_path / "small"
     command = [
-        "sweep", "--losses", "minibatch_bce,pixel_mse", "--same-init", "--out", sweep, *SMALL, "--iterations", 6,
-        "--eval-every", 3, "--log-every", 2, "--loader", "dali", "--device", "cpu",
+        "sweep", "--losses", "minibatch_bce,pixel_mse", "--same-init", "--out", sweep, *SMALL,
+        "--iterations", 6, "--eval-every", 3, "--log-every", 2, "--loader", "dali", "--device", "cpu",
     ]  # fmt: skip
     here(*command, "--data", face_folder)
     page = sweep / "report.html"
