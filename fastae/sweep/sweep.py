@@ -23,7 +23,7 @@ from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, 
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
 from fastae.training.progress import LogLines, TrainMetrics
-from fastae.training.resume import as_before, log_differences, reopen
+from fastae.training.resume import as_before, ended_by, log_differences, reopen
 from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
@@ -128,7 +128,7 @@ class Sweep:
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
-                if start < config.iterations:
+                if not ended_by(folder, config, start):
                     with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
                         while trainer.advance():
                             yield True

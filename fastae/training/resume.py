@@ -39,7 +39,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         log(f"resuming  {path} from {where}")
         before = state["run"] if state else run.describe()
         config = changed(saved, given, path)
-        if state and (option := _used_up(run, config, state["iteration"])):
+        if state and (option := ended_by(run, config, state["iteration"])):
             log(f"run       {path} is finished, at iteration {state['iteration']:,}; {option} extends it")
             return path
         images = run.manifest() if state or run.images.exists() else None
@@ -49,7 +49,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     return path
 
 
-def _used_up(run: RunFolder, config: TrainConfig, iteration: int) -> str | None:
+def ended_by(run: RunFolder, config: TrainConfig, iteration: int) -> str | None:
     """The option that ended a run; None if it has not ended."""
     if iteration >= config.iterations:
         return "--iterations"
