@@ -10,8 +10,7 @@ import dataclasses
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from fastae.augment import Augmentation
 from fastae.errors import FastaeError
@@ -146,7 +145,10 @@ class TrainConfig:
             if entry.metadata["path"] and isinstance(value, os.PathLike):
                 value = os.fspath(value)
                 object.__setattr__(self, entry.name, value)
-            _require_kind(value, kinds[entry.name], option)
+            try:
+                convert(value, kinds[entry.name])
+            except ValueError:
+                raise FastaeError(f"{option} must be of type {entry.type}, not {value!r:.60}") from None
             if value is None:
                 continue
             if within:
@@ -180,15 +182,6 @@ class TrainConfig:
             return convert(values, cls)
         except (ValueError, FastaeError) as error:
             raise FastaeError(f"{where}: {error}") from None
-
-
-def _require_kind(value: object, kind: Any, option: str) -> None:
-    """Raises FastaeError unless a value is of its field's type; a whole number will do for a float."""
-    allowed = get_args(kind) or (kind,)
-    allowed += (int,) if float in allowed else ()
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join(each.__name__ for each in allowed if each is not NoneType)
-        raise FastaeError(f"{option} must be of type {names}, not {value!r:.60}")
 
 
 def flag(name: str) -> str:

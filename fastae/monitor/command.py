@@ -139,11 +139,12 @@ def _forwarding() -> Iterator[Callable[[subprocess.Popen], None]]:
     early: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        if number != signal.SIGINT:
-            if not children:
-                early.append(number)
-            for process in children:
-                process.send_signal(number)
+        if number == signal.SIGINT:
+            return
+        if children:
+            children[0].send_signal(number)
+        else:
+            early.append(number)
 
     def attach(process: subprocess.Popen) -> None:
         children.append(process)

@@ -56,8 +56,7 @@ class Run:
     """One run's folder. name: the folder's, with as many of its parents' as tell it from the other runs.
 
     kwh: energy of all its GPUs; nan if that is not known. weights_of: the iteration at which it finished, and
-    left its weights. took_turns: with other runs of a sweep, so that
-    neither its energy nor its speed is its own.
+    left its weights. took_turns: with other runs of a sweep, so that it has no energy and speed of its own.
     """
 
     name: str

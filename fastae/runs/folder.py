@@ -26,7 +26,10 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Logged:
-    """seconds: of training, in all sessions. loss_index, held_out: the last loss_index of each kind."""
+    """seconds: of training, in all sessions; its share, if the run took turns with others.
+
+    loss_index, held_out: the last loss_index of each kind.
+    """
 
     seconds: float = 0.0
     loss_index: float | None = None
@@ -123,11 +126,12 @@ class RunFolder:
         """What it has logged up to an iteration; nothing if there is no metrics.csv that can be read."""
         try:
             rows = metrics.read_metrics(self.metrics).up_to(iteration)
-        except (OSError, ValueError):
+            turns = self.describe().get("at_once")
+        except (OSError, ValueError, FastaeError):
             return Logged()
         train, held_out = (each.values["loss_index"] for each in (rows.train, rows.held_out))
         return Logged(
-            float(rows.windows(batch_size)[1].sum()),
+            float(rows.windows(batch_size)[1].sum()) / (turns if isinstance(turns, int) and turns > 1 else 1),
             float(train[-1]) if len(train) else None,
             float(held_out[-1]) if len(held_out) else None,
         )

@@ -19,6 +19,9 @@ from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable
 from fastae.utils.files import require_file
 
+UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
+"""What a damaged model.safetensors, or another file in its place, raises."""
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -57,7 +60,7 @@ def finished_at(run: RunFolder) -> int | None:
         require_file(run.weights)
         with safe_open(run.weights, framework="pt") as file:
             return int(file.metadata()["iteration"])
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+    except UNREADABLE:
         return None
 
 
@@ -72,6 +75,6 @@ def _final_weights(path: Path, model: AutoEncoder) -> list[tuple[int, Mapping[st
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         checkpoint.require_weights(weights, model)
         return [(iteration, weights)]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE as error:
         log(f"{printable(str(path))} cannot be used: {error}; using the newest checkpoint")
         return []

@@ -128,7 +128,7 @@ class Sweep:
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
-                if not ended_by(folder, config, start):
+                if not ended_by(config, start, logged.seconds):
                     with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
                         while trainer.advance():
                             yield True

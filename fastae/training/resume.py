@@ -39,9 +39,11 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         log(f"resuming  {path} from {where}")
         before = state["run"] if state else run.describe()
         config = changed(saved, given, path)
-        if state and (option := ended_by(run, config, state["iteration"])):
-            log(f"run       {path} is finished, at iteration {state['iteration']:,}; {option} extends it")
-            return path
+        if state:
+            iteration = state["iteration"]
+            if option := ended_by(config, iteration, run.logged(iteration, config.batch_size).seconds):
+                log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
+                return path
         images = run.manifest() if state or run.images.exists() else None
         session = open_session(as_before(config, given, before), ranks, images)
         log_differences(session, config, before)
@@ -49,11 +51,10 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     return path
 
 
-def ended_by(run: RunFolder, config: TrainConfig, iteration: int) -> str | None:
-    """The option that ended a run; None if it has not ended."""
+def ended_by(config: TrainConfig, iteration: int, spent: float) -> str | None:
+    """The option that ended a run after so many iterations and seconds; None if it has not ended."""
     if iteration >= config.iterations:
         return "--iterations"
-    spent = run.logged(iteration, config.batch_size).seconds
     return "--minutes" if config.minutes and spent >= 60 * config.minutes else None
 
 
