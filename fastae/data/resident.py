@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -118,11 +119,16 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
     root = os.path.abspath(_common_folder(files))  # noqa: PTH100
     data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
 
+    def build(draft: Path) -> None:
+        with suppress(OSError):  # a damaged store takes as much of the disk as the new one
+            (folder / PIXELS).unlink()
+        _build(draft, shape, files, decoder)
+
     def fault(folder: Path) -> str | None:
         return damage(folder) or _repaired(folder, files, decoder)
 
     try:
-        ensure_entry(folder, "resident", data, lambda draft: _build(draft, shape, files, decoder), fault)
+        ensure_entry(folder, "resident", data, build, fault)
         store = _open(folder)
     except OSError as error:
         reason = error.strerror or error
@@ -131,7 +137,7 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
             "use --cache-dir, --no-cache or --loader dali"
         ) from None
     # Those that were found while the store was built are replaced already, and reported.
-    files.replace({index: fault for index, fault in store.bad.items() if index not in files.bad})
+    files.replace({index: why for index, why in store.bad.items() if index not in files.bad})
     return store
 
 

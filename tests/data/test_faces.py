@@ -98,7 +98,6 @@ DAMAGES = {
     "a bit": flip_a_bit,
     "one is missing": lambda folder: (folder / "000003.jpg").unlink(),
     "all are missing": lambda folder: [path.unlink() for path in folder.glob("*.jpg")],
-    "one too many": lambda folder: shutil.copy(folder / "000001.jpg", folder / "000004.jpg"),
     "a pipe": make_a_pipe,
     "a pipe, entry.json": lambda folder: ((folder / "entry.json").unlink(), os.mkfifo(folder / "entry.json")),
     "the folder": lambda folder: shutil.rmtree(folder),
@@ -117,6 +116,15 @@ def test_they_are_drawn_again_when_one_is_not_as_it_was_drawn(tmp_path, monkeypa
     output = capsys.readouterr().out
     assert output.count("drawing 3") == 1
     assert ("faces     " in output and "rebuilding" in output) == (damage != "the folder")
+
+
+def test_the_others_can_be_read_while_they_are_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "COUNT", 3)
+    folder, draw, seen = faces.ensure(tmp_path), portrait.draw, []
+    flip_a_bit(folder)
+    monkeypatch.setattr(portrait, "draw", lambda index: seen.append(len(contents(folder))) or draw(index))
+    faces.ensure(tmp_path)
+    assert seen == [3, 3, 3] and list(tmp_path.iterdir()) == [folder]
 
 
 def test_another_drawing_is_compared_with_its_own_digests(tmp_path, monkeypatch):

@@ -169,7 +169,7 @@ def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
         fsync(handle)
 
     def rename(path, target, rename=Path.rename):
-        before.extend(flushed)
+        before.extend(flushed if target == folder else [])
         return rename(path, target)
 
     monkeypatch.setattr(os, "fsync", flush)
@@ -177,6 +177,17 @@ def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
     make(folder)
     assert {draft, draft / "pixels.npy"} < set(before) and before[-1] == draft
     assert flushed[len(before) :] == [tmp_path]
+
+
+def test_what_else_lies_in_an_entry_does_not_matter(tmp_path):
+    (make(tmp_path / "resident-1") / "@eaDir").mkdir()
+    ensure_entry(tmp_path / "resident-1", "resident", "", lambda draft: pytest.fail("it is in order"))
+
+
+def test_what_a_killed_rebuild_left_is_removed(tmp_path):
+    make(tmp_path / "resident-1").rename(tmp_path / ".resident-1.old.partial")  # between its two renames
+    make(tmp_path / "resident-2")
+    assert names(tmp_path) == ["resident-2"]
 
 
 def test_no_pipe_in_the_cache_is_waited_for(tmp_path, face_folder):
