@@ -20,7 +20,7 @@ import msgspec
 from fastae.data.decode import BATCH, Decoder
 from fastae.data.jpeg import USABLE, Fault, FileFault, Inspection, inspect
 from fastae.utils.console import track
-from fastae.utils.files import atomic_write
+from fastae.utils.files import atomic_write, require_file
 
 TOGETHER = 4 * BATCH
 """Images that a loader holds decoded at the same time, as measured."""
@@ -119,6 +119,7 @@ def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[
 def _read_records(file: Path) -> Records:
     """None of them if the file is missing or damaged: the images are inspected again."""
     with suppress(Exception):  # whatever a parser raises over a damaged file
+        require_file(file)
         return msgspec.msgpack.decode(file.read_bytes(), type=Records)
     return {}
 

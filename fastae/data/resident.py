@@ -5,9 +5,9 @@ CelebA at 128x128 takes 9.96 GB. An image is S rows of three planes (S, 3, S), t
 so that the contrast of a batch needs no pass of its own.
 
 An entry of the cache is named by a fingerprint of all that the pixels follow from, but not of where the files
-lie. It appears whole or not at all, one process builds while others wait, and a sample is decoded again
-whenever it is opened. It lists the files that could not be decoded, so that every run that opens it reports
-them.
+lie. It appears whole or not at all, one process builds while others wait, and whenever it is opened, every
+block is compared with its digest. It lists the files that could not be decoded, so that every run that opens
+it reports them.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -31,28 +31,26 @@ from fastae.data.pixel_ops import channel_means
 from fastae.data.recovery import ImageFiles
 from fastae.data.sampler import evenly_spaced
 from fastae.errors import FastaeError
-from fastae.utils.cache import building, locked, touch
-from fastae.utils.console import log, track
+from fastae.utils.cache import damage, ensure_entry
+from fastae.utils.console import track
 from fastae.utils.device import free_memory
 from fastae.utils.environment import DALI_BUILDS, version
 from fastae.utils.files import write_json
 from fastae.utils.json import read_json
 
-FORMAT = 2
+FORMAT = 3
+PIXELS, MEANS = "pixels.npy", "means.npy"
 BAD = "bad.json"
 """Of an entry: index -> fault."""
 
 SAMPLE = 16
-"""Images that are decoded again when a store is opened."""
+"""Files that could not be decoded, and are tried again when a store is opened."""
 
 HASHED = 256
-"""Files whose first and last KiB tell one data set from another that has the same names and sizes."""
+"""Files whose content tells one data set from another that has the same names and sizes."""
 
-TOLERANCE = 1
-"""Gray levels by which they may differ: another driver may round otherwise."""
-
-MOST_APART = 0.01
-"""Share of an image's numbers that may differ by more."""
+HASHED_BYTES = 1 << 20
+"""As much of each, from its start: the whole of a usual photograph."""
 
 DECODER_PACKAGES = (
     *DALI_BUILDS.values(),
@@ -118,26 +116,28 @@ def _in_memory(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], devi
 
 def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache: Path) -> Store:
     folder = cache / _fingerprint(files, decoder)
+    root = os.path.abspath(_common_folder(files))  # noqa: PTH100
+    data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
+
+    def build(draft: Path) -> None:
+        with suppress(OSError):  # a damaged store takes as much of the disk as the new one
+            (folder / PIXELS).unlink()
+        _build(draft, shape, files, decoder)
+
+    def fault(folder: Path) -> str | None:
+        return damage(folder) or _repaired(folder, files, decoder)
+
     try:
-        with locked(folder):
-            store = _open(folder, shape)
-            if store is not None and not _agrees(store, files, decoder):
-                log(f"resident  {folder.name}: pixels differ from the images, building anew")
-                store = None
-            if store is not None:
-                files.replace(store.bad)
-            else:
-                shutil.rmtree(folder, ignore_errors=True)
-                _build(folder, shape, files, decoder)
-                store = _open(folder, shape)
-            touch(folder)
+        ensure_entry(folder, "resident", data, build, fault)
+        store = _open(folder)
     except OSError as error:
         reason = error.strerror or error
         raise FastaeError(
             f"cannot keep the decoded images in {str(cache)!r}: {reason}; "
             "use --cache-dir, --no-cache or --loader dali"
         ) from None
-    assert store is not None
+    # Those that were found while the store was built are replaced already, and reported.
+    files.replace({index: why for index, why in store.bad.items() if index not in files.bad})
     return store
 
 
@@ -152,7 +152,7 @@ def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
         size, _ = stamp(path) or (0, 0)
         digest.update(f"\0{size} ".encode() + os.fsencode(path.removeprefix(root)))
     for path in evenly_spaced(files.own, HASHED):
-        digest.update(_ends(path))
+        digest.update(_content(path))
     return f"resident-{digest.hexdigest()[:24]}"
 
 
@@ -162,30 +162,24 @@ def _common_folder(files: ImageFiles) -> str:
     return os.path.dirname(os.path.commonprefix([min(files.own), max(files.own)]))  # noqa: PTH120, RUF071
 
 
-def _ends(path: str, length: int = 1 << 10) -> bytes:
-    """The first and the last bytes of a file; nothing where it cannot be read, or is a pipe by now."""
+def _content(path: str) -> bytes:
+    """The first HASHED_BYTES of a file; nothing where it cannot be read, or is a pipe by now."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
-            first = file.read(length)
-            file.seek(max(0, os.fstat(file.fileno()).st_size - length))
-            return first + file.read(length)
+            return file.read(HASHED_BYTES) or b""
     except OSError:
         return b""
 
 
-def _build(folder: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Decoder) -> None:
-    root = os.path.abspath(_common_folder(files))  # noqa: PTH100
-    data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
-    with building(folder, "resident", data) as draft:
-        path = draft / "pixels.npy"
-        pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
-        with path.open("r+b") as file:
-            # Reserved now: a full disk is an error here, but kills a process that writes through a map.
-            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
-        means = _fill(torch.from_numpy(pixels), files, decoder)
-        pixels.flush()
-        np.save(draft / "means.npy", means.numpy())
-        write_json(draft / BAD, files.bad)
+def _build(draft: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Decoder) -> None:
+    path = draft / PIXELS
+    pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
+    with path.open("r+b") as file:
+        # Reserved now: a full disk is an error here, but kills a process that writes through a map.
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    means = _fill(torch.from_numpy(pixels), files, decoder)
+    np.save(draft / MEANS, means.numpy())
+    write_json(draft / BAD, files.bad)
 
 
 def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
@@ -201,33 +195,21 @@ def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
     return means
 
 
-def _open(folder: Path, shape: tuple[int, ...]) -> Store | None:
-    """The store in a folder, mapped; None if there is none of this shape."""
-    try:
-        # Copy-on-write, since PyTorch warns of memory that it may not write to; nobody writes.
-        pixels = np.lib.format.open_memmap(folder / "pixels.npy", "c")
-        with (folder / "means.npy").open("rb") as file:
-            means = np.lib.format.read_array(file, allow_pickle=False)
-        bad = {int(index): Fault(fault) for index, fault in read_json(folder / BAD).items()}
-    except Exception:  # whatever the parsers raise over a damaged file
-        return None
-    if (pixels.shape, pixels.dtype) != (shape, np.uint8):
-        return None
-    if (means.shape, means.dtype) != ((shape[0], 3), np.float32):
-        return None
-    if not bad.keys() < set(range(shape[0])):
-        return None
-    return Store(torch.from_numpy(pixels), torch.from_numpy(means), bad)
+def _open(folder: Path) -> Store:
+    """The store in a folder whose digests were compared; its pixels are mapped. Raises OSError."""
+    # Copy-on-write, since PyTorch warns of memory that it may not write to; nobody writes.
+    pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
+    means = np.load(folder / MEANS, allow_pickle=False)
+    return Store(torch.from_numpy(pixels), torch.from_numpy(means), _read_bad(folder))
 
 
-def _agrees(store: Store, files: ImageFiles, decoder: Decoder) -> bool:
-    """Whether a sample of the images is what is stored, and a sample of the bad files is still bad."""
-    bad = [files.own[index] for index in evenly_spaced(list(store.bad), SAMPLE)]
-    if not all(decoder.faults([path for path in bad if inspect(path).fault in USABLE])):
-        return False
-    as_stored = ImageFiles(files.own)
-    as_stored.replace(store.bad)
-    places = evenly_spaced(range(len(files)), SAMPLE)
-    decoded = torch.cat([batch.round().cpu() for batch in decoder.decode(as_stored, places)])
-    apart = (decoded - store.pixels[places]).abs() > TOLERANCE
-    return bool((apart.float().mean((1, 2, 3)) <= MOST_APART).all())
+def _read_bad(folder: Path) -> dict[int, Fault]:
+    return read_json(folder / BAD, dict[int, Fault])
+
+
+def _repaired(folder: Path, files: ImageFiles, decoder: Decoder) -> str | None:
+    """Says so if, of a sample of the files that could not be decoded, one can be by now."""
+    bad = [files.own[index] for index in evenly_spaced(list(_read_bad(folder)), SAMPLE)]
+    if all(decoder.faults([path for path in bad if inspect(path).fault in USABLE])):
+        return None
+    return "files that could not be decoded have been repaired"

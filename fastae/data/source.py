@@ -21,9 +21,10 @@ def open_source(
     cache: Path | None = None,
     manifest: Manifest | None = None,
 ) -> tuple[ImageFolder, str]:
-    """The folder, opened, and where it came from in words. Draws the faces the first time.
+    """The folder, opened, and where it came from in words. Draws the faces if they are missing or damaged.
 
-    cache: folder for the faces and for what is known of the files. manifest: as `open_folder` takes it.
+    data: may be the folder in which a run that is resumed had the faces. cache: folder for the faces and for
+    what is known of the files. manifest: as `open_folder` takes it.
     Raises FastaeError as `open_folder` does, and if the faces cannot be written.
     """
     cache = cache or cache_folder()
@@ -32,6 +33,8 @@ def open_source(
     elif data := os.environ.get(VARIABLE):
         source = f"{printable(data)} (from ${VARIABLE})"
     else:
+        source = f"no --data, so synthetic faces in {cache / faces.NAME}"
+    if not data or faces.is_builtin(data, cache):
         try:
             data = str(faces.ensure(cache))
         except OSError as error:
@@ -39,5 +42,4 @@ def open_source(
                 f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
                 "--cache-dir or $FASTAE_CACHE names another place, --data your own images"
             ) from None
-        source = f"no --data, so synthetic faces in {data}"
     return open_folder(data, crop, check_records(cache), manifest), source

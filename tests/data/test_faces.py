@@ -1,10 +1,21 @@
 """The built-in data set: the same faces every time, of the promised kind, and whole or absent."""
 
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
 from fastae.data import faces, portrait
+from fastae.data.source import open_source
+from fastae.training.resume import resume_run
+from fastae.training.runner import train
+
+from ..commands import here, last_state
+from ..conftest import small_config
 
 
 def test_an_index_always_gives_the_same_face_and_another_index_another():
@@ -60,3 +71,88 @@ def test_they_are_drawn_once_and_a_failure_leaves_nothing(tmp_path, monkeypatch,
     assert len(list(folder.glob("*.jpg"))) == 3
     monkeypatch.setattr(portrait, "draw", None)  # a second drawing would fail
     assert faces.ensure(tmp_path) == folder
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.glob("*.jpg")}
+
+
+def empty_all(folder):
+    for path in folder.glob("*.jpg"):
+        os.truncate(path, 0)
+
+
+def flip_a_bit(folder):
+    content = bytearray((folder / "000002.jpg").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "000002.jpg").write_bytes(content)
+
+
+def make_a_pipe(folder):
+    (folder / "000002.jpg").unlink()
+    os.mkfifo(folder / "000002.jpg")
+
+
+DAMAGES = {
+    "emptied": empty_all,
+    "a bit": flip_a_bit,
+    "one is missing": lambda folder: (folder / "000003.jpg").unlink(),
+    "all are missing": lambda folder: [path.unlink() for path in folder.glob("*.jpg")],
+    "a pipe": make_a_pipe,
+    "a pipe, entry.json": lambda folder: ((folder / "entry.json").unlink(), os.mkfifo(folder / "entry.json")),
+    "the folder": lambda folder: shutil.rmtree(folder),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_they_are_drawn_again_when_one_is_not_as_it_was_drawn(tmp_path, monkeypatch, damage, capsys):
+    monkeypatch.setattr(faces, "COUNT", 3)
+    folder = faces.ensure(tmp_path)
+    drawn = contents(folder)
+    capsys.readouterr()
+    DAMAGES[damage](folder)
+    images, _ = open_source(None, cache=tmp_path)
+    assert contents(folder) == drawn and len(images.train) == 2 and images.skipped == []
+    output = capsys.readouterr().out
+    assert output.count("drawing 3") == 1
+    assert ("faces     " in output and "rebuilding" in output) == (damage != "the folder")
+
+
+def test_the_others_can_be_read_while_they_are_drawn_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "COUNT", 3)
+    folder, draw, seen = faces.ensure(tmp_path), portrait.draw, []
+    flip_a_bit(folder)
+    monkeypatch.setattr(portrait, "draw", lambda index: seen.append(len(contents(folder))) or draw(index))
+    faces.ensure(tmp_path)
+    assert seen == [3, 3, 3] and list(tmp_path.iterdir()) == [folder]
+
+
+def test_another_drawing_is_compared_with_its_own_digests(tmp_path, monkeypatch):
+    """As of another processor or Pillow, whose rounding differs."""
+    monkeypatch.setattr(faces, "COUNT", 3)
+    monkeypatch.setattr(faces, "QUALITY", 85)
+    folder = faces.ensure(tmp_path)
+    monkeypatch.setattr(portrait, "draw", None)  # a second drawing would fail
+    assert faces.ensure(tmp_path) == folder
+
+
+@pytest.mark.parametrize("cache", ["the same", "another"])
+def test_a_run_on_them_is_resumed_though_the_cache_was_cleared(tmp_path, monkeypatch, cache):
+    monkeypatch.setattr(faces, "COUNT", 12)
+    first = str(tmp_path / "cache")
+    run = train(replace(small_config("none", tmp_path / "run"), data=None, cache_dir=first))
+    assert here("cache", "clear", "--cache-dir", first, "--yes") == 0
+    assert list(Path(first).iterdir()) == []
+    second = first if cache == "the same" else str(tmp_path / "other")
+    resume_run(run, {"iterations": 4, "cache_dir": second})
+    assert last_state(run)["iteration"] == 4
+    assert len(list((Path(second) / faces.NAME).glob("*.jpg"))) == 12
+
+
+def test_a_folder_of_their_name_elsewhere_is_used_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(faces, "COUNT", 3)
+    copy = tmp_path / "mine" / faces.NAME
+    shutil.copytree(faces.ensure(tmp_path / "one"), copy)
+    (copy / "000002.jpg").unlink()
+    images, _ = open_source(str(copy), cache=tmp_path / "two")
+    assert images.root == str(copy) and len(images.train) == 1

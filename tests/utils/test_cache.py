@@ -9,6 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
+from fastae.data.folder import open_folder
 from fastae.utils.cache import building, check_records, ensure_entry, entries, locked, remove
 
 from ..commands import here, refuses, started, wait_for
@@ -157,3 +158,60 @@ def test_a_folder_of_the_users_is_not_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     assert check_records(tmp_path) is None and names(tmp_path / "file-checks") == []
     assert check_records(tmp_path / "file") is None and entries(tmp_path / "file") == []
+
+
+def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+    folder, draft = tmp_path / "resident-1", tmp_path / ".resident-1.partial"
+    fsync, flushed, before = os.fsync, [], []
+
+    def flush(handle):
+        flushed.append(Path(f"/proc/self/fd/{handle}").readlink())
+        fsync(handle)
+
+    def rename(path, target, rename=Path.rename):
+        before.extend(flushed if target == folder else [])
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(Path, "rename", rename)
+    make(folder)
+    assert {draft, draft / "pixels.npy"} < set(before) and before[-1] == draft
+    assert flushed[len(before) :] == [tmp_path]
+
+
+def test_what_else_lies_in_an_entry_does_not_matter(tmp_path):
+    (make(tmp_path / "resident-1") / "@eaDir").mkdir()
+    ensure_entry(tmp_path / "resident-1", "resident", "", lambda draft: pytest.fail("it is in order"))
+
+
+def test_what_a_killed_rebuild_left_is_removed(tmp_path):
+    make(tmp_path / "resident-1").rename(tmp_path / ".resident-1.old.partial")  # between its two renames
+    make(tmp_path / "resident-2")
+    assert names(tmp_path) == ["resident-2"]
+
+
+def test_no_pipe_in_the_cache_is_waited_for(tmp_path, face_folder):
+    """Those among the decoded images and the faces: tests/data/test_resident.py and test_faces.py."""
+    records = check_records(tmp_path)
+    before = open_folder(face_folder, records=records)
+    for path in records.iterdir():
+        if path.suffix == ".msgpack":
+            path.unlink()
+            os.mkfifo(path)
+    assert open_folder(face_folder, records=records) == before
+    (records / "entry.json").unlink()
+    os.mkfifo(records / "entry.json")
+    assert check_records(tmp_path) is None and entries(tmp_path) == []
+    os.mkfifo(tmp_path / ".resident-1.lock")
+    os.mkfifo(tmp_path / "resident-1")
+    assert (make(tmp_path / "resident-1") / "pixels.npy").is_file()
+
+
+def test_what_a_link_at_the_place_of_an_entry_leads_to_is_kept(tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "file").write_text("kept")
+    (tmp_path / "resident-1").symlink_to(mine)
+    make(tmp_path / "resident-1")
+    assert names(tmp_path) == ["mine", "resident-1"] and names(mine) == ["file"]
+    assert not (tmp_path / "resident-1").is_symlink()
