@@ -130,11 +130,11 @@ def ensure_entry(
     def reason() -> str | None:
         return fault(folder) if folder.is_dir() else "missing"
 
-    if reason():
+    if why := reason():
+        if folder.is_dir():
+            log(f"{kind:<9} {why}: rebuilding {folder.name}")
         with locked(folder):
-            if why := reason():  # no other process has built it meanwhile
-                if folder.is_dir():
-                    log(f"{kind:<9} {why}: rebuilding {folder.name}")
+            if reason():  # no other process has built it meanwhile
                 with building(folder, kind, data) as draft:
                     fill(draft)
     touch(folder)
