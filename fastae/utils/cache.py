@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
@@ -98,13 +98,18 @@ def damage(folder: Path) -> str | None:
     marker = read_marker(folder)
     if marker is None or not marker.digests:
         return f"{MARKER} holds no digests"
+    recorded = {folder / name: digests for name, digests in marker.digests.items()}
     try:
-        found = _digests([folder / name for name in marker.digests])
-    except OSError as error:
-        return f"cached files cannot be read ({error.strerror or error})"
-    if differing := [name for name, digests in marker.digests.items() if digests != found[name]]:
+        # First by their number: a file may claim any size.
+        differing = [path for path, digests in recorded.items() if len(_blocks(path)) != len(digests)]
+        if not differing:
+            found = _digests(recorded)
+            differing = [path for path, digests in recorded.items() if found[path] != digests]
+    except (OSError, ValueError) as error:  # ValueError: no file can have this name
+        return f"cached files cannot be read ({getattr(error, 'strerror', None) or error})"
+    if differing:
         more = f" and {len(differing) - 1:,} more" if differing[1:] else ""
-        return f"cached files do not match their digests ({differing[0]}{more})"
+        return f"cached files do not match their digests ({differing[0].name}{more})"
     return None
 
 
@@ -125,11 +130,11 @@ def ensure_entry(
     def reason() -> str | None:
         return fault(folder) if folder.is_dir() else "missing"
 
-    if reason():
+    if why := reason():
+        if folder.is_dir():
+            log(f"{kind:<9} {why}: rebuilding {folder.name}")
         with locked(folder):
-            if why := reason():  # no other process has built it meanwhile
-                if folder.is_dir():
-                    log(f"{kind:<9} {why}: rebuilding {folder.name}")
+            if reason():  # no other process has built it meanwhile
                 with building(folder, kind, data) as draft:
                     fill(draft)
     touch(folder)
@@ -176,7 +181,7 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
         write_json(draft / MARKER, asdict(marker))
         yield draft
         paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
-        digests = _digests(paths)
+        digests = {path.name: digests for path, digests in _digests(paths).items()}
         _flush(paths)
         write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
         sync_folder(draft)
@@ -224,15 +229,19 @@ def remove(entry: Entry) -> bool:
         raise FastaeError(f"cannot remove {str(entry.path)!r}: {error.strerror or error}") from None
 
 
-def _digests(paths: Sequence[Path]) -> dict[str, list[int]]:
-    """File name -> CRC-32 of each of its blocks. Raises OSError, also for what is no file."""
-    for path in paths:
-        require_file(path)
-    blocks = [(path, start) for path in paths for start in range(0, path.stat().st_size, BLOCK)]
-    digests: dict[str, list[int]] = {path.name: [] for path in paths}
+def _blocks(path: Path) -> range:
+    """Where the blocks of a file begin. Raises OSError, also for what is no file."""
+    require_file(path)
+    return range(0, path.stat().st_size, BLOCK)
+
+
+def _digests(paths: Iterable[Path]) -> dict[Path, list[int]]:
+    """The CRC-32 of each block of these files. Raises OSError."""
+    blocks = [(path, start) for path in paths for start in _blocks(path)]
+    digests: dict[Path, list[int]] = {path: [] for path in paths}
     with ThreadPoolExecutor(THREADS) as pool:
         for (path, _), digest in zip(blocks, pool.map(_digest, blocks), strict=True):
-            digests[path.name].append(digest)
+            digests[path].append(digest)
     return digests
 
 
@@ -244,7 +253,7 @@ def _digest(block: tuple[Path, int]) -> int:
         return zlib.crc32(file.read(BLOCK))
 
 
-def _flush(paths: Sequence[Path]) -> None:
+def _flush(paths: Iterable[Path]) -> None:
     """Flushes files to the disk. Raises OSError."""
 
     def flush(path: Path) -> None:

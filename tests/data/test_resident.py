@@ -161,6 +161,7 @@ DAMAGES = {
     "zeroed means": changed("means.npy", lambda means: means.fill(0)),
     "means that are no numbers": changed("means.npy", lambda means: means.fill(np.nan)),
     "cut short": lambda store: os.truncate(store / "pixels.npy", 1_000_000),
+    "a terabyte": lambda store: os.truncate(store / "pixels.npy", 1 << 40),
     "emptied": lambda store: os.truncate(store / "means.npy", 0),
     "removed": lambda store: (store / "means.npy").unlink(),
     "not an array": lambda store: (store / "pixels.npy").write_bytes(b"\x80\x04pickle"),

@@ -10,22 +10,20 @@ import hashlib
 import io
 import json
 import os
-import shutil
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastae.config import TrainConfig
-from fastae.data import resident
 from fastae.data.check import check
 from fastae.data.folder import find_jpegs, open_folder
 from fastae.data.jpeg import inspect
@@ -37,6 +35,7 @@ from fastae.monitor.text import show_report
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.runs.sweep_folder import SweepFolder
+from fastae.utils.cache import Marker, damage
 from fastae.utils.console import HarmlessConsole
 
 from ..test_untrusted import foreign_report
@@ -120,11 +119,10 @@ def checkpoint_of_a_run(path, pictures):
     assert isinstance(state, dict) or (len(lines) == 1 and "\n" not in lines[0])
 
 
-def resident_array(path, pictures):
-    shutil.copy(path, path.with_name("means.npy"))
-    path.with_name(resident.BAD).write_text("{}")
-    store = resident._open(path.parent, (2, 16, 3, 16))
-    assert store is None or store.pixels.shape == (2, 16, 3, 16)
+def marker_of_a_cache_entry(path, pictures):
+    path.with_name("pixels.npy").write_bytes(b"pixels")
+    if reason := damage(path.parent):
+        raise FastaeError(reason)
 
 
 def records_of_a_check(path, pictures):
@@ -163,7 +161,7 @@ NAMES = {
     "gpu.json": usage_report,
     "sweep.json": plan_of_a_sweep,
     "0000001.pt": checkpoint_of_a_run,
-    "pixels.npy": resident_array,
+    "entry.json": marker_of_a_cache_entry,
     "records.msgpack": records_of_a_check,
     "celeba.zip": celeba,
     "train-0.parquet": celeba,
@@ -200,14 +198,14 @@ def intact(pictures, face_paths, tmp_path_factory):
         return file.getvalue()
 
     state = {"model": {"weight": torch.ones(3, 4)}, "optimizer": {}, "scaler": {}, "config": {}, "run": {}}
-    arrays = np.zeros((2, 16, 3, 16), np.uint8), np.zeros((2, 3), np.float32)
+    marker = Marker("resident", "images", "now", "1", {"pixels.npy": [zlib.crc32(b"pixels")]})
     contents = {
         "config.json": [{"config": TrainConfig().as_dict(), "data": {}}],
         "images.json": [dataclasses.asdict(open_folder(pictures).manifest)],
         "gpu.json": [foreign_report("text")],
         "sweep.json": [{"plan": {}, "runs": [{"name": "pixel_bce", "loss": "pixel_bce", "seed": 0}]}],
         "0000001.pt": [saved(lambda file: torch.save(state | {"iteration": 1}, file))],
-        "pixels.npy": [saved(lambda file, array=array: np.save(file, array)) for array in arrays],
+        "entry.json": [dataclasses.asdict(marker)],
         "records.msgpack": [path.read_bytes() for path in records.iterdir()],
         "celeba.zip": [archive(zipfile.ZIP_STORED), archive(zipfile.ZIP_DEFLATED)],
         "list_eval_partition.txt": [b"000001.jpg 0\n000002.jpg 1\r\n", b"image_id,partition\r\n000001.jpg,0"],
