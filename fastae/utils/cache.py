@@ -7,8 +7,10 @@ beside its place, under a lock; so a draft whose lock is free was left by a proc
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -63,6 +65,16 @@ def cache_folder(named: str | None = None) -> Path:
     folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
     require_path(folder, "--cache-dir" if named else f"${VARIABLE}")
     return Path(folder)
+
+
+def is_writable(cache: Path) -> bool:
+    """Whether an entry can be begun there, which makes the folder; a full disk is another matter."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return True
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_records(cache: Path) -> Path | None:

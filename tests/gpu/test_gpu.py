@@ -51,7 +51,7 @@ def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
 
     def batches(device):
         loader = open_loader(
-            face_paths, kind="dali", batch_size=16, device=device, seed=0, augmentation=strong, tuning=tuning
+            face_paths, kind="dali", batch_size=16, device=device, seed=0, augment=strong, tuning=tuning
         )
         return list(itertools.islice(loader.batches(1), 4))
 
@@ -140,9 +140,7 @@ def test_a_compiled_step_waits_for_nothing(cuda):
 
 @pytest.mark.parametrize("kind", ["dali", "host", "resident"])
 def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_paths, kind):
-    loader = open_loader(
-        face_paths, kind=kind, batch_size=8, device=cuda, seed=0, crop_resize=CropResize(size=64), cache=False
-    )
+    loader = open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=0, image_size=64, cache=False)
 
     def train(recorded):
         step = make_step(small_model(cuda), choose_precision(cuda, amp=True), images_of=loader.images)
