@@ -189,7 +189,7 @@ class _Augmented(RecoverableStream[Tensor]):
         dali = DaliPipeline(
             decoder.crop_resize, decoder.device, share * self._length, decoder.tuning, patience
         )
-        if dali.on_gpu:
+        if decoder.on_gpu:
             before = first % self._length
             joined = read_augmented(paths, groups, dali)
             firsts = itertools.count(first - before, self._length)

@@ -77,10 +77,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
     """uint8 (L, L, 3). A centre between two pixels is rounded towards the end, as by DALI's crop."""
     fault = inspect(path).fault
     if fault in NOT_OPENED:
-        is_empty = fault is Fault.NOT_A_FILE and os.path.isdir(path)  # noqa: PTH112
-        is_url = fault is Fault.GONE and URL.match(path)
-        words = {Fault.NOT_A_FILE: "a folder without images"} if is_empty else {Fault.GONE: "does not exist"}
-        raise UnusableImage("a URL: only local files are read" if is_url else words.get(fault, fault.value))
+        raise UnusableImage(_reason(path, fault))
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
         with suppress(Exception):  # damaged EXIF data; the pixels are good all the same
             ImageOps.exif_transpose(image, in_place=True)
@@ -89,6 +86,15 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
             raise UnusableImage(f"too small: the run's --crop is {crop}")
         left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
         return np.array(_rgb(image.crop((left, top, left + side, top + side))))
+
+
+def _reason(path: str, fault: Fault) -> str:
+    """Why a file is not opened, to the user who named it."""
+    if fault is Fault.NOT_A_FILE and os.path.isdir(path):  # noqa: PTH112
+        return "a folder without images"
+    if fault is Fault.GONE:
+        return "a URL: only local files are read" if URL.match(path) else "does not exist"
+    return fault.value
 
 
 def _rgb(image: Image.Image) -> Image.Image:

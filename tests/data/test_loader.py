@@ -14,8 +14,11 @@ from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, open_loader
+from fastae.data.decode import Decoder
+from fastae.data.loader import DaliLoader
 from fastae.data.pipeline import DaliPipeline, build_augmented, read_augmented
 from fastae.data.pixel_ops import ParamTensors, PixelOps
+from fastae.data.recovery import ImageFiles
 from fastae.data.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.utils import environment
@@ -145,6 +148,29 @@ def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
 def test_a_folder_trains_on_its_training_part_alone(face_folder):
     opened = open_faces(face_folder)
     assert [Path(path).name for path in opened.files.paths] == [f"{n:06d}.jpg" for n in range(1, 39)]
+
+
+class DecoderOfAGpu(Decoder):
+    """DALI's graph for GPUs, run on the CPU."""
+
+    on_gpu = True
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("start", [0, 4])
+def test_batches_that_a_gpu_decodes_together_are_taken_apart_again(face_paths, shuffle, start):
+    """20 images in batches of 8, three at a time: in order, every third batch has 4."""
+    tuning = Tuning(threads=1, decode_batch=24)
+    ours, theirs = (
+        DaliLoader(
+            ImageFiles(face_paths[:20]),
+            Sampler(20, 8, 0, Augmentation(), shuffle=shuffle),
+            decoder(CropResize(size=32), PixelOps(CropResize(size=32), False), CPU, tuning),
+        ).batches(start)
+        for decoder in (DecoderOfAGpu, Decoder)
+    )
+    for one, other in itertools.islice(zip(ours, theirs, strict=False), 7):
+        assert one.shape == other.shape and (one - other).abs().max() <= 1e-5
 
 
 def test_file_names_of_any_bytes(tmp_path, face_paths):

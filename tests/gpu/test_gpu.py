@@ -61,6 +61,16 @@ def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
         assert difference.mean() < 1 / 255 and difference.quantile(0.99) < 8 / 255
 
 
+@pytest.mark.parametrize("kind", ["dali", "host", "resident"])
+def test_images_in_order_are_those_of_load_images(face_paths, cuda, kind):
+    loader = open_loader(face_paths, 16, augment=False, image_size=64, kind=kind, device=cuda, cache=False)
+    for _ in range(2):
+        batches = [batch.clone() for batch in loader]
+        assert [len(batch) for batch in batches] == [16, 16, 8]
+        expected = load_images(face_paths, CropResize(size=64), cuda)
+        assert (torch.cat(batches) - expected).abs().max() < 0.51 / 255
+
+
 def test_images_are_upright_whatever_their_exif_orientation(cuda, tmp_path):
     """Of odd sides and without symmetry. Decoders disagree on whether a region is of the turned image."""
     pixels = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8).repeat(12, 0).repeat(12, 1)
