@@ -46,12 +46,12 @@ def run(code, names, page):
 
 @pytest.fixture
 def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
-    """The current folder of a reader: 80 photos, two of them here, and a run. No GPU, and no C++ compiler."""
+    """The current folder of a reader: 40 photos, two of them here, and a run. No GPU, and no C++ compiler."""
     (tmp_path / "photos").mkdir()
-    for number, face in enumerate([*face_paths, *face_paths]):
-        os.link(face, tmp_path / "photos" / f"{number:03d}.jpg")
-    for number, name in enumerate(("a.jpg", "b.jpg")):
-        os.link(face_paths[number], tmp_path / name)
+    for face in face_paths:
+        os.link(face, tmp_path / "photos" / Path(face).name)
+    for face, name in zip(face_paths, ("a.jpg", "b.jpg"), strict=False):
+        os.link(face, tmp_path / name)
     (tmp_path / "RUN").symlink_to(small_run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(decode, "can_compile", lambda: False)  # compiling takes minutes on a busy machine

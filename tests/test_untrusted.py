@@ -136,8 +136,8 @@ def test_the_checkpoint_before_a_malicious_one_is_used(run, capsys):
     ("claim", "reason"),
     [
         ({"latent": 2**20, "image_size": 4096}, "holds no usable checkpoint"),
-        ({"latent": 2**62}, r"config\.json: --latent must be"),
-        ({"image_size": 2**40}, r"config\.json: --image-size must be"),
+        ({"latent": 2**62}, r"config\.json: latent must be"),
+        ({"image_size": 2**40}, r"config\.json: image_size must be"),
     ],
 )
 def test_a_model_that_config_json_claims_takes_no_memory(run, claim, reason):

@@ -159,8 +159,8 @@ class DecoderOfAGpu(Decoder):
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("start", [0, 4])
 def test_batches_that_a_gpu_decodes_together_are_taken_apart_again(face_paths, shuffle, start):
-    """20 images in batches of 8, three at a time: in order, every third batch has 4."""
-    tuning = Tuning(threads=1, decode_batch=24)
+    """20 images in batches of 8, two at a time: in order, every third batch has 4."""
+    tuning = Tuning(threads=1, decode_batch=16)
     ours, theirs = (
         DaliLoader(
             ImageFiles(face_paths[:20]),
