@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -13,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastae.cli.main import cli
 from fastae.errors import FastaeError
+from fastae.runs import checkpoint
 
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
@@ -85,11 +87,23 @@ def last_state(run):
 
 
 def begin_with(run, images):
-    """Has a run say that it began with these images."""
+    """Has a run, and its newest checkpoint, say that it began with these images."""
     images.write(run / "images.json")
     described = json.loads((run / "config.json").read_text())
     described["data"]["fingerprint"] = images.fingerprint
     (run / "config.json").write_text(json.dumps(described))
+    state = last_state(run)
+    state["run"]["data"]["fingerprint"] = images.fingerprint
+    checkpoint.write(run / "checkpoints", state, keep=1)
+
+
+def killed_before_its_first_checkpoint(run):
+    """Has a run's folder hold what it did then."""
+    shutil.rmtree(run / "checkpoints")
+    (run / "checkpoints").mkdir()
+    (run / "model.safetensors").unlink(missing_ok=True)
+    rows = (run / "metrics.csv").read_bytes().splitlines(keepends=True)
+    (run / "metrics.csv").write_bytes(b"".join(rows[:5]))
 
 
 def same_state(one, other):

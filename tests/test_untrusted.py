@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -22,9 +23,9 @@ from fastae.runs import checkpoint
 from fastae.runs.loaded_model import load_model
 from fastae.runs.sweep_folder import SweepFolder
 from fastae.utils.console import HarmlessConsole
-from fastae.utils.files import atomic_write
+from fastae.utils.files import DRAFT, atomic_write
 
-from .commands import SMALL, fastae, here
+from .commands import SMALL, fastae, here, last_state
 
 ROOT = Path(__file__).parents[1]
 SCALER = {
@@ -198,7 +199,7 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_named_and_the_one_before_used
     lines = []
     plant(tmp_path, saved(good))
     plant(tmp_path, saved(replaced(good | {"iteration": 9}, path, value)), iteration=9)
-    assert checkpoint.newest(tmp_path, lines.append, model)["iteration"] == 1
+    assert checkpoint.newest(tmp_path, lines.append, lambda config: model)["iteration"] == 1
     assert len(lines) == 1 and "0000009.pt" in lines[0] and "\n" not in lines[0]
 
 
@@ -211,6 +212,62 @@ def test_a_resumed_run_survives_moments_of_another_shape(run, capsys):
     printed = capsys.readouterr().out
     assert "0000005.pt" in printed and "from iteration 4" in printed
     assert checkpoint.latest(run / "checkpoints") == 6
+
+
+def nested(depth):
+    """A list of a kilobyte that holds 2^depth numbers for whoever walks through it."""
+    made = [0]
+    for _ in range(depth):
+        made = [made, made]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "reason"),
+    [
+        ("run", {"device": nested(40)}, "one list or mapping in two places"),
+        ("run", {"device": ["x" * (1 << 20)] * 100}, "repeats its texts"),
+        ("run", {"device": torch.zeros(3)}, "not JSON serializable"),
+        ("run", {"device": float("nan")}, "not JSON compliant"),
+        ("config", {"seed": torch.zeros(3)}, "not JSON serializable"),
+        ("config", {"seed": -1}, "--seed must be from 0"),
+        ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
+        ("progress", {"seconds": -1.0}, "seconds"),
+        ("progress", {"seconds": [nested(3)]}, "one list or mapping in two places"),
+        ("progress", {"events": [1]}, "events"),
+        ("progress", {"metrics": {"size": "all", "sha256": ""}}, "metrics"),
+        ("progress", [], "progress|object"),
+    ],
+)
+def test_what_a_checkpoint_says_is_converted_to_its_type_first(run, part, value, reason, capsys):
+    """Its digest is valid: whoever made the folder made that, too."""
+    state = last_state(run) | {"iteration": 9}
+    state[part] = value if isinstance(value, list) else state[part] | value
+    plant(run / "checkpoints", saved(state), iteration=9)
+    here("train", "--resume", run, "--iterations", 5)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "0000009.pt" in line]
+    assert re.search(reason, line) and len(line) < 500
+
+
+def test_a_checkpoint_of_an_older_version_says_nothing_of_its_progress(run):
+    state = last_state(run) | {"iteration": 5}
+    del state["progress"]
+    plant(run / "checkpoints", saved(state), iteration=5)
+    here("train", "--resume", run, "--iterations", 6)
+    assert last_state(run)["iteration"] == 6
+
+
+def test_a_file_of_metrics_without_end_is_not_read_to_its_end(run, capsys):
+    os.truncate(run / "metrics.csv", 1 << 40)
+    here("train", "--resume", run, "--iterations", 5)
+    assert (run / "metrics.csv").stat().st_size < 10_000
+    assert "lost or changed rows" not in capsys.readouterr().out, "they are all there"
+
+
+def test_a_folder_that_is_named_as_a_draft_is_left_alone(run):
+    (run / f"{DRAFT}folder").mkdir()
+    here("train", "--resume", run, "--iterations", 5)
+    assert (run / f"{DRAFT}folder").is_dir()
 
 
 def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(run):

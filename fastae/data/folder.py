@@ -18,8 +18,9 @@ from pathlib import Path
 from fastae.data.celeba import TRAIN, find_splits, read_split
 from fastae.data.check import Check, check
 from fastae.data.jpeg import Fault, FileFault
-from fastae.data.manifest import Manifest
+from fastae.data.manifest import DIGESTS, Manifest, content_digest
 from fastae.data.recovery import ImageFiles, NoneLeft
+from fastae.data.sampler import evenly_spaced
 from fastae.errors import FastaeError
 from fastae.utils.console import counted
 from fastae.utils.limits import free_bytes
@@ -235,9 +236,10 @@ def _divide(root: str, checked: Check) -> ImageFolder:
             f"one to train on and one to hold out{skipped}"
         )
     train, held_out, split = _split(root, checked.usable)
-    manifest = Manifest(
-        split, *({name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out))
-    )
+    sizes = [{name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out)]
+    sample = evenly_spaced([*train, *held_out], DIGESTS)
+    digests = {name_below(root, path): digest for path in sample if (digest := content_digest(path))}
+    manifest = Manifest(split, sizes[0], sizes[1], digests)
     return ImageFolder(root, train, held_out, manifest, checked.unusable, checked.side)
 
 
@@ -267,6 +269,8 @@ def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     for name, path in there.items():
         if checked.sizes[path] != listed[name]:
             raise _other(root, f"{name!r:.200} had {listed[name]:,} bytes")
+        if name in manifest.digests and content_digest(path) != manifest.digests[name]:
+            raise _other(root, f"{name!r:.200} has another content than when the run began")
     found = {name_below(root, each.path): each.fault for each in checked.unusable}
     faults = {name: found.get(name, Fault.GONE) for name in lost}
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch.profiler import profile
 
+from fastae.utils.files import draft
+
 TRACE = "trace.json.gz"
 
 
@@ -70,10 +72,6 @@ class StepProfiler(AbstractContextManager):
 
     def _write(self, finished: profile) -> Path:
         path = self._folder / TRACE
-        partial = path.with_name(f".partial-{TRACE}")  # PyTorch compresses by the suffix
-        try:
+        with draft(path) as partial:
             finished.export_chrome_trace(str(partial))
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
         return path

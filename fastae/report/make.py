@@ -116,6 +116,10 @@ def _write(out: Path, page: bytes, files: Mapping[str, bytes]) -> None:
     folder = out.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        if folder.is_symlink():
+            raise FastaeError(
+                f"{str(folder)!r}, for the figures, is a link: remove it, or name another --out"
+            )
         for name, content in files.items():
             with atomic_write(folder / name) as file:
                 file.write(content)

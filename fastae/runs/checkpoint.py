@@ -11,25 +11,43 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
+from typing import IO, Annotated, Any, BinaryIO, cast
 
 import safetensors.torch
 import torch
+from msgspec import Meta
 from torch import Tensor, nn
 
+from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
+from fastae.runs.metrics import Content
 from fastae.utils.environment import __version__
-from fastae.utils.files import atomic_write, require_file, sync_folder
+from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync_folder
+from fastae.utils.json import convert, plain
 
 LAST = "last.pt"
 """A link to the newest, for people and scripts; fastae itself goes by the numbers."""
 
 PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
-"""What a checkpoint holds. run: data, device and versions, as in config.json."""
+"""What every checkpoint holds. run: data, device and versions, as in config.json."""
 
 State = dict[str, Any]
+"""PARTS and a Progress; of one that was read, `config` is a TrainConfig and `run` plain JSON values."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What else a run continues from, and what its other files held when a checkpoint was written."""
+
+    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    """Of training, in all sessions: steps and the wait for data; its share, if it took turns with others."""
+
+    metrics: Content | None = None
+    events: tuple[str, ...] = ()
+    """The names of TensorBoard's event files, one per session."""
 
 
 def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
@@ -49,8 +67,7 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
             beside.write(f"{output.digest.hexdigest()}  {path.name}\n".encode())
     sync_folder(folder)
     with suppress(OSError):  # some file systems have no links
-        link = folder / f".{LAST}.partial"
-        link.unlink(missing_ok=True)
+        link = draft_of(folder / LAST)
         link.symlink_to(path.name)
         link.replace(folder / LAST)
     found = _numbered(folder)
@@ -96,18 +113,21 @@ def latest(folder: Path) -> int | None:
     return int(found[0].stem) if found else None
 
 
-def newest(folder: Path, warn: Callable[[str], None], model: nn.Module | None = None) -> State | None:
+def newest(
+    folder: Path, warn: Callable[[str], None], model_of: Callable[[TrainConfig], nn.Module] | None = None
+) -> State | None:
     """The newest valid state in `folder`, on the CPU; None if there is none.
 
     warn: is called with one line for each newer one that is not valid.
-    model: the model that the state must fit, in shapes and types; one on the meta device will do.
+    model_of: the model that a state with these settings must fit, in shapes and types; one on the meta device
+    will do. Raises FastaeError if the folder cannot be listed.
     """
     paths = _numbered(folder)
     for path in paths:
         try:
             state = _read(path)
-            if model:
-                _require_fit(state, model, path)
+            if model_of:
+                _require_fit(state, model_of(state["config"]), path)
             return state
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
@@ -136,13 +156,42 @@ def _read(path: Path) -> State:
         raise FastaeError(f"checkpoint {path} is not one of fastae's")
     if state["iteration"] != int(path.stem):
         raise FastaeError(f"checkpoint {path} is of iteration {state['iteration']!r:.30}")
+    try:
+        state["run"] = plain(state["run"])
+        state["progress"] = convert(plain(state.get("progress", {})), Progress)
+        state["config"] = TrainConfig.from_dict(plain(state["config"]), f"checkpoint {path}")
+    except ValueError as error:
+        raise FastaeError(f"checkpoint {path} is not one of fastae's: {error}") from None
     return state
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first."""
-    found = [path for path in folder.glob("*.pt") if path.stem.isdecimal() and path.is_file()]
+    """The checkpoints in `folder`, the newest first. Raises FastaeError if it cannot be listed."""
+    found = [
+        path for path in listed(folder) if path.suffix == ".pt" and path.stem.isdecimal() and path.is_file()
+    ]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
+
+
+def without_checkpoint(folder: Path) -> list[Path]:
+    """The digests in `folder` whose checkpoint is lost. Raises FastaeError if it cannot be listed.
+
+    A process that is killed while it saves may leave a digest and, instead of the checkpoint, its draft.
+    """
+    paths = listed(folder)
+    names = [path.name for path in paths]
+    return [
+        path
+        for path in paths
+        if path.suffix == ".sha256" and not any(name.endswith(path.stem) for name in names)
+    ]
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes the drafts in `folder`, and the digests that have no checkpoint. Raises OSError."""
+    remove_drafts(folder)
+    for digest in without_checkpoint(folder):
+        digest.unlink(missing_ok=True)
 
 
 def _digest_of(path: Path) -> Path:

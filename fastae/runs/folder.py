@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +19,15 @@ from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics
 from fastae.utils.console import printable
 from fastae.utils.environment import command
-from fastae.utils.files import locked, made_folder, require_file, require_new_folder, write_json
+from fastae.utils.files import (
+    locked,
+    made_folder,
+    open_own,
+    refuse_links,
+    remove_drafts,
+    require_new_folder,
+    write_json,
+)
 from fastae.utils.json import nested, read_json
 
 RUNS = Path("runs")
@@ -26,12 +35,8 @@ RUNS = Path("runs")
 
 @dataclass(frozen=True)
 class Logged:
-    """seconds: of training, in all sessions; its share, if the run took turns with others.
+    """The last loss_index of each kind of row in metrics.csv."""
 
-    loss_index, held_out: the last loss_index of each kind.
-    """
-
-    seconds: float = 0.0
     loss_index: float | None = None
     held_out: float | None = None
 
@@ -56,8 +61,14 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps other processes out of the folder. Raises FastaeError if a run is in progress in it."""
+        """Keeps other processes out of the folder.
+
+        Raises FastaeError if a run is in progress in it, or if something in it is a link.
+        """
         with locked(FileLock(self.lock_file), self.path, "run"):
+            refuse_links(self.path)
+            refuse_links(self.samples)
+            refuse_links(self.checkpoints, but=checkpoint.LAST)
             yield
 
     def begin(self, description: Mapping[str, Any], images: Manifest, skipped: Iterable[FileFault]) -> None:
@@ -67,10 +78,12 @@ class RunFolder:
         """
         is_new = not self.config.exists()
         try:
+            # First: a run that has a config.json, but no such folder, has lost it.
+            self.checkpoints.mkdir(exist_ok=True)
+            self.samples.mkdir(exist_ok=True)
             write_json(self.config, dict(description))
             if checkpoint.latest(self.checkpoints) is None:
-                self.checkpoints.mkdir(exist_ok=True)
-                self.samples.mkdir(exist_ok=True)
+                checkpoint.remove_unfinished(self.checkpoints)
                 images.write(self.images)
             self.note_skipped(skipped)
         except OSError as error:
@@ -99,10 +112,14 @@ class RunFolder:
         except (OSError, ValueError) as error:
             raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
 
-    def manifest(self) -> Manifest:
-        """The images that it began with. Raises FastaeError if images.json is missing, damaged or edited."""
+    def manifest(self, description: Mapping[str, Any] | None = None) -> Manifest:
+        """The images that it began with. Raises FastaeError if images.json is missing, damaged or edited.
+
+        description: what a checkpoint says of the run; by default what config.json says.
+        """
         images = Manifest.read(self.images)
-        if nested(self.describe(), "data", "fingerprint") not in (None, images.fingerprint):
+        description = description or self.describe()
+        if nested(description, "data", "fingerprint") not in (None, images.fingerprint):
             raise FastaeError(f"{str(self.images)!r} lists other images than the run began with: restore it")
         return images
 
@@ -110,42 +127,60 @@ class RunFolder:
         """Lists files that cannot be trained on in skipped.txt, each once. Raises OSError."""
         lines = [f"{each.fault.value}\t{printable(each.path)}\n".encode() for each in bad]
         if lines and self.path.is_dir():
-            require_file(self.skipped)
-            with self.skipped.open("a+b") as file:  # several ranks may append
-                file.seek(0)
-                noted = set(file)
+            with open_own(self.skipped, "a") as file:  # several ranks may append
+                with self.skipped.open("rb") as written:
+                    noted = set(written)
                 file.writelines(line for line in dict.fromkeys(lines) if line not in noted)
 
     def note_non_finite(self, iteration: int, images: Iterable[str]) -> None:
         """Lists the images of an iteration whose loss is not finite in nan.txt. Raises OSError."""
-        require_file(self.non_finite)
-        with self.non_finite.open("a") as file:
-            file.writelines(f"{iteration}\t{printable(path)}\n" for path in images)
+        with open_own(self.non_finite, "a") as file:
+            file.writelines(f"{iteration}\t{printable(path)}\n".encode() for path in images)
 
-    def logged(self, iteration: int, batch_size: int) -> Logged:
+    def logged(self, iteration: int) -> Logged:
         """What it has logged up to an iteration; nothing if there is no metrics.csv that can be read."""
         try:
             rows = metrics.read_metrics(self.metrics).up_to(iteration)
-            turns = self.describe().get("at_once")
-        except (OSError, ValueError, FastaeError):
+        except (OSError, ValueError):
             return Logged()
         train, held_out = (each.values["loss_index"] for each in (rows.train, rows.held_out))
         return Logged(
-            float(rows.windows(batch_size)[1].sum()) / (turns if isinstance(turns, int) and turns > 1 else 1),
             float(train[-1]) if len(train) else None,
             float(held_out[-1]) if len(held_out) else None,
         )
 
+    def lost_progress(self, config: TrainConfig) -> str | None:
+        """What shows that a run without a checkpoint has had one; None if it may begin again.
+
+        Raises FastaeError if its checkpoints cannot be listed.
+        """
+        if not self.checkpoints.is_dir():
+            return f"{str(self.checkpoints)!r} is missing"
+        if digests := checkpoint.without_checkpoint(self.checkpoints):
+            return f"{digests[-1].stem} is missing, and its digest is not"
+        if self.weights.exists():
+            return f"{self.weights.name} holds the weights of a finished run"
+        with suppress(OSError, ValueError):
+            rows = metrics.read_metrics(self.metrics)
+            last = int(rows.train.iterations.max(initial=0))
+            seconds = float(rows.windows(config.batch_size)[1].sum())
+            # The second is not begun until the first is on the disk.
+            if last > 2 * (config.checkpoint_every or math.inf) or seconds > 120 * config.checkpoint_minutes:
+                return f"metrics.csv reaches iteration {last:,}"
+        return None
+
     def resume_hint(self) -> str:
         """What is kept of a run that ended early, and the command that resumes it."""
-        iteration = checkpoint.latest(self.checkpoints)
+        iteration = None
+        with suppress(FastaeError):  # the folder may be gone
+            iteration = checkpoint.latest(self.checkpoints)
         kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
         return f"{kept}; resume with: {command('fastae')} train --resume {self.path}"
 
     def remove_drafts(self) -> None:
         """Removes what a process that was killed has not finished writing; under the lock."""
-        for draft in self.path.glob("**/.*.partial"):
-            draft.unlink(missing_ok=True)
+        for folder in (self.path, self.checkpoints, self.samples):
+            remove_drafts(folder)
 
 
 def require_unused(path: Path, option: str) -> None:

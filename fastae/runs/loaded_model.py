@@ -48,7 +48,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     found = _final_weights(run.weights, model)
     # Reading a checkpoint takes three times as long: it holds Adam's moments, too.
     if not found or found[0][0] < (checkpoint.latest(run.checkpoints) or 0):
-        state = checkpoint.newest(run.checkpoints, log, model)
+        state = checkpoint.newest(run.checkpoints, log, lambda trained: model)
         found += [(state["iteration"], state["model"])] if state else []
     if not found:
         raise FastaeError(f"{str(path)!r} holds no usable checkpoint: train it longer, or restore one")

@@ -7,6 +7,8 @@ loss_index is the mean squared error x 1e7; data_wait is a share of the time, in
 
 from __future__ import annotations
 
+import hashlib
+import io
 import math
 import os
 from array import array
@@ -18,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from fastae.utils.files import atomic_write, require_file
+from fastae.utils.files import atomic_write, open_own, require_file
 
 NAME = "metrics.csv"
 TRAIN, HELD_OUT = "train", "held_out"
@@ -69,32 +71,49 @@ class Metrics:
         return images[known], images[known] / rates[known]
 
 
+@dataclass(frozen=True)
+class Content:
+    """What metrics.csv held when a checkpoint was written: how many bytes, and their SHA-256."""
+
+    size: int
+    sha256: str
+
+
 class MetricsWriter(AbstractContextManager):
     """Appends rows to the file at `path`, which keeps those up to iteration `start`; with 0, none.
 
+    content: what the file held at `start`. Whatever follows it is dropped; if it has changed, `is_damaged` is
+    true, and the valid rows up to `start` are kept.
     Raises OSError if the disk is full or `path` is not a file; the file is then as it was before.
     """
 
-    def __init__(self, path: Path, start: int = 0) -> None:
-        kept = []
-        if start and path.exists():
-            require_file(path)
-            with path.open("rb") as old:
-                kept = [line for line in _lines(old) if (row := _parse(line)) and row[0] <= start]
+    def __init__(self, path: Path, start: int = 0, content: Content | None = None) -> None:
+        self.is_damaged = False
+        kept = HEADER
+        if start:
+            old = _read(path)
+            kept = old[: content.size] if content else HEADER + _valid_rows(old, start)
+            if content and hashlib.sha256(kept).hexdigest() != content.sha256:
+                self.is_damaged = True
+                kept = HEADER + _valid_rows(old, start)
         with atomic_write(path) as new:
-            new.write(HEADER)
-            new.writelines(kept)
-        self._file = path.open("ab")
+            new.write(kept)
+        self._size, self._digest = len(kept), hashlib.sha256(kept)
+        self._file = open_own(path, "a")
 
     def append(self, iteration: int, kind: str, **metrics: float) -> None:
         """Adds a row, which others can read when this returns; `metrics` are some of METRICS."""
         cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in METRICS)  # float32 exactly
-        self._file.write(",".join((str(iteration), kind, *cells)).encode() + b"\n")
+        line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
+        self._size += len(line)
+        self._digest.update(line)
 
-    def sync(self) -> None:
-        """Returns when all rows are on the disk."""
+    def sync(self) -> Content:
+        """What the file holds; returns when it is on the disk."""
         os.fsync(self._file.fileno())
+        return Content(self._size, self._digest.hexdigest())
 
     def __exit__(self, *exception: object) -> None:
         with suppress(OSError):  # a row that could not be written has been reported
@@ -124,6 +143,26 @@ def read_metrics(path: Path) -> Metrics:
             else:
                 damaged += line.endswith(b"\n")  # otherwise it is being written
     return Metrics(_rows(cells[TRAIN]), _rows(cells[HELD_OUT]), damaged)
+
+
+def _read(path: Path) -> bytes:
+    """The file, up to MAX_BYTES; nothing if there is none. Raises OSError if something else is there."""
+    if not path.exists():
+        return b""
+    require_file(path)
+    with path.open("rb") as file:
+        return file.read(MAX_BYTES)
+
+
+def _valid_rows(content: bytes, last: int) -> bytes:
+    """The rows up to iteration `last`; of each kind the iterations ascend."""
+    seen, kept = {TRAIN: -1, HELD_OUT: -1}, []
+    for line in _lines(io.BytesIO(content)):
+        row = _parse(line)
+        if row and seen[row[1]] < row[0] <= last:
+            seen[row[1]] = row[0]
+            kept.append(line)
+    return b"".join(kept)
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:

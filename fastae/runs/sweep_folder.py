@@ -19,7 +19,7 @@ from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.runs.folder import RunFolder, held_folder
 from fastae.utils.arguments import Range
-from fastae.utils.files import write_json
+from fastae.utils.files import refuse_links, write_json
 from fastae.utils.json import read_json
 
 ARTICLE_SECONDS = 30 * 3600
@@ -179,4 +179,5 @@ def open_sweep(config: SweepConfig, path: Path | None) -> Iterator[SweepFolder]:
         SweepFolder(place).require_resumable(config)
 
     with held_folder(path, "sweep", "sweep", NAME, require) as place:
+        refuse_links(place)
         yield SweepFolder(place)

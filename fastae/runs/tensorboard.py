@@ -24,6 +24,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from torch.utils.tensorboard import summary
 
 from fastae.utils.console import printable
+from fastae.utils.files import open_own
 
 VERSION = "brain.Event:2"
 """The first record of each file: its format."""
@@ -36,8 +37,9 @@ class TensorBoardWriter(AbstractContextManager):
     """
 
     def __init__(self, folder: Path, start: int = 0) -> None:
-        name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = (folder / name).open("xb")
+        self.name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
+        """Of the event file."""
+        self._file = open_own(folder / self.name, "x")
         self._records = RecordWriter(self._file)
         self._lock = threading.Lock()
         self._write(Event(file_version=VERSION))

@@ -121,14 +121,15 @@ class Sweep:
         try:
             with begun_or_new(path, config, session) as (folder, state):
                 start = state["iteration"] if state else 0
-                logged = folder.logged(start, config.batch_size)
-                run = replace(run, iteration=start, seconds=logged.seconds)
+                seconds = state["progress"].seconds if state else 0.0
+                logged = folder.logged(start)
+                run = replace(run, iteration=start, seconds=seconds)
                 self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
                 display = RunDisplay(self._runs[name], self._update, session.at_once, prefix)
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
-                if not ended_by(config, start, logged.seconds):
+                if not ended_by(config, start, seconds):
                     with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
                         while trainer.advance():
                             yield True
@@ -215,7 +216,7 @@ def begun_or_new(
     if run.config.exists():
         with run.locked():
             state = reopen(run, config)
-            if state and run.manifest().fingerprint != session.images.manifest.fingerprint:
+            if state and run.manifest(state["run"]).fingerprint != session.images.manifest.fingerprint:
                 raise FastaeError(
                     "it began with other images than the sweep; "
                     f"fastae train --resume {run.path} resumes it alone"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +17,7 @@ from fastae.config import TrainConfig
 from fastae.monitor.monitor import Monitor
 from fastae.monitor.profiler import StepProfiler
 from fastae.monitor.recording import Phase
+from fastae.runs.checkpoint import Progress
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
 from fastae.runs.saver import Saver
@@ -57,6 +59,7 @@ class Recorder:
     """Records a run from the iteration `start` on. Methods raise OSError if a disk is full.
 
     held: closes what is opened here, in reverse order. description: what config.json says of the run.
+    progress: of the checkpoint that it continues from.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class Recorder:
         monitor: Monitor,
         display: LogLines,
         start: int,
+        progress: Progress,
     ) -> None:
         self._run = run
         self._config = config
@@ -79,8 +83,14 @@ class Recorder:
             kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
             for kind, tags in TAGS.items()
         }
-        self._metrics = held.enter_context(MetricsWriter(run.metrics, start))
+        self._metrics = held.enter_context(MetricsWriter(run.metrics, start, progress.metrics))
+        if self._metrics.is_damaged:
+            log(f"warning   {run.metrics.name} has lost or changed rows up to iteration {start:,}", "yellow")
         self._tensorboard = held.enter_context(TensorBoardWriter(run.path, start))
+        if lost := [name for name in progress.events if not (run.path / name).is_file()]:
+            files = "1 event file is" if len(lost) == 1 else f"{len(lost):,} event files are"
+            log(f"warning   {files} missing: TensorBoard's curves have gaps", "yellow")
+        self._events = (*progress.events, self._tensorboard.name)
         self._tensorboard.settings(start, config.as_dict())
         if start == 0:
             train, held_out = self._tags[TRAIN], self._tags[HELD_OUT]
@@ -157,14 +167,20 @@ class Recorder:
             file.write(png)
         self._tensorboard.image(iteration, PICTURE_TAG, png, sheet.shape[:2])
 
-    def save(self, iteration: int, state: Mapping[str, Any], final: bool) -> None:
+    def save(self, iteration: int, seconds: float, state: Mapping[str, Any], final: bool) -> None:
         """Starts to write a checkpoint; the run's other files are on the disk up to it before it is.
 
-        final: the run is finished; it keeps this checkpoint alone, and the weights.
+        seconds: of training so far. final: the run is finished; it keeps this checkpoint alone, and the
+        weights.
         """
-        self._metrics.sync()
         self._tensorboard.sync()
-        about = {"iteration": iteration, "config": self._config.as_dict(), "run": dict(self._description)}
+        progress = Progress(seconds, self._metrics.sync(), self._events)
+        about = {
+            "iteration": iteration,
+            "config": self._config.as_dict(),
+            "run": dict(self._description),
+            "progress": asdict(progress),
+        }
         self._saver.save({**state, **about}, weights=self._run.weights if final else None)
 
     def wait(self) -> None:

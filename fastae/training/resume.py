@@ -24,6 +24,13 @@ from fastae.training.session import Session, open_session
 from fastae.utils.console import log, printable
 from fastae.utils.json import nested
 
+FIXED = [
+    entry.name
+    for entry in dataclasses.fields(TrainConfig)
+    if not entry.metadata["free"] and entry.name != "out"
+]
+"""The settings that decide the optimization."""
+
 
 def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     """Resumes the run in `path`, with the settings in `given` changed. Returns the folder.
@@ -41,10 +48,10 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         config = changed(saved, given, path)
         if state:
             iteration = state["iteration"]
-            if option := ended_by(config, iteration, run.logged(iteration, config.batch_size).seconds):
+            if option := ended_by(config, iteration, state["progress"].seconds):
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
-        images = run.manifest() if state or run.images.exists() else None
+        images = run.manifest(before) if state or run.images.exists() else None
         session = open_session(as_before(config, given, before), ranks, images)
         log_differences(session, config, before)
         train_in(session, config, run, state)
@@ -61,24 +68,42 @@ def ended_by(config: TrainConfig, iteration: int, spent: float) -> str | None:
 def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State | None:
     """The newest valid checkpoint of a run, whose folder is locked; None if it has none yet.
 
-    Raises FastaeError if it has some, and none of them is valid.
+    Raises FastaeError if it has some and none of them is valid, if it has lost them, or if the run that they
+    are of has other settings than `config`.
     """
+    state = checkpoint.newest(
+        run.checkpoints, log, lambda trained: meta_model(trained.image_size, trained.latent)
+    )
+    if state:
+        _require_same(config, state["config"], run, state["iteration"])
+    elif checkpoint.latest(run.checkpoints) is not None:
+        raise FastaeError(f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one")
+    elif lost := run.lost_progress(config):
+        raise FastaeError(
+            f"the run in {str(run.path)!r} has lost its checkpoints ({lost}): "
+            "restore them, or start a new run"
+        )
     if ranks.is_main:
         run.remove_drafts()
-    state = checkpoint.newest(run.checkpoints, log, meta_model(config.image_size, config.latent))
-    if state is None and checkpoint.latest(run.checkpoints) is not None:
-        raise FastaeError(
-            f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one, or remove all to start again"
-        )
     return state
+
+
+def _require_same(config: TrainConfig, trained: TrainConfig, run: RunFolder, iteration: int) -> None:
+    """Raises FastaeError for a setting that would make it another run than the one of its checkpoint."""
+    for name in FIXED:
+        expected, found = getattr(trained, name), getattr(config, name)
+        if found != expected:
+            raise FastaeError(
+                f"{str(run.config)!r} says {flag(name)} {found}, but the checkpoint of iteration "
+                f"{iteration:,} was trained with {expected}: restore config.json"
+            )
 
 
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
     """The run's settings with those that were given. Raises FastaeError for one that is fixed."""
-    fixed = [entry.name for entry in dataclasses.fields(TrainConfig) if not entry.metadata["free"]]
     differing = [
         f"{flag(name)} {getattr(saved, name)}, not {given[name]}"
-        for name in fixed
+        for name in (*FIXED, "out")
         if name in given and given[name] != getattr(saved, name)
     ]
     if differing:

@@ -17,7 +17,7 @@ from fastae.errors import RunFailure, Stopped, TrainingFault
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
-from fastae.runs.checkpoint import State
+from fastae.runs.checkpoint import Progress, State
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import joined, launched
 from fastae.training.out_of_memory import OUT_OF_HOST_MEMORY, advice
@@ -97,6 +97,7 @@ def open_trainer(
             graph = step.record(loader.example()) if ranks.size == 1 else ""
             description = session.describe(config, graph)
             start = state["iteration"] if state else 0
+            progress: Progress = state["progress"] if state else Progress()
             if state:
                 step.restore(state)
                 earlier, turns = (nested(state, "run", name) for name in ("resumed", "at_once"))
@@ -108,10 +109,10 @@ def open_trainer(
             recorder = None
             if ranks.is_main:
                 run.begin(description, session.images.manifest, session.skipped)
-                recorder = Recorder(held, run, config, description, monitor, display, start)
+                recorder = Recorder(held, run, config, description, monitor, display, start, progress)
             session.runs.append(run)
             held.callback(session.runs.remove, run)
-            spent = run.logged(start, config.batch_size).seconds
+            spent = progress.seconds
             yield Trainer(session, config, step, loader, run, recorder, stops, start, spent)
     except Exception as error:
         raise _described(error, session, config, run) from None

@@ -170,6 +170,13 @@ class Trainer:
         """Seconds of training, of all sessions; a run's share, if several take turns."""
         return self._spent + (time.monotonic() - self._began) / self._session.at_once
 
+    def _trained(self) -> float:
+        """Seconds that the steps of all sessions took, up to the last log step; a run's share, as above.
+
+        Steps and the wait for data: without start, evaluations and saving.
+        """
+        return self._spent + sum(window.seconds for window in self._windows) / self._session.at_once
+
     def _stay_close(self, done: Any) -> None:
         """Waits while a GPU has more than AHEAD steps before it. done: the event at the end of the last."""
         if self._step.device.type == "cuda":
@@ -284,7 +291,7 @@ class Trainer:
         self._read()
         self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
         if self._recorder:
-            self._recorder.save(self.iteration, self._step.state(), final)
+            self._recorder.save(self.iteration, self._trained(), self._step.state(), final)
             self._timer.exclude()
         self._saved_at = time.monotonic()
 

@@ -1,19 +1,28 @@
-"""Files and folders that are either whole or not there: written beside their place, then renamed."""
+"""Files and folders that are either whole or not there: written beside their place, then renamed.
+
+All that a command writes into the folder of a run, a sweep or a report is opened here. Somebody else may have
+made that folder, with links under the names that are written: none is followed.
+"""
 
 from __future__ import annotations
 
 import errno
 import json
 import os
+import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal, cast
 
 from filelock import FileLock, Timeout
 
 from fastae.errors import FastaeError
+
+DRAFT = ".partial-"
+"""What the names of drafts begin with: files that are being written, or that a killed process left."""
 
 
 @contextmanager
@@ -21,19 +30,81 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` if the block succeeds, and leaves nothing otherwise.
 
     durable: survives a power failure, at the cost of some milliseconds.
-    Raises OSError if something else than a file is there: a device or a pipe would be replaced.
+    Raises OSError if something other than a regular file is there: a link, a device or a pipe.
     """
-    require_file(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    with draft(path) as partial, open_own(partial, "w") as file:
+        yield file
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def draft(path: Path) -> Iterator[Path]:
+    """An empty file beside `path`, which becomes `path` if the block succeeds, and is removed otherwise.
+
+    For libraries that write to a path: its name cannot be guessed, and ends as that of `path` does.
+    Raises OSError as `atomic_write` does.
+    """
+    _require_regular(path)
+    partial = draft_of(path)
+    open_own(partial, "x").close()
     try:
-        with partial.open("wb") as file:
-            yield file
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+        yield partial
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def draft_of(path: Path) -> Path:
+    """A name beside `path` that is not in use, and cannot be guessed."""
+    return path.with_name(f"{DRAFT}{secrets.token_hex(8)}-{path.name}")
+
+
+def open_own(path: Path, mode: Literal["x", "w", "a"]) -> BinaryIO:
+    """Opens a binary file for writing, as Python's `open` with this mode does, if it is a regular file.
+
+    Raises OSError otherwise: a link is not followed, and a pipe is not waited for.
+    """
+    _require_regular(path)
+    flags = {"x": os.O_EXCL, "w": os.O_TRUNC, "a": os.O_APPEND}[mode] | os.O_WRONLY | os.O_CREAT
+    handle = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+    return cast(BinaryIO, os.fdopen(handle, mode + "b"))
+
+
+def _require_regular(path: Path) -> None:
+    """Raises OSError if something other than a regular file is at `path`."""
+    with suppress(FileNotFoundError):
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            raise OSError(errno.EINVAL, "it is a link" if stat.S_ISLNK(mode) else "it is not a file")
+
+
+def remove_drafts(folder: Path) -> None:
+    """Removes the drafts in `folder` that a killed process left; nothing if there is no such folder."""
+    for path in listed(folder):
+        if path.name.startswith(DRAFT) and not stat.S_ISDIR(path.lstat().st_mode):
+            path.unlink(missing_ok=True)
+
+
+def refuse_links(folder: Path, but: str | None = None) -> None:
+    """Raises FastaeError, naming it, if there is a link in `folder` whose name does not end with `but`.
+
+    Through it, whoever made the folder could have fastae write to, or remove, any file of its user.
+    """
+    for path in listed(folder):
+        if path.is_symlink() and not (but and path.name.endswith(but)):
+            raise FastaeError(f"{str(path)!r} is a link, and fastae follows no link there: remove it")
+
+
+def listed(folder: Path) -> list[Path]:
+    """What is in a folder; nothing if it does not exist. Raises FastaeError if it cannot be listed."""
+    try:
+        return sorted(folder.iterdir())
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise FastaeError(f"folder {str(folder)!r} cannot be listed: {error.strerror}") from None
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -66,7 +137,7 @@ def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        raise FastaeError(f"another {what} is at work in {str(folder)!r}: wait for it, or stop it") from None
+        raise FastaeError(f"{str(folder)!r} is locked by another {what}: wait for it, or stop it") from None
     except OSError as error:
         raise FastaeError(f"cannot write the {what} folder {str(folder)!r}: {error}") from None
     try:

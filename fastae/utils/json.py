@@ -39,6 +39,14 @@ def convert(value: Any, kind: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
+def plain(value: Any) -> Any:
+    """A value as it would be read again from a JSON file. Raises ValueError for one that JSON cannot hold."""
+    try:
+        return json.loads(json.dumps(value, allow_nan=False))
+    except (TypeError, RecursionError) as error:
+        raise ValueError(f"{error}"[:120]) from None
+
+
 def nested(values: Any, *names: str) -> Any:
     """values[name][name]..., or None if it is missing; `values` may be anything."""
     for name in names:

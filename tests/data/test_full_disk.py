@@ -63,7 +63,7 @@ def work(place: Path, images: str, archive: Path) -> None:
     attempt("faces", lambda cache: open_source(None, cache=cache))
     found["left"] = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
     attempt("celeba", lambda out: prepare_celeba(archive, out, 40))
-    found["partial"] = [path.name for path in place.rglob("*.partial")]
+    found["partial"] = [path.name for path in place.rglob(".*partial*")]
     found["whole"] = len(list((place / "celeba" / "img_align_celeba").iterdir()))
     attempt("checks", lambda records: open_folder(images, records=records))
     subprocess.run(["mount", "-o", "remount,size=8m", place], check=True)

@@ -55,8 +55,9 @@ def test_what_differs_gives_another_fingerprint():
         Manifest("", {"a": 1, "x": 2}, {"c": 3}),
         Manifest("", {"b": 2, "a": 1}, {"c": 3}),
         Manifest("", {"a": 1}, {"b": 2, "c": 3}),
+        Manifest("", {"a": 1, "b": 2}, {"c": 3}, {"a": "0f"}),
     ]
-    assert len({images.fingerprint for images in (one, *others)}) == 5
+    assert len({images.fingerprint for images in (one, *others)}) == 6
 
 
 @pytest.mark.parametrize("fault", ["gone", "empty"])
@@ -94,6 +95,30 @@ def test_too_many_lost_files_are_another_data_set(root, lost, monkeypatch):
     if lost == 2:
         monkeypatch.setattr(folders, "LOST_AT_MOST", 0.1)
         assert open_folder(root, manifest=before.manifest).train[:3] == [before.train[2]] * 3
+
+
+def rewritten(path):
+    """Another content of the same size and date."""
+    before = path.stat()
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
+def test_other_images_of_the_same_names_sizes_and_dates_are_refused(root):
+    before = open_folder(root)
+    assert len(before.manifest.digests) == manifest.DIGESTS
+    for name in before.manifest.digests:
+        rewritten(root / name)
+    with pytest.raises(FastaeError, match="has another content than when the run began"):
+        open_folder(root, manifest=before.manifest)
+
+
+def test_a_digest_of_a_file_that_was_lost_is_not_compared(root):
+    before = open_folder(root)
+    (root / next(iter(before.manifest.digests))).unlink()
+    assert len(open_folder(root, manifest=before.manifest).skipped) == 1
 
 
 def test_what_is_no_data_set_of_the_run_is_refused(root):

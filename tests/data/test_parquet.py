@@ -129,7 +129,7 @@ def test_what_is_not_celeba_is_one_line_that_names_the_file(tmp_path, write, jpe
         write_table(table({"image": ["/etc/passwd"]}), path)
     with pytest.raises(FastaeError, match=path.name):
         prepare_celeba(tmp_path / "in", tmp_path / "out", 2)
-    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
 def test_what_cannot_be_read_at_all_leaves_no_folder(tmp_path, write, jpegs, monkeypatch):

@@ -48,7 +48,7 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     assert "Too short" in answer and str(page) in where
     assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
     assert Image.open(sweep / "report" / "reconstructions.png").size == (3 * 132, 2 * 128)
-    assert not list(sweep.rglob("*.partial")) and addresses(page)
+    assert not list(sweep.rglob(".partial-*")) and addresses(page)
     words = words_of(page)
     assert "fastae sweep --losses minibatch_bce,pixel_mse --same-init" in words
     assert f"fastae report {sweep} --data {face_folder}" in words

@@ -53,11 +53,11 @@ def test_a_disk_that_is_full_at_the_start_leaves_a_place_for_the_same_command(sm
 def test_what_a_killed_process_leaves_does_not_stop_the_same_command(face_folder, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
-    for name in (".lock", ".config.json.1.partial"):
+    for name in (".lock", ".partial-0-config.json"):
         (out / name).write_text("left")
     train(small_config(face_folder, out))
     assert last_state(resume_run(out, {"iterations": 3}))["iteration"] == 3
-    assert not list(out.glob(".*.partial"))
+    assert not list(out.glob(".partial-*"))
 
 
 @pytest.mark.parametrize("name", ["config.json", "notes.txt", "checkpoints/0000001.pt"])

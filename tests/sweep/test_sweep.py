@@ -23,7 +23,7 @@ from fastae.training.distributed import Ranks
 from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
-from ..commands import begin_with, here, last_state, same_state
+from ..commands import begin_with, here, killed_before_its_first_checkpoint, last_state, same_state
 from ..conftest import copied, largest_file, small_config
 
 LENGTH = 3
@@ -251,7 +251,7 @@ def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
     one, other = (SweepConfig(settings(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
     with open_sweep(one, tmp_path):
         for late in (one, other):
-            with pytest.raises(FastaeError, match="another sweep is at work in"):
+            with pytest.raises(FastaeError, match="is locked by another sweep"):
                 run_sweep(late, tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -270,7 +270,7 @@ def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_pa
     moved = tmp_path / "moved"
     shutil.copytree(face_folder, moved)
     shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # not the sweep's
-    (copy / "pixel_bce" / "checkpoints" / f"{LENGTH:07d}.pt").unlink()
+    killed_before_its_first_checkpoint(copy / "pixel_bce")
     images = RunFolder(copy / "sample_bce").manifest()
     begin_with(copy / "sample_bce", replace(images, train=dict(reversed(images.train.items()))))
     _, runs = run_sweep(SweepConfig(settings(moved)), copy)

@@ -104,7 +104,7 @@ def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folde
     assert process.returncode != 0
     (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
     assert "another rank ended" in line and f"fastae train --resume {out}" in line
-    assert not list(out.glob("**/*.partial"))
+    assert not list(out.glob("**/.partial-*"))
     iteration = last_state(out)["iteration"]
     resume_run(out, {"iterations": iteration + 1})
     assert [step for step, _ in curve(out)] == list(range(1, iteration + 2))

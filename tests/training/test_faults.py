@@ -47,7 +47,7 @@ def test_a_disk_that_is_full_while_saving_costs_no_checkpoint_and_is_reported_at
     line = str(failure.value)
     assert FULL in line and str(run) in line and failure.value.exit_code == 1
     assert "iteration 8 is saved" in line and line.endswith(f"fastae train --resume {run}")
-    assert files(run) == before and not list(run.glob("**/*.partial"))
+    assert files(run) == before and not list(run.glob("**/.partial-*"))
     assert max(step for step, _ in curve(run)) < 40  # long before the next save
     resume_run(run, {"iterations": 12})
     assert last_state(run)["iteration"] == 12

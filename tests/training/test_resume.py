@@ -19,7 +19,16 @@ from fastae.runs.folder import RunFolder
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
-from ..commands import SMALL, begin_with, curve, last_state, same_state, started, wait_for
+from ..commands import (
+    SMALL,
+    begin_with,
+    curve,
+    killed_before_its_first_checkpoint,
+    last_state,
+    same_state,
+    started,
+    wait_for,
+)
 from ..conftest import at_iteration, copied, small_config
 
 LENGTH, STOPPED = 24, 21
@@ -103,10 +112,10 @@ def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folde
     drafts = 0
     for kill in range(KILLS):
         killed_at(moments.uniform(0, LINES), run, *(["--resume", run] if kill else new))
-        drafts += len(list(run.glob("**/*.partial")))
+        drafts += len(list(run.glob("**/.partial-*")))
     resume_run(run, {})
     assert_the_same(run, uninterrupted(kind, KILLED_LENGTH), KILLED_LENGTH)
-    assert not list(run.glob("**/*.partial"))
+    assert not list(run.glob("**/.partial-*"))
     print(f"{kind}: {KILLS} kills, {drafts} of them while a checkpoint was being written")
 
 
@@ -171,7 +180,7 @@ def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(sto
 
 def test_the_minutes_of_all_sessions_count(uninterrupted, tmp_path, capsys):
     run = copied(uninterrupted(), tmp_path / "run")
-    spent = RunFolder(run).logged(LENGTH, 4).seconds
+    spent = torch.load(run / "checkpoints" / "last.pt", weights_only=True)["progress"]["seconds"]
     resume_run(run, {"iterations": 1000, "minutes": 0.9 * spent / 60})
     assert "--minutes extends it" in capsys.readouterr().out
     resume_run(run, {"iterations": 10_000, "minutes": 1.2 * spent / 60})
@@ -212,12 +221,126 @@ def test_more_iterations_continue_from_the_end(uninterrupted, tmp_path, capsys):
 def test_a_run_without_a_checkpoint_begins_again(
     stopped, face_folder, tmp_path, uninterrupted, images_json, capsys
 ):
-    shutil.rmtree(stopped / "checkpoints")
+    killed_before_its_first_checkpoint(stopped)
     if not images_json:  # killed while it began
         (stopped / "images.json").unlink()
     resume_run(stopped, {"iterations": 4})
     assert "from the start" in capsys.readouterr().out
     assert curve(stopped) == curve(uninterrupted())[:3] and (stopped / "images.json").exists()
+
+
+def content(run):
+    """Every file below a folder, with its bytes."""
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("lost", "reason"),
+    [
+        (["checkpoints"], "checkpoints' is missing"),
+        (["checkpoints/*.pt"], r"0000021\.pt is missing, and its digest is not"),
+        (["checkpoints/*"], "metrics.csv reaches iteration 20"),
+        (["checkpoints/*", "metrics.csv"], None),
+        (["checkpoints/*", "metrics.csv", "finished"], "the weights of a finished run"),
+    ],
+)
+def test_a_run_that_lost_its_checkpoints_is_not_begun_again(stopped, lost, reason):
+    """It would replace the curves and weights of days. Without any trace of progress it may begin again."""
+    for name in lost:
+        for path in stopped.glob(name):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+    if "finished" in lost:
+        (stopped / "model.safetensors").write_bytes(b"of another session")
+    before = content(stopped)
+    if reason:
+        with pytest.raises(FastaeError, match=f"has lost its checkpoints .*{reason}"):
+            resume_run(stopped, {})
+        assert content(stopped) == before
+    else:
+        resume_run(stopped, {"iterations": 2})
+        assert last_state(stopped)["iteration"] == 2
+
+
+def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
+    shutil.rmtree(stopped / "checkpoints")
+    (stopped / "checkpoints").write_text("a file")
+    before = content(stopped)
+    with pytest.raises(FastaeError, match="checkpoints' cannot be listed: Not a directory"):
+        resume_run(stopped, {})
+    assert content(stopped) == before
+
+
+def test_a_run_killed_between_digest_and_checkpoint_begins_again(stopped):
+    """The digest is renamed first; until its checkpoint is, the draft of that is there."""
+    killed_before_its_first_checkpoint(stopped)
+    (stopped / "checkpoints" / "0000009.pt.sha256").write_text("...")
+    (stopped / "checkpoints" / ".partial-0-0000009.pt").write_bytes(b"complete")
+    resume_run(stopped, {"iterations": 2})
+    left = sorted(path.name for path in (stopped / "checkpoints").iterdir())
+    assert left == ["0000002.pt", "0000002.pt.sha256", "last.pt"]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("seed", 1), ("lr", 2e-4), ("loss", "minibatch_mse"), ("latent", 32)]
+)
+def test_the_checkpoint_decides_what_the_run_is(stopped, name, value):
+    """Its digest covers its settings; config.json has none, and one bit of it would make it another run."""
+    described = json.loads((stopped / "config.json").read_text())
+    trained, described["config"][name] = described["config"][name], value
+    (stopped / "config.json").write_text(json.dumps(described))
+    before = content(stopped)
+    with pytest.raises(FastaeError, match=rf"--{name} {value}, but .* was trained with {trained}: restore"):
+        resume_run(stopped, {"iterations": LENGTH})
+    assert content(stopped) == before
+
+
+def test_a_run_whose_folder_was_moved_is_resumed(stopped, tmp_path):
+    stopped.rename(tmp_path / "moved")
+    resume_run(tmp_path / "moved", {"iterations": STOPPED + 1})
+    assert last_state(tmp_path / "moved")["iteration"] == STOPPED + 1
+
+
+def without_rows(path):
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
+
+
+def flipped(path):
+    path.write_bytes(path.read_bytes().replace(b"train,0.6", b"train,0.7", 1))
+
+
+def doubled(path):
+    *rows, last = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*rows[:-1], rows[-1], rows[-1], last]))
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, without_rows, flipped, doubled])
+def test_rows_of_metrics_that_were_lost_or_changed_are_reported(stopped, damage, capsys):
+    before = (stopped / "metrics.csv").read_bytes()
+    damage(stopped / "metrics.csv")
+    resume_run(stopped, {"iterations": STOPPED + 1})
+    printed = capsys.readouterr().out
+    assert f"metrics.csv has lost or changed rows up to iteration {STOPPED}" in printed
+    rows = (stopped / "metrics.csv").read_bytes()
+    kept = {line.split(b",")[0] for line in before.splitlines()}
+    lines = [line for line in rows.splitlines() if line.split(b",")[0] in kept]
+    assert len(lines) == len(set(lines)) <= len(kept) + 2, "doubled rows do not stay"
+    resume_run(stopped, {"iterations": STOPPED + 2})
+    assert "lost or changed rows" not in capsys.readouterr().out, "it is said once"
+
+
+def test_the_time_that_was_spent_is_in_the_checkpoint(stopped, capsys):
+    spent = last_state(stopped)["progress"]["seconds"]
+    (stopped / "metrics.csv").unlink()
+    resume_run(stopped, {"iterations": 10_000, "minutes": 0.9 * spent / 60})
+    assert spent > 0 and "is finished, at iteration 21" in capsys.readouterr().out
+
+
+def test_event_files_that_were_lost_are_reported(stopped, capsys):
+    (lost,) = stopped.glob("events.*")
+    lost.unlink()
+    resume_run(stopped, {"iterations": STOPPED + 1})
+    assert "1 event file is missing" in capsys.readouterr().out
+    assert len(last_state(stopped)["progress"]["events"]) == 2
 
 
 def test_what_would_be_another_run_is_refused_by_name(stopped):
@@ -273,7 +396,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
     # The same by hand: the substitute under the lost one's name, in a run whose manifest lists it.
     bad.write_bytes(substitute.read_bytes())
     images = RunFolder(other).manifest()
-    begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}))
+    begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}, digests={}))
     resume_run(other, {"iterations": 11})
     assert same_state(last_state(run)["model"], last_state(other)["model"])
     assert curve(run) == curve(other)
@@ -301,7 +424,7 @@ def test_what_is_not_a_run_is_refused(tmp_path, content):
 
 def test_two_runs_in_one_folder_are_one_too_many(stopped, face_folder):
     with RunFolder(stopped).locked():
-        with pytest.raises(FastaeError, match="another run is at work in"):
+        with pytest.raises(FastaeError, match="is locked by another run"):
             resume_run(stopped, {})
         with pytest.raises(FastaeError, match="is not empty"):
             train(small_config(face_folder, stopped))

@@ -1,0 +1,110 @@
+"""A folder from elsewhere may hold links: through none of them is anything written, changed or removed."""
+
+import shutil
+
+import pytest
+
+from fastae.errors import FastaeError
+from fastae.runs.sweep_folder import SweepConfig, open_sweep
+from fastae.utils.files import DRAFT, atomic_write, draft, open_own
+
+from .commands import here, last_state, refuses
+from .conftest import copied, small_config
+
+
+@pytest.fixture
+def outside(tmp_path):
+    """A folder of the user's own, which is as it was at the end of the test."""
+    folder = tmp_path / "outside"
+    (folder / "below").mkdir(parents=True)
+    files = {folder / "file": "the user's", folder / "below" / "0000001.pt": "the user's, too"}
+    for path, text in files.items():
+        path.write_text(text)
+    yield folder
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(files)
+    assert {path: path.read_text() for path in files} == files
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    return copied(small_run, tmp_path / "run")
+
+
+def plant(path, target):
+    """A link instead of what is there."""
+    shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
+    path.symlink_to(target)
+    return path
+
+
+FILES = (
+    ".lock", "config.json", "images.json", "metrics.csv", "model.safetensors", "skipped.txt", "nan.txt",
+    "gpu.json", "gpu.csv", "gpu.png", "trace.json.gz", "report.html", f"{DRAFT}trace.json.gz",
+    "samples/0000006.png", "checkpoints/0000004.pt", "checkpoints/0000004.pt.sha256",
+    "checkpoints/0000006.pt", "checkpoints/0000006.pt.sha256",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*FILES, "checkpoints", "samples", "report"])
+def test_a_run_with_a_link_under_a_name_that_is_written_is_refused(run, outside, name):
+    link = plant(run / name, outside / ("file" if name in FILES else "below"))
+    if name == "config.json":
+        assert "config.json' cannot be read" in refuses("train", "--resume", run, "--iterations", 6)
+    else:
+        assert str(link) in refuses("train", "--resume", run, "--iterations", 6)
+    assert link.is_symlink()
+
+
+def test_a_link_to_the_newest_checkpoint_is_replaced_whatever_it_leads_to(run, outside):
+    plant(run / "checkpoints" / "last.pt", outside / "file")
+    here("train", "--resume", run, "--iterations", 6)
+    assert (run / "checkpoints" / "last.pt").readlink().name == "0000006.pt"
+    assert last_state(run)["iteration"] == 6
+
+
+def test_a_run_folder_may_itself_be_reached_through_links(run, tmp_path):
+    (tmp_path / "link").symlink_to(run)
+    here("train", "--resume", tmp_path / "link", "--iterations", 6)
+    assert last_state(run)["iteration"] == 6
+
+
+@pytest.mark.parametrize("name", ["minibatch_bce", "images.json", "sweep.json", ".lock", "report"])
+def test_a_sweep_with_a_link_in_it_is_refused(face_folder, tmp_path, outside, name):
+    (tmp_path / "sweep").mkdir()
+    link = plant(tmp_path / "sweep" / name, outside / "file")
+    config = SweepConfig(small_config(face_folder))
+    refused = pytest.raises(FastaeError, match=r"is a link|is not empty|cannot be read|symbolic")
+    with refused, open_sweep(config, tmp_path / "sweep"):
+        pytest.fail("it was opened")
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("name", ["report.html", "report", "report/train.svg", "report/held-out.svg"])
+def test_a_report_is_not_written_through_links(run, outside, name):
+    (run / "report").mkdir()
+    link = plant(run / name, outside / ("below" if name == "report" else "file"))
+    assert "is a link" in refuses("report", run)
+    assert link.is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling"])
+def test_what_writes_a_file_follows_no_link(tmp_path, outside, kind):
+    link = plant(tmp_path / "link", outside / kind)
+    for write in (atomic_write, draft):
+        with pytest.raises(OSError, match="it is a link"), write(link):
+            pytest.fail("it was opened")
+    for mode in ("x", "w", "a"):
+        with pytest.raises(OSError, match="it is a link"):
+            open_own(link, mode)
+    assert not (outside / "dangling").exists()
+
+
+def test_the_name_of_a_draft_cannot_be_guessed(tmp_path):
+    """A link that waits under it would be followed by a library that is given the name."""
+    names = set()
+    for _ in range(2):
+        with draft(tmp_path / "trace.json.gz") as path:
+            names.add(path.name)
+            assert path.name.startswith(DRAFT) and path.name.endswith(".json.gz") and path.is_file()
+    assert len(names) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["trace.json.gz"]
