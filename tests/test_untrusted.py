@@ -230,7 +230,7 @@ def nested(depth):
         ("run", {"device": torch.zeros(3)}, "not JSON serializable"),
         ("run", {"device": float("nan")}, "not JSON compliant"),
         ("config", {"seed": torch.zeros(3)}, "not JSON serializable"),
-        ("config", {"seed": -1}, "--seed must be from 0"),
+        ("config", {"seed": -1}, "seed must be from 0"),
         ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
         ("progress", {"seconds": -1.0}, "seconds"),
         ("progress", {"seconds": [nested(3)]}, "one list or mapping in two places"),

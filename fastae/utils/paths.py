@@ -28,7 +28,9 @@ def require_path(text: str, name: str) -> None:
     if not text:
         raise SettingError(name, "is empty: name a file or folder")
     if URL.match(text):
-        raise SettingError(name, f"{text!r:.200} is a URL: only local files and folders are used, so copy it")
+        raise SettingError(
+            name, f"{text!r:.200} is a URL: only local files and folders are read, so copy it to one"
+        )
     try:
         encoded = os.fsencode(text)
     except UnicodeEncodeError:

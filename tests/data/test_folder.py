@@ -126,7 +126,7 @@ def test_a_url_is_no_folder(url, root, monkeypatch, capsys, small_run):
         ["prepare", "celeba", url, "--out", root / "o"],
     ):
         line = refuses(*command)
-        assert url in line and "only local files and folders" in line
+        assert url in line and "only local files and folders are read" in line
     monkeypatch.setenv("FASTAE_DATA", url)
     assert refuses("train").startswith("$FASTAE_DATA")
     refuses("reconstruct", small_run, url, "--out", root / "out")
