@@ -6,17 +6,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from fastae import data
     from fastae.config import TrainConfig
     from fastae.data import open_loader
+    from fastae.errors import FastaeError
     from fastae.losses import LOSSES
     from fastae.model import AutoEncoder
     from fastae.runs.loaded_model import load_model
     from fastae.training.runner import train
 
-__all__ = ["LOSSES", "AutoEncoder", "TrainConfig", "load_model", "open_loader", "train"]
+__all__ = [
+    "LOSSES",
+    "AutoEncoder",
+    "FastaeError",
+    "TrainConfig",
+    "data",
+    "load_model",
+    "open_loader",
+    "train",
+]
 
 _MODULES = {
     "__version__": "utils.environment",
+    "FastaeError": "errors",
     "LOSSES": "losses",
     "AutoEncoder": "model",
     "TrainConfig": "config",
@@ -24,9 +36,16 @@ _MODULES = {
     "open_loader": "data",
     "train": "training.runner",
 }
+"""Where each name is defined; `data` is a module itself."""
 
 
 def __getattr__(name: str) -> Any:
+    if name == "data":
+        return import_module("fastae.data")
     if name not in _MODULES:
         raise AttributeError(f"module 'fastae' has no attribute {name!r}")
     return getattr(import_module(f"fastae.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -18,8 +18,10 @@ does.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
+
+from fastae.utils.arguments import SHARE, require_number
 
 EPSILON = 1e-8
 
@@ -28,15 +30,27 @@ UNIT = 1 / 255
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random changes, each drawn uniformly; the left-right flip is always a fair coin.
+    """Ranges of the random changes of color, from 0 to 1 each; numbers are drawn uniformly.
 
-    brightness: added to pixels in [0, 1], within +-brightness. contrast, saturation: factors within
-    1 +- value. The article states no ranges; these defaults are this project's.
+    The article states no ranges; these defaults are this project's.
     """
 
     brightness: float = 0.125
+    """A number within +- this is added to pixels in [0, 1]."""
+
     contrast: float = 0.2
+    """The factor of the contrast is within 1 +- this."""
+
     saturation: float = 0.2
+    """The factor of the saturation is within 1 +- this."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            require_number(getattr(self, field.name), field.name, SHARE)
+
+
+NO_COLORS = Augmentation(0, 0, 0)
+"""Pixels stay as they are."""
 
 
 class Arrays(Protocol):

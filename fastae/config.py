@@ -13,32 +13,27 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from fastae.augment import Augmentation
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, SettingError
 from fastae.losses import LOSSES
+from fastae.utils.arguments import (
+    BATCH_SIZE,
+    CROP,
+    IMAGE_SIZE,
+    LATENT,
+    SEED,
+    SHARE,
+    THREADS,
+    Range,
+    require_choice,
+    require_image_size,
+)
 from fastae.utils.json import convert
 from fastae.utils.paths import require_path
-
-IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that would import torch
-
-
-@dataclass(frozen=True)
-class Range:
-    """The numbers from `least` to `most`."""
-
-    least: float
-    most: float
-
-    def require(self, value: float, option: str) -> None:
-        """Raises FastaeError, naming `option`, for a number outside of it, or NaN."""
-        if not self.least <= value <= self.most:
-            raise FastaeError(f"{option} must be from {self.least:,} to {self.most:,}, not {value!s:.30}")
-
 
 COUNT = Range(1, 10**12)
 """Iterations, images, checkpoints: times any batch size, it still fits into 64 bits."""
 
 MINUTES = Range(1e-6, 1e7)
-SHARE = Range(0, 1)
 
 
 def setting(
@@ -74,19 +69,17 @@ class TrainConfig:
     minutes: float | None = setting(
         None, EXPERIMENT, "Stop after this much training time, if before --iterations.", MINUTES, free=True
     )
-    batch_size: int = setting(64, EXPERIMENT, "Images per step.", Range(1, 1_000_000))
+    batch_size: int = setting(64, EXPERIMENT, "Images per step.", BATCH_SIZE)
     lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", Range(1e-30, 1e38))
-    seed: int = setting(0, EXPERIMENT, "Of weights, image order and augmentation.", Range(0, 2**63 - 1))
-    latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", Range(1, 2**20))
+    seed: int = setting(0, EXPERIMENT, "Of weights, image order and augmentation.", SEED)
+    latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", LATENT)
     data: str | None = setting(
         None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
         free=True, path=True, metavar="DIR",
     )  # fmt: skip
-    image_size: int = setting(
-        128, DATA, "Side that images are resized to, a multiple of 16.", Range(IMAGE_SIZE_MULTIPLE, 4096)
-    )
+    image_size: int = setting(128, DATA, "Side that images are resized to, a multiple of 16.", IMAGE_SIZE)
     crop: int | None = setting(
-        None, DATA, "Side of the central square to cut out first. Default: the largest.", Range(1, 65_500)
+        None, DATA, "Side of the central square to cut out first. Default: the largest.", CROP
     )
     antialias: bool = setting(
         False, DATA, "Antialiased resize. Off, as in the article: TensorFlow's default."
@@ -111,7 +104,7 @@ class TrainConfig:
         free=True, path=True, metavar="DIR",
     )  # fmt: skip
     threads: int | None = setting(
-        None, SPEED, "CPU threads that decode. Default: by the number of cores.", Range(1, 256), free=True
+        None, SPEED, "CPU threads that decode. Default: by the number of cores.", THREADS, free=True
     )
     deterministic: bool = setting(False, SPEED, "On a GPU too, the same bits from the same seed; slower.")
     sync_bn: bool = setting(False, SPEED, "Under torchrun, batch norm over the whole batch, not per rank.")
@@ -140,7 +133,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         kinds = get_type_hints(TrainConfig)
         for entry in dataclasses.fields(self):
-            value, option = getattr(self, entry.name), flag(entry.name)
+            value = getattr(self, entry.name)
             within, choices = entry.metadata["within"], entry.metadata["choices"]
             if entry.metadata["path"] and isinstance(value, os.PathLike):
                 value = os.fspath(value)
@@ -148,17 +141,16 @@ class TrainConfig:
             try:
                 convert(value, kinds[entry.name])
             except ValueError:
-                raise FastaeError(f"{option} must be of type {entry.type}, not {value!r:.60}") from None
+                raise SettingError(entry.name, f"must be of type {entry.type}, not {value!r:.60}") from None
             if value is None:
                 continue
             if within:
-                within.require(value, option)
-            if choices and value not in choices:
-                raise FastaeError(f"{option} {value!r:.60} is not one of: {', '.join(choices)}")
+                within.require(value, entry.name)
+            if choices:
+                require_choice(value, entry.name, choices)
             if entry.metadata["path"]:
-                require_path(value, option)
-        if self.image_size % IMAGE_SIZE_MULTIPLE:
-            raise FastaeError(f"--image-size must be a multiple of 16, not {self.image_size}")
+                require_path(value, entry.name)
+        require_image_size(self.image_size)
 
     @property
     def augmentation(self) -> Augmentation:

@@ -11,6 +11,18 @@ class FastaeError(Exception):
     exit_code = 2
 
 
+class SettingError(FastaeError):
+    """A setting or an argument that has a wrong value. The message begins with its name in Python.
+
+    name: `batch_size`, for example; the command line shows `--batch-size` instead. problem: the rest.
+    """
+
+    def __init__(self, name: str, problem: str) -> None:
+        super().__init__(f"{name} {problem}")
+        self.name = name
+        self.problem = problem
+
+
 class RunFailure(FastaeError):
     """A run that had begun cannot continue. The message says why, what is kept and how to resume it."""
 

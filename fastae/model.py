@@ -21,11 +21,11 @@ import math
 import torch
 from torch import Tensor, nn
 
+from fastae.utils.arguments import IMAGE_SIZE_MULTIPLE, LATENT, require_image_size, require_int
+
 ENCODER_CHANNELS = (32, 64, 128, 256, 512)
 DECODER_CHANNELS = (512, 256, 128, 64, 32)
 KERNEL = 5
-DOWNSAMPLING = 16
-"""Four convolutions of stride 2: the image side must be a multiple of this."""
 
 
 def _normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
@@ -35,11 +35,20 @@ def _normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
 
 
 class AutoEncoder(nn.Module):
-    """The network of the table above; `image_size` is a multiple of 16, `latent` the code's length."""
+    """The article's network, of any size: `encoder` (N, 3, S, S) -> (N, latent), and `decoder` back.
+
+    Args:
+        image_size: side S of the images in pixels, a multiple of 16.
+        latent: length of the code.
+
+    Raises SettingError for any other size.
+    """
 
     def __init__(self, image_size: int = 128, latent: int = 512) -> None:
         super().__init__()
-        side = image_size // DOWNSAMPLING
+        image_size = require_image_size(image_size)
+        latent = require_int(latent, "latent", LATENT)
+        side = image_size // IMAGE_SIZE_MULTIPLE  # four convolutions of stride 2
         features = (ENCODER_CHANNELS[-1], side, side)
         half = KERNEL // 2
 

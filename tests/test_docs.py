@@ -1,10 +1,16 @@
-"""The documentation links to files, and names tests, that exist."""
+"""The documentation links to files, and names tests, that exist; and its Python runs as it is written."""
 
+import os
 import re
 from pathlib import Path
 
 import pytest
+import torch
 
+from fastae.data import decode
+from fastae.tools.export import export
+
+ROOT = Path.cwd()
 PAGES = [Path(page) for page in ("README.md", "SECURITY.md", "benchmarks/README.md")] + [
     *Path("docs").glob("*.md")
 ]
@@ -28,3 +34,64 @@ def test_what_a_page_names_exists(page):
     assert [link for link in links if not (page.parent / link).exists()] == []
     assert [file for file in files if not Path(file).exists()] == []
     assert [name for name, cut in tests if not known(name, cut)] == []
+
+
+def blocks(page):
+    return re.findall(r"^```python\n(.*?)^```", Path(page).read_text(), re.M | re.S)
+
+
+def run(code, names, page):
+    exec(compile(code, page, "exec"), names)
+
+
+@pytest.fixture
+def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
+    """The current folder of a reader: 40 photos, two of them here, and a run. No GPU, and no C++ compiler."""
+    (tmp_path / "photos").mkdir()
+    for face in face_paths:
+        os.link(face, tmp_path / "photos" / Path(face).name)
+    for face, name in zip(face_paths, ("a.jpg", "b.jpg"), strict=False):
+        os.link(face, tmp_path / name)
+    (tmp_path / "RUN").symlink_to(small_run)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(decode, "can_compile", lambda: False)  # compiling takes minutes on a busy machine
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+WITH_PYTHON = [str(page) for page in PAGES if blocks(page)]
+
+
+@pytest.mark.parametrize("page", WITH_PYTHON)
+def test_the_pages_python_runs_in_order(page, readers_folder, small_run):
+    found = blocks(ROOT / page)
+    if any("onnxruntime" in block for block in found):
+        pytest.importorskip("onnxruntime")
+        export(small_run, "onnx", Path("model"))
+    names = {"__name__": "__main__"}
+    for block in found:
+        run(block, names, page)
+
+
+def test_the_training_loop_of_ones_own_resumes_to_the_same_weights(readers_folder, monkeypatch):
+    (example,) = (block for block in blocks(ROOT / "docs/python.md") if "optimizer" in block)
+    assert example.count("\n") <= 45
+    straight, resumed = {}, {}
+    run(example, straight, "docs/python.md")
+    Path("state.pt").unlink()
+    save = torch.save
+
+    def save_and_stop(state, path):
+        save(state, path)
+        if state["done"] == 50:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        run(example, {}, "docs/python.md")
+    monkeypatch.setattr(torch, "save", save)
+    run(example, resumed, "docs/python.md")
+    assert resumed["done"] == 25  # what was not renamed is not used
+    for one, other in zip(straight["model"].parameters(), resumed["model"].parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert straight["errors"].mean() < 0.1

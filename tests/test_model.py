@@ -8,9 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastae.config import IMAGE_SIZE_MULTIPLE
 from fastae.losses import cross_entropy
-from fastae.model import DOWNSAMPLING, AutoEncoder
+from fastae.model import AutoEncoder
 
 WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
@@ -81,7 +80,6 @@ def test_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, lat
     reconstruction = model(images)
     assert reconstruction.shape == images.shape
     assert reconstruction.min() >= 0 and reconstruction.max() <= 1
-    assert IMAGE_SIZE_MULTIPLE == DOWNSAMPLING
 
 
 def test_initial_weights_are_a_normal_cut_at_two_sigma(model):

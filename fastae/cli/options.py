@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from fastae.config import flag
+from fastae.errors import FastaeError, SettingError
 from fastae.utils.paths import require_path
 
 
@@ -28,7 +29,15 @@ class PathType(click.Path):
 
 
 class InOrder(click.Group):
-    """Lists its commands in the order in which they are defined."""
+    """Lists its commands in the order in which they are defined, and names settings as options in errors."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except SettingError as error:
+            is_pythons = error.name.isidentifier() and error.name.islower()
+            name = flag(error.name) if is_pythons else error.name
+            raise FastaeError(f"{name} {error.problem}") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

@@ -7,6 +7,7 @@ they cannot be trained on are skipped.
 
 from __future__ import annotations
 
+import heapq
 import os
 import shlex
 from collections import Counter
@@ -21,6 +22,7 @@ from fastae.data.manifest import DIGESTS, Manifest, content_digest
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.data.sampler import evenly_spaced
 from fastae.errors import FastaeError
+from fastae.utils.console import counted
 from fastae.utils.limits import free_bytes
 
 SUFFIXES = (".jpg", ".jpeg")
@@ -31,6 +33,15 @@ KINDS = ARCHIVES | {f".{name}": f"{name.upper()} file" for name in OTHER_IMAGES}
 
 LINKED_FOLDER = "linked folder"
 _PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
+_CONVERT = (
+    """python -c "import sys, pathlib, PIL.Image; [PIL.Image.open(p).convert('RGB').save"""
+    """(p.with_suffix('.jpg'), quality=95) for p in pathlib.Path(sys.argv[1]).rglob('*') """
+    """if p.suffix.lower() == '.{}']" {} makes JPEGs of them"""
+)
+"""Pillow is always there, ImageMagick is not."""
+
+CONVERTIBLE = tuple(name for name in OTHER_IMAGES if name not in ("heic", "jxl"))
+"""What Pillow opens without a plug-in."""
 
 HELD_OUT_SHARE = 0.05
 
@@ -85,12 +96,29 @@ def open_folder(
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
     folder = _as_begun(root, checked, manifest) if manifest else _divide(root, checked)
+    _require_memory(checked, f"in {root!r}")
+    return replace(folder, ignored=ignored)
+
+
+def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
+    """Checks files that no folder was searched for, as `open_folder` does.
+
+    Raises FastaeError if none is usable, and for images so large that decoding them would exhaust the memory.
+    """
+    checked = check("", paths, crop=crop, records=None)
+    if not checked.sizes:
+        first = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in checked.faults[:1])
+        raise FastaeError(f"no usable JPEG among the {counted(len(paths), 'file')} of the list{first}")
+    _require_memory(checked, "of the list")
+    return checked
+
+
+def _require_memory(checked: Check, where: str) -> None:
     if checked.heaviest > (free := free_bytes()):
         raise FastaeError(
-            f"the largest images in {root!r} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
-            f"decoded, and {free / 1e9:.1f} GB are free: --crop cuts less out of them, or make them smaller"
+            f"the largest images {where} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
+            f"decoded, and {free / 1e9:.1f} GB are free: a crop cuts less out of them, or make them smaller"
         )
-    return replace(folder, ignored=ignored)
 
 
 def name_below(root: str, path: str) -> str:
@@ -101,32 +129,63 @@ def name_below(root: str, path: str) -> str:
 def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
     """Everything named like a JPEG under `root`, sorted by path, and every folder that cannot be listed.
 
-    ignored: as `walk` counts it. Raises FastaeError if there is no such folder, or nothing in it.
+    ignored: as `walk`, which follows links, counts it. Raises FastaeError if there is no such folder, or
+    nothing in it.
     """
     if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that is too long)
-        what = "does not exist"
-        if os.path.exists(root):  # noqa: PTH110
-            what = f"is a file: {_PREPARE.format(shlex.quote(root))}"
-        raise FastaeError(f"data folder {root!r} {what}")
+        raise FastaeError(f"data folder {root!r} {_no_folder(root)}")
     ignored = Counter() if ignored is None else ignored
     found = set(walk(root, SUFFIXES, ignored))
     if not found:
         also = f" ({count_ignored(ignored)} ignored)" if ignored else ""
-        hint = f": {_PREPARE.format(shlex.quote(root))}" if any(map(ignored.get, ARCHIVES.values())) else ""
-        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}{hint}")
+        raise FastaeError(
+            f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}{_conversion(root, ignored)}"
+        )
     return sorted(found)
 
 
-def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = None) -> Iterator[str]:
+def _no_folder(path: str) -> str:
+    """What is wrong with the path of a data folder that is none."""
+    if not os.path.exists(path):  # noqa: PTH110
+        return "does not exist"
+    if path.lower().endswith(SUFFIXES):
+        return "is a file: name the folder that it is in"
+    return f"is a file: {_PREPARE.format(shlex.quote(path))}"
+
+
+def _conversion(root: str, ignored: Mapping[str, int]) -> str:
+    """': ' and the command that makes JPEGs of what a folder without JPEGs holds; '' if there is none."""
+    folder = shlex.quote(root)
+    if any(map(ignored.get, ARCHIVES.values())):
+        return f": {_PREPARE.format(folder)}"
+    name = max(CONVERTIBLE, key=lambda name: ignored.get(KINDS[f".{name}"], 0))
+    return f": {_CONVERT.format(name, folder)}" if ignored.get(KINDS[f".{name}"]) else ""
+
+
+def walk(
+    root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = None, *, follow: bool = True
+) -> Iterator[str]:
     """Everything with these suffixes under `root`, and every folder that cannot be listed, in any order.
 
-    Links to folders are not followed. ignored: counts them, archives, and other images, as "PNG file".
+    Each real folder is read once. A link to one is followed if no path without links leads there, nor one
+    through a link that comes before it by name; a link to a folder above `root` is a loop, and is not.
+
+    ignored: counts archives and other images, as "PNG file". follow: otherwise no link to a folder is
+    followed, and `ignored` counts them.
     Raises FastaeError if `root` itself cannot be listed.
     """
     ignored = Counter() if ignored is None else ignored
-    folders = [root]  # a list, since folders may be nested deeper than calls may
+    above = Path(os.path.realpath(root)).parents
+    known = {_identity(os.fspath(folder)) for folder in above} if follow else set()
+    # Whether links lead there, and the path: those without links come first. A heap, and no recursion, since
+    # folders may be nested deeper than calls may.
+    folders = [(False, root)]
     while folders:
-        folder = folders.pop()
+        is_linked, folder = heapq.heappop(folders)
+        if follow and (identity := _identity(folder)):
+            if identity in known:
+                continue
+            known.add(identity)
         try:
             with os.scandir(folder) as entries:
                 for entry in entries:
@@ -134,11 +193,13 @@ def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = No
                     is_wanted = suffix in suffixes
                     if is_wanted:
                         yield entry.path
-                    if entry.is_dir(follow_symlinks=False):
-                        folders.append(entry.path)
+                    # Of a link, DirEntry.is_dir raises an error for a loop.
+                    is_link = entry.is_symlink() and os.path.isdir(entry.path)  # noqa: PTH112
+                    if entry.is_dir(follow_symlinks=False) or (is_link and follow):
+                        heapq.heappush(folders, (is_linked or is_link, entry.path))
                     elif not is_wanted and suffix in KINDS:
                         ignored[KINDS[suffix]] += 1
-                    elif not is_wanted and entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
+                    elif not is_wanted and is_link:
                         ignored[LINKED_FOLDER] += 1
         except OSError as error:
             if folder == root:
@@ -146,10 +207,18 @@ def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = No
             yield folder
 
 
+def _identity(folder: str) -> tuple[int, int] | None:
+    """What tells a folder from all others, whatever links lead to it; None if nothing does."""
+    try:
+        status = os.stat(folder)  # noqa: PTH116
+    except OSError:
+        return None
+    return (status.st_dev, status.st_ino) if status.st_ino else None
+
+
 def count_ignored(ignored: Mapping[str, int]) -> str:
-    """'25 PNG files, 1 linked folder': the most frequent first."""
-    counts = Counter(ignored).most_common()
-    return ", ".join(f"{number:,} {kind}{'s' * (number > 1)}" for kind, number in counts)
+    """'25 PNG files, 1 zip archive': the most frequent first."""
+    return ", ".join(counted(number, kind) for kind, number in Counter(ignored).most_common())
 
 
 def count_faults(faults: Sequence[FileFault]) -> str:
@@ -160,10 +229,11 @@ def count_faults(faults: Sequence[FileFault]) -> str:
 
 def _divide(root: str, checked: Check) -> ImageFolder:
     if len(checked.usable) < 2:
-        faults = count_faults(checked.unusable) or "none"
+        faults = count_faults(checked.unusable)
+        skipped = f"; skipped: {faults} (fastae check {shlex.quote(root)} names them)" if faults else ""
         raise FastaeError(
-            f"{root!r} holds {len(checked.usable)} usable JPEGs, and at least 2 are needed; "
-            f"skipped: {faults} (fastae check {root!r} names them)"
+            f"{root!r} holds {counted(len(checked.usable), 'usable JPEG')}, and at least 2 are needed, "
+            f"one to train on and one to hold out{skipped}"
         )
     train, held_out, split = _split(root, checked.usable)
     sizes = [{name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out)]
@@ -175,6 +245,7 @@ def _divide(root: str, checked: Check) -> ImageFolder:
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
     """What to train on, what to hold out, and the rule."""
+    rule = "the last 5 % by name"
     # The deepest folder of the first and the last path in order holds all those between them.
     for file in find_splits(os.path.commonpath([paths[0], paths[-1]]), root):
         split = read_split(file)
@@ -183,8 +254,9 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
         held_out = [path for path, part in zip(paths, parts, strict=True) if part != TRAIN]
         if train and held_out:
             return train, held_out, file.name
+        rule = f"the last 5 % by name: {file.name} holds out {'none' if train else 'all'} of these images"
     number = max(1, round(HELD_OUT_SHARE * len(paths)))
-    return paths[:-number], paths[-number:], "the last 5 % by name"
+    return paths[:-number], paths[-number:], rule
 
 
 def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:

@@ -6,6 +6,7 @@ training step runs. Flips and colors are part of the step. A batch of 64 takes 3
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
@@ -88,7 +89,7 @@ def upload_batches(
     """
     free: SimpleQueue[Slot | None] = SimpleQueue()
     ready: SimpleQueue[Slot | Exception] = SimpleQueue()
-    example = tensors(store, sampler.at(start))
+    example = tensors(store, sampler.at(0))
     for _ in range(SLOTS):
         free.put(uploads.slot(example))
 
@@ -108,12 +109,12 @@ def upload_batches(
     thread = Thread(target=work, name="gather", daemon=True)
     thread.start()
     try:
-        while True:
+        for iteration in itertools.count(start):
             slot = ready.get()
             if isinstance(slot, Exception):
                 raise slot
             uploads.acquire(slot)
-            yield slot.device  # type: ignore[misc]
+            yield _first(sampler.size(iteration), slot.device)
             uploads.release(slot)
             free.put(slot)
     finally:
@@ -129,9 +130,15 @@ def tensors(store: Store, params: BatchParams) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def gather(store: Store, params: BatchParams, into: Sequence[Tensor]) -> None:
-    """`tensors`, into buffers of their shapes."""
-    pixels, means, words = into
+    """`tensors`, into buffers of their shapes, or of more images."""
+    pixels, means, words = _first(len(params.indices), into)
     indices = torch.from_numpy(params.indices)
     torch.index_select(store.pixels, 0, indices, out=pixels)
     torch.index_select(store.means, 0, indices, out=means)
     words.copy_(ParamTensors.pack(params))
+
+
+def _first(count: int, buffers: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Pixels, means and packed parameters of a batch's first images."""
+    pixels, means, words = buffers
+    return pixels[:count], means[:count], words[:, :count]

@@ -1,4 +1,4 @@
-"""Batches for training, from JPEG files: `open_loader(...).batches(start)`.
+"""Batches from JPEG files: `open_loader(folder)`, and `build_loader` for those who have checked the files.
 
     dali        every epoch the files are read and decoded by DALI, and augmented: on a GPU all of it in
                 DALI's graph; on a CPU the pixels' part in `fastae.data.pixel_ops`
@@ -17,20 +17,21 @@ from __future__ import annotations
 
 import copy
 import itertools
+import os
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Self, get_args
+from typing import Literal, NamedTuple, Self, get_args
 
 import torch
 from torch import Tensor
 
-from fastae.augment import Augmentation
-from fastae.data.crop_resize import CropResize
+from fastae.augment import NO_COLORS, Augmentation
+from fastae.data.crop_resize import SIZE, CropResize
 from fastae.data.decode import Decoder, open_decoder
-from fastae.data.folder import open_folder
+from fastae.data.folder import check_list, count_faults, open_folder
 from fastae.data.host import CudaUploads, tensors, upload_batches
 from fastae.data.jpeg import FileFault
 from fastae.data.pixel_ops import ParamTensors, to_batch
@@ -38,28 +39,53 @@ from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.sampler import BatchParams, Sampler
 from fastae.data.tuning import DEFAULT, Tuning
-from fastae.errors import FastaeError
-from fastae.utils.cache import cache_folder, check_records
-from fastae.utils.device import free_memory
+from fastae.errors import SettingError
+from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
+from fastae.utils.cache import cache_folder, check_records, is_writable
+from fastae.utils.console import counted, log
+from fastae.utils.device import find_device, free_memory
+from fastae.utils.paths import expanded, require_path, texts
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
+Split = Literal["train", "held_out", "all"]
+PathLike = str | os.PathLike[str]
 CPU = torch.device("cpu")
+ITERATION = Range(0, 2**63 - 1)
 
 
 class Loader(ABC):
     """Yields batches, float32 (N, 3, S, S), channels-last, in [0, 1], on its device. Made by `open_loader`.
 
-    note: why `auto` chose this kind, for people. `len(loader)`: batches per epoch. `iter(loader)`: those of
-    one epoch, and the next time of the next.
+    `len(loader)`: batches per epoch. `iter(loader)`: those of one epoch, and the next time of the next.
     """
 
     kind: LoaderKind
-    note = ""
+
+    note: str = ""
+    """Why `auto` chose this kind, for people."""
+
+    paths: Sequence[str] = ()
+    """The files, in order: image i is read from paths[i], which may be another's after a file went bad."""
+
+    skipped: Sequence[FileFault] = ()
+    """Files that cannot be used, and why: each has a `path` and a `fault`."""
+
     _epochs = 0
 
     def __init__(self, sampler: Sampler, decoder: Decoder) -> None:
         self.sampler = sampler
         self.decoder = decoder
+
+    def __repr__(self) -> str:
+        return (
+            f"Loader(kind={self.kind!r}, images={self.sampler.count}, batch_size={self.sampler.batch_size}, "
+            f"image_size={self.decoder.crop_resize.size}, device={str(self.device)!r})"
+        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self.decoder.device
 
     def __len__(self) -> int:
         return self.sampler.batches_per_epoch
@@ -76,7 +102,11 @@ class Loader(ABC):
         return other
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
-        """The batches of iterations start, start + 1, ..., without end."""
+        """The batches of iterations start, start + 1, ..., without end.
+
+        Raises SettingError for a `start` that is no iteration.
+        """
+        start = require_int(start, "start", ITERATION)
         return itertools.starmap(self.images, self.inputs(start))
 
     @abstractmethod
@@ -159,10 +189,14 @@ class _Augmented(RecoverableStream[Tensor]):
         dali = DaliPipeline(
             decoder.crop_resize, decoder.device, share * self._length, decoder.tuning, patience
         )
-        if dali.on_gpu:
+        if decoder.on_gpu:
             before = first % self._length
+            joined = read_augmented(paths, groups, dali)
+            firsts = itertools.count(first - before, self._length)
             batches = (
-                batch for images in read_augmented(paths, groups, dali) for batch in images.split(share)
+                batch
+                for images, at in zip(joined, firsts, strict=False)
+                for batch in images.split([self._sampler.size(at + i) for i in range(self._length)])
             )
             yield from itertools.islice(batches, before, None)
         else:
@@ -218,63 +252,161 @@ class HostLoader(Loader):
 
 
 def open_loader(
-    source: str | Path | Sequence[str],
+    source: PathLike | Iterable[PathLike],
+    batch_size: int = 64,
     *,
-    batch_size: int,
-    device: str | torch.device,
-    seed: int,
+    split: Split = "train",
+    augment: bool | Augmentation = True,
+    flip: bool | None = None,
+    shuffle: bool | None = None,
+    image_size: int = 128,
+    crop: int | None = None,
+    antialias: bool = False,
+    device: str | torch.device | None = None,
+    seed: int = 0,
     kind: LoaderKind = "auto",
-    augmentation: Augmentation | None = None,
-    crop_resize: CropResize | None = None,
+    cache: bool | PathLike = True,
     tuning: Tuning = DEFAULT,
-    cache: Path | str | bool = True,
     shard: tuple[int, int] = (0, 1),
     on_replaced: Callable[[FileFault, str], None] | None = None,
 ) -> Loader:
-    """A loader over the training images of a folder, or over exactly the files of a list.
+    """A loader over JPEG files. Those that cannot be used are skipped, logged and listed in `loader.skipped`.
 
-    augmentation: ranges of the random color changes (default: `Augmentation()`).
-    crop_resize: crop, size, antialias (default: the largest square, 128 pixels, none).
-    tuning: threads, compiling and what else changes speed alone.
-    cache: folder for the decoded images (default: `cache_folder()`); False keeps them in memory alone.
-    shard: (rank, world size): yield this one of the equal parts of every batch, as data-parallel ranks do.
-    on_replaced: called with each file that cannot be decoded, and with the path of its replacement.
+    Args:
+        source: a folder of JPEGs, nested or flat, or the paths of files, which are read in the order given.
+        batch_size: images per batch.
+        split: of a folder: the images to train on, those held out (by CelebA's partition file, else the last
+            5 % by name), or all. A list of files is used whole.
+        augment: change colors at random, within the default ranges or these. False: leave them, and have
+            `flip` and `shuffle` off unless they are set.
+        flip: flip images left-right, by a fair coin each. Default: if `augment` is not False.
+        shuffle: visit the images in a new order every epoch, in batches of the same size. False: in the order
+            of `loader.paths`, each once per epoch, with a last batch that may be shorter. Default: if
+            `augment` is not False.
+        image_size: side of the images in pixels.
+        crop: side of the square that is cut out of the middle first. Default: the largest.
+        antialias: filter while shrinking (torchvision does; TensorFlow, and so the article, does not).
+        device: of the batches. Default: CUDA's current device if there is one, else the CPU.
+        seed: of order, flips and colors.
+        kind: how batches are made: see the module `fastae.data.loader`.
+        cache: keep decoded images in the cache folder, or in this folder; False: in memory alone.
+        tuning: threads, compiling and what else changes speed alone.
+        shard: (rank, world size): yield this one of the equal parts of every batch, for DDP.
+        on_replaced: called with each file that cannot be decoded, and with the path of its replacement.
 
-    Raises FastaeError for a bad folder, fewer images than `batch_size`, a batch that the ranks cannot share
-    equally, a missing DALI, or images that do not fit into memory.
+    Raises FastaeError for a wrong argument, a folder or list without usable images, a missing DALI, or images
+    that do not fit into memory.
     """
-    if kind not in get_args(LoaderKind):
-        raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(get_args(LoaderKind))}")
-    device, crop_resize = torch.device(device), crop_resize or CropResize()
-    folder = cache_folder() if cache is True else Path(cache) if cache else None
-    if isinstance(source, str | Path):
-        opened = open_folder(source, crop_resize.crop, folder and check_records(folder))
-        source, crop_resize = opened.train, replace(crop_resize, crop=crop_resize.crop or opened.side)
-    if batch_size > len(source):
-        raise FastaeError(f"--batch-size {batch_size} is more than the {len(source)} training images")
-    rank, world_size = shard
-    if batch_size % world_size:
-        raise FastaeError(f"--batch-size {batch_size} cannot be shared equally by {world_size} ranks")
-    sampler = Sampler(len(source), batch_size, seed, augmentation or Augmentation(), rank, world_size)
-    decoder = open_decoder(crop_resize, device, tuning)
-    files, note = ImageFiles(source, on_replaced), ""
-    if kind == "auto":
-        kind, note = _choose_kind(files, decoder, folder)
-    loader: Loader
-    if kind == "dali":
-        loader = DaliLoader(files, sampler, decoder)
-    elif kind == "host" and device.type != "cpu":
-        loader = HostLoader(open_store(files, decoder, folder, CPU), sampler, decoder)
-    else:
-        loader = ResidentLoader(open_store(files, decoder, folder, decoder.device), sampler, decoder)
-    loader.note = note
+    batch_size = require_int(batch_size, "batch_size", BATCH_SIZE)
+    seed = require_int(seed, "seed", SEED)
+    image_size = require_int(image_size, "image_size", SIZE)
+    require_choice(split, "split", get_args(Split))
+    require_choice(kind, "kind", get_args(LoaderKind))
+    require_type(augment, "augment", bool, Augmentation)
+    require_type(flip, "flip", bool, type(None))
+    require_type(shuffle, "shuffle", bool, type(None))
+    require_type(cache, "cache", bool, str, os.PathLike)
+    require_type(tuning, "tuning", Tuning)
+    rank, world_size = _require_shard(shard)
+    device, crop_resize = find_device(device), CropResize(crop, image_size, antialias)
+    folder = (cache_folder() if cache is True else expanded(cache)) if cache else None
+    found = _find_files(source, split, crop, folder)
+    if found.skipped:
+        log(f"skipped   {count_faults(found.skipped)}: loader.skipped names them", "yellow")
+    colors = augment if isinstance(augment, Augmentation) else Augmentation() if augment else NO_COLORS
+    sampler = Sampler(
+        len(found.paths),
+        batch_size,
+        seed,
+        colors,
+        rank,
+        world_size,
+        flip=augment is not False if flip is None else flip,
+        shuffle=augment is not False if shuffle is None else shuffle,
+    )
+    decoder = open_decoder(replace(crop_resize, crop=crop or found.side), device, tuning)
+    loader = build_loader(ImageFiles(found.paths, on_replaced), sampler, decoder, kind, folder)
+    loader.skipped = found.skipped
     return loader
 
 
+def build_loader(
+    files: ImageFiles,
+    sampler: Sampler,
+    decoder: Decoder,
+    kind: LoaderKind = "auto",
+    cache: Path | None = None,
+) -> Loader:
+    """A loader over files that the quick check has passed.
+
+    cache: folder for the decoded images; None keeps them in memory alone.
+
+    Raises SettingError for a batch size that does not suit the number of images or ranks, and FastaeError as
+    `open_store` does.
+    """
+    count, batch_size = sampler.count, sampler.batch_size
+    if sampler.shuffle and batch_size > count:
+        images = counted(count, "image")
+        raise SettingError(
+            "batch_size", f"{batch_size} is more than the {images} of the split: use at most {count}"
+        )
+    if batch_size % sampler.parts:
+        raise SettingError("batch_size", f"{batch_size} cannot be shared equally by {sampler.parts} ranks")
+    if sampler.parts > 1 and not sampler.shuffle:
+        raise SettingError("shard", "is for shuffled batches: give each rank a list of files of its own")
+    note = ""
+    if kind == "auto":
+        kind, note = _choose_kind(files, decoder, cache)
+    loader: Loader
+    if kind == "dali":
+        loader = DaliLoader(files, sampler, decoder)
+    elif kind == "host" and decoder.on_gpu:
+        loader = HostLoader(open_store(files, decoder, cache, CPU), sampler, decoder)
+    else:
+        loader = ResidentLoader(open_store(files, decoder, cache, decoder.device), sampler, decoder)
+    loader.note, loader.paths = note, files.paths
+    return loader
+
+
+class _Found(NamedTuple):
+    """side: the shorter side of the images in pixels if all have the same."""
+
+    paths: list[str]
+    skipped: list[FileFault]
+    side: int | None
+
+
+def _find_files(
+    source: PathLike | Iterable[PathLike], split: Split, crop: int | None, cache: Path | None
+) -> _Found:
+    """The usable files of a folder or list."""
+    if isinstance(source, str | os.PathLike):
+        require_path(os.fspath(source), "source")
+        opened = open_folder(expanded(source), crop, cache and check_records(cache))
+        parts = {"train": opened.train, "held_out": opened.held_out}
+        paths = parts[split] if split in parts else sorted([*opened.train, *opened.held_out])
+        return _Found(paths, opened.skipped, opened.side)
+    if split == "held_out":
+        raise SettingError("split", "'held_out' is a folder's: a list of files is used whole")
+    require_type(source, "source", str, os.PathLike, Iterable)
+    paths = texts(source, "source")
+    checked = check_list(paths, crop)
+    return _Found([path for path in paths if path in checked.sizes], checked.unusable, checked.side)
+
+
+def _require_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    try:
+        rank, world_size = shard
+    except (TypeError, ValueError):
+        raise SettingError("shard", f"must be (rank, world size), not {shard!r:.60}") from None
+    world_size = require_int(world_size, "shard", Range(1, 1_000_000))
+    return require_int(rank, "shard", Range(0, world_size - 1)), world_size
+
+
 def load_images(
-    paths: Sequence[str],
-    crop_resize: CropResize,
-    device: str | torch.device,
+    paths: Iterable[PathLike],
+    crop_resize: CropResize = CropResize(),  # noqa: B008 (it is frozen)
+    device: str | torch.device | None = None,
     tuning: Tuning = DEFAULT,
     *,
     indices: Sequence[int] | None = None,
@@ -282,13 +414,22 @@ def load_images(
 ) -> Tensor:
     """These images, cut out and resized but not augmented: float32 (N, 3, S, S) in [0, 1].
 
-    indices: those to load (default: all); the others may replace one that cannot be decoded.
-    on_replaced: called with each such file, and with the path of its replacement.
+    Args:
+        paths: files that can be decoded; `open_loader` is for folders, and for files that nobody checked.
+        crop_resize: what is cut out of each, and the size of the result.
+        device: where the images are decoded, and stay. Default: CUDA's current device, else the CPU.
+        tuning: threads, and what else changes speed alone.
+        indices: those to load (default: all); the others may replace one that cannot be decoded.
+        on_replaced: called with each such file, and with the path of its replacement.
 
-    Raises NoneLeft if none can be decoded, and FastaeError for a missing DALI.
+    Raises NoneLeft if none can be decoded, and FastaeError for a wrong argument or a missing DALI.
     """
-    decoder = open_decoder(crop_resize, torch.device(device), replace(tuning, compiled=False))
-    return torch.cat([to_batch(pixels) for pixels in decoder.decode(ImageFiles(paths, on_replaced), indices)])
+    require_type(crop_resize, "crop_resize", CropResize)
+    files = ImageFiles(
+        texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths"), on_replaced
+    )
+    decoder = open_decoder(crop_resize, find_device(device), replace(tuning, compiled=False))
+    return torch.cat([to_batch(pixels) for pixels in decoder.decode(files, indices)])
 
 
 def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:
@@ -303,6 +444,8 @@ def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tup
     half = halves.get(kind, max(halves.values()))
     note = f"{needed / 1e9:.2f} GB of images, {half / 1e9:.1f} GB is half of the free memory"
     if kind != "dali" and cache is not None:
+        if not is_writable(cache):
+            return "dali", f"the cache {str(cache)!r} is not writable"
         existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         if needed > free and not is_stored(files, decoder, cache):

@@ -39,8 +39,9 @@ def find_parquet(folder: Path) -> list[File]:
     A file may be a link, as in Hugging Face's cache: nothing but a parquet file's images is taken from it.
     Raises FastaeError if a name does not tell the part.
     """
-    paths = [Path(path) for path in walk(str(folder), (".parquet",)) if os.path.isfile(path)]  # noqa: PTH113
-    return sorted(((path, _part_of(path)) for path in paths), key=lambda file: (file[1], file[0]))
+    paths = [Path(path) for path in walk(str(folder), (".parquet",), follow=False)]
+    files = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
+    return sorted(((path, _part_of(path)) for path in files), key=lambda file: (file[1], file[0]))
 
 
 def read_jpegs(files: Sequence[File]) -> Iterator[tuple[bytes, int]]:

@@ -97,7 +97,7 @@ def _take(source: Path, images: Path) -> tuple[Split, list[str]]:
 
 def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
     ignored = Counter[str]()
-    paths = [Path(path) for path in walk(str(source), (".jpg",), ignored)]
+    paths = [Path(path) for path in walk(str(source), (".jpg",), ignored, follow=False)]
     found = sorted(path for path in paths if IMAGE_NAME.fullmatch(path.name))
     plain, skipped = [], []
     for path in found:

@@ -100,7 +100,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
         return replace(store, pixels=store.pixels.to(device), means=store.means.to(device))
     except (MemoryError, torch.OutOfMemoryError):
         raise FastaeError(
-            f"{np.prod(shape) / 1e9:.1f} GB of images do not fit into {device}'s memory: use --loader dali"
+            f"{np.prod(shape) / 1e9:.1f} GB of images do not fit into {device}'s memory: use the dali loader"
         ) from None
 
 
@@ -134,7 +134,7 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
         reason = error.strerror or error
         raise FastaeError(
             f"cannot keep the decoded images in {str(cache)!r}: {reason}; "
-            "use --cache-dir, --no-cache or --loader dali"
+            "use another cache folder, no cache, or the dali loader"
         ) from None
     # Those that were found while the store was built are replaced already, and reported.
     files.replace({index: why for index, why in store.bad.items() if index not in files.bad})

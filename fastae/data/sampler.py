@@ -5,6 +5,9 @@ images in the endless line of epochs, so that each image comes exactly once an e
 straddle two. Its flips and color changes are drawn from (seed, i). No state: a loader that starts at
 iteration i gives what a loader that came from 0 gives there.
 
+Without shuffling, an epoch visits the images in order, and its last batch is shorter if need be: each epoch
+begins with a batch of its own.
+
 Only the raw 64-bit words of NumPy's Philox generator are used. NumPy promises that those never change,
 which it does not promise of `Generator.permutation` or `uniform`. What needs no chance is `evenly_spaced`.
 """
@@ -53,7 +56,10 @@ class BatchParams:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The endless sequence of batches over `count` images, or this part of `parts` equal ones of each."""
+    """The endless sequence of batches over `count` images, or this part of `parts` equal ones of each.
+
+    flip: whether images are flipped left-right, by a fair coin each. Only shuffled batches have parts.
+    """
 
     count: int
     batch_size: int
@@ -61,27 +67,38 @@ class Sampler:
     augmentation: Augmentation
     part: int = 0
     parts: int = 1
+    flip: bool = True
+    shuffle: bool = True
 
     @property
     def share(self) -> int:
-        """Images in a batch of this part."""
+        """Images in a batch of this part; the most of them if the last of an epoch has fewer."""
         return self.batch_size // self.parts
 
     @property
     def batches_per_epoch(self) -> int:
-        """Whole batches: the images that are left over begin the next epoch."""
-        return self.count // self.batch_size
+        """If shuffled, whole batches: the images that are left over begin the next epoch."""
+        whole, left_over = divmod(self.count, self.batch_size)
+        return whole + (left_over > 0 and not self.shuffle)
+
+    def size(self, iteration: int) -> int:
+        """Images in this batch of this part."""
+        if self.shuffle:
+            return self.share
+        first = iteration % self.batches_per_epoch * self.batch_size
+        return min(self.batch_size, self.count - first)
 
     def at(self, iteration: int) -> BatchParams:
         """One batch. Costs about 10 us, and a permutation once an epoch."""
         words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
         flip, brightness, contrast, saturation = _uniform(words).reshape(4, self.batch_size)
         ranges = self.augmentation
-        here = slice(self.part * self.share, (self.part + 1) * self.share)
+        first = self.part * self.share
+        here = slice(first, first + self.size(iteration))
         return BatchParams(
             iteration=iteration,
             indices=self._indices(iteration)[here],
-            flip=flip[here] < 0.5,
+            flip=(flip[here] < 0.5) & self.flip,
             brightness=_scaled(brightness[here], 0.0, ranges.brightness),
             contrast=_scaled(contrast[here], 1.0, ranges.contrast),
             saturation=_scaled(saturation[here], 1.0, ranges.saturation),
@@ -94,6 +111,8 @@ class Sampler:
             start += 1
 
     def _indices(self, iteration: int) -> np.ndarray:
+        if not self.shuffle:
+            return np.arange(self.batch_size) + iteration % self.batches_per_epoch * self.batch_size
         positions = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         epochs, places = np.divmod(positions, self.count)
         indices = np.empty(self.batch_size, np.int64)

@@ -4,30 +4,53 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from fastae.utils.arguments import SHARE, THREADS, Range, require_int, require_number, require_type
+
 
 @dataclass(frozen=True)
 class Tuning:
-    """Swept by `benchmarks/sweep.py`; no value has been swept on a GPU yet.
+    """What changes a loader's speed alone.
 
-    threads: CPU threads that decode (default: by the number of cores). compiled: torch.compile for the passes
-    over pixels (default: if there is a C++ compiler). prefetch: batches that DALI prepares ahead.
+    `benchmarks/sweep.py` sweeps the values; none has been swept on a GPU yet. From `hw_decoder_load` on, the
+    fields are for GPUs.
+    """
 
-    On a GPU: hw_decoder_load: share of a batch for the JPEG engine, in [0, 1] (DALI's default: 0.65).
-    decode_on_cpu: decode there and upload. decode_batch: images that DALI decodes at once, for several
-    training batches. colors_in_step: brightness, contrast and saturation run in the training step, as they do
-    for `resident`, instead of in DALI's graph. padding: bytes reserved in the decoder's buffers, per thread;
+    threads: int | None = None
+    """CPU threads that decode. Default: by the number of cores."""
+
+    compiled: bool | None = None
+    """torch.compile for the passes over pixels. Default: if there is a C++ compiler."""
+
+    prefetch: int = 2
+    """Batches that DALI prepares ahead."""
+
+    hw_decoder_load: float = 0.65
+    """Share of a batch that the JPEG engine decodes, 0 to 1."""
+
+    decode_on_cpu: bool = False
+    """Decode on the CPU and upload."""
+
+    decode_batch: int = 256
+    """Images that DALI decodes at once, for several training batches."""
+
+    colors_in_step: bool = False
+    """Change the colors in the training step, as the loader `resident` does, instead of in DALI's graph."""
+
+    padding: int = 1 << 20
+    """Bytes reserved in the decoder's buffers, per thread.
+
     DALI's own (16 MiB on the device, 8 MiB pinned) are made for photographs of many megapixels, and a buffer
     that is too small grows once.
     """
 
-    threads: int | None = None
-    compiled: bool | None = None
-    prefetch: int = 2
-    hw_decoder_load: float = 0.65
-    decode_on_cpu: bool = False
-    decode_batch: int = 256
-    colors_in_step: bool = False
-    padding: int = 1 << 20
+    def __post_init__(self) -> None:
+        if self.threads is not None:
+            require_int(self.threads, "threads", THREADS)
+        require_type(self.compiled, "compiled", bool, type(None))
+        require_int(self.prefetch, "prefetch", Range(1, 1000))
+        require_number(self.hw_decoder_load, "hw_decoder_load", SHARE)
+        require_int(self.decode_batch, "decode_batch", Range(1, 1_000_000))
+        require_int(self.padding, "padding", Range(0, 1 << 40))
 
 
 DEFAULT = Tuning()

@@ -17,7 +17,9 @@ from fastae.model import AutoEncoder, meta_model
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable
+from fastae.utils.device import find_device
 from fastae.utils.files import require_file
+from fastae.utils.paths import expanded
 
 UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """What a damaged model.safetensors, or another file in its place, raises."""
@@ -37,9 +39,10 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     """The model of the run folder `path`, with its newest valid weights; invalid ones are logged.
 
     They are those of model.safetensors, unless a checkpoint is newer. Raises FastaeError if `path` is not a
-    run folder, or has no weights of the shapes that its config.json implies.
+    run folder, or has no weights of the shapes that its config.json implies, and for a missing device.
     """
-    run = RunFolder(Path(path))
+    device = find_device(device)
+    run = RunFolder(expanded(path))
     config = run.settings()
     model = meta_model(config.image_size, config.latent)  # no memory yet: config.json may claim any size
     found = _final_weights(run.weights, model)

@@ -13,11 +13,12 @@ from typing import Any
 
 from filelock import FileLock
 
-from fastae.config import Range, TrainConfig, flag
+from fastae.config import TrainConfig, flag
 from fastae.data.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.runs.folder import RunFolder, held_folder
+from fastae.utils.arguments import Range
 from fastae.utils.files import refuse_links, write_json
 from fastae.utils.json import read_json
 

@@ -72,6 +72,9 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
     log("CelebA is for non-commercial research only and may not be redistributed.")
     done = prepare_celeba(source, out, count)
     log(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")
+    if done.present < done.expected:
+        missing = f"{done.expected - done.present:,} of {done.expected:,} images are missing"
+        log(f"{missing}: prepare a complete copy, or add --count {done.present} for a subset", "yellow")
     for kind, names in (("faulty", done.faulty), ("not plain files, skipped", done.skipped)):
         if names:
             log(f"{kind}: {', '.join(names[:10])}{' ...' if len(names) > 10 else ''}")

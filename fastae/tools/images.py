@@ -21,6 +21,7 @@ from fastae.data.folder import walk
 from fastae.data.jpeg import Fault, inspect
 from fastae.data.pixel_ops import PixelOps, to_batch
 from fastae.utils.console import printable
+from fastae.utils.paths import URL
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Pillow's names; JPEG includes MPO, which many phones write. No decoder of these starts another program."""
@@ -42,7 +43,7 @@ class UnusableImage(Exception):
 def find_images(places: Sequence[str]) -> list[str]:
     """The files in the order given; for a folder the images in and below it, sorted by path.
 
-    Links to folders and hidden files are ignored. A folder without images stays in the list, for `load_image`
+    Hidden files are ignored. A folder without images stays in the list, for `load_image`
     to refuse. Raises FastaeError for a folder that cannot be listed.
     """
     return [path for place in places for path in sorted(_images_below(place)) or [place]]
@@ -76,8 +77,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
     """uint8 (L, L, 3). A centre between two pixels is rounded towards the end, as by DALI's crop."""
     fault = inspect(path).fault
     if fault in NOT_OPENED:
-        is_empty = fault is Fault.NOT_A_FILE and os.path.isdir(path)  # noqa: PTH112
-        raise UnusableImage("a folder without images" if is_empty else fault.value)
+        raise UnusableImage(_reason(path, fault))
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
         with suppress(Exception):  # damaged EXIF data; the pixels are good all the same
             ImageOps.exif_transpose(image, in_place=True)
@@ -86,6 +86,15 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
             raise UnusableImage(f"too small: the run's --crop is {crop}")
         left, top = (image.width - side + 1) // 2, (image.height - side + 1) // 2
         return np.array(_rgb(image.crop((left, top, left + side, top + side))))
+
+
+def _reason(path: str, fault: Fault) -> str:
+    """Why a file is not opened, to the user who named it."""
+    if fault is Fault.NOT_A_FILE and os.path.isdir(path):  # noqa: PTH112
+        return "a folder without images"
+    if fault is Fault.GONE:
+        return "a URL: only local files are read" if URL.match(path) else "does not exist"
+    return fault.value
 
 
 def _rgb(image: Image.Image) -> Image.Image:

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
-from fastae.data import CropResize, Tuning, load_images, open_loader
+from fastae.data import CropResize, Loader, Tuning, load_images
+from fastae.data.decode import open_decoder
 from fastae.data.folder import ImageFolder, count_faults, count_ignored
 from fastae.data.jpeg import FileFault
-from fastae.data.loader import Loader, LoaderKind
+from fastae.data.loader import LoaderKind, build_loader
 from fastae.data.manifest import Manifest
-from fastae.data.recovery import NoneLeft
-from fastae.data.sampler import evenly_spaced
+from fastae.data.recovery import ImageFiles, NoneLeft
+from fastae.data.sampler import Sampler, evenly_spaced
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
@@ -188,25 +189,16 @@ def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest |
         f"({images.manifest.split})"
     )
     if images.ignored:
-        log(
-            f"ignored   {count_ignored(images.ignored)}: training reads JPEG files only, and follows no links"
-        )
+        log(f"ignored   {count_ignored(images.ignored)}: training reads JPEG files only")
     if images.skipped:
         lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
         log(f"skipped   {count_faults(images.skipped)}{lost}; skipped.txt names them", "yellow")
-    session.loader = open_loader(
-        images.train,
-        batch_size=config.batch_size,
-        device=hardware.device,
-        seed=config.seed,
-        augmentation=config.augmentation,
-        crop_resize=crop_resize,
-        kind=cast(LoaderKind, config.loader),
-        tuning=Tuning(threads=config.threads, compiled=hardware.compiled),
-        cache=config.cache and cache,
-        shard=(ranks.rank, ranks.size),
-        on_replaced=session.report_replaced,
-    )
+    files = ImageFiles(images.train, session.report_replaced)
+    sampler = Sampler(len(files), config.batch_size, config.seed, config.augmentation, ranks.rank, ranks.size)
+    tuning = Tuning(threads=config.threads, compiled=hardware.compiled)
+    decoder = open_decoder(crop_resize, hardware.device, tuning)
+    kind = cast(LoaderKind, config.loader)
+    session.loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None)
     log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
     return session
 

@@ -12,8 +12,10 @@ enough: 10 GB are read from the page cache and compared in 2.2 s on two cores.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import tempfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +82,16 @@ def cache_folder(named: str | None = None) -> Path:
     folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
     require_path(folder, "--cache-dir" if named else f"${VARIABLE}")
     return Path(folder)
+
+
+def is_writable(cache: Path) -> bool:
+    """Whether an entry can be begun there, which makes the folder; a full disk is another matter."""
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache):
+            return True
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_records(cache: Path) -> Path | None:

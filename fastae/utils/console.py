@@ -76,6 +76,11 @@ def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterato
         yield from bar.track(items, total, description=text)
 
 
+def counted(number: int, noun: str) -> str:
+    """'1 image', '2,000 images'."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def duration(seconds: float) -> str:
     """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
     if not math.isfinite(seconds):

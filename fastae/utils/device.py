@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastae.errors import FastaeError
+from fastae.errors import SettingError
 from fastae.utils import limits
 
 # On a CPU compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s):
@@ -35,29 +35,39 @@ class Precision:
         return torch.autocast(device.type, self.dtype, enabled=self.dtype is not None)
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is the first CUDA device if it works, else the CPU. Raises FastaeError for a missing device.
+def find_device(name: str | torch.device | None = None) -> torch.device:
+    """The device of this name; None or `auto` is CUDA's current device if it works, else the CPU.
 
-    A GPU becomes this thread's current device, on which streams, events and CUDA graphs are made.
+    Raises SettingError for a device that is not there.
     """
-    if name == "auto":
+    if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() and _cuda_works() else "cpu"
     try:
         device = torch.device(name)
-    except RuntimeError:
-        raise FastaeError(f"--device {name!r} is not one of: auto, cpu, cuda, cuda:N") from None
+    except (RuntimeError, TypeError):
+        raise SettingError("device", f"{name!r:.60} is not one of: auto, cpu, cuda, cuda:N") from None
     if device.type == "cpu":
         return device
     if device.type != "cuda":
-        raise FastaeError(f"--device {name} is not supported: use auto, cpu, cuda or cuda:N")
+        raise SettingError("device", f"{device} is not supported: use auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         why = "no usable NVIDIA driver" if torch.version.cuda else "this PyTorch is a CPU build"
-        raise FastaeError(f"--device {name}: {why}; use --device cpu")
-    index = device.index or 0
-    if index >= torch.cuda.device_count():
-        raise FastaeError(f"--device {name}: there are {torch.cuda.device_count()} CUDA devices, from cuda:0")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+        raise SettingError("device", f"{device} cannot be used ({why}): use cpu or auto")
+    if (device.index or 0) >= (count := torch.cuda.device_count()):
+        raise SettingError("device", f"{device} is not there: there are {count} CUDA devices, from cuda:0")
+    return device
+
+
+def choose_device(name: str) -> torch.device:
+    """`find_device` for a program's main work; without a number, the first GPU.
+
+    A GPU becomes this thread's current device, on which streams, events and CUDA graphs are made.
+    """
+    device = find_device(name)
+    if device.type == "cuda":
+        device = torch.device("cuda", device.index or 0)
+        torch.cuda.set_device(device.index)
+    return device
 
 
 def _cuda_works() -> bool:
@@ -117,7 +127,7 @@ def choose_compile(
     wanted: what the user chose, None for whatever is faster. Raises FastaeError without a C++ compiler.
     """
     if wanted and not can_compile():
-        raise FastaeError(f"--compile needs the C++ compiler {compiler()!r}, which is not on the PATH")
+        raise SettingError("compile", f"needs the C++ compiler {compiler()!r}, which is not on the PATH")
     if wanted is None and not can_compile():
         return False, f"not compiled (no C++ compiler {compiler()!r})"
     is_short = images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES

@@ -157,12 +157,12 @@ def test_fastae_check_names_files_and_counts_those_ignored(tmp_path, good, capsy
     printed = capsys.readouterr().out
     assert "a\\n\\x1b[31mred\\u202e.jpg" in printed and "\\udcff" in printed
     assert "\x1b" not in printed and "\u202e" not in printed
-    assert "2 PNG files, 1 WEBP file, 1 linked folder" in printed
+    assert "ignored: 2 PNG files, 1 WEBP file\n" in printed
     assert here("check", tmp_path, "--json") == 1
     found = json.loads(capsys.readouterr().out)
     assert (found["files"], found["usable"]) == (3, 1)
     assert [each["fault"] for each in found["faults"]] == ["empty", "empty"]
-    assert found["ignored"] == {"PNG file": 2, "WEBP file": 1, "linked folder": 1}
+    assert found["ignored"] == {"PNG file": 2, "WEBP file": 1}
 
 
 def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_paths):

@@ -6,6 +6,7 @@ overwritten too early shows.
 
 import itertools
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -92,6 +93,14 @@ def test_gives_residents_batches_bit_for_bit(loaders, start):
     for one, other in itertools.islice(zip(ours, theirs, strict=False), 20):
         assert one.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(one, other)
+
+
+def test_the_last_batch_in_order_is_shorter(loaders):
+    for loader in loaders:
+        loader.sampler = replace(loader.sampler, shuffle=False)
+    ours, theirs = (list(itertools.islice(loader.batches(7), 20)) for loader in loaders)
+    assert [len(batch) for batch in ours] == [6, 2, *[6] * 8, 2, *[6] * 8, 2][: len(ours)]
+    assert all(map(torch.equal, ours, theirs))
 
 
 def test_a_consumer_that_lags_finds_its_batch_untouched(loaders, store, uploads):

@@ -15,9 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import CropResize, Tuning, load_images, open_loader, pipeline, recovery
+from fastae.augment import Augmentation
+from fastae.data import CropResize, Tuning, load_images, pipeline, recovery
+from fastae.data.decode import open_decoder
 from fastae.data.jpeg import Inspection
+from fastae.data.loader import build_loader
 from fastae.data.recovery import DecoderError, ImageFiles, NoneLeft, RecoverableStream
+from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here, started, wait_for
@@ -56,11 +60,11 @@ def replaced():
     return []
 
 
-def open_(paths, kind="dali", replaced=None, **options):
-    return open_loader(
-        paths, kind=kind, batch_size=4, device="cpu", seed=0, tuning=Tuning(compiled=False), cache=False,
-        on_replaced=None if replaced is None else lambda bad, other: replaced.append(bad), **options,
-    )  # fmt: skip
+def open_(paths, kind="dali", replaced=None, **crop_resize):
+    """A loader over files that the quick check passed, or would have passed."""
+    files = ImageFiles(paths, None if replaced is None else lambda bad, other: replaced.append(bad))
+    decoder = open_decoder(CropResize(**crop_resize), torch.device("cpu"), Tuning(compiled=False))
+    return build_loader(files, Sampler(len(paths), 4, 0, Augmentation()), decoder, kind)
 
 
 def damage(way, *paths):
@@ -85,7 +89,7 @@ def test_the_next_good_image_is_read_instead_and_nothing_else_changes(paths, way
 
 def test_a_file_that_goes_bad_during_a_run_and_one_that_dali_alone_refuses(paths, replaced):
     """The second is smaller than the crop by now: nothing is wrong with the file itself."""
-    batches = open_(paths, replaced=replaced, crop_resize=CropResize(crop=100)).batches()
+    batches = open_(paths, replaced=replaced, crop=100).batches()
     next(batches)
     damage("emptied", paths[0])
     Image.new("RGB", (60, 60)).save(paths[3])
@@ -141,7 +145,7 @@ def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths,
     built = []
     build = pipeline.DaliPipeline.build
     monkeypatch.setattr(pipeline.DaliPipeline, "build", lambda *given: built.append(0) or build(*given))
-    batches = open_(paths, replaced=replaced, crop_resize=CropResize(size=16)).batches()
+    batches = open_(paths, replaced=replaced, size=16).batches()
     next(batches)
     lost = paths[: int(gone * len(paths))]
     for path in lost:

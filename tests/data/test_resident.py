@@ -46,7 +46,7 @@ def differ(ours, theirs):
 
 
 def test_gives_dalis_batches_to_the_rounding_of_its_pixels_compiled_or_not(face_paths, tmp_path):
-    strong = {"augmentation": Augmentation(0.5, 1.0, 1.0), "crop_resize": CropResize(100)}
+    strong = {"augment": Augmentation(0.5, 1.0, 1.0), "crop": 100}
     for options in ({}, strong):
         ours, theirs = (batches(face_paths, tmp_path, kind, **options) for kind in ("resident", "dali"))
         assert all(batch.is_contiguous(memory_format=torch.channels_last) for batch in ours)
@@ -238,7 +238,7 @@ def test_an_interrupted_build_leaves_nothing(face_paths, tmp_path, monkeypatch, 
     with pytest.raises((KeyboardInterrupt, FastaeError)) as caught:
         open_(face_paths, tmp_path)
     if isinstance(error, OSError):
-        assert "No space left on device; use --cache-dir, --no-cache" in str(caught.value)
+        assert "No space left on device; use another cache folder" in str(caught.value)
     assert not stores(tmp_path) and not list(tmp_path.glob("*.partial"))
 
 
@@ -338,11 +338,11 @@ def test_other_bytes_of_the_same_size_make_another_store(face_paths, tmp_path, p
 
 def test_images_that_do_not_fit_into_memory_are_refused_not_killed(face_paths, monkeypatch):
     monkeypatch.setattr(resident, "free_memory", lambda device: 100_000)
-    with pytest.raises(FastaeError, match="--loader dali"):
+    with pytest.raises(FastaeError, match="use the dali loader"):
         open_(face_paths, False)
 
 
 def test_an_unusable_cache_folder_is_one_line(face_paths, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(FastaeError, match=r"cannot keep the decoded images in .*--cache-dir"):
+    with pytest.raises(FastaeError, match=r"cannot keep the decoded images in .*another cache folder"):
         open_(face_paths, tmp_path / "file")

@@ -51,7 +51,7 @@ def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
 
     def batches(device):
         loader = open_loader(
-            face_paths, kind="dali", batch_size=16, device=device, seed=0, augmentation=strong, tuning=tuning
+            face_paths, kind="dali", batch_size=16, device=device, seed=0, augment=strong, tuning=tuning
         )
         return list(itertools.islice(loader.batches(1), 4))
 
@@ -59,6 +59,16 @@ def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
         assert on_gpu.device == cuda and on_gpu.is_contiguous(memory_format=torch.channels_last)
         difference = (on_gpu.cpu() - on_cpu).abs()
         assert difference.mean() < 1 / 255 and difference.quantile(0.99) < 8 / 255
+
+
+@pytest.mark.parametrize("kind", ["dali", "host", "resident"])
+def test_images_in_order_are_those_of_load_images(face_paths, cuda, kind):
+    loader = open_loader(face_paths, 16, augment=False, image_size=64, kind=kind, device=cuda, cache=False)
+    for _ in range(2):
+        batches = [batch.clone() for batch in loader]
+        assert [len(batch) for batch in batches] == [16, 16, 8]
+        expected = load_images(face_paths, CropResize(size=64), cuda)
+        assert (torch.cat(batches) - expected).abs().max() < 0.51 / 255
 
 
 def test_images_are_upright_whatever_their_exif_orientation(cuda, tmp_path):
@@ -140,9 +150,7 @@ def test_a_compiled_step_waits_for_nothing(cuda):
 
 @pytest.mark.parametrize("kind", ["dali", "host", "resident"])
 def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_paths, kind):
-    loader = open_loader(
-        face_paths, kind=kind, batch_size=8, device=cuda, seed=0, crop_resize=CropResize(size=64), cache=False
-    )
+    loader = open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=0, image_size=64, cache=False)
 
     def train(recorded):
         step = make_step(small_model(cuda), choose_precision(cuda, amp=True), images_of=loader.images)

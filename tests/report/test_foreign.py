@@ -100,7 +100,7 @@ def test_sizes_that_it_claims_take_no_memory_and_threads_are_not_started(run, fa
         claim(run, image_size=4096)  # the weights do not fit
         assert not measured()[0]
     claim(run, threads=100_000)
-    with pytest.raises(FastaeError, match="--threads"):
+    with pytest.raises(FastaeError, match="threads must be"):
         find_runs([run])
 
 

@@ -125,7 +125,7 @@ def test_each_unusable_file_is_refused(tmp_path, face_paths, photo):
     os.mkfifo(tmp_path / "pipe.png")
     assert "--crop is 111" in reason_against(tmp_path / "photo.png", CropResize(111, 32))
     assert "not a file" in reason_against(tmp_path / "pipe.png")
-    assert reason_against(tmp_path / "missing.png") == Fault.GONE
+    assert reason_against(tmp_path / "missing.png") == "does not exist"
     assert reason_against(tmp_path / "text.png" / "x.png") == Fault.UNREADABLE
 
 

@@ -48,7 +48,7 @@ def test_the_ranks_batches_are_the_one_process_batch(face_paths, kind):
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
-    with pytest.raises(FastaeError, match="--batch-size 8 cannot be shared equally by 3 ranks"):
+    with pytest.raises(FastaeError, match="batch_size 8 cannot be shared equally by 3 ranks"):
         open_loader(face_paths, batch_size=8, device="cpu", seed=1, shard=(0, 3))
 
 

@@ -1,0 +1,75 @@
+"""Checks of arguments, once, where they come in. Each raises SettingError, which names the argument."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection
+from dataclasses import dataclass
+from numbers import Real
+
+from fastae.errors import SettingError
+
+
+@dataclass(frozen=True)
+class Range:
+    """The numbers from `least` to `most`."""
+
+    least: float
+    most: float
+
+    def require(self, value: float, name: str) -> None:
+        """Raises SettingError for a number outside of it, or NaN."""
+        if not self.least <= value <= self.most:
+            raise SettingError(name, f"must be from {self.least:,} to {self.most:,}, not {value!s:.30}")
+
+
+BATCH_SIZE = Range(1, 1_000_000)
+SEED = Range(0, 2**63 - 1)
+IMAGE_SIZE_MULTIPLE = 16
+"""Of the model's images: its encoder halves their side four times."""
+
+IMAGE_SIZE = Range(IMAGE_SIZE_MULTIPLE, 4096)
+LATENT = Range(1, 2**20)
+CROP = Range(1, 65_500)
+THREADS = Range(1, 256)
+SHARE = Range(0, 1)
+
+
+def require_int(value: object, name: str, within: Range) -> int:
+    """An integer of Python's or NumPy's."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise SettingError(name, f"must be an integer, not {value!r:.60}") from None
+    within.require(number, name)
+    return number
+
+
+def require_number(value: object, name: str, within: Range) -> None:
+    """An integer or a float, of Python's or NumPy's."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise SettingError(name, f"must be a number, not {value!r:.60}")
+    within.require(float(value), name)
+
+
+def require_type(value: object, name: str, *kinds: type) -> None:
+    """An instance of one of these classes."""
+    if not isinstance(value, kinds):
+        words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise SettingError(name, f"must be {words}, not {value!r:.60}")
+
+
+def require_choice(value: object, name: str, choices: Collection[str]) -> None:
+    """One of these words."""
+    if not isinstance(value, str) or value not in choices:
+        raise SettingError(name, f"{value!r:.60} is not one of: {', '.join(choices)}")
+
+
+def require_image_size(value: object) -> int:
+    """A side of images that the model takes."""
+    size = require_int(value, "image_size", IMAGE_SIZE)
+    if size % IMAGE_SIZE_MULTIPLE:
+        raise SettingError("image_size", f"must be a multiple of {IMAGE_SIZE_MULTIPLE}, not {size}")
+    return size

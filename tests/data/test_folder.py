@@ -1,0 +1,152 @@
+"""Folders as people have them: with links, of other formats, with a partition file that does not fit."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from fastae.data.folder import find_jpegs, open_folder, walk
+from fastae.errors import FastaeError
+
+from ..commands import here, refuses
+
+
+@pytest.fixture
+def root(tmp_path):
+    (tmp_path / "data").mkdir()
+    return tmp_path / "data"
+
+
+def names(root):
+    return [path.removeprefix(f"{root}/") for path in find_jpegs(str(root))]
+
+
+def put(faces, folder, start=0):
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, face in enumerate(faces, start):
+        os.link(face, folder / f"{number}.jpg")
+
+
+def test_a_linked_folder_is_read_and_trained_on_with_its_split(root, tmp_path, face_paths):
+    """As CelebA's root is with its images on another disk."""
+    put(face_paths[:4], tmp_path / "elsewhere" / "deep")
+    (root / "img_align_celeba").symlink_to(tmp_path / "elsewhere")
+    (root / "list_eval_partition.txt").write_text("0.jpg 0\n1.jpg 1\n2.jpg 0\n3.jpg 2\n")
+    opened = open_folder(root)
+    assert list(opened.manifest.train) == ["img_align_celeba/deep/0.jpg", "img_align_celeba/deep/2.jpg"]
+    assert list(opened.manifest.held_out) == ["img_align_celeba/deep/1.jpg", "img_align_celeba/deep/3.jpg"]
+    assert opened.manifest.split == "list_eval_partition.txt" and not opened.ignored
+    assert open_folder(root, manifest=opened.manifest) == opened
+
+
+def test_each_folder_is_read_once_whatever_links_lead_there(root, tmp_path, face_paths):
+    put(face_paths[:1], tmp_path / "other" / "deep")
+    put(face_paths[1:2], root / "z")
+    (root / "z" / "up").symlink_to(root)
+    (root / "z" / "above").symlink_to("/")
+    (root / "z" / "above.jpg").symlink_to(tmp_path)
+    before = names(root)
+    assert before == ["z/0.jpg", "z/above.jpg"]
+    (root / "a").symlink_to("z")  # sorts before the folder itself, whose files keep their names
+    assert names(root) == before
+    (root / "m").symlink_to(tmp_path / "other" / "deep")
+    (root / "l").symlink_to(tmp_path / "other")
+    (tmp_path / "other" / "deep" / "back").symlink_to(tmp_path / "other")
+    assert names(root) == ["l/deep/0.jpg", *before]
+    (tmp_path / "link").symlink_to(root)
+    assert names(tmp_path / "link") == ["l/deep/0.jpg", *before]
+
+
+def test_a_link_that_is_added_does_not_make_another_data_set(root, face_paths):
+    put(face_paths[:4], root / "images")
+    opened = open_folder(root)
+    (root / "0").symlink_to("images")
+    assert open_folder(root, manifest=opened.manifest) == opened == open_folder(root)
+
+
+def test_prepare_does_not_follow_links_and_counts_them(root, tmp_path, face_paths):
+    put(face_paths[:1], tmp_path / "private")
+    (root / "link").symlink_to(tmp_path / "private")
+    ignored = Counter()
+    assert list(walk(str(root), (".jpg",), ignored, follow=False)) == []
+    assert ignored == {"linked folder": 1}
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("PNG", "png"), ("PNG", "PNG"), ("WEBP", "webp")])
+def test_a_folder_of_another_format_names_a_command_that_converts_it(root, face_paths, kind, suffix):
+    """The command is run as a shell runs it."""
+    folder = root / "my $HOME's"
+    (folder / "deep").mkdir(parents=True)
+    for number, place in enumerate([folder, folder / "deep"]):
+        Image.open(face_paths[number]).save(place / f"{number}.{suffix}", kind)
+    with pytest.raises(FastaeError) as caught:
+        open_folder(folder)
+    message = str(caught.value)
+    assert f"(2 {kind} files ignored)" in message and "\n" not in message
+    command = message[message.index("python -c") : message.index(" makes JPEGs")]
+    python, *arguments = shlex.split(command)
+    assert python == "python" and arguments[-1] == str(folder)
+    subprocess.run([sys.executable, *arguments], check=True)
+    assert len(open_folder(folder).manifest.sizes) == 2
+
+
+@pytest.mark.parametrize(
+    ("parts", "why"),
+    [("", "none"), ("other.jpg 1\n", "none"), ("0.jpg 0\n1.jpg 0\n2.jpg 0\n", "none"),
+     ("0.jpg 1\n1.jpg 2\n2.jpg 2\n", "all")],
+)  # fmt: skip
+def test_a_partition_file_that_divides_nothing_is_named(root, face_paths, parts, why):
+    put(face_paths[:3], root)
+    (root / "list_eval_partition.txt").write_text(parts)
+    split = open_folder(root).manifest.split
+    assert split == f"the last 5 % by name: list_eval_partition.txt holds out {why} of these images"
+
+
+def test_one_jpeg_and_two(root, tmp_path, face_paths):
+    shutil.copy(face_paths[0], root / "a.jpg")
+    line = refuses("train", "--data", root)
+    assert "1 usable JPEG," in line and "at least 2" in line and "skipped" not in line
+    assert "name the folder" in refuses("train", "--data", root / "a.jpg")
+    shutil.copy(face_paths[1], root / "b.jpg")
+    line = refuses("train", "--data", root, "--out", tmp_path / "run", "--image-size", 16, "--latent", 4)
+    assert line == "--batch-size 64 is more than the 1 image of the split: use at most 1"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/faces", "https://example.org/a.zip", "GS://bucket"])
+def test_a_url_is_no_folder(url, root, monkeypatch, capsys, small_run):
+    for command in (
+        ["train", "--data", url],
+        ["check", url],
+        ["prepare", "celeba", url, "--out", root / "o"],
+    ):
+        line = refuses(*command)
+        assert url in line and "only local files and folders are read" in line
+    monkeypatch.setenv("FASTAE_DATA", url)
+    assert refuses("train").startswith("$FASTAE_DATA")
+    refuses("reconstruct", small_run, url, "--out", root / "out")
+    assert "only local files" in capsys.readouterr().out
+
+
+def test_a_subset_of_celeba_is_told_how_to_be_one(root, tmp_path, face_paths, capsys):
+    for number in (1, 2, 3):
+        shutil.copy(face_paths[number], root / f"00000{number}.jpg")
+    assert here("prepare", "celeba", root, "--out", tmp_path / "out") == 1
+    printed = capsys.readouterr().out
+    assert "202,596 of 202,599 images are missing" in printed and "--count 3 " in printed
+    assert here("prepare", "celeba", root, "--out", tmp_path / "out", "--count", 3) == 0
+    assert "missing" not in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_called_that(tmp_path, face_folder, capsys):
+    for cache in ("/proc/fastae", tmp_path / "file" / "cache"):
+        (tmp_path / "file").touch()
+        run = tmp_path / Path(cache).name
+        options = ["--image-size", 16, "--latent", 4, "--batch-size", 2, "--iterations", 1, "--no-compile"]
+        here("train", "--data", face_folder, "--cache-dir", cache, "--out", run, *options)
+        assert f"dali (the cache {str(cache)!r} is not writable)" in capsys.readouterr().out
