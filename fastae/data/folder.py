@@ -20,7 +20,7 @@ from fastae.data.jpeg import Fault, FileFault
 from fastae.data.manifest import Manifest
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
-from fastae.utils.limits import free_bytes
+from fastae.utils.limits import free_bytes, require_files
 
 SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
@@ -120,7 +120,7 @@ def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = No
     """Everything with these suffixes under `root`, and every folder that cannot be listed, in any order.
 
     Links to folders are not followed. ignored: counts them, archives, and other images, as "PNG file".
-    Raises FastaeError if `root` itself cannot be listed.
+    Raises FastaeError if `root` itself cannot be listed, or if the process has too many files open.
     """
     ignored = Counter() if ignored is None else ignored
     folders = [root]  # a list, since folders may be nested deeper than calls may
@@ -140,6 +140,7 @@ def walk(root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = No
                     elif not is_wanted and entry.is_symlink() and os.path.isdir(entry.path):  # noqa: PTH112
                         ignored[LINKED_FOLDER] += 1
         except OSError as error:
+            require_files(error)
             if folder == root:
                 raise FastaeError(f"folder {root!r} cannot be read: {error.strerror}") from None
             yield folder

@@ -14,13 +14,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
-from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write, require_file, sync_folder
 
 LAST = "last.pt"
@@ -80,14 +78,6 @@ class _Output:
 
     def flush(self) -> None:
         """For torch.save; `atomic_write` flushes."""
-
-
-def write_weights(path: Path, state: Mapping[str, Any]) -> None:
-    """The model's weights alone, as safetensors: for those who only use the model. Raises OSError."""
-    weights = {name: value.contiguous() for name, value in state["model"].items()}
-    metadata = {"iteration": str(state["iteration"]), "fastae": __version__}
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(weights, metadata))
 
 
 def latest(folder: Path) -> int | None:

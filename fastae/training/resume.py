@@ -18,6 +18,7 @@ from fastae.model import meta_model
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder
+from fastae.runs.weights import restore_weights
 from fastae.training.distributed import ALONE, Ranks, launched
 from fastae.training.runner import train_in
 from fastae.training.session import Session, open_session
@@ -42,6 +43,8 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         if state:
             iteration = state["iteration"]
             if option := ended_by(config, iteration, run.logged(iteration, config.batch_size).seconds):
+                if ranks.is_main:
+                    restore_weights(run, state)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
         images = run.manifest() if state or run.images.exists() else None

@@ -12,7 +12,7 @@ from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
-from fastae.runs.checkpoint import write_weights
+from fastae.runs.weights import write_weights
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, NAME, TRAIN, MetricsWriter
 
