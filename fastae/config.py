@@ -16,7 +16,7 @@ from fastae.augment import Augmentation
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.utils.json import convert
-from fastae.utils.paths import require_path
+from fastae.utils.paths import user_path
 
 IMAGE_SIZE_MULTIPLE = 16  # fastae.model.DOWNSAMPLING; not imported, since that would import torch
 
@@ -156,9 +156,23 @@ class TrainConfig:
             if choices and value not in choices:
                 raise FastaeError(f"{option} {value!r:.60} is not one of: {', '.join(choices)}")
             if entry.metadata["path"]:
-                require_path(value, option)
+                object.__setattr__(self, entry.name, user_path(value, option))
         if self.image_size % IMAGE_SIZE_MULTIPLE:
             raise FastaeError(f"--image-size must be a multiple of 16, not {self.image_size}")
+        self.require_ranks(1)
+
+    def require_ranks(self, size: int) -> None:
+        """Raises FastaeError if batch norm cannot train on the parts of a batch that so many ranks get.
+
+        At the end of the encoder an image of 16 pixels is one value per channel, whose variance is zero.
+        """
+        part = self.batch_size if self.sync_bn else self.batch_size // size
+        if part == 1 and self.image_size == IMAGE_SIZE_MULTIPLE:
+            sizes = f"--batch-size {self.batch_size} with --image-size {self.image_size}"
+            where, also = (f" on each of {size} ranks", ", or --sync-bn") if size > 1 else ("", "")
+            raise FastaeError(
+                f"{sizes} leaves batch norm one value per channel{where}: use a larger batch or image size{also}"
+            )
 
     @property
     def augmentation(self) -> Augmentation:

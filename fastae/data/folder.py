@@ -21,6 +21,7 @@ from fastae.data.manifest import Manifest
 from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
 from fastae.utils.limits import free_bytes, require_files
+from fastae.utils.paths import expand_home
 
 SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
@@ -76,7 +77,7 @@ def open_folder(
     Raises FastaeError if there is no such folder, fewer than two usable JPEGs in it, images so large
     that decoding them would exhaust the memory, or other images than a run began with.
     """
-    root = os.fspath(root)
+    root = expand_home(os.fspath(root))
     ignored = Counter[str]()
     paths = find_jpegs(root, ignored)
     if manifest:  # only what is there and listed: a manifest from elsewhere opens nothing outside the folder

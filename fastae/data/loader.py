@@ -41,6 +41,7 @@ from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import free_memory
+from fastae.utils.paths import expand_home
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
 CPU = torch.device("cpu")
@@ -246,7 +247,7 @@ def open_loader(
     if kind not in get_args(LoaderKind):
         raise FastaeError(f"--loader {kind!r} is not one of: {', '.join(get_args(LoaderKind))}")
     device, crop_resize = torch.device(device), crop_resize or CropResize()
-    folder = cache_folder() if cache is True else Path(cache) if cache else None
+    folder = cache_folder() if cache is True else expand_home(Path(cache)) if cache else None
     if isinstance(source, str | Path):
         opened = open_folder(source, crop_resize.crop, folder and check_records(folder))
         source, crop_resize = opened.train, replace(crop_resize, crop=crop_resize.crop or opened.side)

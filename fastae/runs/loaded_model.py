@@ -18,6 +18,7 @@ from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable
 from fastae.utils.files import require_file
+from fastae.utils.paths import expand_home
 
 UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """What a damaged model.safetensors, or another file in its place, raises."""
@@ -39,7 +40,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     They are those of model.safetensors, unless a checkpoint is newer. Raises FastaeError if `path` is not a
     run folder, or has no weights of the shapes that its config.json implies.
     """
-    run = RunFolder(Path(path))
+    run = RunFolder(expand_home(Path(path)))
     config = run.settings()
     model = meta_model(config.image_size, config.latent)  # no memory yet: config.json may claim any size
     found = _final_weights(run.weights, model)

@@ -30,6 +30,7 @@ from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.utils.console import log
+from fastae.utils.paths import expand_home
 
 POLL_SECONDS = 2.0
 FIGURES = ("iteration", "loss_index", "held_out", "images_per_second", "seconds")
@@ -46,6 +47,7 @@ def run_sweep(
     if at_once > 1 and config.train.profile:
         raise FastaeError("--profile traces one run: use it without --at-once")
     ranks = launched()
+    path = expand_home(path) if path else None
     with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         try:
             sweep = Sweep(config, mine or SweepFolder(Path(ranks.share("sweep"))), ranks, at_once)

@@ -24,6 +24,7 @@ from fastae.training.runner import train_in
 from fastae.training.session import Session, open_session
 from fastae.utils.console import log, printable
 from fastae.utils.json import nested
+from fastae.utils.paths import expand_home
 
 
 def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
@@ -32,6 +33,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     Raises FastaeError if that is not a run, it is in progress, or the settings or the data would make it
     another run; otherwise as `fastae.training.runner.train`.
     """
+    path = expand_home(path)
     ranks, run = launched(), RunFolder(path)
     saved = run.settings()
     with run.locked() if ranks.is_main else nullcontext():

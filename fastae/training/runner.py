@@ -138,8 +138,8 @@ def _described(
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
     if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
-    if isinstance(error, RuntimeError) and (remedy := thread_limit(error)):
-        return RunFailure(f"{remedy}; {hint}")
+    if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
+        return RunFailure(f"{no_threads}; {hint}")
     if isinstance(error, OSError):
         reason = error.strerror or error
         return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")

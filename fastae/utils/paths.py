@@ -1,11 +1,18 @@
-"""Which texts can be a path. They are checked once, where they come in: later, each would fail in a way of
-its own, with ValueError, UnicodeEncodeError or OSError, depending on who uses the path first."""
+"""Paths as users write them: with `~`, and possibly none that a file system can have.
+
+They are checked once, where they come in: later, each would fail in a way of its own, with ValueError,
+UnicodeEncodeError or OSError, depending on who uses the path first.
+"""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
+from typing import TypeVar
 
 from fastae.errors import FastaeError
+
+PathText = TypeVar("PathText", str, Path)
 
 NAME_BYTES = 255
 """Linux's NAME_MAX: the most bytes of a file's or folder's name."""
@@ -14,17 +21,34 @@ PATH_BYTES = 4095
 """Linux's PATH_MAX, without the zero at the end."""
 
 
-def require_path(text: str, option: str) -> None:
-    """Raises FastaeError, naming `option`, for what no file system can have."""
+def expand_home(path: PathText) -> PathText:
+    """The path with a leading `~` or `~NAME` replaced by that user's home folder, as a shell does it.
+
+    As there, a `~NAME` of no user stays as it is. Raises FastaeError if the own home folder is not known.
+    """
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises for an unknown user)
+    if expanded.split("/", 1)[0] == "~":
+        raise FastaeError(
+            f"{str(path)!r}: the home folder is not known; set HOME, or name the folder in full"
+        )
+    return Path(expanded) if isinstance(path, Path) else expanded
+
+
+def user_path(text: str, option: str) -> str:
+    """What a user wrote, as a path: `expand_home`, as a string.
+
+    Raises FastaeError, naming `option`, for what no file system can have.
+    """
     if not text:
         raise FastaeError(f"{option} is empty: name a file or folder")
+    if "\0" in text:
+        raise FastaeError(f"{option} {text!r:.60} cannot be a path: it holds a NUL character")
     try:
-        encoded = os.fsencode(text)
+        encoded = os.fsencode(expand_home(text))
     except UnicodeEncodeError:
         raise FastaeError(f"{option} {text!r:.60} cannot be a path: it is not valid Unicode") from None
-    if b"\0" in encoded:
-        raise FastaeError(f"{option} {text!r:.60} cannot be a path: it holds a NUL character")
     if max(map(len, encoded.split(b"/"))) > NAME_BYTES:
         raise FastaeError(f"{option} {text!r:.60}... has a name of more than {NAME_BYTES} bytes: shorten it")
     if len(encoded) > PATH_BYTES:
         raise FastaeError(f"{option} {text!r:.60}... has more than {PATH_BYTES:,} bytes: shorten it")
+    return os.fsdecode(encoded)
