@@ -171,7 +171,7 @@ class TrainConfig:
             sizes = f"--batch-size {self.batch_size} with --image-size {self.image_size}"
             where, also = (f" on each of {size} ranks", ", or --sync-bn") if size > 1 else ("", "")
             raise FastaeError(
-                f"{sizes} leaves batch norm one value per channel{where}: use a larger batch or image size{also}"
+                f"{sizes} leaves batch norm one value per channel{where}: use larger batches or images{also}"
             )
 
     @property

@@ -52,8 +52,11 @@ def refuses(*arguments):
 
 
 @contextmanager
-def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, **environment):
-    """A process that is under way; killed at the end of the block if it still is."""
+def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, group=False, **environment):
+    """A process that is under way; killed at the end of the block if it still is.
+
+    group: it leads a process group of its own.
+    """
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -61,6 +64,7 @@ def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, **en
         text=True,
         cwd=cwd,
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        start_new_session=group,
     )
     try:
         yield process

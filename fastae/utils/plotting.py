@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import shutil
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ def import_matplotlib() -> Any:
 
     Raises FastaeError if no folder is writable for its list of the system's fonts.
     """
-    own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
-    if not os.environ.get(VARIABLE) and not all(map(_is_writable, map(Path, own))):
-        os.environ[VARIABLE] = str(_folder_in_cache() or _temporary_folder())  # else it prints two warnings
+    if "matplotlib" not in sys.modules and not os.environ.get(VARIABLE):
+        own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
+        if not all(map(_is_writable, map(Path, own))):  # it would print two warnings
+            os.environ[VARIABLE] = str(_folder_in_cache() or _temporary_folder())
     import matplotlib.figure
     import matplotlib.patches
     import matplotlib.ticker
