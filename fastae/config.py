@@ -28,7 +28,7 @@ from fastae.utils.arguments import (
     require_image_size,
 )
 from fastae.utils.json import convert
-from fastae.utils.paths import require_path
+from fastae.utils.paths import user_path
 
 COUNT = Range(1, 10**12)
 """Iterations, images, checkpoints: times any batch size, it still fits into 64 bits."""
@@ -149,8 +149,23 @@ class TrainConfig:
             if choices:
                 require_choice(value, entry.name, choices)
             if entry.metadata["path"]:
-                require_path(value, entry.name)
+                object.__setattr__(self, entry.name, user_path(value, entry.name))
         require_image_size(self.image_size)
+        self.require_ranks(1)
+
+    def require_ranks(self, size: int) -> None:
+        """Raises FastaeError if batch norm cannot train on the parts of a batch that so many ranks get.
+
+        At the end of the encoder an image of 16 pixels is one value per channel, whose variance is zero.
+        """
+        part = self.batch_size if self.sync_bn else self.batch_size // size
+        if part == 1 and self.image_size == IMAGE_SIZE_MULTIPLE:
+            where, also = (f" on each of {size} ranks", ", or --sync-bn") if size > 1 else ("", "")
+            raise SettingError(
+                "batch_size",
+                f"{self.batch_size} leaves batch norm one value per channel for images of {self.image_size} "
+                f"pixels{where}: use larger batches or images{also}",
+            )
 
     @property
     def augmentation(self) -> Augmentation:

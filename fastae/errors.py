@@ -33,8 +33,12 @@ class TrainingFault(Exception):
     """A run cannot continue. `open_trainer` makes it a RunFailure, which says how to resume it."""
 
 
+class NotFinite(TrainingFault):
+    """A loss, the weights or Adam's moments are infinite or NaN. Resuming would repeat it, bit for bit."""
+
+
 class Stopped(Exception):
-    """A run was asked to stop, and has: all is saved. The message says how to resume it."""
+    """A run was asked to stop, and has. The message says what is saved and how to resume it."""
 
     def __init__(self, caught: signal.Signals, message: str) -> None:
         super().__init__(message)

@@ -54,8 +54,11 @@ def refuses(*arguments):
 
 
 @contextmanager
-def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, **environment):
-    """A process that is under way; killed at the end of the block if it still is."""
+def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, group=False, **environment):
+    """A process that is under way; killed at the end of the block if it still is.
+
+    group: it leads a process group of its own.
+    """
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -63,6 +66,7 @@ def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, **en
         text=True,
         cwd=cwd,
         env=os.environ | {"PYTHONUNBUFFERED": "1"} | environment,
+        start_new_session=group,
     )
     try:
         yield process

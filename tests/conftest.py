@@ -58,14 +58,29 @@ def copied(run, to):
 
 
 @contextmanager
-def largest_file(size):
-    """Within it the kernel refuses to write files of more bytes, as a full disk does."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+def _limited(kind, value):
+    before = resource.getrlimit(kind)
+    resource.setrlimit(kind, (value, before[1]))
     try:
         yield
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        resource.setrlimit(kind, before)
+
+
+def largest_file(size):
+    """Within it the kernel refuses to write files of more bytes, as a full disk does."""
+    return _limited(resource.RLIMIT_FSIZE, size)
+
+
+def no_more_files():
+    """Within it the kernel refuses to open any file."""
+    return _limited(resource.RLIMIT_NOFILE, 0)
+
+
+def little_memory(size):
+    """Within it the kernel refuses to give this process more than so many bytes beyond what it has."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    return _limited(resource.RLIMIT_AS, pages * resource.getpagesize() + size)
 
 
 @pytest.fixture(scope="session")

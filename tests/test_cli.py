@@ -13,10 +13,16 @@ from PIL import Image
 
 from fastae.cli.main import cli
 from fastae.config import TrainConfig
+from fastae.data import open_loader
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
+from fastae.report.make import make_report
+from fastae.runs.loaded_model import load_model
+from fastae.tools.reconstruct import reconstruct_files
+from fastae.training.resume import resume_run
 
 from .commands import SMALL, fastae, here, refused, refuses
+from .conftest import copied
 
 
 def test_help_imports_nothing_heavy():
@@ -210,6 +216,60 @@ def test_what_cannot_be_a_path_is_one_line(tmp_path, monkeypatch, command):
         line = refuses(*(path if argument == "PATH" else argument for argument in arguments))
         assert not option.startswith("-") or line.startswith(option)
     assert not list(tmp_path.iterdir())
+
+
+def test_batch_norm_needs_more_than_one_value_per_channel(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for command in ("train", "sweep"):
+        assert "batch norm" in refuses(command, "--image-size", 16, "--batch-size", 1)
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(FastaeError, match=r"batch norm.* 2 ranks.*--sync-bn"):
+        TrainConfig(image_size=16, batch_size=2).require_ranks(2)
+    TrainConfig(image_size=16, batch_size=2, sync_bn=True).require_ranks(2)
+    TrainConfig(image_size=32, batch_size=1)
+
+
+def visible(folder):
+    return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+
+
+def test_the_home_folder_in_options_and_variables(tmp_path, face_folder, small_run, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(face_folder)
+    copied(small_run, tmp_path / "run")
+    monkeypatch.setenv("FASTAE_DATA", "~/data")
+    monkeypatch.setenv("FASTAE_CACHE", "~/cache")
+    here("train", *RUN_SMALL, "--out", "~/new")
+    here("check", "~/data")
+    here("reconstruct", "~/run", "~/data/000001.jpg", "--out", "~/pictures")
+    here("report", "~/run", "--out", "~/page.html", "--data", "~/data")
+    here("cache", "list", "--cache-dir", "~/cache")
+    made = {"new", "cache", "pictures", "page", "page.html"}
+    assert visible(tmp_path) == made | {"data", "run"}
+
+
+def test_the_home_folder_in_python(tmp_path, face_folder, small_run, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").symlink_to(face_folder)
+    copied(small_run, tmp_path / "run")
+    config = TrainConfig(data="~/data", out=Path("~/out"), cache_dir="~root")
+    assert (config.data, config.out) == (f"{tmp_path}/data", f"{tmp_path}/out")
+    assert config.cache_dir == str(Path("~root").expanduser())
+    loader = open_loader("~/data", batch_size=2, device="cpu", seed=0, kind="resident", cache="~/cache")
+    assert len(loader) == 19
+    assert load_model("~/run").iteration == 4
+    assert resume_run(Path("~/run"), {}) == tmp_path / "run"
+    assert make_report([Path("~/run")], data="~/data") == tmp_path / "run" / "report.html"
+    assert reconstruct_files(Path("~/run"), ["~/data/000001.jpg"], Path("~/pictures"), "cpu") == 0
+    assert visible(tmp_path) == {"data", "run", "cache", "pictures"}
+    assert TrainConfig(out="~nobody-of-that-name/x").out == "~nobody-of-that-name/x"
+
+
+def test_a_home_folder_that_is_not_known(monkeypatch):
+    monkeypatch.setattr("os.path.expanduser", lambda path: path)
+    assert "HOME" in refuses("train", "--out", "~/run")
 
 
 def test_a_variable_that_cannot_be_a_path_is_one_line(tmp_path, face_folder, monkeypatch):

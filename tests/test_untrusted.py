@@ -368,6 +368,7 @@ def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths):
     assert len(skipped.splitlines()) == len(names)
     assert all(line.startswith("empty\t") for line in skipped.splitlines())
     assert json.loads((out / "config.json").read_text())["data"]["folder"] == str(data)
+    assert (out / "gpu.png").is_file()
 
 
 def foreign_report(text):

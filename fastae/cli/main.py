@@ -237,7 +237,8 @@ def doctor() -> int:
 def cache() -> None:
     """List or clear what is kept to start faster.
 
-    The cache holds decoded data sets, the synthetic faces, and which files were checked.
+    The cache holds decoded data sets, the synthetic faces, which files were checked, and Matplotlib's fonts
+    if the home folder is read-only.
     """
 
 

@@ -13,19 +13,22 @@ import click
 
 from fastae.config import flag
 from fastae.errors import FastaeError, SettingError
-from fastae.utils.paths import require_path
+from fastae.utils.paths import user_path
 
 
 class PathType(click.Path):
-    """A file or folder that need not exist, as str or Path. Raises FastaeError for what cannot be a path."""
+    """A file or folder that need not exist, as str or Path, its `~` expanded.
+
+    Raises FastaeError for what cannot be a path.
+    """
 
     def __init__(self, kind: type[str] | type[Path] = Path) -> None:
         super().__init__(path_type=kind)
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         name = param.opts[0] if param else "path"
-        require_path(os.fspath(value), name if name.startswith("-") else name.upper())
-        return super().convert(value, param, ctx)
+        path = user_path(os.fspath(value), name if name.startswith("-") else name.upper())
+        return super().convert(path, param, ctx)
 
 
 class InOrder(click.Group):

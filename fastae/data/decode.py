@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from tempfile import NamedTemporaryFile
+from typing import IO
 
 import torch
 from PIL import Image
@@ -153,8 +155,14 @@ def require_dali() -> None:
 
 @contextmanager
 def _picture(side: int) -> Iterator[str]:
-    """The path of a JPEG that any decoder takes, in memory: no disk has to have room for it."""
-    with open(os.memfd_create("fastae"), "wb") as file:  # noqa: PTH123
+    """The path of a JPEG that any decoder takes, in memory: no disk has to have room for it.
+
+    Without a /proc, which gives the memory a path, it is a temporary file.
+    """
+    in_memory = os.path.exists("/proc/self/fd")  # noqa: PTH110
+    made: IO[bytes]
+    made = os.fdopen(os.memfd_create("fastae"), "wb") if in_memory else NamedTemporaryFile()  # noqa: SIM115
+    with made as file:
         Image.new("RGB", (side, side)).save(file, "JPEG")
         file.flush()
-        yield f"/proc/self/fd/{file.fileno()}"
+        yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name

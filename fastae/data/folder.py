@@ -23,7 +23,8 @@ from fastae.data.recovery import ImageFiles, NoneLeft
 from fastae.data.sampler import evenly_spaced
 from fastae.errors import FastaeError
 from fastae.utils.console import counted
-from fastae.utils.limits import free_bytes
+from fastae.utils.limits import free_bytes, require_files
+from fastae.utils.paths import expand_home
 
 SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
@@ -88,7 +89,7 @@ def open_folder(
     Raises FastaeError if there is no such folder, fewer than two usable JPEGs in it, images so large
     that decoding them would exhaust the memory, or other images than a run began with.
     """
-    root = os.fspath(root)
+    root = expand_home(os.fspath(root))
     ignored = Counter[str]()
     paths = find_jpegs(root, ignored)
     if manifest:  # only what is there and listed: a manifest from elsewhere opens nothing outside the folder
@@ -172,7 +173,7 @@ def walk(
 
     ignored: counts archives and other images, as "PNG file". follow: otherwise no link to a folder is
     followed, and `ignored` counts them.
-    Raises FastaeError if `root` itself cannot be listed.
+    Raises FastaeError if `root` itself cannot be listed, or if the process has too many files open.
     """
     ignored = Counter() if ignored is None else ignored
     above = Path(os.path.realpath(root)).parents
@@ -202,6 +203,7 @@ def walk(
                     elif not is_wanted and is_link:
                         ignored[LINKED_FOLDER] += 1
         except OSError as error:
+            require_files(error)
             if folder == root:
                 raise FastaeError(f"folder {root!r} cannot be read: {error.strerror}") from None
             yield folder

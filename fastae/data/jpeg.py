@@ -16,6 +16,8 @@ from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
+from fastae.utils.limits import require_files
+
 HEAD = 1 << 16
 """Bytes that are read first; nearly every header ends within them."""
 
@@ -107,7 +109,10 @@ class Inspection(NamedTuple):
 
 
 def inspect(path: str) -> Inspection:
-    """Reads the header and the end of a file. Never raises for what the file holds."""
+    """Reads the header and the end of a file. Never raises for what the file holds.
+
+    Raises FastaeError if the process has too many files open, which is no fault of this one.
+    """
     try:
         # Looked at before it is opened: opening a pipe may wait, and a device do anything.
         status = os.stat(path)  # noqa: PTH116
@@ -117,7 +122,8 @@ def inspect(path: str) -> Inspection:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
         return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)  # noqa: PTH114
-    except OSError:
+    except OSError as error:
+        require_files(error)
         return Inspection(Fault.UNREADABLE)
     try:
         return Inspection(*_inspect(descriptor, status.st_size), status.st_size)

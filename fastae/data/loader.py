@@ -44,7 +44,7 @@ from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, requ
 from fastae.utils.cache import cache_folder, check_records, is_writable
 from fastae.utils.console import counted, log
 from fastae.utils.device import find_device, free_memory
-from fastae.utils.paths import expanded, require_path, texts
+from fastae.utils.paths import expand_home, texts, user_path
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
 Split = Literal["train", "held_out", "all"]
@@ -309,7 +309,7 @@ def open_loader(
     require_type(tuning, "tuning", Tuning)
     rank, world_size = _require_shard(shard)
     device, crop_resize = find_device(device), CropResize(crop, image_size, antialias)
-    folder = (cache_folder() if cache is True else expanded(cache)) if cache else None
+    folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
     found = _find_files(source, split, crop, folder)
     if found.skipped:
         log(f"skipped   {count_faults(found.skipped)}: loader.skipped names them", "yellow")
@@ -381,8 +381,8 @@ def _find_files(
 ) -> _Found:
     """The usable files of a folder or list."""
     if isinstance(source, str | os.PathLike):
-        require_path(os.fspath(source), "source")
-        opened = open_folder(expanded(source), crop, cache and check_records(cache))
+        folder = user_path(os.fspath(source), "source")
+        opened = open_folder(folder, crop, cache and check_records(cache))
         parts = {"train": opened.train, "held_out": opened.held_out}
         paths = parts[split] if split in parts else sorted([*opened.train, *opened.held_out])
         return _Found(paths, opened.skipped, opened.side)

@@ -30,6 +30,7 @@ from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
 from fastae.data.sampler import BatchParams
 from fastae.data.tuning import Tuning
 from fastae.utils.environment import version
+from fastae.utils.limits import thread_limit
 
 NVJPEG_WITH_REGIONS = (13, 2)
 """The first nvJPEG that decodes a region of an image with fancy upsampling; CUDA 12 has an older one."""
@@ -66,7 +67,10 @@ class DaliPipeline:
         return self.decodes_on_gpu and tuple(map(int, installed[:2])) < NVJPEG_WITH_REGIONS
 
     def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
-        """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch."""
+        """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch.
+
+        Raises DecoderError if it cannot start its threads.
+        """
         pipeline = Pipeline(
             batch_size=self.batch_size,
             num_threads=self.tuning.threads,
@@ -78,7 +82,10 @@ class DaliPipeline:
             pipeline.set_outputs(
                 graph(self, *fn.external_source(source=feed, num_outputs=columns, batch=True))
             )
-        pipeline.build()
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            raise DecoderError(thread_limit(error) or f"DALI cannot start: {_gist(error)}") from error
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
@@ -96,7 +103,7 @@ class DaliPipeline:
                 _abandon(pipeline)
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
             except (RuntimeError, ValueError) as error:
-                raise DecoderError(f"DALI failed: {_gist(error)}") from error
+                raise DecoderError(thread_limit(error) or f"DALI failed: {_gist(error)}") from error
             yield images
 
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:

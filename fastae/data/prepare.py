@@ -26,6 +26,7 @@ from fastae.data.parquet import find_parquet, read_jpegs
 from fastae.errors import FastaeError
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write
+from fastae.utils.paths import expand_home
 
 MAX_TOTAL = 1 << 32
 """Bytes of all images: CelebA's have 1.4 billion."""
@@ -60,6 +61,7 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     count: images that there should be, whatever their names. Raises FastaeError for a source that is none of
     CelebA's forms, or if `out` cannot be written; nothing is written before an image was found.
     """
+    source, out = expand_home(source), expand_home(out)
     images, split_file = out / IMAGES, out / SPLIT_NAMES[0]
     try:
         split, skipped = _take(source, images)

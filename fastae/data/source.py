@@ -11,7 +11,7 @@ from fastae.data.manifest import Manifest
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import printable
-from fastae.utils.paths import require_path
+from fastae.utils.paths import user_path
 
 VARIABLE = "FASTAE_DATA"
 
@@ -32,7 +32,7 @@ def open_source(
     if data:
         source = printable(data)
     elif data := os.environ.get(VARIABLE):
-        require_path(data, f"${VARIABLE}")
+        data = user_path(data, f"${VARIABLE}")
         source = f"{printable(data)} (from ${VARIABLE})"
     else:
         source = f"no --data, so synthetic faces in {cache / faces.NAME}"

@@ -23,7 +23,7 @@ from fastae.monitor.profiler import PhaseRanges
 from fastae.monitor.recording import Absence, Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline
-from fastae.utils.console import log
+from fastae.utils.console import log, printable
 from fastae.utils.limits import local_ranks, usable_cores
 
 
@@ -104,5 +104,5 @@ class Monitor(AbstractContextManager):
         diagnosis = diagnose(summary, self._info)
         report = UsageReport(None, summary, diagnosis, recording.absence, recording.absence_detail)
         line = headline(report)
-        write_report(report, recording, self._folder, f"{self._folder.name}: {line}")
+        write_report(report, recording, self._folder, printable(f"{self._folder.name}: {line}"))
         log(f"usage     {line}; table and plot: fastae gpu {self._folder}")

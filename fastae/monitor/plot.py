@@ -7,6 +7,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from fastae.monitor.recording import Column, Phase, Recording
+from fastae.utils.plotting import import_matplotlib
 
 PHASE_COLORS = {
     Phase.BEFORE: "0.6",
@@ -32,14 +33,14 @@ if they were ever above a half."""
 
 def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     """Writes a PNG with a panel for each of PANELS that has a value to show."""
-    from matplotlib.figure import Figure  # takes half a second to import
-    from matplotlib.patches import Patch
-
+    matplotlib = import_matplotlib()
     shown = [
         (title, top, found) for title, metrics, top in PANELS if (found := _columns(recording, *metrics))
     ]
     count = max(1, len(shown))
-    figure = Figure(figsize=(WIDTH, 1.0 + PANEL_HEIGHT * count), dpi=100, layout="constrained")
+    figure = matplotlib.figure.Figure(
+        figsize=(WIDTH, 1.0 + PANEL_HEIGHT * count), dpi=100, layout="constrained"
+    )
     axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
     for axis, panel in zip(axes, shown, strict=False):
         _draw_panel(axis, *panel)
@@ -52,7 +53,9 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
     figure.suptitle(heading, fontsize="medium")
     phases = dict.fromkeys(span.phase for span in recording.spans)
-    patches = [Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases]
+    patches = [
+        matplotlib.patches.Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases
+    ]
     figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize="small")
     figure.savefig(file, format="png")
 

@@ -10,14 +10,11 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fastae.report.runs import Series
 from fastae.utils.pictures import encode_png
+from fastae.utils.plotting import import_matplotlib
 
 SMOOTHING = 0.95
 """The article's, as TensorBoard does it."""
@@ -59,8 +56,10 @@ def draw_curves(curves: Sequence[tuple[str, Series]], smoothing: float = 0.0) ->
 
     smoothing: TensorBoard's, with the raw curve faint behind it; 0 draws the values themselves.
     """
+    matplotlib = import_matplotlib()
+    number = matplotlib.ticker.FuncFormatter(short)
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(WIDTH, HEIGHT), dpi=96, layout="constrained")
+        figure = matplotlib.figure.Figure(figsize=(WIDTH, HEIGHT), dpi=96, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
@@ -71,11 +70,11 @@ def draw_curves(curves: Sequence[tuple[str, Series]], smoothing: float = 0.0) ->
             named.add(loss)
         axes.set_xlabel("iteration")
         axes.set_xlim(0, max((int(series.steps[-1]) for _, series in curves if len(series)), default=1) or 1)
-        axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(FuncFormatter(short))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+        axes.xaxis.set_major_formatter(number)
         if any((series.finite().values > 0).any() for _, series in curves):
-            _scale_log(axes)
-        axes.yaxis.set_major_formatter(FuncFormatter(short))
+            _scale_log(axes, matplotlib.ticker)
+        axes.yaxis.set_major_formatter(number)
         if len(named) > 1:
             figure.legend(
                 loc="outside lower center", ncols=min(3, len(named)), frameon=False, handlelength=2.2
@@ -112,7 +111,7 @@ def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
     return encode_png(np.concatenate(list(map(_strip, rows))))
 
 
-def _draw_curve(axes: Axes, loss: str, series: Series, smoothing: float, is_first: bool) -> None:
+def _draw_curve(axes: Any, loss: str, series: Series, smoothing: float, is_first: bool) -> None:
     """is_first: further seeds of a loss are thin, and not in the legend."""
     reduction, element = loss.split("_")
     style: dict[str, Any] = {"color": HUES[reduction], "linestyle": DASHES[element]}
@@ -126,13 +125,14 @@ def _draw_curve(axes: Axes, loss: str, series: Series, smoothing: float, is_firs
     axes.plot(series.steps, values, label=loss if is_first else "_", **style)
 
 
-def _scale_log(axes: Axes) -> None:
+def _scale_log(axes: Any, ticker: Any) -> None:
+    """ticker: the module matplotlib.ticker."""
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     decades = np.log10(high) - np.log10(low)
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.tick_params(which="minor", length=0)
 
 
@@ -144,7 +144,7 @@ def _strip(pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(list(np.pad(opaque, ((0, 0), (0, 0), (2, 2), (0, 0)))), axis=1)
 
 
-def _svg(figure: Figure) -> bytes:
+def _svg(figure: Any) -> bytes:
     """The figure without a prologue, which would name addresses on the web."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

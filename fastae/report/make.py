@@ -20,6 +20,7 @@ from fastae.utils.console import log, printable, track
 from fastae.utils.device import choose_device
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
+from fastae.utils.paths import expand_home
 
 PAGE = "report.html"
 
@@ -33,7 +34,8 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
 
     Raises FastaeError for a user's mistake.
     """
-    out = _choose_out(folders, out)
+    folders = list(map(expand_home, folders))
+    out = _choose_out(folders, expand_home(out) if out else None)
     runs, warnings = find_runs(folders)
     page, figures = _page(runs, warnings, data, [*map(str, folders), *(["--data", data] if data else [])])
     _write(out, render(page), figures)

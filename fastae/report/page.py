@@ -12,6 +12,10 @@ from fastae.losses import loss_index
 from fastae.report.figures import SMOOTHING, draw_strips, short
 from fastae.report.quality import Gallery
 from fastae.report.tables import TableRow
+from fastae.utils.console import printable
+
+NBSP = "\u00a0"
+"""No control character, though `printable` escapes it: it keeps a number and its unit together."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def render(page: Page) -> bytes:
         loader=PackageLoader("fastae.report", "."),
         autoescape=True,
         undefined=StrictUndefined,
+        finalize=_visible,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -62,9 +67,12 @@ def render(page: Page) -> bytes:
         "strip": lambda row: _data_uri(draw_strips([row.pictures]), "image/png"),
         "error": lambda error: short(loss_index(error)),
     }
-    text = environment.get_template("template.html.j2").render(page=page, smoothing=SMOOTHING)
-    # A stray byte in a path is a surrogate here, which UTF-8 cannot encode.
-    return text.encode("utf-8", "backslashreplace")
+    return environment.get_template("template.html.j2").render(page=page, smoothing=SMOOTHING).encode()
+
+
+def _visible(value: object) -> object:
+    """What the template inserts, with control characters and stray bytes escaped, as in the terminal."""
+    return NBSP.join(map(printable, value.split(NBSP))) if isinstance(value, str) else value
 
 
 def _data_uri(content: bytes, mime: str) -> str:

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, BinaryIO, cast
 
-import safetensors.torch
 import torch
 from msgspec import Meta
 from torch import Tensor, nn
@@ -24,7 +23,6 @@ from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
 from fastae.runs.metrics import Content
-from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync_folder
 from fastae.utils.json import convert, plain
 
@@ -97,14 +95,6 @@ class _Output:
 
     def flush(self) -> None:
         """For torch.save; `atomic_write` flushes."""
-
-
-def write_weights(path: Path, state: Mapping[str, Any]) -> None:
-    """The model's weights alone, as safetensors: for those who only use the model. Raises OSError."""
-    weights = {name: value.contiguous() for name, value in state["model"].items()}
-    metadata = {"iteration": str(state["iteration"]), "fastae": __version__}
-    with atomic_write(path) as file:
-        file.write(safetensors.torch.save(weights, metadata))
 
 
 def latest(folder: Path) -> int | None:

@@ -19,7 +19,7 @@ from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable
 from fastae.utils.device import find_device
 from fastae.utils.files import require_file
-from fastae.utils.paths import expanded
+from fastae.utils.paths import expand_home
 
 UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
 """What a damaged model.safetensors, or another file in its place, raises."""
@@ -42,7 +42,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     run folder, or has no weights of the shapes that its config.json implies, and for a missing device.
     """
     device = find_device(device)
-    run = RunFolder(expanded(path))
+    run = RunFolder(expand_home(Path(path)))
     config = run.settings()
     model = meta_model(config.image_size, config.latent)  # no memory yet: config.json may claim any size
     found = _final_weights(run.weights, model)

@@ -11,15 +11,16 @@ from typing import Any
 
 import torch
 
-from fastae.errors import TrainingFault
+from fastae.errors import NotFinite
 from fastae.runs import checkpoint
+from fastae.runs.weights import write_weights
 
 
 class Saver(AbstractContextManager):
     """Writes states into `folder`, which keeps the last `keep`, one after another in a thread.
 
-    What fails there is raised by the next call of `check`, `save` or `wait`: OSError, or TrainingFault if
-    weights are not finite.
+    What fails there is raised by the next call of `check`, `save` or `wait`: OSError, or NotFinite for
+    the weights.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -53,11 +54,10 @@ class Saver(AbstractContextManager):
 
     def _write(self, state: dict[str, Any], weights: Path | None) -> None:
         if not checkpoint.is_finite(state):
-            what = f"weights or Adam's moments not finite before iteration {state['iteration']:,}"
-            raise TrainingFault(f"{what}; a lower --lr may help")
-        if weights:
-            checkpoint.write_weights(weights, state)
+            raise NotFinite(f"weights or Adam's moments not finite before iteration {state['iteration']:,}")
         checkpoint.write(self._folder, state, keep=1 if weights else self._keep)
+        if weights:  # after the checkpoint, from which they can be written again
+            write_weights(weights, state)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._thread.shutdown()

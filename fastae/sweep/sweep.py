@@ -19,7 +19,9 @@ from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.checkpoint import State as RunState
 from fastae.runs.folder import RunFolder, new_run
+from fastae.runs.loaded_model import finished_at
 from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, open_sweep
+from fastae.runs.weights import restore_weights
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
 from fastae.training.progress import LogLines, TrainMetrics
@@ -28,6 +30,7 @@ from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.utils.console import log
+from fastae.utils.paths import expand_home
 
 POLL_SECONDS = 2.0
 FIGURES = ("iteration", "loss_index", "held_out", "images_per_second", "seconds")
@@ -44,6 +47,7 @@ def run_sweep(
     if at_once > 1 and config.train.profile:
         raise FastaeError("--profile traces one run: use it without --at-once")
     ranks = launched()
+    path = expand_home(path) if path else None
     with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         try:
             sweep = Sweep(config, mine or SweepFolder(Path(ranks.share("sweep"))), ranks, at_once)
@@ -75,6 +79,7 @@ class Sweep:
         """Trains this rank's runs; the main rank then waits for the others. Raises OSError, FastaeError."""
         if self.folder.images.exists():
             self._refresh()
+            self._require_results()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not State.FINISHED]
         settings = replace(self._config.train, device=device_of(self._config.train.device, self._ranks))
@@ -136,6 +141,8 @@ class Sweep:
                         trainer.log_result()
                         trainer.finish()
                     self._update(replace(self._runs[name], held_out=trainer.evaluations[-1][1]))
+                elif state:
+                    restore_weights(folder, state)
             outcome["state"] = State.FINISHED
         except Stopped as stopped:
             self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
@@ -160,6 +167,13 @@ class Sweep:
         """Sets fields of a run, also in sweep.json. Raises OSError."""
         self._update(replace(self._runs[name], **values))
         self.folder.change(name, **values)
+
+    def _require_results(self) -> None:
+        """A run that sweep.json calls finished but that has no weights is not finished: it is resumed."""
+        for run in self._runs.values():
+            if run.state is State.FINISHED and finished_at(self.folder.run(run.name)) is None:
+                log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
+                self._update(replace(run, state=State.WAITING))
 
     def _refresh(self) -> None:
         self._runs = {run.name: run for run in self.folder.read().runs}

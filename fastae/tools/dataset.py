@@ -18,13 +18,14 @@ from fastae.data.tuning import Tuning
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log, printable
 from fastae.utils.device import choose_device
+from fastae.utils.paths import expand_home
 
 NAMES_SHOWN = 50
 
 
 def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) -> int:
     """Checks the JPEGs under `folder` and prints what was found; returns the exit code, 0 or 1."""
-    ignored = Counter[str]()
+    folder, ignored = expand_home(folder), Counter[str]()
     paths = find_jpegs(folder, ignored)
     decoder = _training_decoder(crop) if deep else None
     found = check(folder, paths, crop=crop, records=check_records(cache_folder()), decoder=decoder)

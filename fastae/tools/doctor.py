@@ -12,15 +12,23 @@ import os
 import platform
 import shutil
 import sysconfig
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
+from fastae.errors import FastaeError
 from fastae.monitor import compatibility
 from fastae.monitor.compatibility import Driver
 from fastae.monitor.nvml import NvmlError, in_wsl
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
-from fastae.utils.device import can_compile, choose_device, choose_precision, compiler
+from fastae.utils.device import (
+    can_compile,
+    choose_device,
+    choose_precision,
+    compiler,
+    require_temporary_folder,
+)
 from fastae.utils.environment import __version__, commit, dali_builds, version
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
@@ -178,6 +186,14 @@ def check_memory() -> Answer:
     return f"{available:.1f} GiB free of {total:.1f} GiB", remedy
 
 
+def check_temporary() -> Answer:
+    try:
+        require_temporary_folder()
+    except FastaeError as error:
+        raise Problem(*str(error).split(": ")) from None
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir(), ""
+
+
 def check_disk() -> Answer:
     return _place(Path(), "choose another place for runs with --out DIR")
 
@@ -223,5 +239,5 @@ def _place(folder: Path, remedy: str) -> Answer:
 CHECKS: dict[str, Callable[[], Answer]] = {
     "fastae": check_fastae, "torch": check_torch, "driver": check_driver, "jpeg": check_jpeg,
     "dali": check_dali, "--amp": check_amp, "--compile": check_compile, "cpu": check_cpu,
-    "memory": check_memory, "disk": check_disk, "cache": check_cache,
+    "memory": check_memory, "temporary": check_temporary, "disk": check_disk, "cache": check_cache,
 }  # fmt: skip

@@ -25,7 +25,9 @@ from fastae.errors import FastaeError
 from fastae.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log, printable
+from fastae.utils.device import require_temporary_folder
 from fastae.utils.files import atomic_write, require_new_folder
+from fastae.utils.paths import expand_home
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
@@ -51,9 +53,11 @@ def export(run: Path, kind: str, out: Path) -> None:
     Raises FastaeError for a wrong run or folder, missing packages, a model too large for the format, a
     file that does not compute what the trained model does, and if `out` cannot be written.
     """
+    out = expand_home(out)
     require_new_folder(out, "--out")
     if missing := [name for name in PACKAGES[kind] if not find_spec(name)]:
         raise FastaeError(f"--format {kind} needs missing packages: pip install {' '.join(missing)}")
+    require_temporary_folder()
     loaded = load_model(run)
     log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
     files: dict[str, bytes] = {}

@@ -20,6 +20,7 @@ from fastae.data.crop_resize import CropResize
 from fastae.data.folder import walk
 from fastae.data.jpeg import Fault, inspect
 from fastae.data.pixel_ops import PixelOps, to_batch
+from fastae.errors import FastaeError
 from fastae.utils.console import printable
 from fastae.utils.paths import URL
 
@@ -65,7 +66,7 @@ def load_image(path: str, crop_resize: CropResize) -> Tensor:
     """
     try:
         region = torch.from_numpy(_centred_square(path, crop_resize.crop))
-    except UnusableImage:
+    except (UnusableImage, FastaeError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly anything over a broken file
         reason = printable(str(error)) or type(error).__name__

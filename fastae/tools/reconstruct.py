@@ -22,6 +22,7 @@ from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.console import log, printable
 from fastae.utils.device import choose_device
 from fastae.utils.files import require_new_folder
+from fastae.utils.paths import expand_home
 from fastae.utils.pictures import pairs, save_png, side_by_side
 
 BATCH = 32
@@ -43,13 +44,14 @@ def reconstruct_files(run: Path, places: Sequence[str], out: Path, device: str) 
 
     Raises FastaeError if no image can be used, for a wrong argument, and if something cannot be written.
     """
+    out = expand_home(out)
     require_new_folder(out, "--out")
     loaded = load_model(run, choose_device(device))
     config = loaded.config
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
     log(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
     log(f"images    {crop_resize.in_words()}, as in training")
-    given = find_images(places)
+    given = find_images(list(map(expand_home, places)))
     try:
         used = _write_pictures(_reconstruct(loaded.model, given, crop_resize), out)
     except OSError as error:  # what is wrong with an image is an UnusableImage

@@ -163,6 +163,7 @@ class Recorder:
         """In the saver's thread: encoding takes 70 ms, which training need not wait for."""
         sheet = sample_sheet(originals, reconstructions, iteration)
         png = encode_png(sheet)
+        self._run.samples.mkdir(exist_ok=True)  # somebody may have removed it
         with atomic_write(self._run.sample(iteration)) as file:
             file.write(png)
         self._tensorboard.image(iteration, PICTURE_TAG, png, sheet.shape[:2])

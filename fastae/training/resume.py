@@ -18,11 +18,13 @@ from fastae.model import meta_model
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder
+from fastae.runs.weights import restore_weights
 from fastae.training.distributed import ALONE, Ranks, launched
 from fastae.training.runner import train_in
 from fastae.training.session import Session, open_session
 from fastae.utils.console import log, printable
 from fastae.utils.json import nested
+from fastae.utils.paths import expand_home
 
 FIXED = [
     entry.name
@@ -38,6 +40,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     Raises FastaeError if that is not a run, it is in progress, or the settings or the data would make it
     another run; otherwise as `fastae.training.runner.train`.
     """
+    path = expand_home(path)
     ranks, run = launched(), RunFolder(path)
     saved = run.settings()
     with run.locked() if ranks.is_main else nullcontext():
@@ -49,6 +52,8 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         if state:
             iteration = state["iteration"]
             if option := ended_by(config, iteration, state["progress"].seconds):
+                if ranks.is_main:
+                    restore_weights(run, state)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
         images = run.manifest(before) if state or run.images.exists() else None

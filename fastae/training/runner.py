@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from fastae.config import TrainConfig
-from fastae.errors import RunFailure, Stopped, TrainingFault
+from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
@@ -29,6 +29,10 @@ from fastae.training.trainer import Trainer
 from fastae.utils.console import log, printable
 from fastae.utils.environment import command
 from fastae.utils.json import nested
+from fastae.utils.limits import thread_limit
+
+SIGNALS_APART = 1.0
+"""Seconds in which a signal is awaited that has ended a compiler already."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -115,18 +119,28 @@ def open_trainer(
             spent = progress.seconds
             yield Trainer(session, config, step, loader, run, recorder, stops, start, spent)
     except Exception as error:
-        raise _described(error, session, config, run) from None
+        raise _described(error, session, config, run, stops) from None
 
 
-def _described(error: Exception, session: Session, config: TrainConfig, run: RunFolder) -> Exception:
+def _described(
+    error: Exception, session: Session, config: TrainConfig, run: RunFolder, stops: StopSignals
+) -> Exception:
     """A fault from outside as one line that says how to resume the run; other errors as they are."""
     hint = run.resume_hint()
     if isinstance(error, Stopped):
         return Stopped(error.caught, f"{error}; {hint}")
+    if isinstance(error, NotFinite):
+        remedy = "a lower --lr" + (" or --no-amp" if config.amp else "")
+        return RunFailure(f"{error}; resuming would repeat it: start a new run with {remedy}")
     if isinstance(error, TrainingFault):
         return RunFailure(f"{error}; {hint}")
-    if isinstance(error, torch.OutOfMemoryError) or OUT_OF_HOST_MEMORY in str(error):
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_HOST_MEMORY in str(error):
         return RunFailure(advice(config, session.loader, session.hardware.device))
+    # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
+    if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
+        return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
+    if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
+        return RunFailure(f"{no_threads}; {hint}")
     if isinstance(error, OSError):
         reason = error.strerror or error
         return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")
@@ -136,9 +150,15 @@ def _described(error: Exception, session: Session, config: TrainConfig, run: Run
     return error
 
 
+def _is_compilers(error: Exception) -> bool:
+    """Whether torch.compile failed: it raises many types, some of them Triton's."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+
+
 def log_folder(run: RunFolder) -> None:
     """Logs the folder, the newest picture and the command that shows the curves."""
     files = (path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
     log(f"run       {run.path} ({sum(path.stat().st_size for path in files) / 1e6:,.0f} MB)", "bold")
-    log(f"picture   {max(run.samples.glob('*.png'))}", "bold")
+    if picture := max(run.samples.glob("*.png"), default=None):
+        log(f"picture   {picture}", "bold")
     log(f"curves    {command('tensorboard')} --logdir {run.path.parent}", "bold")

@@ -177,6 +177,7 @@ def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest |
     what is wrong with the settings, the device or the data.
     """
     refuse_forked()
+    config.require_ranks(ranks.size)
     hardware = choose_hardware(config, ranks)
     cache = cache_folder(config.cache_dir)
     images, source = open_source(config.data, config.crop, cache, manifest)
@@ -204,7 +205,9 @@ def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest |
 
 
 def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
-    """What `config` runs on here. Raises FastaeError for a device that is not there, or too small."""
+    """What `config` runs on here. Raises FastaeError for a device that is not there, or too small, and
+    without a temporary folder."""
+    devices.require_temporary_folder()
     name = device_of(config.device, ranks)
     if name == "auto" and (reason := unusable_gpu_reason()):
         log(f"warning   training on the CPU: {reason}", "yellow")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from contextlib import AbstractContextManager
 from types import FrameType
 from typing import Any
@@ -30,6 +31,14 @@ class StopSignals(AbstractContextManager):
                 if signal.getsignal(number) != signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._catch)
         return self
+
+    def within(self, seconds: float) -> signal.Signals | None:
+        """What was caught, or is in so many seconds: a batch system signals the processes of a job one after
+        the other, so a child may have died of a signal that this process is still to receive."""
+        end = time.monotonic() + seconds
+        while not self.caught and time.monotonic() < end:
+            time.sleep(0.02)
+        return self.caught
 
     def _catch(self, number: int, frame: FrameType | None) -> None:
         self.caught = signal.Signals(number)

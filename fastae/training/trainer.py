@@ -22,7 +22,7 @@ from torch import Tensor
 from fastae.config import TrainConfig
 from fastae.data.loader import Loader
 from fastae.data.recovery import DecoderError
-from fastae.errors import FastaeError, Stopped, TrainingFault
+from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.losses import loss_index
 from fastae.monitor.recording import Phase
 from fastae.runs.folder import RunFolder
@@ -264,9 +264,8 @@ class Trainer:
         sampler = replace(self._loader.sampler, part=0, parts=1)
         train = self._session.images.train
         self._run.note_non_finite(iteration, [train[index] for index in sampler.at(iteration - 1).indices])
-        raise TrainingFault(
-            f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite}); "
-            "a lower --lr may help"
+        raise NotFinite(
+            f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite})"
         )
 
     def _evaluate(self) -> None:

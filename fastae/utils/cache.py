@@ -32,7 +32,7 @@ from fastae.utils.console import log
 from fastae.utils.environment import __version__
 from fastae.utils.files import require_file, sync_folder, write_json
 from fastae.utils.json import read_json
-from fastae.utils.paths import require_path
+from fastae.utils.paths import user_path
 
 VARIABLE = "FASTAE_CACHE"
 MARKER = "entry.json"
@@ -80,8 +80,7 @@ def cache_folder(named: str | None = None) -> Path:
     Raises FastaeError for what cannot be a path.
     """
     folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
-    require_path(folder, "--cache-dir" if named else f"${VARIABLE}")
-    return Path(folder)
+    return Path(user_path(folder, "--cache-dir" if named else f"${VARIABLE}"))
 
 
 def is_writable(cache: Path) -> bool:

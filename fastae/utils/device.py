@@ -6,6 +6,7 @@ import math
 import os
 import platform
 import shutil
+import tempfile
 from dataclasses import dataclass
 
 import torch
@@ -76,6 +77,16 @@ def _cuda_works() -> bool:
         return torch.ones(1, device="cuda").sum().item() == 1
     except (RuntimeError, AssertionError):  # the latter from a CPU build
         return False
+
+
+def require_temporary_folder() -> None:
+    """Raises FastaeError if no temporary folder is writable: PyTorch's compiler, which even runs that do not
+    compile import, keeps its kernels below it unless a variable names another place."""
+    if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
+        try:
+            tempfile.gettempdir()
+        except FileNotFoundError:
+            raise FastaeError("no temporary folder is writable: set TMPDIR to a folder of your own") from None
 
 
 def choose_kernels(device: torch.device, deterministic: bool) -> None:

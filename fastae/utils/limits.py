@@ -4,12 +4,21 @@ and how the C library hands out large blocks."""
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import resource
 from pathlib import Path
 
+from fastae.errors import FastaeError
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
+
+NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
+"""What Python's and C++'s errors say if the kernel refuses to start a thread."""
+
+NO_FILE = (errno.EMFILE, errno.ENFILE)
+"""The process, or the machine, has as many files open as it may."""
 
 ROOT = Path("/")
 """Where proc and sys are."""
@@ -17,15 +26,15 @@ ROOT = Path("/")
 
 def free_bytes() -> int:
     """Bytes that can be allocated before the host swaps, or the kernel kills this process: MemAvailable, or
-    what the tightest control group leaves. Raises OSError if there is no /proc/meminfo.
+    what the tightest control group leaves. Without a /proc, the memory that is not in use at all.
     """
     left = (limit - used for limit, used in _memory_limits())
-    return max(0, min([_bytes_in("proc/meminfo", "MemAvailable"), *left]))
+    return max(0, min([_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left]))
 
 
 def total_bytes() -> int:
-    """Bytes that this process could have if nothing else ran. Raises OSError as `free_bytes` does."""
-    return min([_bytes_in("proc/meminfo", "MemTotal"), *(limit for limit, _ in _memory_limits())])
+    """Bytes that this process could have if nothing else ran."""
+    return min([_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in _memory_limits())])
 
 
 def peak_bytes() -> int:
@@ -41,6 +50,20 @@ def usable_cores() -> float:
     quotas = (_read(group / "cpu.max").split() for group in _control_groups())  # QUOTA PERIOD
     allowed = (int(each[0]) / int(each[1]) for each in quotas if each and each[0] != "max")
     return min([float(len(os.sched_getaffinity(0))), *allowed])
+
+
+def thread_limit(error: Exception) -> str | None:
+    """What to do about an error that a thread could not be started, in words; None for any other error."""
+    if not any(text in str(error) for text in NO_THREAD):
+        return None
+    return "no more threads can be started: raise the limit of processes (ulimit -u, or the container's pids)"
+
+
+def require_files(error: OSError) -> None:
+    """Raises FastaeError if an error is of the process or the machine, which can open no more files."""
+    if error.errno in NO_FILE:
+        reason = os.strerror(error.errno)
+        raise FastaeError(f"cannot open {error.filename!r}: {reason}; raise the limit (ulimit -n)") from None
 
 
 def local_ranks() -> int:
@@ -85,6 +108,14 @@ def _memory_limits() -> list[tuple[int, int]]:
         except ValueError:  # "max", or no such file
             continue
     return found
+
+
+def _memory(entry: str, pages: str) -> int:
+    """An entry of /proc/meminfo in bytes; if there is none, what sysconf(3) knows, which needs no /proc."""
+    try:
+        return _bytes_in("proc/meminfo", entry)
+    except OSError:
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _bytes_in(file: str, name: str) -> int:

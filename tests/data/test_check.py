@@ -17,6 +17,7 @@ from fastae.data.jpeg import inspect
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here
+from ..conftest import no_more_files
 from . import bad_files
 
 CROP = 100
@@ -189,3 +190,10 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
     assert open_folder(tmp_path).ignored == Counter({"PNG file": 1})
     with pytest.raises(FastaeError, match="2 too small for the crop"):
         open_folder(tmp_path, crop=500)
+
+
+def test_too_many_open_files_are_no_fault_of_a_file(face_folder, face_paths):
+    with no_more_files():
+        for read in (lambda: inspect(face_paths[0]), lambda: find_jpegs(str(face_folder))):
+            with pytest.raises(FastaeError, match=r"Too many open files.*ulimit -n"):
+                read()

@@ -84,3 +84,13 @@ def test_a_full_dev_shm_does_not_matter(tmp_path, face_folder):
 
 if __name__ == "__main__":
     work(Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3]))
+
+
+def test_a_machine_without_proc_trains(tmp_path, face_folder):
+    require_mounts("/proc")
+    train = ["train", "--data", face_folder, "--out", tmp_path / "run", *SMALL, "--iterations", 2]
+    command = mounted("/proc", "size=4k,ro", sys.executable, "-m", "fastae", *train, "--loader", "dali")
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Traceback" not in result.stderr
+    assert (tmp_path / "run" / "checkpoints" / "0000002.pt").is_file()

@@ -12,9 +12,9 @@ from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
-from fastae.runs.checkpoint import write_weights
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, NAME, TRAIN, MetricsWriter
+from fastae.runs.weights import write_weights
 
 SMALL = {
     "image_size": 32, "latent": 16, "batch_size": 4, "iterations": 100, "eval_every": 50, "log_every": 10,

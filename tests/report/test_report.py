@@ -72,6 +72,14 @@ def test_whatever_comes_from_outside_is_text(tmp_path):
     assert addresses(page) and words_of(page).count("alert(1)") >= 6 and "{{ 7 * 7 }}" in words_of(page)
 
 
+def test_a_page_holds_no_control_characters(tmp_path):
+    hidden = "\x1b[31m\x07\x7f\x9b\u202e"
+    run = tmp_path / f"run{hidden}"
+    make_run(run, device=hidden, described={"environment": {"fastae": hidden, "packages": {hidden: hidden}}})
+    text = make_report([run]).read_text()
+    assert not set(hidden) - set("[31m") & set(text) and r"run\x1b[31m\x07\x7f\x9b\u202e" in text
+
+
 def test_a_run_alone_has_a_page_of_its_own(face_folder, tmp_path):
     run = make_run(tmp_path / "run", "sample_mse", weights=0, data=face_folder)
     page = make_report([run], data=str(face_folder))

@@ -325,3 +325,20 @@ def test_what_runs_logged_is_counted_whatever_became_of_the_sweep(swept, copy, f
         assert run.state == "finished" and run.iteration == LENGTH
         assert (run.loss_index, run.held_out) == pytest.approx((before["loss_index"], before["held_out"]))
         assert run.seconds == pytest.approx(before["seconds"])
+
+
+def test_a_run_is_finished_by_its_results_not_by_what_sweep_json_says(swept, face_folder, tmp_path, capsys):
+    copied(swept[0], tmp_path / "out")
+    content = written(tmp_path / "out")
+    assert {run["state"] for run in content["runs"]} == {"finished"}
+    first, second = list(LOSSES)[:2]
+    weights = tmp_path / "out" / first / "model.safetensors"
+    before = weights.read_bytes()
+    weights.unlink()
+    shutil.rmtree(tmp_path / "out" / second)
+    _, runs = run_sweep(SweepConfig(settings(face_folder)), tmp_path / "out")
+    assert {run.state for run in runs} == {"finished"} == set(states(tmp_path / "out").values())
+    assert weights.read_bytes() == before
+    again, once = (last_state(out / second)["model"] for out in (tmp_path / "out", swept[0]))
+    assert same_state(again, once)
+    assert capsys.readouterr().out.count("but it has no weights") == 2

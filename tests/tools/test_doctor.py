@@ -1,6 +1,7 @@
 """`fastae doctor` on this machine, and on machines that lack or have things."""
 
 import sys
+import tempfile
 from pathlib import Path
 
 import pynvml
@@ -205,3 +206,11 @@ def test_a_check_that_fails_does_not_hide_the_others(monkeypatch, capsys):
     assert doctor.examine() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "no /proc here" in lines[0] and lines[2].startswith("disk")
+
+
+def test_a_missing_temporary_folder_is_a_problem(monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    with pytest.raises(Problem, match="temporary folder"):
+        doctor.check_temporary()

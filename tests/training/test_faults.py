@@ -3,19 +3,25 @@
 import multiprocessing
 import os
 import random
+import shutil
+import tempfile
 import time
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
+from fastae.data.jpeg import inspect
 from fastae.data.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
+from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import finished_at
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.step import TrainingStep
 
 from ..commands import curve, last_state, same_state
-from ..conftest import at_iteration, copied, largest_file, small_config
+from ..conftest import at_iteration, copied, largest_file, no_more_files, small_config
 
 OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""
@@ -91,8 +97,10 @@ def test_a_run_folder_that_becomes_unusable_during_the_run(face_folder, tmp_path
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(face_folder, tmp_path):
     out = tmp_path / "run"
     # With such weights the second forward pass overflows.
-    with pytest.raises(RunFailure, match=f"not finite at iteration 2 .*{out / 'nan.txt'}"):
+    with pytest.raises(RunFailure, match=f"not finite at iteration 2 .*{out / 'nan.txt'}") as failure:
         train(settings(face_folder, out, lr=9e18))
+    line = str(failure.value)
+    assert "start a new run with a lower --lr" in line and "--resume" not in line
     listed = (out / "nan.txt").read_text().splitlines()
     assert len(listed) == 4
     assert all(entry.startswith(f"2\t{face_folder}/") for entry in listed)
@@ -168,3 +176,86 @@ def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_p
     assert "fork" in outcome.get(timeout=600)
     child.join(10)
     assert not child.is_alive()
+
+
+def test_no_more_threads_are_one_line_with_the_limit(face_folder, tmp_path, monkeypatch):
+    def refused(pipeline):
+        raise RuntimeError(
+            "Critical error:\n\nResource temporarily unavailable\nCurrent pipeline is invalid."
+        )
+
+    monkeypatch.setattr(Pipeline, "build", refused)
+    with pytest.raises(FastaeError, match=r"no more threads.*ulimit -u") as no:
+        train(settings(face_folder, tmp_path / "run"))
+    assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
+
+
+def test_threads_that_run_out_in_mid_run_are_one_line(face_folder, tmp_path, monkeypatch):
+    def exhausted(self, *inputs):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(TrainingStep, "_step", exhausted)
+    with pytest.raises(RunFailure, match=r"ulimit -u.*nothing was saved yet; resume with"):
+        train(settings(face_folder, tmp_path / "run"))
+
+
+def test_memory_that_runs_out_in_python_is_out_of_memory(face_folder, tmp_path, monkeypatch):
+    def exhausted(self, *inputs):
+        raise MemoryError
+
+    monkeypatch.setattr(TrainingStep, "_step", exhausted)
+    with pytest.raises(RunFailure, match="out of memory"):
+        train(settings(face_folder, tmp_path / "run"))
+
+
+def test_without_a_temporary_folder_nothing_is_begun(face_folder, tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
+    with pytest.raises(FastaeError, match="TMPDIR") as no:
+        train(settings(face_folder, tmp_path / "run"))
+    assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
+
+
+def test_files_that_cannot_be_opened_are_not_called_gone(face_folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+
+    def exhaust(self, stream):
+        monkeypatch.undo()
+        monkeypatch.setattr("fastae.data.recovery.inspect", no_files)
+        raise RuntimeError("Too many open files")
+
+    def no_files(path):
+        with no_more_files():
+            return inspect(path)
+
+    at_iteration(monkeypatch, 3, lambda: monkeypatch.setattr(Pipeline, "run", exhaust))
+    with pytest.raises(RunFailure, match=r"Too many open files.*ulimit -n.*resume with"):
+        train(settings(face_folder, run, loader="dali"))
+    assert not (run / "skipped.txt").exists()
+
+
+def test_the_pictures_folder_is_made_again(face_folder, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    at_iteration(monkeypatch, 3, lambda: shutil.rmtree(run / "samples"))
+    train(settings(face_folder, run))
+    assert [path.name for path in (run / "samples").iterdir()] == ["0000008.png"]
+    shutil.rmtree(run / "samples")
+    resume_run(run, {"iterations": 9})
+    assert [path.name for path in (run / "samples").iterdir()] == ["0000009.png"]
+
+
+def test_a_final_checkpoint_outlives_weights_that_cannot_be_written(face_folder, tmp_path):
+    run = tmp_path / "run"
+
+    def block():
+        (run / "model.safetensors").mkdir()
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        at_iteration(monkeypatch, 7, block)
+        with pytest.raises(RunFailure, match="iteration 8 is saved"):
+            train(settings(face_folder, run))
+    (run / "model.safetensors").rmdir()
+    resume_run(run, {})
+    assert finished_at(RunFolder(run)) == 8
+    assert same_state(load_file(run / "model.safetensors"), last_state(run)["model"])

@@ -2,14 +2,21 @@
 
 import os
 import signal
+import threading
 import time
 
 import pytest
+from torch._inductor.exc import CppCompileError
 
 from fastae.errors import Stopped
+from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import finished_at
+from fastae.runs.sweep_folder import SweepConfig
+from fastae.sweep.sweep import run_sweep
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.signals import StopSignals
+from fastae.training.step import TrainingStep
 
 from ..commands import SMALL, curve, last_state, started, wait_for
 from ..conftest import at_iteration, small_config
@@ -62,3 +69,65 @@ def test_a_signal_that_comes_at_the_last_iteration_finds_the_run_finished(face_f
     with pytest.raises(KeyboardInterrupt):  # sent again, when the run is done
         train(small_config(face_folder, tmp_path / "run", iterations=2))
     assert (tmp_path / "run" / "model.safetensors").exists()
+
+
+COMPILER = """#!/bin/sh
+rm "$0.armed" 2>/dev/null && touch "$0.busy" && exec sleep 600
+exec g++ "$@"
+"""
+"""g++; once armed, one call takes so long that a signal finds it at work."""
+
+
+def test_a_signal_to_the_process_group_while_the_compiler_runs(face_folder, tmp_path):
+    """Ctrl-C, timeout, scancel and systemd signal the compiler too, which dies first."""
+    compiler, out = tmp_path / "compiler", tmp_path / "out"
+    compiler.write_text(COMPILER)
+    compiler.chmod(0o700)
+    environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
+    options = ["--data", face_folder, "--out", out, *RUN, "--compile", "--loader", "dali"]
+    with started("train", *options, group=True, **environment) as process:
+        wait_for(process, "run       ")
+        compiler.with_name("compiler.armed").touch()
+        while not compiler.with_name("compiler.busy").exists():
+            assert process.poll() is None
+            time.sleep(0.1)
+        os.killpg(process.pid, signal.SIGINT)
+        _, stderr = process.communicate(timeout=600)
+    assert process.returncode == 130, stderr
+    (line,) = stderr.splitlines()
+    assert "stopped by SIGINT" in line and line.endswith(f"fastae train --resume {out}")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_compiler_that_a_signal_ends_is_that_stop(face_folder, tmp_path, monkeypatch, number):
+    def killed(self, *inputs):
+        os.kill(os.getpid(), number)
+        raise CppCompileError(["g++"], "Killed\nand many lines more")
+
+    monkeypatch.setattr(TrainingStep, "_step", killed)
+    run, sweep = tmp_path / "run", tmp_path / "sweep"
+    with pytest.raises(Stopped) as stopped:
+        train(small_config(face_folder, run))
+    assert stopped.value.exit_code == 128 + number
+    line = str(stopped.value)
+    assert "nothing was saved yet" in line and line.endswith(f"fastae train --resume {run}")
+    with pytest.raises(Stopped, match=f"stopped by {number.name}.*--out {sweep}, resumes it"):
+        run_sweep(SweepConfig(small_config(face_folder)), sweep)
+    monkeypatch.undo()
+    assert resume_run(run, {}) == run and finished_at(RunFolder(run)) == 2
+
+
+def test_a_compiler_that_fails_by_itself_is_not_a_stop(face_folder, tmp_path, monkeypatch):
+    def failing(self, *inputs):
+        raise CppCompileError(["g++"], "no such header")
+
+    monkeypatch.setattr(TrainingStep, "_step", failing)
+    with pytest.raises(CppCompileError):
+        train(small_config(face_folder, tmp_path / "run"))
+
+
+def test_a_signal_that_a_child_received_first_is_awaited():
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stops:
+        assert stops.within(0) is None
+        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
+        assert stops.within(600) is signal.SIGINT

@@ -95,3 +95,8 @@ def test_the_ranks_of_a_machine_share_its_cores(machine, monkeypatch):
     monkeypatch.setattr(decode, "usable_cores", lambda: 24.0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert decode.default_threads(torch.device("cuda")) == 6 - 2
+
+
+def test_without_proc_memory_is_what_the_kernel_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "ROOT", tmp_path)
+    assert MIB < limits.free_bytes() < limits.total_bytes()

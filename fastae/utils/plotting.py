@@ -1,0 +1,65 @@
+"""Matplotlib, imported where something is drawn, with a folder that it can write."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from fastae.errors import FastaeError
+from fastae.utils.cache import cache_folder, ensure_entry
+
+VARIABLE = "MPLCONFIGDIR"
+
+
+def import_matplotlib() -> Any:
+    """The package with its modules figure, patches and ticker; takes half a second.
+
+    Raises FastaeError if no folder is writable for its list of the system's fonts.
+    """
+    if "matplotlib" not in sys.modules and not os.environ.get(VARIABLE):
+        own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
+        if not all(map(_is_writable, map(Path, own))):  # it would print two warnings
+            os.environ[VARIABLE] = str(_folder_in_cache() or _temporary_folder())
+    import matplotlib.figure
+    import matplotlib.patches
+    import matplotlib.ticker
+
+    return matplotlib
+
+
+def _folder_in_cache() -> Path | None:
+    """An entry of fastae's cache, so that the list is made once; None if that cannot be written."""
+    try:
+        folder = cache_folder() / "matplotlib"
+        ensure_entry(folder, "fonts", "Matplotlib's list of fonts", lambda draft: None)
+    except (OSError, FastaeError):
+        return None
+    return folder if _is_writable(folder) else None
+
+
+def _temporary_folder() -> Path:
+    """A folder that is removed when the process ends."""
+    try:
+        folder = tempfile.mkdtemp(prefix="fastae-matplotlib-")
+    except OSError:
+        raise FastaeError(
+            f"Matplotlib finds no folder that it can write: set {VARIABLE} or TMPDIR to one"
+        ) from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
+
+
+def _is_writable(folder: Path) -> bool:
+    """Whether files can be made in a folder, which is made if need be, as Matplotlib does it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

@@ -1,0 +1,44 @@
+"""Locks where flock(2) is missing or fails, as on some network file systems."""
+
+import errno
+import fcntl
+import os
+
+import pytest
+from filelock import FileLock
+
+from fastae.errors import FastaeError
+from fastae.utils.files import locked
+
+
+@pytest.fixture
+def flock(monkeypatch):
+    """Has flock fail with an error."""
+
+    def fail_with(code):
+        def failing(descriptor, operation):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(fcntl, "flock", failing)
+
+    return fail_with
+
+
+def held(folder):
+    return locked(FileLock(folder / ".lock"), folder, "run")
+
+
+@pytest.mark.filterwarnings("ignore:flock not supported")
+def test_without_flock_a_second_process_is_refused_as_well(tmp_path, flock):
+    flock(errno.ENOSYS)
+    with held(tmp_path), pytest.raises(FastaeError, match="another run is at work"), held(tmp_path):
+        pass
+    with held(tmp_path):
+        assert (tmp_path / ".lock").read_text()
+
+
+@pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_that_cannot_lock_is_refused(tmp_path, flock, code):
+    flock(code)
+    with pytest.raises(FastaeError, match=os.strerror(code)), held(tmp_path):
+        pass
