@@ -19,6 +19,7 @@ from fastae.utils.arguments import (
     BATCH_SIZE,
     CROP,
     IMAGE_SIZE,
+    IMAGE_SIZE_MULTIPLE,
     LATENT,
     SEED,
     SHARE,

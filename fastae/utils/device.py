@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from fastae.errors import SettingError
+from fastae.errors import FastaeError, SettingError
 from fastae.utils import limits
 
 # On a CPU compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s):
