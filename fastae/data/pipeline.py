@@ -1,7 +1,7 @@
 """The DALI graphs: JPEG files in, images out. What the GPU can do is done there.
 
-    on a GPU    path -> read -> decode the centred square -> resize and flip -> brightness, contrast,
-                saturation: float32 (N, S, S, 3) in [0, 1]
+    on a GPU    path -> read -> decode -> cut out the centred square -> resize and flip -> brightness,
+                contrast, saturation: float32 (N, S, S, 3) in [0, 1]
     on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L; the rest is
                 `fastae.data.pixel_ops`, which is faster there
 
@@ -22,17 +22,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, math, types
 
 from fastae import augment
 from fastae.data.crop_resize import CropResize
 from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
 from fastae.data.sampler import BatchParams
 from fastae.data.tuning import Tuning
-from fastae.utils.environment import version
+from fastae.utils.environment import has_nvml
 
-NVJPEG_WITH_REGIONS = (13, 2)
-"""The first nvJPEG that decodes a region of an image with fancy upsampling; CUDA 12 has an older one."""
+# A container without the capability "utility" has no NVML; the GPU's decoder would then refuse to begin.
+if not has_nvml():
+    os.environ.setdefault("DALI_DISABLE_NVML", "1")
+
+from nvidia.dali import Pipeline, fn, math, types
 
 
 @dataclass(frozen=True)
@@ -56,17 +58,11 @@ class DaliPipeline:
     def decodes_on_gpu(self) -> bool:
         return self.on_gpu and not self.tuning.decode_on_cpu
 
-    @property
-    def decodes_whole(self) -> bool:
-        """Whether images are decoded whole, and the square is cut out afterwards.
-
-        With an older nvJPEG the GPU's decoders refuse a region, and all would be decoded on the CPU.
-        """
-        installed = (version("nvidia-nvjpeg") or "0").split(".")
-        return self.decodes_on_gpu and tuple(map(int, installed[:2])) < NVJPEG_WITH_REGIONS
-
     def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
-        """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch."""
+        """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch.
+
+        Raises DecoderError if DALI refuses to begin.
+        """
         pipeline = Pipeline(
             batch_size=self.batch_size,
             num_threads=self.tuning.threads,
@@ -78,7 +74,10 @@ class DaliPipeline:
             pipeline.set_outputs(
                 graph(self, *fn.external_source(source=feed, num_outputs=columns, batch=True))
             )
-        pipeline.build()
+        try:
+            pipeline.build()
+        except RuntimeError as error:
+            raise DecoderError(f"DALI failed: {_gist(error)}") from error
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
@@ -204,7 +203,6 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
     if side is None:
         side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
     options = {
-        "device": "mixed" if dali.decodes_on_gpu else "cpu",
         "output_type": types.RGB,
         # GPU decoding then upsamples chroma as the CPU's does: nearly the same pixels on both.
         "jpeg_fancy_upsampling": True,
@@ -212,10 +210,16 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
         "device_memory_padding": dali.tuning.padding,
         "host_memory_padding": dali.tuning.padding,
     }
-    if dali.decodes_whole:
-        return fn.crop(fn.decoders.image(encoded, **options), crop_h=side, crop_w=side)
+    if dali.decodes_on_gpu:
+        # nvImageCodec 0.9 crashes over regions of images in a batch whose chroma is sampled in several ways.
+        return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
     images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
-    return images.gpu() if dali.on_gpu and not dali.decodes_on_gpu else images
+    return images.gpu() if dali.on_gpu else images
+
+
+def cut_square(images: Any, side: Any) -> Any:
+    """The centred square of decoded images: the pixels that decoding that region alone gives."""
+    return fn.crop(images, crop_h=side, crop_w=side)
 
 
 def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
