@@ -15,6 +15,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_void_p
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -25,7 +26,7 @@ import torch
 
 from fastae import augment
 from fastae.data.crop_resize import CropResize
-from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
+from fastae.data.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
 from fastae.data.sampler import BatchParams
 from fastae.data.tuning import Tuning
 from fastae.utils.environment import has_nvml
@@ -34,7 +35,10 @@ from fastae.utils.environment import has_nvml
 if not has_nvml():
     os.environ.setdefault("DALI_DISABLE_NVML", "1")
 
-from nvidia.dali import Pipeline, fn, math, types
+from nvidia.dali import Pipeline, backend, fn, math, types
+
+OUT_OF_MEMORY = ("allocation failed", "Can't allocate", "bad_alloc", "out of memory")
+"""In messages of DALI's."""
 
 
 @dataclass(frozen=True)
@@ -76,17 +80,18 @@ class DaliPipeline:
             )
         try:
             pipeline.build()
-        except RuntimeError as error:
-            raise DecoderError(f"DALI failed: {_gist(error)}") from error
+        except (RuntimeError, MemoryError) as error:
+            raise _described(error) from error
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
-        """Its outputs, batch by batch. Raises DecoderError if it fails, DecoderStalled if it does not return.
+        """Its outputs, batch by batch.
 
+        Raises DecoderError if it fails: DecoderStalled if it does not return, DecoderOutOfMemory.
         Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
         """
         while True:
-            stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
+            stream = self._stream()
             try:
                 (images,) = _within(self.patience, functools.partial(self._run_once, pipeline, stream))
             except StopIteration:
@@ -94,14 +99,40 @@ class DaliPipeline:
             except TimeoutError:
                 _abandon(pipeline)
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
-            except (RuntimeError, ValueError) as error:
-                raise DecoderError(f"DALI failed: {_gist(error)}") from error
+            except (RuntimeError, ValueError, MemoryError) as error:
+                raise _described(error) from error
             yield images
+
+    def tensor(self, images: Any) -> torch.Tensor:
+        """DALI's float32 batch for PyTorch: on a CPU without a copy.
+
+        On a GPU a copy, on PyTorch's stream: to free a batch that PyTorch holds by DLPack, a thread of DALI's
+        waits for the whole device.
+        """
+        if not self.on_gpu:
+            return torch.from_dlpack(images)
+        with torch.cuda.device(self.device):
+            copied = torch.empty(images.shape(), device=self.device)
+            stream = torch.cuda.current_stream().cuda_stream
+            images.copy_to_external(c_void_p(copied.data_ptr()), c_void_p(stream), non_blocking=True)
+        return copied
+
+    def _stream(self) -> Any:
+        """PyTorch's stream on the device; None on a CPU. Leaves the other GPUs without a context."""
+        if not self.on_gpu:
+            return None
+        with torch.cuda.device(self.device):
+            return torch.cuda.current_stream()
 
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
         if self.on_gpu:  # a thread begins on the first GPU, where DALI would open a context
             torch.cuda.set_device(self.device)
         return pipeline.run(stream)
+
+
+def release_memory() -> None:
+    """Gives back what DALI keeps of a GPU's memory, and of pinned memory, without using it."""
+    backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:
@@ -133,6 +164,16 @@ def _call(function: Callable[[], Any], outcomes: SimpleQueue[tuple[Any, BaseExce
 def _abandon(pipeline: Pipeline) -> None:
     """Lets the process end without it: DALI, which has no public way to this, would wait for it."""
     Pipeline._pipes.discard(weakref.ref(pipeline))
+
+
+def _described(error: Exception) -> DecoderError:
+    """An error of DALI's in one line."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return DecoderOutOfMemory(
+            f"out of memory while images were decoded ({_gist(error)}): a smaller --batch-size or smaller "
+            "images need less"
+        )
+    return DecoderError(f"DALI failed: {_gist(error)}")
 
 
 def _gist(error: Exception) -> str:
@@ -171,7 +212,7 @@ def read_augmented(
 
 def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
     for images in dali.run(pipeline):
-        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        yield dali.tensor(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
@@ -232,6 +273,7 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
         interp_type=types.INTERP_LINEAR,
         antialias=antialias,
         dtype=types.FLOAT,
+        minibatch_size=dali.batch_size,  # of 32, it would launch its kernels for every 32 images
         **region,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import torch
 
@@ -126,6 +127,11 @@ def _described(error: Exception, session: Session, config: TrainConfig, run: Run
         return RunFailure(f"{error}; {hint}")
     if isinstance(error, torch.OutOfMemoryError) or OUT_OF_HOST_MEMORY in str(error):
         return RunFailure(advice(config, session.loader, session.hardware.device))
+    if isinstance(error, CalledProcessError):
+        compiler = printable(str(error.cmd[0]))
+        return RunFailure(
+            f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
+        )
     if isinstance(error, OSError):
         reason = error.strerror or error
         return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")

@@ -8,6 +8,7 @@ always, which no precision overflows on, and k goes into Adam's eps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from subprocess import CalledProcessError
 from typing import Any, cast
 
 import torch
@@ -107,7 +108,7 @@ class TrainingStep:
             try:
                 self._recorded = self._graphed(example)
                 note = "one CUDA graph a step"
-            except RuntimeError as error:
+            except (RuntimeError, CalledProcessError) as error:  # the latter from Triton's compiler of C
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
                 self._forget()
             self._undo(weights)

@@ -16,9 +16,12 @@ from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, open_loader
+from fastae.data import loader as loader_module
+from fastae.data.decode import open_decoder
+from fastae.data.jpeg import Fault, Inspection
 from fastae.data.pipeline import DaliPipeline, build_augmented, cut_square, read_augmented, read_images
 from fastae.data.pixel_ops import ParamTensors, PixelOps
-from fastae.data.recovery import DecoderError
+from fastae.data.recovery import DecoderError, ImageFiles
 from fastae.data.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.utils import environment
@@ -233,6 +236,22 @@ def test_the_data_path_imports_nothing_of_training():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("side", "batch_size", "iterations"),
+    [(178, 64, 4), (178, 100, 2), (1024, 64, 2), (3000, 64, 1), (3000, 8, 2), (178, 512, 1)],
+)
+def test_fewer_large_images_are_decoded_at_once_and_as_many_after_a_file_was_lost(
+    monkeypatch, side, batch_size, iterations
+):
+    """256 of 3000 x 3000 pixels would take 6.9 GB of a GPU's memory, twice."""
+    sizes = {"gone": Inspection(Fault.GONE)}
+    monkeypatch.setattr(loader_module, "inspect", lambda path: sizes.get(path, Inspection(None, side, side)))
+    for paths in (["a"] * 1000, ["gone", *["a"] * 999]):
+        sampler = Sampler(len(paths), batch_size, 0, Augmentation())
+        loader = loader_module.DaliLoader(ImageFiles(paths), sampler, open_decoder(CropResize(), CPU))
+        assert loader_module._iterations_together(loader) == iterations
 
 
 def test_a_tuning_reaches_dali():

@@ -44,7 +44,7 @@ def real_gpu(hollow):
 
 @pytest.fixture
 def gpu_process(real_gpu):
-    """Runs code in a process of its own: what may crash there fails one test, and its contexts are its own."""
+    """Runs code in a process of its own: a crash there fails one test, and its contexts are its own."""
 
     def run(code):
         command = [sys.executable, "-c", textwrap.dedent(code)]
