@@ -23,7 +23,7 @@ ARTICLE_STEPS = 600_000
 """Of all six runs, of BATCH images each."""
 ARTICLE_HOURS = 30.0
 BATCH = 64
-ACTIVATION_PASSES = 10.2
+ACTIVATION_PASSES = 8.1
 """Reads and writes of all normalised activations in a step, forward and backward. This and the next three are
 the lowering's (`make gpu-lower`, batch 64, bf16, channels-last, PyTorch 2.13), which a test adds up."""
 
