@@ -1,5 +1,7 @@
 """All that needs a GPU, in one go: tests/gpu, the benchmark, and what runs and sweeps reach.
 
+First what may crash or hang, then speed: a card's time may end early.
+
 Each part is a command with a time limit; OUT/NAME.done marks one that ended well, so that a second call
 continues where the first was stopped. Without a GPU the parts run on the CPU, smaller, to show that they
 work.
@@ -25,17 +27,21 @@ from fastae.config import TrainConfig
 from fastae.monitor.files import read_report
 from fastae.monitor.host import family
 from fastae.monitor.text import headline
+from fastae.runs.folder import RunFolder
+from fastae.runs.metrics import read_metrics
 
 PART_SECONDS = 1200
 """Limit of one part: one that hangs must not take the time of the others. Several cold compiles fit."""
 
 LOADERS = [kind for kind in TrainConfig.__dataclass_fields__["loader"].metadata["choices"] if kind != "auto"]
-AT_ONCE = (1, 2, 3, 6)
-SECTIONS = ("steps", "endtoend", "loaders", "roofline")
+AT_ONCE = (2, 3, 1, 6)
+SECTIONS = ("steps", "loaders", "endtoend", "roofline")
+WARM_UP = 1 / 3
+"""Of a run: the share of its log steps in which it compiles, or another does."""
 
 
 def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
-    """Name -> command. What it writes is in OUT/NAME."""
+    """Name -> command, in the order in which they are wanted. What it writes is in OUT/NAME."""
     fastae, python = [sys.executable, "-m", "fastae"], [sys.executable, "-m"]
     cores = str(len(os.sched_getaffinity(0)))
     benchmark = ["--device", "cuda" if on_gpu else "cpu", "--threads", cores]
@@ -45,12 +51,26 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
         run = ["--device", "cpu", "--iterations", "12", "--no-compile", "--batch-size", "4"]
         run += ["--image-size", "32", "--latent", "16", "--gpu-sample-hz", "50"]
     run += ["--data", images] if images else []
-    # In one process: several would share the card.
-    tests = [*python, "pytest", "-q", "--numprocesses=0", "tests/gpu", f"--junit-xml={out / 'tests.xml'}"]
     throughput = [*python, "benchmarks.throughput", *benchmark, "--only"]
     batches = [] if on_gpu else ["--batches", "5"]
+
+    def tests(*names: str) -> list[str]:
+        """In one process: several would share the card."""
+        report = f"--junit-xml={out / names[0]}.xml"
+        return [
+            *python,
+            "pytest",
+            "-q",
+            "--numprocesses=0",
+            report,
+            *(f"tests/gpu/test_{x}.py" for x in names),
+        ]
+
     return {
-        "tests": tests,
+        "decoding": tests("decoding"),
+        "ranks": tests("ranks"),
+        "resume": tests("resume"),
+        "recording": tests("recording", "gpu"),
         **{name: [*throughput, name, "--out", str(out / name)] for name in SECTIONS},
         "decoders": [*python, "benchmarks.sweep", *benchmark, *batches],
         **{kind: [*fastae, "train", *run, "--loader", kind, "--out", str(out / kind)] for kind in LOADERS},
@@ -60,6 +80,7 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
             ]
             for number in AT_ONCE
         },
+        "verdicts": tests("nvml"),
     }  # fmt: skip
 
 
@@ -72,9 +93,23 @@ def results(out: Path) -> Iterator[str]:
             yield f"--loader {kind:8} {rate:8,.0f} images/s  {headline(report)}"
     for number in AT_ONCE:
         if (out / f"at-once-{number}.done").exists():
-            reports = [read_report(path.parent) for path in (out / f"at-once-{number}").glob("*/gpu.json")]
-            rate = number * mean(report.summary.images_per_second or 0 for report in reports)
+            rate = rate_at_once(out / f"at-once-{number}", number)
             yield f"sweep --at-once {number} {rate:8,.0f} images/s in all"
+
+
+def rate_at_once(sweep: Path, number: int) -> float:
+    """Images/s of all runs together, `number` of which take turns, while all slots are busy.
+
+    A run's time between two log steps is the wall's, the others' turns included. The runs advance in step, so
+    that no slot is free before their last log step.
+    """
+    rates = []
+    for path in sweep.glob("*/metrics.csv"):
+        run = RunFolder(path.parent)
+        images, seconds = read_metrics(path).windows(run.settings().batch_size)
+        busy = slice(int(WARM_UP * len(images)), -1)
+        rates.append(images[busy].sum() / seconds[busy].sum())
+    return number * mean(rates)
 
 
 def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:

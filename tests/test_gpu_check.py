@@ -1,5 +1,6 @@
 """scripts/gpu_check.py: what it starts, that nothing of it stays behind, and that it resumes."""
 
+import json
 import os
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from click.testing import CliRunner
 
 from fastae.cli.main import cli
 from fastae.config import TrainConfig
+from fastae.runs.metrics import TRAIN, MetricsWriter
 from scripts import gpu_check
 from scripts.gpu_check import parts, run_part
 
@@ -38,6 +40,8 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
 def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
     commands = parts(tmp_path, on_gpu, images=None)
     assert {"resident", "dali", "at-once-1", "at-once-2", "at-once-3", "at-once-6"} <= commands.keys()
+    named = [name for command in commands.values() for name in command if name.startswith("tests/gpu/")]
+    assert sorted(named) == sorted(map(str, Path("tests/gpu").glob("test_*.py")))
     for _, _, module, command, *options in commands.values():
         if module == "fastae":
             context = cli.commands[command].make_context(command, options)
@@ -47,10 +51,24 @@ def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
 
 def test_the_tests_do_not_share_the_card_and_loaders_get_all_cores(tmp_path):
     commands = parts(tmp_path, on_gpu=True, images=None)
-    assert "--numprocesses=0" in commands["tests"]
+    assert all("--numprocesses=0" in command for command in commands.values() if "pytest" in command)
     cores = str(len(os.sched_getaffinity(0)))
     for name in ("loaders", "endtoend", "decoders"):
         assert commands[name][commands[name].index("--threads") + 1] == cores
+
+
+@pytest.mark.parametrize("number", [1, 2, 6])
+def test_the_rate_of_runs_at_once_is_of_all_while_all_are_busy(tmp_path, number):
+    """Each trains 10 images/s of the wall's time, but at the start, and when others have ended."""
+    for run in range(6):
+        folder = tmp_path / f"run{run}"
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"config": TrainConfig(batch_size=4).as_dict()}))
+        with MetricsWriter(folder / "metrics.csv") as metrics:
+            for place in range(12):
+                rate = 1.0 if place < 4 else 60.0 if place == 11 else 10.0
+                metrics.append(50 * (place + 1), TRAIN, images_per_second=rate, loss=0.5)
+    assert gpu_check.rate_at_once(tmp_path, number) == pytest.approx(10.0 * number)
 
 
 def test_a_second_call_continues_with_what_failed(tmp_path, monkeypatch):

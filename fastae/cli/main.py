@@ -326,6 +326,18 @@ def run_command() -> int:
         return refuse(str(error), error.exit_code)
     except Stopped as stopped:
         return complain(f"fastae: {stopped}", stopped.exit_code)
+    except Exception as error:
+        end_rank(1, error)
+        raise
+
+
+def end_rank(code: int, unexpected: Exception | None = None) -> None:
+    """Ends this process if it is one of several ranks that an exception has left joined.
+
+    unexpected: that exception, if no line of ours has told the user of it.
+    """
+    if distributed := sys.modules.get("fastae.training.distributed"):
+        distributed.end_process(code, unexpected)
 
 
 def refuse(message: str, code: int = 2) -> int:
@@ -338,4 +350,5 @@ def complain(line: str, code: int) -> int:
     with suppress(OSError):  # the terminal may have gone: the code still tells
         plain = bool(os.environ.get("NO_COLOR")) or not sys.stderr.isatty()
         click.echo(printable(line) if plain else click.style(printable(line), fg="red"), err=True)
+    end_rank(code)
     return code

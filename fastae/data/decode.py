@@ -14,9 +14,15 @@ from PIL import Image
 from torch import Tensor
 
 from fastae.data.crop_resize import CropResize
-from fastae.data.jpeg import Fault
+from fastae.data.jpeg import USABLE, Fault, Inspection, inspect
 from fastae.data.pixel_ops import PixelOps
-from fastae.data.recovery import FILE_PATIENCE, DecoderError, ImageFiles, RecoverableStream
+from fastae.data.recovery import (
+    FILE_PATIENCE,
+    DecoderError,
+    DecoderOutOfMemory,
+    ImageFiles,
+    RecoverableStream,
+)
 from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.device import can_compile
@@ -49,28 +55,35 @@ class Decoder:
     def decode(self, files: ImageFiles, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
         """These images (default: all), not augmented: batches (n, S, 3, S) float32 in [0, 255] on the device.
 
+        Memory that DALI then no longer needs is free for others.
         Raises NoneLeft and DecoderError as `RecoverableStream.recovered` does.
         """
-        return _InOrder(files, self, range(len(files)) if indices is None else indices).recovered()
+        from fastae.data.pipeline import release_memory
+
+        yield from _InOrder(files, self, range(len(files)) if indices is None else indices).recovered()
+        if self.on_gpu:
+            release_memory()
 
     def faults(self, paths: Sequence[str], together: int = 1) -> Iterator[Fault | None]:
         """What it has against each of these files, in order.
 
         together: files that are tried at once, and one by one where that fails.
-        Raises DecoderError if it does not even decode a picture made here: a GPU may be lost.
+        Raises DecoderError if it does not even decode a picture of that size made here: a GPU may be lost, or
+        its memory short.
         """
         batches = [paths[start : start + together] for start in range(0, len(paths), together)]
-        done, works = 0, False
+        done = 0
         while done < len(batches):
             try:
                 for _ in self.stream(batches[done:], together, FILE_PATIENCE):
                     yield from [None] * len(batches[done])
                     done += 1
             except DecoderError as error:
-                if not works:
-                    self._require_working()
-                    works = True
-                yield from self.faults(batches[done]) if together > 1 else [error.fault]
+                if together > 1:
+                    yield from self.faults(batches[done])
+                else:
+                    self._require_not_to_blame(inspect(batches[done][0]), error)
+                    yield error.fault
                 done += 1
 
     def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Tensor]:
@@ -92,8 +105,14 @@ class Decoder:
             for crops in read_crops(iter(batches), dali):
                 yield self.pixel_ops.resize(crops)
 
-    def _require_working(self) -> None:
-        with _picture(self.crop_resize.crop or SMALLEST) as path:
+    def _require_not_to_blame(self, file: Inspection, error: DecoderError) -> None:
+        """Raises DecoderError unless it decodes a picture of a file's size. error: what the file gave."""
+        width = height = self.crop_resize.crop or SMALLEST
+        if file.fault in USABLE:  # else its size may be anything
+            if isinstance(error, DecoderOutOfMemory):
+                raise error
+            width, height = max(width, file.width), max(height, file.height)
+        with _picture(width, height) as path:
             for _ in self.stream([[path]], 1, FILE_PATIENCE):
                 pass
 
@@ -121,7 +140,7 @@ class _InOrder(RecoverableStream[Tensor]):
 def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning = DEFAULT) -> Decoder:
     """How images are decoded on this device. Raises FastaeError unless one build of DALI is installed."""
     require_dali()
-    compiled = can_compile() if tuning.compiled is None else tuning.compiled
+    compiled = can_compile(device) if tuning.compiled is None else tuning.compiled
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     threads = tuning.threads or default_threads(device)
@@ -154,7 +173,7 @@ def require_dali() -> None:
 
 
 @contextmanager
-def _picture(side: int) -> Iterator[str]:
+def _picture(width: int, height: int) -> Iterator[str]:
     """The path of a JPEG that any decoder takes, in memory: no disk has to have room for it.
 
     Without a /proc, which gives the memory a path, it is a temporary file.
@@ -163,6 +182,6 @@ def _picture(side: int) -> Iterator[str]:
     made: IO[bytes]
     made = os.fdopen(os.memfd_create("fastae"), "wb") if in_memory else NamedTemporaryFile()  # noqa: SIM115
     with made as file:
-        Image.new("RGB", (side, side)).save(file, "JPEG")
+        Image.new("RGB", (width, height)).save(file, "JPEG")
         file.flush()
         yield f"/proc/self/fd/{file.fileno()}" if in_memory else file.name

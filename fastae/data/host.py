@@ -44,6 +44,13 @@ class CudaUploads:
         self._device = device
         self._stream = torch.cuda.Stream(device)
 
+    def bind_thread(self) -> None:
+        """Makes the GPU the calling thread's current one.
+
+        A thread begins on the first GPU, and leaving a stream would open a context there: half a GB.
+        """
+        torch.cuda.set_device(self._device)
+
     def slot(self, like: Sequence[Tensor]) -> Slot:
         """Buffers for tensors of these shapes."""
         slot = Slot(
@@ -95,6 +102,7 @@ def upload_batches(
 
     def work() -> None:
         try:
+            uploads.bind_thread()
             for params in sampler.iterate(start):
                 slot = free.get()
                 if slot is None:

@@ -6,8 +6,8 @@
                 batch from it and augments that
     host        the same array in host memory; a thread gathers and uploads the batches of a GPU. On a CPU
                 this is `resident`
-    auto        resident if that fits in half of the device's free memory, else host if it fits in half of
-                the host's, else dali
+    auto        resident if that fits in half of the device's free memory (with n runs at once, in one of
+                n + 1 parts), else host if it fits in half of the host's, else dali
 
 Every batch is a function of (seed, iteration), so the iteration number is a loader's whole state, and
 all loaders give the same batches (resident and host: to the rounding of their stored pixels).
@@ -33,11 +33,11 @@ from fastae.data.crop_resize import SIZE, CropResize
 from fastae.data.decode import Decoder, open_decoder
 from fastae.data.folder import check_list, count_faults, open_folder
 from fastae.data.host import CudaUploads, tensors, upload_batches
-from fastae.data.jpeg import FileFault
+from fastae.data.jpeg import FileFault, inspect
 from fastae.data.pixel_ops import ParamTensors, to_batch
 from fastae.data.recovery import ImageFiles, RecoverableStream
 from fastae.data.resident import Store, is_stored, open_store, store_bytes
-from fastae.data.sampler import BatchParams, Sampler
+from fastae.data.sampler import BatchParams, Sampler, evenly_spaced
 from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import SettingError
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
@@ -51,6 +51,13 @@ Split = Literal["train", "held_out", "all"]
 PathLike = str | os.PathLike[str]
 CPU = torch.device("cpu")
 ITERATION = Range(0, 2**63 - 1)
+
+GROUP_BYTES = 1 << 29
+"""Of the images that DALI decodes at once, unless one training batch has more. It holds two or three
+groups of them."""
+
+SIZED = 256
+"""Files whose headers show how large the images are."""
 
 
 class Loader(ABC):
@@ -170,8 +177,7 @@ class _Augmented(RecoverableStream[Tensor]):
     def __init__(self, loader: DaliLoader, start: int) -> None:
         super().__init__(loader.files, loader.decoder)
         self._sampler, self._start = loader.sampler, start
-        together = loader.decoder.tuning.decode_batch // loader.sampler.share
-        self._length = max(1, together) if loader.decoder.on_gpu else 1
+        self._length = _iterations_together(loader) if loader.decoder.on_gpu else 1
 
     def images(self, position: int) -> Iterable[int]:
         return self._group(self._start + position).indices.tolist()
@@ -203,6 +209,17 @@ class _Augmented(RecoverableStream[Tensor]):
             needed = ([paths[index] for index in params.indices] for params in groups)
             for params, crops in zip(self._sampler.iterate(first), read_crops(needed, dali), strict=False):
                 yield decoder.pixel_ops.augment_crops(crops, ParamTensors.of(params))
+
+
+def _iterations_together(loader: DaliLoader) -> int:
+    """The iterations whose images a GPU decodes at once: the more the better, as far as they fit.
+
+    By a sample of the files that a run began with, so that a run that is resumed has the same groups.
+    """
+    sample = map(inspect, evenly_spaced(loader.files.own, SIZED))
+    largest = max(3 * found.width * found.height for found in sample)
+    images = min(loader.decoder.tuning.decode_batch, GROUP_BYTES // max(1, largest))
+    return max(1, images // loader.sampler.share)
 
 
 class ResidentLoader(Loader):
@@ -269,6 +286,7 @@ def open_loader(
     tuning: Tuning = DEFAULT,
     shard: tuple[int, int] = (0, 1),
     on_replaced: Callable[[FileFault, str], None] | None = None,
+    at_once: int = 1,
 ) -> Loader:
     """A loader over JPEG files. Those that cannot be used are skipped, logged and listed in `loader.skipped`.
 
@@ -336,10 +354,12 @@ def build_loader(
     decoder: Decoder,
     kind: LoaderKind = "auto",
     cache: Path | None = None,
+    at_once: int = 1,
 ) -> Loader:
     """A loader over files that the quick check has passed.
 
-    cache: folder for the decoded images; None keeps them in memory alone.
+    cache: folder for the decoded images; None keeps them in memory alone. at_once: runs that will train on
+    the device, which all need some of its memory: for `auto`.
 
     Raises SettingError for a batch size that does not suit the number of images or ranks, and FastaeError as
     `open_store` does.
@@ -356,7 +376,7 @@ def build_loader(
         raise SettingError("shard", "is for shuffled batches: give each rank a list of files of its own")
     note = ""
     if kind == "auto":
-        kind, note = _choose_kind(files, decoder, cache)
+        kind, note = _choose_kind(files, decoder, cache, at_once)
     loader: Loader
     if kind == "dali":
         loader = DaliLoader(files, sampler, decoder)
@@ -432,17 +452,24 @@ def load_images(
     return torch.cat([to_batch(pixels) for pixels in decoder.decode(files, indices)])
 
 
-def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:
-    """resident, host or dali, and why, in words."""
+def _choose_kind(
+    files: ImageFiles, decoder: Decoder, cache: Path | None, at_once: int
+) -> tuple[LoaderKind, str]:
+    """resident, host or dali, and why, in words.
+
+    The images may have as much of the device's free memory as each of the runs.
+    """
     needed = store_bytes(len(files), decoder.crop_resize.size)
-    places: dict[LoaderKind, torch.device] = {"resident": decoder.device}
+    places: dict[LoaderKind, tuple[torch.device, int]] = {"resident": (decoder.device, at_once + 1)}
     if decoder.on_gpu:
-        places["host"] = CPU
-    halves = {kind: free_memory(place) // 2 for kind, place in places.items()}
-    fitting: list[LoaderKind] = [kind for kind, half in halves.items() if needed <= half]
+        places["host"] = CPU, 2
+    allowed = {kind: free_memory(device) / parts for kind, (device, parts) in places.items()}
+    fitting: list[LoaderKind] = [kind for kind in places if needed <= allowed[kind]]
     kind = fitting[0] if fitting else "dali"
-    half = halves.get(kind, max(halves.values()))
-    note = f"{needed / 1e9:.2f} GB of images, {half / 1e9:.1f} GB is half of the free memory"
+    shown = kind if fitting else max(allowed, key=allowed.__getitem__)
+    parts = places[shown][1]
+    share = "half" if parts == 2 else f"1/{parts}"
+    note = f"{needed / 1e9:.2f} GB of images, {allowed[shown] / 1e9:.1f} GB is {share} of the free memory"
     if kind != "dali" and cache is not None:
         if not is_writable(cache):
             return "dali", f"the cache {str(cache)!r} is not writable"

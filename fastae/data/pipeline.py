@@ -1,7 +1,7 @@
 """The DALI graphs: JPEG files in, images out. What the GPU can do is done there.
 
-    on a GPU    path -> read -> decode the centred square -> resize and flip -> brightness, contrast,
-                saturation: float32 (N, S, S, 3) in [0, 1]
+    on a GPU    path -> read -> decode -> cut out the centred square -> resize and flip -> brightness,
+                contrast, saturation: float32 (N, S, S, 3) in [0, 1]
     on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L; the rest is
                 `fastae.data.pixel_ops`, which is faster there
 
@@ -15,6 +15,7 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from ctypes import c_void_p
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import Thread
@@ -22,18 +23,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, math, types
 
 from fastae import augment
 from fastae.data.crop_resize import CropResize
-from fastae.data.recovery import PATIENCE, DecoderError, DecoderStalled
+from fastae.data.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
 from fastae.data.sampler import BatchParams
 from fastae.data.tuning import Tuning
-from fastae.utils.environment import version
+from fastae.utils.environment import has_nvml
 from fastae.utils.limits import thread_limit
 
-NVJPEG_WITH_REGIONS = (13, 2)
-"""The first nvJPEG that decodes a region of an image with fancy upsampling; CUDA 12 has an older one."""
+# A container without the capability "utility" has no NVML; the GPU's decoder would then refuse to begin.
+if not has_nvml():
+    os.environ.setdefault("DALI_DISABLE_NVML", "1")
+
+from nvidia.dali import Pipeline, backend, fn, math, types
+
+OUT_OF_MEMORY = ("allocation failed", "Can't allocate", "bad_alloc", "out of memory")
+"""In messages of DALI's."""
 
 
 @dataclass(frozen=True)
@@ -57,19 +63,10 @@ class DaliPipeline:
     def decodes_on_gpu(self) -> bool:
         return self.on_gpu and not self.tuning.decode_on_cpu
 
-    @property
-    def decodes_whole(self) -> bool:
-        """Whether images are decoded whole, and the square is cut out afterwards.
-
-        With an older nvJPEG the GPU's decoders refuse a region, and all would be decoded on the CPU.
-        """
-        installed = (version("nvidia-nvjpeg") or "0").split(".")
-        return self.decodes_on_gpu and tuple(map(int, installed[:2])) < NVJPEG_WITH_REGIONS
-
     def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
         """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch.
 
-        Raises DecoderError if it cannot start its threads.
+        Raises DecoderError if DALI refuses to begin, for example if it cannot start its threads.
         """
         pipeline = Pipeline(
             batch_size=self.batch_size,
@@ -84,17 +81,18 @@ class DaliPipeline:
             )
         try:
             pipeline.build()
-        except RuntimeError as error:
-            raise DecoderError(thread_limit(error) or f"DALI cannot start: {_gist(error)}") from error
+        except (RuntimeError, MemoryError) as error:
+            raise _described(error) from error
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
-        """Its outputs, batch by batch. Raises DecoderError if it fails, DecoderStalled if it does not return.
+        """Its outputs, batch by batch.
 
+        Raises DecoderError if it fails: DecoderStalled if it does not return, DecoderOutOfMemory.
         Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
         """
         while True:
-            stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
+            stream = self._stream()
             try:
                 (images,) = _within(self.patience, functools.partial(self._run_once, pipeline, stream))
             except StopIteration:
@@ -102,14 +100,40 @@ class DaliPipeline:
             except TimeoutError:
                 _abandon(pipeline)
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
-            except (RuntimeError, ValueError) as error:
-                raise DecoderError(thread_limit(error) or f"DALI failed: {_gist(error)}") from error
+            except (RuntimeError, ValueError, MemoryError) as error:
+                raise _described(error) from error
             yield images
+
+    def tensor(self, images: Any) -> torch.Tensor:
+        """DALI's float32 batch for PyTorch: on a CPU without a copy.
+
+        On a GPU a copy, on PyTorch's stream: to free a batch that PyTorch holds by DLPack, a thread of DALI's
+        waits for the whole device.
+        """
+        if not self.on_gpu:
+            return torch.from_dlpack(images)
+        with torch.cuda.device(self.device):
+            copied = torch.empty(images.shape(), device=self.device)
+            stream = torch.cuda.current_stream().cuda_stream
+            images.copy_to_external(c_void_p(copied.data_ptr()), c_void_p(stream), non_blocking=True)
+        return copied
+
+    def _stream(self) -> Any:
+        """PyTorch's stream on the device; None on a CPU. Leaves the other GPUs without a context."""
+        if not self.on_gpu:
+            return None
+        with torch.cuda.device(self.device):
+            return torch.cuda.current_stream()
 
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
         if self.on_gpu:  # a thread begins on the first GPU, where DALI would open a context
             torch.cuda.set_device(self.device)
         return pipeline.run(stream)
+
+
+def release_memory() -> None:
+    """Gives back what DALI keeps of a GPU's memory, and of pinned memory, without using it."""
+    backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:
@@ -141,6 +165,16 @@ def _call(function: Callable[[], Any], outcomes: SimpleQueue[tuple[Any, BaseExce
 def _abandon(pipeline: Pipeline) -> None:
     """Lets the process end without it: DALI, which has no public way to this, would wait for it."""
     Pipeline._pipes.discard(weakref.ref(pipeline))
+
+
+def _described(error: Exception) -> DecoderError:
+    """An error of DALI's in one line."""
+    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+        return DecoderOutOfMemory(
+            f"out of memory while images were decoded ({_gist(error)}): a smaller --batch-size or smaller "
+            "images need less"
+        )
+    return DecoderError(thread_limit(error) or f"DALI failed: {_gist(error)}")
 
 
 def _gist(error: Exception) -> str:
@@ -179,7 +213,7 @@ def read_augmented(
 
 def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
     for images in dali.run(pipeline):
-        yield torch.from_dlpack(images.as_tensor()).permute(0, 3, 1, 2)
+        yield dali.tensor(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
@@ -211,7 +245,6 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
     if side is None:
         side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
     options = {
-        "device": "mixed" if dali.decodes_on_gpu else "cpu",
         "output_type": types.RGB,
         # GPU decoding then upsamples chroma as the CPU's does: nearly the same pixels on both.
         "jpeg_fancy_upsampling": True,
@@ -219,10 +252,16 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
         "device_memory_padding": dali.tuning.padding,
         "host_memory_padding": dali.tuning.padding,
     }
-    if dali.decodes_whole:
-        return fn.crop(fn.decoders.image(encoded, **options), crop_h=side, crop_w=side)
+    if dali.decodes_on_gpu:
+        # nvImageCodec 0.9 crashes over regions of images in a batch whose chroma is sampled in several ways.
+        return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
     images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
-    return images.gpu() if dali.on_gpu and not dali.decodes_on_gpu else images
+    return images.gpu() if dali.on_gpu else images
+
+
+def cut_square(images: Any, side: Any) -> Any:
+    """The centred square of decoded images: the pixels that decoding that region alone gives."""
+    return fn.crop(images, crop_h=side, crop_w=side)
 
 
 def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
@@ -235,6 +274,7 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
         interp_type=types.INTERP_LINEAR,
         antialias=antialias,
         dtype=types.FLOAT,
+        minibatch_size=dali.batch_size,  # of 32, it would launch its kernels for every 32 images
         **region,
     )
 

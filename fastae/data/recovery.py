@@ -42,6 +42,10 @@ class DecoderStalled(DecoderError):
     fault = Fault.STALLED
 
 
+class DecoderOutOfMemory(DecoderError):
+    """Decoding needs more memory than is free. No file that passes the quick check is to blame."""
+
+
 class NoneLeft(FastaeError):
     """None of the images can be read. found: what is wrong with each file."""
 
@@ -125,7 +129,7 @@ class RecoverableStream(ABC, Generic[Item]):
                     position += 1
                 return
             except DecoderError as error:
-                if found := self._find_bad(position):
+                if found := self._find_bad(position, error):
                     self.files.replace(found)
                 elif failed_at == position:
                     raise
@@ -133,8 +137,8 @@ class RecoverableStream(ABC, Generic[Item]):
                     failed_at = position
                     patience *= MORE_PATIENCE if isinstance(error, DecoderStalled) else 1
 
-    def _find_bad(self, position: int) -> dict[int, Fault]:
-        """Which of the files that this item is made of are bad, and why."""
+    def _find_bad(self, position: int, error: DecoderError) -> dict[int, Fault]:
+        """Which of the files that this item is made of are bad, and why. error: what the decoder raised."""
         # Prefetched files are not suspected: DALI reports an error with the batch that it happened in.
         files = self.files
         read = {files.paths[image] for image in self.images(position)}
@@ -142,7 +146,7 @@ class RecoverableStream(ABC, Generic[Item]):
         found = _quick_check(files, suspects)
         if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
             found = _quick_check(files, files.good())
-        if found:
+        if found or isinstance(error, DecoderOutOfMemory):
             return found
         # The decoder decides: it may refuse a file whose markers are in order.
         faults = self.decoder.faults([files.own[index] for index in suspects])

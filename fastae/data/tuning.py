@@ -25,13 +25,16 @@ class Tuning:
     """Batches that DALI prepares ahead."""
 
     hw_decoder_load: float = 0.65
-    """Share of a batch that the JPEG engine decodes, 0 to 1."""
+    """Share of a batch that the JPEG engine decodes, 0 to 1 (DALI's default: 0.65).
+
+    With 0 an image's pixels do not depend on the others in its batch.
+    """
 
     decode_on_cpu: bool = False
     """Decode on the CPU and upload."""
 
     decode_batch: int = 256
-    """Images that DALI decodes at once, for several training batches."""
+    """Images that DALI decodes at once, for several training batches; fewer of large ones."""
 
     colors_in_step: bool = False
     """Change the colors in the training step, as the loader `resident` does, instead of in DALI's graph."""

@@ -84,7 +84,8 @@ class Sweep:
         todo = [run.name for run in mine if run.state is not State.FINISHED]
         settings = replace(self._config.train, device=device_of(self._config.train.device, self._ranks))
         if todo:
-            session, settings = open_shared_session(self.folder, settings, list(self._runs))
+            at_once = min(self._at_once, len(todo))
+            session, settings = open_shared_session(self.folder, settings, list(self._runs), at_once)
         if self._ranks.is_main:
             if todo:
                 self.folder.begin(self._config, session.images.manifest)
@@ -102,7 +103,6 @@ class Sweep:
 
     def _train(self, session: Session, settings: TrainConfig, names: list[str], stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
-        session.at_once = min(self._at_once, len(names))
         waiting, slots = deque(names), [Slot(session) for _ in range(session.at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
@@ -242,12 +242,12 @@ def begun_or_new(
 
 
 def open_shared_session(
-    folder: SweepFolder, config: TrainConfig, names: list[str]
+    folder: SweepFolder, config: TrainConfig, names: list[str], at_once: int
 ) -> tuple[Session, TrainConfig]:
     """What all runs share: images and, in a sweep that is resumed, loader and compiling."""
     runs = map(folder.run, names)
     before = next((run.describe() for run in runs if run.config.exists()), {})
     settings = as_before(config, {"data": config.data} if config.data else {}, before)
-    session = open_session(settings, manifest=folder.manifest())
+    session = open_session(settings, manifest=folder.manifest(), at_once=at_once)
     log_differences(session, settings, before)
     return session, settings

@@ -31,7 +31,7 @@ def side_stream(device: torch.device) -> Iterator[None]:
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     try:
-        with torch.cuda.stream(stream):
+        with torch.cuda.device(device), torch.cuda.stream(stream):
             yield
     finally:
         torch.cuda.current_stream(device).wait_stream(stream)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cache
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
-from fastae.errors import FastaeError, RunFailure
+from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.utils.console import console
 
 PATIENCE = timedelta(days=1)
@@ -99,7 +101,11 @@ def device_of(name: str, ranks: Ranks) -> str:
 
 @contextmanager
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """While the block runs, the ranks can exchange tensors of this device."""
+    """While the block runs, the ranks can exchange tensors of this device.
+
+    After an exception they stay joined: parting would wait for kernels of NCCL, and those for a rank that
+    never comes. The process must end then, by `end_process`.
+    """
     if ranks.size == 1:
         yield
         return
@@ -109,5 +115,23 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         dist.init_process_group("gloo")
     try:
         yield
-    finally:
+    except Stopped:  # all ranks have agreed on it
         dist.destroy_process_group()
+        raise
+    dist.destroy_process_group()
+
+
+def end_process(code: int, error: Exception | None = None) -> None:
+    """Ends this process at once if an exception has left the ranks joined; otherwise does nothing.
+
+    error: is printed with its traceback before that.
+    Whatever frees memory of the GPU would wait for it, and so for the other ranks, which wait for this one:
+    only when it has ended does torchrun end them.
+    """
+    if dist.is_available() and dist.is_initialized():
+        if error:
+            traceback.print_exception(error)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from subprocess import CalledProcessError
 
 import torch
 
@@ -141,6 +142,11 @@ def _described(
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
     if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
         return RunFailure(f"{no_threads}; {hint}")
+    if isinstance(error, CalledProcessError):
+        compiler = printable(str(error.cmd[0]))
+        return RunFailure(
+            f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
+        )
     if isinstance(error, OSError):
         reason = error.strerror or error
         return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")

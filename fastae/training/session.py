@@ -11,7 +11,7 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -170,11 +170,13 @@ class Models:
         )
 
 
-def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest | None = None) -> Session:
+def open_session(
+    config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest | None = None, at_once: int = 1
+) -> Session:
     """Everything that runs with these settings share.
 
-    manifest: the images of a run that is resumed; None for those that are there now. Raises FastaeError for
-    what is wrong with the settings, the device or the data.
+    manifest: the images of a run that is resumed; None for those that are there now. at_once: how many runs
+    take turns. Raises FastaeError for what is wrong with the settings, the device or the data.
     """
     refuse_forked()
     config.require_ranks(ranks.size)
@@ -182,6 +184,7 @@ def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest |
     cache = cache_folder(config.cache_dir)
     images, source = open_source(config.data, config.crop, cache, manifest)
     session = Session(ranks, hardware, images, source)
+    session.at_once = at_once
     crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
     load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
     images = session.images
@@ -196,10 +199,9 @@ def open_session(config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest |
         log(f"skipped   {count_faults(images.skipped)}{lost}; skipped.txt names them", "yellow")
     files = ImageFiles(images.train, session.report_replaced)
     sampler = Sampler(len(files), config.batch_size, config.seed, config.augmentation, ranks.rank, ranks.size)
-    tuning = Tuning(threads=config.threads, compiled=hardware.compiled)
-    decoder = open_decoder(crop_resize, hardware.device, tuning)
+    decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config, hardware))
     kind = cast(LoaderKind, config.loader)
-    session.loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None)
+    session.loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None, at_once)
     log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
     return session
 
@@ -223,6 +225,13 @@ def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     if not config.amp and devices.choose_precision(device, amp=True).dtype:
         log("hint      --amp is off, and this device multiplies bf16 or fp16 faster than float32")
     return Hardware(device, devices.choose_precision(device, config.amp), compiled, note)
+
+
+def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
+    """How the training images are decoded and augmented."""
+    tuning = Tuning(threads=config.threads, compiled=hardware.compiled)
+    # The JPEG engine's pixels are not those of the GPU's cores; which images it gets depends on their sizes.
+    return replace(tuning, hw_decoder_load=0.0) if config.deterministic else tuning
 
 
 def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize, is_resumed: bool) -> None:

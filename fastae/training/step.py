@@ -8,6 +8,7 @@ always, which no precision overflows on, and k goes into Adam's eps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from subprocess import CalledProcessError
 from typing import Any, cast
 
 import torch
@@ -23,6 +24,10 @@ ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
 WARM_UP = 3
 """Steps before a CUDA graph is recorded: compiling, and the allocations of cuDNN and Adam, happen there."""
+
+GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 16, "combo_kernels": True}
+"""Inductor's. What kernels read up to 16 times is computed anew instead of stored, as `fastae.model.ReLU`
+needs; small kernels that do not depend on each other are launched as one."""
 
 ATTEMPTS = 2
 """Recordings that are tried: another thread may have disturbed the first."""
@@ -49,7 +54,8 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
     objective = Objective(model, loss, precision)
     if not compiled:
         return objective
-    return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True))
+    options = GPU_OPTIONS if next(model.parameters()).is_cuda else None
+    return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True, options=options))
 
 
 class TrainingStep:
@@ -107,7 +113,7 @@ class TrainingStep:
             try:
                 self._recorded = self._graphed(example)
                 note = "one CUDA graph a step"
-            except RuntimeError as error:
+            except (RuntimeError, CalledProcessError) as error:  # the latter from Triton's compiler of C
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
                 self._forget()
             self._undo(weights)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
 import platform
 import shutil
+import sys
+import sysconfig
 import tempfile
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -18,6 +22,7 @@ from fastae.utils import limits
 # a run shorter than either of these would end later with it.
 CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -95,6 +100,10 @@ def choose_kernels(device: torch.device, deterministic: bool) -> None:
     deterministic: the same bits from the same seed on a GPU, as on a CPU anyway.
     """
     torch.use_deterministic_algorithms(deterministic)  # off, too: an earlier run may have had it on
+    if device.type == "cuda" and (deterministic or "torch._inductor.config" in sys.modules):
+        import torch._inductor.config as inductor  # takes a second
+
+        inductor.deterministic = deterministic  # otherwise timings decide how it reduces and pads
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
@@ -135,12 +144,14 @@ def choose_compile(
 ) -> tuple[bool, str]:
     """Whether to compile a run over this many images, or minutes, and a note for people.
 
-    wanted: what the user chose, None for whatever is faster. Raises FastaeError without a C++ compiler.
+    wanted: what the user chose, None for whatever is faster. Raises FastaeError if it was chosen, and what
+    compiling needs is missing.
     """
-    if wanted and not can_compile():
-        raise SettingError("compile", f"needs the C++ compiler {compiler()!r}, which is not on the PATH")
-    if wanted is None and not can_compile():
-        return False, f"not compiled (no C++ compiler {compiler()!r})"
+    missing = missing_to_compile(device)
+    if wanted and missing:
+        raise SettingError("compile", f"needs {missing}: install that, or use --no-compile")
+    if wanted is None and missing:
+        return False, f"not compiled (missing: {missing})"
     is_short = images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES
     if wanted is None and device.type == "cpu" and is_short:
         return False, "torch.compile off: run too short to amortise compilation"
@@ -157,9 +168,26 @@ def total_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else limits.total_bytes()
 
 
-def can_compile() -> bool:
-    """Whether there is the C++ compiler that torch.compile needs for any device."""
-    return shutil.which(compiler()) is not None
+def can_compile(device: torch.device = CPU) -> bool:
+    """Whether all is here that torch.compile needs for this device."""
+    return not missing_to_compile(device)
+
+
+def missing_to_compile(device: torch.device) -> str:
+    """What torch.compile needs and is not installed, in words; "" if nothing is missing.
+
+    A C++ compiler for any device. For a GPU Triton too, which compiles C that includes Python.h.
+    """
+    missing = [] if shutil.which(compiler()) else [f"the C++ compiler {compiler()!r}"]
+    if device.type == "cuda":
+        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+        if not any(map(shutil.which, names)):
+            missing.append(f"the C compiler {' or '.join(map(repr, names))}")
+        if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+            missing.append("Python.h (package python3-dev)")
+        if not importlib.util.find_spec("triton"):
+            missing.append("the Python package triton")
+    return ", ".join(missing)
 
 
 def compiler() -> str:

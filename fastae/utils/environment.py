@@ -41,6 +41,18 @@ def version(distribution: str) -> str | None:
         return None
 
 
+def has_nvml() -> bool:
+    """Whether the driver's management library is here, and answers."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return False
+    pynvml.nvmlShutdown()
+    return True
+
+
 __version__ = version("fastae") or "0+unknown"
 """The installed package's, which pyproject.toml states."""
 

@@ -17,9 +17,11 @@ from scripts.hollow_gpu.driver import install, relaunch
 @click.option("--inductor", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Inductor.")
 def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str, ...]) -> None:
     relaunch()
+    import torch
     import torch._inductor.config as inductor
 
     from fastae.config import TrainConfig
+    from fastae.utils.device import Precision
     from scripts.hollow_gpu import lowering, training
 
     install()
@@ -39,7 +41,14 @@ def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str
     found = lowering.summary(kernels, counts, note, replay)
     control = lowering.make_step(config, kind=lowering.ReadsItsLoss, objective=made.step._objective)
     print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
-    print(f"--sync-bn   {lowering.lower_shared(config)}")
+    counts, spilling = lowering.lower_shared(config)
+    print(f"--sync-bn   {counts}, {spilling} spill")
+    found["spills"] += spilling
+    for name, precision in (("fp16", Precision(torch.float16, "fp16")), ("float32", Precision(None, "TF32"))):
+        other = lowering.make_step(config, precision=precision)
+        counts, kernels, _ = lowering.lower(other)
+        print(f"{name:11} {counts}, {lowering.spills(kernels)} spill; {lowering.record(other)[0]}")
+        found["spills"] += lowering.spills(kernels)
     syncs = training.drive(config)
     print(f"whole runs  host syncs of iterations that only train: {syncs}")
     found["host_syncs"] += sum(syncs.values())

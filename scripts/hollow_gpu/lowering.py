@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
@@ -25,21 +24,13 @@ from fastae.data.tuning import Tuning
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
-from fastae.utils.device import choose_device, choose_precision
+from fastae.utils.device import Precision, choose_device, choose_precision
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 
 IMAGES = 202_599
 """CelebA's: a store of 9.96e9 bytes, which 32-bit offsets do not reach."""
 
 RECORDED = "one CUDA graph a step"
-
-KINDS = {
-    "casts": r"poi_fused__to_copy_\d+",
-    "bias: add, sum its gradient": r".*fused_(_to_copy_)?convolution(_backward)?_\d+",
-    "batch norm, ReLU": r".*batch_norm.*",
-    "others": r".*",
-}
-"""Which part of the step a kernel belongs to, by its generated name, which lists what was fused."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +51,16 @@ def make_step(
     images: int = IMAGES,
     kind: type[TrainingStep] = TrainingStep,
     objective: nn.Module | None = None,
+    precision: Precision | None = None,
 ) -> Step:
     """The step that `fastae train` runs with these settings, on a resident store that holds nothing.
 
-    objective: of an earlier step, which is compiled already.
+    objective: of an earlier step, which is compiled already. precision: instead of the settings' own.
     """
     device = choose_device("cuda")
     loader = stand_in_loader(config, images)
     size = config.image_size
-    precision = choose_precision(device, config.amp)
+    precision = precision or choose_precision(device, config.amp)
     if objective is None:
         objective = objective_of(build_model(config, device), config.loss, precision, compiled=True)
     model = objective.model
@@ -143,8 +135,11 @@ class ReadsItsLoss(TrainingStep):
         return objective, error
 
 
-def lower_shared(config: TrainConfig) -> Counts:
-    """The objective, forward and backward, with batch norm shared by two ranks that exchange nothing."""
+def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
+    """The objective, forward and backward, with batch norm shared by two ranks that exchange nothing.
+
+    Its counts, and how many kernels spill.
+    """
     device = choose_device("cuda")
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
@@ -154,7 +149,9 @@ def lower_shared(config: TrainConfig) -> Counts:
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         images = torch.empty(shape, device=device).contiguous(memory_format=torch.channels_last)
         counted(lambda: objective(images)[0].backward())
-        return counted(lambda: objective(images)[0].backward())
+        first = len(LOG)
+        counts = counted(lambda: objective(images)[0].backward())
+        return counts, spills([entry for entry in LOG[first:] if isinstance(entry, Kernel)])
     finally:
         dist.destroy_process_group()
 
@@ -171,7 +168,7 @@ def layout(tensor: Tensor) -> str:
 
 
 def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterator[str]:
-    """The kernels one by one, then what they move by kind."""
+    """The kernels one by one, then what they move forward and backward."""
     yield f"{'':9}{'MB':>9} {'registers':>9} {'stack':>5}  {'grid':18} kernel"
     for kernel in kernels:
         direction = "backward" if kernel.backward else "forward"
@@ -181,10 +178,9 @@ def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterat
     yield "cuDNN and cuBLAS:"
     for call in libraries:
         yield f"  {call.name:21} {', '.join(map(layout, call.tensors))}"
-    yield f"{'':28} {'forward':>18} {'backward':>18}"
-    for kind in KINDS:
-        cells = [_cell(kernels, kind, backward) for backward in (False, True)]
-        yield f"{kind:28} {cells[0]:>18} {cells[1]:>18}"
+    for direction in ("forward", "backward"):
+        chosen = [kernel for kernel in kernels if kernel.backward == (direction == "backward")]
+        yield f"{direction:9}{len(chosen):4} x, {sum(kernel.megabytes for kernel in chosen):,.0f} MB"
     images = [tensor for call in libraries for tensor in call.tensors if tensor.dim() == 4]
     wrong = sum(not layout(tensor).endswith("NHWC") for tensor in images)
     yield f"of {len(images)} inputs of convolutions not channels-last: {wrong}"
@@ -192,14 +188,9 @@ def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterat
     yield f"kernels that move less than 1 MB: {small}; most registers {max(k.registers for k in kernels)}"
 
 
-def _cell(kernels: Sequence[Kernel], kind: str, backward: bool) -> str:
-    chosen = [k for k in kernels if k.backward == backward and kind_of(k) == kind]
-    return f"{len(chosen)} x, {sum(k.megabytes for k in chosen):,.0f} MB"
-
-
-def kind_of(kernel: Kernel) -> str:
-    name = kernel.name.removeprefix("triton_")
-    return next(kind for kind, pattern in KINDS.items() if re.fullmatch(pattern, name))
+def spills(kernels: Sequence[Kernel]) -> int:
+    """How many of the kernels keep values in memory for which registers are missing."""
+    return sum(kernel.stack > 0 for kernel in kernels)
 
 
 def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts) -> dict[str, Any]:
@@ -207,7 +198,7 @@ def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts
     return {
         "triton_launches": counts.triton,
         "megabytes": round(counts.megabytes, 1),
-        "spills": sum(kernel.stack > 0 for kernel in kernels),
+        "spills": spills(kernels),
         "host_syncs": counts.synchronisations + replay.synchronisations,
         "recorded": note == RECORDED,
         "library_calls": counts.library,

@@ -29,7 +29,11 @@ class LateUploads:
         self.queue = []
         self.held = set()
         self.closed = False
+        self.bound = None
         self.gathered = threading.Semaphore(0)
+
+    def bind_thread(self):
+        self.bound = threading.current_thread()
 
     def slot(self, like):
         host, device = (tuple(torch.full_like(value, 7) for value in like) for _ in range(2))
@@ -40,6 +44,7 @@ class LateUploads:
             self.queue.pop(0)()
 
     def upload(self, slot):
+        assert self.bound is threading.current_thread()
         assert id(slot) not in self.held
         slot.uploaded.clear()
 

@@ -1,6 +1,7 @@
 """The loaders' batches against the reference and their definition; the graph that DALI runs on a GPU."""
 
 import itertools
+import os
 import struct
 import subprocess
 import sys
@@ -10,15 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from nvidia.dali import Pipeline, fn, pipeline_def, types
 from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, open_loader
-from fastae.data.decode import Decoder
+from fastae.data import loader as loader_module
+from fastae.data.decode import Decoder, open_decoder
+from fastae.data.jpeg import Fault, Inspection
 from fastae.data.loader import DaliLoader
-from fastae.data.pipeline import DaliPipeline, build_augmented, read_augmented
+from fastae.data.pipeline import DaliPipeline, build_augmented, cut_square, read_augmented, read_images
 from fastae.data.pixel_ops import ParamTensors, PixelOps
-from fastae.data.recovery import ImageFiles
+from fastae.data.recovery import DecoderError, ImageFiles
 from fastae.data.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.utils import environment
@@ -54,27 +58,70 @@ def test_batches_are_the_references_on_celeba(celeba):
     assert np.abs(images.numpy() - reference.batch(paths, params)).max() <= 1e-5
 
 
-class WholeDecoding(DaliPipeline):
-    """As with the nvJPEG of CUDA 12."""
-
-    decodes_whole = True
-
-
 @RANGES
-@pytest.mark.parametrize("pipeline", [DaliPipeline, WholeDecoding])
 @pytest.mark.parametrize("crop", [None, 100])
-def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, pipeline, crop):
+def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, crop):
     """Run on the CPU; two batches that are decoded as one."""
     sampler = Sampler(len(face_paths), 8, 3, ranges)
     pair = BatchParams.joined([sampler.at(0), sampler.at(1)])
     expected = reference.batch(face_paths, pair, crop=crop)
-    dali = pipeline(CropResize(crop), CPU, 16, Tuning(threads=1))
+    dali = DaliPipeline(CropResize(crop), CPU, 16, Tuning(threads=1))
     (images,) = read_augmented(face_paths, iter([pair]), dali)
     assert np.abs(images.numpy() - expected).max() <= 1e-5
-    in_step = pipeline(CropResize(crop), CPU, 16, Tuning(threads=1, colors_in_step=True))
+    in_step = DaliPipeline(CropResize(crop), CPU, 16, Tuning(threads=1, colors_in_step=True))
     (images,) = read_augmented(face_paths, iter([pair]), in_step)
     images = PixelOps(CropResize(crop), compiled=False).color(images, ParamTensors.pack(pair))
     assert np.abs(images.numpy() - expected).max() <= 1e-5
+
+
+@pytest.mark.parametrize("side", [97, 100, None])
+def test_the_square_of_a_whole_image_is_the_region_that_is_decoded_on_a_cpu(tmp_path, side):
+    """Odd and even margins, gray and every sampling of chroma; by default the largest square."""
+    generator = np.random.default_rng(0)
+    paths = []
+    for number, (width, height) in enumerate([(178, 218), (178, 217), (131, 100), (100, 100)]):
+        image = Image.fromarray(generator.integers(0, 256, (height, width, 3), np.uint8))
+        for sampling in ("4:4:4", "4:2:2", "4:2:0", None):
+            paths.append(str(tmp_path / f"{number}{sampling}.jpg"))
+            (image if sampling else image.convert("L")).save(paths[-1], subsampling=sampling or 0)
+
+    @pipeline_def(batch_size=len(paths), num_threads=1, device_id=None, exec_dynamic=True)
+    def both():
+        encoded, _ = fn.readers.file(files=paths)
+        largest = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
+        place = {"crop_h": side or largest, "crop_w": side or largest}
+        return fn.decoders.image_crop(encoded, **place), cut_square(
+            fn.decoders.image(encoded), side or largest
+        )
+
+    regions, squares = both().run()
+    assert len(regions) == len(paths)
+    for region, square in zip(regions, squares, strict=True):
+        assert np.array_equal(np.asarray(region), np.asarray(square))
+
+
+def test_a_pipeline_that_dali_refuses_to_build_is_a_decoders_error(face_paths, monkeypatch):
+    def refuse(pipeline):
+        raise RuntimeError('Assert on "nvml" failed')
+
+    monkeypatch.setattr(Pipeline, "build", refuse)
+    dali = DaliPipeline(CropResize(), CPU, 1, Tuning(threads=1))
+    with pytest.raises(DecoderError, match="DALI failed: Assert on"):
+        next(read_images(iter([face_paths[:1]]), dali))
+
+
+def test_dali_does_without_nvml_if_it_cannot_be_loaded():
+    """Its decoder for GPUs would refuse to begin, though it decodes as well."""
+    code = (
+        "import os, pynvml\n"
+        "def init(): raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)\n"
+        "pynvml.nvmlInit = init\n"
+        "import fastae.data.pipeline\n"
+        "print(os.environ.get('DALI_DISABLE_NVML'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "DALI_DISABLE_NVML"}
+    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert shown.stdout.strip() == "1", shown.stderr
 
 
 def test_the_graph_for_gpus_makes_nine_passes_over_full_images():
@@ -213,6 +260,22 @@ def test_the_data_path_imports_nothing_of_training():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("side", "batch_size", "iterations"),
+    [(178, 64, 4), (178, 100, 2), (1024, 64, 2), (3000, 64, 1), (3000, 8, 2), (178, 512, 1)],
+)
+def test_fewer_large_images_are_decoded_at_once_and_as_many_after_a_file_was_lost(
+    monkeypatch, side, batch_size, iterations
+):
+    """256 of 3000 x 3000 pixels would take 6.9 GB of a GPU's memory, twice."""
+    sizes = {"gone": Inspection(Fault.GONE)}
+    monkeypatch.setattr(loader_module, "inspect", lambda path: sizes.get(path, Inspection(None, side, side)))
+    for paths in (["a"] * 1000, ["gone", *["a"] * 999]):
+        sampler = Sampler(len(paths), batch_size, 0, Augmentation())
+        loader = loader_module.DaliLoader(ImageFiles(paths), sampler, open_decoder(CropResize(), CPU))
+        assert loader_module._iterations_together(loader) == iterations
 
 
 def test_a_tuning_reaches_dali():

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,10 +18,10 @@ from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, pipeline, recovery
-from fastae.data.decode import open_decoder
-from fastae.data.jpeg import Inspection
+from fastae.data.decode import Decoder, open_decoder
+from fastae.data.jpeg import Fault, Inspection
 from fastae.data.loader import build_loader
-from fastae.data.recovery import DecoderError, ImageFiles, NoneLeft, RecoverableStream
+from fastae.data.recovery import DecoderError, DecoderOutOfMemory, ImageFiles, NoneLeft, RecoverableStream
 from fastae.data.sampler import Sampler
 from fastae.errors import FastaeError
 
@@ -237,6 +238,55 @@ def test_a_decoder_that_decodes_nothing_any_more_is_to_blame_itself(paths, monke
     with pytest.raises(DecoderError, match="Critical error in pipeline"):
         next(open_(paths, kind, replaced).batches())
     assert replaced == []
+
+
+@pytest.mark.parametrize("short", [1, 10])
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("std::bad_alloc"),
+        RuntimeError("Error in GPU operator `nvidia.dali.fn.resize`\n\nCUDA allocation failed"),
+        RuntimeError("Can't allocate 6912000000 bytes on device 0."),
+    ],
+    ids=str,
+)
+def test_no_file_is_replaced_because_memory_was_short(paths, monkeypatch, error, short, replaced):
+    """Nor is one tried by itself; if memory was short only once, the run continues."""
+    healthy, ran = pipeline.Pipeline.run, []
+
+    def failing(self, stream):
+        ran.append(self)
+        if 3 <= len(ran) < 3 + short:
+            raise error
+        return healthy(self, stream)
+
+    batches = open_(paths, replaced=replaced).batches()
+    monkeypatch.setattr(pipeline.Pipeline, "run", failing)
+    ends = pytest.raises(DecoderOutOfMemory, match="out of memory while images were decoded")
+    with ends if short > 1 else nullcontext():
+        assert len(list(itertools.islice(batches, 6))) == 6
+    assert replaced == [] and len(ran) == (7 if short == 1 else 4)
+
+
+def test_a_large_file_is_good_if_another_of_its_size_does_not_decode_either(paths, tmp_path, monkeypatch):
+    """nvImageCodec does not say that memory was short."""
+    large, bad = str(tmp_path / "large.jpg"), paths[0]
+    Image.new("RGB", (500, 400)).save(large)
+    damage("decodes, but not by DALI", bad)
+    decoder = open_decoder(CropResize(size=16), torch.device("cpu"), Tuning(compiled=False))
+    healthy = Decoder.stream
+
+    def small_memory(self, batches, *rest):
+        for (path,) in batches:
+            with Image.open(path) as image:
+                if image.width >= 500:
+                    raise DecoderError("nvImageCodec failure")
+            yield from healthy(self, [[path]], *rest)
+
+    monkeypatch.setattr(Decoder, "stream", small_memory)
+    assert list(decoder.faults([bad, paths[1]])) == [Fault.UNDECODABLE, None]
+    with pytest.raises(DecoderError, match="nvImageCodec"):
+        list(decoder.faults([large]))
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator")])

@@ -263,20 +263,24 @@ CELEBA = ImageFiles([""] * 202_599)
 
 
 @pytest.mark.parametrize(
-    ("device", "on_device", "on_host", "kind"),
+    ("device", "on_device", "on_host", "at_once", "kind"),
     [
-        ("cuda", 24 * GB, 64 * GB, "resident"),
-        ("cuda", 12 * GB, 64 * GB, "host"),
-        ("cuda", 12 * GB, 12 * GB, "dali"),
-        ("cpu", 64 * GB, 64 * GB, "resident"),
-        ("cpu", 12 * GB, 12 * GB, "dali"),
+        ("cuda", 24 * GB, 64 * GB, 1, "resident"),
+        ("cuda", 24 * GB, 64 * GB, 6, "host"),
+        ("cuda", 80 * GB, 64 * GB, 6, "resident"),
+        ("cuda", 12 * GB, 64 * GB, 1, "host"),
+        ("cuda", 12 * GB, 12 * GB, 1, "dali"),
+        ("cpu", 64 * GB, 64 * GB, 1, "resident"),
+        ("cpu", 64 * GB, 64 * GB, 6, "dali"),
+        ("cpu", 12 * GB, 12 * GB, 1, "dali"),
     ],
 )
-def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, kind):
+def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, at_once, kind):
+    """Runs at once all need some of the device's memory."""
     free = {device: on_device, "cpu": on_host}
     monkeypatch.setattr(loader, "free_memory", lambda device: free[device.type])
     decoder = open_decoder(CropResize(), torch.device(device, 0))
-    assert loader._choose_kind(CELEBA, decoder, None)[0] == kind
+    assert loader._choose_kind(CELEBA, decoder, None, at_once)[0] == kind
 
 
 def test_auto_needs_room_on_the_disk_unless_the_images_are_there_already(face_paths, tmp_path, monkeypatch):

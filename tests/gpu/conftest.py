@@ -1,5 +1,9 @@
 """A CUDA device for each test here. On the hollow GPU (scripts/hollow_gpu) a test ends before its numbers."""
 
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 
@@ -36,3 +40,15 @@ def real_gpu(hollow):
     """For a test of which nothing can run without one: DALI decodes there, or the whole program runs."""
     if hollow:
         pytest.skip("needs a real GPU")
+
+
+@pytest.fixture
+def gpu_process(real_gpu):
+    """Runs code in a process of its own: a crash there fails one test, and its contexts are its own."""
+
+    def run(code):
+        command = [sys.executable, "-c", textwrap.dedent(code)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr[-2000:]}"
+
+    return run

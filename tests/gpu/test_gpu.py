@@ -2,13 +2,10 @@
 
 import itertools
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
-from fastae.augment import Augmentation
-from fastae.data import CropResize, Tuning, load_images, open_loader, resident
+from fastae.data import open_loader, resident
 from fastae.model import AutoEncoder
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.step_timer import StepTimer
@@ -33,65 +30,6 @@ def small_model(cuda):
     return AutoEncoder(64, 32).to(cuda).to(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(
-    "tuning",
-    [
-        Tuning(),
-        Tuning(colors_in_step=True),
-        Tuning(decode_batch=8),
-        Tuning(hw_decoder_load=0.0),
-        Tuning(hw_decoder_load=1.0),
-        Tuning(decode_on_cpu=True),
-    ],
-    ids=str,
-)
-def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
-    """GPU decoders round differently: a few gray levels at edges, almost nothing on the mean."""
-    strong = Augmentation(0.5, 0.9, 1.0)
-
-    def batches(device):
-        loader = open_loader(
-            face_paths, kind="dali", batch_size=16, device=device, seed=0, augment=strong, tuning=tuning
-        )
-        return list(itertools.islice(loader.batches(1), 4))
-
-    for on_gpu, on_cpu in zip(batches(cuda), batches("cpu"), strict=True):
-        assert on_gpu.device == cuda and on_gpu.is_contiguous(memory_format=torch.channels_last)
-        difference = (on_gpu.cpu() - on_cpu).abs()
-        assert difference.mean() < 1 / 255 and difference.quantile(0.99) < 8 / 255
-
-
-@pytest.mark.parametrize("kind", ["dali", "host", "resident"])
-def test_images_in_order_are_those_of_load_images(face_paths, cuda, kind):
-    loader = open_loader(face_paths, 16, augment=False, image_size=64, kind=kind, device=cuda, cache=False)
-    for _ in range(2):
-        batches = [batch.clone() for batch in loader]
-        assert [len(batch) for batch in batches] == [16, 16, 8]
-        expected = load_images(face_paths, CropResize(size=64), cuda)
-        assert (torch.cat(batches) - expected).abs().max() < 0.51 / 255
-
-
-def test_images_are_upright_whatever_their_exif_orientation(cuda, tmp_path):
-    """Of odd sides and without symmetry. Decoders disagree on whether a region is of the turned image."""
-    pixels = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8).repeat(12, 0).repeat(12, 1)
-    for orientation in range(1, 9):
-        exif = Image.Exif()
-        exif[0x0112] = orientation
-        Image.fromarray(pixels[:141, :199]).save(tmp_path / f"{orientation}.jpg", exif=exif, quality=95)
-    paths = sorted(map(str, tmp_path.iterdir()))
-    ours, theirs = (load_images(paths, CropResize(size=64), device) for device in (cuda, "cpu"))
-    difference = (ours.cpu() - theirs).abs().mean((1, 2, 3))
-    assert (difference < 2 / 255).all(), difference
-
-
-def test_decoding_on_the_second_gpu_opens_nothing_on_the_first(face_paths):
-    if torch.cuda.device_count() < 2:
-        pytest.skip("needs two GPUs")
-    free = torch.cuda.mem_get_info(0)[0]
-    load_images(face_paths, CropResize(), "cuda:1")
-    assert torch.cuda.mem_get_info(0)[0] > free - (16 << 20)
-
-
 def test_the_host_loader_gives_residents_batches(face_paths, cuda, tmp_path):
     host, resident = (
         open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=3, cache=tmp_path)
@@ -105,11 +43,6 @@ def test_a_store_that_one_gpu_run_built_the_next_opens(face_paths, cuda, tmp_pat
     for _ in range(2):
         open_loader(face_paths, kind="resident", batch_size=8, device=cuda, seed=3, cache=tmp_path)
         monkeypatch.setattr(resident, "_build", None)  # building again would fail
-
-
-def test_held_out_images_do_not_depend_on_their_place_in_the_batch(face_paths, cuda):
-    whole = load_images(face_paths, CropResize(), cuda)
-    assert torch.equal(whole[7:], load_images(face_paths[7:], CropResize(), cuda))
 
 
 def test_a_fresh_gpu_loader_continues_a_running_one(face_paths, cuda):

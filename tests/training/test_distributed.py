@@ -3,17 +3,21 @@
 import os
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import click
 import pytest
 import torch
+import torch.distributed as dist
 
+from fastae.cli import main
 from fastae.data import Tuning, open_loader
 from fastae.data.jpeg import Fault, FileFault
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics
-from fastae.training.distributed import Ranks
+from fastae.training.distributed import Ranks, joined
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.session import open_session
@@ -108,6 +112,48 @@ def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folde
     iteration = last_state(out)["iteration"]
     resume_run(out, {"iterations": iteration + 1})
     assert [step for step, _ in curve(out)] == list(range(1, iteration + 2))
+
+
+@pytest.fixture
+def group(monkeypatch):
+    """The calls that make and destroy the process group, and the exit codes of processes that end at once."""
+    calls = []
+    monkeypatch.setattr(dist, "init_process_group", lambda backend, **options: calls.append(backend))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: calls.append("destroy"))
+    monkeypatch.setattr(dist, "is_initialized", lambda: bool(calls) and calls[-1] != "destroy")
+    monkeypatch.setattr(os, "_exit", calls.append)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [
+        (None, ["destroy"]),
+        (Stopped(signal.SIGTERM, "stopped"), ["destroy"]),
+        (RunFailure("no space left"), [1]),
+        (ZeroDivisionError("division"), [1]),
+        (KeyboardInterrupt(), [130]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_rank_parts_in_good_order_and_ends_at_once_after_an_exception(
+    group, monkeypatch, capsys, error, ends
+):
+    """NCCL would wait for ten minutes if a rank parted after an exception; gloo does not wait."""
+
+    @click.command()
+    def command():
+        with joined(Ranks(1, 2, 1), torch.device("cuda", 1)):
+            if error:
+                raise error
+
+    monkeypatch.setattr(main, "cli", command)
+    monkeypatch.setattr(sys, "argv", ["fastae"])
+    with suppress(ZeroDivisionError):
+        main.run_command()
+    assert group == ["nccl", *ends]
+    errors = capsys.readouterr().err
+    assert str(error or "") in errors and ("Traceback" in errors) is isinstance(error, ZeroDivisionError)
 
 
 def _rank(agent, number):

@@ -3,13 +3,16 @@
 import copy
 import gc
 import itertools
+import subprocess
 import weakref
 
 import pytest
 import torch
+import torch._inductor.config as inductor
 import torch.distributed as dist
 
 from fastae.augment import Augmentation
+from fastae.config import TrainConfig
 from fastae.data.crop_resize import CropResize
 from fastae.data.pixel_ops import ParamTensors, PixelOps
 from fastae.data.sampler import Sampler
@@ -17,9 +20,18 @@ from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
 from fastae.training import step as step_module
+from fastae.training.session import Hardware, loader_tuning
 from fastae.training.step import ADAM_BETAS, ADAM_EPS, TrainingStep, objective_of
 from fastae.training.sync_batch_norm import SyncBatchNorm2d
-from fastae.utils.device import Precision, choose_compile, choose_device, choose_kernels, choose_precision
+from fastae.utils import device as device_module
+from fastae.utils.device import (
+    Precision,
+    can_compile,
+    choose_compile,
+    choose_device,
+    choose_kernels,
+    choose_precision,
+)
 
 from ..operations import Graphs, Refuse, RefuseWaits, ReplayedFunction
 
@@ -143,6 +155,42 @@ def test_a_cpu_run_is_compiled_if_it_is_long_enough(monkeypatch):
     assert not compiled and "no-such-compiler" in note
     with pytest.raises(FastaeError, match="compile needs the C\\+\\+ compiler"):
         choose_compile(True, cpu, images=1)
+
+
+def test_deterministic_reaches_inductor_and_the_jpeg_engine(monkeypatch):
+    """Timings decide nothing then, nor which images the engine has room for."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    gpu, hardware = torch.device("cuda", 0), Hardware(torch.device("cpu"), FLOAT32, False, "")
+    try:
+        for wanted in (True, False):
+            choose_kernels(gpu, wanted)
+            assert inductor.deterministic is torch.are_deterministic_algorithms_enabled() is wanted
+            load = loader_tuning(TrainConfig(deterministic=wanted), hardware).hw_decoder_load
+            assert (load == 0) is wanted
+    finally:
+        choose_kernels(torch.device("cpu"), False)
+
+
+@pytest.mark.parametrize("missing", ["g++", "gcc", "Python.h", "triton"])
+def test_a_gpu_needs_more_to_compile_than_a_cpu(monkeypatch, tmp_path, missing):
+    gpu, there = torch.device("cuda"), tmp_path / "Python.h"
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(device_module.shutil, "which", lambda name: None if name == missing else f"/{name}")
+    monkeypatch.setattr(
+        device_module.importlib.util, "find_spec", lambda name: None if name == missing else 1
+    )
+    monkeypatch.setattr(device_module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    if missing != "Python.h":
+        there.touch()
+    if missing == "gcc":
+        assert choose_compile(None, gpu, 1) == (True, "compiled"), "clang serves as well"
+        monkeypatch.setenv("CC", "gcc")
+    compiled, note = choose_compile(None, gpu, 1)
+    assert not compiled and missing in note
+    with pytest.raises(FastaeError, match=r"--compile needs .*--no-compile"):
+        choose_compile(True, gpu, 1)
+    assert can_compile(torch.device("cpu")) is (missing != "g++")
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
@@ -326,6 +374,17 @@ def test_a_recording_that_fails_is_tried_once_more_and_leaves_nothing(
         assert note == "no CUDA graph (CUDA error: operation not permitted)"
         assert all(weight.grad is None for weight in model.parameters())
     assert_the_same_after(ours, eager, [images(number) for number in range(2)])
+
+
+def test_a_c_compiler_that_fails_is_no_traceback_of_the_recording(model, monkeypatch):
+    """Triton compiles C when a kernel is first launched, outside of what torch.compile watches."""
+
+    class Failing(ReplayedFunction):
+        def __init__(self, *arguments):
+            raise subprocess.CalledProcessError(1, ["gcc", "main.c"])
+
+    note = recorded(training_step(model), monkeypatch, Graphs(Failing))
+    assert note.startswith("no CUDA graph") and "gcc" in note
 
 
 def test_a_step_waits_for_nothing(model):

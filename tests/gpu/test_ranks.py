@@ -1,0 +1,42 @@
+"""Two GPUs and NCCL: a rank that fails ends the job, though the other waits for it in a kernel."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from ..commands import SMALL
+
+PROGRAM = """
+import os
+from fastae.cli.main import main
+from fastae.training.step import TrainingStep
+
+train, calls = TrainingStep.__call__, []
+
+def failing(step, *inputs):
+    calls.append(1)
+    if os.environ["RANK"] == "1" and len(calls) == 25:
+        raise ZeroDivisionError("on purpose")
+    return train(step, *inputs)
+
+TrainingStep.__call__ = failing
+main()
+"""
+
+LIMIT = 300.0
+"""Seconds: NCCL waits for 600."""
+
+
+def test_a_rank_that_raises_ends_the_job(real_gpu, face_folder, tmp_path):
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    program = tmp_path / "failing.py"
+    program.write_text(PROGRAM)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program]
+    settings = ["train", *SMALL, "--device", "cuda", "--data", face_folder, "--out", tmp_path / "run"]
+    result = subprocess.run(
+        [*map(str, command), *map(str, settings)], capture_output=True, text=True, timeout=LIMIT
+    )
+    assert result.returncode != 0 and "on purpose" in result.stderr
