@@ -23,7 +23,7 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
-	@$(BIN)/python -m fastae.monitor.compatibility
+	@$(BIN)/python -m fastae.training.compatibility
 	@touch $@
 
 # Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.

@@ -15,9 +15,9 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-from fastae.monitor import compatibility
-from fastae.monitor.compatibility import Driver
 from fastae.monitor.nvml import NvmlError, in_wsl
+from fastae.training import compatibility
+from fastae.training.compatibility import Driver
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import can_compile, choose_device, choose_precision, compiler

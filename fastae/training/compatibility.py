@@ -1,6 +1,6 @@
 """Whether driver, GPUs, PyTorch and DALI fit together: each is made for some versions of CUDA.
 
-`python -m fastae.monitor.compatibility` refuses a mixture, for `make setup`.
+`python -m fastae.training.compatibility` refuses a mixture, for `make setup`.
 """
 
 from __future__ import annotations
