@@ -66,3 +66,8 @@ def layers(batch_size: int, image_size: int = 128, latent: int = 512) -> Iterato
 def training_flops(image_size: int = 128, latent: int = 512) -> float:
     """FLOPs per image trained on: those of the convolutions and linear layers, as MFU is usually counted."""
     return float(sum(layer.flops for layer in layers(1, image_size, latent)))
+
+
+def rate_text(flops: float) -> str:
+    """FLOP/s for people: '213 TFLOP/s', '3.7 GFLOP/s'."""
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:.3g} GFLOP/s"

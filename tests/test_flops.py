@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastae.flops import training_flops
+from fastae.flops import rate_text, training_flops
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
 
@@ -21,3 +21,7 @@ def test_flops_are_pytorchs_count(image_size, latent):
 
 def test_the_articles_step_in_round_numbers():
     assert training_flops() == pytest.approx(10.7e9, rel=0.01)
+
+
+def test_rates_for_people():
+    assert (rate_text(2.134e14), rate_text(3.72e9)) == ("213 TFLOP/s", "3.72 GFLOP/s")

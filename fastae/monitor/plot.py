@@ -113,7 +113,11 @@ def _draw_panel(
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is seen
     axis.set_ylabel(title)
     axis.grid(alpha=0.3)
-    named = [each for each in axis.get_lines() if not (several and each.get_label().startswith("GPU "))]
-    if named and (len(found) > 1 or limits):
+    named = [
+        each
+        for each in axis.get_lines()
+        if each.get_label() != title and not (several and each.get_label().startswith("GPU "))
+    ]
+    if named:
         above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1, "frameon": False}
         axis.legend(handles=named, fontsize="small", ncols=len(named), **above)

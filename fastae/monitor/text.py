@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from fastae.flops import rate_text
 from fastae.monitor.diagnosis import THROTTLED_FROM
 from fastae.monitor.recording import METRICS, Absence, Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Summary, UsageReport
@@ -139,7 +140,7 @@ def _evidence(report: UsageReport) -> Iterator[str]:
         yield f"the GPU waits for data {data} of the time, the host for the GPU {device}"
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
-        yield f"the model's arithmetic comes to {summary.tflops:.3g} TFLOP/s{share}"
+        yield f"the model's arithmetic comes to {rate_text(1e12 * summary.tflops)}{share}"
     if summary.allocated_gib is not None and summary.reserved_gib is not None:
         total = f" of {gpu.record.gpu.memory_gib:.1f}" if gpu and gpu.record.gpu.memory_gib else ""
         used, reserved = summary.allocated_gib, summary.reserved_gib

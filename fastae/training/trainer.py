@@ -23,7 +23,7 @@ from fastae.config import TrainConfig
 from fastae.data.loader import Loader
 from fastae.data.recovery import DecoderError
 from fastae.errors import FastaeError, Stopped, TrainingFault
-from fastae.flops import training_flops
+from fastae.flops import rate_text, training_flops
 from fastae.losses import loss_index
 from fastae.monitor.recording import Phase
 from fastae.runs.folder import RunFolder
@@ -163,7 +163,7 @@ class Trainer:
         flops = images_per_second * training_flops(self._config.image_size, self._config.latent)
         peak = peak_flops(self._step.device, self._session.hardware.precision)
         share = f" ({flops / self._ranks.size / peak:.1%} of the peak)" if peak else ""
-        return f"{flops / 1e12:.3g} TFLOP/s{share}"
+        return f"{rate_text(flops)}{share}"
 
     def _begin(self) -> None:
         self._step.model.train()

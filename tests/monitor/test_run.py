@@ -61,7 +61,7 @@ def test_the_table_and_the_trace_of_a_run(run, capsys):
     lines = output.splitlines()
     place = lines.index(f"profile   {out}/trace.json.gz")
     assert all("%" in line and " ms " in line for line in lines[place + 1 : place + 11])
-    assert "TFLOP/s" in output and "\npeak memory " in output
+    assert "FLOP/s" in output and "\npeak memory " in output
     events = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))["traceEvents"]
     steps = [each for each in events if each.get("name") == "Optimizer.step#Adam.step"]
     assert len(steps) in (0, 3) and len(events) > 100
