@@ -22,6 +22,7 @@ from fastae.utils.files import atomic_write, require_file
 from fastae.utils.json import read_json
 
 REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
+FIRST_TITLES = ["time [s]", "session", "phase"]
 MAX_BYTES = 1 << 26  # of a gpu.csv: a session's has some MB
 
 
@@ -74,20 +75,20 @@ def report_json(reports: list[UsageReport]) -> str:
 def _as_csv(recording: Recording) -> str:
     """A line per time at which anything was read: time in seconds, session, phase, and each column with its
     unit; empty if it was not read then."""
-    columns = {name: column for name, column in recording.columns.items() if len(column)}
-    lines: dict[float, dict[str, float]] = {}
-    for name, column in columns.items():
-        for time, value in zip(column.times, column.values, strict=True):
-            lines.setdefault(time, {})[name] = value
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    units = (f"{name} [{each.metric.unit}]" if each.metric.unit else name for name, each in columns.items())
-    writer.writerow(["time [s]", "session", "phase", *units])
     starts = [span.start for span in recording.spans]
-    for time, values in sorted(lines.items()):
-        cells = (f"{values[name]:.10g}" if name in values else "" for name in columns)
+    titles = [*FIRST_TITLES]
+    lines: dict[float, dict[str, object]] = {}
+    for name, column in recording.columns.items():
+        titles.append(f"{name} [{column.metric.unit}]" if column.metric.unit else name)
+        for time, value in zip(column.times, column.values, strict=True):
+            lines.setdefault(time, {})[titles[-1]] = f"{value:.10g}"
+    for time, line in lines.items():
         phase = recording.spans[bisect(starts, time) - 1].phase
-        writer.writerow([f"{time:.3f}", bisect(recording.sessions, time), phase, *cells])
+        first = (f"{time:.3f}", bisect(recording.sessions, time), phase)
+        line.update(zip(FIRST_TITLES, first, strict=True))
+    writer = csv.DictWriter(text := io.StringIO(), titles, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(line for _, line in sorted(lines.items()))
     return text.getvalue()
 
 
@@ -104,7 +105,7 @@ def read_samples(path: Path) -> Recording | None:
 def _parse(text: str) -> Recording:
     """What `_as_csv` made. Raises ValueError, LookupError or csv.Error for anything else."""
     header, *lines = csv.reader(io.StringIO(text))
-    if header[:3] != ["time [s]", "session", "phase"]:
+    if header[:3] != FIRST_TITLES:
         raise ValueError("not samples of this version")
     names = [title.partition(" [")[0] for title in header[3:]]
     columns = {name: Column(METRICS[key_of(name)]) for name in names}

@@ -10,6 +10,7 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -32,6 +33,7 @@ GONE = (
 """After one of these a GPU answers nothing any more."""
 
 UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # a query that gets it so often in a row is not made again
+MOST_XIDS = 100  # that are taken at a reading: a driver may log more than one at once
 SHORTEST = 0.1  # seconds between two samples of GPM, by NVML's documentation
 
 GPM = {
@@ -93,14 +95,11 @@ class GpuReader:
         self._lost = self._gpu.lost
         self._gpm: _GpmSampler | None = None
         self._events: Any = None
+        self._xids: set[int] = set()
         self._queries = self._make_queries()
 
     def _make_queries(self) -> list[_Query]:
-        nvml, gpu, ecc = self._library, self._handle, pynvml.NVML_VOLATILE_ECC
-        corrected, uncorrected = (
-            pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED,
-            pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED,
-        )
+        nvml, gpu = self._library, self._handle
         calls: dict[Sequence[str], list[Callable[[], Answers]]] = {
             ("gpu_busy",): [lambda: [nvml.nvmlDeviceGetUtilizationRates(gpu).gpu]],
             ("power",): [  # mW; the second is the mean of a second since Ampere
@@ -119,9 +118,9 @@ class GpuReader:
             ],
             tuple(GPM): [self._read_gpm],
             ("other_processes",): [self._count_others],
-            ("ecc_corrected",): [lambda: [nvml.nvmlDeviceGetTotalEccErrors(gpu, corrected, ecc)]],
-            ("ecc_uncorrected",): [lambda: [nvml.nvmlDeviceGetTotalEccErrors(gpu, uncorrected, ecc)]],
-            ("xid",): [self._next_xid],
+            ("ecc_corrected",): [lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)],
+            ("ecc_uncorrected",): [lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)],
+            ("xid",): [self._collect_xids],
         }
         return [_Query(metrics, them) for metrics, them in calls.items()]
 
@@ -142,7 +141,7 @@ class GpuReader:
             name: query.reason for query in self._queries for name in query.metrics if name not in query.known
         }
         errors = {query.metrics[0]: dict(query.errors) for query in self._queries if query.errors}
-        return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost)
+        return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, tuple(sorted(self._xids)))
 
     def _field(self, number: int) -> float:
         (value,) = self._library.nvmlDeviceGetFieldValues(self._handle, [number])
@@ -161,18 +160,19 @@ class GpuReader:
         pids = {each.pid for each in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)}
         yield len(pids.difference(self._own)) if pids.intersection(self._own) else None
 
-    def _next_xid(self) -> Answers:
-        """The number of the next error that the driver logged since the run began, if there is one."""
+    def _count_ecc(self, kind: int) -> Answers:
+        yield self._library.nvmlDeviceGetTotalEccErrors(self._handle, kind, pynvml.NVML_VOLATILE_ECC)
+
+    def _collect_xids(self) -> Answers:
+        """How many kinds of errors the driver has logged since the run began."""
         if self._events is None:
             events = self._library.nvmlEventSetCreate()
             self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
             self._events = events
-        try:
-            yield self._library.nvmlEventSetWait_v2(self._events, 0).eventData
-        except pynvml.NVMLError as error:
-            if error.value != pynvml.NVML_ERROR_TIMEOUT:
-                raise
-            yield None
+        with suppress(pynvml.NVMLError_Timeout):  # there are no more
+            for _ in range(MOST_XIDS):
+                self._xids.add(int(self._library.nvmlEventSetWait_v2(self._events, 0).eventData))
+        yield len(self._xids)
 
 
 def _throttling(bits: int) -> Answers:

@@ -6,18 +6,12 @@ import math
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Protocol
 
 from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader
 from fastae.monitor.recording import COUNTERS, METRICS, Column, Phase, Recording, Span, key_of
 
 LONGEST_STOP = 2.0  # seconds that `stop` waits for a reading in progress: a lost GPU may never answer
-
-
-class Reader(Protocol):
-    """Something that gives column -> value at each reading."""
-
-    def read(self) -> Mapping[str, float]: ...
 
 
 class Poller:
@@ -26,7 +20,7 @@ class Poller:
     None of these raises, and none waits for a GPU.
     """
 
-    def __init__(self, readers: Sequence[Reader], hz: float) -> None:
+    def __init__(self, readers: Sequence[GpuReader | HostReader], hz: float) -> None:
         self._readers = readers
         self._tick = 1 / hz
         self._columns: dict[str, Column] = {}

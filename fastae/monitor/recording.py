@@ -104,7 +104,7 @@ METRICS = {
 """By kind of owner and name: the column "gpu3/power" holds "gpu/power" of the fourth GPU."""
 
 COUNTERS = ("energy", "ecc_corrected", "ecc_uncorrected", "xid")
-"""Metrics whose mean says nothing: what counts is how much they grew, or which values there were."""
+"""Metrics whose mean says nothing: what counts is how much they grew, or how they end."""
 
 
 def key_of(column: str) -> str:
@@ -134,6 +134,7 @@ class GpuRecord:
 
     missing: metric -> why it never had a value. errors: metric -> error -> how often a query failed that had
     been answered before; of a query for several metrics, the first. lost: why the GPU no longer answers.
+    xids: the numbers of the errors that the driver logged meanwhile.
     """
 
     prefix: str
@@ -141,6 +142,7 @@ class GpuRecord:
     missing: Mapping[str, str] = field(default_factory=dict)
     errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     lost: str | None = None
+    xids: tuple[int, ...] = ()
 
 
 class Span(NamedTuple):

@@ -64,7 +64,7 @@ class Statistics:
 class GpuSummary:
     """throttling: reason -> share of the samples in which it applied. watts: the mean over what was measured.
     kwh, ecc_corrected, ecc_uncorrected: of the whole recording, None if not known. is_counted: the energy is
-    that of the card's counter, else the mean of sampled power. xids: of the errors that the driver logged."""
+    that of the card's counter, else the mean of sampled power."""
 
     record: GpuRecord
     statistics: Mapping[str, Statistics]
@@ -74,7 +74,6 @@ class GpuSummary:
     is_counted: bool = False
     ecc_corrected: float | None = None
     ecc_uncorrected: float | None = None
-    xids: tuple[int, ...] = ()
 
     def mean(self, metric: str) -> float | None:
         """The mean of a metric; None if it is not known."""
@@ -181,7 +180,6 @@ def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> Gpu
         is_counted=counted is not None,
         ecc_corrected=_growth(recording, record, "ecc_corrected"),
         ecc_uncorrected=_growth(recording, record, "ecc_uncorrected"),
-        xids=tuple(sorted(set(recording.values(f"{record.prefix}/xid").astype(int).tolist()))),
     )
 
 

@@ -108,8 +108,9 @@ def troubles(summary: Summary) -> Iterator[str]:
 
 
 def _troubles(gpu: GpuSummary) -> Iterator[str]:
-    if gpu.xids:
-        yield f"had XID {', '.join(map(str, gpu.xids))}: dmesg and NVIDIA's list of XID errors show the cause"
+    if gpu.record.xids:
+        numbers = ", ".join(map(str, gpu.record.xids))
+        yield f"had XID {numbers}: dmesg and NVIDIA's list of XID errors show the cause"
     if gpu.ecc_uncorrected:
         yield f"had {gpu.ecc_uncorrected:.0f} uncorrected ECC errors: its memory is failing"
     if gpu.ecc_corrected:

@@ -127,7 +127,7 @@ def check_driver(nvml: Nvml) -> Answer:
     names = [f"{gpu.name}, {_size(gpu)}" for gpu in nvml.gpus if not gpu.lost]
     gpus = "; ".join([*(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)), *lost])
     remedy = "reboot; nvidia-smi -q shows more" if lost else ""
-    text = f"NVIDIA {nvml.version}, up to CUDA {nvml.newest_cuda}: {gpus or 'no GPU'}"
+    text = f"NVIDIA {nvml.version}, up to {nvml.newest_cuda}: {gpus or 'no GPU'}"
     return text, remedy if nvml.gpus else "start a container with --gpus all"
 
 

@@ -59,7 +59,7 @@ class Driver:
 
     @property
     def newest_cuda(self) -> str:
-        return "{}.{}".format(*self.cuda) if self.cuda else "of an unknown version"
+        return "CUDA {}.{}".format(*self.cuda) if self.cuda else "an unknown version of CUDA"
 
     @property
     def install(self) -> str:

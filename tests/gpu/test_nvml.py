@@ -86,7 +86,7 @@ def test_a_known_load(under_load):
     if gpu.mean("gpu_busy") is None:
         pytest.skip(f"not offered: {gpu.record.missing}")
     assert gpu.statistics["gpu_busy"].p50 > 95 and not gpu.record.errors
-    assert gpu.xids == () and not gpu.ecc_uncorrected
+    assert gpu.record.xids == () and not gpu.ecc_uncorrected
     if gpu.mean("sm_active") is not None:
         assert gpu.mean("sm_active") > 50 and gpu.mean("tensor_active") > 20
 

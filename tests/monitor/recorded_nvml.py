@@ -9,7 +9,7 @@ import dataclasses
 import inspect
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pynvml
@@ -36,7 +36,7 @@ class State:
     """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits.
 
     energy: mW by which its counter runs, or a Fault if there is none. gpm: GPM's metric -> value; None for a
-    card without GPM. ecc: corrected and uncorrected errors so far. xid: an error that the driver logs now.
+    card without GPM. ecc: corrected and uncorrected errors so far. xids: errors that the driver logs now.
     """
 
     utilization: object = 0
@@ -50,7 +50,7 @@ class State:
     jpeg: object = 0
     width: object = 16
     ecc: object = (0, 0)
-    xid: object = None
+    xids: tuple = ()
     gpm: object = None
     processes: object = ()
 
@@ -86,9 +86,9 @@ TOO_HOT = [
     for reasons in 50 * [pynvml.nvmlClocksEventReasonHwThermalSlowdown, 0, 0, 0]
 ]
 SLOWED_DOWN = [BUSY[0].but(reasons=HARDWARE_SLOWDOWN)]
-SLICE = [State.all(NOT_SUPPORTED, used=5 * GIB, gpm=None, processes=(), xid=None)]
+SLICE = [State.all(NOT_SUPPORTED, used=5 * GIB, gpm=None, processes=(), xids=())]
 HOPPER_SLICE = [SLICE[0].but(gpm=gpm(92.0, 70.0, 20.0, 30.0))]
-FALLS_OFF_THE_BUS = [*BUSY * 50, BUSY[0].but(xid=79), State.all(LOST, xid=None)]
+FALLS_OFF_THE_BUS = [*BUSY * 50, BUSY[0].but(xids=(79, 45, 45)), State.all(LOST, xids=())]
 """Lost after the 51st reading."""
 
 
@@ -110,6 +110,7 @@ class Card:
     clock: object = time.monotonic
     tick: int = -1
     reported: int = -1
+    queue: list = field(default_factory=list)
 
     @property
     def state(self):
@@ -208,13 +209,14 @@ def register(machine, card, kinds, events):
 
 
 def wait_for_event(machine, events, milliseconds):
-    """Each state's error is reported once."""
+    """Each state's errors are reported once, one after the other."""
     assert milliseconds == 0, "it would block"
     card = events.card
-    if card.state.xid is None or card.reported == card.tick:
+    if card.reported != card.tick:
+        card.reported, card.queue = card.tick, list(card.state.xids)
+    if not card.queue:
         return Fault(pynvml.NVML_ERROR_TIMEOUT)
-    card.reported = card.tick
-    return pynvml.c_nvmlEventData_t(eventData=card.state.xid)
+    return pynvml.c_nvmlEventData_t(eventData=card.queue.pop(0))
 
 
 def recorded(name, wrap=lambda value: value):

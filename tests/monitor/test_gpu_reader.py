@@ -36,7 +36,7 @@ def read(simulate):
 
 def test_every_unit_is_converted(read):
     state = COMPUTE_BOUND[0].but(
-        jpeg=7, temperature=51, processes=((OUR_PID, GIB),), width=8, ecc=(4, 2), xid=31
+        jpeg=7, temperature=51, processes=((OUR_PID, GIB),), width=8, ecc=(4, 2), xids=(31, 31)
     )
     values, record = read(state)
     last = {name: array[-1] for name, array in values.items()}
@@ -44,7 +44,7 @@ def test_every_unit_is_converted(read):
     assert last == pytest.approx({
         "gpu_busy": 98, "sm_active": 92, "tensor_active": 70, "fp32_active": 20, "dram_bandwidth": 30,
         "jpeg": 7, "memory": 2.0, "power": 600.0, "energy": 1800.0, "sm_clock": 1900, "temperature": 51,
-        "pcie_width": 8, "other_processes": 0, "ecc_corrected": 4, "ecc_uncorrected": 2, "xid": 31,
+        "pcie_width": 8, "other_processes": 0, "ecc_corrected": 4, "ecc_uncorrected": 2, "xid": 1,
     })  # fmt: skip
     assert throttling == {0} and not record.missing and not record.errors and record.lost is None
 
@@ -138,7 +138,7 @@ def test_a_lost_gpu_is_asked_no_more_and_does_not_stop_the_host(simulate):
 
 
 def test_a_gpu_that_answers_nothing_but_unknown_is_given_up(read):
-    library = machine_of([*BUSY * 5, State.all(UNKNOWN, xid=None)])
+    library = machine_of([*BUSY * 5, State.all(UNKNOWN, xids=())])
     values, record = read(library=library, seconds=20.0)
     assert len(values["gpu_busy"]) == 5 and record.errors["gpu_busy"] == {"NVML_ERROR_UNKNOWN": 3}
     assert library.calls["nvmlDeviceGetUtilizationRates"] == 8

@@ -118,7 +118,7 @@ def test_a_gpu_that_fails_is_in_the_log_at_the_end_of_the_run(tmp_path, capsys):
     watched(tmp_path, machine_of(FALLS_OFF_THE_BUS[-3:]), ["0"])
     *troubles, usage = capsys.readouterr().out.splitlines()
     assert usage.startswith("usage ") and all(line.startswith("trouble ") for line in troubles)
-    assert any("XID 79" in line for line in troubles) and any("GPU_IS_LOST" in line for line in troubles)
+    assert any("XID 45, 79" in line for line in troubles) and any("GPU_IS_LOST" in line for line in troubles)
 
 
 def test_a_second_session_in_the_same_folder_is_added(tmp_path):
