@@ -8,7 +8,8 @@ QUERY := nvidia-smi --format=csv,noheader --query-gpu
 DRIVER := $(shell $(QUERY)=driver_version 2>/dev/null | grep -m1 -oE '^[0-9]+')
 OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\.[0-4])')
 NEW_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^[1-9][0-9]\.')
-CUDA_MAJOR ?= $(shell test -z '$(OLD_CARD)' -o -n '$(NEW_CARD)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
+HAS_CODE := $(if $(NEW_CARD),yes,$(if $(OLD_CARD),,yes))
+CUDA_MAJOR ?= $(shell test -n '$(HAS_CODE)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
 TORCH_INDEX ?= $(if $(filter 12,$(CUDA_MAJOR)),https://download.pytorch.org/whl/cu126)
 
 .DEFAULT_GOAL := help
@@ -24,8 +25,8 @@ WITHOUT_ENSUREPIP = $(PYTHON) -m venv --clear --without-pip .venv && \
 setup: .venv/.installed ## Make .venv and install fastae with its tested versions
 
 .venv/.installed: pyproject.toml constraints.txt
-	@test $(CUDA_MAJOR) = 13 -o -z '$(NEW_CARD)' || { echo "this GPU needs driver 580 or newer, not $(DRIVER)" >&2; \
-		exit 2; }
+	@test $(CUDA_MAJOR) = 13 -o -z '$(NEW_CARD)' || \
+		{ echo "this GPU needs driver 580 or newer, not $(DRIVER)" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { $(WITHOUT_ENSUREPIP); } || { echo "$(PYTHON) makes no \
 	virtual environment with pip: apt install python3-venv python3-pip" >&2; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \

@@ -119,7 +119,8 @@ def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary | None, info:
 
 def _for_data(gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
     if info.loader == "resident":
-        yield "--compile: gathering and augmenting the resident pixels takes the time"
+        option = "--profile 10" if info.compiled else "--compile"
+        yield f"{option}: gathering and augmenting the resident pixels takes the time"
         return
     is_busy = max(_known(gpu, "gpu_busy"), default=0.0) >= BUSY_FROM
     why = "; what keeps the GPU busy meanwhile is decoding" if is_busy and info.loader == "dali" else ""

@@ -88,9 +88,13 @@ class StepProfiler(AbstractContextManager):
 
 def costliest(trace: Path) -> Iterator[str]:
     """Lines for people: the share of the time in which the GPU was idle, and the kernels that took the most
-    of its time; of a run on the CPU, the operators. Raises OSError and ValueError."""
-    with gzip.open(trace) as file:
-        events = [each for each in json.load(file)["traceEvents"] if each.get("ph") == "X"]
+    of its time; of a run on the CPU, the operators. Raises OSError."""
+    try:
+        with gzip.open(trace) as file:
+            events = [each for each in json.load(file)["traceEvents"] if "dur" in each]
+    except ValueError as error:  # a fault of the profiler must not end the run
+        yield f"it cannot be read: {error}"
+        return
     kernels = [each for each in events if each.get("cat") in ON_GPU]
     if kernels:
         yield f"the GPU was idle {_idle(kernels):.1%} of the time"

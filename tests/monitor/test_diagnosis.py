@@ -100,14 +100,11 @@ def test_energy_is_withheld_if_it_is_not_the_runs_or_not_known_of_every_gpu(judg
     assert summary.kwh is None and summary.images_per_joule is None
 
 
-def test_a_gpu_that_is_lost_in_mid_run_has_its_xid_in_the_report(judge):
+def test_a_gpu_that_is_lost_in_mid_run_has_its_xids_in_the_report(judge):
     summary, _ = judge(FALLS_OFF_THE_BUS, loop=DEVICE_LIMITED)
     (gpu,) = summary.gpus
-    assert (
-        gpu.record.lost == "NVML_ERROR_GPU_IS_LOST"
-        and gpu.mean("gpu_busy") == 98
-        and gpu.record.xids == (45, 79)
-    )
+    assert gpu.record.lost == "NVML_ERROR_GPU_IS_LOST" and gpu.mean("gpu_busy") == 98
+    assert gpu.record.xids == (45, 79)
     assert any("XID 45, 79" in line for line in troubles(summary))
 
 

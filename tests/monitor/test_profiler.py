@@ -84,6 +84,13 @@ def test_without_a_gpu_the_operators_without_what_they_call(tmp_path):
     assert written(tmp_path, []) == []
 
 
+def test_a_trace_that_is_no_json_does_not_end_the_run(tmp_path):
+    with gzip.open(tmp_path / TRACE, "wt") as file:
+        file.write('{"traceEvents": [{"name": ')
+    (line,) = costliest(tmp_path / TRACE)
+    assert "cannot be read" in line
+
+
 def test_a_real_trace(tmp_path):
     with StepProfiler(1, tmp_path) as profiler:
         profiler.begin()
