@@ -3,11 +3,14 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # PyTorch and DALI come in builds for one CUDA each, and must agree: 13 without a GPU, or from driver 580 and
-# compute capability 7.5 on; else 12, for which TORCH_INDEX is the address that pytorch.org's install page shows.
+# compute capability 7.5 on; else 12.6, up to capability 9.0, whose builds of PyTorch are at TORCH_INDEX.
 QUERY := nvidia-smi --format=csv,noheader --query-gpu
 DRIVER := $(shell $(QUERY)=driver_version 2>/dev/null | grep -m1 -oE '^[0-9]+')
 OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\.[0-4])')
-CUDA_MAJOR ?= $(shell test -z '$(OLD_CARD)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
+NEW_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^[1-9][0-9]\.')
+HAS_CODE := $(if $(NEW_CARD),yes,$(if $(OLD_CARD),,yes))
+CUDA_MAJOR ?= $(shell test -n '$(HAS_CODE)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
+TORCH_INDEX ?= $(if $(filter 12,$(CUDA_MAJOR)),https://download.pytorch.org/whl/cu126)
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train test soak fuzz throughput gpu-check gpu-lower lint format clean
@@ -15,15 +18,20 @@ CUDA_MAJOR ?= $(shell test -z '$(OLD_CARD)' && test $(or $(DRIVER),580) -ge 580 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
+# Colab, Kaggle and Debian have a python3 without ensurepip, which leaves half a .venv.
+WITHOUT_ENSUREPIP = $(PYTHON) -m venv --clear --without-pip .venv && \
+	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip
+
 setup: .venv/.installed ## Make .venv and install fastae with its tested versions
 
 .venv/.installed: pyproject.toml constraints.txt
-	@test $(CUDA_MAJOR) = 13 -o -n '$(TORCH_INDEX)' || { echo "this GPU or its driver ($(DRIVER)) needs builds for \
-	CUDA 12: make setup TORCH_INDEX=ADDRESS, which pytorch.org's install page shows for CUDA 12" >&2; exit 2; }
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@test $(CUDA_MAJOR) = 13 -o -z '$(NEW_CARD)' || \
+		{ echo "this GPU needs driver 580 or newer, not $(DRIVER)" >&2; exit 2; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { $(WITHOUT_ENSUREPIP); } || { echo "$(PYTHON) makes no \
+	virtual environment with pip: apt install python3-venv python3-pip" >&2; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
-	@$(BIN)/python -m fastae.monitor.compatibility
+	@$(BIN)/python -m fastae.training.compatibility
 	@touch $@
 
 # Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.

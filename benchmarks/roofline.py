@@ -14,10 +14,10 @@ import math
 from dataclasses import dataclass
 
 import click
-import torch
 from torch import nn
 
-from fastae.model import AutoEncoder
+from fastae.flops import layers
+from fastae.utils.device import CARDS
 
 ARTICLE_STEPS = 600_000
 """Of all six runs, of BATCH images each."""
@@ -69,63 +69,26 @@ class Cost:
     channels: float = math.inf
 
 
-@dataclass(frozen=True)
-class Card:
-    """Dense bf16 (T4: fp16) matrix products in FLOP/s and memory bandwidth in bytes/s, by datasheet."""
-
-    name: str
-    flops: float
-    bandwidth: float
-
-
-CARDS = (
-    Card("T4", 65e12, 0.32e12),
-    Card("RTX 4090", 165e12, 1.008e12),
-    Card("A100 SXM 80 GB", 312e12, 2.039e12),
-    Card("H100 SXM", 989e12, 3.35e12),
-    Card("H200", 989e12, 4.8e12),
-)
-
-
 def count(batch_size: int = BATCH, image_size: int = 128, element_bytes: int = 2) -> list[Cost]:
     """The parts of one training step: each layer forward and backward, normalisation, Adam, augmentation.
 
     element_bytes: of an activation, 2 under AMP.
     """
-    costs: list[Cost] = []
-    shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
-
-    def note(layer: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
-        shapes[layer] = (inputs[0].shape, output.shape)
-
-    with torch.device("meta"):
-        model = AutoEncoder(image_size)
-        for layer in model.modules():
-            layer.register_forward_hook(note)
-        model(torch.empty(batch_size, 3, image_size, image_size))
-    activations = 0
-    first = True
-    for name, layer in model.named_modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            activations += shapes[layer][1].numel()
-        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            continue
-        entered, left = shapes[layer]
-        # Forward, gradient of the weights, and of the inputs, which the first layer does not need.
-        directions = 2 if first else 3
-        first = False
-        moved = (entered.numel() + left.numel() + layer.weight.numel()) * element_bytes
-        costs.append(
-            Cost(
-                f"{name} {_describe(layer)}",
-                directions * _forward(layer, entered, left),
-                directions * moved,
-                min(entered[1], left[1]),
+    traced = list(layers(batch_size, image_size))
+    costs = []
+    for layer in traced:
+        if layer.directions:
+            weights = sum(
+                weight.numel() for name, weight in layer.module.named_parameters() if name == "weight"
             )
-        )
-    parameters = sum(parameter.numel() for parameter in model.parameters())
+            moved = (layer.entered.numel() + layer.left.numel() + weights) * element_bytes
+            name = f"{layer.name} {_describe(layer.module)}"
+            channels = min(layer.entered[1], layer.left[1])
+            costs.append(Cost(name, layer.flops, layer.directions * moved, channels))
+    activations = sum(each.left.numel() for each in traced if isinstance(each.module, nn.BatchNorm2d))
+    parameters = sum(weight.numel() for each in traced for weight in each.module.parameters())
     pixels = batch_size * 3 * image_size**2
-    features = batch_size * model.encoder[-2].in_features
+    features = next(each.entered.numel() for each in traced if isinstance(each.module, nn.Linear))
     costs.append(Cost("batch norm, ReLU", 0, ACTIVATION_PASSES * activations * element_bytes))
     costs.append(Cost("casts of weights and gradients", 0, CAST_BYTES * parameters))
     costs.append(Cost("loss and tanh", 40 * pixels, LOSS_BYTES * pixels + FEATURE_BYTES * features))
@@ -134,28 +97,12 @@ def count(batch_size: int = BATCH, image_size: int = 128, element_bytes: int = 2
     return costs
 
 
-def _forward(layer: nn.Module, entered: torch.Size, left: torch.Size) -> float:
-    """2 x multiply-adds of a layer, as `torch.utils.flop_counter` counts them."""
-    if isinstance(layer, nn.Linear):
-        return 2 * entered.numel() * layer.out_features
-    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
-    area = math.prod(layer.kernel_size)
-    if isinstance(layer, nn.ConvTranspose2d):  # each input element is spread over area x outputs
-        return 2 * entered.numel() * area * layer.out_channels
-    return 2 * left.numel() * area * layer.in_channels
-
-
 def _describe(layer: nn.Module) -> str:
     if isinstance(layer, nn.Linear):
         return f"linear {layer.in_features}->{layer.out_features}"
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
     kind = "transposed" if isinstance(layer, nn.ConvTranspose2d) else "convolution"
     return f"{kind} {layer.in_channels}->{layer.out_channels}"
-
-
-def training_flops() -> float:
-    """FLOPs of a training step, an image."""
-    return sum(cost.flops for cost in count()) / BATCH
 
 
 def floor_seconds(costs: list[Cost], flops: float) -> float:
@@ -203,8 +150,8 @@ def lines(batch_size: int = BATCH) -> list[str]:
     shown.append("  On paper, from datasheet figures (predictions, not measurements), a step in ms:")
     shown.append(f"  {'card':16} {'floor':>6} {'expected':>13}")
     for card in CARDS:
-        floor = floor_seconds(costs, card.flops)
-        least, most = expected_seconds(costs, card.flops, card.bandwidth)
+        floor = floor_seconds(costs, card.half)
+        least, most = expected_seconds(costs, card.half, card.bandwidth)
         shown.append(
             f"  {card.name:16} {1e3 * floor:6.2f} {1e3 * least:6.2f}-{1e3 * most:<6.2f} six runs in "
             f"{span(ARTICLE_STEPS * least)} to {span(ARTICLE_STEPS * most)} (a prediction)"

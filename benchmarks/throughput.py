@@ -19,6 +19,7 @@ import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
 from fastae.errors import FastaeError
+from fastae.flops import training_flops
 from fastae.utils.environment import describe_environment
 
 SECTIONS = ("loaders", "steps", "endtoend", "roofline")
@@ -62,7 +63,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     if "steps" in sections:
         show(f"Training step on one fixed batch of {batch_size}, one change at a time")
         result["steps"] = steps.measure_all(batch_size, quick, device, log.append)
-        show(*steps.lines(result["steps"], batch_size, roofline.training_flops()), "")
+        show(*steps.lines(result["steps"], batch_size, training_flops()), "")
     if "endtoend" in sections:
         show(f"End to end: the real step of {batch_size}, fed by each loader")
         result["endtoend"] = endtoend.measure_all(images, batch_size, quick, device, log.append)

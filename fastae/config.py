@@ -118,7 +118,7 @@ class TrainConfig:
         256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", COUNT
     )
     gpu_sample_hz: float = setting(
-        10.0, RUN_FOLDER, "Readings of GPU and host per second for the report; 0 is off.", Range(0, 1000),
+        2.0, RUN_FOLDER, "Readings of GPU and host per second for the report; 0 is off.", Range(0, 1000),
         free=True,
     )  # fmt: skip
     profile: int = setting(

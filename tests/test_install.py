@@ -1,9 +1,12 @@
-"""The installed package is found from anywhere, whatever folders of the same names lie there."""
+"""The Makefile installs what fits the card, and the package is found from anywhere, whatever lies there."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 import fastae
 
@@ -31,3 +34,71 @@ def test_importing_the_package_imports_no_torch_and_names_what_it_offers():
     code = f"import sys, fastae; assert 'torch' not in sys.modules; {names}"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+@pytest.fixture
+def make(tmp_path):
+    """`make setup` in a folder with the Makefile alone, on a machine with this driver and these cards."""
+    if not shutil.which("make"):
+        pytest.skip("no make")
+
+    def run(driver, capabilities, *options):
+        shutil.copy("Makefile", tmp_path)
+        for name in ("pyproject.toml", "constraints.txt"):
+            (tmp_path / name).touch()
+        smi = tmp_path / "bin" / "nvidia-smi"
+        smi.parent.mkdir()
+        answers = (
+            f"case $* in *=driver_version*) echo {driver};; *) printf '{capabilities}';; esac",
+            "exit 9",
+        )
+        smi.write_text(f"#!/bin/sh\n{answers[driver is None]}\n")
+        smi.chmod(0o755)
+        path = f"{smi.parent}:{os.environ['PATH']}"
+        return subprocess.run(
+            ["make", "setup", *options], cwd=tmp_path, env={**os.environ, "PATH": path}, check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("driver", "capabilities", "extra"),
+    [
+        (None, "", "cuda13"),
+        ("580.65.06", "9.0\\n", "cuda13"),
+        ("580.65.06", "7.0\\n9.0\\n", "cuda12"),
+        ("570.86.15", "9.0\\n", "cuda12"),
+        ("550.54.15", "7.5\\n7.5\\n", "cuda12"),  # as on Kaggle
+        ("580.65.06", "12.0\\n", "cuda13"),
+    ],
+)
+def test_the_builds_that_fit_driver_and_card(make, driver, capabilities, extra):
+    output = make(driver, capabilities, "-n").stdout
+    assert f"-e '.[{extra},dev]'" in output
+    assert ("--extra-index-url https://download.pytorch.org/whl/cu126" in output) is (extra == "cuda12")
+
+
+def test_a_new_card_with_an_old_driver_is_told_which_driver_it_needs(make):
+    result = make("570.86.15", "12.0\\n")
+    assert result.returncode != 0 and "driver 580 or newer, not 570" in result.stderr
+
+
+@pytest.mark.parametrize("has_pip", [True, False])
+def test_a_python_without_ensurepip(make, tmp_path, has_pip):
+    """It leaves half a .venv. What it can do without: pip, which here only notes how it is called."""
+    python = tmp_path / "python"
+    python.write_text(f"""#!/bin/sh
+case "$*" in
+  "-m venv .venv") mkdir -p .venv/bin; touch .venv/bin/python; exit 1;;
+  "-m venv --clear --without-pip .venv") rm -r .venv; mkdir -p .venv/bin; touch .venv/bin/python;;
+  "-m pip --python .venv/bin/python install"*) {"true" if has_pip else "exit 1"}
+    printf '#!/bin/sh\\necho "$@" > installed\\n' > .venv/bin/pip; chmod +x .venv/bin/pip;;
+esac
+""")
+    python.chmod(0o755)
+    result = make(None, "", f"PYTHON={python}")
+    installed = tmp_path / "installed"
+    assert installed.exists() is has_pip and result.returncode != 0, "there is no fastae to check at the end"
+    assert ("apt install python3-venv" in result.stderr) is not has_pip

@@ -376,28 +376,27 @@ def foreign_report(text):
     figures = ("mean", "p5", "p50", "p95", "max")
     gpu = {
         "record": {"prefix": text, "gpu": {"index": 0, "name": text}, "lost": text,
-                   "missing": {text: text}, "errors": {text: 1}},
+                   "missing": {text: text}, "errors": {text: {text: 1}}},
         "statistics": {},
     }  # fmt: skip
     summary = {
-        "seconds": 60.0, "poller_share": 0, "cores": 2, "phases": {"train": 60.0}, "measured": "train",
+        "seconds": 60.0, "cores": [2, 2, 2], "phases": {"train": 60.0}, "measured": "train",
         "gpus": [gpu], "failure": text,
         "host": {text: {"label": text, "unit": text} | dict.fromkeys(figures, 1)},
     }  # fmt: skip
-    diagnosis = {"verdict": "unknown", "advice": [text], "gpu": 7}
-    return {"command": text, "summary": summary, "diagnosis": diagnosis,
-            "absence": "not_shown", "absence_detail": text}  # fmt: skip
+    diagnosis = {"verdict": "unknown", "advice": [text]}
+    return {"summary": summary, "diagnosis": diagnosis, "absence": "not_shown", "absence_detail": text}
 
 
 def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(tmp_path, capsys):
     report = foreign_report(HOSTILE)
-    (tmp_path / "gpu.json").write_text(json.dumps(report))
+    (tmp_path / "gpu.json").write_text(json.dumps([report]))
     for options in ([], ["--json"]):
         assert here("gpu", tmp_path, *options) in (0, None)
         assert is_harmless(capsys.readouterr().out)
     for mean in ("much", 1e999):
         report["summary"]["host"][HOSTILE]["mean"] = mean
-        (tmp_path / "gpu.json").write_text(json.dumps(report))
+        (tmp_path / "gpu.json").write_text(json.dumps([report]))
         with pytest.raises(FastaeError, match="is not a report of this version"):
             read_report(tmp_path)
 

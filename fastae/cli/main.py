@@ -192,34 +192,23 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
     return check_folder(folder, deep=deep, crop=crop, as_json=as_json)
 
 
-class WatchingCommand(click.Command):
-    """A command whose arguments after -- are another program's command line."""
+@cli.command()
+@click.argument("run", metavar="RUN", type=PathType())
+@click.option("--json", "as_json", is_flag=True, help="As JSON: a list of the run's sessions.")
+def gpu(run: Path, as_json: bool) -> None:
+    """Show how busy RUN kept GPU and CPU, and what to change.
 
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        if "--" in args:
-            end = args.index("--")
-            args, ctx.obj = args[:end], tuple(args[end + 1 :])
-        return super().parse_args(ctx, args)
-
-
-@cli.command(cls=WatchingCommand, options_metavar="[OPTIONS] RUN | [OPTIONS] -- COMMAND ...")
-@click.argument("run", metavar="", required=False, type=PathType())
-@click.option("--json", "as_json", is_flag=True, help="Print RUN's report as JSON.")
-@click.option(
-    "--out", metavar="DIR", type=PathType(), help="Write COMMAND's report and plot into this folder."
-)
-@click.option("--gpu-sample-hz", default=10.0, show_default=True, help="Readings per second.")
-@click.pass_obj
-def gpu(
-    command: tuple[str, ...] | None, run: Path | None, as_json: bool, out: Path | None, gpu_sample_hz: float
-) -> int:
-    """Show how busy a RUN kept GPU and CPU.
-
-    With -- COMMAND, run any program and show how busy it keeps them. To watch the GPUs live, use nvitop.
+    Of a run that was resumed, the last session. To watch the GPUs live, use nvitop.
     """
-    from fastae.monitor.command import gpu_command
+    from fastae.monitor.files import read_sessions, report_json
+    from fastae.monitor.text import show_sessions
+    from fastae.utils.console import console
 
-    return gpu_command(run, command, as_json=as_json, out=out, hz=gpu_sample_hz)
+    sessions = read_sessions(run)
+    if as_json:
+        print(report_json(sessions))  # not the file as it is, which may hold anything behind what was read
+    else:
+        show_sessions(sessions, console)
 
 
 @cli.command()

@@ -1,7 +1,7 @@
-"""What is read of one GPU or MIG slice: a table of metrics and NVML calls, and a reader that never raises.
+"""What is read of one GPU or MIG slice: a table of queries, and a reader that never raises.
 
-A call that a card or driver does not offer is not made again; the next one in the table that gives the same
-metric replaces it. What changes slowly, or is counted anyway, is read once a second.
+A call that a card or driver does not offer is not made again; the next one that gives the same metrics
+replaces it. Whatever goes wrong with one query, the others are asked as before.
 """
 
 from __future__ import annotations
@@ -9,14 +9,16 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import pynvml
 
 from fastae.monitor.nvml import Device, error_name
-from fastae.monitor.recording import GpuRecord, Metric, Query, Throttle
+from fastae.monitor.recording import GpuRecord, Throttle
 
 REFUSED = (
     "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION",
@@ -30,208 +32,150 @@ GONE = (
 )  # fmt: skip
 """After one of these a GPU answers nothing any more."""
 
-UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # so often in a row, and no other answer between: a GPU that hangs
-FAST, SLOW = 0.0, 1.0  # seconds between readings; 0 is the rate of the poller
-SHORTEST = 0.5  # seconds between two readings of a counter, or samples of GPM: some change ten times a second
-
-METRICS = {
-    "gpu_busy": Metric("GPU busy", "%"),
-    "sm_active": Metric("GPU SM activity", "%"),
-    "sm_occupancy": Metric("GPU SM occupancy", "%"),
-    "tensor_active": Metric("GPU tensor cores", "%"),
-    "dram_bandwidth": Metric("GPU DRAM bandwidth", "%"),
-    "memory_controller_busy": Metric("GPU memory controller busy", "%"),
-    "jpeg": Metric("GPU JPEG engine", "%"),
-    "memory": Metric("GPU memory", "GiB"),
-    "process_memory": Metric("GPU memory, program", "GiB"),
-    "pcie_received": Metric("GPU PCIe received", "MB/s"),
-    "pcie_sent": Metric("GPU PCIe sent", "MB/s"),
-    "power": Metric("GPU power", "W"),
-    "counted_power": Metric("GPU power, counted", "W"),
-    "sm_clock": Metric("GPU SM clock", "MHz"),
-    "temperature": Metric("GPU temperature", "°C"),
-    "pcie_generation": Metric("GPU PCIe generation", ""),
-    "pcie_width": Metric("GPU PCIe lanes", ""),
-    "performance_state": Metric("GPU P-state", ""),
-    **{f"throttled_{reason}": Metric(f"GPU {reason.text}", "%") for reason in Throttle},
-}
-
-COUNTERS = {
-    "counted_power": (pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, 1e-3),  # mJ
-    "throttled_SwPowerCap": (74, 1e-7),  # ns
-    "throttled_SwThermalSlowdown": (269, 1e-7),
-    "throttled_HwThermalSlowdown": (270, 1e-7),
-    "throttled_HwPowerBrakeSlowdown": (271, 1e-7),
-    "pcie_received": (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, 1e-6),
-    "pcie_sent": (pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES, 1e-6),
-}
-"""Metric -> NVML's field, which counts, and the factor from its growth in a second to the metric's unit."""
+UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # a query that gets it so often in a row is not made again
+MOST_XIDS = 100  # that are taken at a reading: a driver may log more than one at once
+SHORTEST = 0.1  # seconds between two samples of GPM, by NVML's documentation
 
 GPM = {
-    "sm_active": (pynvml.NVML_GPM_METRIC_SM_UTIL, 1.0),
-    "sm_occupancy": (pynvml.NVML_GPM_METRIC_SM_OCCUPANCY, 1.0),
-    "tensor_active": (pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL, 1.0),
-    "dram_bandwidth": (pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL, 1.0),
-    "pcie_received": (pynvml.NVML_GPM_METRIC_PCIE_RX_PER_SEC, 2**20 / 1e6),  # MiB/s
-    "pcie_sent": (pynvml.NVML_GPM_METRIC_PCIE_TX_PER_SEC, 2**20 / 1e6),
+    "sm_active": pynvml.NVML_GPM_METRIC_SM_UTIL,
+    "tensor_active": pynvml.NVML_GPM_METRIC_ANY_TENSOR_UTIL,
+    "fp32_active": pynvml.NVML_GPM_METRIC_FP32_UTIL,
+    "dram_bandwidth": pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL,
 }
-"""What Hopper and later count in hardware: metric -> NVML's number of it, and the factor to our unit."""
+"""What Hopper and later count in hardware, in percent: metric -> NVML's number of it."""
 
 VALUE_FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
 """By NVML_VALUE_TYPE_..."""
 
-Value: TypeAlias = Any
-"""An answer: a number, None for none yet, or an NVMLError."""
+Answers = Iterable[float | None]
+
+
+@dataclass
+class _Query:
+    """A call that gives these metrics, with others to replace it in order of preference."""
+
+    metrics: Sequence[str]
+    calls: list[Callable[[], Answers]]
+    known: set[str] = field(default_factory=set)
+    reason: str = "no value"
+    errors: Counter[str] = field(default_factory=Counter)
+    unknown_in_a_row: int = 0
+
+    def ask(self) -> dict[str, float]:
+        """Metric -> value, of those that have one now. Raises whatever the call raises."""
+        answers = zip(self.metrics, self.calls[0](), strict=True)
+        found = {name: float(value) for name, value in answers if value is not None and math.isfinite(value)}
+        self.known |= found.keys()
+        self.unknown_in_a_row = 0
+        return found
+
+    def note(self, error: Exception) -> str:
+        """Counts an error, drops the call if it will not be answered, and returns the error's name."""
+        name = error_name(error)
+        self.unknown_in_a_row += name == UNKNOWN
+        if name in REFUSED or not isinstance(error, pynvml.NVMLError) or self.unknown_in_a_row == HANG:
+            self.calls.pop(0)
+        self.reason = name
+        if self.known and name not in GONE:
+            self.errors[name] += 1
+        return name
 
 
 class GpuReader:
-    """Reads one GPU by its queries; `record` says what became of it. Columns begin with `prefix`.
+    """Reads one GPU; `record` says what became of it. Columns begin with `prefix`.
 
-    `is_ours`: whether a process, by its id, belongs to the program that is watched; None: not known.
+    own: the process ids of the run; others on the same GPU are counted.
     """
 
-    def __init__(
-        self, library: Any, device: Device, prefix: str, is_ours: Callable[[int], bool | None]
-    ) -> None:
-        self.columns = {f"{prefix}/{name}": metric for name, metric in METRICS.items()}
+    def __init__(self, library: Any, device: Device, prefix: str, own: Collection[int]) -> None:
         self._library = library
         self._gpu, self._handle = device
         self._prefix = prefix
-        self._is_ours = is_ours
-        self._missing = dict.fromkeys(METRICS, "no value was given")
-        self._errors: Counter[str] = Counter()
+        self._own = own
         self._lost = self._gpu.lost
-        self._unknown_in_a_row = 0
-        self._last: dict[str, tuple[float, float]] = {}
         self._gpm: _GpmSampler | None = None
-        self._was_asked, self._seen = False, set[bool | None]()
-        self._others = (0, 0.0)
-        self._table = self._make_table()
-        self._sources = {
-            name: [place for place, (_, metrics, _) in enumerate(self._table) if name in metrics]
-            for name in METRICS
+        self._events: Any = None
+        self._xids: set[int] = set()
+        self._queries = self._make_queries()
+
+    def _make_queries(self) -> list[_Query]:
+        nvml, gpu = self._library, self._handle
+        calls: dict[Sequence[str], list[Callable[[], Answers]]] = {
+            ("gpu_busy",): [lambda: [nvml.nvmlDeviceGetUtilizationRates(gpu).gpu]],
+            ("power",): [  # mW; the second is the mean of a second since Ampere
+                lambda: [self._field(pynvml.NVML_FI_DEV_POWER_INSTANT) / 1e3],
+                lambda: [nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3],
+            ],
+            ("energy",): [lambda: [self._field(pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION) / 1e3]],  # mJ
+            # By the second version of the call: without what the driver reserves.
+            ("memory",): [lambda: [nvml.nvmlDeviceGetMemoryInfo(gpu, pynvml.nvmlMemory_v2).used / 2**30]],
+            ("sm_clock",): [lambda: [nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)]],
+            ("temperature",): [lambda: [nvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)]],
+            ("jpeg",): [lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[:1]],  # then the sampling period
+            ("pcie_width",): [lambda: [nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu)]],
+            tuple(f"throttled_{reason}" for reason in Throttle): [
+                lambda: _throttling(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))
+            ],
+            tuple(GPM): [self._read_gpm],
+            ("other_processes",): [self._count_others],
+            ("ecc_corrected",): [lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)],
+            ("ecc_uncorrected",): [lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)],
+            ("xid",): [self._collect_xids],
         }
+        return [_Query(metrics, them) for metrics, them in calls.items()]
 
-    def _make_table(self) -> Sequence[tuple[float, Iterable[str], Callable[[], Iterable[Value]]]]:
-        """Period, metrics and call. Calls that give the same metric are in order of preference."""
-        nvml, gpu, sensor = self._library, self._handle, pynvml.NVML_TEMPERATURE_GPU
-        reasons = [f"throttled_{reason}" for reason in Throttle]
-        return (
-            (FAST, ("gpu_busy", "memory_controller_busy"), self._read_utilization),
-            (FAST, ("power",), lambda: self._fields((pynvml.NVML_FI_DEV_POWER_INSTANT, 1e-3))),  # mW
-            (FAST, ("power",), lambda: [nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3]),  # of 1 s since Ampere
-            (FAST, ("sm_clock",), lambda: [nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)]),
-            (SLOW, GPM, self._read_gpm),
-            (SLOW, COUNTERS, self._read_counters),
-            (SLOW, reasons, lambda: _throttling(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))),
-            (SLOW, ("pcie_received",), lambda: [self._throughput(pynvml.NVML_PCIE_UTIL_RX_BYTES)]),
-            (SLOW, ("pcie_sent",), lambda: [self._throughput(pynvml.NVML_PCIE_UTIL_TX_BYTES)]),
-            (SLOW, ("memory",), self._read_memory),
-            (SLOW, ("process_memory",), self._read_processes),
-            (SLOW, ("jpeg",), lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[:1]),  # then the sampling period
-            (SLOW, ("temperature",), lambda: [nvml.nvmlDeviceGetTemperature(gpu, sensor)]),
-            (SLOW, ("performance_state",), lambda: [nvml.nvmlDeviceGetPerformanceState(gpu)]),
-            (SLOW, ("pcie_generation",), lambda: [nvml.nvmlDeviceGetCurrPcieLinkGeneration(gpu)]),
-            (SLOW, ("pcie_width",), lambda: [nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu)]),
-        )
-
-    def queries(self) -> list[Query]:
-        return [(period, partial(self._ask, place)) for place, (period, _, _) in enumerate(self._table)]
+    def read(self) -> dict[str, float]:
+        """Column -> value, for what the GPU answers now."""
+        found: dict[str, float] = {}
+        for query in self._queries:
+            if query.calls and not self._lost:
+                try:
+                    found |= {f"{self._prefix}/{name}": value for name, value in query.ask().items()}
+                except Exception as error:  # of a binding, too: it costs this query alone
+                    name = query.note(error)
+                    self._lost = name if name in GONE else None
+        return found
 
     def record(self) -> GpuRecord:
-        is_known = self._was_asked and None not in self._seen
-        ours = True if True in self._seen else False if is_known else None
-        missing, errors = dict(self._missing), dict(self._errors)
-        return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, ours, *self._others)
+        missing = {
+            name: query.reason for query in self._queries for name in query.metrics if name not in query.known
+        }
+        errors = {query.metrics[0]: dict(query.errors) for query in self._queries if query.errors}
+        return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, tuple(sorted(self._xids)))
 
-    def _ask(self, place: int) -> dict[str, float]:
-        """Column -> value of those metrics that this place in the table is to give."""
-        _, metrics, read = self._table[place]
-        wanted = [name for name in metrics if self._sources[name][:1] == [place]]
-        if self._lost or not wanted:
-            return {}
-        try:
-            answers = dict(zip(metrics, read(), strict=True))
-        except pynvml.NVMLError as error:
-            answers = dict.fromkeys(metrics, error)
-        errors = {n: error_name(each) for n, each in answers.items() if isinstance(each, pynvml.NVMLError)}
-        self._unknown_in_a_row = self._unknown_in_a_row + 1 if UNKNOWN in errors.values() else 0
-        if self._unknown_in_a_row == HANG:
-            self._lost = f"{UNKNOWN}, {HANG} times in a row"
-        known = {}
-        for name in wanted:
-            if name in errors:
-                self._note(name, errors[name])
-            elif answers[name] is not None and math.isfinite(answers[name]):
-                self._missing.pop(name, None)
-                known[f"{self._prefix}/{name}"] = float(answers[name])
-        return known
+    def _field(self, number: int) -> float:
+        (value,) = self._library.nvmlDeviceGetFieldValues(self._handle, [number])
+        if value.nvmlReturn != pynvml.NVML_SUCCESS:
+            raise pynvml.NVMLError(value.nvmlReturn)
+        return getattr(value.value, VALUE_FIELDS[value.valueType])
 
-    def _note(self, metric: str, error: str) -> None:
-        if metric in self._missing:
-            self._missing[metric] = error
-        else:
-            self._errors[error] += 1
-        if error in GONE:
-            self._lost = error
-        elif error in REFUSED:
-            self._sources[metric].pop(0)
-
-    def _fields(self, *wanted: tuple[int, float]) -> list[Value]:
-        """Several of NVML's fields, each times a factor, in one call; each has an error code of its own."""
-        values = self._library.nvmlDeviceGetFieldValues(self._handle, [number for number, _ in wanted])
-        return [
-            factor * getattr(each.value, VALUE_FIELDS[each.valueType])
-            if each.nvmlReturn == pynvml.NVML_SUCCESS
-            else pynvml.NVMLError(each.nvmlReturn)
-            for each, (_, factor) in zip(values, wanted, strict=True)
-        ]
-
-    def _read_utilization(self) -> Iterable[Value]:
-        rates = self._library.nvmlDeviceGetUtilizationRates(self._handle)
-        return rates.gpu, rates.memory
-
-    def _read_memory(self) -> Iterable[Value]:
-        """GiB, by the second version of the call: without what the driver reserves."""
-        return [self._library.nvmlDeviceGetMemoryInfo(self._handle, pynvml.nvmlMemory_v2).used / 2**30]
-
-    def _throughput(self, direction: int) -> float:
-        """MB/s; NVML itself measures for 20 ms."""
-        return self._library.nvmlDeviceGetPcieThroughput(self._handle, direction) / 1e3
-
-    def _read_gpm(self) -> Iterable[Value]:
+    def _read_gpm(self) -> Answers:
         if self._gpm is None:
             self._gpm = _GpmSampler(self._library, self._handle, self._gpu.is_slice)
         return self._gpm.read()
 
-    def _read_counters(self) -> Iterable[Value]:
-        for name, value in zip(COUNTERS, self._fields(*COUNTERS.values()), strict=True):
-            yield value if isinstance(value, pynvml.NVMLError) else self._rate(name, value)
+    def _count_others(self) -> Answers:
+        """In a container the process ids may be another namespace's: then the run's own are not among them,
+        and who the others are is not known."""
+        pids = {each.pid for each in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)}
+        yield len(pids.difference(self._own)) if pids.intersection(self._own) else None
 
-    def _rate(self, name: str, value: float) -> float | None:
-        """What a counter grew in a second since the last reading; None if it started again. Those of PCIe
-        have 32 bits: a reading each second is enough up to 4.3 GB/s."""
-        now = time.monotonic()
-        then, before = self._last.setdefault(name, (now, value))
-        if now - then < SHORTEST:
-            return None
-        self._last[name] = now, value
-        wrapped = value < before and name.startswith("pcie")
-        grown = value - before + (2**32 / 1e6 if wrapped else 0.0)
-        return grown / (now - then) if grown >= 0 else None
+    def _count_ecc(self, kind: int) -> Answers:
+        yield self._library.nvmlDeviceGetTotalEccErrors(self._handle, kind, pynvml.NVML_VOLATILE_ECC)
 
-    def _read_processes(self) -> Iterable[Value]:
-        used: dict[bool | None, list[float]] = {True: [], False: [], None: []}
-        for each in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle):
-            used[self._is_ours(each.pid)].append((each.usedGpuMemory or 0) / 2**30)
-        own, others = used[True], used[False]
-        self._was_asked = True
-        self._seen |= {whose for whose, found in used.items() if found}
-        self._others = max(self._others[0], len(others)), max(self._others[1], sum(others))
-        yield sum(own) if any(own) else None
+    def _collect_xids(self) -> Answers:
+        """How many kinds of errors the driver has logged since the run began."""
+        if self._events is None:
+            events = self._library.nvmlEventSetCreate()
+            self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
+            self._events = events
+        with suppress(pynvml.NVMLError_Timeout):  # there are no more
+            for _ in range(MOST_XIDS):
+                self._xids.add(int(self._library.nvmlEventSetWait_v2(self._events, 0).eventData))
+        yield len(self._xids)
 
 
-def _throttling(bits: int) -> Iterable[Value]:
+def _throttling(bits: int) -> Answers:
     """For each reason 100 or 0: whether it applies now."""
     return [100.0 * bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
 
@@ -253,10 +197,10 @@ class _GpmSampler:
         self._taken: float | None = None
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version, self._request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(GPM)
-        for place, (metric, _) in enumerate(GPM.values()):
+        for place, metric in enumerate(GPM.values()):
             self._request.metrics[place].metricId = metric
 
-    def read(self) -> list[Value]:
+    def read(self) -> Answers:
         """A value for each of GPM; none the first time, nor too soon after the last sample."""
         now, then = time.monotonic(), self._taken
         if then is not None and now - then < SHORTEST:
@@ -268,9 +212,5 @@ class _GpmSampler:
             return [None] * len(GPM)
         self._request.sample1, self._request.sample2 = self._before, self._after
         self._library.nvmlGpmMetricsGet(self._request)
-        return [
-            factor * each.value
-            if each.nvmlReturn == pynvml.NVML_SUCCESS
-            else pynvml.NVMLError(each.nvmlReturn)
-            for each, (_, factor) in zip(self._request.metrics, GPM.values(), strict=False)
-        ]
+        answers = self._request.metrics[: len(GPM)]
+        return [each.value if each.nvmlReturn == pynvml.NVML_SUCCESS else None for each in answers]

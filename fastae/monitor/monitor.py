@@ -6,8 +6,9 @@ Nothing here can harm the run: what fails costs one line, and the run continues.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +17,17 @@ import torch
 
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
-from fastae.monitor.host import HostReader
-from fastae.monitor.nvml import Device, gpu_of_cuda
+from fastae.monitor.gpu_reader import GpuReader
+from fastae.monitor.host import HostReader, family
+from fastae.monitor.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.poller import Poller
 from fastae.monitor.profiler import PhaseRanges
 from fastae.monitor.recording import Absence, Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
-from fastae.monitor.text import headline
+from fastae.monitor.text import headline, troubles
 from fastae.utils.console import log, printable
-from fastae.utils.limits import local_ranks, usable_cores
+from fastae.utils.device import peak_memory
+from fastae.utils.limits import count_cores, local_ranks
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
@@ -36,11 +39,20 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     return [str(torch.cuda.get_device_properties(each).uuid) for each in devices]
 
 
+def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
+    """A reader for each GPU, which calls it as nvidia-smi does. own: the run's process ids."""
+    indices = [gpu.index for gpu, _ in devices]
+    if len(set(indices)) < len(indices):  # slices of one board
+        indices = list(range(len(devices)))
+    found = zip(devices, indices, strict=True)
+    return [GpuReader(library, device, f"gpu{index}", own) for device, index in found]
+
+
 class Monitor(AbstractContextManager):
-    """Samples while the block runs, then writes the report to `folder` and prints one line.
+    """Samples while the block runs, then writes the report to `folder` and logs one line, and the troubles.
 
     `hz`: samples per second, 0 for none. `gpus`: as from `local_gpus`. It also marks the phases as NVTX
-    ranges, whatever `hz` is. Used as a `Poller`: `enter`, `record`, `means`.
+    ranges, whatever `hz` is.
     """
 
     def __init__(
@@ -49,17 +61,27 @@ class Monitor(AbstractContextManager):
         self._folder, self._hz, self._uuids, self._info, self._library = folder, hz, gpus, info, library
         self._ranges = PhaseRanges()
         self._poller: Poller | None = None
+        self._absence: Absence | None = Absence.NOT_SHOWN if gpus else Absence.CPU_RUN
+        self._absence_detail = ""
+        self._is_open = False
 
     def enter(self, phase: Phase) -> None:
+        """What follows belongs to this phase."""
         self._ranges.enter(phase)
         if self._poller:
             self._poller.enter(phase)
 
     def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
-        if self._poller and self._info.at_once == 1:  # others' turns are in the seconds
-            self._poller.record(images, seconds, data_wait, device_wait)
+        """The loop's figures since the last call: images trained on, seconds in all, seconds in which the
+        device had no batch, and seconds in which the host was blocked until the device was done."""
+        if self._poller and self._info.at_once == 1 and seconds > 0:  # else others' turns are in the seconds
+            figures = {"images_per_second": images / seconds, "data_wait": 100 * data_wait / seconds}
+            if self._info.on_gpu:
+                figures["device_wait"] = 100 * device_wait / seconds
+            self._poller.record(**figures, seconds=seconds)
 
     def means(self) -> dict[str, float]:
+        """For TensorBoard: the mean of each metric since the last call."""
         return self._poller.means() if self._poller else {}
 
     def __enter__(self) -> Monitor:
@@ -72,7 +94,8 @@ class Monitor(AbstractContextManager):
         self._ranges.enter(None)
         with self._harmless():
             if self._poller:
-                self._poller.stop()
+                if self._poller.stop() and self._is_open:  # if a reading hangs, closing would hang, or crash
+                    offered(self._library.nvmlShutdown)
                 if kind is None or (self._folder / "config.json").exists():  # else it has not begun
                     self._report(self._poller.recording())
 
@@ -85,24 +108,34 @@ class Monitor(AbstractContextManager):
 
     def _start(self) -> None:
         # In a shared run the processes of the other local ranks are torchrun's children as well.
-        is_shared = self._info.ranks > 1
-        host = HostReader(os.getppid() if is_shared else os.getpid(), children=is_shared)
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-
-        def find_gpus(library: Any) -> list[Device | None]:
-            return [gpu_of_cuda(library, uuid, visible) for uuid in self._uuids]
-
-        absence = Absence.NOT_SHOWN if self._uuids else Absence.CPU_RUN
-        poller = Poller(host, self._hz, self._library, find_gpus if self._uuids else None, absence)
+        own = family(os.getppid()) if self._info.ranks > 1 else (os.getpid(),)
+        gpus = readers_of(self._library, self._open() if self._uuids else (), own)
+        poller = Poller([*gpus, HostReader(own)], self._hz)
         poller.start()
         self._poller = poller
 
+    def _open(self) -> list[Device]:
+        """The run's GPUs, as far as NVML shows them."""
+        try:
+            open_nvml(self._library)
+        except NvmlError as error:
+            self._absence, self._absence_detail = error.absence, error.detail
+            return []
+        self._is_open = True
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        found = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
+        if None not in found:
+            self._absence = None
+        return [device for device in found if device]
+
     def _report(self, recording: Recording) -> None:
-        # Of runs that take turns none has an energy of its own.
-        gpus = 0 if self._info.at_once > 1 else self._info.ranks if self._uuids else None
-        summary = summarize(recording, usable_cores(), gpus)
-        diagnosis = diagnose(summary, self._info)
-        report = UsageReport(None, summary, diagnosis, recording.absence, recording.absence_detail)
+        summary = summarize(recording, self._info, count_cores())
+        if self._info.on_gpu and (memory := peak_memory()):
+            allocated, reserved = (each / 2**30 for each in memory)
+            summary = replace(summary, allocated_gib=allocated, reserved_gib=reserved)
+        report = UsageReport(summary, diagnose(summary, self._info), self._absence, self._absence_detail)
         line = headline(report)
         write_report(report, recording, self._folder, printable(f"{self._folder.name}: {line}"))
+        for trouble in troubles(summary):
+            log(f"trouble   {trouble}", "yellow")
         log(f"usage     {line}; table and plot: fastae gpu {self._folder}")

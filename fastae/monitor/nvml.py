@@ -62,23 +62,6 @@ def all_gpus(library: Any) -> list[Device]:
     return found
 
 
-def visible_gpus(library: Any, visible: str | None) -> list[Device]:
-    """The GPUs that CUDA shows to a process whose CUDA_VISIBLE_DEVICES is `visible`, in its order.
-
-    An entry is an index, the beginning of a GPU's UUID, or a MIG slice's UUID; the list ends at the first
-    entry that names nothing, as CUDA's does. Indices are those of the PCI bus, which are CUDA's if all cards
-    are of one kind or CUDA_DEVICE_ORDER is PCI_BUS_ID. A board in MIG mode stands for its slices.
-    """
-    machine = all_gpus(library)
-    found: list[Device] = []
-    for entry in visible.split(",") if visible is not None else map(str, range(len(machine))):
-        device = _named(library, machine, entry.strip())
-        if device is None:
-            break
-        found += _slices(library, device) or [device]
-    return found
-
-
 def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
     """The GPU or MIG slice whose UUID, without its prefix, CUDA gives; None if NVML does not show it.
 
@@ -94,8 +77,10 @@ def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
     return chosen[0] if len(chosen) == 1 else None
 
 
-def error_name(error: pynvml.NVMLError) -> str:
-    """The name in NVML's manual: NVML_ERROR_NOT_SUPPORTED."""
+def error_name(error: Exception) -> str:
+    """The name in NVML's manual, such as NVML_ERROR_NOT_SUPPORTED, or that of Python's class."""
+    if not isinstance(error, pynvml.NVMLError):
+        return type(error).__name__  # pynvml has some that are no NVMLError: NVMLLibraryMismatchError
     return ERROR_NAMES.get(error.value, f"NVML error {error.value}")
 
 
@@ -103,17 +88,8 @@ def offered(function: Callable[..., Answer], *arguments: Any) -> Answer | None:
     """What the call returns, or None if this card or driver does not offer it."""
     try:
         return function(*arguments)
-    except pynvml.NVMLError:
+    except Exception:  # pynvml's own, too, such as NVMLLibraryMismatchError
         return None
-
-
-def _named(library: Any, machine: list[Device], entry: str) -> Device | None:
-    if entry.isdecimal():
-        return next((device for device in machine if device[0].index == int(entry)), None)
-    if entry.startswith("MIG-"):
-        return _by_uuid(library, entry)
-    alike = [device for device in machine if entry.startswith("GPU-") and device[0].uuid.startswith(entry)]
-    return alike[0] if len(alike) == 1 else None
 
 
 def _by_uuid(library: Any, uuid: str) -> Device | None:
@@ -146,8 +122,6 @@ def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> 
         is_slice=is_slice,
         memory_gib=memory.total / 2**30 if memory else None,
         power_limit=limit / 1e3 if limit else None,
-        max_sm_clock=offered(library.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        max_pcie_generation=offered(library.nvmlDeviceGetMaxPcieLinkGeneration, handle),
         max_pcie_width=offered(library.nvmlDeviceGetMaxPcieLinkWidth, handle),
     )
     return gpu, handle

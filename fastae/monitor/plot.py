@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastae.monitor.recording import Column, Phase, Recording
+from fastae.monitor.recording import Column, GpuRecord, Phase, Recording, key_of
 from fastae.utils.plotting import import_matplotlib
 
 PHASE_COLORS = {
@@ -15,54 +16,59 @@ PHASE_COLORS = {
     Phase.WARM_UP: "tab:orange",
     Phase.TRAIN: "tab:green",
     Phase.EVAL: "tab:blue",
+    Phase.SAVE: "tab:red",
 }
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; if there are more samples, each bin's median and range are drawn
-GAP = 5.0  # usual intervals between samples, from which a pause is left open
 
 PANELS = (
-    ("GPU [%]", ("gpu_busy", "sm_active", "jpeg"), 105.0),
-    ("power [W]", ("power",), None),
-    ("CPU [cores]", ("cpu", "machine_cpu"), None),
-    ("images/s", ("images_per_second",), None),
-    ("waiting [%]", ("data_wait", "device_wait"), 105.0),
+    ("GPU [%]", ("gpu/gpu_busy", "gpu/sm_active", "gpu/tensor_active", "gpu/jpeg"), 105.0),
+    ("power [W]", ("gpu/power",), None),
+    ("memory [GiB]", ("gpu/memory", "host/memory"), None),
+    ("CPU [cores]", ("host/cpu", "host/machine_cpu"), None),
+    ("images/s", ("loop/images_per_second",), None),
+    ("waiting [%]", ("loop/data_wait", "loop/device_wait"), 105.0),
 )
-"""Title, metrics, and top. The first metric is drawn for each GPU, the others if there is only one, and only
-if they were ever above a half."""
+"""Title, metrics, and top. Of several GPUs only the first metric of a panel is drawn, for each of them."""
 
 
 def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
-    """Writes a PNG with a panel for each of PANELS that has a value to show."""
+    """Writes a PNG with a panel for each of PANELS that has something to show."""
     matplotlib = import_matplotlib()
-    shown = [
-        (title, top, found) for title, metrics, top in PANELS if (found := _columns(recording, *metrics))
-    ]
-    count = max(1, len(shown))
-    figure = matplotlib.figure.Figure(
-        figsize=(WIDTH, 1.0 + PANEL_HEIGHT * count), dpi=100, layout="constrained"
-    )
-    axes = figure.subplots(count, 1, sharex=True, squeeze=False)[:, 0]
-    for axis, panel in zip(axes, shown, strict=False):
-        _draw_panel(axis, *panel)
+    several = len({name.partition("/")[0] for name in recording.columns if name.startswith("gpu")}) > 1
+    panels = [(title, top, _columns(recording, keys, several, top)) for title, keys, top in PANELS]
+    shown = [panel for panel in panels if panel[2]]
+    size = (WIDTH, 1.0 + PANEL_HEIGHT * max(1, len(shown)))
+    figure = matplotlib.figure.Figure(figsize=size, dpi=100, layout="constrained")
+    axes = figure.subplots(max(1, len(shown)), 1, sharex=True, squeeze=False)[:, 0]
+    for axis, (title, top, found) in zip(axes, shown, strict=False):
+        limits = _power_limits(recording.gpus) if title.startswith("power") else []
+        _draw_panel(axis, title, top, found, several, limits)
     for axis in axes:
         for phase, color in PHASE_COLORS.items():
             stripes = [(start, length) for each, start, length in recording.stretches() if each is phase]
             look = {"color": color, "alpha": 0.15, "linewidth": 0}
             axis.broken_barh(stripes, (0, 1), transform=axis.get_xaxis_transform(), **look)
-    axes[-1].set_xlabel("time [s]")
+        for start in recording.sessions[1:]:
+            axis.axvline(start, color="black", linewidth=1, linestyle=":")
+    resumed = ", resumed at the dotted lines" if len(recording.sessions) > 1 else ""
+    axes[-1].set_xlabel(f"time [s]{resumed}")
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
-    figure.suptitle(heading, fontsize="medium")
-    phases = dict.fromkeys(span.phase for span in recording.spans)
-    patches = [
+    figure.align_ylabels(axes)
+    figure.suptitle(heading, fontsize="medium", wrap=True)
+    phases = dict.fromkeys(phase for phase, _, length in recording.stretches() if length)
+    patches: list[Any] = [
         matplotlib.patches.Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=5, fontsize="small")
+    if several:  # one legend for the GPUs of all panels
+        patches += [each for each in axes[0].get_lines() if each.get_label().startswith("GPU ")]
+    figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize="small")
     figure.savefig(file, format="png")
 
 
-def binned(column: Column, bins: int = BINS, gap: float = GAP) -> tuple[np.ndarray, ...]:
+def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
     """Times, medians, minima and maxima of a curve's points, (points,) each: one per sample, or one per bin
-    if there are more samples than bins. A pause of `gap` usual intervals is a point at nan."""
+    if there are more samples than bins."""
     times, values = column.times, column.values
     low = high = values
     if len(times) > bins:
@@ -70,36 +76,50 @@ def binned(column: Column, bins: int = BINS, gap: float = GAP) -> tuple[np.ndarr
         parts = np.split(values, starts[1:])
         times = times[starts]
         values, low, high = (np.array(list(map(each, parts))) for each in (np.median, np.min, np.max))
-    pauses = np.diff(times)
-    gaps = np.flatnonzero(pauses > gap * np.median(pauses)) + 1 if len(pauses) else np.array([], dtype=int)
-    times = np.insert(times, gaps, times[gaps - 1])
-    return times, *(np.insert(each.astype(float), gaps, np.nan) for each in (values, low, high))
+    return times, values, low, high
 
 
-def _columns(recording: Recording, first: str, *others: str) -> dict[str, Column]:
-    found = {}
-    for name, column in recording.columns.items():
-        owner, _, metric = name.partition("/")
-        is_one_of_many = owner.startswith("gpu") and len(recording.gpus) > 1
-        is_extra = metric in others and not is_one_of_many and column.values.max(initial=0.0) > 0.5
-        if len(column) and (metric == first or is_extra):
-            found[name] = column
-    return found
+def _columns(
+    recording: Recording, keys: Sequence[str], several: bool, top: float | None
+) -> dict[str, Column]:
+    """Those of a panel that can be seen: not at zero all the time; of several GPUs the first metric."""
+    return {
+        name: column
+        for key in keys
+        for name, column in recording.columns.items()
+        if key_of(name) == key
+        and column.values.max(initial=0.0) > (0.5 if top else 0.0)
+        and (key == keys[0] or not (several and key.startswith("gpu/")))
+    }
 
 
-def _draw_panel(axis: Any, title: str, top: float | None, found: dict[str, Column]) -> None:
-    metrics = {column.metric for column in found.values()}
+def _power_limits(gpus: Iterable[GpuRecord]) -> list[float]:
+    return sorted({each.gpu.power_limit for each in gpus if each.gpu.power_limit})
+
+
+def _draw_panel(
+    axis: Any, title: str, top: float | None, found: dict[str, Column], several: bool, limits: list[float]
+) -> None:
     for name, column in found.items():
-        label = column.metric.label if len(metrics) > 1 else name.partition("/")[0].replace("gpu", "GPU ")
-        # The loop's figures are of all the time since the last ones: they have no gaps.
-        times, values, low, high = binned(column, gap=np.inf if name.startswith("loop/") else GAP)
+        owner = name.partition("/")[0]
+        is_one_of_many = several and owner.startswith("gpu")
+        label = owner.replace("gpu", "GPU ") if is_one_of_many else column.metric.label
+        color = f"C{owner.removeprefix('gpu')}" if is_one_of_many else None
+        times, values, low, high = binned(column)
         marker = "." if len(times) < 3 else None  # a line of one point would not be seen
-        (line,) = axis.plot(times, values, linewidth=1, label=label, marker=marker)
+        (line,) = axis.plot(times, values, linewidth=1, label=label, marker=marker, color=color)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    top = top or 1.1 * max(column.values.max() for column in found.values()) or 1.0
+    for limit in limits:
+        axis.axhline(limit, color="black", linewidth=1, linestyle="--", label="power limit")
+    top = top or 1.1 * max([*limits, *(column.values.max() for column in found.values())]) or 1.0
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is seen
     axis.set_ylabel(title)
     axis.grid(alpha=0.3)
-    if len(found) > 1:
+    named = [
+        each
+        for each in axis.get_lines()
+        if each.get_label() != title and not (several and each.get_label().startswith("GPU "))
+    ]
+    if named:
         above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1, "frameon": False}
-        axis.legend(fontsize="small", ncols=len(found), **above)
+        axis.legend(handles=named, fontsize="small", ncols=len(named), **above)

@@ -1,12 +1,17 @@
 """For other profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
 
-Nsight Systems shows the ranges (`nsys profile fastae train ...`); Perfetto opens the trace.
+Nsight Systems shows the ranges; Perfetto opens the trace, of which the costliest kernels are logged.
 """
 
 from __future__ import annotations
 
+import gzip
+import json
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from textwrap import shorten
+from typing import Any
 
 import torch
 from torch.profiler import profile
@@ -14,6 +19,8 @@ from torch.profiler import profile
 from fastae.utils.files import draft
 
 TRACE = "trace.json.gz"
+SHOWN = 10
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace's events
 
 
 class PhaseRanges:
@@ -75,3 +82,47 @@ class StepProfiler(AbstractContextManager):
         with draft(path) as partial:
             finished.export_chrome_trace(str(partial))
         return path
+
+
+def costliest(trace: Path) -> Iterator[str]:
+    """Lines for people: the share of the time in which the GPU was idle, and the kernels that took the most
+    of its time; of a run on the CPU, the operators. Raises OSError."""
+    try:
+        with gzip.open(trace) as file:
+            events = [each for each in json.load(file)["traceEvents"] if "dur" in each]
+    except ValueError as error:  # a fault of the profiler must not end the run
+        yield f"it cannot be read: {error}"
+        return
+    kernels = [each for each in events if each.get("cat") in ON_GPU]
+    if kernels:
+        yield f"the GPU was idle {_idle(kernels):.1%} of the time"
+    spent = _own_times(kernels or [each for each in events if each.get("cat") == "cpu_op"])
+    total = sum(spent.values()) or 1.0
+    for name in sorted(spent, key=lambda name: -spent[name])[:SHOWN]:
+        text = shorten(name, 80, placeholder="...")
+        yield f"{spent[name] / total:6.1%} {spent[name] / 1e3:9.2f} ms  {text}"
+
+
+def _idle(kernels: Iterable[dict[str, Any]]) -> float:
+    """The share of the time from the first kernel's start to the last one's end in which none ran."""
+    spans = sorted((each["ts"], each["ts"] + each["dur"]) for each in kernels)
+    begin = end = spans[0][0]
+    busy = 0.0
+    for start, stop in spans:
+        busy += max(0.0, stop - max(start, end))
+        end = max(end, stop)
+    return 1 - busy / max(end - begin, 1e-9)
+
+
+def _own_times(events: Iterable[dict[str, Any]]) -> dict[str, float]:
+    """Name -> microseconds, without those of the events that it encloses in the same thread or stream."""
+    spent: dict[str, float] = {}
+    enclosing: list[tuple[str, Any, float]] = []
+    for each in sorted(events, key=lambda each: (str(each["tid"]), each["ts"], -each["dur"])):
+        while enclosing and (enclosing[-1][1] != each["tid"] or enclosing[-1][2] <= each["ts"]):
+            enclosing.pop()
+        if enclosing:
+            spent[enclosing[-1][0]] -= each["dur"]
+        spent[each["name"]] = spent.get(each["name"], 0.0) + each["dur"]
+        enclosing.append((each["name"], each["tid"], each["ts"] + each["dur"]))
+    return spent

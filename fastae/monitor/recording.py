@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 
-CAPACITY = 12_000  # samples of a metric: 20 minutes at 10 Hz, then every second one, and so on
+CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second one, and so on
 
-Query = tuple[float, Callable[[], Mapping[str, float]]]
-"""Something to read: seconds between two calls (0: as often as the poller polls), and a function that returns
-column -> value for what it could read."""
+SETTLING = 1.0
+"""Seconds that NVML's figures may look back: a sample so soon after a change of phase belongs to neither."""
 
 
 class Worded(StrEnum):
@@ -36,11 +35,12 @@ class Phase(StrEnum):
     WARM_UP = "warm-up"
     TRAIN = "train"
     EVAL = "eval"
+    SAVE = "save"
 
 
 class Throttle(Worded):
     """Why a GPU's clocks are lowered: those of NVML's nvmlClocksEventReason... that matter to a program. Each
-    is a metric, "throttled_" and its name, in percent of the time."""
+    is a metric, "throttled_" and its name, in percent of the samples."""
 
     POWER_CAP = "SwPowerCap", "at the power limit"
     DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver, too hot"
@@ -65,12 +65,6 @@ class Absence(Worded):
     )
     NVML_FAILED = "nvml_failed", "NVML does not answer"
     NOT_SHOWN = "not_shown", "NVML does not show the GPU or MIG slice that CUDA uses"
-    NONE_VISIBLE = "none_visible", "CUDA_VISIBLE_DEVICES names no GPU that NVML shows"
-    NOT_USED = "not_used", "no process of the program was seen on a GPU"
-    NOT_ATTRIBUTED = (
-        "not_attributed",
-        "NVML's process ids are not known in this container: all visible GPUs are shown",
-    )
 
 
 class Metric(NamedTuple):
@@ -80,10 +74,49 @@ class Metric(NamedTuple):
     unit: str
 
 
+METRICS = {
+    "gpu/gpu_busy": Metric("GPU busy", "%"),
+    "gpu/sm_active": Metric("GPU SM activity", "%"),
+    "gpu/tensor_active": Metric("GPU tensor cores", "%"),
+    "gpu/fp32_active": Metric("GPU FP32 units", "%"),
+    "gpu/dram_bandwidth": Metric("GPU DRAM bandwidth", "%"),
+    "gpu/jpeg": Metric("GPU JPEG engine", "%"),
+    "gpu/memory": Metric("GPU memory", "GiB"),
+    "gpu/power": Metric("GPU power", "W"),
+    "gpu/energy": Metric("GPU energy counter", "J"),
+    "gpu/sm_clock": Metric("GPU SM clock", "MHz"),
+    "gpu/temperature": Metric("GPU temperature", "°C"),
+    "gpu/pcie_width": Metric("GPU PCIe lanes", ""),
+    "gpu/other_processes": Metric("GPU processes of other programs", ""),
+    "gpu/ecc_corrected": Metric("GPU corrected ECC errors", ""),
+    "gpu/ecc_uncorrected": Metric("GPU uncorrected ECC errors", ""),
+    "gpu/xid": Metric("GPU XID errors", ""),
+    **{f"gpu/throttled_{reason}": Metric(f"GPU {reason.text}", "%") for reason in Throttle},
+    "host/cpu": Metric("host CPU", "cores"),
+    "host/machine_cpu": Metric("host CPU, all programs", "cores"),
+    "host/memory": Metric("host memory", "GiB"),
+    "host/disk_read": Metric("host disk reads", "MB/s"),
+    "loop/images_per_second": Metric("images/s", "images/s"),
+    "loop/data_wait": Metric("waiting for data", "%"),
+    "loop/device_wait": Metric("waiting for the device", "%"),
+    "loop/seconds": Metric("a log step", "s"),
+}
+"""By kind of owner and name: the column "gpu3/power" holds "gpu/power" of the fourth GPU."""
+
+COUNTERS = ("energy", "ecc_corrected", "ecc_uncorrected", "xid")
+"""Metrics whose mean says nothing: what counts is how much they grew, or how they end."""
+
+
+def key_of(column: str) -> str:
+    """The key in METRICS of a column, or something that is no key."""
+    owner, _, metric = column.partition("/")
+    return f"{owner.rstrip('0123456789')}/{metric}"
+
+
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or a MIG slice of one. `index`: in the order of the PCI bus; memory in GiB, power in W, clock in
-    MHz. `lost`: NVML's reason if it answers nothing at all."""
+    """A GPU, or a MIG slice of one. `index`: in the order of the PCI bus; memory in GiB, power in W.
+    `lost`: NVML's reason if it answers nothing at all."""
 
     index: int
     name: str
@@ -91,8 +124,6 @@ class Gpu:
     is_slice: bool = False
     memory_gib: float | None = None
     power_limit: float | None = None
-    max_sm_clock: float | None = None
-    max_pcie_generation: int | None = None
     max_pcie_width: int | None = None
     lost: str | None = None
 
@@ -101,19 +132,17 @@ class Gpu:
 class GpuRecord:
     """What became of a GPU while it was read. Its columns are "PREFIX/METRIC".
 
-    missing: metric -> why it never had a value. errors: NVML's error -> how often it cost a value that had
-    been there before. lost: why it no longer answers. ours: whether a process of the program was on it; None:
-    not known. other_processes, other_gib: the most that other programs had on it at once.
+    missing: metric -> why it never had a value. errors: metric -> error -> how often a query failed that had
+    been answered before; of a query for several metrics, the first. lost: why the GPU no longer answers.
+    xids: the numbers of the errors that the driver logged meanwhile.
     """
 
     prefix: str
     gpu: Gpu
     missing: Mapping[str, str] = field(default_factory=dict)
-    errors: Mapping[str, int] = field(default_factory=dict)
+    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     lost: str | None = None
-    ours: bool | None = None
-    other_processes: int = 0
-    other_gib: float = 0.0
+    xids: tuple[int, ...] = ()
 
 
 class Span(NamedTuple):
@@ -127,11 +156,12 @@ class Column:
     """The samples of one metric, at most `capacity` (an even number) of them.
 
     A full column drops every second sample, and from then on keeps every second new one, and so on: means,
-    percentiles and shares stay right, while a single peak may be missed.
+    percentiles and shares stay right, while a single peak may be missed. first, last: of all that came.
     """
 
     def __init__(self, metric: Metric, capacity: int = CAPACITY) -> None:
         self.metric = metric
+        self.first = self.last = 0.0
         self._capacity = capacity
         self._times, self._values = array("d"), array("d")
         self._stride = 1
@@ -139,6 +169,7 @@ class Column:
 
     def add(self, time: float, value: float) -> None:
         """`time`: seconds since the recording began."""
+        self.first, self.last = (self.first if self._offered else value), value
         if self._offered % self._stride == 0:
             if len(self._values) == self._capacity:
                 self._times, self._values = self._times[::2], self._values[::2]
@@ -161,19 +192,19 @@ class Column:
 
 @dataclass(frozen=True)
 class Recording:
-    """What was recorded in `seconds`. columns: "gpu0/power" -> its samples. absence: why GPUs are missing.
+    """What was recorded in `seconds`. columns: "gpu0/power" -> its samples.
 
-    poller_share: CPU time of the poller as a share of one core. failure: what ended it early.
+    hz: samples per second that were reached. failure: what ended it early. sessions: when each session of the
+    run starts, if it holds several.
     """
 
     seconds: float
     spans: tuple[Span, ...]
     columns: Mapping[str, Column]
     gpus: tuple[GpuRecord, ...] = ()
-    absence: Absence | None = None
-    absence_detail: str = ""
-    poller_share: float = 0.0
+    hz: float = 0.0
     failure: str | None = None
+    sessions: tuple[float, ...] = (0.0,)
 
     def stretches(self) -> list[tuple[Phase, float, float]]:
         """Phase, start and length of each span."""
@@ -187,5 +218,27 @@ class Recording:
         if name not in self.columns:
             return np.empty(0)
         times, values = self.columns[name].times, self.columns[name].values
-        spans = np.searchsorted([span.start for span in self.spans], times, side="right") - 1
-        return values[np.array([phase in (None, span.phase) for span in self.spans])[spans]]
+        if phase is None:
+            return values
+        starts = np.array([span.start for span in self.spans])
+        spans = np.searchsorted(starts, times, side="right") - 1
+        settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures are of what it names
+        is_settled = times - starts[spans] >= settling
+        return values[np.array([span.phase is phase for span in self.spans])[spans] & is_settled]
+
+
+def joined(before: Recording, after: Recording) -> Recording:
+    """Two sessions of a run as one recording: the second starts where the first ends."""
+    columns: dict[str, Column] = {}
+    for recording, shift in ((before, 0.0), (after, before.seconds)):
+        for name, column in recording.columns.items():
+            target = columns.setdefault(name, Column(column.metric))
+            for time, value in zip(column.times + shift, column.values, strict=True):
+                target.add(time, value)
+    return replace(
+        after,
+        seconds=before.seconds + after.seconds,
+        spans=(*before.spans, *(Span(phase, start + before.seconds) for phase, start in after.spans)),
+        columns=columns,
+        sessions=(*before.sessions, *(start + before.seconds for start in after.sessions)),
+    )

@@ -2,35 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from textwrap import shorten
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.table import Table
 
-from fastae.monitor.recording import Absence
+from fastae.flops import rate_text
+from fastae.monitor.diagnosis import THROTTLED_FROM
+from fastae.monitor.recording import METRICS, Absence, Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Summary, UsageReport
 from fastae.utils.console import duration
 
-COLUMNS = ("mean", "p50", "p95", "max", "at 0 %", "> 90 %")
+COLUMNS = ("mean", "p5", "p50", "p95", "max")
+
+SM_COUNTERS = "SM counters (they need Hopper or newer)"
+NAMES = {
+    **dict.fromkeys(("sm_active", "tensor_active", "fp32_active", "dram_bandwidth"), SM_COUNTERS),
+    **dict.fromkeys((f"throttled_{reason}" for reason in Throttle), "why its clocks are lowered"),
+    **dict.fromkeys(("ecc_corrected", "ecc_uncorrected"), "ECC errors"),
+}
+"""What people call a metric, if its label would not do."""
 
 
 def headline(report: UsageReport) -> str:
     """The verdict and the figures behind it, in one line."""
-    summary, gpu = report.summary, report.judged
+    summary, gpu = report.summary, _main(report.summary)
     figures = []
     if gpu and (busy := gpu.mean("gpu_busy")) is not None:
         figures.append(f"{_name(gpu, summary)} busy {busy:.0f} %")
     if not summary.gpus and "cpu" in summary.host:
-        figures.append(f"{summary.host['cpu'].mean:.1f} of {summary.cores:g} cores")
+        figures.append(f"{summary.host['cpu'].mean:.1f} of {summary.cores.usable:g} cores")
     if summary.data_wait is not None:
         figures.append(f"waiting for data {_percent(summary.data_wait, 1)}")
-    probably = "probably " if report.diagnosis.is_guess else ""
-    return f"{probably}{report.diagnosis.verdict.text}" + (f" ({', '.join(figures)})" if figures else "")
+    return report.diagnosis.verdict.text + (f" ({', '.join(figures)})" if figures else "")
 
 
-def show_report(report: UsageReport, console: Console) -> None:
-    """Prints what was watched, the table, and the findings."""
+def show_sessions(reports: Sequence[UsageReport], console: Console) -> None:
+    """Prints the last session of a run: what was watched, the table, and the findings; of those before it a
+    line."""
+    report = reports[-1]
     console.print(heading(report))
     table = Table("", "", box=None, pad_edge=False)
     for column in COLUMNS:
@@ -40,38 +50,37 @@ def show_report(report: UsageReport, console: Console) -> None:
     console.print(table)
     for word, text in findings(report):
         console.print(f"{word:10}{text}")
+    if len(reports) > 1:
+        console.print(f"{'sessions':10}{_of_sessions(reports)}")
 
 
 def heading(report: UsageReport) -> str:
-    """What was watched, and for how long."""
+    """What was watched, for how long, and what the figures are of."""
     summary = report.summary
-    is_hidden = not summary.gpus and report.command is None and report.absence is not Absence.CPU_RUN
     names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus))
-    names = names or ("a GPU" if is_hidden else "CPU")
     if len(summary.gpus) > 1:
         names = f"{len(summary.gpus)} x {names}"
-    elif report.command and summary.gpus:
-        names = f"GPU {summary.gpus[0].record.prefix[3:]}, {names}"  # of those of the machine
-    program = shorten(report.command or "this run", 70, placeholder=" ...")
-    what = "since it first used a GPU" if report.command else "training, without warm-up and evaluation"
-    return f"{names}, {program}: {what if summary.measured else 'all'}; {duration(summary.seconds)} in all"
+    elif not summary.gpus:
+        names = "CPU" if report.absence is Absence.CPU_RUN else "a GPU that NVML does not show"
+    length, training = duration(summary.seconds), duration(summary.phases.get(Phase.TRAIN, 0.0))
+    what = f"{training} of training in a session of {length}"
+    if not summary.measured:
+        what = f"a session of {length}, too short to set its training apart"
+    return f"{names}: {what}; {summary.hz:.1f} samples/s"
 
 
 def rows(summary: Summary) -> Iterator[tuple[str, ...]]:
-    """Label, unit and a cell for each of COLUMNS, for each metric of the host and of the GPU; of several
-    GPUs, how busy each was."""
-    is_single = len(summary.gpus) == 1
+    """Label, unit and a cell for each of COLUMNS, for each metric of the host and of the main rank's GPU; of
+    others, how busy they were."""
     found = [
         (each, each.label.replace("GPU", _name(gpu, summary), 1))
         for gpu in summary.gpus
         for name, each in gpu.statistics.items()
-        if (each.unit and is_single) or name == "gpu_busy"
+        if (each.unit and gpu is summary.gpus[0]) or name == "gpu_busy"
     ]
     for each, label in (*found, *((each, each.label) for each in summary.host.values())):
-        values = (each.mean, each.p50, each.p95, each.max)
-        shares = ("" if share is None else _percent(share) for share in (each.at_zero, each.above_90))
         unit = "" if each.unit == label else each.unit  # images/s is its own label
-        yield label, unit, *(_number(value) for value in values), *shares
+        yield label, unit, *map(_number, (each.mean, each.p5, each.p50, each.p95, each.max))
 
 
 def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
@@ -79,75 +88,99 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
     summary = report.summary
     yield "verdict", headline(report)
     yield from (("", line) for line in _evidence(report))
-    for gpu in summary.gpus:
-        yield from (("trouble", f"{_name(gpu, summary)} {line}") for line in _troubles(gpu))
+    yield from (("trouble", line) for line in troubles(summary))
     if summary.kwh is not None:
         rate = f"{summary.images_per_joule:.3g} images/J, " if summary.images_per_joule else ""
-        sources = dict.fromkeys(gpu.energy_source.text for gpu in summary.gpus if gpu.energy_source)
-        yield "energy", f"{rate}{summary.kwh:.4g} kWh in all (by {', '.join(sources)})"
+        is_counted = all(gpu.is_counted for gpu in summary.gpus)
+        source = "the GPU's own counter" if is_counted else "the mean of sampled power"
+        yield "energy", f"{rate}{summary.kwh:.4g} kWh in all (by {source})"
     elif any(gpu.kwh is not None for gpu in summary.gpus):
-        yield "energy", "withheld: it is not known for every GPU of the job"
-    if summary.failure:
-        yield "trouble", f"the monitor ended early: {summary.failure}"
+        yield "energy", "withheld: it is not known for this run alone, or not for every GPU of it"
     yield from (("try", line) for line in report.diagnosis.advice)
 
 
+def troubles(summary: Summary) -> Iterator[str]:
+    """What went wrong with the hardware, or with reading it."""
+    for gpu in summary.gpus:
+        yield from (f"{_name(gpu, summary)} {line}" for line in _troubles(gpu))
+    if summary.failure:
+        yield f"the monitor ended early: {summary.failure}"
+
+
+def _troubles(gpu: GpuSummary) -> Iterator[str]:
+    if gpu.record.xids:
+        numbers = ", ".join(map(str, gpu.record.xids))
+        yield f"had XID {numbers}: dmesg and NVIDIA's list of XID errors show the cause"
+    if gpu.ecc_uncorrected:
+        yield f"had {gpu.ecc_uncorrected:.0f} uncorrected ECC errors: its memory is failing"
+    if gpu.ecc_corrected:
+        yield f"had {gpu.ecc_corrected:.0f} corrected ECC errors"
+    for reason, share in gpu.throttling.items():
+        if share >= THROTTLED_FROM and reason not in (Throttle.POWER_CAP, Throttle.SET_CLOCKS):
+            yield f"was {reason.text}, {_percent(share)} of the time"
+    for metric, errors in gpu.record.errors.items():
+        yield f"failed to answer: {_called(metric)}, " + ", ".join(f"{n} x {e}" for e, n in errors.items())
+    if gpu.record.lost:
+        yield f"stopped answering: {gpu.record.lost}"
+
+
+def _of_sessions(reports: Sequence[UsageReport]) -> str:
+    lengths = ", ".join(duration(report.summary.seconds) for report in reports)
+    energies = [report.summary.kwh for report in reports if report.summary.kwh is not None]
+    energy = f"; {sum(energies):.4g} kWh together" if len(energies) == len(reports) else ""
+    return f"{len(reports)}, of {lengths}{energy}; what is above is the last one's"
+
+
 def _evidence(report: UsageReport) -> Iterator[str]:
-    """The figures that the verdict rests on."""
-    summary, host = report.summary, report.summary.host
-    if report.absence:
+    """What the verdict rests on, beside the table."""
+    summary, host, gpu = report.summary, report.summary.host, _main(report.summary)
+    if report.absence and report.absence is not Absence.CPU_RUN:
         yield report.absence.text + (f" ({report.absence_detail})" if report.absence_detail else "")
-    if report.absence is not Absence.CPU_RUN and summary.data_wait is not None:
-        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait or 0.0, 1)
+    if summary.data_wait is not None and summary.device_wait is not None:
+        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait, 1)
         yield f"the GPU waits for data {data} of the time, the host for the GPU {device}"
-    elif report.diagnosis.is_guess:
-        yield "a guess from the use of GPU and CPU: the program does not report its waits"
-    if report.judged:
-        yield from _evidence_of(report.judged)
+    if summary.tflops is not None:
+        share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
+        yield f"the model's arithmetic comes to {rate_text(1e12 * summary.tflops)}{share}"
+    if summary.allocated_gib is not None and summary.reserved_gib is not None:
+        total = f" of {gpu.record.gpu.memory_gib:.1f}" if gpu and gpu.record.gpu.memory_gib else ""
+        used, reserved = summary.allocated_gib, summary.reserved_gib
+        yield f"PyTorch used at most {used:.1f} GiB, and reserved {reserved:.1f}{total}"
     busy = [(mean, _name(gpu, summary)) for gpu in summary.gpus if (mean := gpu.mean("gpu_busy")) is not None]
     if len(busy) > 1:  # the GPUs of one job wait for the slowest
         (low, first), (high, last) = min(busy), max(busy)
         yield f"GPU busy from {low:.0f} % ({first}) to {high:.0f} % ({last})"
+    if gpu:
+        yield from _evidence_of(gpu)
     if "cpu" in host:
-        yield f"the program keeps {host['cpu'].mean:.1f} of {summary.cores:g} CPU cores busy"
+        physical = summary.cores.physical
+        threads = f" ({physical:g} physical)" if physical < summary.cores.usable else ""
+        yield f"the run keeps {host['cpu'].mean:.1f} of {summary.cores.usable:g} CPU cores{threads} busy"
     if summary.other_cores:
         yield f"other programs keep {summary.other_cores:.1f} cores busy"
 
 
 def _evidence_of(gpu: GpuSummary) -> Iterator[str]:
-    known, figures = gpu.record.gpu, gpu.statistics
-    if busy := figures.get("gpu_busy"):
-        none, most = _percent(busy.at_zero or 0.0), _percent(busy.above_90 or 0.0)
-        samples = f"none in {none} of the samples, over 90 % in {most}"
-        yield f"some kernel was running {busy.mean:.0f} % of the time ({samples})"
-    names = ("sm_active", "tensor_active", "dram_bandwidth", "jpeg")
-    if found := [figures[name] for name in names if gpu.mean(name)]:
-        yield ", ".join(f"{each.label.removeprefix('GPU ')} {each.mean:.0f} %" for each in found)
-    if (watts := gpu.mean("power")) is not None:
-        yield f"{watts:.0f} W" + (f" of {known.power_limit:.0f} W allowed" if known.power_limit else "")
-    if (clock := gpu.mean("sm_clock")) is not None and known.max_sm_clock:
-        state = f", mostly P{figures['performance_state'].p50:.0f}" if "performance_state" in figures else ""
-        yield f"SM clock {clock:,.0f} of at most {known.max_sm_clock:,.0f} MHz{state}"
-    if "pcie_generation" in figures and "pcie_width" in figures and known.max_pcie_width:
-        link = f"{figures['pcie_generation'].max:.0f} x{figures['pcie_width'].max:.0f}"
-        yield f"PCIe {link}, at most {known.max_pcie_generation} x{known.max_pcie_width}"
-    if gpu.record.other_processes:
-        others = f"{gpu.record.other_processes} at once, with {gpu.record.other_gib:.1f} GiB"
-        yield f"processes of other programs on this GPU: {others}"
-    by_reason: dict[str, list[str]] = {}
-    for name, why in gpu.record.missing.items():
-        by_reason.setdefault(why, []).append(name)
-    for why, missing in by_reason.items():
-        yield f"missing: {', '.join(missing)} ({why})"
+    if (watts := gpu.mean("power")) is not None and (limit := gpu.record.gpu.power_limit):
+        capped = gpu.throttling.get(Throttle.POWER_CAP, 0.0)
+        often = f", at the limit {_percent(capped)} of the time" if capped >= THROTTLED_FROM else ""
+        yield f"{watts:.0f} W of {limit:.0f} W allowed{often}"
+    others = gpu.statistics.get("other_processes")
+    if others and others.max:
+        yield f"processes of other programs on this GPU: up to {others.max:.0f}"
+    if missing := dict.fromkeys(_called(name) for name in gpu.record.missing if name != "xid"):
+        yield f"not known for this GPU and driver: {', '.join(missing)}"
 
 
-def _troubles(gpu: GpuSummary) -> Iterator[str]:
-    for reason, share in gpu.throttling.items():
-        yield f"{reason.text} {_percent(share)} of the time"
-    for name, count in gpu.record.errors.items():
-        yield f"answered {name} {count} times"
-    if gpu.record.lost:
-        yield f"stopped answering: {gpu.record.lost}"
+def _called(metric: str) -> str:
+    """What people call a metric of a GPU."""
+    known = METRICS.get(f"gpu/{metric}")
+    return NAMES.get(metric) or (known.label.removeprefix("GPU ") if known else metric)
+
+
+def _main(summary: Summary) -> GpuSummary | None:
+    """The main rank's GPU."""
+    return summary.gpus[0] if summary.gpus else None
 
 
 def _name(gpu: GpuSummary, summary: Summary) -> str:

@@ -18,7 +18,7 @@ import numpy as np
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
-from fastae.monitor.files import read_report
+from fastae.monitor.files import read_sessions
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
 from fastae.runs.metrics import NAME, Metrics, Rows, read_metrics
@@ -190,12 +190,15 @@ def _read(path: Path) -> Run:
 
 
 def _kwh(path: Path, description: Mapping[str, Any]) -> float:
-    """Energy, if all of the run's GPUs were measured in all of its time: gpu.json has the last session's."""
+    """Energy, if all of the run's GPUs were measured in all of its sessions: one that was killed has none."""
     try:
-        kwh = read_report(path).summary.kwh
+        energies = [report.summary.kwh for report in read_sessions(path)]
     except FastaeError:
-        kwh = None
-    return math.nan if kwh is None or description.get("resumed") else kwh
+        return math.nan
+    known = [kwh for kwh in energies if kwh is not None]
+    resumed = description.get("resumed")
+    sessions = 1 + (len(resumed) if isinstance(resumed, list) else 0)
+    return sum(known) if len(known) == len(energies) == sessions else math.nan
 
 
 def _loss_index(rows: Rows) -> Series:

@@ -14,12 +14,14 @@ import shutil
 import sysconfig
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from fastae.errors import FastaeError
-from fastae.monitor import compatibility
-from fastae.monitor.compatibility import Driver
 from fastae.monitor.nvml import NvmlError, in_wsl
+from fastae.monitor.recording import Gpu
+from fastae.training import compatibility
+from fastae.training.compatibility import Driver
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import (
@@ -36,6 +38,14 @@ LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run'
 NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = 3, 7  # nvjpegBackend_t, nvjpegStatus_t
 
 Answer = tuple[str, str]
+Nvml = Driver | NvmlError
+"""What NVML said: it is opened once."""
+
+
+JETSON = (
+    "an NVIDIA Jetson: its GPU is no PCI device, and PyPI's builds of PyTorch and DALI for aarch64 are made "
+    "for servers; fastae was never tried on one"
+)
 
 
 class Problem(Exception):
@@ -45,7 +55,7 @@ class Problem(Exception):
 def examine() -> int:
     """Prints the checks; returns the exit code, 1 if training is impossible."""
     is_possible = True
-    for subject, check in CHECKS.items():
+    for subject, check in checks_of(ask_nvml()).items():
         state, text, remedy = _run(check)
         is_possible &= state != "problem: "
         log(f"{subject:10} {state}{text}", {"problem: ": "red", "warning: ": "yellow"}.get(state))
@@ -56,6 +66,23 @@ def examine() -> int:
         "bold",
     )
     return 0 if is_possible else 1
+
+
+def ask_nvml() -> Nvml:
+    try:
+        return compatibility.read_driver()
+    except NvmlError as error:
+        return error
+
+
+def checks_of(nvml: Nvml) -> dict[str, Callable[[], Answer]]:
+    """Subject -> check, in the order in which they are shown."""
+    return {
+        "fastae": check_fastae, "torch": partial(check_torch, nvml), "driver": partial(check_driver, nvml),
+        "jpeg": check_jpeg, "dali": partial(check_dali, nvml), "--amp": check_amp, "--compile": check_compile,
+        "cpu": check_cpu, "memory": check_memory, "temporary": check_temporary, "disk": check_disk,
+        "cache": check_cache,
+    }  # fmt: skip
 
 
 def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
@@ -76,43 +103,45 @@ def check_fastae() -> Answer:
     return f"{text}, Python {platform.python_version()} on {platform.platform()}", ""
 
 
-def check_torch() -> Answer:
+def check_torch(nvml: Nvml) -> Answer:
     try:
         import torch
     except (ImportError, OSError) as error:
         raise Problem(f"cannot be imported: {error}", "make setup") from None
     text = f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'}"
-    driver = _driver()
-    if driver is None or not driver.gpus:
+    if isinstance(nvml, NvmlError) or not nvml.gpus:
         return text, ""
-    if mismatch := compatibility.torch_mismatch(driver):
-        return f"{text}: {mismatch}", driver.install
-    return text, "" if torch.cuda.is_available() else "see CUDA_VISIBLE_DEVICES: PyTorch finds no GPU"
+    if mismatch := compatibility.torch_mismatch(nvml):
+        return f"{text}: {mismatch}", nvml.install
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES, to train on one"
+    if fault := compatibility.cuda_fault():
+        return f"{text}: {fault[0]}", fault[1]
+    return text, ""
 
 
-def check_driver() -> Answer:
+def check_driver(nvml: Nvml) -> Answer:
     """NVML may be missing although CUDA works; in WSL the driver is that of Windows."""
     import torch
 
-    try:
-        driver = compatibility.read_driver()
-    except NvmlError as error:
+    if isinstance(nvml, NvmlError):
         if in_wsl():
-            return (
-                error.absence.text,
-                "for an NVIDIA GPU, update the driver in Windows; none in Linux",
-            )
+            return nvml.absence.text, "for an NVIDIA GPU, update the driver in Windows; none in Linux"
         if torch.cuda.is_available():
-            return f"CUDA works, but {error.absence.text}", "nothing, to train without GPU figures"
-        if compatibility.has_nvidia_card():
-            return f"an NVIDIA GPU, but {error}", "install NVIDIA's driver; start a container with --gpus all"
-        return "no NVIDIA GPU: training runs on the CPU", ""
-    lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in driver.gpus if gpu.lost]
-    names = [f"{gpu.name}, {gpu.memory_gib or 0.0:.0f} GiB" for gpu in driver.gpus if not gpu.lost]
+            return f"CUDA works, but {nvml.absence.text}", "nothing, to train without GPU figures"
+        if compatibility.is_jetson():
+            return JETSON, "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work"
+        return compatibility.missing_driver(nvml) or ("no NVIDIA GPU: training runs on the CPU", "")
+    lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in nvml.gpus if gpu.lost]
+    names = [f"{gpu.name}, {_size(gpu)}" for gpu in nvml.gpus if not gpu.lost]
     gpus = "; ".join([*(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)), *lost])
     remedy = "reboot; nvidia-smi -q shows more" if lost else ""
-    text = f"NVIDIA {driver.version}, up to CUDA {driver.cuda[0]}.{driver.cuda[1]}: {gpus or 'no GPU'}"
-    return text, remedy if driver.gpus else "start a container with --gpus all"
+    text = f"NVIDIA {nvml.version}, up to {nvml.newest_cuda}: {gpus or 'no GPU'}"
+    return text, remedy if nvml.gpus else "start a container with --gpus all"
+
+
+def _size(gpu: Gpu) -> str:
+    return f"{gpu.memory_gib:.0f} GiB" if gpu.memory_gib else "memory shared with the CPU (below)"
 
 
 def check_jpeg() -> Answer:
@@ -128,8 +157,8 @@ def check_jpeg() -> Answer:
     return f"unknown whether there is a JPEG engine (nvJPEG: {status})", remedy
 
 
-def check_dali() -> Answer:
-    driver = _driver()
+def check_dali(nvml: Nvml) -> Answer:
+    driver = None if isinstance(nvml, NvmlError) else nvml
     remedy = driver.install if driver else "make clean; make setup"
     text = ", ".join(f"{name} {version(name)}" for name in dali_builds().values())
     if not text:
@@ -140,7 +169,7 @@ def check_dali() -> Answer:
         raise Problem(f"{text} cannot be imported: {error}", remedy) from None
     if mismatch := compatibility.build_mismatch():
         return f"{text}: {mismatch}", remedy
-    if driver and max(dali_builds()) > driver.cuda[0]:
+    if driver and driver.cuda and max(dali_builds()) > driver.cuda[0]:
         return f"{text}: driver {driver.version} is too old for it, only --device cpu works", remedy
     return text, ""
 
@@ -204,13 +233,6 @@ def check_cache() -> Answer:
     return f"{text}, {sum(entry.size for entry in entries(folder)) / 2**30:.1f} GiB used", remedy
 
 
-def _driver() -> Driver | None:
-    try:
-        return compatibility.read_driver()
-    except NvmlError:
-        return None
-
-
 def _nvjpeg_status() -> int | None:
     """nvJPEG's answer when its hardware backend is asked for; None if nvJPEG cannot be loaded."""
     spec = importlib.util.find_spec("nvidia")
@@ -234,10 +256,3 @@ def _place(folder: Path, remedy: str) -> Answer:
         return f"{folder} is not writable", remedy
     free = shutil.disk_usage(nearest).free / 2**30
     return f"{folder}, {free:.1f} GiB free", remedy if free < LITTLE_DISK else ""
-
-
-CHECKS: dict[str, Callable[[], Answer]] = {
-    "fastae": check_fastae, "torch": check_torch, "driver": check_driver, "jpeg": check_jpeg,
-    "dali": check_dali, "--amp": check_amp, "--compile": check_compile, "cpu": check_cpu,
-    "memory": check_memory, "temporary": check_temporary, "disk": check_disk, "cache": check_cache,
-}  # fmt: skip

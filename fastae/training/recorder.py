@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastae.config import TrainConfig
 from fastae.monitor.monitor import Monitor
-from fastae.monitor.profiler import StepProfiler
+from fastae.monitor.profiler import StepProfiler, costliest
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Progress
 from fastae.runs.folder import RunFolder
@@ -114,6 +114,8 @@ class Recorder:
         self._display.advance()
         if trace := self._profiler.step():
             log(f"profile   {trace}")
+            for line in costliest(trace):
+                log(f"{'':10}{line}")
         self._saver.check()
 
     def train(self, metrics: TrainMetrics) -> None:

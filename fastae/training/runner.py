@@ -15,6 +15,7 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
+from fastae.flops import training_flops
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
@@ -28,6 +29,7 @@ from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer
 from fastae.utils.console import log, printable
+from fastae.utils.device import peak_flops
 from fastae.utils.environment import command
 from fastae.utils.json import nested
 from fastae.utils.limits import thread_limit
@@ -93,6 +95,8 @@ def open_trainer(
                 ranks.size,
                 hardware.device.type == "cuda",
                 session.at_once,
+                training_flops(config.image_size, config.latent),
+                peak_flops(hardware.device, hardware.precision),
             )
             hz = config.gpu_sample_hz if ranks.is_main else 0
             gpus = local_gpus(hardware.device, ranks.size)

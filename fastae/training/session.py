@@ -31,8 +31,8 @@ from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
 from fastae.model import AutoEncoder
-from fastae.monitor.compatibility import unusable_gpu_reason
 from fastae.runs.folder import RunFolder
+from fastae.training.compatibility import unusable_gpu_reason
 from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of

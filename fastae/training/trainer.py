@@ -23,6 +23,7 @@ from fastae.config import TrainConfig
 from fastae.data.loader import Loader
 from fastae.data.recovery import DecoderError
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
+from fastae.flops import rate_text, training_flops
 from fastae.losses import loss_index
 from fastae.monitor.recording import Phase
 from fastae.runs.folder import RunFolder
@@ -34,6 +35,7 @@ from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.step_timer import Marks, StepTimer, Window
 from fastae.utils.console import log, printable
+from fastae.utils.device import peak_flops, peak_memory, total_memory
 from fastae.utils.limits import peak_bytes
 
 WARM_UP = 10
@@ -123,6 +125,8 @@ class Trainer:
             self._timer.begin()  # the first step of a resumed run warms up and compiles
         if over or stopped or self._checkpoint_is_due():
             self._save(final=over)
+            if not over and not stopped:
+                self._enter_phase()
         if stopped:
             self.finish()
             caught = self._stops.caught or signal.SIGTERM  # another rank's, if not this one's
@@ -144,10 +148,22 @@ class Trainer:
         seconds = sum(window.seconds for window in windows)
         images = self._config.batch_size * sum(window.iterations for window in windows)
         wait = sum(window.data_wait * window.seconds for window in windows) / seconds
-        memory = f"{peak_bytes() / 2**30:.1f} GiB"
-        if self._step.device.type == "cuda":
-            memory += f", {torch.cuda.max_memory_allocated(self._step.device) / 2**30:.1f} GiB on the GPU"
-        log(f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, {first}peak memory {memory}")
+        arithmetic = self._arithmetic(images / seconds)
+        log(f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, {first}{arithmetic}")
+        memory = f"peak memory {peak_bytes() / 2**30:.1f} GiB"
+        if peak := peak_memory():
+            sizes = (*peak, total_memory(self._step.device))
+            memory += "; on the GPU {:.1f} GiB used, {:.1f} reserved of {:.1f}".format(
+                *(n / 2**30 for n in sizes)
+            )
+        log(memory)
+
+    def _arithmetic(self, images_per_second: float) -> str:
+        """What the model's products at this rate come to, and their share of the devices' peak."""
+        flops = images_per_second * training_flops(self._config.image_size, self._config.latent)
+        peak = peak_flops(self._step.device, self._session.hardware.precision)
+        share = f" ({flops / self._ranks.size / peak:.1%} of the peak)" if peak else ""
+        return f"{rate_text(flops)}{share}"
 
     def _begin(self) -> None:
         self._step.model.train()
@@ -288,6 +304,8 @@ class Trainer:
     def _save(self, final: bool) -> None:
         """Starts to write a checkpoint; no loss before it was infinite or NaN."""
         self._read()
+        if self._recorder:
+            self._recorder.phase(Phase.SAVE)
         self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
         if self._recorder:
             self._recorder.save(self.iteration, self._trained(), self._step.state(), final)

@@ -6,6 +6,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 import shutil
 import sys
 import sysconfig
@@ -23,6 +24,48 @@ from fastae.utils import limits
 CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
 CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Card:
+    """A GPU by its datasheet. pattern: what its name in CUDA matches. half: dense matrix products in bf16,
+    or fp16 before Ampere, accumulated in float32, in FLOP/s. single: the same in TF32, or in float32 before
+    Ampere. bandwidth: of its memory, bytes/s."""
+
+    name: str
+    pattern: str
+    half: float
+    single: float
+    bandwidth: float
+
+
+# NVIDIA's datasheet of each card ("NVIDIA H100 Tensor Core GPU", "NVIDIA T4 Tensor Core GPU", ...), and for
+# GeForce the whitepapers of GA102, AD102 and RTX Blackwell. Where a table gives rates "with sparsity", half.
+CARDS = (
+    Card("T4", r"T4", 65e12, 8.1e12, 0.32e12),
+    Card("V100 SXM2", r"V100-SXM2-\d+GB", 125e12, 15.7e12, 0.9e12),
+    Card("A10", r"A10", 125e12, 62.5e12, 0.6e12),
+    Card("L4", r"L4", 121e12, 60e12, 0.3e12),
+    Card("L40S", r"L40S", 362e12, 183e12, 0.864e12),
+    Card("RTX 3090", r"RTX 3090", 71e12, 35.6e12, 0.936e12),
+    Card("RTX 4090", r"RTX 4090", 165e12, 82.6e12, 1.008e12),
+    Card("RTX 5090", r"RTX 5090", 209.5e12, 104.8e12, 1.792e12),
+    Card("A100 SXM 80 GB", r"A100[- ].*", 312e12, 156e12, 2.039e12),
+    Card("H100 PCIe", r"H100 PCIe", 756e12, 378e12, 2.0e12),
+    Card("H100 NVL", r"H100 NVL", 835e12, 417e12, 3.9e12),
+    Card("H100 SXM", r"H100 80GB HBM3", 989e12, 494e12, 3.35e12),
+    Card("H200", r"H200", 989e12, 494e12, 4.8e12),
+    Card("B200", r"B200", 2250e12, 1125e12, 8.0e12),
+)
+
+
+def find_card(name: str) -> Card | None:
+    """The card of this name, as CUDA gives it: the whole name, so that no laptop's card, MIG slice or later
+    variant passes for another."""
+    if " MIG " in name:
+        return None
+    short = re.sub(r"^(NVIDIA |Tesla |GeForce )+", "", name)
+    return next((card for card in CARDS if re.fullmatch(card.pattern, short)), None)
 
 
 @dataclass(frozen=True)
@@ -166,6 +209,21 @@ def free_memory(device: torch.device) -> int:
 def total_memory(device: torch.device) -> int:
     """Bytes that `device` has."""
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else limits.total_bytes()
+
+
+def peak_memory() -> tuple[int, int] | None:
+    """The most bytes that PyTorch's allocator has given out and reserved on the current GPU; None without."""
+    if not torch.cuda.is_initialized():
+        return None
+    return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()
+
+
+def peak_flops(device: torch.device, precision: Precision) -> float | None:
+    """FLOP/s of matrix products that a GPU's datasheet promises in this precision; None if not known."""
+    card = find_card(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+    if card is None:
+        return None
+    return card.single if precision.dtype is None else card.half
 
 
 def can_compile(device: torch.device = CPU) -> bool:

@@ -1,5 +1,5 @@
-"""Memory and cores of the host that this process may use, within its control groups (version 2; cgroups(7));
-and how the C library hands out large blocks."""
+"""Memory and cores of the host that this process may use, within its control groups (cgroups(7); both
+versions); and how the C library hands out large blocks."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import ctypes
 import errno
 import os
 import resource
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from fastae.errors import FastaeError
 
@@ -45,11 +47,24 @@ def peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+class Cores(NamedTuple):
+    """usable: CPUs that this process may use. physical: of these, without the second threads of cores.
+    machine: physical cores of the whole machine."""
+
+    usable: float
+    physical: float
+    machine: float
+
+
+def count_cores() -> Cores:
+    """The cores of this machine, and those of this process."""
+    usable, mine = usable_cores(), os.sched_getaffinity(0)
+    return Cores(usable, min(usable, _physical(mine)), _physical(range(os.cpu_count() or 1)))
+
+
 def usable_cores() -> float:
-    """The cores that this process may use, by its affinity and the quotas of its control groups."""
-    quotas = (_read(group / "cpu.max").split() for group in _control_groups())  # QUOTA PERIOD
-    allowed = (int(each[0]) / int(each[1]) for each in quotas if each and each[0] != "max")
-    return min([float(len(os.sched_getaffinity(0))), *allowed])
+    """The CPUs that this process may use, by its affinity and the quotas of its control groups."""
+    return min([float(len(os.sched_getaffinity(0))), *_quotas()])
 
 
 def thread_limit(error: Exception) -> str | None:
@@ -85,29 +100,51 @@ def keep_freed_memory() -> bool:
     return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
 
 
-def _control_groups() -> list[Path]:
-    """This process's control group and all above it: each limits the sum of what is below it.
+def _physical(cpus: Iterable[int]) -> int:
+    """How many cores these CPUs are: the two threads of one core count once."""
+    topology = (ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in cpus)
+    return len({_read(file) or str(file) for file in topology})
+
+
+def _quotas() -> Iterator[float]:
+    """The CPUs that each control group allows, if it has a quota."""
+    for group in _control_groups():
+        quota, period = (_read(group / "cpu.max").split() or ["max", ""])[:2]
+        if quota != "max":
+            yield int(quota) / int(period)
+    for group in _control_groups("cpu"):
+        quota, period = (_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
+        if quota not in ("", "-1"):
+            yield int(quota) / int(period)
+
+
+def _control_groups(controller: str = "") -> list[Path]:
+    """This process's control group and all above it: each limits the sum of what is below it. controller: of
+    version 1, in which each has its own tree; empty for version 2.
 
     In a container the mount may be its own group, and the path the host's: then only the mount exists.
     """
-    lines = _read(ROOT / "proc/self/cgroup").splitlines()
-    path = next((line[3:].strip("/") for line in lines if line.startswith("0::")), "")
-    mount = ROOT / "sys/fs/cgroup"
+    lines = _read(ROOT / "proc/self/cgroup").splitlines()  # NUMBER:CONTROLLERS:PATH
+    entries = [line.split(":", 2) for line in lines if line.count(":") >= 2]
+    path = next((each[2].strip("/") for each in entries if controller in each[1].split(",")), "")
+    mount = ROOT / "sys/fs/cgroup" / controller
     group = mount / ("" if ".." in path else path)  # "..": outside of what it sees
     return [each for each in (group, *group.parents) if each.is_relative_to(mount)]
 
 
-def _memory_limits() -> list[tuple[int, int]]:
+def _memory_limits() -> Iterator[tuple[int, int]]:
     """(limit, bytes used that cannot be reclaimed) of each control group that has a limit."""
-    found = []
-    for group in _control_groups():
-        stat = dict(line.split(" ", 1) for line in _read(group / "memory.stat").splitlines() if " " in line)
-        try:
-            used = int(_read(group / "memory.current")) - int(stat.get("inactive_file", 0))
-            found.append((int(_read(group / "memory.max")), used))
-        except ValueError:  # "max", or no such file
-            continue
-    return found
+    for controller, used, limit, inactive in (
+        ("", "memory.current", "memory.max", "inactive_file"),
+        ("memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
+    ):
+        for group in _control_groups(controller):
+            lines = _read(group / "memory.stat").splitlines()
+            stat = dict(line.split(" ", 1) for line in lines if " " in line)
+            try:
+                yield int(_read(group / limit)), int(_read(group / used)) - int(stat.get(inactive, 0))
+            except ValueError:  # "max", or no such file; version 1 has a number beyond any memory
+                continue
 
 
 def _memory(entry: str, pages: str) -> int:

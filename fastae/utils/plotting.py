@@ -38,7 +38,7 @@ def _folder_in_cache() -> Path | None:
     """An entry of fastae's cache, so that the list is made once; None if that cannot be written."""
     try:
         folder = cache_folder() / "matplotlib"
-        ensure_entry(folder, "fonts", "Matplotlib's list of fonts", lambda draft: None)
+        ensure_entry(folder, "fonts", "Matplotlib's list of fonts", lambda draft: None, lambda found: None)
     except (OSError, FastaeError):
         return None
     return folder if _is_writable(folder) else None

@@ -6,28 +6,30 @@ matrix products.
 
 import itertools
 import os
-import sys
 import time
 
 import numpy as np
 import pytest
 import torch
 
-from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report
 from fastae.monitor.host import HostReader
-from fastae.monitor.monitor import Monitor, local_gpus
+from fastae.monitor.monitor import Monitor, local_gpus, readers_of
 from fastae.monitor.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
-from fastae.monitor.summary import EnergySource, RunInfo, Verdict, summarize
+from fastae.monitor.summary import RunInfo, Verdict, summarize
+from fastae.utils.device import find_card, peak_memory
+from fastae.utils.limits import count_cores
 
 from ..commands import fastae
 
 pytestmark = pytest.mark.usefixtures("real_gpu")
 
 SECONDS = 20.0
-"""Long enough for ten readings of what is read once a second."""
+"""Long enough for forty samples."""
+
+INFO = RunInfo("dali", compiled=False, amp=True, batch_size=1)
 
 
 @pytest.fixture(scope="module")
@@ -44,13 +46,13 @@ def device(cuda):
 def recorded(device, work):
     import pynvml
 
-    poller = Poller(HostReader(os.getpid()), 10, pynvml, lambda library: [device], None)
+    poller = Poller([*readers_of(pynvml, [device], (os.getpid(),)), HostReader([os.getpid()])], 2)
     poller.start()
     poller.enter(Phase.TRAIN)
     work()
-    poller.stop()
+    assert poller.stop()
     recording = poller.recording()
-    assert recording.failure is None and recording.absence is None
+    assert recording.failure is None
     return recording
 
 
@@ -80,50 +82,41 @@ def test_the_gpu_of_pytorch_is_found(device, cuda):
 
 
 def test_a_known_load(under_load):
-    summary = summarize(under_load, 1.0)
-    (gpu,) = summary.gpus
+    (gpu,) = summarize(under_load, INFO, count_cores()).gpus
     if gpu.mean("gpu_busy") is None:
         pytest.skip(f"not offered: {gpu.record.missing}")
-    assert gpu.statistics["gpu_busy"].p50 > 95 and gpu.record.ours is not False
-    assert diagnose(summary).verdict in (Verdict.GPU_BOUND, Verdict.COMPUTE_BOUND)
+    assert gpu.statistics["gpu_busy"].p50 > 95 and not gpu.record.errors
+    assert gpu.record.xids == () and not gpu.ecc_uncorrected
     if gpu.mean("sm_active") is not None:
         assert gpu.mean("sm_active") > 50 and gpu.mean("tensor_active") > 20
-        assert diagnose(summary).verdict is Verdict.COMPUTE_BOUND
 
 
 def test_the_energy_counter_agrees_with_sampled_power(under_load):
-    counted, sampled = (under_load.columns[f"gpu0/{name}"] for name in ("counted_power", "power"))
-    if len(counted) < 5 or not len(sampled):
-        pytest.skip(f"not offered: {under_load.gpus[0].missing}")
-    begin, end = counted.times[1], counted.times[-1]
-    same = (sampled.times >= begin) & (sampled.times <= end)
-    assert sampled.values[same].mean() == pytest.approx(counted.values[2:].mean(), rel=0.1)
-    assert summarize(under_load, 1.0).gpus[0].energy_source is EnergySource.COUNTER
+    (gpu,) = summarize(under_load, INFO, count_cores()).gpus
+    if not gpu.is_counted or gpu.watts is None:
+        pytest.skip(f"not offered: {gpu.record.missing}")
+    assert gpu.kwh == pytest.approx(gpu.watts * under_load.seconds / 3.6e6, rel=0.1)
 
 
-def test_the_program_keeps_its_memory_apart_from_others(under_load):
-    gpu = summarize(under_load, 1.0).gpus[0]
-    own = gpu.mean("process_memory")
-    if own is None:
-        pytest.skip(f"processes are not attributed here: {gpu.record.missing}")
-    assert 0.1 < own <= gpu.mean("memory") + 0.5
-
-
-def test_an_idle_card_is_seen_idle_and_what_that_costs(device, under_load):
+def test_an_idle_card_is_seen_idle_at_the_rate_that_was_asked_for(device, under_load):
     time.sleep(2)
     recording = recorded(device, lambda: time.sleep(10))
-    print(f"poller: {recording.poller_share:.2%} of a core")
-    assert recording.poller_share < 0.02
-    fast = [recording.values(f"gpu0/{name}") for name in ("gpu_busy", "power", "sm_clock")]
-    assert max(map(len, fast)) > 50, "every fast call takes more than its share: the rates were lowered"
-    if len(fast[0]):
-        assert np.median(fast[0]) < 20
+    assert recording.hz > 1.8, "a query is slow"
+    busy = recording.values("gpu0/gpu_busy")
+    if len(busy):
+        assert np.median(busy) < 20
+
+
+def test_the_cards_name_is_known_and_so_is_its_memory(cuda):
+    name = torch.cuda.get_device_name(cuda)
+    allocated, reserved = peak_memory()
+    assert 0 <= allocated <= reserved
+    print(f"{name}: {find_card(name)}")
 
 
 def loop(cuda, folder, batches, step, seconds=SECONDS):
     """A training loop as fastae's, with a log step every 20 iterations; returns the report."""
-    info = RunInfo("dali", compiled=False, amp=True, batch_size=1)
-    with Monitor(folder, 10, local_gpus(cuda), info) as monitor:
+    with Monitor(folder, 2, local_gpus(cuda), INFO) as monitor:
         step(next(batches))
         torch.cuda.synchronize()
         monitor.enter(Phase.TRAIN)
@@ -177,31 +170,6 @@ def test_the_verdict_on_a_loop(cuda, tmp_path, batches, make_step, verdicts):
     assert loop(cuda, tmp_path, batches, make_step(cuda)).diagnosis.verdict in verdicts
 
 
-@pytest.mark.parametrize(
-    ("work", "verdicts"),
-    [
-        ("time.sleep(0.005); big @ big; torch.cuda.synchronize()", {Verdict.WAITING_FOR_DATA}),
-        ("sum(range(500)); small.add_(1)", {Verdict.LAUNCH_BOUND}),
-        ("big @ big; torch.cuda.synchronize()", {Verdict.GPU_BOUND, Verdict.COMPUTE_BOUND}),
-    ],
-    ids=["data-bound", "launch-bound", "busy"],
-)
-def test_the_verdict_on_a_command(cuda, tmp_path, work, verdicts):
-    code = f"""
-import time, torch
-small, big = torch.ones(1, device="cuda"), torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
-end = time.monotonic() + {SECONDS}
-while time.monotonic() < end:
-    {work}
-"""
-    result = fastae("gpu", "--out", tmp_path, "--", sys.executable, "-c", code)
-    assert result.returncode == 0, result.stderr
-    report = read_report(tmp_path)
-    if report.judged is None or report.judged.mean("gpu_busy") is None:
-        pytest.skip(f"not judged: {report.absence}")
-    assert report.diagnosis.verdict in verdicts, result.stderr
-
-
 def test_a_run_on_the_gpu_reports_on_it(face_folder, tmp_path):
     out = tmp_path / "run"
     result = fastae(
@@ -211,9 +179,3 @@ def test_a_run_on_the_gpu_reports_on_it(face_folder, tmp_path):
     assert result.returncode == 0, result.stderr
     (gpu,) = read_report(out).summary.gpus
     assert gpu.record.gpu.name == torch.cuda.get_device_name(0) and (out / "trace.json.gz").exists()
-
-
-def test_another_program(tmp_path):
-    watched = fastae("gpu", "--out", tmp_path, "--", "sh", "-c", "echo its own; exit 3")
-    assert watched.returncode == 3 and watched.stdout == "its own\n" and "verdict" in watched.stderr
-    assert read_report(tmp_path).absence is not None, "it was on no GPU"

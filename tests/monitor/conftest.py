@@ -5,62 +5,79 @@ from types import SimpleNamespace
 import pytest
 
 from fastae.monitor import gpu_reader, poller
-from fastae.monitor.host import COLUMNS
-from fastae.monitor.nvml import visible_gpus
+from fastae.monitor.monitor import readers_of
+from fastae.monitor.nvml import all_gpus, gpu_of_cuda
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
+from fastae.monitor.summary import RunInfo
 
 from .recorded_nvml import machine_of
 
 OUR_PID = 4_000_001
 """Above what Linux gives to any process by default."""
 
+DALI = RunInfo(loader="dali", compiled=False, amp=False, batch_size=64)
+HOST = RunInfo(loader="host", compiled=True, amp=True, batch_size=64)
+RESIDENT = RunInfo(loader="resident", compiled=True, amp=True, batch_size=64)
+
+
+def loop(data=0.0, device=0.0, images=1000):
+    """What a loop records in each second: the shares of the time without a batch, and of the host's waits for
+    the device; None for a run on the CPU."""
+    waits = {"data_wait": 100 * data, **({} if device is None else {"device_wait": 100 * device})}
+    return {"images_per_second": images, **waits, "seconds": 1.0}
+
+
+DEVICE_LIMITED, DATA_LIMITED, HOST_LIMITED = loop(0.001, 0.4), loop(0.9, 0.01), loop(0.01, 0.001)
+
 
 class StubHost:
     """A host whose processes keep so many cores busy."""
 
-    columns = COLUMNS
-
-    def __init__(self, cpu=1.0, machine=1.0, is_ours=lambda pid: pid == OUR_PID):
-        self.is_ours = is_ours
+    def __init__(self, cpu=1.0, machine=1.0):
         values = {"host/cpu": cpu, "host/machine_cpu": machine, "host/memory": 2.0}
         self.values = {name: value for name, value in values.items() if value is not None}
 
-    def queries(self):
-        return [(1.0, lambda: self.values)]
+    def read(self):
+        return self.values
 
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Simulated seconds: `now`, and the `cpu` and `wall` time by which calls are timed."""
-    clock = SimpleNamespace(now=0.0, cpu=0.0, wall=0.0)
-    simulated = SimpleNamespace(
-        monotonic=lambda: clock.now, thread_time=lambda: clock.cpu, perf_counter=lambda: clock.wall
-    )
+    """Simulated seconds: `now`."""
+    clock = SimpleNamespace(now=0.0)
     for module in (poller, gpu_reader):
-        monkeypatch.setattr(module, "time", simulated)
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
     return clock
 
 
 @pytest.fixture
 def simulate(clock):
-    """Polls a card in a series of states, or a recorded machine, for so many seconds of training; returns the
-    poller. loop: what the training loop records in each second."""
+    """Polls a card in a series of states, or a recorded machine, for so many seconds; returns the poller.
 
-    def run(states=(), *, library=None, host=None, seconds=30.0, hz=10, loop=None):
+    loop: what the training loop records in each second. phases: (seconds, phase) from which it is another.
+    """
+
+    def run(states=(), *, library=None, host=None, seconds=30.0, hz=2, loop=None, phases=((0, Phase.TRAIN),)):
         library = library or machine_of(*([states] if states else []))
         clock.now = 0.0
         for card in library.cards:
             card.clock = lambda: clock.now
-        found = Poller(host or StubHost(), hz, library, lambda nvml: visible_gpus(nvml, None), None)
-        found.enter(Phase.TRAIN)
+        devices = all_gpus(library)
+        if any(card.mig for card in library.cards):
+            devices = [gpu_of_cuda(library, "board", None)]
+        readers = [*readers_of(library, devices, (OUR_PID,)), host or StubHost()]
+        found, left = Poller(readers, hz), list(phases)
 
         def wait(until_due):
             before, clock.now = clock.now, clock.now + max(0.0, until_due)
             if loop and int(before) < int(clock.now):
-                found.record(*loop)
+                found.record(**loop)
+            while left and left[0][0] <= clock.now:
+                found.enter(left.pop(0)[1])
             return clock.now > seconds - 1e-6
 
+        wait(0.0)
         found._stopping = SimpleNamespace(wait=wait)
         found._run()
         found._ended = clock.now

@@ -10,12 +10,12 @@ import inspect
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pynvml
 from pynvml import nvmlFriendlyObject
 
 GIB = 2**30
-PCIE_FIELDS = (pynvml.NVML_FI_DEV_PCIE_COUNT_RX_BYTES, pynvml.NVML_FI_DEV_PCIE_COUNT_TX_BYTES)
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,13 @@ UNKNOWN = Fault(pynvml.NVML_ERROR_UNKNOWN)
 
 @dataclass(frozen=True)
 class State:
-    """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits, KB/s.
+    """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits.
 
-    energy: a Fault if there is no counter. throttled: field -> share of the time that its counter runs. gpm:
-    GPM's metric -> value; None for a card without GPM. counted: of PCIe, in each second.
+    energy: mW by which its counter runs, or a Fault if there is none. gpm: GPM's metric -> value; None for a
+    card without GPM. ecc: corrected and uncorrected errors so far. xids: errors that the driver logs now.
     """
 
     utilization: object = 0
-    memory_utilization: int = 0
     used: object = 2 * GIB
     power: object = 60_000
     mean_power: object = 60_000
@@ -49,11 +48,9 @@ class State:
     sm_clock: object = 345
     reasons: object = pynvml.nvmlClocksEventReasonGpuIdle
     jpeg: object = 0
-    throughput: object = 1_000
-    counted: object = 1_000_000
-    link: object = (5, 16)
-    performance_state: object = 0
-    throttled: object = field(default_factory=lambda: dict.fromkeys((74, 269, 270, 271), 0.0))
+    width: object = 16
+    ecc: object = (0, 0)
+    xids: tuple = ()
     gpm: object = None
     processes: object = ()
 
@@ -63,12 +60,11 @@ class State:
     @classmethod
     def all(cls, value, **others):
         """Every call gives the same, such as a Fault, but for `others`."""
-        given = {each.name: value for each in dataclasses.fields(cls) if each.name != "memory_utilization"}
-        return cls(**(given | others))
+        return cls(**({each.name: value for each in dataclasses.fields(cls)} | others))
 
 
-def gpm(active, occupancy, tensor, bandwidth, mib_per_second=100.0):
-    return {2: active, 3: occupancy, 5: tensor, 10: bandwidth, 20: mib_per_second, 21: mib_per_second}
+def gpm(active, tensor, fp32, bandwidth):
+    return {2: active, 5: tensor, 12: fp32, 10: bandwidth}
 
 
 IDLE = [State()]
@@ -76,17 +72,24 @@ STARVED = [
     State(utilization=percent, sm_clock=1980, reasons=0, jpeg=95, power=power)
     for percent, power in 200 * [(100, 310_000), (0, 110_000), (0, 90_000), (20, 120_000)]
 ]
-BUSY = [State(utilization=98, memory_utilization=60, sm_clock=1900, reasons=0, power=600_000)]
-LAUNCH_BOUND = [BUSY[0].but(utilization=55, power=200_000)]
-COMPUTE_BOUND = [BUSY[0].but(gpm=gpm(92.0, 40.0, 70.0, 30.0))]
-MEMORY_BOUND = [BUSY[0].but(gpm=gpm(85.0, 50.0, 10.0, 75.0))]
-UNDERFILLED = [BUSY[0].but(gpm=gpm(20.0, 10.0, 2.0, 5.0))]
-AT_POWER_LIMIT = [BUSY[0].but(power=700_000, throttled={74: 0.9, 269: 0.0, 270: 0.0, 271: 0.0})]
-TOO_HOT = [BUSY[0].but(temperature=88, throttled={74: 0.0, 269: 0.0, 270: 0.25, 271: 0.0})]
-SLICE = [State.all(NOT_SUPPORTED, used=5 * GIB, gpm=None, processes=())]
-HOPPER_SLICE = [SLICE[0].but(gpm=gpm(92.0, 40.0, 70.0, 30.0))]
-FALLS_OFF_THE_BUS = [*BUSY * 50, State.all(LOST)]
-"""Lost after five seconds at 10 Hz."""
+BUSY = [State(utilization=98, sm_clock=1900, reasons=0, power=600_000)]
+HALF_BUSY = [BUSY[0].but(utilization=55, power=200_000)]
+COMPUTE_BOUND = [BUSY[0].but(gpm=gpm(92.0, 70.0, 20.0, 30.0))]
+MEMORY_BOUND = [BUSY[0].but(gpm=gpm(85.0, 10.0, 15.0, 75.0))]
+UNDERFILLED = [BUSY[0].but(gpm=gpm(20.0, 2.0, 1.0, 5.0))]
+SPINNING = [BUSY[0].but(gpm=gpm(97.0, 2.0, 1.0, 8.0))]
+NO_TENSOR_CORES = [BUSY[0].but(gpm=gpm(95.0, 0.0, 50.0, 30.0))]
+AT_POWER_LIMIT = [BUSY[0].but(power=700_000, reasons=pynvml.nvmlClocksEventReasonSwPowerCap)]
+HARDWARE_SLOWDOWN = pynvml.nvmlClocksEventReasonHwSlowdown
+TOO_HOT = [
+    BUSY[0].but(temperature=88, reasons=reasons | HARDWARE_SLOWDOWN * bool(reasons))
+    for reasons in 50 * [pynvml.nvmlClocksEventReasonHwThermalSlowdown, 0, 0, 0]
+]
+SLOWED_DOWN = [BUSY[0].but(reasons=HARDWARE_SLOWDOWN)]
+SLICE = [State.all(NOT_SUPPORTED, used=5 * GIB, gpm=None, processes=(), xids=())]
+HOPPER_SLICE = [SLICE[0].but(gpm=gpm(92.0, 70.0, 20.0, 30.0))]
+FALLS_OFF_THE_BUS = [*BUSY * 50, BUSY[0].but(xids=(79, 45, 45)), State.all(LOST, xids=())]
+"""Lost after the 51st reading."""
 
 
 @dataclass(eq=False)
@@ -106,6 +109,8 @@ class Card:
     capability: tuple = (9, 0)
     clock: object = time.monotonic
     tick: int = -1
+    reported: int = -1
+    queue: list = field(default_factory=list)
 
     @property
     def state(self):
@@ -116,13 +121,7 @@ class Card:
         state = self.state
         if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
             return state.power
-        if number == pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
-            each_second = state.energy or state.power
-        elif number in PCIE_FIELDS:
-            each_second = state.counted
-        else:
-            shares = state.throttled
-            each_second = shares if isinstance(shares, Fault) else 1e9 * shares[number]
+        each_second = state.energy or state.power
         return each_second if isinstance(each_second, Fault) else round(self.clock() * each_second)
 
 
@@ -188,8 +187,8 @@ def memory(machine, card, version):
 
 def utilization(machine, card):
     card.tick += 1
-    busy, of_memory = card.state.utilization, card.state.memory_utilization
-    return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy, memory=of_memory)
+    busy = card.state.utilization
+    return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy)
 
 
 def field_values(machine, card, numbers):
@@ -199,11 +198,25 @@ def field_values(machine, card, numbers):
         each.fieldId = number
         if isinstance(answer, Fault):
             each.nvmlReturn = answer.code
-        elif number in PCIE_FIELDS:
-            each.valueType, each.value.uiVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_INT, answer % 2**32
         else:
             each.valueType, each.value.ullVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, answer
     return values
+
+
+def register(machine, card, kinds, events):
+    assert kinds == pynvml.nvmlEventTypeXidCriticalError
+    events.card = card
+
+
+def wait_for_event(machine, events, milliseconds):
+    """Each state's errors are reported once, one after the other."""
+    assert milliseconds == 0, "it would block"
+    card = events.card
+    if card.reported != card.tick:
+        card.reported, card.queue = card.tick, list(card.state.xids)
+    if not card.queue:
+        return Fault(pynvml.NVML_ERROR_TIMEOUT)
+    return pynvml.c_nvmlEventData_t(eventData=card.queue.pop(0))
 
 
 def recorded(name, wrap=lambda value: value):
@@ -244,8 +257,6 @@ ANSWERS = {
     "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability if card else NOT_FOUND,
     "nvmlDeviceGetMemoryInfo": memory,
     "nvmlDeviceGetEnforcedPowerLimit": lambda machine, card: 700_000,
-    "nvmlDeviceGetMaxClockInfo": lambda machine, card, kind: 1980,
-    "nvmlDeviceGetMaxPcieLinkGeneration": lambda machine, card: 5,
     "nvmlDeviceGetMaxPcieLinkWidth": lambda machine, card: 16,
     "nvmlDeviceGetUtilizationRates": utilization,
     "nvmlDeviceGetPowerUsage": recorded("mean_power"),
@@ -253,15 +264,18 @@ ANSWERS = {
     "nvmlDeviceGetTemperature": recorded("temperature"),
     "nvmlDeviceGetClockInfo": recorded("sm_clock"),
     "nvmlDeviceGetCurrentClocksEventReasons": recorded("reasons"),
-    "nvmlDeviceGetPerformanceState": recorded("performance_state"),
-    "nvmlDeviceGetCurrPcieLinkGeneration": recorded("link", lambda link: link[0]),
-    "nvmlDeviceGetCurrPcieLinkWidth": recorded("link", lambda link: link[1]),
+    "nvmlDeviceGetCurrPcieLinkWidth": recorded("width"),
+    "nvmlDeviceGetTotalEccErrors": lambda machine, card, kind, counter: (
+        ecc if isinstance(ecc := card.state.ecc, Fault) else ecc[kind]
+    ),
+    "nvmlEventSetCreate": lambda machine: SimpleNamespace(),
+    "nvmlDeviceRegisterEvents": register,
+    "nvmlEventSetWait_v2": wait_for_event,
     "nvmlDeviceGetJpgUtilization": recorded("jpeg", lambda percent: [percent, 167_000]),
     "nvmlDeviceGetComputeRunningProcesses": recorded(
         "processes",
         lambda found: [nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used}) for pid, used in found],
     ),
-    "nvmlDeviceGetPcieThroughput": recorded("throughput"),
     "nvmlDeviceGetMigMode": lambda machine, card: [int(card.mig)] * 2,
     "nvmlDeviceGetMaxMigDeviceCount": lambda machine, card: 7,
     "nvmlDeviceGetMigDeviceHandleByIndex": lambda machine, board, index: dict(

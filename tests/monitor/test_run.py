@@ -15,14 +15,14 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastae.monitor import monitor as module
-from fastae.monitor.files import read_report
+from fastae.monitor.files import read_report, read_sessions
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Absence, Phase
 from fastae.monitor.summary import RunInfo, Verdict
 
 from ..commands import SMALL, here
 from ..test_cli import refuses
-from .recorded_nvml import BUSY, LAUNCH_BOUND, machine_of, mig_machine
+from .recorded_nvml import BUSY, FALLS_OFF_THE_BUS, HALF_BUSY, machine_of, mig_machine
 
 INFO = RunInfo("dali", compiled=False, amp=False, batch_size=4)
 
@@ -44,18 +44,24 @@ def test_a_run_without_a_gpu_has_one_line_and_names_the_command_for_more(run):
     report = read_report(out)
     assert report.absence is Absence.CPU_RUN and report.summary.gpus == ()
     assert report.summary.images_per_second > 0 and report.summary.failure is None
-    assert 0 < report.summary.data_wait < 1 and 0 <= report.summary.device_wait < 0.1
-    assert set(report.summary.phases) >= {Phase.WARM_UP, Phase.TRAIN, Phase.EVAL}
+    assert 0 < report.summary.data_wait < 1 and report.summary.device_wait is None
+    assert report.summary.tflops > 0 and report.summary.mfu is None, "of a CPU the peak is not known"
+    assert set(report.summary.phases) >= {Phase.WARM_UP, Phase.TRAIN, Phase.EVAL, Phase.SAVE}
     header, *lines = csv.reader((out / "gpu.csv").open())
-    assert header[:2] == ["time [s]", "phase"] and "loop/data_wait [%]" in header and len(lines) > 3
+    assert (
+        header[:3] == ["time [s]", "session", "phase"] and "loop/data_wait [%]" in header and len(lines) > 3
+    )
     assert (out / "gpu.png").read_bytes().startswith(b"\x89PNG")
     assert not list(out.glob("**/*partial*"))
 
 
 def test_the_table_and_the_trace_of_a_run(run, capsys):
     out, output = run
-    assert here("gpu", out) == 0 and "\nverdict " in capsys.readouterr().out
-    assert f"profile   {out}/trace.json.gz" in output
+    assert not here("gpu", out) and "\nverdict " in capsys.readouterr().out
+    lines = output.splitlines()
+    place = lines.index(f"profile   {out}/trace.json.gz")
+    assert all("%" in line and " ms " in line for line in lines[place + 1 : place + 11])
+    assert "FLOP/s" in output and "\npeak memory " in output
     events = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))["traceEvents"]
     steps = [each for each in events if each.get("name") == "Optimizer.step#Adam.step"]
     assert len(steps) in (0, 3) and len(events) > 100
@@ -95,17 +101,30 @@ def watched(folder, library, gpus, info=INFO):
 
 
 def test_the_gpu_of_the_run_is_sampled(tmp_path, capsys):
-    library = machine_of(BUSY, LAUNCH_BOUND)
+    library = machine_of(BUSY, HALF_BUSY)
     (gpu,) = watched(tmp_path, library, ["1"]).summary.gpus
     assert gpu.record.gpu.uuid == "GPU-1" and gpu.mean("gpu_busy") == 55 and library.opened == 0
     assert "55 %" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("states", "verdict"), [(BUSY, Verdict.GPU_BOUND), (LAUNCH_BOUND, Verdict.UNKNOWN)])
+@pytest.mark.parametrize(("states", "verdict"), [(BUSY, Verdict.GPU_BOUND), (HALF_BUSY, Verdict.UNKNOWN)])
 def test_a_run_that_took_turns_has_no_waits_and_no_energy_of_its_own(tmp_path, states, verdict):
     report = watched(tmp_path, machine_of(states), ["0"], replace(INFO, at_once=4))
     assert report.diagnosis.verdict is verdict
     assert report.summary.data_wait is report.summary.images_per_second is report.summary.kwh is None
+
+
+def test_a_gpu_that_fails_is_in_the_log_at_the_end_of_the_run(tmp_path, capsys):
+    watched(tmp_path, machine_of(FALLS_OFF_THE_BUS[-3:]), ["0"])
+    *troubles, usage = capsys.readouterr().out.splitlines()
+    assert usage.startswith("usage ") and all(line.startswith("trouble ") for line in troubles)
+    assert any("XID 45, 79" in line for line in troubles) and any("GPU_IS_LOST" in line for line in troubles)
+
+
+def test_a_second_session_in_the_same_folder_is_added(tmp_path):
+    for _ in range(2):
+        watched(tmp_path, machine_of(BUSY), ["0"])
+    assert len(read_sessions(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(("gpus", "is_known"), [(["1", "2"], True), (["1"], False)])

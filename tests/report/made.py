@@ -15,6 +15,7 @@ from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, 
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, NAME, TRAIN, MetricsWriter
 from fastae.runs.weights import write_weights
+from fastae.utils.limits import Cores
 
 SMALL = {
     "image_size": 32, "latent": 16, "batch_size": 4, "iterations": 100, "eval_every": 50, "log_every": 10,
@@ -38,7 +39,7 @@ def make_run(
 ):
     """A run of `loss` that logged these loss_index: iteration -> value.
 
-    weights: seed of the model, None for no weights. gpu: a UsageReport for gpu.json. described: more of
+    weights: seed of the model, None for no weights. gpu: UsageReports for gpu.json. described: more of
     config.json.
     """
     config = TrainConfig(loss=loss, data=str(data), **{**SMALL, **settings})
@@ -69,7 +70,7 @@ def make_run(
             if step in held_out:
                 metrics.append(step, HELD_OUT, loss_index=held_out[step])
     if gpu:
-        (folder / REPORT).write_text(json.dumps(dataclasses.asdict(gpu)))
+        (folder / REPORT).write_text(json.dumps([dataclasses.asdict(each) for each in gpu]))
     if weights is not None:
         torch.manual_seed(weights)
         state = {"model": AutoEncoder(config.image_size, config.latent).state_dict(), "iteration": max(train)}
@@ -77,11 +78,12 @@ def make_run(
     return folder
 
 
-def gpu_report(kwh):
-    """As a run's monitor writes it."""
+def gpu_report(*energies):
+    """As a run's monitor writes it: a session with each of these energies, in kWh."""
     statistics = {"cpu": Statistics("CPU use", "cores", 1.5, 1.0, 1.5, 2.0, 2.0)}
     whole = Summary(
-        seconds=120.0, poller_share=0.01, cores=2.0, phases={Phase.TRAIN: 100.0, Phase.EVAL: 20.0},
-        measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=0.1, kwh=kwh,
+        seconds=120.0, cores=Cores(2, 2, 2), phases={Phase.TRAIN: 100.0, Phase.EVAL: 20.0},
+        measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=0.1,
     )  # fmt: skip
-    return UsageReport(None, whole, Diagnosis(Verdict.CPU_BOUND, ("--amp",)), Absence.CPU_RUN)
+    diagnosis = Diagnosis(Verdict.CPU_BOUND, ("--amp",))
+    return [UsageReport(dataclasses.replace(whole, kwh=kwh), diagnosis, Absence.CPU_RUN) for kwh in energies]

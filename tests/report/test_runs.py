@@ -83,19 +83,22 @@ def test_speed_is_that_of_all_windows_but_the_slowest_and_time_that_of_all(tmp_p
 
 
 def test_runs_that_took_turns_on_a_device_have_no_speed_time_or_energy_of_their_own(tmp_path):
-    run = only(make_run(tmp_path / "run", gpu=gpu_report(kwh=0.5), described={"at_once": 2}))
+    run = only(make_run(tmp_path / "run", gpu=gpu_report(0.5), described={"at_once": 2}))
     assert run.took_turns and math.isnan(run.images_per_second) and run.seconds == 0 and math.isnan(run.kwh)
 
 
 def test_energy_is_claimed_only_if_all_gpus_were_measured_in_all_of_the_run(tmp_path):
-    counted = gpu_report(kwh=0.5)
+    counted = gpu_report(0.5)
     make_run(tmp_path / "a", gpu=counted)
     make_run(tmp_path / "b", gpu=counted, described={"world_size": 4})
     make_run(tmp_path / "c", gpu=counted, described={"resumed": [50]})
-    make_run(tmp_path / "d", gpu=gpu_report(kwh=None))  # as the monitor writes if a GPU is missing
+    make_run(tmp_path / "d", gpu=gpu_report(None))  # as the monitor writes if a GPU is missing
     (make_run(tmp_path / "e", gpu=counted) / "gpu.json").write_text("{[")
-    energies = [run.kwh for run in find_runs([tmp_path])[0]]
-    assert energies[:2] == [0.5, 0.5] and all(map(math.isnan, energies[2:]))
+    make_run(tmp_path / "f", gpu=gpu_report(0.5, 0.25), described={"resumed": [50]})
+    make_run(tmp_path / "g", gpu=gpu_report(0.5, None), described={"resumed": [50]})
+    energies = {run.name: run.kwh for run in find_runs([tmp_path])[0]}
+    assert (energies["a"], energies["b"], energies["f"]) == (0.5, 0.5, 0.75)
+    assert all(math.isnan(energies[name]) for name in "cdeg"), "a session or a GPU is missing"
 
 
 def test_options_give_the_settings_again(tmp_path):

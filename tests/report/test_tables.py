@@ -71,7 +71,7 @@ def test_a_run_alone_is_not_compared_nor_are_runs_that_have_only_begun(tmp_path)
 def test_the_table_has_the_last_values_as_they_were_logged_and_no_empty_column(tmp_path):
     train = {1: 900e3, 50: 100e3, 100: 300e3}
     held_out = {0: 900e3, 50: 280e3, 100: 310e3}
-    path = make_run(tmp_path / "a", train=train, held_out=held_out, rate=1000.0, gpu=gpu_report(kwh=0.5))
+    path = make_run(tmp_path / "a", train=train, held_out=held_out, rate=1000.0, gpu=gpu_report(0.5))
     runs, comparison = report_on(tmp_path)
     measured = Measurement(100, None, None, None, psnr=21.234, ssim=0.5678)
     head, (row,) = table(runs, {path: measured}, comparison)

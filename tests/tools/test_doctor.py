@@ -8,11 +8,13 @@ import pynvml
 import pytest
 import torch
 
-from fastae.monitor import compatibility, nvml
-from fastae.monitor.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.monitor import nvml
 from fastae.monitor.recording import Gpu
 from fastae.tools import doctor
-from fastae.tools.doctor import CHECKS, Problem
+from fastae.tools.doctor import Problem, ask_nvml, checks_of
+from fastae.training import compatibility
+from fastae.training.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.utils.environment import DALI_BUILDS
 
 from ..commands import here
 from ..monitor.recorded_nvml import BUSY, Card, RecordedNvml
@@ -22,6 +24,10 @@ OLD = Driver("570.86.15", (12, 8), CARD, ((9, 0),))
 NEW = Driver("580.65.06", (13, 0), CARD, ((9, 0),))
 VOLTA = Driver("580.65.06", (13, 0), CARD, ((7, 0),))
 ANCIENT = Driver("470.57", (11, 4), CARD, ((7, 0),))
+BLACKWELL_OLD = Driver("570.86.15", (12, 8), CARD, ((12, 0),))
+BLACKWELL = Driver("580.65.06", (13, 0), CARD, ((12, 0),))
+BLACKWELL_AND_VOLTA = Driver("580.65.06", (13, 0), CARD, ((12, 0), (7, 0)))
+UNKNOWN_NEW, UNKNOWN_OLD = Driver("590.1", None, CARD, ((9, 0),)), Driver("570.1", None, CARD, ((9, 0),))
 CUDA_13_BUILD = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 CUDA_12_BUILD = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 
@@ -34,7 +40,7 @@ def install(monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
-        builds = {major: compatibility.DALI_BUILDS[major] for major in dali}
+        builds = {major: DALI_BUILDS[major] for major in dali}
         for module in (doctor, compatibility):
             monkeypatch.setattr(module, "dali_builds", lambda: builds)
 
@@ -53,7 +59,7 @@ def install(monkeypatch):
 def test_this_machine_on_one_screen(capsys):
     assert here("doctor") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 24 and CHECKS.keys() <= {line.split()[0] for line in lines}
+    assert len(lines) <= 24 and checks_of(ask_nvml()).keys() <= {line.split()[0] for line in lines}
     in_a_checkout = (Path(doctor.__file__).parents[2] / ".git").exists()
     assert ("unknown" in lines[0]) is not in_a_checkout
     assert len(compatibility.dali_builds()) == 1 and build_mismatch() == ""
@@ -68,13 +74,23 @@ def test_this_machine_on_one_screen(capsys):
         (VOLTA, "13.0", CUDA_13_BUILD, 13, False, "'.[cuda12]'"),
         (VOLTA, "12.8", CUDA_12_BUILD, 12, True, ""),
         (NEW, None, [], 13, False, "'.[cuda13]'"),
-        (ANCIENT, "12.8", CUDA_12_BUILD, 12, False, "driver"),
+        (ANCIENT, "12.8", CUDA_12_BUILD, 12, False, "driver 580"),
+        # Neither build works: no circle from 13 to 12 and back.
+        (BLACKWELL_OLD, "13.0", CUDA_13_BUILD, 13, False, "driver 580 or newer"),
+        (BLACKWELL_OLD, "12.6", CUDA_12_BUILD, 12, False, "driver 580 or newer"),
+        (BLACKWELL, "12.6", CUDA_12_BUILD, 12, False, "'.[cuda13]'"),
+        (BLACKWELL, "13.0", CUDA_13_BUILD, 13, True, ""),
+        (BLACKWELL_AND_VOLTA, None, [], 13, False, "'.[cuda13]'"),
+        # A version of CUDA that NVML does not know is no 0.0, which would be too old for anything.
+        (UNKNOWN_NEW, "13.0", CUDA_13_BUILD, 13, True, ""),
+        (UNKNOWN_NEW, None, [], 13, False, "'.[cuda13]'"),
+        (UNKNOWN_OLD, None, [], 13, False, "'.[cuda12]'"),
     ],
 )
 def test_pytorch_against_driver_and_card(install, driver, cuda, built, dali, fits, line):
     install(cuda, built, (dali,), driver, available=fits)
     assert (torch_mismatch(driver) == "") is fits
-    _, remedy = doctor.check_torch()
+    _, remedy = doctor.check_torch(ask_nvml())
     assert (remedy == "") is fits and line in remedy
     reason = unusable_gpu_reason()
     assert reason is None if fits else line in reason
@@ -100,19 +116,20 @@ def test_dali_is_compared_with_pytorch_and_driver(install):
                                    ("12.8", (12, 13), True)):  # fmt: skip
         install(cuda, dali=dali, driver=NEW)
         assert bool(build_mismatch()) is is_mixture
-        assert bool(doctor.check_dali()[1]) is is_mixture
+        assert bool(doctor.check_dali(ask_nvml())[1]) is is_mixture
     install(None, dali=(13,), driver=OLD)
-    text, remedy = doctor.check_dali()
+    text, remedy = doctor.check_dali(ask_nvml())
     assert "570.86.15" in text and "'.[cuda12]'" in remedy
     install(dali=())
     with pytest.raises(Problem):
-        doctor.check_dali()
+        doctor.check_dali(ask_nvml())
 
 
 @pytest.mark.parametrize(("module", "check"), [("torch", "torch"), ("nvidia.dali", "dali")])
 def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys, module, check):
     monkeypatch.setitem(sys.modules, module, None)
-    monkeypatch.setattr(doctor, "CHECKS", {check: CHECKS[check]})
+    checks = checks_of(ask_nvml())
+    monkeypatch.setattr(doctor, "checks_of", lambda nvml: {check: checks[check]})
     assert doctor.examine() == 1
     found, remedy, _ = capsys.readouterr().out.splitlines()
     assert "problem: " in found and "-> " in remedy
@@ -124,27 +141,89 @@ def test_the_driver_and_its_gpus(install):
     driver = compatibility.read_driver(machine)
     assert machine.opened == 0 and driver.cuda == (13, 0) and driver.capabilities == ((9, 0), (9, 0), None)
     install(driver=driver)
-    text, remedy = doctor.check_driver()
+    text, remedy = doctor.check_driver(ask_nvml())
     assert "580.65.06" in text and "2 x NVIDIA H100" in text and "NVML_ERROR_GPU_IS_LOST" in text and remedy
 
 
 @pytest.mark.parametrize(
-    ("cuda_works", "wsl", "card", "warned", "words"),
+    ("cuda_works", "wsl", "card", "loaded", "warned", "words"),
     [
-        (False, False, False, False, "CPU"),
-        (False, False, True, True, "--gpus all"),
-        (True, False, True, True, "utility"),
-        (True, True, False, True, "Windows"),
+        (False, False, False, False, False, "CPU"),
+        (False, False, True, False, True, "install NVIDIA's driver"),
+        (False, False, True, True, True, "--gpus all"),
+        (True, False, True, True, True, "utility"),
+        (True, True, False, False, True, "Windows"),
     ],
 )
-def test_no_nvml(monkeypatch, install, tmp_path, cuda_works, wsl, card, warned, words):
+def test_no_nvml(monkeypatch, install, tmp_path, cuda_works, wsl, card, loaded, warned, words):
     install(available=cuda_works)
+    monkeypatch.setattr(compatibility, "LOADED_DRIVER", tmp_path if loaded else tmp_path / "missing")
     monkeypatch.setattr(nvml, "WSL_DEVICE", tmp_path if wsl else tmp_path / "missing")
     monkeypatch.setattr(compatibility, "has_nvidia_card", lambda: card)
-    text, remedy = doctor.check_driver()
+    text, remedy = doctor.check_driver(ask_nvml())
     assert bool(remedy) is warned and words in text + remedy
-    assert ("install NVIDIA's driver" in remedy) is (card and not cuda_works)
+    assert ("install NVIDIA's driver" in remedy) is (card and not cuda_works and not loaded)
     assert (unusable_gpu_reason() is None) is (cuda_works or not card)
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, ["reboot"]),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, ["modprobe", "dkms", "Secure Boot"]),
+        (pynvml.NVML_ERROR_TIMEOUT, ["NVML_ERROR_TIMEOUT", "nvidia-smi"]),
+    ],
+)
+def test_a_driver_that_does_not_answer_has_its_remedy(install, code, words):
+    install(driver=code)
+    text, remedy = doctor.check_driver(ask_nvml())
+    assert all(word in text + remedy and word in unusable_gpu_reason() for word in words)
+    assert "install" not in remedy, "there is one"
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (
+            "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
+            "fabricmanager",
+        ),
+        ("Unexpected error from cudaGetDeviceCount(). Error 999: unknown error\nmore", "dmesg"),
+    ],
+)
+def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, said, words):
+    def breaks():
+        raise RuntimeError(said)
+
+    install("13.0", CUDA_13_BUILD, driver=NEW)
+    monkeypatch.setattr(torch.cuda, "init", breaks)
+    text, remedy = doctor.check_torch(ask_nvml())
+    assert said.splitlines()[0] in text and words in remedy and "more" not in text
+    assert said.splitlines()[0] in unusable_gpu_reason() and words in unusable_gpu_reason()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "CUDA_VISIBLE_DEVICES" in doctor.check_torch(ask_nvml())[1]
+
+
+def test_cards_that_are_no_usual_ones(install, monkeypatch, tmp_path):
+    """GB10 has no memory of its own; a Jetson's GPU is not on PCI."""
+    install(driver=Driver("580.1", (13, 0), (Gpu(0, "NVIDIA GB10"),), ((12, 1),)))
+    text, _ = doctor.check_driver(ask_nvml())
+    assert "0 GiB" not in text and "shared" in text
+    (tmp_path / "compatible").write_bytes(b"nvidia,p3737-0000\0nvidia,tegra234\0")
+    assert compatibility.is_jetson(tmp_path / "compatible") and not compatibility.is_jetson(
+        tmp_path / "missing"
+    )
+    install()
+    monkeypatch.setattr(compatibility, "is_jetson", lambda: True)
+    text, remedy = doctor.check_driver(ask_nvml())
+    assert "Jetson" in text and "JetPack" in remedy
+
+
+def test_nvml_is_opened_once(monkeypatch, capsys):
+    opened = []
+    read = compatibility.read_driver
+    monkeypatch.setattr(compatibility, "read_driver", lambda: opened.append(1) or read())
+    assert doctor.examine() == 0 and opened == [1] and capsys.readouterr().out
 
 
 def test_why_a_gpu_is_unusable(install, monkeypatch, tmp_path):
@@ -202,7 +281,7 @@ def test_a_check_that_fails_does_not_hide_the_others(monkeypatch, capsys):
     def breaks():
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(doctor, "CHECKS", {"memory": breaks, "disk": doctor.check_disk})
+    monkeypatch.setattr(doctor, "checks_of", lambda nvml: {"memory": breaks, "disk": doctor.check_disk})
     assert doctor.examine() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "no /proc here" in lines[0] and lines[2].startswith("disk")

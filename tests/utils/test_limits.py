@@ -38,6 +38,14 @@ def v2(limit, used=0, inactive=0):
     return {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": stat}
 
 
+def v1(limit, used=0, inactive=0):
+    return {
+        "memory.limit_in_bytes": f"{limit}\n",
+        "memory.usage_in_bytes": f"{used}\n",
+        "memory.stat": f"inactive_file 3\ntotal_inactive_file {inactive}\n",
+    }
+
+
 MIB = 1 << 20
 
 
@@ -56,6 +64,14 @@ MIB = 1 << 20
         ("0::/a.slice\n", {"a.slice": v2("max", 5 * GIB)}, 22 * GIB, 24 * GIB),
         ("0::/a.slice\n", {"a.slice": v2(100 * GIB)}, 22 * GIB, 24 * GIB),
         ("0::/a.slice\n", {"a.slice": v2(GIB, 2 * GIB)}, 0, GIB),
+        # Version 1, as RHEL 8 has it: each controller has a tree of its own, and no limit is a large number.
+        (
+            "9:memory:/job\n2:cpu,cpuacct:/job\n0::/\n",
+            {"memory/job": v1(2 * GIB, GIB, 512 * MIB), "memory": v1(2**63 - 4096, 5 * GIB)},
+            GIB + 512 * MIB,
+            2 * GIB,
+        ),
+        ("9:memory:/docker/a\n", {"memory": v1(2 * GIB, GIB)}, GIB, 2 * GIB),
         # What cannot be read limits nothing; a name that leads out of the mount is not followed.
         ("0::/a\n", {"a": {"memory.max": "12 what\n"}}, 22 * GIB, 24 * GIB),
         ("0::/../../a\n", {"../../a": v2(MIB)}, 22 * GIB, 24 * GIB),
@@ -82,6 +98,14 @@ def test_whoever_asks_for_free_memory_gets_the_control_groups(machine):
         ("1:name=systemd:/x\n0::/\n", {".": {"cpu.max": "250 1000"}}, 0.25),
         ("0::/\n", {".": {"cpu.max": "max 100000"}}, len(os.sched_getaffinity(0))),
         ("4:cpu:/a\n", {}, len(os.sched_getaffinity(0))),
+        (
+            "4:cpu,cpuacct:/job/step\n",
+            {
+                "cpu/job": {"cpu.cfs_quota_us": "50000\n", "cpu.cfs_period_us": "100000\n"},
+                "cpu/job/step": {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"},
+            },
+            0.5,
+        ),
     ],
 )
 def test_quotas_limit_the_usable_cores(machine, cgroup, groups, cores):
@@ -100,3 +124,17 @@ def test_the_ranks_of_a_machine_share_its_cores(machine, monkeypatch):
 def test_without_proc_memory_is_what_the_kernel_says(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "ROOT", tmp_path)
     assert MIB < limits.free_bytes() < limits.total_bytes()
+
+
+def test_the_second_threads_of_a_core_are_no_cores(machine, monkeypatch, tmp_path):
+    """Four CPUs on two cores; this process may use three of them, by a quota two and a half."""
+    machine("0::/\n", {".": {"cpu.max": "2500 1000"}})
+    for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
+        topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"
+        topology.mkdir(parents=True)
+        (topology / "thread_siblings_list").write_text(f"{siblings}\n")
+    monkeypatch.setattr(limits.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: {0, 1, 2})
+    assert limits.count_cores() == (2.5, 2, 2)
+    monkeypatch.setattr(limits.os, "sched_getaffinity", lambda pid: {0, 2})
+    assert limits.count_cores() == (2, 1, 2)

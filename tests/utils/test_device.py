@@ -1,0 +1,44 @@
+"""Which card a name in CUDA is, and what its datasheet promises."""
+
+import pytest
+import torch
+
+from fastae.utils import device as devices
+from fastae.utils.device import CARDS, Precision, find_card, peak_flops
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("Tesla T4", "T4"),
+        ("Tesla V100-SXM2-16GB", "V100 SXM2"),
+        ("NVIDIA A100-SXM4-80GB", "A100 SXM 80 GB"),
+        ("NVIDIA A100 80GB PCIe", "A100 SXM 80 GB"),
+        ("NVIDIA H100 80GB HBM3", "H100 SXM"),
+        ("NVIDIA H100 PCIe", "H100 PCIe"),
+        ("NVIDIA H200", "H200"),
+        ("NVIDIA GeForce RTX 4090", "RTX 4090"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L40S", "L40S"),
+        # None of these has the arithmetic of the card that its name begins with.
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA A10G", None),
+        ("NVIDIA GB10", None),
+    ],
+)
+def test_a_card_by_its_name(name, card):
+    found = find_card(name)
+    assert (found and found.name) == card
+
+
+def test_the_peak_is_that_of_the_precision(monkeypatch):
+    monkeypatch.setattr(devices.torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    cuda = torch.device("cuda")
+    assert peak_flops(cuda, Precision(torch.bfloat16, "")) == 989e12
+    assert peak_flops(cuda, Precision(None, "")) == 494e12
+    assert peak_flops(torch.device("cpu"), Precision(None, "")) is None
+    assert all(card.half > card.single > 0 and card.bandwidth > 1e11 for card in CARDS)
