@@ -40,6 +40,7 @@ from fastae.data.sampler import BatchParams, Sampler
 from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.console import size
 from fastae.utils.device import free_memory
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
@@ -301,10 +302,10 @@ def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tup
     fitting: list[LoaderKind] = [kind for kind, half in halves.items() if needed <= half]
     kind = fitting[0] if fitting else "dali"
     half = halves.get(kind, max(halves.values()))
-    note = f"{needed / 1e9:.2f} GB of images, {half / 1e9:.1f} GB is half of the free memory"
+    note = f"{size(needed)} of images, {size(half)} is half of the free memory"
     if kind != "dali" and cache is not None:
         existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         if needed > free and not is_stored(files, decoder, cache):
-            return "dali", f"{needed / 1e9:.2f} GB of images, {free / 1e9:.2f} GB free in {cache}"
+            return "dali", f"{size(needed)} of images, {size(free)} free in {cache}"
     return kind, note

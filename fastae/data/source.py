@@ -39,5 +39,5 @@ def open_source(
                 f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
                 "--cache-dir or $FASTAE_CACHE names another place, --data your own images"
             ) from None
-        source = f"no --data, so synthetic faces in {data}"
+        source = f"synthetic faces (no --data): {data}"
     return open_folder(data, crop, check_records(cache), manifest), source

@@ -138,6 +138,8 @@ class Sweep:
                     self._update(replace(self._runs[name], held_out=trainer.evaluations[-1][1]))
             outcome["state"] = State.FINISHED
         except Stopped as stopped:
+            logged = RunFolder(path).logged(self._config.train.iterations)
+            self._update(replace(self._runs[name], held_out=logged.held_out))
             self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
         except FastaeError as error:
             outcome |= {"state": State.FAILED, "error": str(error)}

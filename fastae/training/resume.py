@@ -48,6 +48,11 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         config = changed(saved, given, path)
         if state:
             iteration = state["iteration"]
+            if given.get("iterations", iteration) < iteration:
+                raise FastaeError(
+                    f"--iterations {given['iterations']:,} is less than the {iteration:,} that are done: "
+                    "name more to train it longer"
+                )
             if option := ended_by(config, iteration, state["progress"].seconds):
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path

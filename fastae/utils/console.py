@@ -76,6 +76,11 @@ def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterato
         yield from bar.track(items, total, description=text)
 
 
+def size(count: float) -> str:
+    """'72 MB', '9.96 GB'."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
+
+
 def duration(seconds: float) -> str:
     """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
     if not math.isfinite(seconds):
