@@ -36,7 +36,23 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=GroupedCommand, epilog="Example: fastae train --data celeba/ --loss pixel_mse --amp")
+def refuse_stray(arguments: list[str]) -> None:
+    """Raises FastaeError for arguments that belong to no option; the first may be meant for --data."""
+    if arguments:
+        shown = arguments[0]
+        hint = f": for a folder of images write --data {shown}" if Path(shown).is_dir() else ""
+        raise FastaeError(f"unexpected argument {shown!r}{hint}")
+
+
+STRAY = {"allow_extra_args": True}
+"""What belongs to no option is left to the command."""
+
+
+@cli.command(
+    cls=GroupedCommand,
+    context_settings=STRAY,
+    epilog="Example: fastae train --data celeba/ --loss pixel_mse --amp",
+)
 @options_of(TrainConfig)
 @click.option(
     "--resume", cls=GroupedOption, group=RUN_FOLDER, metavar="RUN", type=PathType(),
@@ -45,6 +61,7 @@ def cli() -> None:
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
     """Train the autoencoder on a folder of JPEGs."""
+    refuse_stray(context.args)
     if resume:
         from fastae.training.resume import resume_run
 
@@ -62,20 +79,36 @@ def sweep_option(*names: str, **settings: Any) -> Any:
     return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
 
 
-@cli.command(cls=GroupedCommand, epilog="The same command, with --out DIR, resumes a sweep that was stopped.")
+@cli.command(
+    cls=GroupedCommand,
+    context_settings=STRAY,
+    epilog="The same command, with --out DIR, resumes a sweep that was stopped.",
+)
 @sweep_option("--losses", metavar="A,B,...", help="Losses to train. Default: all six.")
 @sweep_option("--repeats", default=1, help="Runs per loss, each with another seed.")
 @sweep_option("--same-init", is_flag=True, help="Same initial weights and batches for all losses.")
 @sweep_option("--at-once", default=1, type=click.IntRange(1, 64), help="Runs that take turns on one device.")
 @sweep_option("--out", metavar="DIR", type=PathType(), help="Sweep folder. Default: runs/TIME-sweep.")
+@sweep_option("--resume", hidden=True, type=PathType())
 @options_of(TrainConfig, leave_out=("loss", "out"))
+@click.pass_context
 def sweep(
-    losses: str | None, repeats: int, same_init: bool, at_once: int, out: Path | None, **settings: Any
+    context: click.Context,
+    losses: str | None,
+    repeats: int,
+    same_init: bool,
+    at_once: int,
+    out: Path | None,
+    resume: Path | None,
+    **settings: Any,
 ) -> int:
     """Train once for each loss, then make the report.
 
     All runs have the same settings, and train on the same images.
     """
+    refuse_stray(context.args)
+    if resume:
+        raise FastaeError(f"a sweep is resumed by the command that began it, with --out {resume}")
     from fastae.runs.sweep_folder import SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
@@ -202,8 +235,10 @@ def gpu(run: Path, as_json: bool) -> None:
     """
     from fastae.monitor.files import read_sessions, report_json
     from fastae.monitor.text import show_sessions
+    from fastae.runs.folder import require_run
     from fastae.utils.console import console
 
+    require_run(run)
     sessions = read_sessions(run)
     if as_json:
         print(report_json(sessions))  # not the file as it is, which may hold anything behind what was read

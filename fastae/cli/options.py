@@ -87,6 +87,8 @@ def _option(entry: dataclasses.Field, annotation: object) -> Callable:
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     kind: Any = kinds[0] if kinds else annotation
     choices, text = entry.metadata["choices"], entry.metadata["help"]
+    if within := entry.metadata["within"]:
+        text += f"  [{within}]"
     if kind is bool and entry.default is not None:  # else click would show --name or --no-name
         text += f"  [default: {'on' if entry.default else 'off'}]"
     name = flag(entry.name)

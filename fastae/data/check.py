@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import heapq
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
@@ -37,16 +38,22 @@ Records = dict[bytes, tuple[Stamp, Inspection]]
 
 @dataclass(frozen=True)
 class Check:
-    """sizes: usable paths -> bytes, in the order given. faults: of all files, usable or not, likewise.
-
-    side: the shorter side of the usable images in pixels if all have the same; else None.
-    heaviest: bytes of the squares cut out of the TOGETHER largest of them.
-    """
+    """What was found of some files, in the order in which they were given."""
 
     sizes: dict[str, int]
+    """Paths of the usable files -> bytes."""
+
     faults: list[FileFault]
+    """Of usable and other files."""
+
     side: int | None
+    """The shorter side of the usable images in pixels if all have the same."""
+
     heaviest: int
+    """Bytes of the squares cut out of the TOGETHER largest images."""
+
+    shapes: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """(width, height) in pixels -> how many of the usable images have them."""
 
     @property
     def usable(self) -> list[str]:
@@ -86,6 +93,7 @@ def check(
         [FileFault(path, fault) for path, fault in faults.items() if fault],
         side=sides[0] if len(set(sides)) == 1 else None,
         heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
+        shapes=Counter((found[path].width, found[path].height) for path in usable),
     )
 
 

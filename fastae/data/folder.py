@@ -91,6 +91,8 @@ def open_folder(
     """
     root = expand_home(os.fspath(root))
     ignored = Counter[str]()
+    if manifest and not os.path.isdir(root):  # noqa: PTH112
+        raise _other(root, "there is no such folder")
     paths = find_jpegs(root, ignored)
     if manifest:  # only what is there and listed: a manifest from elsewhere opens nothing outside the folder
         listed = manifest.sizes
@@ -292,5 +294,5 @@ def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
 
 def _other(root: str, why: str) -> FastaeError:
     return FastaeError(
-        f"{root!r} is not what the run trains on: {why}; restore them there, or resume with --data FOLDER"
+        f"{root!r} does not hold the images of the run: {why}; restore them, or name their folder by --data"
     )

@@ -42,7 +42,7 @@ from fastae.data.tuning import DEFAULT, Tuning
 from fastae.errors import SettingError
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
 from fastae.utils.cache import cache_folder, check_records, is_writable
-from fastae.utils.console import counted, log
+from fastae.utils.console import counted, log, size
 from fastae.utils.device import find_device, free_memory
 from fastae.utils.paths import expand_home, texts, user_path
 
@@ -469,12 +469,12 @@ def _choose_kind(
     shown = kind if fitting else max(allowed, key=allowed.__getitem__)
     parts = places[shown][1]
     share = "half" if parts == 2 else f"1/{parts}"
-    note = f"{needed / 1e9:.2f} GB of images, {allowed[shown] / 1e9:.1f} GB is {share} of the free memory"
+    note = f"{size(needed)} of images, {size(allowed[shown])} is {share} of the free memory"
     if kind != "dali" and cache is not None:
         if not is_writable(cache):
             return "dali", f"the cache {str(cache)!r} is not writable"
         existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
         free = shutil.disk_usage(existing).free
         if needed > free and not is_stored(files, decoder, cache):
-            return "dali", f"{needed / 1e9:.2f} GB of images, {free / 1e9:.2f} GB free in {cache}"
+            return "dali", f"{size(needed)} of images, {size(free)} free in {cache}"
     return kind, note

@@ -35,7 +35,7 @@ def open_source(
         data = user_path(data, f"${VARIABLE}")
         source = f"{printable(data)} (from ${VARIABLE})"
     else:
-        source = f"no --data, so synthetic faces in {cache / faces.NAME}"
+        source = f"synthetic faces (no --data): {cache / faces.NAME}"
     if not data or faces.is_builtin(data, cache):
         try:
             data = str(faces.ensure(cache))

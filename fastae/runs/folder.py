@@ -105,10 +105,9 @@ class RunFolder:
 
     def describe(self) -> dict[str, Any]:
         """config.json: config, data, loader, device, step, environment. Raises FastaeError as `settings`."""
+        require_run(self.path)
         try:
             return read_json(self.config, dict[str, Any])
-        except (FileNotFoundError, NotADirectoryError):
-            raise FastaeError(f"{str(self.path)!r} is not the folder of a run: no config.json") from None
         except (OSError, ValueError) as error:
             raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
 
@@ -181,6 +180,17 @@ class RunFolder:
         """Removes what a process that was killed has not finished writing; under the lock."""
         for folder in (self.path, self.checkpoints, self.samples):
             remove_drafts(folder)
+
+
+def require_run(path: Path) -> None:
+    """Raises FastaeError, naming the runs in it if there are some, unless `path` is the folder of a run."""
+    if (path / "config.json").exists():
+        return
+    runs = sorted(found.parent.name for found in path.glob("*/config.json"))
+    if runs:
+        names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
+        raise FastaeError(f"{str(path)!r} holds several runs, and is none itself: name one of them ({names})")
+    raise FastaeError(f"{str(path)!r} is not the folder of a run: no config.json")
 
 
 def require_unused(path: Path, option: str) -> None:

@@ -145,6 +145,8 @@ class Sweep:
                     restore_weights(folder, state)
             outcome["state"] = State.FINISHED
         except Stopped as stopped:
+            logged = RunFolder(path).logged(self._config.train.iterations)
+            self._update(replace(self._runs[name], held_out=logged.held_out))
             self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
         except FastaeError as error:
             outcome |= {"state": State.FAILED, "error": str(error)}

@@ -37,7 +37,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
         counts = {"files": len(paths), "usable": len(found.usable), "ignored": ignored}
         print(json.dumps({"folder": folder, **counts, "faults": faults}, indent=2))
     else:
-        _log_check(found, len(paths), ignored)
+        _log_check(folder, found, len(paths), ignored)
     return 1 if found.unusable else 0
 
 
@@ -46,11 +46,13 @@ def _training_decoder(crop: int | None) -> Decoder:
     return open_decoder(CropResize(crop), choose_device("auto"), Tuning(compiled=False))
 
 
-def _log_check(found: Check, total: int, ignored: Counter[str]) -> None:
-    for each in found.faults[:NAMES_SHOWN]:
+def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> None:
+    """The files that cannot be used by name; those that can, whatever is unusual about them, by number."""
+    for each in found.unusable[:NAMES_SHOWN]:
         log(f"{each.fault.value:24}  {printable(each.path)}")
-    if len(found.faults) > NAMES_SHOWN:
-        log(f"... and {len(found.faults) - NAMES_SHOWN:,} more: --json names all")
+    if len(found.unusable) > NAMES_SHOWN:
+        log(f"... and {len(found.unusable) - NAMES_SHOWN:,} more: --json names all")
+    log(f"{printable(folder)}: {total:,} JPEGs{_sizes(found)}")
     counts = Counter(each.fault for each in found.faults)
     table = Table("", "files", "")
     for fault in filter(counts.get, Fault):
@@ -59,6 +61,17 @@ def _log_check(found: Check, total: int, ignored: Counter[str]) -> None:
     console.print(table)
     if ignored:
         log(f"ignored: {count_ignored(ignored)}")
+
+
+def _sizes(found: Check) -> str:
+    """', 178x218 pixels', or the range of sizes; nothing without usable images."""
+    if not found.shapes:
+        return ""
+    if len(found.shapes) == 1:
+        ((width, height),) = found.shapes
+        return f", {width}x{height} pixels"
+    smallest, largest = (choose(found.shapes, key=lambda shape: shape[0] * shape[1]) for choose in (min, max))
+    return f", {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]} pixels"
 
 
 def _consequence(fault: Fault) -> str:

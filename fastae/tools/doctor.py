@@ -11,7 +11,6 @@ import importlib.util
 import os
 import platform
 import shutil
-import sysconfig
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -25,10 +24,10 @@ from fastae.training.compatibility import Driver
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.device import (
-    can_compile,
     choose_device,
     choose_precision,
     compiler,
+    missing_to_compile,
     require_temporary_folder,
 )
 from fastae.utils.environment import __version__, commit, dali_builds, version
@@ -180,20 +179,12 @@ def check_amp() -> Answer:
 
 
 def check_compile() -> Answer:
-    """The CPU needs a C++ compiler, the GPU also Triton, which compiles C that includes Python.h."""
     import torch
 
-    missing = [] if can_compile() else [f"install g++, or name a C++ compiler in CXX, not {compiler()!r}"]
-    if torch.cuda.is_available():
-        names = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
-        if not any(map(shutil.which, names)):
-            missing.append(f"install gcc, or name a C compiler in CC (there is no {' or '.join(names)})")
-        if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
-            missing.append("install python3-dev: Python.h is missing")
-        if not importlib.util.find_spec("triton"):
-            missing.append("pip install triton")
-    text = "what torch.compile needs is missing" if missing else f"C++ compiler {shutil.which(compiler())}"
-    return text, "; ".join(missing)
+    missing = missing_to_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if missing:
+        return "torch.compile cannot be used", f"install {missing}; CXX and CC may name other compilers"
+    return f"C++ compiler {shutil.which(compiler())}", ""
 
 
 def check_cpu() -> Answer:

@@ -42,30 +42,33 @@ class LogLines:
 
     def __init__(self, prefix: str = "") -> None:
         self._prefix = prefix
-        self._iterations = 0
+        self._total = ""
 
-    def begin(self, start: int, iterations: int) -> AbstractContextManager:
-        """start: the iteration that the run continues from."""
-        self._iterations = iterations
+    def begin(self, iterations: int | None) -> AbstractContextManager:
+        """iterations: after which the run ends; None if its minutes may be over before."""
+        self._total = "" if iterations is None else f"/{iterations:,}"
         return nullcontext()
 
-    def advance(self) -> None:
-        """One iteration is done."""
+    def advance(self, iteration: int, share: float) -> None:
+        """An iteration is done. share: of the run, by iterations or minutes, whichever end it first."""
 
     def report(self, metrics: TrainMetrics) -> None:
         """A log step."""
         if not console.is_terminal:
-            width = len(f"{self._iterations:,}")
-            log(f"{self._prefix}{metrics.iteration:>{width},}/{self._iterations:,}  {metrics.line()}")
+            width = max(len(self._total) - 1, 6)
+            log(f"{self._prefix}{metrics.iteration:>{width},}{self._total}  {metrics.line()}")
+
+    def end(self) -> None:
+        """The run is over: what is logged from now on is its result."""
 
 
 class ProgressBar(LogLines):
     """Shows the run as a bar, if the output is a terminal."""
 
-    def begin(self, start: int, iterations: int) -> AbstractContextManager:
-        super().begin(start, iterations)
+    def begin(self, iterations: int | None) -> AbstractContextManager:
+        super().begin(iterations)
         self._bar = Progress(
-            TextColumn("{task.completed:,}/{task.total:,}"),
+            TextColumn(f"{{task.fields[iteration]:,}}{self._total}"),
             BarColumn(bar_width=None),
             TextColumn("{task.fields[status]}"),
             console=console,
@@ -74,12 +77,16 @@ class ProgressBar(LogLines):
             transient=True,  # else it stays, twice after Ctrl-C
             expand=True,
         )
-        self._task = self._bar.add_task("train", total=iterations, completed=start, status="first step ...")
+        self._task = self._bar.add_task("train", total=1.0, iteration=0, status="first step ...")
         return self._bar
 
-    def advance(self) -> None:
-        self._bar.advance(self._task)
+    def advance(self, iteration: int, share: float) -> None:
+        self._bar.update(self._task, completed=share, iteration=iteration)
 
     def report(self, metrics: TrainMetrics) -> None:
         super().report(metrics)
         self._bar.update(self._task, status=metrics.line(wide=console.width >= WIDE))
+
+    def end(self) -> None:
+        if console.is_terminal:
+            self._bar.stop()

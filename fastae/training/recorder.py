@@ -100,7 +100,7 @@ class Recorder:
             self._tensorboard.hyperparameters(hyperparameters, [held_out["loss_index"], held_out["psnr"]])
         # After those, so that it ends before: what it still writes needs them.
         self._saver = held.enter_context(Saver(run.checkpoints, config.keep))
-        held.enter_context(display.begin(start, config.iterations))
+        held.enter_context(display.begin(None if config.minutes else config.iterations))
         self._profiler = held.enter_context(StepProfiler(config.profile, run.path))
 
     def phase(self, phase: Phase) -> None:
@@ -109,9 +109,9 @@ class Recorder:
         if phase is Phase.TRAIN:
             self._profiler.begin()
 
-    def advance(self) -> None:
-        """One iteration is done. Raises what a failed save raised."""
-        self._display.advance()
+    def advance(self, iteration: int, share: float) -> None:
+        """An iteration is done. share: of the run. Raises what a failed save raised."""
+        self._display.advance(iteration, share)
         if trace := self._profiler.step():
             log(f"profile   {trace}")
             for line in costliest(trace):
@@ -140,11 +140,11 @@ class Recorder:
         if metrics.iteration >= self._project_at:
             self._project_at = math.inf
             if metrics.remaining > LONG_RUN:
-                on_cpu = self._description["device_type"] == "cpu"
-                log(
-                    f"hint      at this rate the run takes {duration(metrics.remaining)}: --minutes N, "
-                    "--iterations N or --image-size 64 shorten it" + (", and so does a GPU" if on_cpu else "")
-                )
+                remedies = ["--minutes N", "--iterations N"]
+                remedies += ["--image-size 64"] if self._config.image_size > 64 else []
+                remedies += ["a GPU"] if self._description["device_type"] == "cpu" else []
+                log(f"hint      at this rate the run takes {duration(metrics.remaining)}; shorter with:")
+                log(f"          {', '.join(remedies)}")
 
     def evaluation(self, iteration: int, evaluation: Evaluation) -> None:
         """The metrics and pictures of an evaluation."""
@@ -185,6 +185,10 @@ class Recorder:
             "progress": asdict(progress),
         }
         self._saver.save({**state, **about}, weights=self._run.weights if final else None)
+
+    def end_display(self) -> None:
+        """What is logged from now on is the run's result."""
+        self._display.end()
 
     def wait(self) -> None:
         """Returns when everything is on the disk. Raises what a failed save raised."""

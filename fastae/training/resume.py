@@ -51,6 +51,11 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
         config = changed(saved, given, path)
         if state:
             iteration = state["iteration"]
+            if given.get("iterations", iteration) < iteration:
+                raise FastaeError(
+                    f"--iterations {given['iterations']:,} is less than the {iteration:,} that are done: "
+                    "name more to train it longer"
+                )
             if option := ended_by(config, iteration, state["progress"].seconds):
                 if ranks.is_main:
                     restore_weights(run, state)

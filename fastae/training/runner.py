@@ -113,7 +113,8 @@ def open_trainer(
                 description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
                 if isinstance(turns, int):  # what it shared its time with in any session
                     description["at_once"] = max(turns, description["at_once"])
-            log(f"device    {description['device']}: {description['step']}")
+            log(f"device    {description['device']}")
+            log(f"step      {description['step']}")
             log(f"run       {run.path}")
             recorder = None
             if ranks.is_main:

@@ -188,8 +188,9 @@ def open_session(
     crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
     load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
     images = session.images
+    log(f"data      {source}")
     log(
-        f"data      {source}: {len(images.train):,} images to train on, {len(images.held_out):,} held out "
+        f"images    {len(images.train):,} to train on, {len(images.held_out):,} held out "
         f"({images.manifest.split})"
     )
     if images.ignored:
@@ -203,6 +204,8 @@ def open_session(
     kind = cast(LoaderKind, config.loader)
     session.loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None, at_once)
     log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
+    if not config.amp and devices.choose_precision(hardware.device, amp=True).dtype:
+        log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
     return session
 
 
@@ -222,8 +225,6 @@ def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     compiled, note = devices.choose_compile(
         config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf
     )
-    if not config.amp and devices.choose_precision(device, amp=True).dtype:
-        log("hint      --amp is off, and this device multiplies bf16 or fp16 faster than float32")
     return Hardware(device, devices.choose_precision(device, config.amp), compiled, note)
 
 

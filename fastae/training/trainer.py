@@ -112,7 +112,7 @@ class Trainer:
         self._stay_close(self._timer.step_done())
         self._losses[self.iteration - self._logged - 1].copy_(loss)
         if self._recorder:
-            self._recorder.advance()
+            self._recorder.advance(self.iteration, self._share())
         over, stopped = self._ending()
         evaluates = over or self.iteration % self._config.eval_every == 0
         if evaluates or is_log_step(self.iteration, self._config.log_every):
@@ -140,16 +140,20 @@ class Trainer:
 
     def log_result(self) -> None:
         """A finished run in two lines: held-out error; speed and memory, the first step apart."""
-        ends = dict.fromkeys((self.evaluations[0], self.evaluations[-1]))
+        if self._recorder:
+            self._recorder.end_display()
+        first = self._run.logged(0).held_out  # before the first iteration, in whichever session that was
+        ends = dict.fromkeys([(0, first)] if first is not None else [])
+        ends |= dict.fromkeys([self.evaluations[-1]])
         indices = ", ".join(f"{index:,.0f} at iteration {iteration:,}" for iteration, index in ends)
         log(f"\nheld-out loss_index {indices}", "bold")
-        first = f"first step {self._windows[0].seconds:.1f} s, " if self._start == 0 else ""
-        windows = self._windows[1:] if first and len(self._windows) > 1 else self._windows
+        first_step = f"first step {self._windows[0].seconds:.1f} s, " if self._start == 0 else ""
+        windows = self._windows[1:] if first_step and len(self._windows) > 1 else self._windows
         seconds = sum(window.seconds for window in windows)
         images = self._config.batch_size * sum(window.iterations for window in windows)
         wait = sum(window.data_wait * window.seconds for window in windows) / seconds
         arithmetic = self._arithmetic(images / seconds)
-        log(f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, {first}{arithmetic}")
+        log(f"{images / seconds:,.1f} images/s, data wait {wait:.2%}, {first_step}{arithmetic}")
         memory = f"peak memory {peak_bytes() / 2**30:.1f} GiB"
         if peak := peak_memory():
             sizes = (*peak, total_memory(self._step.device))
@@ -185,6 +189,11 @@ class Trainer:
     def _elapsed(self) -> float:
         """Seconds of training, of all sessions; a run's share, if several take turns."""
         return self._spent + (time.monotonic() - self._began) / self._session.at_once
+
+    def _share(self) -> float:
+        """How much of the run is done: of its iterations or its minutes, whichever end it first."""
+        by_time = self._elapsed() / (60 * self._config.minutes) if self._config.minutes else 0.0
+        return min(1.0, max(self.iteration / self._config.iterations, by_time))
 
     def _trained(self) -> float:
         """Seconds that the steps of all sessions took, up to the last log step; a run's share, as above.

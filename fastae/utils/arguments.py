@@ -17,6 +17,12 @@ class Range:
     least: float
     most: float
 
+    def __str__(self) -> str:
+        """As the help shows it: bounds that only keep computers from overflowing are left out."""
+        if self.most < 100_000:
+            return f"{self.least:g} to {self.most:g}"
+        return f"{self.least:g} or more" if self.least >= 1 or self.least == 0 else "more than 0"
+
     def require(self, value: float, name: str) -> None:
         """Raises SettingError for a number outside of it, or NaN."""
         if not self.least <= value <= self.most:

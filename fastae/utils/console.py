@@ -81,6 +81,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def size(count: float) -> str:
+    """'72 MB', '9.96 GB'."""
+    return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
+
+
 def duration(seconds: float) -> str:
     """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
     if not math.isfinite(seconds):

@@ -276,7 +276,8 @@ def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_pa
     _, runs = run_sweep(SweepConfig(settings(moved)), copy)
     assert states(copy) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}
     assert [run.name for run in runs if "other images" in run.error] == ["sample_bce"]
-    assert f"data      {moved}: 38 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"data      {moved}\n" in printed and "images    38 to train on" in printed
     assert same_state(last_state(copy / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
 
 

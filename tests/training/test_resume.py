@@ -368,14 +368,14 @@ def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
     first, second, third, *_ = sorted(moved.glob("*.jpg"))
     content = third.read_bytes()
     third.write_bytes(content + bytes(1))
-    with pytest.raises(FastaeError, match=f"{moved}' is not what the run trains on: .*{third.name}"):
+    with pytest.raises(FastaeError, match=f"{moved}' does not hold the images of the run: .*{third.name}"):
         resume_run(stopped, {"data": str(moved)})
     third.write_bytes(content)
     resume_run(stopped, {"data": str(moved)})
     assert_the_same(stopped, uninterrupted())
     first.unlink()
     second.unlink()
-    with pytest.raises(FastaeError, match=f"{moved}' is not what the run trains on: 2 of 40 files"):
+    with pytest.raises(FastaeError, match=f"{moved}' does not hold the images of the run: 2 of 40 files"):
         resume_run(stopped, {"iterations": LENGTH + 1})
 
 
