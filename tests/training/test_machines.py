@@ -22,8 +22,9 @@ def endpoint():
 
 def agent(endpoint, *arguments):
     torchrun = (
-        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={endpoint}", "--rdzv-id=fastae", "--local-addr=127.0.0.1", "-m", "fastae",
+        sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
+        "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=fastae", "--local-addr=127.0.0.1",
+        "-m", "fastae",
     )  # fmt: skip
     return started(*arguments, command=torchrun)
 
