@@ -129,7 +129,10 @@ class TrainConfig:
         None, FAULTS, "Iterations between checkpoints. Default: by minutes alone.", COUNT, free=True
     )
     checkpoint_minutes: float = setting(10.0, FAULTS, "Minutes between checkpoints.", MINUTES, free=True)
-    keep: int = setting(2, FAULTS, "Checkpoints that an unfinished run keeps.", COUNT, free=True)
+    keep: int = setting(
+        2, FAULTS, "Checkpoints that an unfinished run keeps. A finished one keeps the last, or with 0 its "
+        "weights alone.", Range(0, COUNT.most), free=True,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(TrainConfig)

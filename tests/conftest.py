@@ -5,6 +5,8 @@ import os
 # Before torch is imported, and for every process that a test starts: the models are tiny, and on a busy
 # machine threads that wait for each other cost more than they bring.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# One folder for all tests, since each compiles the same kernels.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp/fastae-tests-kernels")
 
 import resource
 import shutil

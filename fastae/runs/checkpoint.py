@@ -75,6 +75,14 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
         _digest_of(old).unlink(missing_ok=True)
 
 
+def remove_all(folder: Path) -> None:
+    """Removes every checkpoint, its digest and the link to the newest. Raises OSError."""
+    (folder / LAST).unlink(missing_ok=True)
+    for path in _numbered(folder):
+        path.unlink(missing_ok=True)
+        _digest_of(path).unlink(missing_ok=True)
+
+
 class _Output:
     """A file for torch.save that computes the SHA-256 and keeps an OSError, which torch.save would replace by
     a RuntimeError about positions."""

@@ -19,6 +19,8 @@ from fastae.runs.weights import write_weights
 class Saver(AbstractContextManager):
     """Writes states into `folder`, which keeps the last `keep`, one after another in a thread.
 
+    With 0 it keeps one until the run is finished, and then none.
+
     What fails there is raised by the next call of `check`, `save` or `wait`: OSError, or NotFinite for
     the weights.
     """
@@ -55,9 +57,14 @@ class Saver(AbstractContextManager):
     def _write(self, state: dict[str, Any], weights: Path | None) -> None:
         if not checkpoint.is_finite(state):
             raise NotFinite(f"weights or Adam's moments not finite before iteration {state['iteration']:,}")
-        checkpoint.write(self._folder, state, keep=1 if weights else self._keep)
-        if weights:  # after the checkpoint, from which they can be written again
+        if not weights:
+            checkpoint.write(self._folder, state, keep=max(1, self._keep))
+        elif self._keep:
+            checkpoint.write(self._folder, state, keep=1)
+            write_weights(weights, state)  # then, since from a checkpoint they can be written again
+        else:
             write_weights(weights, state)
+            checkpoint.remove_all(self._folder)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._thread.shutdown()

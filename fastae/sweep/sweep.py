@@ -173,7 +173,9 @@ class Sweep:
     def _require_results(self) -> None:
         """A run that sweep.json calls finished but that has no weights is not finished: it is resumed."""
         for run in self._runs.values():
-            if run.state is State.FINISHED and finished_at(self.folder.run(run.name)) is None:
+            if self._config.train.keep == 0 and finished_at(self.folder.run(run.name)) is not None:
+                self._update(replace(run, state=State.FINISHED))  # it has no checkpoint that would say so
+            elif run.state is State.FINISHED and finished_at(self.folder.run(run.name)) is None:
                 log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
                 self._update(replace(run, state=State.WAITING))
 

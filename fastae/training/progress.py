@@ -55,7 +55,7 @@ class LogLines:
     def report(self, metrics: TrainMetrics) -> None:
         """A log step."""
         if not console.is_terminal:
-            width = max(len(self._total) - 1, 6)
+            width = len(self._total) - 1 if self._total else 7
             log(f"{self._prefix}{metrics.iteration:>{width},}{self._total}  {metrics.line()}")
 
     def end(self) -> None:

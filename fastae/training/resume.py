@@ -88,6 +88,10 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State |
         _require_same(config, state["config"], run, state["iteration"])
     elif checkpoint.latest(run.checkpoints) is not None:
         raise FastaeError(f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one")
+    elif config.keep == 0 and run.weights.exists():
+        raise FastaeError(
+            f"the run in {str(run.path)!r} is finished, and kept no checkpoint (--keep 0): start a new run"
+        )
     elif lost := run.lost_progress(config):
         raise FastaeError(
             f"the run in {str(run.path)!r} has lost its checkpoints ({lost}): "

@@ -28,7 +28,7 @@ from fastae.training.recorder import Recorder
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer
-from fastae.utils.console import log, printable
+from fastae.utils.console import log, printable, size
 from fastae.utils.device import peak_flops
 from fastae.utils.environment import command
 from fastae.utils.json import nested
@@ -168,8 +168,16 @@ def _is_compilers(error: Exception) -> bool:
 
 def log_folder(run: RunFolder) -> None:
     """Logs the folder, the newest picture and the command that shows the curves."""
-    files = (path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink())
-    log(f"run       {run.path} ({sum(path.stat().st_size for path in files) / 1e6:,.0f} MB)", "bold")
+    files = [path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink()]
+    total, kept = (
+        sum(path.stat().st_size for path in group)
+        for group in (files, [path for path in files if path.suffix == ".pt"])
+    )
+    log(f"run       {run.path} ({size(total)})", "bold")
+    if kept:
+        log(
+            f"          {size(kept)} of it is the checkpoint, needed only to train longer (--keep 0 drops it)"
+        )
     if picture := max(run.samples.glob("*.png"), default=None):
         log(f"picture   {picture}", "bold")
     log(f"curves    {command('tensorboard')} --logdir {run.path.parent}", "bold")

@@ -38,7 +38,7 @@ from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
 from fastae.utils import device as devices
-from fastae.utils.cache import cache_folder
+from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.limits import keep_freed_memory
@@ -180,8 +180,9 @@ def open_session(
     """
     refuse_forked()
     config.require_ranks(ranks.size)
-    hardware = choose_hardware(config, ranks)
     cache = cache_folder(config.cache_dir)
+    keep_kernels(cache)
+    hardware = choose_hardware(config, ranks)
     images, source = open_source(config.data, config.crop, cache, manifest)
     session = Session(ranks, hardware, images, source)
     session.at_once = at_once

@@ -38,6 +38,9 @@ VARIABLE = "FASTAE_CACHE"
 MARKER = "entry.json"
 """Its modification time is the entry's last use."""
 
+KERNELS = "TORCHINDUCTOR_CACHE_DIR"
+"""PyTorch's variable for the folder of what torch.compile made; without it that is below /tmp."""
+
 BLOCK = 1 << 22
 """Bytes of a file that one digest covers."""
 
@@ -95,10 +98,22 @@ def is_writable(cache: Path) -> bool:
 
 def check_records(cache: Path) -> Path | None:
     """The folder in which the quick check remembers its answers; None if it cannot be made."""
-    folder = cache / "file-checks"
-    with suppress(OSError):  # the records change with every use, so they have no digests
-        ensure_entry(folder, "checks", "of every data folder", lambda draft: None, lambda folder: None)
+    return working_entry(cache / "file-checks", "checks", "of every data folder")
+
+
+def working_entry(folder: Path, kind: str, data: str) -> Path | None:
+    """An entry whose files change with every use, and so have no digests; None if it cannot be made."""
+    with suppress(OSError):
+        ensure_entry(folder, kind, data, lambda draft: None, lambda folder: None)
     return folder if read_marker(folder) else None
+
+
+def keep_kernels(cache: Path) -> None:
+    """Has torch.compile keep what it makes in the cache folder, unless the user has named a folder for it."""
+    if not os.environ.get(KERNELS):
+        folder = working_entry(cache / "kernels", "kernels", "compiled by torch.compile")
+        if folder and os.access(folder, os.W_OK | os.X_OK):
+            os.environ[KERNELS] = str(folder.absolute())
 
 
 def damage(folder: Path) -> str | None:

@@ -13,7 +13,7 @@ from typing import Any
 import platformdirs
 
 from fastae.errors import FastaeError
-from fastae.utils.cache import cache_folder, ensure_entry
+from fastae.utils.cache import cache_folder, working_entry
 
 VARIABLE = "MPLCONFIGDIR"
 
@@ -37,11 +37,10 @@ def import_matplotlib() -> Any:
 def _folder_in_cache() -> Path | None:
     """An entry of fastae's cache, so that the list is made once; None if that cannot be written."""
     try:
-        folder = cache_folder() / "matplotlib"
-        ensure_entry(folder, "fonts", "Matplotlib's list of fonts", lambda draft: None, lambda found: None)
-    except (OSError, FastaeError):
+        folder = working_entry(cache_folder() / "matplotlib", "fonts", "Matplotlib's list of fonts")
+    except FastaeError:
         return None
-    return folder if _is_writable(folder) else None
+    return folder if folder and _is_writable(folder) else None
 
 
 def _temporary_folder() -> Path:

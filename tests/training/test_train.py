@@ -49,7 +49,8 @@ def test_prints_plain_lines_and_ends_with_what_to_look_at(finished):
     out, lines = finished
     line = r" 5/30  loss \d+\.\d{4}  loss_index +[\d,]+  [\d,.]+ images/s  data wait [\d.]+%  ETA "
     assert sum(bool(re.match(line, each)) for each in lines) == 1
-    assert lines[-3].startswith(f"run       {out} (")
+    assert lines[-4].startswith(f"run       {out} (")
+    assert "MB of it is the checkpoint" in lines[-3]
     assert lines[-2] == f"picture   {out}/samples/0000030.png"
     assert re.fullmatch(rf"curves    (\S*/)?tensorboard --logdir {out.parent}", lines[-1])
     assert not any("\x1b" in each for each in lines)
