@@ -133,7 +133,7 @@ def _step(batch_size: int, device: Any, precision: Any, compiled: bool, images_o
     from fastae.training.step import TrainingStep, objective_of
 
     torch.manual_seed(0)
-    model = AutoEncoder().to(device).to(memory_format=torch.channels_last)
+    model = AutoEncoder().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return TrainingStep(
         model,
         loss=LOSS,

@@ -101,7 +101,7 @@ class _Change(Operation):
                 color_jitter(changed[i], mine[1], mine[2], mine[3])
             return changed
 
-        change.is_parallel = change.with_indices = True
+        change.is_parallel = change.with_indices = True  # type: ignore[attr-defined]
         return change
 
 

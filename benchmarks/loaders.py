@@ -12,10 +12,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from benchmarks import peers
 from benchmarks.measure import Figure, isolated, rates, take
+
+if TYPE_CHECKING:
+    from fastae.data.loader import LoaderKind
 
 BATCH = 64
 OURS = ("fastae resident", "fastae host", "fastae dali")
@@ -36,7 +39,9 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
         started = time.perf_counter()
         if name in OURS:
             kind = name.split()[1]
-            stream: Iterator[Any] = _ours(kind, str(folder.root), threads, device, Path(scratch))
+            stream: Iterator[Any] = _ours(
+                cast("LoaderKind", kind), str(folder.root), threads, device, Path(scratch)
+            )
             epoch = sampler.batches_per_epoch
             take(stream, epoch, device)
             first_epoch = epoch * BATCH / (time.perf_counter() - started)
@@ -60,7 +65,7 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
     }
 
 
-def _ours(kind: str, root: str, threads: int, device: str, cache: Path) -> Iterator[Any]:
+def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -> Iterator[Any]:
     """Batches; of `host` without a GPU, what its thread does: gathering into buffers that are there."""
     import torch
 

@@ -75,8 +75,8 @@ def color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturat
 
 
 def load_with_pillow(sample: Sample) -> np.ndarray:
-    path, *rest = sample
-    return finish(Image.open(path).convert("RGB"), *rest)
+    path, flip, *colors = sample
+    return finish(Image.open(path).convert("RGB"), bool(flip), *colors)
 
 
 def pillow(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
@@ -89,8 +89,9 @@ def _data_loader(
 ) -> Iterator[Tensor]:
     from torch.utils.data import DataLoader
 
+    loaded: Any = _Loaded(load)
     yield from DataLoader(
-        _Loaded(load),
+        loaded,
         batch_size=sampler.batch_size,
         sampler=_Endless(paths, sampler),
         num_workers=workers,

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks import peers
-from benchmarks.measure import Figure, isolated, rates
+from benchmarks.measure import LIMIT, Figure, isolated, rates
 from fastae.utils.limits import peak_bytes
 
 VARIANTS = (
@@ -128,7 +128,7 @@ def _model(level: int, device: Any) -> Any:
 
     torch.manual_seed(0)
     model = AutoEncoder().to(device)
-    return model.to(memory_format=torch.channels_last) if level >= 1 else model
+    return model.to(memory_format=torch.channels_last) if level >= 1 else model  # type: ignore[call-overload]
 
 
 def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
@@ -239,7 +239,7 @@ def measure_all(
     common = {"batch_size": batch_size, "steps": steps, "device": device}
 
     def one(name: str, **environment: str) -> dict[str, Any]:
-        return isolated("benchmarks.steps:measure", {"name": name, **common}, log, **environment)
+        return isolated("benchmarks.steps:measure", {"name": name, **common}, log, LIMIT, **environment)
 
     tried = TRIED if device != "cpu" else {}
     results = {name: one(name, **tried.get(name, {})) for name in (*VARIANTS, *tried, ARTICLE)}

@@ -54,7 +54,7 @@ def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
         os.link(face, tmp_path / name)
     (tmp_path / "RUN").symlink_to(small_run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(decode, "can_compile", lambda *device: False)  # compiling takes minutes on a busy machine
+    monkeypatch.setattr(decode, "can_compile", lambda *_: False)  # compiling takes minutes on a busy machine
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,7 @@ from fastae.data.loader import HostLoader, Loader, ResidentLoader
 from fastae.data.resident import Store
 from fastae.data.sampler import Sampler
 from fastae.data.tuning import Tuning
+from fastae.model import AutoEncoder
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
@@ -63,7 +64,7 @@ def make_step(
     precision = precision or choose_precision(device, config.amp)
     if objective is None:
         objective = objective_of(build_model(config, device), config.loss, precision, compiled=True)
-    model = objective.model
+    model = cast(AutoEncoder, objective.model)
     count_replays([buffer for name, buffer in model.named_buffers() if name.endswith("tracked")])
     step = kind(
         model,
