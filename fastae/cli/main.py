@@ -114,16 +114,13 @@ def sweep(
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
     config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
     from fastae.report.make import make_report
-    from fastae.runs.sweep_folder import State, SweepFolder
+    from fastae.runs.sweep_folder import State
     from fastae.sweep.sweep import run_sweep
     from fastae.training.distributed import launched
 
     folder, runs = run_sweep(config, out, at_once)
-    finished = [run.name for run in runs if run.state is State.FINISHED]
-    if finished and launched().is_main:
-        # A sweep that is resumed need not name its images again.
-        trained_on = SweepFolder(folder).run(finished[0]).settings().data
-        make_report([folder], data=config.train.data or trained_on)
+    if any(run.state is State.FINISHED for run in runs) and launched().is_main:
+        make_report([folder], data=config.train.data)
     return 1 if any(run.state is State.FAILED for run in runs) else 0
 
 
@@ -133,8 +130,8 @@ def sweep(
 @click.option("--out", metavar="FILE", type=PathType(), help="Page to write. Default: DIR/report.html.")
 @click.option(
     "--data", metavar="DIR", type=PathType(str),
-    help="The images of the runs, for reconstructions, PSNR and SSIM. Default: $FASTAE_DATA, else the "
-    "synthetic faces.",
+    help="The images of the runs, for reconstructions, PSNR and SSIM. Default: the folder that they were "
+    "trained on here, else $FASTAE_DATA, else the synthetic faces.",
 )  # fmt: skip
 def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:
     """Compare runs on one HTML page.

@@ -97,6 +97,11 @@ def check(
     )
 
 
+def was_checked(root: str, records: Path | None) -> bool:
+    """Whether these records have files below `root`, so that it was checked before; it is not looked at."""
+    return records is not None and _records_file(root, records).is_file()
+
+
 def stamp(path: str) -> Stamp | None:
     """What changes when a file does; None for a file that cannot be read anyway."""
     try:
@@ -107,8 +112,7 @@ def stamp(path: str) -> Stamp | None:
 
 
 def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[str, Inspection]:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]  # noqa: PTH100
-    file = records and records / f"{name}-v{VERSION}.msgpack"
+    file = records and _records_file(root, records)
     known = _read_records(file) if file else {}
     # Taken before a file is opened: one that changes meanwhile is inspected again the next time.
     stamps = {path: stamp(path) for path in paths}
@@ -122,6 +126,11 @@ def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[
         if file:
             _write_records(file, {os.fsencode(path): (at, found[path]) for path, at in stamps.items() if at})
     return {path: found[path] for path in paths}
+
+
+def _records_file(root: str, records: Path) -> Path:
+    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]  # noqa: PTH100
+    return records / f"{name}-v{VERSION}.msgpack"
 
 
 def _read_records(file: Path) -> Records:

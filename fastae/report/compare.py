@@ -69,10 +69,8 @@ def compare(runs: Sequence[Run]) -> Comparison:
     compared = [run for run in runs if not reasons[run.path]]
     steps = [set(run.held_out.finite().steps.tolist()) for run in compared]
     at = max(set.intersection(*steps), default=0) if steps else 0
-    by_seed: dict[str, dict[int, float]] = {}
-    for run in compared:  # two runs with the same seed are one sample, not two
-        by_seed.setdefault(run.loss, {})[run.config.seed] = run.held_out.at(at)
-    errors = {loss: np.array(list(seeds.values())) for loss, seeds in by_seed.items()}
+    samples = by_seed(compared, lambda run: run.held_out.at(at))
+    errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
     ranked = dict(sorted(errors.items(), key=lambda item: item[1].mean()))
     marks = {
         run.name: [*_states(run), *(f"not compared: {why}" for why in reasons[run.path])] for run in runs
@@ -81,11 +79,22 @@ def compare(runs: Sequence[Run]) -> Comparison:
     return Comparison(tuple(compared), at, ranked, warnings)
 
 
+def by_seed(runs: Sequence[Run], value: Callable[[Run], float]) -> dict[str, dict[int, float]]:
+    """Loss -> seed -> a run's value. Two runs with the same seed are one sample: their mean."""
+    found: dict[str, dict[int, list[float]]] = {}
+    for run in runs:
+        found.setdefault(run.loss, {}).setdefault(run.config.seed, []).append(value(run))
+    return {
+        loss: {seed: float(np.mean(values)) for seed, values in seeds.items()}
+        for loss, seeds in found.items()
+    }
+
+
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
     """Why this run cannot be compared with those that have the usual value of each of CONDITIONS."""
     if not len(run.held_out.finite()):
         yield "never evaluated"
-    elif not _ends_finite(run):
+    elif not ends_finite(run):
         yield "its loss is not finite at the end"
     for name, value in CONDITIONS.items():
         if value(run) != usual[name]:
@@ -96,9 +105,10 @@ def _states(run: Run) -> Iterator[str]:
     if not run.finished:
         yield f"unfinished: iteration {run.iteration:,} of {run.config.iterations:,}"
     broken = ~np.isfinite(run.train.values)
-    if broken.any() and _ends_finite(run):
+    if broken.any() and ends_finite(run):
         yield f"its loss is not finite at iteration {int(run.train.steps[np.argmax(broken)]):,}"
 
 
-def _ends_finite(run: Run) -> bool:
+def ends_finite(run: Run) -> bool:
+    """Whether the last loss_index of training, and of the held-out images, is a number."""
     return all(np.isfinite(series.values[-1:]).all() for series in (run.train, run.held_out))

@@ -1,13 +1,18 @@
 """The report's figures, each drawn once: curves as SVG on a transparent ground, rows of images as PNG.
 
 Hue is the reduction (Okabe and Ito's palette, which colour-blind readers can tell apart), dashes are the
-element. On a dark page the style sheet inverts a chart's lightness.
+element; further settings of a loss have hues of their own. On a dark page the style sheet inverts a chart's
+lightness.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import textwrap
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from typing import Any
 
 import numpy as np
@@ -17,7 +22,10 @@ from fastae.utils.pictures import encode_png
 from fastae.utils.plotting import import_matplotlib
 
 SMOOTHING = 0.95
-"""The article's, as TensorBoard does it."""
+"""The article's, as TensorBoard does it: the most that a curve is smoothed by."""
+
+UNSMOOTHED = 100
+"""A curve of as many points or fewer is drawn as it is. With it the article's 2,000 points have SMOOTHING."""
 
 INK, GRID = "#3d434b", "#d9dce1"
 HUES = {"minibatch": "#0072b2", "pixel": "#d55e00", "sample": "#009e73"}
@@ -25,12 +33,21 @@ DASHES: dict[str, Any] = {"bce": "-", "mse": (0, (3, 1.4))}
 WIDTHS = {"minibatch": 3.4, "pixel": 2.2, "sample": 1.1}
 """In points. Where lines coincide, the thinner lies on the thicker and both are seen."""
 
+FURTHER_HUES = ("#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#6f4fa3", "#8a8f98")
+FURTHER_DASHES: dict[str, Any] = {"bce": ":", "mse": "-."}
+FURTHER_WIDTH = 1.8
+"""Of a loss's second and further curves; the dashes once an element's hues are used up."""
+
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-WIDTH, HEIGHT = 5.6, 3.6
-"""Inches: small, so that the text stays readable when a phone shrinks the figure to its width."""
+WIDTH, HEIGHT, LEGEND_LINE = 5.6, 3.6, 0.2
+"""Inches: small, so that the text stays readable when a phone shrinks the figure to its width. HEIGHT is with
+two lines of legend."""
+
+LEGEND_CHARACTERS = 60
+"""That fit side by side into a line of the legend, beside the pieces of the curves."""
 
 FEW = 60
-"""Curves of fewer points have a marker at each."""
+"""Curves of one seed and fewer points have a marker at each."""
 
 PIXELS = 128
 """The least side at which an image is shown: smaller ones are enlarged."""
@@ -51,45 +68,99 @@ SETTINGS: dict[Any, Any] = {
 }
 
 
-def draw_curves(curves: Sequence[tuple[str, Series]], smoothing: float = 0.0) -> bytes:
-    """An SVG of loss_index by iteration on a logarithmic axis. curves: the loss and the values of each run.
+@dataclass(frozen=True)
+class Curve:
+    """What several seeds of a loss logged. label: for the legend. seeds: one or more.
 
-    smoothing: TensorBoard's, with the raw curve faint behind it; 0 draws the values themselves.
+    is_smoothed: whether it is drawn as a moving average, with the values faint behind it.
+    """
+
+    loss: str
+    label: str
+    seeds: tuple[Series, ...]
+    is_smoothed: bool = False
+
+    @cached_property
+    def steps(self) -> np.ndarray:
+        """The iterations at which all seeds have a value, int64 (n,)."""
+        return reduce(np.intersect1d, [each.steps for each in self.seeds])
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Of each seed at `steps`, float64 (seeds, n)."""
+        return np.stack([each.values[np.isin(each.steps, self.steps)] for each in self.seeds])
+
+    @property
+    def smoothing(self) -> float:
+        """The weight of `smooth` that it is drawn with; 0 if it is drawn as it is."""
+        return smoothing_weight(len(self.steps)) if self.is_smoothed else 0.0
+
+    @cached_property
+    def drawn(self) -> np.ndarray:
+        """`values`, smoothed."""
+        return np.stack([smooth(each, self.smoothing) for each in self.values])
+
+    def since(self, iteration: int) -> Curve:
+        """The part of it from this iteration on."""
+        return replace(self, seeds=tuple(each.since(iteration) for each in self.seeds))
+
+
+def draw_curves(curves: Sequence[Curve], start: int = 0) -> bytes:
+    """An SVG of loss_index by iteration on a logarithmic axis, with a legend if there are several curves.
+
+    The curve of several seeds is their mean, with a band from the lowest to the highest of them. start: the
+    iteration at which the figure begins.
     """
     matplotlib = import_matplotlib()
-    number = matplotlib.ticker.FuncFormatter(short)
+    legend = [_wrapped(curve.label) for curve in curves] if len(curves) > 1 else []
+    columns = max(1, min(3, LEGEND_CHARACTERS // (3 + max(map(len, legend), default=1))))
+    lines = sum(1 + text.count("\n") for text in legend) / columns
     with matplotlib.rc_context(SETTINGS):
-        figure = matplotlib.figure.Figure(figsize=(WIDTH, HEIGHT), dpi=96, layout="constrained")
+        height = HEIGHT + LEGEND_LINE * max(0, lines - 2)
+        figure = matplotlib.figure.Figure(figsize=(WIDTH, height), dpi=96, layout="constrained")
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         axes.patch.set_alpha(0)
+        axes.set_axisbelow(True)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
-        named: set[str] = set()
-        for loss, series in curves:
-            _draw_curve(axes, loss, series, smoothing, is_first=loss not in named)
-            named.add(loss)
+        drawn = [
+            _draw_curve(axes, curve, style)
+            for curve, style in zip(curves, styles([curve.loss for curve in curves]), strict=True)
+        ]
         axes.set_xlabel("iteration")
-        axes.set_xlim(0, max((int(series.steps[-1]) for _, series in curves if len(series)), default=1) or 1)
+        last = max((int(curve.steps[-1]) for curve in curves if len(curve.steps)), default=0)
+        axes.set_xlim(start, max(last, start + 1))
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
-        axes.xaxis.set_major_formatter(number)
-        if any((series.finite().values > 0).any() for _, series in curves):
+        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
+        if any((series.finite().values > 0).any() for curve in curves for series in curve.seeds):
             _scale_log(axes, matplotlib.ticker)
-        axes.yaxis.set_major_formatter(number)
-        if len(named) > 1:
-            figure.legend(
-                loc="outside lower center", ncols=min(3, len(named)), frameon=False, handlelength=2.2
+        axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
+        if legend:
+            shown = figure.legend(
+                drawn, legend, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2
             )
+            for text in shown.get_texts():
+                text.set_parse_math(False)  # a folder's name may hold dollar signs
         return _svg(figure)
 
 
-def smooth(values: np.ndarray, weight: float = SMOOTHING) -> np.ndarray:
+def smoothing_weight(points: int) -> float:
+    """The weight that suits a curve of so many points: 1 - 100 / points, from 0 to 0.95.
+
+    A weight w averages over about 1 / (1 - w) points: so over a hundredth of the curve, and over 20 points at
+    most. TensorBoard's constant 0.95 draws a line of twenty falling points far above all of them.
+    """
+    return min(SMOOTHING, max(0.0, 1 - UNSMOOTHED / points)) if points else 0.0
+
+
+def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     """An exponential moving average, (n,), as TensorBoard's scalar chart draws it.
 
     s = weight * s + (1 - weight) * value from s = 0, shown as s / (1 - weight^n) for the n-th value. Values
-    that are not finite are kept and not averaged; a constant series is left alone.
+    that are not finite are kept and not averaged; a constant series is left alone, and each with weight 0.
     """
     smoothed = values.astype(np.float64)
-    if (values == values[:1]).all():
+    if not weight or (values == values[:1]).all():
         return smoothed
     average = 0.0
     for count, place in enumerate(np.flatnonzero(np.isfinite(values)), start=1):
@@ -111,18 +182,38 @@ def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
     return encode_png(np.concatenate(list(map(_strip, rows))))
 
 
-def _draw_curve(axes: Any, loss: str, series: Series, smoothing: float, is_first: bool) -> None:
-    """is_first: further seeds of a loss are thin, and not in the legend."""
-    reduction, element = loss.split("_")
-    style: dict[str, Any] = {"color": HUES[reduction], "linestyle": DASHES[element]}
-    style["linewidth"] = WIDTHS[reduction] if is_first else 0.8
-    values = series.values
-    if smoothing:
-        axes.plot(series.steps, values, color=HUES[reduction], linewidth=0.8, alpha=0.3, zorder=1)
-        values = smooth(values, smoothing)
-    if len(series) < FEW and not smoothing:
+def _wrapped(label: str) -> str:
+    """In lines that fit into the legend; options are not broken."""
+    return textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False)
+
+
+def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
+    """Its line; the band and the raw values lie below."""
+    steps, drawn = curve.steps, curve.drawn
+    if curve.smoothing:
+        raw = curve.values.mean(axis=0)
+        axes.plot(steps, raw, color=style["color"], linewidth=0.8, alpha=0.3, zorder=1)
+    elif len(steps) < FEW and len(drawn) == 1:
         style |= {"marker": "o", "markersize": 4, "clip_on": False}
-    axes.plot(series.steps, values, label=loss if is_first else "_", **style)
+    if len(drawn) > 1:
+        low, high = drawn.min(axis=0), drawn.max(axis=0)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0, zorder=1)
+    (line,) = axes.plot(steps, drawn.mean(axis=0), **style)
+    return line
+
+
+def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """How the curve of each of these losses is drawn: no two alike, unless an element has more than 15."""
+    further: Counter[str] = Counter()
+    for place, loss in enumerate(losses):
+        reduction, element = loss.split("_")
+        if loss not in losses[:place]:
+            yield {"color": HUES[reduction], "linestyle": DASHES[element], "linewidth": WIDTHS[reduction]}
+            continue
+        dashes = (DASHES, FURTHER_DASHES)[further[element] // len(FURTHER_HUES) % 2][element]
+        color = FURTHER_HUES[further[element] % len(FURTHER_HUES)]
+        further[element] += 1
+        yield {"color": color, "linestyle": dashes, "linewidth": FURTHER_WIDTH}
 
 
 def _scale_log(axes: Any, ticker: Any) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from fastae.errors import FastaeError
+from fastae.report.commands import commands
 from fastae.report.compare import compare
-from fastae.report.figures import SMOOTHING, draw_curves, draw_strips, short, smooth
+from fastae.report.differences import differences
+from fastae.report.figures import Curve, draw_curves, draw_strips, short
+from fastae.report.groups import Group, group_seeds
 from fastae.report.page import Chart, Page, render
 from fastae.report.quality import make_gallery, measure
 from fastae.report.runs import Run, Series, find_runs
-from fastae.report.tables import answer, commands, hours, settings, table
+from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
 from fastae.utils.console import log, printable, track
 from fastae.utils.device import choose_device
 from fastae.utils.environment import __version__
@@ -23,6 +26,7 @@ from fastae.utils.files import atomic_write
 from fastae.utils.paths import expand_home
 
 PAGE = "report.html"
+PICTURES = "reconstructions.png"
 
 
 def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
@@ -32,14 +36,22 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     folder, or in the one that holds all of several folders. The figures go into a folder beside the page, of
     the same name. data: the folder of the runs' images, as `measure` takes it.
 
-    Raises FastaeError for a user's mistake.
+    Raises FastaeError for a user's mistake, and rather than replace a page by one that has lost its pictures.
     """
+    arguments = [[str(folder)] for folder in folders]
+    arguments += [["--out", str(out)]] if out else []
+    arguments += [["--data", data]] if data else []
     folders = list(map(expand_home, folders))
     out = _choose_out(folders, expand_home(out) if out else None)
     runs, warnings = find_runs(folders)
-    page, figures = _page(runs, warnings, data, [*map(str, folders), *(["--data", data] if data else [])])
+    page, figures = _page(runs, warnings, data, arguments)
+    if PICTURES not in figures and out.exists() and (out.with_suffix("") / PICTURES).exists():
+        reason = next(iter(page.unmeasured), "there is nothing to show")
+        raise FastaeError(
+            f"{str(out)!r} has pictures that a new page would lose ({reason}); or name another --out"
+        )
     _write(out, render(page), figures)
-    for warning in page.warnings:
+    for warning in [*page.warnings, *page.unmeasured]:
         log(f"warning   {printable(warning)}", "yellow")
     log(f"answer    {page.headline}", "bold")
     log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
@@ -47,28 +59,36 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
 
 
 def _page(
-    runs: Sequence[Run], warnings: Sequence[str], data: str | None, arguments: Sequence[str]
+    runs: Sequence[Run], warnings: Sequence[str], data: str | None, arguments: Sequence[Sequence[str]]
 ) -> tuple[Page, dict[str, bytes]]:
     """The page, and its figures by file name."""
-    comparison = compare(runs)
+    comparison, groups = compare(runs), group_seeds(runs)
+    compared = {run.path for run in comparison.compared}
+    groups.sort(key=lambda group: group.runs[0].path not in compared)
     measured, unmeasured = measure(track(runs, "reconstructing"), choose_device("auto"), data)
-    gallery = make_gallery([*comparison.compared, *runs], measured)
-    charts = _charts(runs)
-    headline, sentences = answer(comparison)
-    head, rows = table(runs, measured, comparison)
+    gallery = make_gallery(groups, measured)
+    charts = _charts(groups)
+    found = differences(comparison, measured)
+    headline, sentences = answer(comparison, groups[0].label, found)
+    difference_head, difference_rows = difference_table(found)
+    head, rows = table(groups, measured)
     differing, common = settings(runs)
     page = Page(
         is_single=len(runs) == 1,
-        has_seeds=len(runs) > len({run.loss for run in runs}),
+        has_seeds=any(len(group.runs) > 1 for group in groups),
         headline=headline,
         sentences=sentences,
         made=time.strftime("%-d %B %Y, %H:%M"),
         version=__version__,
-        warnings=[*warnings, *comparison.warnings, *unmeasured],
+        warnings=[*warnings, *comparison.warnings],
+        unmeasured=unmeasured,
         charts=charts,
         gallery=gallery,
         head=head,
         rows=rows,
+        difference_head=difference_head,
+        difference_rows=difference_rows,
+        undecided=undecided(comparison, found) if found else (),
         hours=list(hours(runs)),
         differing=differing,
         common=common,
@@ -77,28 +97,50 @@ def _page(
     figures = {f"{chart.name}.svg": chart.svg for chart in charts}
     if gallery:
         shown = [row.pictures for rows in gallery.groups.values() for row in rows]
-        figures["reconstructions.png"] = draw_strips(shown)
+        figures[PICTURES] = draw_strips(shown)
     return page, figures
 
 
-def _charts(runs: Sequence[Run]) -> list[Chart]:
-    """The article's first figure, and held-out images beside it; without those that have nothing to show."""
-    charts = []
-    for name, title, smoothing, curves in (
-        ("train", "Training batches", SMOOTHING, [(run.loss, run.train) for run in runs]),
-        ("held-out", "Held-out images", 0.0, [(run.loss, run.held_out) for run in runs]),
-    ):
-        curves = [(loss, series) for loss, series in curves if len(series.finite())]
-        if curves:
-            ends = ", ".join(f"{loss} {_end(series, smoothing)}" for loss, series in curves)
-            alt = f"{title}: squared error × 10⁷ by iteration. At the end: {ends}."
-            charts.append(Chart(name, title, alt, draw_curves(curves, smoothing)))
-    return charts
+def _charts(groups: Sequence[Group]) -> list[Chart]:
+    """The article's first figure, held-out images beside it, and their second half, where differences show.
+
+    Without those that have nothing to show.
+    """
+    train = _curves(groups, lambda run: run.train, is_smoothed=True)
+    held_out = _curves(groups, lambda run: run.held_out)
+    half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
+    later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
+    charts = [_chart("train", "Training batches", train), _chart("held-out", "Held-out images", held_out)]
+    if len(later) > 1:
+        charts.append(_chart("held-out-later", f"Held-out images from iteration {half:,} on", later, half))
+    return [chart for chart in charts if chart]
 
 
-def _end(series: Series, smoothing: float) -> str:
-    shown = smooth(series.values, smoothing) if smoothing else series.values
-    return short(float(shown[np.isfinite(shown)][-1]))
+def _curves(
+    groups: Sequence[Group], series: Callable[[Run], Series], is_smoothed: bool = False
+) -> list[Curve]:
+    """The curve of each group, of the seeds that have logged numbers."""
+    return [
+        Curve(group.loss, group.label, seeds, is_smoothed)
+        for group in groups
+        if (seeds := tuple(each for each in map(series, group.runs) if len(each.finite())))
+    ]
+
+
+def _chart(name: str, title: str, curves: Sequence[Curve], start: int = 0) -> Chart | None:
+    if not curves:
+        return None
+    ends = ", ".join(f"{curve.label} {_end(curve)}" for curve in curves)
+    alt = f"{title}: squared error × 10⁷ by iteration. At the end: {ends}."
+    weights = [curve.smoothing for curve in curves if curve.is_smoothed]
+    return Chart(name, title, alt, draw_curves(curves, start), weights)
+
+
+def _end(curve: Curve) -> str:
+    """The last value that is a number, of the mean over the seeds."""
+    drawn = curve.drawn.mean(axis=0)
+    finite = drawn[np.isfinite(drawn)]
+    return short(float(finite[-1])) if len(finite) else "unknown"
 
 
 def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from fastae.losses import loss_index
-from fastae.report.figures import SMOOTHING, draw_strips, short
+from fastae.report.commands import Command
+from fastae.report.differences import CONFIDENCE
+from fastae.report.figures import draw_strips, short
 from fastae.report.quality import Gallery
-from fastae.report.tables import TableRow
+from fastae.report.tables import DifferenceRow, TableRow, percent
 from fastae.utils.console import printable
 
 NBSP = "\u00a0"
@@ -20,20 +24,25 @@ NBSP = "\u00a0"
 
 @dataclass(frozen=True)
 class Chart:
-    """svg: on a transparent ground, for a light page. alt: what it shows, for those who cannot see it."""
+    """svg: on a transparent ground, for a light page. alt: what it shows, for those who cannot see it.
+
+    smoothing: the weights that its curves are smoothed with.
+    """
 
     name: str
     title: str
     alt: str
     svg: bytes
+    smoothing: Sequence[float]
 
 
 @dataclass(frozen=True)
 class Page:
     """What template.html.j2 shows, as text that it escapes.
 
-    is_single: whether it is of one run. has_seeds: whether a loss has several runs.
-    differing, common: settings as (name, value).
+    is_single: whether it is of one run. has_seeds: whether some runs differ in their seeds alone.
+    unmeasured: warnings about runs without reconstructions. differing, common: settings as (name, value).
+    undecided: what the differences do not show, in sentences.
     """
 
     is_single: bool
@@ -43,14 +52,26 @@ class Page:
     made: str
     version: str
     warnings: Sequence[str]
+    unmeasured: Sequence[str]
     charts: Sequence[Chart]
     gallery: Gallery | None
     head: Sequence[str]
     rows: Sequence[TableRow]
+    difference_head: Sequence[str]
+    difference_rows: Sequence[DifferenceRow]
+    undecided: Sequence[str]
     hours: Sequence[str]
     differing: Sequence[tuple[str, str]]
     common: Sequence[tuple[str, str]]
-    commands: Sequence[str]
+    commands: Sequence[Command]
+
+    @property
+    def smoothing(self) -> str:
+        """The weights that curves are smoothed with, "0.5" or "0.17 to 0.95"; empty if none is."""
+        weights = [weight for chart in self.charts for weight in chart.smoothing]
+        if not any(weights):
+            return ""
+        return " to ".join(dict.fromkeys(f"{weight:.2g}" for weight in (min(weights), max(weights))))
 
 
 def render(page: Page) -> bytes:
@@ -62,17 +83,29 @@ def render(page: Page) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., str]] = {
         "svg": lambda svg: _data_uri(svg, "image/svg+xml"),
         "strip": lambda row: _data_uri(draw_strips([row.pictures]), "image/png"),
         "error": lambda error: short(loss_index(error)),
+        "unbroken": unbroken,
     }
-    return environment.get_template("template.html.j2").render(page=page, smoothing=SMOOTHING).encode()
+    environment.filters.update(filters)
+    text = environment.get_template("template.html.j2").render(page=page, confidence=percent(CONFIDENCE))
+    return text.encode()
 
 
 def _visible(value: object) -> object:
     """What the template inserts, with control characters and stray bytes escaped, as in the terminal."""
     return NBSP.join(map(printable, value.split(NBSP))) if isinstance(value, str) else value
+
+
+def unbroken(text: str) -> Markup:
+    """The text as HTML in which no line that is wide enough is broken in an option, nor before its value."""
+    parts = re.split(r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)]+)?)", text)
+    return Markup().join(
+        Markup('<span class="unbroken">{}</span>').format(part) if place % 2 else escape(part)
+        for place, part in enumerate(parts)
+    )
 
 
 def _data_uri(content: bytes, mime: str) -> str:

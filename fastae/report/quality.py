@@ -1,7 +1,7 @@
 """Each run's model on its held-out images, in float32: reconstructions, their errors, PSNR and SSIM.
 
-The images come from the folder that the user names, never from one that config.json names: anybody may have
-written that file, and the page shows what is read.
+The images come from the folder that the user names. Anybody may have written the config.json that names
+another one, and the page shows what is read: see `known_folder`.
 """
 
 from __future__ import annotations
@@ -17,18 +17,22 @@ from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from fastae.data import CropResize, faces, load_images
-from fastae.data.check import FileFault
+from fastae.data.check import FileFault, was_checked
 from fastae.data.folder import name_below
-from fastae.data.manifest import Manifest
+from fastae.data.manifest import DIGESTS, Manifest
 from fastae.data.sampler import evenly_spaced
 from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
-from fastae.losses import LOSSES, psnr, squared_error
+from fastae.losses import psnr, squared_error
+from fastae.report.groups import Group
 from fastae.report.runs import Run
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.training.evaluate import reconstruct
+from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import Precision
+from fastae.utils.json import nested
+from fastae.utils.paths import require_path
 
 FLOAT32 = Precision(None, "float32")
 
@@ -80,9 +84,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Gallery:
-    """columns: the runs, one per loss. groups: "best" and so on -> rows. count: images to choose from."""
+    """columns: labels of the groups of runs, each shown by its first run. groups: "best" and so on -> rows.
 
-    columns: tuple[Run, ...]
+    iterations: of the columns. count: images to choose from.
+    """
+
+    columns: tuple[str, ...]
     iterations: tuple[int, ...]
     groups: Mapping[str, Sequence[Row]]
     count: int
@@ -93,7 +100,7 @@ def measure(
 ) -> tuple[dict[Path, Measurement], list[str]]:
     """Measurements by run folder, and warnings about runs that have none.
 
-    data: the folder of the runs' images; None for $FASTAE_DATA, else the synthetic faces.
+    data: the folder of the runs' images; None for `known_folder`, else $FASTAE_DATA, else synthetic faces.
     """
     found: dict[Path, Measurement] = {}
     opened: dict[tuple[object, ...], HeldOut] = {}
@@ -121,6 +128,7 @@ def open_held_out(
     Raises FastaeError.
     """
     config = run.config
+    data = data or known_folder(run, manifest)
     if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
         where = run.text("data", "folder")
         raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
@@ -143,6 +151,26 @@ def open_held_out(
     while replaced.keys() & set(paths):  # a replacement may have been replaced in turn
         paths = [replaced.get(path, path) for path in paths]
     return HeldOut(tuple(name_below(folder.root, path) for path in paths), images)
+
+
+def known_folder(run: Run, manifest: Manifest) -> str | None:
+    """The folder of images that config.json names, if it may be opened; else None, and it is not touched.
+
+    fastae must have read it before, as this user's cache shows: so a config.json from elsewhere can neither
+    have a network mounted nor a disk searched. Since the page shows what is read, whoever wrote the manifest
+    must also know the files: it needs all digests, which `open_folder` compares, as it does names and sizes.
+    """
+    named = nested(run.description, "data", "folder")
+    digested = evenly_spaced([*manifest.train, *manifest.held_out], DIGESTS)
+    if not isinstance(named, str) or not set(digested) <= manifest.digests.keys():
+        return None
+    try:
+        require_path(named, "data")
+    except FastaeError:
+        return None
+    # As fastae writes it: behind a link, ".." leads elsewhere than abspath says.
+    is_known = named == os.path.abspath(named) and was_checked(named, check_records(cache_folder()))  # noqa: PTH100
+    return named if is_known and Path(named).is_dir() else None
 
 
 def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Measurement:
@@ -172,31 +200,33 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
     )  # fmt: skip
 
 
-def make_gallery(runs: Sequence[Run], found: Mapping[Path, Measurement]) -> Gallery | None:
-    """For each loss the first run that has the same held-out images as the first of all.
+def make_gallery(groups: Sequence[Group], found: Mapping[Path, Measurement]) -> Gallery | None:
+    """For each group the first run that has the same held-out images as the first of all.
 
-    runs: in order of interest. None if none was measured.
+    groups: in order of interest. None if no run was measured.
     """
-    shown = [run for run in runs if run.path in found]
-    if not shown:
+    measured = [[found[run.path] for run in group.runs if run.path in found] for group in groups]
+    held_out = next((each.held_out for group in measured for each in group), None)
+    if held_out is None:
         return None
-    held_out = found[shown[0].path].held_out
-    chosen: dict[str, Run] = {}
-    for run in shown:
-        if found[run.path].held_out is held_out:
-            chosen.setdefault(run.loss, run)
-    columns = tuple(chosen[loss] for loss in LOSSES if loss in chosen)
-    measured = [found[run.path] for run in columns]
-    errors = np.stack([each.errors for each in measured])
-    pictures = np.stack([to_bytes(held_out.images), *(each.reconstructions for each in measured)])
-    groups = {
+    chosen = {
+        group.label: alike[0]
+        for group, each in zip(groups, measured, strict=True)
+        if (alike := [one for one in each if one.held_out is held_out])
+    }
+    shown = list(chosen.values())
+    errors = np.stack([each.errors for each in shown])
+    pictures = np.stack([to_bytes(held_out.images), *(each.reconstructions for each in shown)])
+    groups_of_rows = {
         kind: [
             Row(PurePosixPath(held_out.names[place]).stem, pictures[:, place], errors[:, place])
             for place in places
         ]
         for kind, places in pick(errors.mean(axis=0)).items()
     }
-    return Gallery(columns, tuple(each.iteration for each in measured), groups, len(held_out.names))
+    return Gallery(
+        tuple(chosen), tuple(each.iteration for each in shown), groups_of_rows, len(held_out.names)
+    )
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.config import TrainConfig, flag
+from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.monitor.files import read_sessions
@@ -44,6 +44,9 @@ class Series:
     def finite(self) -> Series:
         known = np.isfinite(self.values)
         return Series(self.steps[known], self.values[known])
+
+    def since(self, step: int) -> Series:
+        return Series(self.steps[self.steps >= step], self.values[self.steps >= step])
 
     def at(self, step: int) -> float:
         """The value at this iteration; nan if there is none."""
@@ -75,12 +78,17 @@ class Run:
     @property
     def train(self) -> Series:
         """loss_index (MSE x 1e7) of training batches."""
-        return _loss_index(self.metrics.train)
+        return _series(self.metrics.train, "loss_index")
 
     @property
     def held_out(self) -> Series:
         """loss_index of the held-out images."""
-        return _loss_index(self.metrics.held_out)
+        return _series(self.metrics.held_out, "loss_index")
+
+    @property
+    def psnr(self) -> Series:
+        """Of the held-out images, in dB, as it was logged."""
+        return _series(self.metrics.held_out, "psnr")
 
     @property
     def iteration(self) -> int:
@@ -147,20 +155,6 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
 
 
-def options(config: TrainConfig, skip: Sequence[str] = ()) -> list[str]:
-    """Command-line options for every setting that is not the default, except --out and those in `skip`."""
-    found = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or field.name == "out" or field.name in skip:
-            continue
-        if isinstance(value, bool):
-            found.append(flag(field.name if value else f"no_{field.name}"))
-        else:
-            found += [flag(field.name), str(value)]
-    return found
-
-
 def _find(folders: Sequence[Path]) -> dict[Path, bool]:
     """Run folders, each once, and whether the user named it rather than a folder above it."""
     found: dict[Path, tuple[Path, bool]] = {}
@@ -201,8 +195,8 @@ def _kwh(path: Path, description: Mapping[str, Any]) -> float:
     return sum(known) if len(known) == len(energies) == sessions else math.nan
 
 
-def _loss_index(rows: Rows) -> Series:
-    return Series(rows.iterations, rows.values["loss_index"])
+def _series(rows: Rows, name: str) -> Series:
+    return Series(rows.iterations, rows.values[name])
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -1,9 +1,8 @@
-"""The report's answer, tables and commands as text; the page escapes it."""
+"""The report's answer and tables as text; the page escapes it."""
 
 from __future__ import annotations
 
 import math
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
@@ -13,14 +12,15 @@ from typing import Any
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.report.compare import Comparison
+from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
+from fastae.report.groups import Group
 from fastae.report.quality import Measurement
-from fastae.report.runs import Run, options
-from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS, SweepConfig, SweepFolder
+from fastae.report.runs import Run
+from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS
 from fastae.utils.console import duration
-from fastae.utils.json import convert, nested
+from fastae.utils.json import nested
 
 ARTICLE = TrainConfig()
 """Its conditions are the defaults."""
@@ -49,69 +49,121 @@ class TableRow:
     is_mean: bool = False
 
 
-def answer(comparison: Comparison) -> tuple[str, tuple[str, ...]]:
-    """One headline, and at most two sentences, from the numbers."""
+@dataclass(frozen=True)
+class DifferenceRow:
+    """samples: what it was made from. cells: as the table's head; None if there is no interval."""
+
+    name: str
+    samples: str
+    cells: tuple[Difference | None, ...]
+
+
+def answer(
+    comparison: Comparison, label: str, found: Mapping[str, Mapping[str, Difference]]
+) -> tuple[str, tuple[str, ...]]:
+    """One headline, and at most three sentences, from the numbers.
+
+    label: of the compared runs, if they are of one loss. found: `differences` of the comparison.
+    """
     at, errors = comparison.at, comparison.errors
     if not at:
         return "Nothing to compare yet", ("No run was evaluated after its first iteration.",)
     ranked = list(errors)
     best, worst = ranked[0], ranked[-1]
     lowest, highest = errors[best].mean(), errors[worst].mean()
-    share = at * comparison.compared[0].config.batch_size * len(LOSSES) / ARTICLE_IMAGES
-    length = f"{percent(share)} of the article's training"
+    length = trained_share(comparison)
     deviation = comparison.deviation
     if len(errors) == 1:
         seeds = "" if deviation is None else f" (± {deviation:,.0f} over {len(errors[best])} seeds)"
-        headline = f"{best}: a held-out error of {lowest:,.0f}{seeds} after {at:,} iterations"
+        headline = f"{label}: a held-out error of {lowest:,.0f}{seeds} after {at:,} iterations"
         start = comparison.compared[0].held_out.at(0)
         began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
-        return headline, (f"That is {length}.{began}",)
+        return headline, (f"That is {percent(length)} of the article's training.{began}",)
     apart = percent(comparison.difference / highest if highest else 0.0)
-    if share < LONG_ENOUGH:
-        headline = f"Too short to tell: {length}"
+    if length < LONG_ENOUGH:
+        headline = f"Too short to tell: {percent(length)} of the article's training"
     else:
         headline = f"The {len(errors)} losses end within {apart} of each other"
-    ends = (
+    sentences = [
         f"At iteration {at:,} the held-out error is lowest for {best}, {lowest:,.0f}, and highest for "
         f"{worst}, {highest:,.0f}, {apart} apart."
-    )
+    ]
     if deviation is None:
-        chance = (
+        sentences.append(
             "Each loss was trained with one seed; fastae sweep --repeats shows how much other seeds change."
         )
     else:
-        chance = (
+        sentences.append(
             f"Their difference is {comparison.difference:,.0f}, and the standard deviation over the seeds of "
             f"one loss is up to {deviation:,.0f}."
         )
-    return headline, (ends, chance)
+    if element := found.get(ELEMENT, {}).get("held-out error"):
+        sentences.append(
+            f"Squared error minus cross entropy is {element.number} ({percent(CONFIDENCE)} interval: "
+            f"{element.interval}; {element.samples})."
+        )
+    return headline, tuple(sentences)
 
 
-def table(
-    runs: Sequence[Run], measured: Mapping[Path, Measurement], comparison: Comparison
-) -> tuple[list[str], list[TableRow]]:
-    """Head and rows: one per run, and below several seeds of a loss their mean and standard deviation.
+def trained_share(comparison: Comparison) -> float:
+    """How much of the article's images each compared run was trained on."""
+    images = comparison.at * comparison.compared[0].config.batch_size
+    return images * len(LOSSES) / ARTICLE_IMAGES
+
+
+def difference_table(
+    found: Mapping[str, Mapping[str, Difference]],
+) -> tuple[list[str], list[DifferenceRow]]:
+    """Head and rows of `differences`."""
+    head = list(dict.fromkeys(metric for row in found.values() for metric in row))
+    rows = [
+        DifferenceRow(name, next(iter(row.values())).samples, tuple(map(row.get, head)))
+        for name, row in found.items()
+    ]
+    return ["difference", *head], rows
+
+
+def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
+    """What the data do not decide, in sentences."""
+    open_ones = {
+        name: [metric for metric, each in row.items() if not each.is_decided] for name, row in found.items()
+    }
+    listed = "; ".join(f"{name} ({', '.join(names)})" for name, names in open_ones.items() if names)
+    count = sum(map(len, found.values()))
+    sizes = ", ".join(f"{size:,}" for size in sorted({run.config.image_size for run in comparison.compared}))
+    return (
+        f"These seeds do not decide, since the interval includes 0: {listed}."
+        if listed
+        else "Every interval excludes 0.",
+        f"Of {count} intervals about {(1 - CONFIDENCE) * count:.1g} would exclude 0 by chance alone.",
+        f"Nor do these runs, at {sizes} pixels after {percent(trained_share(comparison))} of the article's "
+        "training, decide what other sizes, learning rates or longer training would show.",
+    )
+
+
+def table(groups: Sequence[Group], measured: Mapping[Path, Measurement]) -> tuple[list[str], list[TableRow]]:
+    """Head and rows: one per run, and below several seeds of a group their mean and standard deviation.
 
     Without the columns in which nothing is known.
     """
-    has_seeds = len(runs) > len({run.loss for run in runs})
+    runs = [run for group in groups for run in group.runs]
+    has_seeds = any(len(group.runs) > 1 for group in groups)
     numbers = {run.path: _numbers(run, measured.get(run.path)) for run in runs}
     known = np.isfinite(np.array(list(numbers.values()))).any(axis=0)
     rows = []
-    for loss in dict.fromkeys(run.loss for run in runs):
-        for run in runs:
-            if run.loss == loss:
-                names = [run.name] * (run.name != loss) + [f"seed {run.config.seed}"] * has_seeds
-                rows.append(TableRow((loss, *_cells(numbers[run.path], known)), ", ".join(names)))
-        seeds = [numbers[run.path] for run in comparison.compared if run.loss == loss]
-        if len(seeds) > 1:
+    for group in groups:
+        for run in group.runs:
+            names = [run.name] * (run.name != group.loss) + [f"seed {run.config.seed}"] * has_seeds
+            rows.append(TableRow((group.label, *_cells(numbers[run.path], known)), ", ".join(names)))
+        if len(group.runs) > 1:
+            seeds = [numbers[run.path] for run in group.runs]
             with np.errstate(invalid="ignore"):  # the PSNR of an image without an error is infinite
                 means, deviations = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
             both = zip(_cells(means, known), _cells(deviations, known), strict=True)
             cells = (
                 mean if deviation in (NONE, "0") else f"{mean} ± {deviation}" for mean, deviation in both
             )
-            rows.append(TableRow((loss, *cells), f"mean of {len(seeds)}", is_mean=True))
+            rows.append(TableRow((group.label, *cells), f"mean of {len(seeds)} seeds", is_mean=True))
     return ["loss", *compress(COLUMNS, known)], rows
 
 
@@ -202,40 +254,6 @@ def _shown(value: object) -> str:
     if isinstance(value, bool):
         return "on" if value else "off"
     return "not set" if value in (None, "") else str(value)
-
-
-def commands(runs: Sequence[Run], report: Sequence[str]) -> Iterator[str]:
-    """What a shell needs to repeat the runs, whole sweeps by one command, and to make this report.
-
-    report: the arguments of `fastae report`.
-    """
-    for folder in dict.fromkeys(run.path.parent for run in runs):
-        beside = [run for run in runs if run.path.parent == folder]
-        if sweep := _sweep_of(folder, beside):
-            chosen = [] if len(sweep.losses) == len(LOSSES) else ["--losses", ",".join(sweep.losses)]
-            chosen += ["--repeats", str(sweep.repeats)] if sweep.repeats > 1 else []
-            chosen += ["--same-init"] if sweep.same_init else []
-            # Each rank of torchrun takes its own GPU.
-            skip = ["loss", "device"] if sweep.train.device.startswith("cuda") else ["loss"]
-            yield shlex.join(("fastae", "sweep", *chosen, *options(sweep.train, skip)))
-        else:
-            yield from (shlex.join(("fastae", "train", *options(run.config))) for run in beside)
-    yield shlex.join(("fastae", "report", *report))
-
-
-def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
-    """The sweep in a folder, if these are its runs, all of them."""
-    try:
-        plan = SweepFolder(folder).read().plan
-        own = {name: plan.get(name) for name in ("losses", "repeats", "same_init")}
-        train = runs[0].config.as_dict() | {"seed": plan.get("seed")}
-        sweep: SweepConfig = convert({"train": train, **own}, SweepConfig)
-    except (FastaeError, ValueError):
-        return None
-    if len(sweep.losses) * sweep.repeats != len(runs):
-        return None
-    found = {(run.path.name, run.loss, run.config.seed) for run in runs}
-    return sweep if found == {(run.name, run.loss, run.seed) for run in sweep.runs()} else None
 
 
 def percent(share: float) -> str:

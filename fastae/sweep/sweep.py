@@ -82,10 +82,11 @@ class Sweep:
             self._require_results()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not State.FINISHED]
-        settings = replace(self._config.train, device=device_of(self._config.train.device, self._ranks))
+        settings = self._config.train
         if todo:
             at_once = min(self._at_once, len(todo))
-            session, settings = open_shared_session(self.folder, settings, list(self._runs), at_once)
+            names = list(self._runs)
+            session, settings = open_shared_session(self.folder, settings, names, self._ranks, at_once)
         if self._ranks.is_main:
             if todo:
                 self.folder.begin(self._config, session.images.manifest)
@@ -246,12 +247,17 @@ def begun_or_new(
 
 
 def open_shared_session(
-    folder: SweepFolder, config: TrainConfig, names: list[str], at_once: int
+    folder: SweepFolder, config: TrainConfig, names: list[str], ranks: Ranks, at_once: int
 ) -> tuple[Session, TrainConfig]:
-    """What all runs share: images and, in a sweep that is resumed, loader and compiling."""
-    runs = map(folder.run, names)
-    before = next((run.describe() for run in runs if run.config.exists()), {})
-    settings = as_before(config, {"data": config.data} if config.data else {}, before)
-    session = open_session(settings, manifest=folder.manifest(), at_once=at_once)
-    log_differences(session, settings, before)
-    return session, settings
+    """What all runs share: images and, in a sweep that is resumed, loader and compiling; and their settings.
+
+    The settings are as the user gave them, now or when the sweep began: what was chosen is not among them.
+    """
+    begun = next((run for run in map(folder.run, names) if run.config.exists()), None)
+    before = begun.describe() if begun else {}
+    chosen = as_before(config, {"data": config.data} if config.data else {}, before)
+    own = replace(chosen, device=device_of(config.device, ranks))
+    session = open_session(own, manifest=folder.manifest(), at_once=at_once)
+    log_differences(session, config, before)
+    data = config.data or (begun.settings().data if begun else None)
+    return session, replace(config, data=data)

@@ -11,12 +11,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastae.losses import LOSSES
-from fastae.report.figures import HUES, draw_curves, draw_strips, short, smooth
+from fastae.report.figures import (
+    HUES,
+    Curve,
+    draw_curves,
+    draw_strips,
+    short,
+    smooth,
+    smoothing_weight,
+    styles,
+)
 from fastae.report.runs import Series
 
 
 def series(*values):
     return Series(np.arange(1, len(values) + 1), np.array(values, float))
+
+
+def curve(loss, *seeds, label=None, is_smoothed=False):
+    return Curve(loss, label or loss, tuple(seeds), is_smoothed)
 
 
 def texts(svg):
@@ -25,9 +38,9 @@ def texts(svg):
 
 
 def test_a_figure_names_each_loss_once_in_text_and_no_address():
-    drawn = [(loss, series(9, 5, 4)) for loss in (*LOSSES, "pixel_mse")]
-    svg = draw_curves(drawn, 0.95)
-    assert svg == draw_curves(drawn, 0.95), "the same figure is the same file"
+    drawn = [curve(loss, series(*range(300, 1, -1)), is_smoothed=True) for loss in LOSSES]
+    svg = draw_curves(drawn)
+    assert svg == draw_curves(drawn), "the same figure is the same file"
     assert {*LOSSES, "iteration"} <= set(texts(svg)) and texts(svg).count("pixel_mse") == 1
     assert all(hue.encode() in svg for hue in HUES.values())
     assert all(part.startswith("://www.w3.org/") for part in svg.decode().split("http")[1:])
@@ -37,13 +50,63 @@ def test_a_figure_names_each_loss_once_in_text_and_no_address():
     "values", [(math.nan, 5, math.inf, 3), (4, 3, math.nan), (7,), (0, 0, 0), (1e30, 1e-30), (-1, 2), ()]
 )
 def test_any_values_are_drawn(values):
-    for smoothing in (0, 0.95):
-        assert "iteration" in texts(draw_curves([("sample_bce", series(*values))], smoothing))
+    for is_smoothed in (False, True):
+        for repeated in (1, 60):
+            seed = series(*(values * repeated))
+            drawn = [curve("sample_bce", seed, is_smoothed=is_smoothed), curve("pixel_mse", seed, seed)]
+            assert "iteration" in texts(draw_curves(drawn))
 
 
 def test_a_long_curve_is_a_small_figure():
     noise = np.random.default_rng(0).random(100_000) + 1
-    assert len(draw_curves([("sample_bce", series(*noise))], 0.95)) < 200_000
+    assert len(draw_curves([curve("sample_bce", series(*noise), is_smoothed=True)])) < 200_000
+
+
+def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged():
+    short_one = Series(np.array([1, 2, 4]), np.array([8.0, 6.0, 2.0]))
+    seeds = curve("pixel_mse", series(4, 4, 4, 4, 4), short_one)
+    assert seeds.steps.tolist() == [1, 2, 4]
+    assert seeds.drawn.mean(axis=0).tolist() == [6, 5, 3]
+    assert seeds.since(2).steps.tolist() == [2, 4]
+    alone, several = (
+        draw_curves([each]).count(b'id="FillBetween') for each in (curve("pixel_mse", short_one), seeds)
+    )
+    assert (alone, several) == (0, 1)
+
+
+def test_curves_of_one_loss_are_named_and_no_two_look_alike():
+    labels = [f"pixel_mse --lr {lr}" for lr in range(12)]
+    svg = draw_curves([curve("pixel_mse", series(9, 5, 4), label=label) for label in labels])
+    assert set(labels) <= set(texts(svg))
+    looks = [
+        (each["color"], str(each["linestyle"])) for each in styles(["pixel_mse"] * 12 + ["pixel_bce"] * 12)
+    ]
+    assert len(set(looks)) == 24
+    assert [each["color"] for each in styles(list(LOSSES))] == [HUES[loss.split("_")[0]] for loss in LOSSES]
+
+
+def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
+    label = "pixel_mse --learning-rate 0.1 --batch-size 8 (folder $x$ of another name)"
+    svg = draw_curves([curve("pixel_mse", series(2, 1), label=f"{place} {label}") for place in range(9)])
+    lines = [text for text in texts(svg) if text and "--" in text]
+    assert len(lines) == 9 and all(text.endswith("--batch-size 8 (folder $x$") for text in lines)
+    assert texts(svg).count("of another name)") == 9
+    few = draw_curves([curve("pixel_mse", series(2, 1))])
+    height, height_of_few = (
+        float(ElementTree.fromstring(each).get("viewBox").split()[3]) for each in (svg, few)
+    )
+    assert height > height_of_few
+
+
+@pytest.mark.parametrize(
+    ("points", "weight"), [(0, 0), (1, 0), (20, 0), (100, 0), (200, 0.5), (2000, 0.95), (10**6, 0.95)]
+)
+def test_smoothing_suits_the_number_of_points(points, weight):
+    assert smoothing_weight(points) == pytest.approx(weight)
+    values = np.linspace(1, 0.5, points)
+    drawn = curve("pixel_mse", Series(np.arange(points), values), is_smoothed=True).drawn[0]
+    # It lags behind by a hundredth of the curve, of which this one falls by half.
+    assert np.all(drawn - values <= 0.5 / 100 + 1e-9)
 
 
 def test_numbers_are_short():
@@ -71,7 +134,7 @@ def test_smoothing_is_the_weighted_mean_that_tensorboard_shows(values, weight):
 
 
 def test_smoothing_leaves_constants_and_what_is_not_finite_alone():
-    assert smooth(np.full(5, 0.1)).tolist() == [0.1] * 5 and len(smooth(np.array([]))) == 0
-    smoothed = smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]))
+    assert smooth(np.full(5, 0.1), 0.95).tolist() == [0.1] * 5 and len(smooth(np.array([]), 0.95)) == 0
+    smoothed = smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
     # By hand: 10; (0.95 * 0.5 + 0.05 * 20) / (1 - 0.95^2); ...
     assert smoothed == pytest.approx([10, math.nan, 15.128205, math.inf, 23.847502], abs=1e-6, nan_ok=True)

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -75,13 +76,73 @@ def test_pipes_and_devices_are_not_read(how, run, face_folder):
             make_report([run])
 
 
-def test_only_a_folder_that_the_user_names_is_opened(run, face_folder, face_paths, monkeypatch):
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache that knows no folder yet."""
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))
+
+
+def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(
+    run, cache, face_folder, face_paths, monkeypatch
+):
     (run / "samples").mkdir()
     (run / "samples" / "0000100.png").symlink_to(face_paths[0])
-    assert pictures(make_report([run])) == 0  # although config.json names it
-    assert pictures(make_report([run], data=str(face_folder))) == 2
+    with monkeypatch.context() as patch:
+        patch.setattr(quality, "open_source", lambda *_, **__: pytest.fail("it is opened"))
+        patch.setattr(Path, "is_dir", lambda path: str(path) != str(face_folder) or pytest.fail("touched"))
+        assert pictures(make_report([run])) == 0
     monkeypatch.setenv("FASTAE_DATA", str(face_folder))
-    assert pictures(make_report([run])) == 2
+    assert pictures(make_report([run])) == 2  # the user has named it
+    monkeypatch.delenv("FASTAE_DATA")
+    assert pictures(make_report([run])) == 2  # and is known to have read it
+
+
+def forge(run, face_folder, how):
+    """Has it ask for a folder that its user has read, as somebody may who does not know the files in it."""
+    described, listed = (json.loads((run / name).read_text()) for name in ("config.json", "images.json"))
+    del described["data"]["fingerprint"]
+    if how == "no digests":
+        listed["digests"] = {}
+    elif how == "some digests":
+        listed["digests"].popitem()
+    elif how == "other digests":
+        listed["digests"] = dict.fromkeys(listed["digests"], 64 * "0")
+    elif how == "other sizes":
+        listed["held_out"] = {name: size + 1 for name, size in listed["held_out"].items()}
+    elif how == "another way":
+        described["data"]["folder"] = f"{face_folder}/../{face_folder.name}"
+    else:
+        described["data"]["folder"] = how
+    (run / "config.json").write_text(json.dumps(described))
+    (run / "images.json").write_text(json.dumps(listed))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        "no digests",
+        "some digests",
+        "other digests",
+        "other sizes",
+        "another way",
+        "",
+        "a\0b",
+        "\ud800",
+        ".",
+        5,
+        None,
+    ],
+)
+def test_a_folder_that_its_user_has_read_is_shown_to_nobody_who_does_not_know_its_files(
+    how, run, cache, face_folder, monkeypatch
+):
+    def measured(data=None):
+        return quality.measure(find_runs([run])[0], torch.device("cpu"), data)[0]
+
+    assert measured(str(face_folder)) and measured()
+    monkeypatch.chdir(face_folder)
+    forge(run, face_folder, how)
+    assert not measured()
 
 
 def test_sizes_that_it_claims_take_no_memory_and_threads_are_not_started(run, face_folder, monkeypatch):

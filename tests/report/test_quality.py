@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from fastae.data.folder import open_folder
+from fastae.report.groups import group_seeds
 from fastae.report.quality import HeldOut, judge, make_gallery, measure, pick, ssim
 from fastae.report.runs import find_runs
+from fastae.utils.cache import cache_folder, check_records
 
 from ..data.bad_files import bad_table
 from .made import make_run
@@ -68,16 +71,30 @@ def test_models_are_run_on_the_held_out_images_that_training_evaluated_on(made, 
     one, other = (found[run.path] for run in runs)
     assert list(one.held_out.names) == [path.rsplit("/")[-1] for path in face_paths[-2:]] and warnings == []
     assert one.iteration == 100 and one.errors.shape == (2,) and not np.array_equal(one.errors, other.errors)
-    gallery = make_gallery(runs, found)
-    assert gallery.columns == tuple(runs) and gallery.count == 2
+    gallery = make_gallery(group_seeds(runs), found)
+    assert gallery.columns == ("minibatch_bce", "pixel_bce") and gallery.count == 2
     (rows,) = gallery.groups.values()
     worse = rows[1].errors.mean() - rows[0].errors.mean()
     assert len(rows) == 2 and worse >= 0 and rows[0].pictures.shape == (3, 32, 32, 3)
 
 
-def test_images_that_nobody_named_are_asked_for_once_for_all_runs(made, face_folder):
+def test_images_that_nobody_named_are_asked_for_once_for_all_runs(made, face_folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))
     found, (warning,) = measured(made)
     assert found == {} and "--data DIR" in warning and str(face_folder) in warning
+
+
+def test_the_images_that_the_runs_were_trained_on_here_need_not_be_named(made, face_folder):
+    open_folder(str(face_folder), records=check_records(cache_folder()))  # as training does
+    assert [len(names) for names in measured(made)[0].values()] == [2, 2]
+
+
+def test_settings_of_a_loss_have_columns_of_their_own_and_seeds_share_one(tmp_path, face_folder):
+    for name, settings in {"a": {"lr": 1e-3}, "b": {"seed": 1}, "c": {"seed": 2}}.items():
+        make_run(tmp_path / name, "pixel_mse", data=face_folder, weights=0, **settings)
+    groups = group_seeds(find_runs([tmp_path])[0])
+    gallery = make_gallery(groups, measure(find_runs([tmp_path])[0], CPU, str(face_folder))[0])
+    assert set(gallery.columns) == {"pixel_mse --lr 0.001", "pixel_mse"}
 
 
 def test_a_run_without_weights_or_with_damaged_ones_is_named(run, made, face_folder):

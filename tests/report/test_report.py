@@ -13,6 +13,7 @@ from PIL import Image
 
 from fastae.errors import FastaeError
 from fastae.report.make import make_report
+from fastae.report.page import unbroken
 
 from ..commands import SMALL, here
 from .made import make_run
@@ -23,7 +24,7 @@ HOSTILE = "<script>alert(1)</script>'\"&amp;{{ 7 * 7 }}"
 
 def words_of(page):
     """The page's text, without markup, blanks evened out."""
-    text = re.sub(r"<style>.*?</style>", "", page.read_text(), flags=re.DOTALL)
+    text = re.sub(r"<style>.*?</style>|</?span[^>]*>|<wbr>", "", page.read_text(), flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
@@ -40,7 +41,7 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     sweep = tmp_path / "small"
     command = [
         "sweep", "--losses", "minibatch_bce,pixel_mse", "--same-init", "--out", sweep, *SMALL,
-        "--iterations", 6, "--eval-every", 3, "--log-every", 2, "--loader", "dali", "--device", "cpu",
+        "--iterations", 6, "--eval-every", 3, "--log-every", 2, "--device", "cpu",
     ]  # fmt: skip
     here(*command, "--data", face_folder)
     page = sweep / "report.html"
@@ -50,7 +51,8 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     assert Image.open(sweep / "report" / "reconstructions.png").size == (3 * 132, 2 * 128)
     assert not list(sweep.rglob(".partial-*")) and addresses(page)
     words = words_of(page)
-    assert "fastae sweep --losses minibatch_bce,pixel_mse --same-init" in words
+    repeated = f"fastae sweep --losses minibatch_bce,pixel_mse --same-init --out {sweep} --iterations 6"
+    assert repeated in words
     assert f"fastae report {sweep} --data {face_folder}" in words
     assert 'class="warnings"' not in page.read_text()
     content = json.loads((sweep / "sweep.json").read_text())
@@ -60,8 +62,59 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     content["runs"][0]["state"] = "stopped"
     (sweep / "sweep.json").write_text(json.dumps(content))
     shutil.rmtree(sweep / "report")
+    shutil.rmtree(sweep / "minibatch_bce")
     here(*command)  # resumed, it knows where its images are
     assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
+    words = words_of(page)
+    assert repeated in words and words.count(f"--data {face_folder}") == 1  # as typed when it began
+    assert "--loader" not in words.partition("To repeat it")[2]  # chosen, and kept when it was resumed
+
+
+def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, monkeypatch):
+    run = make_run(tmp_path / "run", weights=0, data=face_folder)
+    page = make_report([run], data=str(face_folder))
+    before = page.read_bytes()
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))  # where the folder is not known
+    with pytest.raises(FastaeError, match=r"report\.html.*--data DIR.*--out"):
+        make_report([run])
+    assert page.read_bytes() == before and {path.name for path in (run / "report").iterdir()} == FIGURES
+    assert make_report([run], tmp_path / "other.html").is_file()
+
+
+def test_the_page_says_how_it_is_smoothed_and_that_bands_are_seeds(tmp_path):
+    def many(points):
+        return {step: 1e6 / step for step in range(1, points + 1)}
+
+    make_run(tmp_path / "few" / "run")
+    make_run(tmp_path / "some" / "a", train=many(200), iterations=200)
+    make_run(tmp_path / "some" / "b", train=many(125), iterations=200, lr=5e-4)
+    few, some = (words_of(make_report([tmp_path / name])) for name in ("few", "some"))
+    assert "as they were logged" in few and "smoothed" not in few
+    assert "smoothed by 0.2 to 0.5" in some and "seeds" not in some.partition("Numbers")[0]
+    make_run(tmp_path / "some" / "c", train=many(125), iterations=200, lr=5e-4, seed=1)
+    assert "bands reach from the lowest seed" in words_of(make_report([tmp_path / "some"]))
+
+
+def test_differences_are_a_table_with_what_is_not_decided(tmp_path):
+    for seed in range(3):
+        for place, loss in enumerate(("pixel_bce", "pixel_mse")):
+            error = 300_000 - 1000 * place + 3000 * seed * place
+            make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, held_out={0: 9e5, 100: error})
+    page = make_report([tmp_path])
+    words = words_of(page).partition("Differences")[2]
+    assert "squared error − cross entropy 3 pairs +2,000" in words and "do not decide" in words
+    assert "<strong>" not in page.read_text()
+    assert (tmp_path / "report" / "held-out.svg").read_bytes().count(b'id="FillBetween') == 2
+
+
+def test_options_are_not_broken(tmp_path):
+    page = make_report([make_run(tmp_path / "run", lr=5e-4, out="runs/run")])
+    pieces = re.findall(r'<span class="unbroken">(.*?)</span>', page.read_text())
+    assert {"--lr 0.0005", "--out runs/run", "--image-size 32"} <= set(pieces)
+    assert unbroken("a <b> --lr 0.1, --sync-bn --amp (--no-x y)") == (
+        'a &lt;b&gt; <span class="unbroken">--lr 0.1</span>, <span class="unbroken">--sync-bn</span> '
+        '<span class="unbroken">--amp</span> (<span class="unbroken">--no-x y</span>)'
+    )
 
 
 def test_whatever_comes_from_outside_is_text(tmp_path):
@@ -162,6 +215,13 @@ def test_a_browser_shows_every_figure_and_nothing_too_wide(browser, page, width,
         assert complaints == []
         assert len(images) == 4 and all(alt and width and shown for alt, width, shown in images)
         assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        broken = "e => e.textContent.length < 25 && e.getBoundingClientRect().height > 40 && !e.closest('h1')"
+        assert (
+            tab.evaluate(
+                f"[...document.querySelectorAll('.unbroken')].filter({broken}).map(e => e.outerHTML)"
+            )
+            == []
+        )
         background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
         filtered = tab.evaluate("getComputedStyle(document.querySelector('.charts img')).filter")
         assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")

@@ -1,7 +1,6 @@
 """Run folders found, named and read."""
 
 import math
-import shlex
 
 import click
 import pytest
@@ -9,7 +8,8 @@ import pytest
 from fastae.cli.options import options_of
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
-from fastae.report.runs import find_runs, options
+from fastae.report.commands import options
+from fastae.report.runs import find_runs
 from fastae.runs.metrics import NAME
 
 from .made import gpu_report, make_run
@@ -112,7 +112,9 @@ def test_options_give_the_settings_again(tmp_path):
     def parse(**values):
         return TrainConfig(**values)
 
-    assert parse.main(shlex.split(shlex.join(options(config))), standalone_mode=False) == config
+    assert (
+        parse.main([word for option in options(config) for word in option], standalone_mode=False) == config
+    )
 
 
 @pytest.mark.parametrize(

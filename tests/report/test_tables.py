@@ -1,19 +1,15 @@
 """What the report says, with numbers worked out by hand."""
 
-import json
-
 import pytest
 
-from fastae.config import TrainConfig
-from fastae.data.manifest import Manifest
-from fastae.losses import LOSSES
 from fastae.report.compare import compare
+from fastae.report.differences import differences
+from fastae.report.groups import group_seeds
 from fastae.report.quality import Measurement
 from fastae.report.runs import find_runs
-from fastae.report.tables import answer, commands, hours, percent, settings, table
-from fastae.runs.sweep_folder import SweepConfig, open_sweep
+from fastae.report.tables import answer, difference_table, hours, percent, settings, table, undecided
 
-from .made import SMALL, gpu_report, make_run
+from .made import gpu_report, make_run
 
 LONG = {"iterations": 100_000, "batch_size": 64}
 
@@ -23,14 +19,17 @@ def final(value, at=100):
 
 
 def report_on(folder):
+    """The groups of its runs, their comparison and differences, and the answer."""
     runs, _ = find_runs([folder])
-    return runs, compare(runs)
+    groups, comparison = group_seeds(runs), compare(runs)
+    found = differences(comparison, {})
+    return groups, comparison, found, answer(comparison, groups[0].label, found)
 
 
 def test_a_short_comparison_claims_nothing(tmp_path):
     make_run(tmp_path / "a", "minibatch_bce", **final(310_000.0))
     make_run(tmp_path / "b", "pixel_bce", **final(290_000.0))
-    headline, sentences = answer(report_on(tmp_path)[1])
+    *_, (headline, sentences) = report_on(tmp_path)
     # 100 iterations of 4 images, of 100,000 of 64.
     assert "too short" in headline.lower() and "0.01 %" in headline
     assert len(sentences) == 2 and "310,000" in sentences[0] and "290,000" in sentences[0]
@@ -43,7 +42,7 @@ def test_a_short_comparison_claims_nothing(tmp_path):
 def test_half_of_the_articles_images_are_long_enough(at, batch_size, short, tmp_path):
     for loss, value in (("minibatch_bce", 310_000.0), ("pixel_bce", 300_000.0), ("pixel_mse", 279_000.0)):
         make_run(tmp_path / loss, loss, iterations=at, batch_size=batch_size, **final(value, at))
-    headline, _ = answer(report_on(tmp_path)[1])
+    *_, (headline, _) = report_on(tmp_path)
     assert ("too short" in headline.lower()) is short and ("10 %" in headline) is not short
 
 
@@ -51,10 +50,14 @@ def test_seeds_are_given_beside_the_difference(tmp_path):
     for loss, values in {"minibatch_bce": (310e3, 300e3, 305e3), "pixel_mse": (290e3, 296e3, 293e3)}.items():
         for seed, value in enumerate(values):
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **LONG, **final(value, 100_000))
-    runs, comparison = report_on(tmp_path)
-    (_, (_, seeds)) = answer(comparison)
+    groups, comparison, found, (_, (_, seeds, element)) = report_on(tmp_path)
     assert "12,000" in seeds and "5,000" in seeds
-    means = [row for row in table(runs, {}, comparison)[1] if row.is_mean]
+    # The pairs differ by -20, -4 and -12 thousand: mean -12, deviation 8; t of 2 degrees is 4.3027.
+    assert all(text in element for text in ("−12,000", "−31,873 to +7,873", "3 pairs"))
+    head, (row,) = difference_table(found)
+    assert head == ["difference", "held-out error"] and row.cells[0].interval in element
+    assert "(held-out error)" in undecided(comparison, found)[0]
+    means = [row for row in table(groups, {})[1] if row.is_mean]
     assert [(row.cells[0], row.cells[2]) for row in means] == [
         ("minibatch_bce", "305,000 ± 5,000"), ("pixel_mse", "293,000 ± 3,000"),
     ]  # fmt: skip
@@ -62,24 +65,35 @@ def test_seeds_are_given_beside_the_difference(tmp_path):
 
 def test_a_run_alone_is_not_compared_nor_are_runs_that_have_only_begun(tmp_path):
     make_run(tmp_path / "a", "pixel_mse", **final(290_000.0))
-    headline, (sentence,) = answer(report_on(tmp_path / "a")[1])
+    *_, (headline, (sentence,)) = report_on(tmp_path / "a")
     assert "pixel_mse" in headline and "290,000" in headline and "900,000" in sentence
     make_run(tmp_path / "b", train={1: 9e5}, held_out={0: 9e5})
-    assert "Nothing" in answer(report_on(tmp_path / "b")[1])[0]
+    *_, (headline, _) = report_on(tmp_path / "b")
+    assert "Nothing" in headline
+
+
+def test_settings_of_a_loss_are_told_apart_and_are_not_called_seeds(tmp_path):
+    make_run(tmp_path / "a", "pixel_mse", seed=1, **final(290_000.0))
+    make_run(tmp_path / "b", "pixel_mse", seed=2, lr=5e-4, **final(280_000.0))
+    groups, *_, (headline, _) = report_on(tmp_path)
+    assert "pixel_mse --lr 0.0001" in headline and "290,000" in headline
+    rows = table(groups, {})[1]
+    assert [row.cells[0] for row in rows] == ["pixel_mse --lr 0.0001", "pixel_mse --lr 0.0005"]
+    assert not any("seed" in row.detail for row in rows)
 
 
 def test_the_table_has_the_last_values_as_they_were_logged_and_no_empty_column(tmp_path):
     train = {1: 900e3, 50: 100e3, 100: 300e3}
     held_out = {0: 900e3, 50: 280e3, 100: 310e3}
     path = make_run(tmp_path / "a", train=train, held_out=held_out, rate=1000.0, gpu=gpu_report(0.5))
-    runs, comparison = report_on(tmp_path)
+    groups, *_ = report_on(tmp_path)
     measured = Measurement(100, None, None, None, psnr=21.234, ssim=0.5678)
-    head, (row,) = table(runs, {path: measured}, comparison)
+    head, (row,) = table(groups, {path: measured})
     assert dict(zip(head, row.cells, strict=True)) == {
         "loss": "minibatch_bce", "iterations": "100", "held-out error": "310,000", "PSNR": "21.23",
         "SSIM": "0.568", "images/s": "1,000.0", "training": "0 s", "energy": "0.5 kWh",
     }  # fmt: skip
-    head, (row,) = table(runs, {}, comparison)
+    head, (row,) = table(groups, {})
     assert not {"PSNR", "SSIM"} & set(head) and len(row.cells) == len(head)
 
 
@@ -105,36 +119,6 @@ def test_settings_that_differ_are_apart_from_those_that_do_not(tmp_path):
         "--threads": "2",
     }  # fmt: skip
     assert common["--lr"] == "0.0001" and common["torch"] == "2.13.0" and "--seed" not in common
-
-
-@pytest.mark.parametrize(
-    ("losses", "repeats", "same_init", "seed"),
-    [
-        (tuple(LOSSES), 1, False, 0),
-        (("pixel_bce", "sample_mse"), 2, False, 5),
-        (("pixel_bce", "pixel_mse"), 2, True, 7),
-    ],
-)
-def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, tmp_path):
-    config = SweepConfig(TrainConfig(data="/gone/faces", seed=seed, **SMALL), losses, repeats, same_init)
-    with open_sweep(config, tmp_path) as folder:
-        folder.begin(config, Manifest("by name", {}, {}))
-        for run in config.runs():
-            make_run(tmp_path / run.name, run.loss, seed=run.seed)
-    runs, _ = find_runs([tmp_path])
-    command, report = commands(runs, ["x"])
-    words = command.split()
-    assert words[:2] == ["fastae", "sweep"] and report == "fastae report x"
-    assert ("--losses" in words) == (len(losses) < 6) and ("--same-init" in words) == same_init
-    assert ("--seed" in words) == (seed > 0) and (not seed or words[words.index("--seed") + 1] == str(seed))
-    assert ("--repeats" in words) == (repeats > 1) and "--loss" not in words
-    # Some of its runs, and a sweep of another seed, are repeated run by run.
-    assert next(iter(commands(runs[:1], []))).startswith("fastae train --")
-    written = json.loads((tmp_path / "sweep.json").read_text())
-    for other in (seed + 1, 10**400, "x"):
-        written["plan"]["seed"] = other
-        (tmp_path / "sweep.json").write_text(json.dumps(written))
-        assert len(list(commands(runs, []))) == len(runs) + 1
 
 
 def test_percentages_are_never_a_rounded_nothing():

@@ -1,0 +1,84 @@
+"""The commands that repeat runs, as a user typed them, and make their report again."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastae.config import TrainConfig, flag
+from fastae.errors import FastaeError
+from fastae.losses import LOSSES
+from fastae.report.runs import Run
+from fastae.runs.folder import RUNS
+from fastae.runs.sweep_folder import SweepConfig, SweepFolder
+from fastae.utils.json import convert
+
+Command = tuple[str, ...]
+"""Words and options for a shell: "fastae", "train", "--lr 0.001". A line may be broken between them."""
+
+
+def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[Command]:
+    """What repeats the runs, a whole sweep by one command, and makes this report.
+
+    report: the arguments of `fastae report`, an option with its value in one.
+    """
+    for folder in dict.fromkeys(run.path.parent for run in runs):
+        beside = [run for run in runs if run.path.parent == folder]
+        if sweep := _sweep_of(folder, beside):
+            yield _command("sweep", [*_sweep_options(sweep, beside), *options(sweep.train, ["loss", "out"])])
+        else:
+            yield from (_command("train", options(run.config)) for run in beside)
+    yield _command("report", report)
+
+
+def options(config: TrainConfig, skip: Sequence[str] = ()) -> list[Sequence[str]]:
+    """Every setting that is not the default, and not in `skip`, as an option with its value."""
+    found: list[Sequence[str]] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value == field.default or field.name in skip:
+            continue
+        if isinstance(value, bool):
+            found.append([flag(field.name if value else f"no_{field.name}")])
+        else:
+            found.append([flag(field.name), str(value)])
+    return found
+
+
+def _command(name: str, arguments: Sequence[Sequence[str]]) -> Command:
+    return ("fastae", name, *map(shlex.join, arguments))
+
+
+def _sweep_options(sweep: SweepConfig, runs: Sequence[Run]) -> Iterator[Sequence[str]]:
+    """The sweep's own options that are not the defaults. runs: its runs."""
+    if len(sweep.losses) < len(LOSSES):
+        yield ["--losses", ",".join(sweep.losses)]
+    if sweep.repeats > 1:
+        yield ["--repeats", str(sweep.repeats)]
+    if sweep.same_init:
+        yield ["--same-init"]
+    turns = [run.description.get("at_once") for run in runs]
+    if (at_once := max((n for n in turns if isinstance(n, int) and n <= len(runs)), default=1)) > 1:
+        yield ["--at-once", str(at_once)]
+    # A run's --out lies in the sweep's, which by default is made of the time.
+    out = Path(runs[0].config.out or "").parent
+    if out.parts and not (out.parent == RUNS and re.fullmatch(r"\d{8}-\d{6}-sweep.*", out.name)):
+        yield ["--out", str(out)]
+
+
+def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
+    """The sweep in a folder, if these are its runs, all of them."""
+    try:
+        plan = SweepFolder(folder).read().plan
+        own = {name: plan.get(name) for name in ("losses", "repeats", "same_init")}
+        train = runs[0].config.as_dict() | {"seed": plan.get("seed")}
+        sweep: SweepConfig = convert({"train": train, **own}, SweepConfig)
+    except (FastaeError, ValueError):
+        return None
+    if len(sweep.losses) * sweep.repeats != len(runs):
+        return None
+    found = {(run.path.name, run.loss, run.config.seed) for run in runs}
+    return sweep if found == {(run.name, run.loss, run.seed) for run in sweep.runs()} else None

@@ -1,0 +1,146 @@
+"""Differences between the losses over their seeds, with 95 % intervals by Student's t.
+
+The comparisons are always the same, fixed before any result is seen: squared error with cross entropy, and
+the reductions of one element with each other, which differ by Adam's eps alone (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from scipy.special import stdtrit
+
+from fastae.losses import ELEMENTS, REDUCTIONS
+from fastae.report.compare import Comparison, by_seed
+from fastae.report.quality import Measurement
+
+CONFIDENCE = 0.95
+MINUS = "−"
+ELEMENT = f"squared error {MINUS} cross entropy"
+
+Samples = Mapping[int, float]
+"""Seed -> value."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The mean of one sample minus that of another, with its confidence interval: value +- half.
+
+    sizes: how many values the samples have. is_paired: by their seeds.
+    """
+
+    value: float
+    half: float
+    sizes: tuple[int, int]
+    is_paired: bool
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether the interval excludes 0."""
+        return abs(self.value) > self.half
+
+    @property
+    def number(self) -> str:
+        return self._rounded(self.value)
+
+    @property
+    def interval(self) -> str:
+        return f"{self._rounded(self.value - self.half)} to {self._rounded(self.value + self.half)}"
+
+    @property
+    def samples(self) -> str:
+        """What it was made from, in words."""
+        one, other = self.sizes
+        return f"{one} pairs" if self.is_paired else f"{one} and {other} runs, unpaired"
+
+    def _rounded(self, value: float) -> str:
+        """With the decimals of the first two digits of `half`, or of the value if the interval is a point."""
+        scale = self.half or abs(self.value) or 1.0
+        digits = min(6, max(0, 1 - math.floor(math.log10(scale))))
+        text = f"{abs(value):,.{digits}f}"
+        is_zero = not text.strip("0.,")
+        return text if is_zero else f"{MINUS if value < 0 else '+'}{text}"
+
+
+def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
+    """The name of each, the losses on its first side, and those that are subtracted."""
+    yield ELEMENT, [f"{each}_mse" for each in REDUCTIONS], [f"{each}_bce" for each in REDUCTIONS]
+    for element in ELEMENTS:
+        for one, other in combinations(REDUCTIONS, 2):
+            first, second = f"{one}_{element}", f"{other}_{element}"
+            yield f"{first} {MINUS} {second}", [first], [second]
+
+
+def differences(
+    comparison: Comparison, measured: Mapping[Path, Measurement]
+) -> dict[str, dict[str, Difference]]:
+    """Comparison -> metric -> difference; those that have an interval."""
+    metrics = _metrics(comparison, measured)
+    found = {
+        name: {
+            metric: difference
+            for metric, values in metrics.items()
+            if (difference := subtract(_pool(values, losses), _pool(values, others)))
+        }
+        for name, losses, others in comparisons()
+    }
+    return {name: each for name, each in found.items() if each}
+
+
+def subtract(one: Samples, other: Samples) -> Difference | None:
+    """`one` minus `other`: paired if at least two seeds are common, over those; else by Welch's test.
+
+    None if a side has fewer than two values.
+    """
+    if len(common := sorted(one.keys() & other.keys())) > 1:
+        pairs = np.array([one[seed] - other[seed] for seed in common])
+        error = pairs.std(ddof=1) / math.sqrt(len(pairs))
+        sizes = len(pairs), len(pairs)
+        return Difference(float(pairs.mean()), _quantile(len(pairs) - 1) * error, sizes, is_paired=True)
+    if min(len(one), len(other)) < 2:
+        return None
+    first, second = np.array(list(one.values())), np.array(list(other.values()))
+    squares = np.array([each.var(ddof=1) / len(each) for each in (first, second)])
+    freedom = np.array([len(first) - 1, len(second) - 1])
+    error = math.sqrt(squares.sum())
+    # Welch and Satterthwaite's degrees of freedom; without any variance the interval is a point anyway.
+    effective = squares.sum() ** 2 / (squares**2 / freedom).sum() if error else freedom.sum()
+    value = float(first.mean() - second.mean())
+    return Difference(value, _quantile(effective) * error, (len(first), len(second)), is_paired=False)
+
+
+def _quantile(freedom: float) -> float:
+    """How many standard errors an interval reaches to either side."""
+    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
+
+
+def _metrics(
+    comparison: Comparison, measured: Mapping[Path, Measurement]
+) -> dict[str, dict[str, dict[int, float]]]:
+    """Metric -> loss -> seed -> value, all at the iteration at which the losses are compared.
+
+    PSNR and SSIM are those of the weights if all of them are of this iteration; else PSNR as it was logged.
+    """
+    runs, at = comparison.compared, comparison.at
+    found = {"held-out error": by_seed(runs, lambda run: run.held_out.at(at))}
+    if all(run.path in measured and measured[run.path].iteration == at for run in runs):
+        found["PSNR"] = by_seed(runs, lambda run: measured[run.path].psnr)
+        found["SSIM"] = by_seed(runs, lambda run: measured[run.path].ssim)
+    else:
+        found["PSNR"] = by_seed(runs, lambda run: run.psnr.at(at))
+    return found
+
+
+def _pool(values: Mapping[str, Samples], losses: Sequence[str]) -> dict[int, float]:
+    """Seed -> the mean of its values over these losses; without those that are not finite."""
+    pooled: dict[int, list[float]] = {}
+    for loss in losses:
+        for seed, value in values.get(loss, {}).items():
+            if math.isfinite(value):
+                pooled.setdefault(seed, []).append(value)
+    return {seed: float(np.mean(each)) for seed, each in pooled.items()}
