@@ -43,12 +43,10 @@ def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str
     print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
     counts, spilling = lowering.lower_shared(config)
     print(f"--sync-bn   {counts}, {spilling} spill")
-    found["spills"] += spilling
     for name, precision in (("fp16", Precision(torch.float16, "fp16")), ("float32", Precision(None, "TF32"))):
         other = lowering.make_step(config, precision=precision)
         counts, kernels, _ = lowering.lower(other)
         print(f"{name:11} {counts}, {lowering.spills(kernels)} spill; {lowering.record(other)[0]}")
-        found["spills"] += lowering.spills(kernels)
     syncs = training.drive(config)
     print(f"whole runs  host syncs of iterations that only train: {syncs}")
     found["host_syncs"] += sum(syncs.values())
