@@ -32,7 +32,7 @@ from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import Precision
 from fastae.utils.json import nested
-from fastae.utils.paths import require_path
+from fastae.utils.paths import user_path
 
 FLOAT32 = Precision(None, "float32")
 
@@ -165,7 +165,7 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     if not isinstance(named, str) or not set(digested) <= manifest.digests.keys():
         return None
     try:
-        require_path(named, "data")
+        user_path(named, "data")
     except FastaeError:
         return None
     # As fastae writes it: behind a link, ".." leads elsewhere than abspath says.
