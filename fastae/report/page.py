@@ -95,13 +95,20 @@ def render(page: Page) -> bytes:
 
 
 def _visible(value: object) -> object:
-    """What the template inserts, with control characters and stray bytes escaped, as in the terminal."""
-    return NBSP.join(map(printable, value.split(NBSP))) if isinstance(value, str) else value
+    """What the template inserts, with control characters and stray bytes escaped, as in the terminal.
+
+    What is HTML already was made of such text.
+    """
+    return _printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def _printable(text: str) -> str:
+    return NBSP.join(map(printable, text.split(NBSP)))
 
 
 def unbroken(text: str) -> Markup:
     """The text as HTML in which no line that is wide enough is broken in an option, nor before its value."""
-    parts = re.split(r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)]+)?)", text)
+    parts = re.split(r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)]+)?)", _printable(text))
     return Markup().join(
         Markup('<span class="unbroken">{}</span>').format(part) if place % 2 else escape(part)
         for place, part in enumerate(parts)
