@@ -21,7 +21,7 @@ from fastae.runs.loaded_model import load_model
 from fastae.tools.reconstruct import reconstruct_files
 from fastae.training.resume import resume_run
 
-from .commands import SMALL, fastae, here, refused, refuses
+from .commands import SMALL, fastae, here, killed_before_its_first_checkpoint, refused, refuses
 from .conftest import copied
 
 
@@ -116,7 +116,8 @@ def test_data_comes_from_the_variable_and_the_run_has_a_name(tmp_path, face_fold
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FASTAE_DATA", str(face_folder))
     here("train", *RUN_SMALL)
-    assert f"{face_folder} (from $FASTAE_DATA): 38 images" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{face_folder} (from $FASTAE_DATA)\n" in printed and "38 to train on" in printed
     (run,) = (tmp_path / "runs").iterdir()
     assert run.name.endswith("-minibatch_bce")
 
@@ -283,6 +284,7 @@ def test_a_variable_that_cannot_be_a_path_is_one_line(tmp_path, face_folder, mon
 def test_what_cannot_be_a_path_in_a_runs_settings_is_one_line(small_run, tmp_path, place):
     run = tmp_path / "run"
     shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("*.pt*"))
+    killed_before_its_first_checkpoint(run)
     described = json.loads((run / "config.json").read_text())
     described[place[0]][place[1]] = "a\0b"
     (run / "config.json").write_text(json.dumps(described))

@@ -391,6 +391,7 @@ def foreign_report(text):
 def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(tmp_path, capsys):
     report = foreign_report(HOSTILE)
     (tmp_path / "gpu.json").write_text(json.dumps([report]))
+    (tmp_path / "config.json").write_text("{}")
     for options in ([], ["--json"]):
         assert here("gpu", tmp_path, *options) in (0, None)
         assert is_harmless(capsys.readouterr().out)
