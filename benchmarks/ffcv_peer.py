@@ -24,7 +24,7 @@ from ffcv.writer import DatasetWriter
 from PIL import Image
 
 from fastae.augment import EPSILON
-from fastae.data.sampler import Sampler
+from fastae.data.loaders.sampler import Sampler
 
 FLOAT = np.dtype(np.float32)
 

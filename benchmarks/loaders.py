@@ -18,7 +18,7 @@ from benchmarks import peers
 from benchmarks.measure import Figure, isolated, rates, take
 
 if TYPE_CHECKING:
-    from fastae.data.loader import LoaderKind
+    from fastae.data.loaders.loader import LoaderKind
 
 BATCH = 64
 OURS = ("fastae resident", "fastae host", "fastae dali")
@@ -29,7 +29,7 @@ WARM_UP = 10
 def measure(name: str, images: str | None, threads: int, batches: int, device: str) -> dict[str, Any]:
     """One variant: {"rate": Figure, "first_epoch": images/s of ours, "images": n} or {"absent": why}."""
     from fastae.augment import Augmentation
-    from fastae.data.sampler import Sampler
+    from fastae.data.loaders.sampler import Sampler
     from fastae.data.source import open_source
 
     folder, _ = open_source(images)
@@ -69,7 +69,8 @@ def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -
     """Batches; of `host` without a GPU, what its thread does: gathering into buffers that are there."""
     import torch
 
-    from fastae.data import Tuning, host, open_loader
+    from fastae.data import Tuning, open_loader
+    from fastae.data.loaders import host
     from fastae.utils.limits import keep_freed_memory
 
     if device == "cpu":

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from fastae import augment
-from fastae.data.sampler import Sampler
+from fastae.data.loaders.sampler import Sampler
 
 if TYPE_CHECKING:
     from torch import Tensor

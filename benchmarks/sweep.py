@@ -15,8 +15,8 @@ import click
 
 from benchmarks.measure import Figure, rates, take
 from fastae.data import open_loader
+from fastae.data.loaders.tuning import Tuning
 from fastae.data.source import open_source
-from fastae.data.tuning import Tuning
 
 BATCH = 64
 WARM_UP = 20

@@ -11,8 +11,8 @@ the pixels. The saturation formula is `tf.image.adjust_saturation` with its deto
 (equal to 6e-7): where brightness has made pixels negative it alters the image even at f = 1, as TensorFlow's
 does.
 
-`color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.pipeline`), PyTorch
-(`fastae.data.pixel_ops`) and the benchmark's peers run the same lines.
+`color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
+PyTorch (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from fastae.config import TrainConfig
-from fastae.data import faces
+from fastae.data.faces import synthetic as faces
 from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 

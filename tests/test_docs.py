@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastae.data import decode
+from fastae.data.loaders import decode
 from fastae.tools.export import export
 
 ROOT = Path.cwd()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from fastae.data import faces
-from fastae.data.folder import ImageFolder, open_folder
-from fastae.data.manifest import Manifest
+from fastae.data.faces import synthetic as faces
+from fastae.data.files.folder import ImageFolder, open_folder
+from fastae.data.files.manifest import Manifest
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import printable

@@ -16,11 +16,11 @@ import torch
 from skimage.metrics import structural_similarity
 from torch import Tensor
 
-from fastae.data import CropResize, faces, load_images
-from fastae.data.check import FileFault, was_checked
-from fastae.data.folder import name_below
-from fastae.data.manifest import DIGESTS, Manifest
-from fastae.data.sampler import evenly_spaced
+from fastae.data import CropResize, load_images
+from fastae.data.faces import synthetic as faces
+from fastae.data.files.check import FileFault, was_checked
+from fastae.data.files.folder import name_below
+from fastae.data.files.manifest import DIGESTS, Manifest
 from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
 from fastae.losses import psnr, squared_error
@@ -33,6 +33,7 @@ from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import Precision
 from fastae.utils.json import nested
 from fastae.utils.paths import user_path
+from fastae.utils.sample import evenly_spaced
 
 FLOAT32 = Precision(None, "float32")
 

@@ -13,8 +13,8 @@ from typing import Any
 from filelock import FileLock
 
 from fastae.config import TrainConfig
-from fastae.data.jpeg import FileFault
-from fastae.data.manifest import NAME, Manifest
+from fastae.data.files.jpeg import FileFault
+from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics
 from fastae.utils.console import printable

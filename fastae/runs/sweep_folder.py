@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from fastae.config import TrainConfig, flag
-from fastae.data.manifest import NAME, Manifest
+from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.runs.folder import RunFolder, held_folder

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fastae.data.check import Check, check
-from fastae.data.crop_resize import CropResize
-from fastae.data.decode import Decoder, open_decoder
-from fastae.data.folder import count_ignored, find_jpegs
-from fastae.data.jpeg import DECODER_FAULTS, USABLE, Fault
-from fastae.data.prepare import prepare_celeba
-from fastae.data.tuning import Tuning
+from fastae.data.files.check import Check, check
+from fastae.data.files.folder import count_ignored, find_jpegs
+from fastae.data.files.jpeg import DECODER_FAULTS, USABLE, Fault
+from fastae.data.files.prepare import prepare_celeba
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.decode import Decoder, open_decoder
+from fastae.data.loaders.tuning import Tuning
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log, printable
 from fastae.utils.device import choose_device

@@ -1,7 +1,8 @@
 """A user's own image files, of many formats, as what the model takes: (3, S, S) in [0, 1].
 
-Pillow decodes and `fastae.data.pixel_ops` resizes: a JPEG gives bit for bit what training on a CPU sees, EXIF
-orientation included (`tests/tools/test_reconstruct.py`). Every other format gets the same crop and resize.
+Pillow decodes and `fastae.data.loaders.pixel_ops` resizes: a JPEG gives bit for bit what training on a CPU
+sees, EXIF orientation included (`tests/tools/test_reconstruct.py`). Every other format gets the same crop and
+resize.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastae.data.crop_resize import CropResize
-from fastae.data.folder import walk
-from fastae.data.jpeg import Fault, inspect
-from fastae.data.pixel_ops import PixelOps, to_batch
+from fastae.data.files.folder import walk
+from fastae.data.files.jpeg import Fault, inspect
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.pixel_ops import PixelOps, to_batch
 from fastae.errors import FastaeError
 from fastae.utils.console import printable
 from fastae.utils.paths import URL

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fastae.data.crop_resize import CropResize
+from fastae.data.loaders.crop_resize import CropResize
 from fastae.errors import FastaeError
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.model import AutoEncoder

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastae.data.sampler import evenly_spaced
 from fastae.losses import element_of, loss_index, squared_error
 from fastae.model import AutoEncoder
 from fastae.utils.device import Precision
+from fastae.utils.sample import evenly_spaced
 
 BATCH = 64
 SAMPLES = 16

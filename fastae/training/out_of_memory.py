@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from fastae.config import TrainConfig
-from fastae.data.loader import Loader, ResidentLoader
+from fastae.data.loaders.loader import Loader, ResidentLoader
 from fastae.errors import FastaeError
 from fastae.model import meta_model
 from fastae.utils.device import total_memory

@@ -20,13 +20,13 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, Loader, Tuning, load_images
-from fastae.data.decode import open_decoder
-from fastae.data.folder import ImageFolder, count_faults, count_ignored
-from fastae.data.jpeg import FileFault
-from fastae.data.loader import LoaderKind, build_loader
-from fastae.data.manifest import Manifest
-from fastae.data.recovery import ImageFiles, NoneLeft
-from fastae.data.sampler import Sampler, evenly_spaced
+from fastae.data.files.folder import ImageFolder, count_faults, count_ignored
+from fastae.data.files.jpeg import FileFault
+from fastae.data.files.manifest import Manifest
+from fastae.data.files.recovery import ImageFiles, NoneLeft
+from fastae.data.loaders.decode import open_decoder
+from fastae.data.loaders.loader import LoaderKind, build_loader
+from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
@@ -42,6 +42,7 @@ from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.limits import keep_freed_memory
+from fastae.utils.sample import evenly_spaced
 
 NAMED = 3
 """Replaced files that the log names; of more it gives the number."""

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from fastae.config import TrainConfig
-from fastae.data.loader import Loader
-from fastae.data.recovery import DecoderError
+from fastae.data.files.recovery import DecoderError
+from fastae.data.loaders.loader import Loader
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.flops import rate_text, training_flops
 from fastae.losses import loss_index

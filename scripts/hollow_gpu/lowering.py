@@ -15,12 +15,12 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
-from fastae.data.crop_resize import CropResize
-from fastae.data.decode import open_decoder
-from fastae.data.loader import HostLoader, Loader, ResidentLoader
-from fastae.data.resident import Store
-from fastae.data.sampler import Sampler
-from fastae.data.tuning import Tuning
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.decode import open_decoder
+from fastae.data.loaders.loader import HostLoader, Loader, ResidentLoader
+from fastae.data.loaders.resident import Store
+from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.tuning import Tuning
 from fastae.model import AutoEncoder
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of

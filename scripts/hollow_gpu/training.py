@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastae.config import TrainConfig
-from fastae.data.folder import ImageFolder
-from fastae.data.loader import HostLoader
-from fastae.data.manifest import Manifest
+from fastae.data.files.folder import ImageFolder
+from fastae.data.files.manifest import Manifest
+from fastae.data.loaders.loader import HostLoader
 from fastae.runs.checkpoint import State
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE

@@ -8,7 +8,7 @@ import pytest
 from benchmarks import peers
 from fastae.augment import Augmentation
 from fastae.data import Tuning, open_loader
-from fastae.data.sampler import Sampler
+from fastae.data.loaders.sampler import Sampler
 
 # Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
 # which single pixels at sharp edges differ more.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from fastae.data.jpeg import PIXELS_PER_BYTE
+from fastae.data.files.jpeg import PIXELS_PER_BYTE
 
 
 def make(folder: Path, good: bytes) -> dict[str, str]:

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 
 from fastae.data import CropResize, Tuning, open_loader
-from fastae.data.check import check
-from fastae.data.decode import open_decoder
-from fastae.data.folder import find_jpegs, open_folder
-from fastae.data.jpeg import inspect
+from fastae.data.files.check import check
+from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.jpeg import inspect
+from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here
@@ -121,7 +121,7 @@ def test_a_file_may_be_dated_in_any_year(tmp_path, good, year, monkeypatch):
     moment = (year - 1970) * 31_556_952 * 10**9 + 1
     os.utime(folder / "a.jpg", ns=(moment, moment))
     first = checked(folder, records=records)
-    monkeypatch.setattr("fastae.data.check.inspect", None)
+    monkeypatch.setattr("fastae.data.files.check.inspect", None)
     assert checked(folder, records=records) == first
 
 
@@ -132,7 +132,7 @@ def test_answers_are_remembered_until_a_file_changes(tmp_path, good, monkeypatch
         (folder / name).write_bytes(good)
     inspected = []
     monkeypatch.setattr(
-        "fastae.data.check.inspect", lambda path: inspected.append(Path(path).name) or inspect(path)
+        "fastae.data.files.check.inspect", lambda path: inspected.append(Path(path).name) or inspect(path)
     )
     first = checked(folder, records=records)
     assert len(inspected) == 3 and first.side == 178

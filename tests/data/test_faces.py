@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from fastae.data import faces, portrait
+from fastae.data.faces import portrait
+from fastae.data.faces import synthetic as faces
 from fastae.data.source import open_source
 from fastae.training.resume import resume_run
 from fastae.training.runner import train

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastae.data.folder import find_jpegs, open_folder, walk
+from fastae.data.files.folder import find_jpegs, open_folder, walk
 from fastae.errors import FastaeError
 
 from ..commands import here, refuses

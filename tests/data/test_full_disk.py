@@ -7,8 +7,8 @@ import zipfile
 from pathlib import Path
 
 from fastae.data import Tuning, open_loader
-from fastae.data.folder import find_jpegs, open_folder
-from fastae.data.prepare import prepare_celeba
+from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.prepare import prepare_celeba
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 

@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.data import CropResize, Tuning, host
-from fastae.data.decode import open_decoder
-from fastae.data.host import Slot
-from fastae.data.loader import HostLoader, ResidentLoader
-from fastae.data.pixel_ops import ParamTensors, channel_means
-from fastae.data.resident import Store
-from fastae.data.sampler import Sampler
+from fastae.data import CropResize, Tuning
+from fastae.data.loaders import host
+from fastae.data.loaders.decode import open_decoder
+from fastae.data.loaders.host import Slot
+from fastae.data.loaders.loader import HostLoader, ResidentLoader
+from fastae.data.loaders.pixel_ops import ParamTensors, channel_means
+from fastae.data.loaders.resident import Store
+from fastae.data.loaders.sampler import Sampler
 
 
 class LateUploads:

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.data import folder as folders
-from fastae.data import jpeg
-from fastae.data.check import check
-from fastae.data.crop_resize import CropResize
-from fastae.data.decode import open_decoder
-from fastae.data.folder import find_jpegs, open_folder
-from fastae.data.jpeg import USABLE, Fault, inspect
+from fastae.data.files import folder as folders
+from fastae.data.files import jpeg
+from fastae.data.files.check import check
+from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.jpeg import USABLE, Fault, inspect
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming

@@ -16,14 +16,20 @@ from PIL import Image
 
 from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, open_loader
-from fastae.data import loader as loader_module
-from fastae.data.decode import Decoder, open_decoder
-from fastae.data.jpeg import Fault, Inspection
-from fastae.data.loader import DaliLoader
-from fastae.data.pipeline import DaliPipeline, build_augmented, cut_square, read_augmented, read_images
-from fastae.data.pixel_ops import ParamTensors, PixelOps
-from fastae.data.recovery import DecoderError, ImageFiles
-from fastae.data.sampler import BatchParams, Sampler
+from fastae.data.files.jpeg import Fault, Inspection
+from fastae.data.files.recovery import DecoderError, ImageFiles
+from fastae.data.loaders import loader as loader_module
+from fastae.data.loaders.decode import Decoder, open_decoder
+from fastae.data.loaders.loader import DaliLoader
+from fastae.data.loaders.pipeline import (
+    DaliPipeline,
+    build_augmented,
+    cut_square,
+    read_augmented,
+    read_images,
+)
+from fastae.data.loaders.pixel_ops import ParamTensors, PixelOps
+from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.utils import environment
 
@@ -116,7 +122,7 @@ def test_dali_does_without_nvml_if_it_cannot_be_loaded():
         "import os, pynvml\n"
         "def init(): raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)\n"
         "pynvml.nvmlInit = init\n"
-        "import fastae.data.pipeline\n"
+        "import fastae.data.loaders.pipeline\n"
         "print(os.environ.get('DALI_DISABLE_NVML'))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "DALI_DISABLE_NVML"}

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastae.data import folder as folders
-from fastae.data import jpeg, manifest
-from fastae.data.folder import open_folder
-from fastae.data.manifest import Manifest
+from fastae.data.files import folder as folders
+from fastae.data.files import jpeg, manifest
+from fastae.data.files.folder import open_folder
+from fastae.data.files.manifest import Manifest
 from fastae.errors import FastaeError
 
 
@@ -146,7 +146,7 @@ def test_a_file_that_was_still_being_copied_is_listed_as_it_was_when_it_was_insp
         path.write_bytes(whole)
         return jpeg.inspect(name)
 
-    monkeypatch.setattr("fastae.data.check.inspect", after_a_while)
+    monkeypatch.setattr("fastae.data.files.check.inspect", after_a_while)
     images = open_folder(root).manifest
     assert images.sizes["late.jpg"] == len(whole)
     assert open_folder(root, manifest=images).skipped == []

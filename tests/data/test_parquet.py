@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image, JpegImagePlugin
 
-from fastae.data.folder import open_folder
-from fastae.data.prepare import prepare_celeba
+from fastae.data.files.folder import open_folder
+from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
 
 TRAIN = "train-00000-of-00001.parquet"
@@ -102,7 +102,7 @@ def test_the_links_of_hugging_faces_cache_are_read(tmp_path, write, jpegs):
 
 def test_rows_that_claim_too_much_are_not_decompressed(tmp_path, write, monkeypatch):
     write(tmp_path / TRAIN, [bytes(50 << 20)])
-    monkeypatch.setattr("fastae.data.parquet.as_jpeg", None)
+    monkeypatch.setattr("fastae.data.files.parquet.as_jpeg", None)
     with pytest.raises(FastaeError, match=r"claims 5[0-9],[0-9]{3},[0-9]{3} bytes"):
         prepare_celeba(tmp_path, tmp_path / "out", 1)
 

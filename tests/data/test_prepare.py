@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from fastae.data.folder import open_folder
-from fastae.data.prepare import prepare_celeba
+from fastae.data.files.folder import open_folder
+from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
 
 from ..commands import here
@@ -168,7 +168,7 @@ def test_bombs_are_refused(tmp_path, archive, monkeypatch):
     with pytest.raises(FastaeError, match="this is not CelebA"):
         prepare_celeba(tmp_path / "in", out)
     assert not list(out.rglob("*.jpg"))
-    monkeypatch.setattr("fastae.data.prepare.MAX_TOTAL", 20_000)
+    monkeypatch.setattr("fastae.data.files.prepare.MAX_TOTAL", 20_000)
     with pytest.raises(FastaeError, match="all images together are: this is not CelebA"):
         prepare_celeba(archive, out)
 

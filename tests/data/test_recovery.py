@@ -17,12 +17,20 @@ import torch
 from PIL import Image
 
 from fastae.augment import Augmentation
-from fastae.data import CropResize, Tuning, load_images, pipeline, recovery
-from fastae.data.decode import Decoder, open_decoder
-from fastae.data.jpeg import Fault, Inspection
-from fastae.data.loader import build_loader
-from fastae.data.recovery import DecoderError, DecoderOutOfMemory, ImageFiles, NoneLeft, RecoverableStream
-from fastae.data.sampler import Sampler
+from fastae.data import CropResize, Tuning, load_images
+from fastae.data.files import recovery
+from fastae.data.files.jpeg import Fault, Inspection
+from fastae.data.files.recovery import (
+    DecoderError,
+    DecoderOutOfMemory,
+    ImageFiles,
+    NoneLeft,
+    RecoverableStream,
+)
+from fastae.data.loaders import pipeline
+from fastae.data.loaders.decode import Decoder, open_decoder
+from fastae.data.loaders.loader import build_loader
+from fastae.data.loaders.sampler import Sampler
 from fastae.errors import FastaeError
 
 from ..commands import SMALL, here, started, wait_for
@@ -307,7 +315,7 @@ def test_a_file_at_which_the_decoder_does_not_return_is_replaced(paths, monkeypa
     """A pipe that looks like a good file."""
     expected = list(itertools.islice(open_([*paths[:5], paths[6], *paths[6:]], kind).batches(), 4))
     monkeypatch.setattr(recovery, "inspect", lambda path: Inspection(None))
-    monkeypatch.setattr("fastae.data.decode.FILE_PATIENCE", 1.0)
+    monkeypatch.setattr("fastae.data.loaders.decode.FILE_PATIENCE", 1.0)
     damage("a pipe", paths[5])
     got = list(itertools.islice(open_(paths, kind, replaced).batches(), 4))
     assert all(map(torch.equal, expected, got))
@@ -317,7 +325,9 @@ def test_a_file_at_which_the_decoder_does_not_return_is_replaced(paths, monkeypa
 def test_a_pipe_in_mid_run_neither_hangs_the_run_nor_keeps_its_process_from_ending(paths, tmp_path):
     """When Python ends, DALI waits for its pipelines, one of which waits for the pipe's other end."""
     run = tmp_path / "run"
-    code = "from fastae.data import recovery; recovery.PATIENCE = 1.0; import fastae.cli.main as m; m.main()"
+    code = (
+        "from fastae.data.files import recovery as r; r.PATIENCE = 1.0; import fastae.cli.main as m; m.main()"
+    )
     options = ["--data", tmp_path / "images", "--out", run, *TRAIN]
     with started("train", *options, command=(sys.executable, "-c", code)) as process:
         wait_for(process, "images/s")

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from fastae.augment import Augmentation
-from fastae.data import CropResize, Tuning, loader, open_loader, resident
-from fastae.data.decode import open_decoder
-from fastae.data.recovery import ImageFiles
+from fastae.data import CropResize, Tuning, open_loader
+from fastae.data.files.recovery import ImageFiles
+from fastae.data.loaders import loader, resident
+from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 from fastae.utils import cache as caches
 from fastae.utils.cache import entries
@@ -201,7 +202,9 @@ def test_every_block_has_a_digest(face_paths, tmp_path, monkeypatch):
 READ_ONLY = """
 import subprocess, sys
 from pathlib import Path
-from fastae.data import Tuning, faces, open_loader, portrait, resident
+from fastae.data import Tuning, open_loader
+from fastae.data.faces import synthetic as faces, portrait
+from fastae.data.loaders import resident
 from fastae.data.source import open_source
 from fastae.utils.cache import entries
 

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.augment import Augmentation
-from fastae.data.sampler import Sampler, evenly_spaced, permutation
+from fastae.data.loaders.sampler import Sampler, permutation
+from fastae.utils.sample import evenly_spaced
 
 RANGES = Augmentation(brightness=0.125, contrast=0.2, saturation=0.3)
 

@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 
 from fastae.data import CropResize, Tuning, open_loader
-from fastae.data.check import check
-from fastae.data.decode import open_decoder
-from fastae.data.folder import find_jpegs
-from fastae.data.jpeg import inspect
+from fastae.data.files.check import check
+from fastae.data.files.folder import find_jpegs
+from fastae.data.files.jpeg import inspect
+from fastae.data.loaders.decode import open_decoder
 from fastae.utils.limits import peak_bytes
 
 from ..conftest import CELEBA

@@ -24,11 +24,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastae.config import TrainConfig
-from fastae.data.check import check
-from fastae.data.folder import find_jpegs, open_folder
-from fastae.data.jpeg import inspect
-from fastae.data.manifest import Manifest
-from fastae.data.prepare import prepare_celeba
+from fastae.data.files.check import check
+from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.jpeg import inspect
+from fastae.data.files.manifest import Manifest
+from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_samples, read_sessions, report_json
 from fastae.monitor.plot import draw

@@ -5,7 +5,8 @@ import itertools
 import pytest
 import torch
 
-from fastae.data import open_loader, resident
+from fastae.data import open_loader
+from fastae.data.loaders import resident
 from fastae.model import AutoEncoder
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.step_timer import StepTimer

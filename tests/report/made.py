@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from fastae.config import TrainConfig
-from fastae.data.folder import open_folder
+from fastae.data.files.folder import open_folder
 from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Absence, Phase

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from fastae.config import TrainConfig
-from fastae.data.manifest import Manifest
+from fastae.data.files.manifest import Manifest
 from fastae.losses import LOSSES
 from fastae.report.commands import commands
 from fastae.report.runs import find_runs

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastae.data.folder import open_folder
+from fastae.data.files.folder import open_folder
 from fastae.report.groups import group_seeds
 from fastae.report.quality import HeldOut, judge, make_gallery, measure, pick, ssim
 from fastae.report.runs import find_runs

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fastae.data import CropResize, load_images
-from fastae.data.jpeg import Fault
+from fastae.data.files.jpeg import Fault
 from fastae.errors import FastaeError
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.runs.loaded_model import load_model

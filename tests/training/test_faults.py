@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastae.data.jpeg import inspect
-from fastae.data.pipeline import Pipeline
+from fastae.data.files.jpeg import inspect
+from fastae.data.loaders.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
@@ -222,7 +222,7 @@ def test_files_that_cannot_be_opened_are_not_called_gone(face_folder, tmp_path, 
 
     def exhaust(self, stream):
         monkeypatch.undo()
-        monkeypatch.setattr("fastae.data.recovery.inspect", no_files)
+        monkeypatch.setattr("fastae.data.files.recovery.inspect", no_files)
         raise RuntimeError("Too many open files")
 
     def no_files(path):

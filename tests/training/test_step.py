@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
-from fastae.data.crop_resize import CropResize
-from fastae.data.pixel_ops import ParamTensors, PixelOps
-from fastae.data.sampler import Sampler
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.pixel_ops import ParamTensors, PixelOps
+from fastae.data.loaders.sampler import Sampler
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder

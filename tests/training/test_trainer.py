@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import torch
 
-from fastae.data import host
+from fastae.data.loaders import host
 from fastae.training.session import build_model
 from fastae.training.trainer import AHEAD, Trainer
 

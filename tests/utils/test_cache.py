@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 
-from fastae.data.folder import open_folder
+from fastae.data.files.folder import open_folder
 from fastae.utils.cache import building, check_records, ensure_entry, entries, locked, remove
 
 from ..commands import here, refuses, started, wait_for

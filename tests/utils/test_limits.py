@@ -5,7 +5,7 @@ import os
 import pytest
 import torch
 
-from fastae.data import decode
+from fastae.data.loaders import decode
 from fastae.tools import doctor
 from fastae.utils import device, limits
 

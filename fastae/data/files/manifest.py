@@ -3,8 +3,8 @@
 Of some files it also keeps the content's digest: other images of the same names and sizes are recognised.
 
 Which image is number i of an epoch follows from this list alone, so a run is resumed with it whatever became
-of its data folder. A file that was lost since is replaced by the next (`fastae.data.recovery`), all others
-keep their places, and files that were added are not the run's.
+of its data folder. A file that was lost since is replaced by the next (`fastae.data.files.recovery`), all
+others keep their places, and files that were added are not the run's.
 """
 
 from __future__ import annotations

@@ -16,9 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastae.data.pixel_ops import ParamTensors
-from fastae.data.resident import Store
-from fastae.data.sampler import BatchParams, Sampler
+from fastae.data.loaders.pixel_ops import ParamTensors
+from fastae.data.loaders.resident import Store
+from fastae.data.loaders.sampler import BatchParams, Sampler
 
 SLOTS = 6
 """Batches under way: one that is gathered, one uploaded, and those that a training loop has queued."""

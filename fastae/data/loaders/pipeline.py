@@ -3,7 +3,7 @@
     on a GPU    path -> read -> decode -> cut out the centred square -> resize and flip -> brightness,
                 contrast, saturation: float32 (N, S, S, 3) in [0, 1]
     on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L; the rest is
-                `fastae.data.pixel_ops`, which is faster there
+                `fastae.data.loaders.pixel_ops`, which is faster there
 
 Which image comes when, and every random parameter, arrive as data from the caller; nothing is drawn
 here. Importing this module imports DALI, so it is imported where a pipeline is made and no earlier.
@@ -25,10 +25,10 @@ import numpy as np
 import torch
 
 from fastae import augment
-from fastae.data.crop_resize import CropResize
-from fastae.data.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
-from fastae.data.sampler import BatchParams
-from fastae.data.tuning import Tuning
+from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.sampler import BatchParams
+from fastae.data.loaders.tuning import Tuning
 from fastae.utils.environment import has_nvml
 from fastae.utils.limits import thread_limit
 

@@ -1,7 +1,7 @@
 """Batches from JPEG files: `open_loader(folder)`, and `build_loader` for those who have checked the files.
 
     dali        every epoch the files are read and decoded by DALI, and augmented: on a GPU all of it in
-                DALI's graph; on a CPU the pixels' part in `fastae.data.pixel_ops`
+                DALI's graph; on a CPU the pixels' part in `fastae.data.loaders.pixel_ops`
     resident    every file is decoded once, into one array on the training device; each step gathers a
                 batch from it and augments that
     host        the same array in host memory; a thread gathers and uploads the batches of a GPU. On a CPU
@@ -29,22 +29,23 @@ import torch
 from torch import Tensor
 
 from fastae.augment import NO_COLORS, Augmentation
-from fastae.data.crop_resize import SIZE, CropResize
-from fastae.data.decode import Decoder, open_decoder
-from fastae.data.folder import check_list, count_faults, open_folder
-from fastae.data.host import CudaUploads, tensors, upload_batches
-from fastae.data.jpeg import FileFault, inspect
-from fastae.data.pixel_ops import ParamTensors, to_batch
-from fastae.data.recovery import ImageFiles, RecoverableStream
-from fastae.data.resident import Store, is_stored, open_store, store_bytes
-from fastae.data.sampler import BatchParams, Sampler, evenly_spaced
-from fastae.data.tuning import DEFAULT, Tuning
+from fastae.data.files.folder import check_list, count_faults, open_folder
+from fastae.data.files.jpeg import FileFault, inspect
+from fastae.data.files.recovery import ImageFiles, RecoverableStream
+from fastae.data.loaders.crop_resize import SIZE, CropResize
+from fastae.data.loaders.decode import Decoder, open_decoder
+from fastae.data.loaders.host import CudaUploads, tensors, upload_batches
+from fastae.data.loaders.pixel_ops import ParamTensors, to_batch
+from fastae.data.loaders.resident import Store, is_stored, open_store, store_bytes
+from fastae.data.loaders.sampler import BatchParams, Sampler
+from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.errors import SettingError
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
 from fastae.utils.cache import cache_folder, check_records, is_writable
 from fastae.utils.console import counted, log, size
 from fastae.utils.device import find_device, free_memory
 from fastae.utils.paths import expand_home, texts, user_path
+from fastae.utils.sample import evenly_spaced
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
 Split = Literal["train", "held_out", "all"]
@@ -187,7 +188,7 @@ class _Augmented(RecoverableStream[Tensor]):
         return BatchParams.joined([self._sampler.at(first + i) for i in range(self._length)])
 
     def restart(self, position: int, patience: float) -> Iterator[Tensor]:
-        from fastae.data.pipeline import DaliPipeline, read_augmented, read_crops
+        from fastae.data.loaders.pipeline import DaliPipeline, read_augmented, read_crops
 
         decoder, paths, share = self.decoder, self.files.paths, self._sampler.share
         first = self._start + position
@@ -306,7 +307,7 @@ def open_loader(
         antialias: filter while shrinking (torchvision does; TensorFlow, and so the article, does not).
         device: of the batches. Default: CUDA's current device if there is one, else the CPU.
         seed: of order, flips and colors.
-        kind: how batches are made: see the module `fastae.data.loader`.
+        kind: how batches are made: see the module `fastae.data.loaders.loader`.
         cache: keep decoded images in the cache folder, or in this folder; False: in memory alone.
         tuning: threads, compiling and what else changes speed alone.
         shard: (rank, world size): yield this one of the equal parts of every batch, for DDP.

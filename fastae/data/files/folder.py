@@ -15,16 +15,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastae.data.celeba import TRAIN, find_splits, read_split
-from fastae.data.check import Check, check
-from fastae.data.jpeg import Fault, FileFault
-from fastae.data.manifest import DIGESTS, Manifest, content_digest
-from fastae.data.recovery import ImageFiles, NoneLeft
-from fastae.data.sampler import evenly_spaced
+from fastae.data.files.celeba import TRAIN, find_splits, read_split
+from fastae.data.files.check import Check, check
+from fastae.data.files.jpeg import Fault, FileFault
+from fastae.data.files.manifest import DIGESTS, Manifest, content_digest
+from fastae.data.files.recovery import ImageFiles, NoneLeft
 from fastae.errors import FastaeError
 from fastae.utils.console import counted
 from fastae.utils.limits import free_bytes, require_files
 from fastae.utils.paths import expand_home
+from fastae.utils.sample import evenly_spaced
 
 SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fastae.data.celeba import image_name
+from fastae.data.files.celeba import image_name
 from fastae.utils.cache import ensure_entry
 from fastae.utils.console import log
 
@@ -28,7 +28,7 @@ QUALITY = 86
 
 def write(folder: Path, count: int = COUNT) -> None:
     """Draws faces 1..count into an existing folder as 000001.jpg, 000002.jpg, ..."""
-    from fastae.data import portrait  # prepares its textures when imported
+    from fastae.data.faces import portrait  # prepares its textures when imported
 
     # Having once freed a block this large, glibc keeps freed memory for reuse. Otherwise each
     # temporary array is faulted in anew, a fifth of the time.

@@ -129,12 +129,6 @@ def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     return np.argsort(_words(seed, PERMUTATIONS, epoch, count), kind="stable")
 
 
-def evenly_spaced(items: Sequence[Item], number: int) -> list[Item]:
-    """At most `number` of these, so that they stand for all of them."""
-    number = min(number, len(items))
-    return [items[place * len(items) // number] for place in range(number)]
-
-
 def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
     # The counter's top word is ours; Philox counts up in the lowest, so streams never meet.
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])

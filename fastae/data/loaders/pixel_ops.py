@@ -30,8 +30,8 @@ from torch.nn import functional
 
 from fastae import augment
 from fastae.augment import UNIT
-from fastae.data.crop_resize import CropResize
-from fastae.data.sampler import BatchParams
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.sampler import BatchParams
 
 
 class ParamTensors(NamedTuple):

@@ -1,8 +1,8 @@
 """All images of a data set as one uint8 array, decoded once; on disk too, as a file that is mapped.
 
 CelebA at 128x128 takes 9.96 GB. An image is S rows of three planes (S, 3, S), the layout that
-`fastae.data.pixel_ops` works on; beside the array lie each image's channel means, taken before rounding,
-so that the contrast of a batch needs no pass of its own.
+`fastae.data.loaders.pixel_ops` works on; beside the array lie each image's channel means, taken before
+rounding, so that the contrast of a batch needs no pass of its own.
 
 An entry of the cache is named by a fingerprint of all that the pixels follow from, but not of where the files
 lie. It appears whole or not at all, one process builds while others wait, and whenever it is opened, every
@@ -24,12 +24,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.check import stamp
-from fastae.data.decode import BATCH, Decoder
-from fastae.data.jpeg import USABLE, Fault, inspect
-from fastae.data.pixel_ops import channel_means
-from fastae.data.recovery import ImageFiles
-from fastae.data.sampler import evenly_spaced
+from fastae.data.files.check import stamp
+from fastae.data.files.jpeg import USABLE, Fault, inspect
+from fastae.data.files.recovery import ImageFiles
+from fastae.data.loaders.decode import BATCH, Decoder
+from fastae.data.loaders.pixel_ops import channel_means
 from fastae.errors import FastaeError
 from fastae.utils.cache import damage, ensure_entry
 from fastae.utils.console import track
@@ -37,6 +36,7 @@ from fastae.utils.device import free_memory
 from fastae.utils.environment import DALI_BUILDS, version
 from fastae.utils.files import write_json
 from fastae.utils.json import read_json
+from fastae.utils.sample import evenly_spaced
 
 FORMAT = 3
 PIXELS, MEANS = "pixels.npy", "means.npy"

@@ -12,7 +12,7 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Generic, Protocol, TypeVar
 
-from fastae.data.jpeg import USABLE, Fault, FileFault, inspect
+from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.errors import FastaeError
 
 Item = TypeVar("Item")
@@ -58,7 +58,7 @@ class NoneLeft(FastaeError):
 
 
 class FaultFinder(Protocol):
-    """A decoder that tells what it has against files (`fastae.data.decode.Decoder`)."""
+    """A decoder that tells what it has against files (`fastae.data.loaders.decode.Decoder`)."""
 
     def faults(self, paths: Sequence[str]) -> Iterator[Fault | None]: ...
 

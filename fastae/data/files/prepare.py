@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from fastae.data import celeba
-from fastae.data.celeba import COUNT, IMAGE_NAME, IMAGES, MAX_ENTRY, SPLIT_NAMES, Split
-from fastae.data.folder import LINKED_FOLDER, walk
-from fastae.data.jpeg import inspect
-from fastae.data.parquet import find_parquet, read_jpegs
+from fastae.data.files import celeba
+from fastae.data.files.celeba import COUNT, IMAGE_NAME, IMAGES, MAX_ENTRY, SPLIT_NAMES, Split
+from fastae.data.files.folder import LINKED_FOLDER, walk
+from fastae.data.files.jpeg import inspect
+from fastae.data.files.parquet import find_parquet, read_jpegs
 from fastae.errors import FastaeError
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write

@@ -18,8 +18,8 @@ from typing import Any
 
 from PIL import Image
 
-from fastae.data.celeba import MAX_ENTRY, QUALITY, SIZE, TEST, TRAIN, VALID
-from fastae.data.folder import walk
+from fastae.data.files.celeba import MAX_ENTRY, QUALITY, SIZE, TEST, TRAIN, VALID
+from fastae.data.files.folder import walk
 from fastae.errors import FastaeError
 
 PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}

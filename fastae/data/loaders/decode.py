@@ -13,17 +13,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastae.data.crop_resize import CropResize
-from fastae.data.jpeg import USABLE, Fault, Inspection, inspect
-from fastae.data.pixel_ops import PixelOps
-from fastae.data.recovery import (
+from fastae.data.files.jpeg import USABLE, Fault, Inspection, inspect
+from fastae.data.files.recovery import (
     FILE_PATIENCE,
     DecoderError,
     DecoderOutOfMemory,
     ImageFiles,
     RecoverableStream,
 )
-from fastae.data.tuning import DEFAULT, Tuning
+from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.pixel_ops import PixelOps
+from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.errors import FastaeError
 from fastae.utils.device import can_compile
 from fastae.utils.environment import dali_builds
@@ -58,7 +58,7 @@ class Decoder:
         Memory that DALI then no longer needs is free for others.
         Raises NoneLeft and DecoderError as `RecoverableStream.recovered` does.
         """
-        from fastae.data.pipeline import release_memory
+        from fastae.data.loaders.pipeline import release_memory
 
         yield from _InOrder(files, self, range(len(files)) if indices is None else indices).recovered()
         if self.on_gpu:
@@ -91,7 +91,7 @@ class Decoder:
 
         Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
         """
-        from fastae.data.pipeline import DaliPipeline, read_crops, read_images
+        from fastae.data.loaders.pipeline import DaliPipeline, read_crops, read_images
 
         # One decoder for all: the JPEG engine's pixels differ slightly from those of the GPU's cores, and
         # with both at work an image's place in the batch would decide which of them it has.

@@ -11,17 +11,20 @@ import hashlib
 import heapq
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import msgspec
 
-from fastae.data.decode import BATCH, Decoder
-from fastae.data.jpeg import USABLE, Fault, FileFault, Inspection, inspect
+from fastae.data.files.jpeg import USABLE, Fault, FileFault, Inspection, inspect
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
+
+BATCH = 64
+"""Files that the deep check has decoded at once."""
 
 TOGETHER = 4 * BATCH
 """Images that a loader holds decoded at the same time, as measured."""
@@ -34,6 +37,17 @@ Stamp = tuple[int, int]
 
 Records = dict[bytes, tuple[Stamp, Inspection]]
 """Path -> what was found when the file had that stamp."""
+
+
+class FaultFinder(Protocol):
+    """A decoder, as the deep check uses it."""
+
+    def faults(self, paths: Sequence[str], together: int = 1) -> Iterator[Fault | None]:
+        """What is wrong with each of these files, in order; None for those that it decodes.
+
+        together: files that are tried at once, and one by one if that fails.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -70,7 +84,7 @@ def check(
     *,
     crop: int | None,
     records: Path | None,
-    decoder: Decoder | None = None,
+    decoder: FaultFinder | None = None,
 ) -> Check:
     """Checks every path.
 

@@ -1,0 +1,1 @@
+"""The built-in data set: synthetic faces, so that nothing needs downloading."""

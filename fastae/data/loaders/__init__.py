@@ -1,0 +1,1 @@
+"""Loaders: from files to augmented batches, on a CPU or a GPU."""
