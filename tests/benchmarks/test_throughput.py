@@ -155,7 +155,7 @@ def test_a_wrong_section_is_one_line():
 
 @pytest.mark.parametrize("name", ["fastae host", "fastae dali"])
 def test_a_loader_is_measured_on_real_files(face_paths, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("fastae.data.decode.can_compile", lambda: False)
+    monkeypatch.setattr("fastae.data.decode.can_compile", lambda device: False)
     for number in range(100):
         os.link(face_paths[number % 40], tmp_path / f"{number:03d}.jpg")
     found = loaders.measure(name, str(tmp_path), threads=1, batches=1, device="cpu")
