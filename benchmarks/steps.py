@@ -189,7 +189,7 @@ def _widened(model: Any) -> Any:
 def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable[[], Any]]:
     from torch import nn
 
-    from fastae.model import ReLU
+    from fastae.training.relu import RecomputedReLU
     from fastae.training.step import GPU_OPTIONS, TrainingStep, objective_of
     from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.limits import keep_freed_memory
@@ -199,7 +199,7 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
         keep_freed_memory()
     model, precision = _model(level, device), choose_precision(device, amp=True)
     if name == "nn.ReLU's own mask":
-        ReLU.forward = nn.ReLU.forward  # type: ignore[method-assign]
+        RecomputedReLU.forward = nn.ReLU.forward  # type: ignore[method-assign]
         del GPU_OPTIONS["realize_reads_threshold"]
     elif name == "no combo kernels":
         del GPU_OPTIONS["combo_kernels"]

@@ -50,7 +50,7 @@ def layers(batch_size: int, image_size: int = 128, latent: int = 512) -> Iterato
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         shapes[module] = inputs[0].shape, output.shape
 
-    model = meta_model(image_size, latent)
+    model = meta_model(image_size, latent).eval()  # batch norm by running statistics takes a batch of one
     for module in model.modules():
         module.register_forward_hook(note)
     model(torch.empty(batch_size, 3, image_size, image_size, device="meta"))

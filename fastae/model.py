@@ -31,26 +31,7 @@ KERNEL = 5
 def _normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
     """A convolution without bias, followed by batch norm and ReLU."""
     norm = nn.BatchNorm2d(convolution.out_channels, eps=1e-6)
-    return [convolution, norm, ReLU(inplace=True)]
-
-
-class ReLU(nn.ReLU):
-    """`nn.ReLU`, written for a GPU's compiler so that no mask is stored.
-
-    The backward pass of `nn.ReLU` reads its output: a third tensor for both kernels of batch norm's backward
-    pass. That of `where` reads the input, which they compute anew from what they read anyway: the
-    convolution's output. Values and gradients are the same, at 0, NaN and infinity too.
-    """
-
-    def forward(self, input: Tensor) -> Tensor:
-        if torch.compiler.is_dynamo_compiling() and input.is_cuda:
-            return rectified(input)
-        return super().forward(input)
-
-
-def rectified(input: Tensor) -> Tensor:
-    """ReLU of any tensor, with the comparison as a mask: NaN stays, and the gradient at 0 is 0."""
-    return torch.where(input <= 0, 0, input)
+    return [convolution, norm, nn.ReLU(inplace=True)]
 
 
 class AutoEncoder(nn.Module):

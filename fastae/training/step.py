@@ -18,6 +18,7 @@ from fastae.losses import element_of, gradient_scale, squared_error
 from fastae.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 from fastae.training import cuda_graph as graph
+from fastae.training.relu import recompute_masks
 from fastae.utils.device import Precision
 
 ADAM_BETAS = (0.9, 0.999)
@@ -26,7 +27,7 @@ WARM_UP = 3
 """Steps before a CUDA graph is recorded: compiling, and the allocations of cuDNN and Adam, happen there."""
 
 GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 16, "combo_kernels": True}
-"""Inductor's. What kernels read up to 16 times is computed anew instead of stored, as `fastae.model.ReLU`
+"""Inductor's. What kernels read up to 16 times is computed anew instead of stored, as `recompute_masks`
 needs; small kernels that do not depend on each other are launched as one."""
 
 ATTEMPTS = 2
@@ -54,7 +55,10 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
     objective = Objective(model, loss, precision)
     if not compiled:
         return objective
-    options = GPU_OPTIONS if next(model.parameters()).is_cuda else None
+    options = None
+    if next(model.parameters()).is_cuda:
+        recompute_masks(model)
+        options = GPU_OPTIONS
     return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True, options=options))
 
 

@@ -28,6 +28,7 @@ class LateUploads:
     def __init__(self, lags=False):
         self.lags = lags
         self.queue = []
+        self.working = threading.Lock()  # two threads may wait for one copy
         self.held = set()
         self.closed = False
         self.bound = None
@@ -41,8 +42,9 @@ class LateUploads:
         return Slot(host, device, uploaded=threading.Event(), used=None)
 
     def await_uploaded(self, slot):
-        while self.queue and not slot.uploaded.is_set():
-            self.queue.pop(0)()
+        with self.working:
+            while self.queue and not slot.uploaded.is_set():
+                self.queue.pop(0)()
 
     def upload(self, slot):
         assert self.bound is threading.current_thread()
@@ -67,8 +69,9 @@ class LateUploads:
 
     def close(self):
         self.closed = True
-        while self.queue:
-            self.queue.pop(0)()
+        with self.working:
+            while self.queue:
+                self.queue.pop(0)()
 
 
 @pytest.fixture

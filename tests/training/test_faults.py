@@ -210,6 +210,7 @@ def test_memory_that_runs_out_in_python_is_out_of_memory(face_folder, tmp_path, 
 
 def test_without_a_temporary_folder_nothing_is_begun(face_folder, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
+    monkeypatch.setenv("FASTAE_CACHE", "/proc/nowhere")  # else what torch.compile makes would lie there
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     with pytest.raises(FastaeError, match="TMPDIR") as no:

@@ -10,6 +10,8 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 import torch.distributed as dist
+from torch import nn
+from torch.nn import functional
 
 from fastae.augment import Augmentation
 from fastae.config import TrainConfig
@@ -20,6 +22,7 @@ from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
 from fastae.training import step as step_module
+from fastae.training.relu import RecomputedReLU, recompute_masks, rectified
 from fastae.training.session import Hardware, loader_tuning
 from fastae.training.step import ADAM_BETAS, ADAM_EPS, TrainingStep, objective_of
 from fastae.training.sync_batch_norm import SyncBatchNorm2d
@@ -188,7 +191,7 @@ def test_a_gpu_needs_more_to_compile_than_a_cpu(monkeypatch, tmp_path, missing):
         monkeypatch.setenv("CC", "gcc")
     compiled, note = choose_compile(None, gpu, 1)
     assert not compiled and missing in note
-    with pytest.raises(FastaeError, match=r"--compile needs .*--no-compile"):
+    with pytest.raises(FastaeError, match=r"compile needs .*--no-compile"):
         choose_compile(True, gpu, 1)
     assert can_compile(torch.device("cpu")) is (missing != "g++")
 
@@ -385,6 +388,35 @@ def test_a_c_compiler_that_fails_is_no_traceback_of_the_recording(model, monkeyp
 
     note = recorded(training_step(model), monkeypatch, Graphs(Failing))
     assert note.startswith("no CUDA graph") and "gcc" in note
+
+
+@pytest.mark.parametrize(
+    ("dtype", "compiled"),
+    [(torch.float32, False), (torch.bfloat16, False), (torch.float16, False), (torch.bfloat16, True)],
+)
+def test_a_gpus_relu_has_relus_values_and_gradients(dtype, compiled):
+    special = torch.tensor([0.0, -0.0, 1e-45, -1e-45, torch.inf, -torch.inf, torch.nan, 1.0, -1.0, 6e4, -6e4])
+    upstream = torch.cat([torch.full_like(special, value) for value in (1.5, torch.inf, torch.nan)]).to(dtype)
+    ours = torch.compile(rectified) if compiled else rectified
+
+    def result(function):
+        values = special.repeat(3).to(dtype).requires_grad_()
+        output = function(values)
+        output.backward(upstream)
+        return output, values.grad
+
+    for one, other in zip(result(ours), result(functional.relu), strict=True):
+        assert one.dtype == dtype
+        torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
+
+
+def test_only_a_compiled_relu_is_another_and_the_state_dict_keeps_its_names(model):
+    ours = copy.deepcopy(model)
+    recompute_masks(ours)
+    assert sum(type(layer) is RecomputedReLU for layer in ours.modules()) == 9
+    assert not any(type(layer) is nn.ReLU for layer in ours.modules())
+    assert list(ours.state_dict()) == list(model.state_dict())
+    assert torch.equal(ours(images(0)), model(images(0)))
 
 
 def test_a_step_waits_for_nothing(model):
