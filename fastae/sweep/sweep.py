@@ -24,8 +24,9 @@ from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, 
 from fastae.runs.weights import restore_weights
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
-from fastae.training.progress import LogLines, TrainMetrics
+from fastae.training.progress import LogLines
 from fastae.training.resume import as_before, ended_by, log_differences, reopen
+from fastae.training.run_ahead import TrainMetrics
 from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
@@ -211,8 +212,8 @@ class RunDisplay(LogLines):
         self._update = update
         self._at_once = at_once
 
-    def report(self, metrics: TrainMetrics) -> None:
-        super().report(metrics)
+    def report(self, metrics: TrainMetrics, remaining: float) -> None:
+        super().report(metrics, remaining)
         self._run = replace(
             self._run,
             iteration=metrics.iteration,

@@ -23,7 +23,8 @@ from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
 from fastae.runs.saver import Saver
 from fastae.runs.tensorboard import TensorBoardWriter
 from fastae.training.evaluate import Evaluation
-from fastae.training.progress import LogLines, TrainMetrics
+from fastae.training.progress import LogLines
+from fastae.training.run_ahead import TrainMetrics
 from fastae.utils.console import duration, log
 from fastae.utils.files import atomic_write
 from fastae.utils.pictures import encode_png, sample_sheet
@@ -118,8 +119,8 @@ class Recorder:
                 log(f"{'':10}{line}")
         self._saver.check()
 
-    def train(self, metrics: TrainMetrics) -> None:
-        """A log step."""
+    def train(self, metrics: TrainMetrics, remaining: float) -> None:
+        """A log step. remaining: seconds until the run ends."""
         window = metrics.window
         images = window.iterations * self._config.batch_size
         data_seconds = window.data_wait * window.seconds
@@ -136,14 +137,14 @@ class Recorder:
             grad_norm=metrics.gradient_norm,
         )
         self._tensorboard.scalars(metrics.iteration, self._monitor.means())
-        self._display.report(metrics)
+        self._display.report(metrics, remaining)
         if metrics.iteration >= self._project_at:
             self._project_at = math.inf
-            if metrics.remaining > LONG_RUN:
+            if remaining > LONG_RUN:
                 remedies = ["--minutes N", "--iterations N"]
                 remedies += ["--image-size 64"] if self._config.image_size > 64 else []
                 remedies += ["a GPU"] if self._description["device_type"] == "cpu" else []
-                log(f"hint      at this rate the run takes {duration(metrics.remaining)}; shorter with:")
+                log(f"hint      at this rate the run takes {duration(remaining)}; shorter with:")
                 log(f"          {', '.join(remedies)}")
 
     def evaluation(self, iteration: int, evaluation: Evaluation) -> None:
