@@ -18,6 +18,7 @@ import torch
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.checkpoint import State as RunState
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
 from fastae.runs.loaded_model import finished_at
 from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, open_sweep
@@ -255,10 +256,10 @@ def open_shared_session(
     The settings are as the user gave them, now or when the sweep began: what was chosen is not among them.
     """
     begun = next((run for run in map(folder.run, names) if run.config.exists()), None)
-    before = begun.describe() if begun else {}
+    before = begun.describe() if begun else RunDescription(config)
     chosen = as_before(config, {"data": config.data} if config.data else {}, before)
     own = replace(chosen, device=device_of(config.device, ranks))
     session = open_session(own, manifest=folder.manifest(), at_once=at_once)
     log_differences(session, config, before)
-    data = config.data or (begun.settings().data if begun else None)
+    data = config.data or before.config.data
     return session, replace(config, data=data)

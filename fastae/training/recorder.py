@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor
 
-from fastae.config import TrainConfig
 from fastae.monitor.monitor import Monitor
 from fastae.monitor.profiler import StepProfiler, costliest
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Progress
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
 from fastae.runs.saver import Saver
@@ -59,7 +59,7 @@ PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
 class Recorder:
     """Records a run from the iteration `start` on. Methods raise OSError if a disk is full.
 
-    held: closes what is opened here, in reverse order. description: what config.json says of the run.
+    held: closes what is opened here, in reverse order. description: what the run is made with.
     progress: of the checkpoint that it continues from.
     """
 
@@ -67,15 +67,14 @@ class Recorder:
         self,
         held: ExitStack,
         run: RunFolder,
-        config: TrainConfig,
-        description: Mapping[str, Any],
+        description: RunDescription,
         monitor: Monitor,
         display: LogLines,
         start: int,
         progress: Progress,
     ) -> None:
         self._run = run
-        self._config = config
+        self._config = config = description.config
         self._description = description
         self._monitor = monitor
         self._display = display
@@ -143,7 +142,7 @@ class Recorder:
             if remaining > LONG_RUN:
                 remedies = ["--minutes N", "--iterations N"]
                 remedies += ["--image-size 64"] if self._config.image_size > 64 else []
-                remedies += ["a GPU"] if self._description["device_type"] == "cpu" else []
+                remedies += ["a GPU"] if self._description.device_type == "cpu" else []
                 log(f"hint      at this rate the run takes {duration(remaining)}; shorter with:")
                 log(f"          {', '.join(remedies)}")
 
@@ -182,7 +181,7 @@ class Recorder:
         about = {
             "iteration": iteration,
             "config": self._config.as_dict(),
-            "run": dict(self._description),
+            "run": self._description.as_dict(),
             "progress": asdict(progress),
         }
         self._saver.save({**state, **about}, weights=self._run.weights if final else None)

@@ -31,7 +31,6 @@ from fastae.training.trainer import Trainer
 from fastae.utils.console import log, printable, size
 from fastae.utils.device import peak_flops
 from fastae.utils.environment import command
-from fastae.utils.json import nested
 from fastae.utils.limits import thread_limit
 
 SIGNALS_APART = 1.0
@@ -109,17 +108,14 @@ def open_trainer(
             progress: Progress = state["progress"] if state else Progress()
             if state:
                 step.restore(state)
-                earlier, turns = (nested(state, "run", name) for name in ("resumed", "at_once"))
-                description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
-                if isinstance(turns, int):  # what it shared its time with in any session
-                    description["at_once"] = max(turns, description["at_once"])
-            log(f"device    {description['device']}")
-            log(f"step      {description['step']}")
+                description = description.resumed_from(state["run"], start)
+            log(f"device    {description.device}")
+            log(f"step      {description.step}")
             log(f"run       {run.path}")
             recorder = None
             if ranks.is_main:
                 run.begin(description, session.images.manifest, session.skipped)
-                recorder = Recorder(held, run, config, description, monitor, display, start, progress)
+                recorder = Recorder(held, run, description, monitor, display, start, progress)
             session.runs.append(run)
             held.callback(session.runs.remove, run)
             spent = progress.seconds

@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
 from fastae.model import AutoEncoder
+from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.training.compatibility import unusable_gpu_reason
 from fastae.training.distributed import ALONE, Ranks, device_of
@@ -41,6 +42,7 @@ from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
+from fastae.utils.json import convert
 from fastae.utils.limits import keep_freed_memory
 from fastae.utils.sample import evenly_spaced
 
@@ -76,7 +78,7 @@ class Session:
     source: str
 
     def __post_init__(self) -> None:
-        self.environment = describe_environment()
+        self.environment = convert(describe_environment(), Environment)
         self.replaced: list[FileFault] = []
         self.runs: list[RunFolder] = []
         self.at_once = 1
@@ -101,32 +103,32 @@ class Session:
             log(f"{number:,} files that cannot be decoded were replaced: skipped.txt names them")
         console.quiet = quiet
 
-    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
-        """What config.json and every checkpoint say of a run; `step` is for people."""
-        hardware, manifest = self.hardware, self.images.manifest
+    def describe(self, config: TrainConfig, graph_note: str) -> RunDescription:
+        """What a run with these settings is made with. graph_note: what `TrainingStep.record` returned."""
+        hardware, images = self.hardware, self.images
         layout = "channels-last" if config.channels_last else "channels-first"
         ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
         notes = (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks)
-        return {
-            "config": config.as_dict(),
-            "data": {
-                "source": self.source,
-                "folder": os.path.abspath(self.images.root),  # noqa: PTH100
-                "train": len(self.images.train),
-                "held_out": len(self.images.held_out),
-                "split": manifest.split,
-                "evaluated_on": len(self.held_out),
-                "fingerprint": manifest.fingerprint,
-            },
-            "loader": self.loader.kind,
-            "compiled": hardware.compiled,
-            "device": devices.describe(hardware.device),
-            "device_type": hardware.device.type,
-            "world_size": self.ranks.size,
-            "at_once": self.at_once,
-            "step": ", ".join(filter(None, notes)),
-            "environment": self.environment,
-        }
+        return RunDescription(
+            config,
+            data=DataDescription(
+                source=self.source,
+                folder=os.path.abspath(images.root),  # noqa: PTH100
+                train=len(images.train),
+                held_out=len(images.held_out),
+                split=images.manifest.split,
+                evaluated_on=len(self.held_out),
+                fingerprint=images.manifest.fingerprint,
+            ),
+            loader=self.loader.kind,
+            compiled=hardware.compiled,
+            device=devices.describe(hardware.device),
+            device_type=hardware.device.type,
+            world_size=self.ranks.size,
+            at_once=self.at_once,
+            step=", ".join(filter(None, notes)),
+            environment=self.environment,
+        )
 
 
 class Models:
