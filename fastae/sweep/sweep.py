@@ -86,9 +86,9 @@ class Sweep:
         todo = [run.name for run in mine if run.state is not State.FINISHED]
         settings = self._config.train
         if todo:
-            at_once = min(self._at_once, len(todo))
+            self._at_once = min(self._at_once, len(todo))
             names = list(self._runs)
-            session, settings = open_shared_session(self.folder, settings, names, self._ranks, at_once)
+            session, settings = open_shared_session(self.folder, settings, names, self._ranks, self._at_once)
         if self._ranks.is_main:
             if todo:
                 self.folder.begin(self._config, session.images.manifest)
@@ -106,7 +106,7 @@ class Sweep:
 
     def _train(self, session: Session, settings: TrainConfig, names: list[str], stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
-        waiting, slots = deque(names), [Slot(session) for _ in range(session.at_once)]
+        waiting, slots = deque(names), [Slot(session) for _ in range(self._at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
                 if slot.job is None and waiting and not self._stopped:
@@ -133,12 +133,14 @@ class Sweep:
                 logged = folder.logged(start)
                 run = replace(run, iteration=start, seconds=seconds)
                 self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
-                display = RunDisplay(self._runs[name], self._update, session.at_once, prefix)
+                display = RunDisplay(self._runs[name], self._update, self._at_once, prefix)
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
                 if not ended_by(config, start, seconds):
-                    with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
+                    with open_trainer(
+                        slot.models, config, folder, stops, display, state, self._at_once
+                    ) as trainer:
                         while trainer.advance():
                             yield True
                         trainer.log_result()

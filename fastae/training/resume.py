@@ -134,7 +134,7 @@ def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescript
 
 def log_differences(session: Session, config: TrainConfig, before: RunDescription) -> None:
     """What differs from the run so far, and changes rounding alone."""
-    now = session.describe(config, "")
+    now = session.describe(config)
     then, is_now = (
         {"device": each.device, "loader": each.loader, "compiled": each.compiled, **each.environment.packages}
         for each in (before, now)

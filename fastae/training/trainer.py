@@ -47,10 +47,31 @@ def is_log_step(iteration: int, every: int) -> bool:
     return iteration < every and iteration / 10 ** (len(str(iteration)) - 1) in (1, 2, 5)
 
 
+class Clock:
+    """Seconds of a run's training, in all sessions; its share of them, if several runs take turns."""
+
+    def __init__(self, spent: float, at_once: int) -> None:
+        """spent: in earlier sessions. at_once: how many runs take turns in this one."""
+        self._spent = spent
+        self._at_once = at_once
+        self.begin()
+
+    def begin(self) -> None:
+        """This session's training begins now."""
+        self._began = time.monotonic()
+
+    def now(self) -> float:
+        return self.after(time.monotonic() - self._began)
+
+    def after(self, seconds: float) -> float:
+        """The time after so many seconds of this session."""
+        return self._spent + seconds / self._at_once
+
+
 class Trainer:
     """Call `advance` until it returns False, then `finish`.
 
-    start, spent: the iteration that `step` continues from, and the seconds of training before it.
+    start: the iteration that `step` continues from.
     recorder: None on all ranks but the main one. stops: asks for an early, orderly end.
     """
 
@@ -63,8 +84,8 @@ class Trainer:
         run: RunFolder,
         recorder: Recorder | None,
         stops: StopSignals,
-        start: int = 0,
-        spent: float = 0.0,
+        start: int,
+        clock: Clock,
     ) -> None:
         self.iteration = self._start = start
         self.evaluations: list[tuple[int, float]] = []
@@ -82,8 +103,8 @@ class Trainer:
         self._queue = StepQueue(step.device)
         self._pending = PendingWindows(step.device, min(config.log_every, config.iterations), start)
         self._windows: list[Window] = []
-        self._began = self._saved_at = time.monotonic()
-        self._spent = spent
+        self._saved_at = time.monotonic()
+        self._clock = clock
 
     def advance(self) -> bool:
         """Trains one iteration; False when it was the last: iterations or minutes are over.
@@ -162,7 +183,7 @@ class Trainer:
         if self.iteration == 0:
             self._evaluate()
         self._enter_phase()
-        self._began = time.monotonic()
+        self._clock.begin()
         self._timer.begin()
 
     def _next_inputs(self) -> tuple[Tensor, ...]:
@@ -174,26 +195,15 @@ class Trainer:
         except FastaeError as error:
             raise TrainingFault(str(error)) from None
 
-    def _elapsed(self) -> float:
-        """Seconds of training, of all sessions; a run's share, if several take turns."""
-        return self._spent + (time.monotonic() - self._began) / self._session.at_once
-
     def _share(self) -> float:
         """How much of the run is done: of its iterations or its minutes, whichever end it first."""
-        by_time = self._elapsed() / (60 * self._config.minutes) if self._config.minutes else 0.0
+        by_time = self._clock.now() / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(1.0, max(self.iteration / self._config.iterations, by_time))
-
-    def _trained(self) -> float:
-        """Seconds that the steps of all sessions took, up to the last log step; a run's share, as above.
-
-        Steps and the wait for data: without start, evaluations and saving.
-        """
-        return self._spent + sum(window.seconds for window in self._windows) / self._session.at_once
 
     def _ending(self) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
         last = self.iteration == self._config.iterations
-        over = last or self._elapsed() >= 60 * (self._config.minutes or math.inf)
+        over = last or self._clock.now() >= 60 * (self._config.minutes or math.inf)
         stopped = self._stops.caught is not None
         if self._ranks.size > 1:
             if self.iteration % AGREE_EVERY and not last:
@@ -224,7 +234,7 @@ class Trainer:
             self._windows.append(window)
             remaining = (self._config.iterations - iteration) * window.seconds / window.iterations
             if self._config.minutes:
-                remaining = max(0.0, min(remaining, 60 * self._config.minutes - self._elapsed()))
+                remaining = max(0.0, min(remaining, 60 * self._config.minutes - self._clock.now()))
             if self._recorder:
                 self._recorder.train(metrics, remaining)
 
@@ -264,6 +274,8 @@ class Trainer:
             self._recorder.phase(Phase.SAVE)
         self._check_finite(self._pending.first, self._pending.open_losses())
         if self._recorder:
-            self._recorder.save(self.iteration, self._trained(), self._step.state(), final)
+            # Without start, evaluations and saving: the steps and their wait for data.
+            seconds = self._clock.after(sum(window.seconds for window in self._windows))
+            self._recorder.save(self.iteration, seconds, self._step.state(), final)
             self._timer.exclude()
         self._saved_at = time.monotonic()
