@@ -103,12 +103,12 @@ def _own_surroundings(tmp_path_factory):
 
 
 def at_iteration(monkeypatch, number, action):
-    """Has `action()` called when iteration `number` of a run in this process is done."""
-    ending = Trainer._ending
+    """Has `action()` called when iteration `number` of a run in this process begins."""
+    advance = Trainer.advance
 
-    def after(trainer):
-        if trainer.iteration == number:
+    def after_action(trainer):
+        if trainer.iteration == number - 1:
             action()
-        return ending(trainer)
+        return advance(trainer)
 
-    monkeypatch.setattr(Trainer, "_ending", after)
+    monkeypatch.setattr(Trainer, "advance", after_action)

@@ -60,8 +60,8 @@ def _sweep_options(sweep: SweepConfig, runs: Sequence[Run]) -> Iterator[Sequence
         yield ["--repeats", str(sweep.repeats)]
     if sweep.same_init:
         yield ["--same-init"]
-    turns = [run.description.get("at_once") for run in runs]
-    if (at_once := max((n for n in turns if isinstance(n, int) and n <= len(runs)), default=1)) > 1:
+    turns = [run.description.at_once for run in runs]
+    if (at_once := max((n for n in turns if n <= len(runs)), default=1)) > 1:
         yield ["--at-once", str(at_once)]
     # A run's --out lies in the sweep's, which by default is made of the time.
     out = Path(runs[0].config.out or "").parent

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.report.runs import Run
+from fastae.report.runs import Run, as_text
 
 SAME_WORK = tuple(
     entry.name
@@ -22,8 +22,10 @@ SAME_WORK = tuple(
 """Settings that change what is optimized, by more than rounding: runs that differ in one are not compared."""
 
 CONDITIONS: dict[str, Callable[[Run], Any]] = {
-    "images": lambda run: run.text("data", "fingerprint")[:8] or run.text("data", "folder"),
-    "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else run.text("world_size") or "1",
+    "images": lambda run: (
+        as_text(run.description.data.fingerprint)[:8] or as_text(run.description.data.folder)
+    ),
+    "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
     **{flag(name): attrgetter(f"config.{name}") for name in SAME_WORK},
 }
 """By what a user calls it: what the runs that are compared have in common."""

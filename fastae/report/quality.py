@@ -25,13 +25,12 @@ from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
 from fastae.losses import psnr, squared_error
 from fastae.report.groups import Group
-from fastae.report.runs import Run
+from fastae.report.runs import Run, as_text
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import Precision
-from fastae.utils.json import nested
 from fastae.utils.paths import user_path
 from fastae.utils.sample import evenly_spaced
 
@@ -131,7 +130,7 @@ def open_held_out(
     config = run.config
     data = data or known_folder(run, manifest)
     if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
-        where = run.text("data", "folder")
+        where = as_text(run.description.data.folder)
         raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
     folder, _ = open_source(data, config.crop, manifest=manifest)
     indices = evenly_spaced(range(len(folder.held_out)), config.eval_images)
@@ -161,9 +160,9 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     have a network mounted nor a disk searched. Since the page shows what is read, whoever wrote the manifest
     must also know the files: it needs all digests, which `open_folder` compares, as it does names and sizes.
     """
-    named = nested(run.description, "data", "folder")
+    named = run.description.data.folder
     digested = evenly_spaced([*manifest.train, *manifest.held_out], DIGESTS)
-    if not isinstance(named, str) or not set(digested) <= manifest.digests.keys():
+    if named is None or not set(digested) <= manifest.digests.keys():
         return None
     try:
         user_path(named, "data")

@@ -8,10 +8,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -19,11 +18,11 @@ from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
 from fastae.monitor.files import read_sessions
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
 from fastae.runs.metrics import NAME, Metrics, Rows, read_metrics
 from fastae.utils.console import printable
-from fastae.utils.json import nested
 
 CONFIG = "config.json"
 
@@ -64,12 +63,15 @@ class Run:
 
     name: str
     path: Path
-    config: TrainConfig
-    description: Mapping[str, Any]
+    description: RunDescription
     metrics: Metrics
     kwh: float
     weights_of: int | None = None
     took_turns: bool = False
+
+    @property
+    def config(self) -> TrainConfig:
+        return self.description.config
 
     @property
     def loss(self) -> str:
@@ -121,10 +123,10 @@ class Run:
         """Training time of all sessions: steps and the wait for data, without start and evaluations."""
         return float(self.windows()[1].sum())
 
-    def text(self, *names: str) -> str:
-        """A value of config.json, whatever it is, as text: `text("data", "folder")`. Empty if missing."""
-        value = nested(self.description, *names)
-        return "" if value is None else printable(str(value))[:MAX_TEXT]
+
+def as_text(value: object) -> str:
+    """A value of a run's description as printable text; empty for None."""
+    return "" if value is None else printable(str(value))[:MAX_TEXT]
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
@@ -173,25 +175,23 @@ def _find(folders: Sequence[Path]) -> dict[Path, bool]:
 
 def _read(path: Path) -> Run:
     folder = RunFolder(path)
-    config, description = folder.settings(), folder.describe()
+    description = folder.describe()
     try:
         metrics = read_metrics(path / NAME)
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
-    took_turns = description.get("at_once", 1) != 1
-    kwh = math.nan if took_turns else _kwh(path, description)
-    return Run(path.name, path, config, description, metrics, kwh, finished_at(folder), took_turns)
+    took_turns = description.at_once != 1
+    kwh = math.nan if took_turns else _kwh(path, 1 + len(description.resumed))
+    return Run(path.name, path, description, metrics, kwh, finished_at(folder), took_turns)
 
 
-def _kwh(path: Path, description: Mapping[str, Any]) -> float:
+def _kwh(path: Path, sessions: int) -> float:
     """Energy, if all of the run's GPUs were measured in all of its sessions: one that was killed has none."""
     try:
         energies = [report.summary.kwh for report in read_sessions(path)]
     except FastaeError:
         return math.nan
     known = [kwh for kwh in energies if kwh is not None]
-    resumed = description.get("resumed")
-    sessions = 1 + (len(resumed) if isinstance(resumed, list) else 0)
     return sum(known) if len(known) == len(energies) == sessions else math.nan
 
 

@@ -17,10 +17,9 @@ from fastae.report.compare import Comparison
 from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
 from fastae.report.groups import Group
 from fastae.report.quality import Measurement
-from fastae.report.runs import Run
+from fastae.report.runs import Run, as_text
 from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS
 from fastae.utils.console import duration
-from fastae.utils.json import nested
 
 ARTICLE = TrainConfig()
 """Its conditions are the defaults."""
@@ -185,7 +184,7 @@ def _cells(numbers: Sequence[float], known: Sequence[bool]) -> list[str]:
 
 def hours(runs: Sequence[Run]) -> Iterator[str]:
     """The article's 30 hours beside these runs' time, in sentences."""
-    devices = ", ".join(dict.fromkeys(run.text("device") or "an unknown device" for run in runs))
+    devices = ", ".join(dict.fromkeys(as_text(run.description.device) or "an unknown device" for run in runs))
     these = "This run" if len(runs) == 1 else f"These {len(runs)} runs"
     spent = f"{sum(run.iteration for run in runs):,} iterations"
     if any(run.took_turns for run in runs):
@@ -235,18 +234,18 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
 
 def _settings(run: Run) -> Iterator[tuple[str, Any]]:
     """Everything that may matter about a run but its loss and seed."""
+    described = run.description
     for field in fields(TrainConfig):
         if field.name not in ("loss", "seed", "out", "data"):
             yield flag(field.name), getattr(run.config, field.name)
     for name in ("folder", "split", "train", "held_out", "evaluated_on"):
-        yield f"images, {name.replace('_', ' ')}", run.text("data", name)
+        yield f"images, {name.replace('_', ' ')}", as_text(getattr(described.data, name))
     for name in ("device", "step", "loader", "compiled"):
-        yield name, run.text(name)
+        yield name, as_text(getattr(described, name))
     for name in ("fastae", "commit", "python", "platform"):
-        yield name, run.text("environment", name)
-    packages = nested(run.description, "environment", "packages")
-    for name in packages if isinstance(packages, dict) else ():
-        yield name, run.text("environment", "packages", name)
+        yield name, as_text(getattr(described.environment, name))
+    for name, version in described.environment.packages.items():
+        yield name, as_text(version)
 
 
 def _shown(value: object) -> str:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
+from fastae.runs.description import RunDescription
 from fastae.runs.metrics import Content
 from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync_folder
 from fastae.utils.json import convert, plain
@@ -30,10 +31,10 @@ LAST = "last.pt"
 """A link to the newest, for people and scripts; fastae itself goes by the numbers."""
 
 PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
-"""What every checkpoint holds. run: data, device and versions, as in config.json."""
+"""What every checkpoint holds. run: a RunDescription, as in config.json."""
 
 State = dict[str, Any]
-"""PARTS and a Progress; of one that was read, `config` is a TrainConfig and `run` plain JSON values."""
+"""PARTS and a Progress; of one that was read, `config` is a TrainConfig and `run` a RunDescription."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +156,10 @@ def _read(path: Path) -> State:
     if state["iteration"] != int(path.stem):
         raise FastaeError(f"checkpoint {path} is of iteration {state['iteration']!r:.30}")
     try:
-        state["run"] = plain(state["run"])
+        described = plain({**state["run"], "config": state["config"]})
+        state["run"] = RunDescription.from_dict(described, f"checkpoint {path}")
+        state["config"] = state["run"].config
         state["progress"] = convert(plain(state.get("progress", {})), Progress)
-        state["config"] = TrainConfig.from_dict(plain(state["config"]), f"checkpoint {path}")
     except ValueError as error:
         raise FastaeError(f"checkpoint {path} is not one of fastae's: {error}") from None
     return state

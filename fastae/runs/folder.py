@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from fastae.data.files.jpeg import FileFault
 from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics
+from fastae.runs.description import RunDescription
 from fastae.utils.console import printable
 from fastae.utils.environment import command
 from fastae.utils.files import (
@@ -28,7 +29,7 @@ from fastae.utils.files import (
     require_new_folder,
     write_json,
 )
-from fastae.utils.json import nested, read_json
+from fastae.utils.json import read_json
 
 RUNS = Path("runs")
 
@@ -71,7 +72,7 @@ class RunFolder:
             refuse_links(self.checkpoints, but=checkpoint.LAST)
             yield
 
-    def begin(self, description: Mapping[str, Any], images: Manifest, skipped: Iterable[FileFault]) -> None:
+    def begin(self, description: RunDescription, images: Manifest, skipped: Iterable[FileFault]) -> None:
         """Writes what a run is and, before its first checkpoint, which images it begins with; under the lock.
 
         Raises FastaeError; a run that was new has then not begun.
@@ -81,7 +82,7 @@ class RunFolder:
             # First: a run that has a config.json, but no such folder, has lost it.
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
-            write_json(self.config, dict(description))
+            write_json(self.config, description.as_dict())
             if checkpoint.latest(self.checkpoints) is None:
                 checkpoint.remove_unfinished(self.checkpoints)
                 images.write(self.images)
@@ -101,24 +102,24 @@ class RunFolder:
 
     def settings(self) -> TrainConfig:
         """The settings in config.json. Raises FastaeError if it is missing or invalid."""
-        return TrainConfig.from_dict(self.describe().get("config"), str(self.config))
+        return self.describe().config
 
-    def describe(self) -> dict[str, Any]:
-        """config.json: config, data, loader, device, step, environment. Raises FastaeError as `settings`."""
+    def describe(self) -> RunDescription:
+        """What config.json says. Raises FastaeError as `settings`."""
         require_run(self.path)
         try:
-            return read_json(self.config, dict[str, Any])
+            return RunDescription.from_dict(read_json(self.config, dict[str, Any]), str(self.config))
         except (OSError, ValueError) as error:
             raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
 
-    def manifest(self, description: Mapping[str, Any] | None = None) -> Manifest:
+    def manifest(self, description: RunDescription | None = None) -> Manifest:
         """The images that it began with. Raises FastaeError if images.json is missing, damaged or edited.
 
         description: what a checkpoint says of the run; by default what config.json says.
         """
         images = Manifest.read(self.images)
-        description = description or self.describe()
-        if nested(description, "data", "fingerprint") not in (None, images.fingerprint):
+        fingerprint = (description or self.describe()).data.fingerprint
+        if fingerprint not in (None, images.fingerprint):
             raise FastaeError(f"{str(self.images)!r} lists other images than the run began with: restore it")
         return images
 

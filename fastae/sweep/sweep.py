@@ -18,14 +18,16 @@ import torch
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.checkpoint import State as RunState
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
 from fastae.runs.loaded_model import finished_at
 from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, open_sweep
 from fastae.runs.weights import restore_weights
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
-from fastae.training.progress import LogLines, TrainMetrics
+from fastae.training.progress import LogLines
 from fastae.training.resume import as_before, ended_by, log_differences, reopen
+from fastae.training.run_ahead import TrainMetrics
 from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
@@ -84,9 +86,9 @@ class Sweep:
         todo = [run.name for run in mine if run.state is not State.FINISHED]
         settings = self._config.train
         if todo:
-            at_once = min(self._at_once, len(todo))
+            self._at_once = min(self._at_once, len(todo))
             names = list(self._runs)
-            session, settings = open_shared_session(self.folder, settings, names, self._ranks, at_once)
+            session, settings = open_shared_session(self.folder, settings, names, self._ranks, self._at_once)
         if self._ranks.is_main:
             if todo:
                 self.folder.begin(self._config, session.images.manifest)
@@ -104,7 +106,7 @@ class Sweep:
 
     def _train(self, session: Session, settings: TrainConfig, names: list[str], stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
-        waiting, slots = deque(names), [Slot(session) for _ in range(session.at_once)]
+        waiting, slots = deque(names), [Slot(session) for _ in range(self._at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
                 if slot.job is None and waiting and not self._stopped:
@@ -131,12 +133,14 @@ class Sweep:
                 logged = folder.logged(start)
                 run = replace(run, iteration=start, seconds=seconds)
                 self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
-                display = RunDisplay(self._runs[name], self._update, session.at_once, prefix)
+                display = RunDisplay(self._runs[name], self._update, self._at_once, prefix)
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
                 if not ended_by(config, start, seconds):
-                    with open_trainer(slot.models, config, folder, stops, display, state) as trainer:
+                    with open_trainer(
+                        slot.models, config, folder, stops, display, state, self._at_once
+                    ) as trainer:
                         while trainer.advance():
                             yield True
                         trainer.log_result()
@@ -211,8 +215,8 @@ class RunDisplay(LogLines):
         self._update = update
         self._at_once = at_once
 
-    def report(self, metrics: TrainMetrics) -> None:
-        super().report(metrics)
+    def report(self, metrics: TrainMetrics, remaining: float) -> None:
+        super().report(metrics, remaining)
         self._run = replace(
             self._run,
             iteration=metrics.iteration,
@@ -254,10 +258,10 @@ def open_shared_session(
     The settings are as the user gave them, now or when the sweep began: what was chosen is not among them.
     """
     begun = next((run for run in map(folder.run, names) if run.config.exists()), None)
-    before = begun.describe() if begun else {}
+    before = begun.describe() if begun else RunDescription(config)
     chosen = as_before(config, {"data": config.data} if config.data else {}, before)
     own = replace(chosen, device=device_of(config.device, ranks))
     session = open_session(own, manifest=folder.manifest(), at_once=at_once)
     log_differences(session, config, before)
-    data = config.data or (begun.settings().data if begun else None)
+    data = config.data or before.config.data
     return session, replace(config, data=data)

@@ -3,38 +3,26 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 from rich.progress import BarColumn, Progress, TextColumn
 
-from fastae.training.step_timer import Window
+from fastae.training.run_ahead import TrainMetrics
 from fastae.utils.console import console, duration, log
 
 WIDE = 110
 """Terminal columns from which the bar shows everything; narrower ones hide the loss and the data wait."""
 
 
-@dataclass(frozen=True)
-class TrainMetrics:
-    """A log step. loss: mean loss element. device_seconds: for which the host waited for the device since the
-    last. remaining: seconds until the run ends."""
-
-    iteration: int
-    loss: float
-    loss_index: float
-    gradient_norm: float
-    window: Window
-    device_seconds: float
-    remaining: float
-
-    def line(self, wide: bool = True) -> str:
-        rate, ending = f"{self.window.images_per_second:,.1f} images/s", f"ETA {duration(self.remaining)}"
-        if wide:
-            return (
-                f"loss {self.loss:.4f}  loss_index {self.loss_index:>9,.0f}  {rate}  "
-                f"data wait {self.window.data_wait:.1%}  {ending}"
-            )
-        return f"loss_index {self.loss_index:,.0f}  {rate}  {ending}"
+def line_of(metrics: TrainMetrics, remaining: float, wide: bool = True) -> str:
+    """A log step as a line. remaining: seconds until the run ends."""
+    window = metrics.window
+    rate, ending = f"{window.images_per_second:,.1f} images/s", f"ETA {duration(remaining)}"
+    if wide:
+        return (
+            f"loss {metrics.loss:.4f}  loss_index {metrics.loss_index:>9,.0f}  {rate}  "
+            f"data wait {window.data_wait:.1%}  {ending}"
+        )
+    return f"loss_index {metrics.loss_index:,.0f}  {rate}  {ending}"
 
 
 class LogLines:
@@ -52,11 +40,11 @@ class LogLines:
     def advance(self, iteration: int, share: float) -> None:
         """An iteration is done. share: of the run, by iterations or minutes, whichever end it first."""
 
-    def report(self, metrics: TrainMetrics) -> None:
-        """A log step."""
+    def report(self, metrics: TrainMetrics, remaining: float) -> None:
+        """Shows a log step. remaining: seconds until the run ends."""
         if not console.is_terminal:
             width = len(self._total) - 1 if self._total else 7
-            log(f"{self._prefix}{metrics.iteration:>{width},}{self._total}  {metrics.line()}")
+            log(f"{self._prefix}{metrics.iteration:>{width},}{self._total}  {line_of(metrics, remaining)}")
 
     def end(self) -> None:
         """The run is over: what is logged from now on is its result."""
@@ -83,9 +71,9 @@ class ProgressBar(LogLines):
     def advance(self, iteration: int, share: float) -> None:
         self._bar.update(self._task, completed=share, iteration=iteration)
 
-    def report(self, metrics: TrainMetrics) -> None:
-        super().report(metrics)
-        self._bar.update(self._task, status=metrics.line(wide=console.width >= WIDE))
+    def report(self, metrics: TrainMetrics, remaining: float) -> None:
+        super().report(metrics, remaining)
+        self._bar.update(self._task, status=line_of(metrics, remaining, wide=console.width >= WIDE))
 
     def end(self) -> None:
         if console.is_terminal:

@@ -13,17 +13,18 @@ from typing import Any
 
 from torch import Tensor
 
-from fastae.config import TrainConfig
 from fastae.monitor.monitor import Monitor
 from fastae.monitor.profiler import StepProfiler, costliest
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Progress
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
 from fastae.runs.saver import Saver
 from fastae.runs.tensorboard import TensorBoardWriter
 from fastae.training.evaluate import Evaluation
-from fastae.training.progress import LogLines, TrainMetrics
+from fastae.training.progress import LogLines
+from fastae.training.run_ahead import TrainMetrics
 from fastae.utils.console import duration, log
 from fastae.utils.files import atomic_write
 from fastae.utils.pictures import encode_png, sample_sheet
@@ -58,7 +59,7 @@ PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
 class Recorder:
     """Records a run from the iteration `start` on. Methods raise OSError if a disk is full.
 
-    held: closes what is opened here, in reverse order. description: what config.json says of the run.
+    held: closes what is opened here, in reverse order. description: what the run is made with.
     progress: of the checkpoint that it continues from.
     """
 
@@ -66,15 +67,14 @@ class Recorder:
         self,
         held: ExitStack,
         run: RunFolder,
-        config: TrainConfig,
-        description: Mapping[str, Any],
+        description: RunDescription,
         monitor: Monitor,
         display: LogLines,
         start: int,
         progress: Progress,
     ) -> None:
         self._run = run
-        self._config = config
+        self._config = config = description.config
         self._description = description
         self._monitor = monitor
         self._display = display
@@ -118,8 +118,8 @@ class Recorder:
                 log(f"{'':10}{line}")
         self._saver.check()
 
-    def train(self, metrics: TrainMetrics) -> None:
-        """A log step."""
+    def train(self, metrics: TrainMetrics, remaining: float) -> None:
+        """A log step. remaining: seconds until the run ends."""
         window = metrics.window
         images = window.iterations * self._config.batch_size
         data_seconds = window.data_wait * window.seconds
@@ -136,14 +136,14 @@ class Recorder:
             grad_norm=metrics.gradient_norm,
         )
         self._tensorboard.scalars(metrics.iteration, self._monitor.means())
-        self._display.report(metrics)
+        self._display.report(metrics, remaining)
         if metrics.iteration >= self._project_at:
             self._project_at = math.inf
-            if metrics.remaining > LONG_RUN:
+            if remaining > LONG_RUN:
                 remedies = ["--minutes N", "--iterations N"]
                 remedies += ["--image-size 64"] if self._config.image_size > 64 else []
-                remedies += ["a GPU"] if self._description["device_type"] == "cpu" else []
-                log(f"hint      at this rate the run takes {duration(metrics.remaining)}; shorter with:")
+                remedies += ["a GPU"] if self._description.device_type == "cpu" else []
+                log(f"hint      at this rate the run takes {duration(remaining)}; shorter with:")
                 log(f"          {', '.join(remedies)}")
 
     def evaluation(self, iteration: int, evaluation: Evaluation) -> None:
@@ -181,7 +181,7 @@ class Recorder:
         about = {
             "iteration": iteration,
             "config": self._config.as_dict(),
-            "run": dict(self._description),
+            "run": self._description.as_dict(),
             "progress": asdict(progress),
         }
         self._saver.save({**state, **about}, weights=self._run.weights if final else None)

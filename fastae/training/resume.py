@@ -17,13 +17,13 @@ from fastae.errors import FastaeError
 from fastae.model import meta_model
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import State
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import restore_weights
 from fastae.training.distributed import ALONE, Ranks, launched
 from fastae.training.runner import train_in
 from fastae.training.session import Session, open_session
 from fastae.utils.console import log, printable
-from fastae.utils.json import nested
 from fastae.utils.paths import expand_home
 
 FIXED = [
@@ -125,31 +125,23 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
     return dataclasses.replace(saved, **given)
 
 
-def as_before(config: TrainConfig, given: Mapping[str, Any], before: Mapping[str, Any]) -> TrainConfig:
+def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescription) -> TrainConfig:
     """The settings, with what was chosen automatically `before` instead of what is not `given` now."""
-    chosen = {
-        "data": nested(before, "data", "folder"),
-        "loader": nested(before, "loader"),
-        "compile": nested(before, "compiled"),
-    }
+    chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
     kept = {name: value for name, value in chosen.items() if name not in given and value is not None}
     return TrainConfig.from_dict(config.as_dict() | kept, "what the run says of itself")
 
 
-def log_differences(session: Session, config: TrainConfig, before: Mapping[str, Any]) -> None:
+def log_differences(session: Session, config: TrainConfig, before: RunDescription) -> None:
     """What differs from the run so far, and changes rounding alone."""
-    now = session.describe(config, "")
-    packages = now["environment"]["packages"]
-    for place in (
-        ("device",),
-        ("loader",),
-        ("compiled",),
-        *(("environment", "packages", name) for name in packages),
-    ):
-        then, is_now = nested(before, *place), nested(now, *place)
-        if then not in (None, is_now):
-            log(f"differs   {place[-1]} was {printable(str(then))}, is {is_now}: equal to rounding only")
-    then, is_now = nested(before, "world_size"), now["world_size"]
-    if then not in (None, is_now):
+    now = session.describe(config)
+    then, is_now = (
+        {"device": each.device, "loader": each.loader, "compiled": each.compiled, **each.environment.packages}
+        for each in (before, now)
+    )
+    for name, value in is_now.items():
+        if then.get(name) not in (None, value):
+            log(f"differs   {name} was {printable(str(then[name]))}, is {value}: equal to rounding only")
+    if before.world_size != now.world_size:
         effect = "equal to rounding only" if config.sync_bn else "batch norm sees other parts of a batch"
-        log(f"differs   ranks were {printable(str(then))}, are {is_now}: {effect}")
+        log(f"differs   ranks were {before.world_size}, are {now.world_size}: {effect}")

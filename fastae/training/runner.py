@@ -27,11 +27,10 @@ from fastae.training.progress import LogLines, ProgressBar
 from fastae.training.recorder import Recorder
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
-from fastae.training.trainer import Trainer
+from fastae.training.trainer import Clock, Trainer
 from fastae.utils.console import log, printable, size
 from fastae.utils.device import peak_flops
 from fastae.utils.environment import command
-from fastae.utils.json import nested
 from fastae.utils.limits import thread_limit
 
 SIGNALS_APART = 1.0
@@ -76,10 +75,12 @@ def open_trainer(
     stops: StopSignals,
     display: LogLines,
     state: State | None = None,
+    at_once: int = 1,
 ) -> Iterator[Trainer]:
     """A run ready to train, new or from `state` on; its folder is locked by the caller.
 
-    What ends it early, here or in the block, is raised as RunFailure or Stopped, which say how to resume.
+    at_once: how many runs take turns. What ends this one early, here or in the block, is raised as RunFailure
+    or Stopped, which say how to resume.
     """
     session = models.session
     ranks, hardware = session.ranks, session.hardware
@@ -94,7 +95,7 @@ def open_trainer(
                 config.batch_size,
                 ranks.size,
                 hardware.device.type == "cuda",
-                session.at_once,
+                at_once,
                 training_flops(config.image_size, config.latent),
                 peak_flops(hardware.device, hardware.precision),
             )
@@ -104,26 +105,23 @@ def open_trainer(
             if hardware.compiled:
                 monitor.enter(Phase.COMPILE)
             graph = step.record(loader.example()) if ranks.size == 1 else ""
-            description = session.describe(config, graph)
+            description = session.describe(config, graph, at_once)
             start = state["iteration"] if state else 0
             progress: Progress = state["progress"] if state else Progress()
             if state:
                 step.restore(state)
-                earlier, turns = (nested(state, "run", name) for name in ("resumed", "at_once"))
-                description["resumed"] = [*(earlier if isinstance(earlier, list) else []), start]
-                if isinstance(turns, int):  # what it shared its time with in any session
-                    description["at_once"] = max(turns, description["at_once"])
-            log(f"device    {description['device']}")
-            log(f"step      {description['step']}")
+                description = description.resumed_from(state["run"], start)
+            log(f"device    {description.device}")
+            log(f"step      {description.step}")
             log(f"run       {run.path}")
             recorder = None
             if ranks.is_main:
                 run.begin(description, session.images.manifest, session.skipped)
-                recorder = Recorder(held, run, config, description, monitor, display, start, progress)
-            session.runs.append(run)
-            held.callback(session.runs.remove, run)
-            spent = progress.seconds
-            yield Trainer(session, config, step, loader, run, recorder, stops, start, spent)
+                recorder = Recorder(held, run, description, monitor, display, start, progress)
+            session.replaced.runs.append(run)
+            held.callback(session.replaced.runs.remove, run)
+            clock = Clock(progress.seconds, at_once)
+            yield Trainer(session, config, step, loader, run, recorder, stops, start, clock)
     except Exception as error:
         raise _described(error, session, config, run, stops) from None
 

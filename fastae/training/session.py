@@ -12,7 +12,7 @@ import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,7 @@ from fastae.data.source import open_source
 from fastae.errors import FastaeError
 from fastae.losses import element_of
 from fastae.model import AutoEncoder
+from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.training.compatibility import unusable_gpu_reason
 from fastae.training.distributed import ALONE, Ranks, device_of
@@ -41,6 +42,7 @@ from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
+from fastae.utils.json import convert
 from fastae.utils.limits import keep_freed_memory
 from fastae.utils.sample import evenly_spaced
 
@@ -61,39 +63,20 @@ class Hardware:
     compile_note: str
 
 
-@dataclass
-class Session:
-    """One opened data set on one device.
+class ReplacedFiles:
+    """The files that turned out to be bad while they were read, each replaced by another."""
 
-    source: where the images are from, for people. loader: training batches. held_out: images to evaluate on,
-    float32 (N, 3, S, S) on the device. replaced: files that turned out to be bad. runs: those in progress.
-    at_once: how many runs take turns.
-    """
-
-    ranks: Ranks
-    hardware: Hardware
-    images: ImageFolder
-    source: str
-
-    def __post_init__(self) -> None:
-        self.environment = describe_environment()
-        self.replaced: list[FileFault] = []
+    def __init__(self) -> None:
+        self.found: list[FileFault] = []
         self.runs: list[RunFolder] = []
-        self.at_once = 1
-        self.loader: Loader
-        self.held_out: Tensor
+        """The runs in progress, each of which lists these files."""
 
-    @property
-    def skipped(self) -> list[FileFault]:
-        """The files that are not trained on."""
-        return [*self.images.skipped, *self.replaced]
-
-    def report_replaced(self, bad: FileFault, substitute: str) -> None:
-        """For loaders: a file turned out to be bad, and is replaced by another."""
-        self.replaced.append(bad)
+    def add(self, bad: FileFault, substitute: str) -> None:
+        """For loaders: a file is bad, and is replaced by another."""
+        self.found.append(bad)
         for run in self.runs:
             run.note_skipped([bad])
-        quiet, number = console.quiet, len(self.replaced)
+        quiet, number = console.quiet, len(self.found)
         console.quiet = quiet and not self.runs  # from then on each rank reads other files
         if number <= NAMED:
             log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
@@ -101,32 +84,59 @@ class Session:
             log(f"{number:,} files that cannot be decoded were replaced: skipped.txt names them")
         console.quiet = quiet
 
-    def describe(self, config: TrainConfig, graph_note: str) -> dict[str, Any]:
-        """What config.json and every checkpoint say of a run; `step` is for people."""
-        hardware, manifest = self.hardware, self.images.manifest
+
+@dataclass(frozen=True)
+class Session:
+    """One opened data set on one device."""
+
+    ranks: Ranks
+    hardware: Hardware
+    environment: Environment
+    images: ImageFolder
+    source: str
+    """Where the images are from, in words."""
+
+    replaced: ReplacedFiles
+    held_out: Tensor
+    """The images to evaluate on: float32 (N, 3, S, S) on the device."""
+
+    loader: Loader
+    """Training batches."""
+
+    @property
+    def skipped(self) -> list[FileFault]:
+        """The files that are not trained on."""
+        return [*self.images.skipped, *self.replaced.found]
+
+    def describe(self, config: TrainConfig, graph_note: str = "", at_once: int = 1) -> RunDescription:
+        """What a run with these settings is made with.
+
+        graph_note: what `TrainingStep.record` returned. at_once: how many runs take turns.
+        """
+        hardware, images = self.hardware, self.images
         layout = "channels-last" if config.channels_last else "channels-first"
         ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
         notes = (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks)
-        return {
-            "config": config.as_dict(),
-            "data": {
-                "source": self.source,
-                "folder": os.path.abspath(self.images.root),  # noqa: PTH100
-                "train": len(self.images.train),
-                "held_out": len(self.images.held_out),
-                "split": manifest.split,
-                "evaluated_on": len(self.held_out),
-                "fingerprint": manifest.fingerprint,
-            },
-            "loader": self.loader.kind,
-            "compiled": hardware.compiled,
-            "device": devices.describe(hardware.device),
-            "device_type": hardware.device.type,
-            "world_size": self.ranks.size,
-            "at_once": self.at_once,
-            "step": ", ".join(filter(None, notes)),
-            "environment": self.environment,
-        }
+        return RunDescription(
+            config,
+            data=DataDescription(
+                source=self.source,
+                folder=os.path.abspath(images.root),  # noqa: PTH100
+                train=len(images.train),
+                held_out=len(images.held_out),
+                split=images.manifest.split,
+                evaluated_on=len(self.held_out),
+                fingerprint=images.manifest.fingerprint,
+            ),
+            loader=self.loader.kind,
+            compiled=hardware.compiled,
+            device=devices.describe(hardware.device),
+            device_type=hardware.device.type,
+            world_size=self.ranks.size,
+            at_once=at_once,
+            step=", ".join(filter(None, notes)),
+            environment=self.environment,
+        )
 
 
 class Models:
@@ -185,11 +195,11 @@ def open_session(
     keep_kernels(cache)
     hardware = choose_hardware(config, ranks)
     images, source = open_source(config.data, config.crop, cache, manifest)
-    session = Session(ranks, hardware, images, source)
-    session.at_once = at_once
+    replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
-    load_held_out(session, config, crop_resize, is_resumed=manifest is not None)
-    images = session.images
+    images, held_out = load_held_out(
+        images, config, hardware.device, crop_resize, replaced, is_resumed=manifest is not None
+    )
     log(f"data      {source}")
     log(
         f"images    {len(images.train):,} to train on, {len(images.held_out):,} held out "
@@ -200,15 +210,16 @@ def open_session(
     if images.skipped:
         lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
         log(f"skipped   {count_faults(images.skipped)}{lost}; skipped.txt names them", "yellow")
-    files = ImageFiles(images.train, session.report_replaced)
+    files = ImageFiles(images.train, replaced.add)
     sampler = Sampler(len(files), config.batch_size, config.seed, config.augmentation, ranks.rank, ranks.size)
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config, hardware))
     kind = cast(LoaderKind, config.loader)
-    session.loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None, at_once)
-    log(f"loader    {session.loader.kind}" + (f" ({session.loader.note})" if session.loader.note else ""))
+    loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None, at_once)
+    log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
     if not config.amp and devices.choose_precision(hardware.device, amp=True).dtype:
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
-    return session
+    environment = convert(describe_environment(), Environment)
+    return Session(ranks, hardware, environment, images, source, replaced, held_out, loader)
 
 
 def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
@@ -237,24 +248,31 @@ def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
     return replace(tuning, hw_decoder_load=0.0) if config.deterministic else tuning
 
 
-def load_held_out(session: Session, config: TrainConfig, crop_resize: CropResize, is_resumed: bool) -> None:
-    """Decodes the images to evaluate on. A new run splits its files anew if none of them can be decoded."""
+def load_held_out(
+    images: ImageFolder,
+    config: TrainConfig,
+    device: torch.device,
+    crop_resize: CropResize,
+    replaced: ReplacedFiles,
+    *,
+    is_resumed: bool,
+) -> tuple[ImageFolder, Tensor]:
+    """Decodes the images to evaluate on. A new run divides its files anew if none of these can be decoded."""
     while True:
-        held_out = session.images.held_out
+        held_out = images.held_out
         try:
-            session.held_out = load_images(
+            return images, load_images(
                 held_out,
                 crop_resize,
-                session.hardware.device,
+                device,
                 Tuning(threads=config.threads),
                 indices=evenly_spaced(range(len(held_out)), config.eval_images),
-                on_replaced=session.report_replaced,
+                on_replaced=replaced.add,
             )
-            return
         except NoneLeft as error:
             if is_resumed:
                 raise
-            session.images = session.images.without(error.found)
+            images = images.without(error.found)
 
 
 def refuse_forked() -> None:

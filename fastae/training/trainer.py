@@ -10,11 +10,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections import deque
-from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,25 +20,21 @@ from fastae.data.files.recovery import DecoderError
 from fastae.data.loaders.loader import Loader
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.flops import rate_text, training_flops
-from fastae.losses import loss_index
 from fastae.monitor.recording import Phase
 from fastae.runs.folder import RunFolder
 from fastae.training.evaluate import evaluate
-from fastae.training.progress import TrainMetrics
 from fastae.training.recorder import Recorder
+from fastae.training.run_ahead import PendingWindows, StepQueue
 from fastae.training.session import Session
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
-from fastae.training.step_timer import Marks, StepTimer, Window
+from fastae.training.step_timer import StepTimer, Window
 from fastae.utils.console import log, printable
 from fastae.utils.device import peak_flops, peak_memory, total_memory
 from fastae.utils.limits import peak_bytes
 
 WARM_UP = 10
 """Iterations after which speed is representative: cuDNN has chosen, caches are warm."""
-
-AHEAD = 4
-"""Steps that a GPU may have before it: a few bridge any pause of the host, more would hold their batches."""
 
 AGREE_EVERY = 10
 """Iterations after which several ranks agree on whether to stop: each agreement is a wait for all."""
@@ -55,10 +47,31 @@ def is_log_step(iteration: int, every: int) -> bool:
     return iteration < every and iteration / 10 ** (len(str(iteration)) - 1) in (1, 2, 5)
 
 
+class Clock:
+    """Seconds of a run's training, in all sessions; its share of them, if several runs take turns."""
+
+    def __init__(self, spent: float, at_once: int) -> None:
+        """spent: in earlier sessions. at_once: how many runs take turns in this one."""
+        self._spent = spent
+        self._at_once = at_once
+        self.begin()
+
+    def begin(self) -> None:
+        """This session's training begins now."""
+        self._began = time.monotonic()
+
+    def now(self) -> float:
+        return self.after(time.monotonic() - self._began)
+
+    def after(self, seconds: float) -> float:
+        """The time after so many seconds of this session."""
+        return self._spent + seconds / self._at_once
+
+
 class Trainer:
     """Call `advance` until it returns False, then `finish`.
 
-    start, spent: the iteration that `step` continues from, and the seconds of training before it.
+    start: the iteration that `step` continues from.
     recorder: None on all ranks but the main one. stops: asks for an early, orderly end.
     """
 
@@ -71,8 +84,8 @@ class Trainer:
         run: RunFolder,
         recorder: Recorder | None,
         stops: StopSignals,
-        start: int = 0,
-        spent: float = 0.0,
+        start: int,
+        clock: Clock,
     ) -> None:
         self.iteration = self._start = start
         self.evaluations: list[tuple[int, float]] = []
@@ -87,15 +100,11 @@ class Trainer:
         self._recorder = recorder
         self._stops = stops
         self._timer = StepTimer(step.device, config.batch_size)
-        self._device_seconds = 0.0
-        self._queued: deque[torch.cuda.Event] = deque()
-        # The losses since the last log step: read together there, since each reading is a copy to the host.
-        self._losses = torch.zeros(min(config.log_every, config.iterations), device=step.device)
-        self._logged = start
-        self._unread: Callable[[], None] | None = None
+        self._queue = StepQueue(step.device)
+        self._pending = PendingWindows(step.device, min(config.log_every, config.iterations), start)
         self._windows: list[Window] = []
-        self._began = self._saved_at = time.monotonic()
-        self._spent = spent
+        self._saved_at = time.monotonic()
+        self._clock = clock
 
     def advance(self) -> bool:
         """Trains one iteration; False when it was the last: iterations or minutes are over.
@@ -109,8 +118,8 @@ class Trainer:
         inputs = self._next_inputs()
         self._timer.data_ready()
         loss, error = self._step(*inputs)
-        self._stay_close(self._timer.step_done())
-        self._losses[self.iteration - self._logged - 1].copy_(loss)
+        self._queue.add(self._timer.step_done())
+        self._pending.add(loss)
         if self._recorder:
             self._recorder.advance(self.iteration, self._share())
         over, stopped = self._ending()
@@ -174,7 +183,7 @@ class Trainer:
         if self.iteration == 0:
             self._evaluate()
         self._enter_phase()
-        self._began = time.monotonic()
+        self._clock.begin()
         self._timer.begin()
 
     def _next_inputs(self) -> tuple[Tensor, ...]:
@@ -186,33 +195,15 @@ class Trainer:
         except FastaeError as error:
             raise TrainingFault(str(error)) from None
 
-    def _elapsed(self) -> float:
-        """Seconds of training, of all sessions; a run's share, if several take turns."""
-        return self._spent + (time.monotonic() - self._began) / self._session.at_once
-
     def _share(self) -> float:
         """How much of the run is done: of its iterations or its minutes, whichever end it first."""
-        by_time = self._elapsed() / (60 * self._config.minutes) if self._config.minutes else 0.0
+        by_time = self._clock.now() / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(1.0, max(self.iteration / self._config.iterations, by_time))
-
-    def _trained(self) -> float:
-        """Seconds that the steps of all sessions took, up to the last log step; a run's share, as above.
-
-        Steps and the wait for data: without start, evaluations and saving.
-        """
-        return self._spent + sum(window.seconds for window in self._windows) / self._session.at_once
-
-    def _stay_close(self, done: Any) -> None:
-        """Waits while a GPU has more than AHEAD steps before it. done: the event at the end of the last."""
-        if self._step.device.type == "cuda":
-            self._queued.append(done)
-            if len(self._queued) > AHEAD and not (oldest := self._queued.popleft()).query():
-                self._device_seconds += _await(oldest)
 
     def _ending(self) -> tuple[bool, bool]:
         """Whether the run is over, and whether a signal stops it; the same on all ranks."""
         last = self.iteration == self._config.iterations
-        over = last or self._elapsed() >= 60 * (self._config.minutes or math.inf)
+        over = last or self._clock.now() >= 60 * (self._config.minutes or math.inf)
         stopped = self._stops.caught is not None
         if self._ranks.size > 1:
             if self.iteration % AGREE_EVERY and not last:
@@ -229,57 +220,23 @@ class Trainer:
             )
 
     def _log(self, loss: Tensor, error: Tensor) -> None:
-        """Starts to copy this window's figures to the host, and records those of the one before."""
-        figures = self._ranks.mean(torch.stack([loss, error, self._step.gradient_norm()]))
-        losses = self._losses[: self.iteration - self._logged]
-        values = torch.cat([figures, losses]).to("cpu", non_blocking=True)
-        ready = torch.cuda.Event() if self._step.device.type == "cuda" else None
-        if ready:
-            ready.record()
-        self._read()
-        marks, elapsed = self._timer.split(), self._elapsed()
-        waited, self._device_seconds = self._device_seconds, 0.0
-        self._unread = partial(
-            self._record, self._logged + 1, self.iteration, values, ready, marks, waited, elapsed
-        )
-        self._logged = self.iteration
-        if not ready or self.iteration - self._start <= WARM_UP:
-            self._read()
+        """Closes this window and records those before it; during the warm-up and on a CPU this one too."""
+        last = self._ranks.mean(torch.stack([loss, error, self._step.gradient_norm()]))
+        self._pending.close(last, self._timer.split(), self._queue.take_wait())
+        runs_ahead = self._step.device.type == "cuda" and self.iteration - self._start > WARM_UP
+        self._record(but=int(runs_ahead))
 
-    def _read(self) -> None:
-        """Records what the last log step measured. Raises TrainingFault if a loss stops the run."""
-        unread, self._unread = self._unread, None
-        if unread:
-            unread()
-
-    def _record(
-        self,
-        first: int,
-        iteration: int,
-        values: Tensor,
-        ready: torch.cuda.Event | None,
-        marks: Marks,
-        waited: float,
-        elapsed: float,
-    ) -> None:
-        """values: mean loss, squared error, gradient norm, then the losses from iteration `first` on.
-
-        waited: seconds of the host for the device.
-        """
-        if ready:
-            waited += _await(ready)
-        loss, error, gradient_norm, *losses = values.tolist()
-        self._check_finite(first, losses)
-        window = marks.measure()
-        self._windows.append(window)
-        remaining = (self._config.iterations - iteration) * window.seconds / window.iterations
-        if self._config.minutes:
-            remaining = max(0.0, min(remaining, 60 * self._config.minutes - elapsed))
-        if self._recorder:
-            index = loss_index(error)
-            self._recorder.train(
-                TrainMetrics(iteration, loss, index, gradient_norm, window, waited, remaining)
-            )
+    def _record(self, but: int = 0) -> None:
+        """Records the windows so far without the last `but`. Raises TrainingFault if a loss stops the run."""
+        for metrics in self._pending.read(but):
+            window, iteration = metrics.window, metrics.iteration
+            self._check_finite(iteration - window.iterations + 1, metrics.losses)
+            self._windows.append(window)
+            remaining = (self._config.iterations - iteration) * window.seconds / window.iterations
+            if self._config.minutes:
+                remaining = max(0.0, min(remaining, 60 * self._config.minutes - self._clock.now()))
+            if self._recorder:
+                self._recorder.train(metrics, remaining)
 
     def _check_finite(self, first: int, losses: list[float]) -> None:
         """Checks the losses of iterations `first`, first + 1, ...; names the images of one that is not."""
@@ -295,7 +252,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         if self._recorder:
-            self._read()
+            self._record()
             self._recorder.phase(Phase.EVAL)
             session = self._session
             found = evaluate(
@@ -312,18 +269,13 @@ class Trainer:
 
     def _save(self, final: bool) -> None:
         """Starts to write a checkpoint; no loss before it was infinite or NaN."""
-        self._read()
+        self._record()
         if self._recorder:
             self._recorder.phase(Phase.SAVE)
-        self._check_finite(self._logged + 1, self._losses[: self.iteration - self._logged].tolist())
+        self._check_finite(self._pending.first, self._pending.open_losses())
         if self._recorder:
-            self._recorder.save(self.iteration, self._trained(), self._step.state(), final)
+            # Without start, evaluations and saving: the steps and their wait for data.
+            seconds = self._clock.after(sum(window.seconds for window in self._windows))
+            self._recorder.save(self.iteration, seconds, self._step.state(), final)
             self._timer.exclude()
         self._saved_at = time.monotonic()
-
-
-def _await(event: torch.cuda.Event) -> float:
-    """Waits for the device to reach this moment; returns for how many seconds."""
-    before = time.perf_counter()
-    event.synchronize()
-    return time.perf_counter() - before

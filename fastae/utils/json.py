@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
 import msgspec
 
 from fastae.utils.files import require_file
+
+T = TypeVar("T")
 
 MAX_BYTES = 1 << 24
 """The limit of a file unless another is given; what fastae writes takes some ten kB."""
@@ -39,19 +43,29 @@ def convert(value: Any, kind: Any) -> Any:
         raise ValueError(str(error)) from None
 
 
+def convert_known(values: Any, kind: type[T], **known: Any) -> T:
+    """JSON values as the dataclass `kind`. What is missing or of another type has its field's default.
+
+    known: fields that are not taken from `values`.
+    """
+    for name, hint in get_type_hints(kind).items():
+        value = values.get(name) if isinstance(values, Mapping) else None
+        if name in known:
+            continue
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            known[name] = convert_known(value, hint)
+        elif value is not None:
+            with suppress(ValueError):
+                known[name] = convert(value, hint)
+    return kind(**known)
+
+
 def plain(value: Any) -> Any:
     """A value as it would be read again from a JSON file. Raises ValueError for one that JSON cannot hold."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, RecursionError) as error:
         raise ValueError(f"{error}"[:120]) from None
-
-
-def nested(values: Any, *names: str) -> Any:
-    """values[name][name]..., or None if it is missing; `values` may be anything."""
-    for name in names:
-        values = values.get(name) if isinstance(values, Mapping) else None
-    return values
 
 
 def _refuse(constant: str) -> None:

@@ -17,12 +17,13 @@ from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.loaders.loader import HostLoader
 from fastae.runs.checkpoint import State
+from fastae.runs.description import Environment
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE
 from fastae.training.progress import ProgressBar
 from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
-from fastae.training.session import Models, Session, choose_hardware
+from fastae.training.session import Models, ReplacedFiles, Session, choose_hardware
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.trainer import Trainer
@@ -56,7 +57,8 @@ def drive(config: TrainConfig) -> dict[str, int]:
         counts["new"] = train(models, settings, Path(folder) / "one")
         counts["resumed"] = resume(models, replace(settings, iterations=24), Path(folder) / "one")
         counts["second"] = train(models, replace(settings, loss="pixel_mse"), Path(folder) / "two")
-        models.session.loader = lowering.stand_in_loader(config, IMAGES, HostLoader)
+        loader = lowering.stand_in_loader(config, IMAGES, HostLoader)
+        models.session = replace(models.session, loader=loader)
         counts["host"] = train(models, replace(settings, loader="host"), Path(folder) / "three")
         console.quiet = False
     return counts
@@ -83,11 +85,17 @@ def stand_in_session(config: TrainConfig) -> Session:
         side=178,
     )
     hardware = choose_hardware(config, ALONE)
-    session = Session(ALONE, hardware, images, "stand-in")
-    session.loader = lowering.stand_in_loader(config, IMAGES)
     size = config.image_size
-    session.held_out = torch.zeros(64, 3, size, size, device=hardware.device)
-    return session
+    return Session(
+        ranks=ALONE,
+        hardware=hardware,
+        environment=Environment(),
+        images=images,
+        source="stand-in",
+        replaced=ReplacedFiles(),
+        held_out=torch.zeros(64, 3, size, size, device=hardware.device),
+        loader=lowering.stand_in_loader(config, IMAGES),
+    )
 
 
 def train(models: Models, config: TrainConfig, path: Path) -> int:

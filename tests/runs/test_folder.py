@@ -42,11 +42,11 @@ def test_a_disk_that_is_full_at_the_start_leaves_a_place_for_the_same_command(sm
     out = tmp_path / "runs" / "one"
     if there:
         out.mkdir(parents=True)
-    images = RunFolder(small_run).manifest()
+    made = RunFolder(small_run)
     for size in (1, 100):  # for config.json, then for images.json
         refused = pytest.raises(FastaeError, match="cannot write the run folder")
         with refused, new_run(out, "a") as run, largest_file(size):
-            run.begin({}, images, [])
+            run.begin(made.describe(), made.manifest(), [])
         assert not list(out.iterdir()) if there else not out.parent.exists()
 
 

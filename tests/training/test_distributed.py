@@ -61,11 +61,11 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
 ):
     run, bad = RunFolder(tmp_path), FileFault(f"{face_folder}/000001.jpg", Fault.TRUNCATED)
     session = open_session(small_config(face_folder), Ranks(1, 2, 1))
-    session.runs.append(run)
+    session.replaced.runs.append(run)
     console.quiet = True  # as on all ranks but the main one
     try:
         for _ in range(2):
-            session.report_replaced(bad, "000002.jpg")
+            session.replaced.add(bad, "000002.jpg")
     finally:
         console.quiet = False
     assert capsys.readouterr().out.count(bad.path) == 2

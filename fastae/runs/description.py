@@ -1,0 +1,102 @@
+"""What a run is made with: settings, data, device, versions. config.json and every checkpoint hold it.
+
+Anybody may have written those files, and older versions of fastae wrote fewer fields, so every field
+but the settings has a default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastae.config import TrainConfig
+from fastae.utils.json import convert_known
+
+
+@dataclass(frozen=True)
+class DataDescription:
+    """The images of a run."""
+
+    source: str | None = None
+    """Where the images are from, in words."""
+
+    folder: str | None = None
+    """The absolute path of the images' folder."""
+
+    train: int | None = None
+    """The number of images to train on."""
+
+    held_out: int | None = None
+    """The number of images that are held out."""
+
+    split: str | None = None
+    """How the images were divided, in words."""
+
+    evaluated_on: int | None = None
+    """The number of held-out images that are evaluated on."""
+
+    fingerprint: str | None = None
+    """The manifest's digest: the same for the same files."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """The versions that a run was made with, as `fastae.utils.environment` finds them."""
+
+    fastae: str | None = None
+    commit: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    packages: Mapping[str, str] = field(default_factory=dict)
+    """Version by distribution."""
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a run is made with, as far as it is known."""
+
+    config: TrainConfig
+    data: DataDescription = DataDescription()
+    loader: str | None = None
+    """dali, resident or host: the loader that was chosen."""
+
+    compiled: bool | None = None
+    """Whether torch.compile was used."""
+
+    device: str | None = None
+    """The device's name, with its memory or number of cores."""
+
+    device_type: str | None = None
+    """cpu or cuda."""
+
+    world_size: int = 1
+    """The number of ranks that shared the run."""
+
+    at_once: int = 1
+    """The most runs, this one included, that took turns on the device in any session."""
+
+    step: str | None = None
+    """How a step is computed, in words."""
+
+    environment: Environment = Environment()
+    resumed: tuple[int, ...] = ()
+    """The iterations from which the run was resumed."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """The description as plain JSON values."""
+        return dataclasses.asdict(self)
+
+    def resumed_from(self, earlier: RunDescription, iteration: int) -> RunDescription:
+        """This description of a session that continues, from an iteration, the run of an earlier session."""
+        turns = max(earlier.at_once, self.at_once)
+        return dataclasses.replace(self, at_once=turns, resumed=(*earlier.resumed, iteration))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str) -> RunDescription:
+        """The description that `as_dict` wrote; what is missing or of another type has its default.
+
+        Raises FastaeError, naming the file `where` they are from, if the settings are not valid.
+        """
+        return convert_known(values, cls, config=TrainConfig.from_dict(values.get("config"), where))
