@@ -10,6 +10,7 @@ os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp/fastae-tests-kernels")
 
 import resource
 import shutil
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,6 +22,11 @@ from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
 CELEBA = Path(os.environ.get("FASTAE_CELEBA", "../shared/celeba/img_align_celeba"))
+
+
+# A shell starts background jobs with these ignored, and so would be every process that a test starts.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
