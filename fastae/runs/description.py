@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastae.config import TrainConfig
-from fastae.utils.json import convert_known
+from fastae.utils.json import convert
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,13 @@ class RunDescription:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunDescription:
-        """The description that `as_dict` wrote; what is missing or of another type has its default.
+        """The description that `as_dict` wrote; a part that is missing or of another type has its default.
 
         Raises FastaeError, naming the file `where` they are from, if the settings are not valid.
         """
-        return convert_known(values, cls, config=TrainConfig.from_dict(values.get("config"), where))
+        known: dict[str, Any] = {"config": TrainConfig.from_dict(values.get("config"), where)}
+        for name, kind in get_type_hints(cls).items():
+            if name in values.keys() - known.keys():
+                with suppress(ValueError):
+                    known[name] = convert(values[name], kind)
+        return cls(**known)

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import msgspec
 
 from fastae.utils.files import require_file
-
-T = TypeVar("T")
 
 MAX_BYTES = 1 << 24
 """The limit of a file unless another is given; what fastae writes takes some ten kB."""
@@ -41,23 +36,6 @@ def convert(value: Any, kind: Any) -> Any:
         return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
-
-
-def convert_known(values: Any, kind: type[T], **known: Any) -> T:
-    """JSON values as the dataclass `kind`. What is missing or of another type has its field's default.
-
-    known: fields that are not taken from `values`.
-    """
-    for name, hint in get_type_hints(kind).items():
-        value = values.get(name) if isinstance(values, Mapping) else None
-        if name in known:
-            continue
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
-            known[name] = convert_known(value, hint)
-        elif value is not None:
-            with suppress(ValueError):
-                known[name] = convert(value, hint)
-    return kind(**known)
 
 
 def plain(value: Any) -> Any:

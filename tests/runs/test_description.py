@@ -24,8 +24,7 @@ def test_what_was_written_is_read_again():
 
 def test_what_is_missing_or_of_another_type_has_its_default():
     written = plain(FULL.as_dict()) | {"compiled": "yes", "at_once": [3], "resumed": 5, "environment": None}
-    written["data"] |= {"folder": 5, "fingerprint": {}}
-    expected = RunDescription(CONFIG, data=DataDescription("faces", None, 38, 2, "by name", 2))
+    expected = RunDescription(CONFIG, data=FULL.data)
     assert RunDescription.from_dict(written, "config.json") == expected
     assert RunDescription.from_dict({"config": CONFIG.as_dict()}, "config.json") == RunDescription(CONFIG)
 

@@ -5,6 +5,7 @@ import gc
 import itertools
 import subprocess
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
 from fastae.training import step as step_module
 from fastae.training.relu import RecomputedReLU, recompute_masks, rectified
-from fastae.training.session import Hardware, loader_tuning
+from fastae.training.session import Hardware, build_model, loader_tuning
 from fastae.training.step import ADAM_BETAS, ADAM_EPS, TrainingStep, objective_of
 from fastae.training.sync_batch_norm import SyncBatchNorm2d
 from fastae.utils import device as device_module
@@ -36,6 +37,8 @@ from fastae.utils.device import (
     choose_precision,
 )
 
+from ..commands import same_state
+from ..conftest import small_config
 from ..operations import Graphs, Refuse, RefuseWaits, ReplayedFunction
 
 SHAPE = (4, 3, 32, 32)
@@ -460,3 +463,14 @@ def test_shared_batch_norm_is_batch_norm(compiled):
     torch.testing.assert_close(values.grad.double(), exact.grad, rtol=0, atol=2e-2)
     for (name, ours), (_, theirs) in zip(shared.named_buffers(), plain.named_buffers(), strict=True):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5, msg=name)
+
+
+def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_generator_is_left_alone():
+    """PyTorch's generator is the process's."""
+    config = small_config("nowhere", "out", image_size=64)
+    alone = build_model(config, torch.device("cpu")).state_dict()
+    before = torch.get_rng_state()
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: build_model(config, torch.device("cpu")).state_dict(), range(8)))
+    assert all(same_state(alone, other) for other in made)
+    assert torch.equal(torch.get_rng_state(), before)
