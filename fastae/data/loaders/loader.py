@@ -320,7 +320,7 @@ def open_loader(
         shard: (rank, world size), for DDP. The loader yields part `rank` of `world size` equal parts of every
             batch.
         on_replaced: is called with each file that cannot be decoded and the path of its replacement.
-        at_once: the number of loaders that will use the device's memory, for the choice of `auto`.
+        at_once: the number of runs that will train on the device, for the choice of `auto`.
 
     Raises:
         FastaeError: an argument is wrong, no image is usable, DALI is not installed, or the images do not fit
@@ -354,7 +354,7 @@ def open_loader(
         shuffle=augment is not False if shuffle is None else shuffle,
     )
     decoder = open_decoder(replace(crop_resize, crop=crop or found.side), device, tuning)
-    loader = build_loader(ImageFiles(found.paths, on_replaced), sampler, decoder, kind, folder)
+    loader = build_loader(ImageFiles(found.paths, on_replaced), sampler, decoder, kind, folder, at_once)
     loader.skipped = found.skipped
     return loader
 
