@@ -2,8 +2,8 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# PyTorch and DALI come in builds for one CUDA each, and must agree: 13 without a GPU, or from driver 580 and
-# compute capability 7.5 on; else 12.6, up to capability 9.0, whose builds of PyTorch are at TORCH_INDEX.
+# A build of PyTorch or DALI is for one version of CUDA, and both must be for the same: 13 without a GPU, or from
+# driver 580 and compute capability 7.5 on; otherwise 12.6 (TORCH_INDEX), up to capability 9.0.
 QUERY := nvidia-smi --format=csv,noheader --query-gpu
 DRIVER := $(shell $(QUERY)=driver_version 2>/dev/null | grep -m1 -oE '^[0-9]+')
 OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\.[0-4])')
@@ -18,7 +18,7 @@ TORCH_INDEX ?= $(if $(filter 12,$(CUDA_MAJOR)),https://download.pytorch.org/whl/
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# Colab, Kaggle and Debian have a python3 without ensurepip, which leaves half a .venv.
+# On Colab, Kaggle and Debian, python3 lacks ensurepip, and leaves an incomplete .venv.
 WITHOUT_ENSUREPIP = $(PYTHON) -m venv --clear --without-pip .venv && \
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip
 
@@ -34,12 +34,12 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	@$(BIN)/python -m fastae.training.compatibility
 	@touch $@
 
-# Fitted to the machine by time, not by iterations; the learning rate is raised because the time is short.
+# Limited by time, not by iterations, so that it fits any machine; the learning rate is raised as the time is short.
 train: setup ## Train on the built-in synthetic faces for 2.5 minutes; prints which picture to open
 	$(BIN)/fastae train --loss minibatch_bce --amp --minutes 2.5 --batch-size 16 --lr 5e-4 \
 		--log-every 50 --eval-every 100
 
-test: setup ## Run all tests (those of the GPU skip where there is none)
+test: setup ## Run all tests (GPU tests are skipped without a GPU)
 	$(BIN)/python -m pytest
 
 soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
@@ -48,7 +48,7 @@ soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (2
 
 FILES ?= 20000
 SEED ?= 0
-fuzz: setup ## The long form of tests/fuzz: FILES=20000 broken JPEGs of SEED=0, 2,000 examples a parser
+fuzz: setup ## The long form of tests/fuzz: FILES=20000 broken JPEGs of SEED=0, 2,000 examples per parser
 	FASTAE_FUZZ=$(FILES) FASTAE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest --numprocesses=0 tests/fuzz
 
 throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writes a record

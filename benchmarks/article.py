@@ -1,7 +1,7 @@
 """The article's network and step in TensorFlow, for comparison: the same layers, loss and optimizer.
 
-Written with today's TensorFlow as one `tf.function`; batch norm uses the batch's own statistics alone,
-as the article's layer library did.
+It is written for current TensorFlow as one `tf.function`. Batch norm uses only the batch's own statistics, as
+in the article's layer library.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""The real loop: each loader feeding the real step, beside the same step on one fixed batch, and the budget.
+"""Measures the real step with each loader and on a fixed batch, and the budget of the six runs.
 
-The loader's tax is what an iteration costs more with the loader than on a fixed batch, which is on the device
-already: in the mean, in one process. The budget adds up what the six runs take on this machine: iterations
-with the fastest loader, evaluations, and the copies of the state for checkpoints.
+The loader tax is the extra time of an iteration with the loader, compared with a fixed batch that is on the
+device already. Both are means, measured in one process. The budget is the time of the six runs on this
+machine: iterations with the fastest loader, evaluations, and copies of the state for checkpoints.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ LOSS = "minibatch_bce"
 SIZE = 128
 WARM_UP = 3
 EVALUATED = 256
-"""Held-out images of an evaluation, `--eval-images`; there is one every EVAL_EVERY iterations."""
+"""The number of held-out images of an evaluation, which happens every EVAL_EVERY iterations."""
 EVAL_EVERY = 1_000
 CHECKPOINT_SECONDS = 600.0
 AT_ONCE = (2, 3, 6)
@@ -31,8 +31,12 @@ AT_ONCE = (2, 3, 6)
 def measure(
     kind: str, images: str | None, batch_size: int, iterations: int, device: str, compiled: bool = True
 ) -> dict[str, Any]:
-    """One loader: {"fixed", "loader": Window, "tax": share of a step, "evaluation", "checkpoint": seconds,
-    "at_once": number of runs that take turns -> seconds of an iteration of all of them (on GPUs alone)}.
+    """Measures one loader, in this process.
+
+    Returns:
+        "fixed" and "loader", the Window of each; "tax", as a share of a step; "evaluation" and "checkpoint",
+        in seconds; "at_once", on GPUs only, the number of runs that take turns -> the seconds of an iteration
+        of all of them. Or {"absent": reason}.
     """
     import torch
 
@@ -97,7 +101,7 @@ def measure(
     run(stream, WARM_UP)
     fed = run(stream, iterations)
     held_out = torch.rand(EVALUATED, 3, SIZE, SIZE, device=target)
-    # Only now: the memory of a small card holds the loader and one run, as a user's does.
+    # These are made last: a small card's memory suffices only for the loader and one run.
     others = [recorded()[0] for _ in range(max(AT_ONCE) - 1)] if on_gpu else []
     runs = [step, *others]
     return {
@@ -116,7 +120,7 @@ TURNS = 50
 
 
 def _in_turn(steps: list[Any], inputs: tuple[Any, ...]) -> None:
-    """Steps of several runs, each on a stream of its own."""
+    """Runs the steps of several runs in turn, each on its own CUDA stream."""
     import torch
 
     streams = [torch.cuda.Stream() for _ in steps]
@@ -148,14 +152,14 @@ def _step(batch_size: int, device: Any, precision: Any, compiled: bool, images_o
 def measure_all(
     images: str | None, batch_size: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Each loader in its own process; kind -> what `measure` returns."""
+    """Measures each loader in a separate process: kind -> result of `measure`."""
     iterations = (5 if quick else 12) if device == "cpu" else 500
     common = {"images": images, "batch_size": batch_size, "iterations": iterations, "device": device}
     return {kind: isolated("benchmarks.endtoend:measure", {"kind": kind, **common}, log) for kind in LOADERS}
 
 
 def lines(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The results for a terminal."""
+    """The results as lines."""
     shown = []
     for kind, found in results.items():
         if "loader" not in found:
@@ -171,18 +175,18 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """Seconds that each part of the six runs takes here, in all; empty if nothing was measured.
+    """The total seconds of each part of the six runs on this machine; empty if nothing was measured.
 
-    A step of another batch size than the article's counts by its images. at_once: the number of runs that is
-    fastest; evaluations and checkpoints are not made faster by it.
+    If the batch size is not the article's, a step's time is scaled by its number of images. "at_once" is the
+    fastest number of runs at once, which does not speed up evaluations and checkpoints.
     """
     measured = [found for found in results.values() if "loader" in found]
     if not measured:
         return {}
     best = max(measured, key=lambda found: found["loader"]["images_per_second"])
     scale = ARTICLE_STEPS * BATCH / batch_size
-    # What taking turns saves: so many steps, one after the other, against as many at once.
-    # The mean: DALI decodes for several iterations at once, and only one of them waits for it.
+    # Means are used, since DALI decodes for several iterations at once, and only one of them waits for it.
+    # `shares` are the times of n steps at once, relative to n steps one after the other.
     alone, fed = (batch_size / best[kind]["images_per_second"] for kind in ("fixed", "loader"))
     shares = {1: 1.0} | {int(n): seconds / (int(n) * alone) for n, seconds in best["at_once"].items()}
     at_once = min(shares, key=lambda n: shares[n])
@@ -198,7 +202,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
 
 
 def budget_lines(parts: dict[str, float]) -> list[str]:
-    """The budget for a terminal; the last line is the sum."""
+    """The budget as lines, of which the last is the sum."""
     seconds = {name: value for name, value in parts.items() if name != "at_once"}
     shown = [f"  {name:12} {value / 3600:8,.2f} h" for name, value in seconds.items()]
     return [*shown, f"  {int(parts['at_once'])} at once: {in_words(sum(seconds.values()))}"]

@@ -1,9 +1,9 @@
-"""FFCV's part of `benchmarks.peers`: one file of all JPEGs, and loops over pixels that Numba compiles.
+"""FFCV as a peer in `benchmarks.peers`: one file of all JPEGs, and loops over pixels that Numba compiles.
 
-The JPEGs go into FFCV's file as they are; its own writer would encode their pixels anew. They must all be
-of one size, as FFCV's plain decoder asks for: its others shrink with a filter. FFCV's flips and colours
-draw their own numbers and are not `tf.image`'s, so that all after the decoder is one operation of ours,
-as FFCV's users write theirs.
+The JPEGs are copied into FFCV's file; its own writer would encode the pixels again. They must all have the
+same size, which FFCV's simple decoder needs: its other decoders shrink with a filter. FFCV's flips and color
+changes draw their own random numbers and are not `tf.image`'s. So everything after the decoder is one
+operation of our own, of the kind that FFCV's users write.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ FLOAT = np.dtype(np.float32)
 def batches(
     paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path, size: int
 ) -> Iterator[np.ndarray]:
-    """The whole batches of the first epoch, over and over: float32 (N, size, size, 3) in [0, 1].
+    """Yields the whole batches of the first epoch, repeatedly: float32 (N, size, size, 3) in [0, 1].
 
-    A batch is a buffer that FFCV fills anew a few batches later.
+    A batch is a buffer that FFCV overwrites a few batches later.
     """
     file = str(scratch / "images.beton")
     writer = DatasetWriter(file, {"image": _Jpeg()}, num_workers=workers)
     writer.from_indexed_dataset([(path,) for path in paths])
     batches = [sampler.at(i) for i in range(sampler.count // sampler.batch_size)]
     indices = np.concatenate([params.indices for params in batches])
-    # By image, which comes once in these batches: FFCV tells an operation the images' numbers.
+    # The parameters are stored by image, since FFCV passes the images' indices to an operation.
     parameters = np.zeros((sampler.count, 4), np.float32)
     for column, name in enumerate(("flip", "brightness", "contrast", "saturation")):
         parameters[indices, column] = np.concatenate([getattr(params, name) for params in batches])
@@ -65,20 +65,20 @@ def batches(
 
 
 class _Jpeg(RGBImageField):
-    """A path to a JPEG, where FFCV's own field takes pixels; stored are the file's bytes."""
+    """A field that stores the bytes of a JPEG file, given its path. FFCV's own field needs pixels."""
 
     def encode(self, destination: np.ndarray, path: str, malloc: Callable) -> None:
         content = np.fromfile(path, np.uint8)
         destination["mode"] = IMAGE_MODES["jpg"]
         destination["width"], destination["height"] = Image.open(path).size
-        destination["data_ptr"], place = malloc(content.nbytes)
-        place[:] = content
+        destination["data_ptr"], stored = malloc(content.nbytes)
+        stored[:] = content
 
 
 class _Change(Operation):
-    """uint8 (N, H, W, 3) -> float32 (N, size, size, 3) in [0, 1].
+    """Resizes, flips and augments: uint8 (N, H, W, 3) -> float32 (N, size, size, 3) in [0, 1].
 
-    parameters: float32 (images, 4): flip, brightness, contrast, saturation of each image.
+    `parameters` is float32 (images, 4): flip, brightness, contrast and saturation of each image.
     """
 
     def __init__(self, parameters: np.ndarray, size: int) -> None:
@@ -106,7 +106,7 @@ class _Change(Operation):
 
 
 def _resize(image: np.ndarray, flip: bool, resized: np.ndarray) -> None:
-    """The central square, bilinear with half-pixel centres, flipped where asked, in [0, 1]."""
+    """Resizes the central square, bilinear with half-pixel centres, and flips it; the result is in [0, 1]."""
     size = len(resized)
     height, width = image.shape[:2]
     side = min(height, width)
@@ -141,7 +141,7 @@ def _color_jitter(image: np.ndarray, brightness: float, contrast: float, saturat
         for x in range(width):
             for channel in range(3):
                 means[channel] += image[y, x, channel]
-    # x + brightness, then (x - m) f + m, as one multiplication and one addition a channel.
+    # x + brightness, then (x - m) f + m, as one multiplication and one addition per channel.
     means /= np.float32(height * width)
     offsets = means * (np.float32(1) - contrast) + brightness
     for y in range(height):

@@ -1,7 +1,7 @@
-"""JPEG files to augmented float batches: fastae's loaders and their peers, images/s on the same files.
+"""Measures fastae's loaders and their peers, from JPEG files to augmented batches, in images/s.
 
-Each runs in a process of its own, with the same number of threads or workers to decode with. Warm-up is
-excluded; `first epoch` includes everything from opening the loader on, decoding the resident array too.
+All read the same files, each in a separate process, with the same number of decoding threads or workers.
+Warm-up is excluded. `first epoch` includes opening the loader, and decoding for the resident array.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ WARM_UP = 10
 
 
 def measure(name: str, images: str | None, threads: int, batches: int, device: str) -> dict[str, Any]:
-    """One variant: {"rate": Figure, "first_epoch": images/s of ours, "images": n} or {"absent": why}."""
+    """Measures one variant: {"rate": Figure, "first_epoch": images/s, ...} or {"absent": reason}."""
     from fastae.augment import Augmentation
     from fastae.data.loaders.sampler import Sampler
     from fastae.data.source import open_source
@@ -66,7 +66,7 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
 
 
 def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -> Iterator[Any]:
-    """Batches; of `host` without a GPU, what its thread does: gathering into buffers that are there."""
+    """Batches of our loaders. `host` without a GPU only gathers into buffers, like its thread."""
     import torch
 
     from fastae.data import Tuning, open_loader
@@ -90,13 +90,13 @@ def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -
 def measure_all(
     images: str | None, threads: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Every variant, each in its own process; name -> what `measure` returns."""
+    """Measures every variant in a separate process: name -> result of `measure`."""
     common = {"images": images, "threads": threads, "batches": 10 if quick else 60, "device": device}
     return {name: isolated("benchmarks.loaders:measure", {"name": name, **common}, log) for name in NAMES}
 
 
 def lines(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The results for a terminal, with each one's ratio to the fastest peer."""
+    """The results as lines, with the ratio to the fastest peer."""
     measured = {name: Figure(**found["rate"]) for name, found in results.items() if "rate" in found}
     fastest = max((figure.median for name, figure in measured.items() if name not in OURS), default=None)
     shown = []
@@ -107,10 +107,10 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
         figure = measured[name]
         line = f"  {name:22} {figure.median:9,.0f} images/s  ({figure.low:,.0f}-{figure.high:,.0f})"
         if found.get("gathers_only"):
-            line += "  gathering alone: its GPU, not here, colors them"
+            line += "  gathering only: the rest needs a GPU"
         elif fastest:
             line += f"  {figure.median / fastest:5.2f}x the fastest peer"
         if found.get("first_epoch") and not found.get("gathers_only"):
-            line += f"; first epoch, opening included, {found['first_epoch']:,.0f}"
+            line += f"; first epoch with opening {found['first_epoch']:,.0f}"
         shown.append(line)
     return shown

@@ -1,4 +1,4 @@
-"""Figures with their spread, and variants that each run in a process of their own."""
+"""Measures figures with their spread, and runs each variant in a separate process."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from typing import Any
 
 REPEATS = 5
 LIMIT = 900
-"""Seconds for one variant. On two cores the slowest takes 150: `resident` decoding all of CelebA."""
+"""The most seconds for a variant. On two cores the slowest takes 150: `resident` decodes all of CelebA."""
 CHECKOUT = Path(__file__).parents[1]
-"""Removed from logs, which are read elsewhere."""
+"""The checkout's path, which is removed from logs."""
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A measured quantity over several repeats; values in `unit`."""
+    """A quantity, measured several times, in `unit`."""
 
     unit: str
     median: float
@@ -41,7 +41,7 @@ class Figure:
 
 
 def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
-    """Images/s of `work`, which returns how many it did; call it once before, to warm up."""
+    """The images/s of `work`, which returns its number of images. The caller warms it up before."""
     measured = []
     for _ in range(repeats):
         started = time.perf_counter()
@@ -51,7 +51,7 @@ def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
 
 
 def take(stream: Iterable[Any], number: int, device: str = "cpu") -> None:
-    """Consumes `number` items, and waits for the device to have made them."""
+    """Consumes `number` items, and waits until the device has finished."""
     for _ in itertools.islice(stream, number):
         pass
     if device != "cpu":
@@ -67,10 +67,18 @@ def isolated(
     limit: int = LIMIT,
     **environment: str,
 ) -> dict[str, Any]:
-    """What `function`, "module:name", returns in a process of its own; its arguments and result are JSON.
+    """Calls a function in a separate process. Its arguments and result are JSON values.
 
-    Everything that it prints goes to `log`. A variant that fails, or has not ended after `limit` seconds,
-    gives {"absent": why}: one that cannot run here must not end the others.
+    Args:
+        function: "module:name".
+        arguments: the function's arguments.
+        log: is called with everything that the process prints.
+        limit: the most seconds that it may take.
+        **environment: additional environment variables.
+
+    Returns:
+        The function's result, or {"absent": reason} if it fails or takes too long: a variant that cannot run
+        here does not prevent the others.
     """
     log(f"$ {function} {arguments}")
     process = subprocess.Popen(
@@ -104,7 +112,7 @@ def isolated(
 
 
 def _kill(process: subprocess.Popen) -> None:
-    """With its worker processes, which keep its pipes open."""
+    """Kills a process and its worker processes, which keep its pipes open."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
 

@@ -1,8 +1,8 @@
-"""What others would use to load the same data: each peer does all of fastae's work, in its own way.
+"""Other loaders of the same data. Each peer does the same work as fastae, in its own way:
 
 read -> decode JPEG -> central square -> 128x128, bilinear, no antialias -> flip -> brightness, contrast,
-saturation with `tf.image`'s formulas -> float32 batches. Each is given the same files, parameters and
-number of workers or threads. `tests/benchmarks` compares their batches with fastae's.
+saturation with `tf.image`'s formulas -> float32 batches. All have the same files, parameters and number
+of workers or threads. `tests/benchmarks` compares their batches with fastae's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Sample = tuple[str, bool, float, float, float]
 
 
 def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
-    """fastae's own sampler and parameters, image by image, without end."""
+    """Yields the samples of fastae's sampler, image by image, without end."""
     for params in sampler.iterate():
         columns = (params.flip, params.brightness, params.contrast, params.saturation)
         for index, *values in zip(params.indices, *(column.tolist() for column in columns), strict=True):
@@ -46,16 +46,16 @@ class _Numpy:
 
 
 def square(width: int, height: int) -> tuple[int, int, int]:
-    """Left, top and side of the central square."""
+    """The left, top and side of the central square."""
     side = min(width, height)
     return (width - side + 1) // 2, (height - side + 1) // 2, side
 
 
 def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
-    """A decoded Pillow image to float32 (128, 128, 3) in [0, 1]."""
+    """Crops, resizes, flips and augments a Pillow image: float32 (128, 128, 3) in [0, 1]."""
     left, top, side = square(*image.size)
     scale = side / SIZE
-    # An affine transform samples between pixels, as TensorFlow does; Pillow's resize always filters.
+    # An affine transform interpolates between pixels like TensorFlow. Pillow's resize always filters.
     image = image.transform(
         (SIZE, SIZE),
         Image.Transform.AFFINE,
@@ -68,7 +68,7 @@ def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
 
 
 def color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """float32 (H, W, 3) in [0, 255] to [0, 1] with `tf.image`'s formulas, in NumPy."""
+    """Changes colors by `tf.image`'s formulas in NumPy: float32 (H, W, 3) in [0, 255] -> [0, 1]."""
     mean = pixels.mean((0, 1), keepdims=True)
     factors = (np.float32(value) for value in (brightness, contrast, saturation))
     return augment.color_jitter([pixels], [mean], *factors, arrays=_Numpy)[0]
@@ -99,7 +99,7 @@ def _data_loader(
 
 
 class _Loaded:
-    """A data set whose "indices" are whole samples."""
+    """A data set whose "indices" are samples."""
 
     def __init__(self, load: Callable[[Sample], Any]) -> None:
         self._load = load
@@ -109,7 +109,7 @@ class _Loaded:
 
 
 class _Endless:
-    """The sampler that gives such "indices"."""
+    """A PyTorch sampler that yields samples as the "indices" of `_Loaded`."""
 
     def __init__(self, paths: Sequence[str], sampler: Sampler) -> None:
         self._paths, self._sampler = paths, sampler
@@ -119,7 +119,7 @@ class _Endless:
 
 
 class _Torch:
-    """`fastae.augment.Arrays` in PyTorch, for one tensor with the channels first and numbers."""
+    """`fastae.augment.Arrays` in PyTorch, for one tensor with the channels first, and numbers as factors."""
 
     highest = staticmethod(lambda channels: channels[0].amax(0, keepdim=True))
     lowest = staticmethod(lambda channels: channels[0].amin(0, keepdim=True))
@@ -128,7 +128,7 @@ class _Torch:
 
 
 def load_with_torchvision(sample: Sample) -> Tensor:
-    """float32 (3, 128, 128) in [0, 1]."""
+    """Loads and augments a sample: float32 (3, 128, 128) in [0, 1]."""
     import torch
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms.v2 import functional
@@ -136,7 +136,7 @@ def load_with_torchvision(sample: Sample) -> Tensor:
     path, flip, *parameters = sample
     pixels = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
     left, top, side = square(pixels.shape[2], pixels.shape[1])
-    # Floats before the resize, which rounds bytes to bytes.
+    # The resize of bytes would round to bytes, so pixels are converted to float first.
     pixels = functional.to_dtype(pixels, torch.float32)
     pixels = functional.resized_crop(pixels, top, left, side, side, [SIZE, SIZE], antialias=False)
     if flip:
@@ -157,7 +157,7 @@ def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path)
 
     tf.config.threading.set_intra_op_parallelism_threads(workers)
     tf.config.threading.set_inter_op_parallelism_threads(workers)
-    # Enough epochs for a measurement, as arrays: a Python generator would slow TensorFlow down.
+    # Arrays with enough epochs for a measurement: a Python generator would slow TensorFlow down.
     batches = [sampler.at(i) for i in range(4 * -(-sampler.count // sampler.batch_size))]
     columns = [
         np.concatenate([getattr(params, name) for params in batches])
@@ -192,35 +192,40 @@ def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path)
 
 
 def ffcv(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
-    """FFCV's file, decoder and compiled loops: `benchmarks.ffcv_peer`."""
+    """FFCV's file and decoder, and compiled loops (`benchmarks.ffcv_peer`)."""
     from benchmarks.ffcv_peer import batches
 
     return batches(paths, sampler, workers, scratch, SIZE)
 
 
 class Peer(NamedTuple):
-    """module: what it needs. install: how to come by that."""
+    """Another loader."""
 
     module: str
+    """The module that it needs."""
+
     batches: Callable[[Sequence[str], Sampler, int, Path], Batches]
+    """Yields batches, given the files, the sampler, the number of workers and a scratch folder."""
+
     install: str = "pip install '.[peers]'"
+    """How to install it."""
 
 
 PEERS = {
     "Pillow + DataLoader": Peer("PIL", pillow),
     "torchvision": Peer("torchvision", torchvision),
     "tf.data": Peer("tensorflow", tf_data),
-    "FFCV": Peer("ffcv", ffcv, "it is built from source: benchmarks/README.md"),
+    "FFCV": Peer("ffcv", ffcv, "to be built from source, see benchmarks/README.md"),
 }
 
 
 def missing(peer: str) -> str | None:
-    """Why this peer cannot run here, or None."""
+    """The reason why this peer cannot run here; None if it can."""
     module, _, install = PEERS[peer]
     package = module.split(".")[0]
     try:
         importlib.import_module(module)
-    except Exception as error:  # any: torchvision beside another torch than its own raises RuntimeError
+    except Exception as error:  # any error: torchvision raises RuntimeError if it does not match torch
         if isinstance(error, ModuleNotFoundError) and error.name == package:
             return f"{package} is not installed ({install})"
         first_line, _, _ = str(error).partition("\n")
@@ -229,6 +234,6 @@ def missing(peer: str) -> str | None:
 
 
 def first_batches(peer: str, paths: Sequence[str], sampler: Sampler, scratch: Path, number: int) -> list:
-    """The first batches of a peer, for tests: float32 (N, 128, 128, 3)."""
+    """The first batches of a peer, for tests: float32 (N, 128, 128, 3) in [0, 1]."""
     batches = PEERS[peer].batches(paths, sampler, 2, scratch)
-    return [np.array(batch) for batch in itertools.islice(batches, number)]  # copies: FFCV reuses its own
+    return [np.array(batch) for batch in itertools.islice(batches, number)]  # FFCV reuses its buffers

@@ -1,7 +1,7 @@
-"""A benchmark record: result.json, the page as log.txt and README.md, a chart; and the table of all.
+"""Writes benchmark records (result.json, log.txt, README.md with the page, a chart) and their table.
 
-`benchmarks/records/DATE_HARDWARE/` holds one record. Everything in it is made from result.json, which
-holds the figures with their spread, the command, versions, commit and device.
+`benchmarks/records/DATE_HARDWARE/` contains one record. result.json contains the figures with their spread,
+the command, versions, commit and device.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ RECORDS = Path(__file__).parent / "records"
 FORMAT = 1
 
 
-def place(device: str, records: Path = RECORDS) -> Path:
-    """The folder for a record made today on this device."""
+def folder_of(device: str, records: Path = RECORDS) -> Path:
+    """The folder of a record that is made today on this device."""
     hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return records / f"{date.today().isoformat()}_{hardware}"
 
 
 def save(folder: Path, result: dict[str, Any], page: Sequence[str], log: str) -> None:
-    """Writes the record; each file is whole or as it was."""
+    """Writes a record. Each file is replaced completely or not at all."""
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "result.json", json.dumps({"format": FORMAT, **result}, indent=2) + "\n")
     _write(folder / "log.txt", log)
@@ -38,23 +38,23 @@ def save(folder: Path, result: dict[str, Any], page: Sequence[str], log: str) ->
     page_block = "\n".join(["```text", *page, "```"])
     _write(
         folder / "README.md",
-        f"{title}\n\n{about}\n\n![Images a second](chart.png)\n\n{page_block}\n",
+        f"{title}\n\n{about}\n\n![Images per second](chart.png)\n\n{page_block}\n",
     )
 
 
 def load(folder: Path) -> dict[str, Any]:
-    """A record's result.json. Raises FastaeError for what is none."""
+    """Reads a record's result.json. Raises FastaeError if the folder is not a record."""
     try:
         result = json.loads((folder / "result.json").read_text())
     except (OSError, ValueError) as error:
-        raise FastaeError(f"{str(folder)!r} is no benchmark record: {error}") from None
+        raise FastaeError(f"{str(folder)!r} is not a benchmark record: {error}") from None
     if result.get("format") != FORMAT:
         raise FastaeError(f"{str(folder)!r} has format {result.get('format')}, not {FORMAT}")
     return result
 
 
 def index(records: Path = RECORDS) -> None:
-    """Rewrites benchmarks/README.md's table between its markers, a row a record."""
+    """Rewrites the table of records in benchmarks/README.md, between its markers."""
     readme = records.parent / "README.md"
     start, end = "<!-- records -->\n", "<!-- end of records -->"
     rows = ["| record | resident | dali | step | budget |", "|---|---|---|---|---|"]
@@ -68,9 +68,9 @@ def index(records: Path = RECORDS) -> None:
 
 
 def compare(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """Ratios of the new record's rates to the old one's. Raises FastaeError for other hardware."""
+    """The ratios of the new rates to the old ones, as lines. Raises FastaeError if the hardware differs."""
     if new["device"] != old["device"]:
-        raise FastaeError(f"the record is of {old['device']}, this machine is {new['device']}: no comparison")
+        raise FastaeError(f"the record is of {old['device']}, not of {new['device']}: cannot compare them")
     before = _medians(old)
     shown = [f"  compared with {old['date']}, commit {old['environment']['commit']}:"]
     for name, rate in _medians(new).items():
@@ -82,7 +82,7 @@ def compare(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
 
 
 def draw(result: dict[str, Any], path: Path) -> None:
-    """Bars with their spread: loaders on the left, the step's variants on the right."""
+    """Draws bars with their spread: loaders on the left, variants of the step on the right."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

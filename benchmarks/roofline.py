@@ -1,9 +1,10 @@
-"""What a training step must cost: FLOPs counted from the model, bytes as the compiled kernels move them.
+"""Predicts the time of a training step on cards that are not here, from FLOPs and bytes.
 
-The floor is the arithmetic at the card's full rate: no program can be faster. What is expected adds the bytes
-that the kernels between the convolutions read and write, one after the other, as `make gpu-lower` counts
-them, and has convolutions run at a share of the full rate. It is a range: see `expected_seconds`. The cards
-are not here: their rates are the datasheets', and the results are predictions, marked so.
+FLOPs are counted from the model, bytes as the compiled kernels move them. The floor is the arithmetic at the
+card's full rate: no program can be faster. The expected time assumes that convolutions run at a share of the
+full rate, and adds the bytes that the kernels between them read and write one after the other, as counted by
+`make gpu-lower`. It is a range (`expected_seconds`). The cards' rates are from datasheets, and the results
+are marked as predictions.
 
     python -m benchmarks.roofline [--batch-size 64]
 """
@@ -20,59 +21,65 @@ from fastae.flops import layers
 from fastae.utils.device import CARDS
 
 ARTICLE_STEPS = 600_000
-"""Of all six runs, of BATCH images each."""
+"""The steps of all six runs, of BATCH images each."""
 ARTICLE_HOURS = 30.0
 BATCH = 64
 ACTIVATION_PASSES = 8.1
-"""Reads and writes of all normalised activations in a step, forward and backward. This and the next three are
-the lowering's (`make gpu-lower`, batch 64, bf16, channels-last, PyTorch 2.13), which a test adds up."""
+"""The number of reads and writes of all normalised activations in a step, forward and backward.
+
+This and the next three are from the lowering (`make gpu-lower`, batch 64, bf16, channels-last, PyTorch 2.13).
+A test compares their sum with it.
+"""
 
 CAST_BYTES = 12
-"""A parameter and step: float32 read and bf16 written, then its gradient the other way."""
+"""Bytes per parameter and step: float32 read and bf16 written, then its gradient cast back."""
 
 LOSS_BYTES = 28
-"""A pixel and step: the images cast, the last layer's bias and sigmoid, the loss, and their gradients."""
+"""Bytes per pixel and step: cast images, the last bias and sigmoid, the loss, and their gradients."""
 
 FEATURE_BYTES = 12
-"""A number between decoder and encoder, and step: tanh and a change of layout, forward and backward."""
+"""Bytes per feature between encoder and decoder, and step: tanh and change of layout, both ways."""
 
 DATA_BYTES = 15
-"""A pixel and step, from the resident store: gather, flip, colors, change of layout."""
+"""Bytes per pixel and step, from the resident store: gather, flip, colors, change of layout."""
 
 OPTIMIZER_BYTES = 28
-"""A parameter and step: weight, two moments and gradient read, weight and moments written, in float32."""
+"""Bytes per parameter and step: weight, moments and gradient read, weight and moments written, in float32."""
 
 ADAM = "Adam"
 
 USUAL_SHARE, NARROW_SHARE = 0.4, 0.25
-"""Of a card's full arithmetic rate, in convolutions; in those with at most NARROW channels on a side."""
+"""The share of a card's full arithmetic rate in convolutions, and in those with few channels."""
 
 NARROW = 32
 
 USUAL_BANDWIDTH = 0.88
-"""Of a card's memory bandwidth, in the kernels between."""
+"""The share of a card's memory bandwidth in the kernels between convolutions."""
 
 NODES, NODE_SECONDS = 117, 1e-6
-"""Kernels and copies in a step's CUDA graph, by the lowering, and the pause of a GPU between two."""
+"""Kernels and copies in a step's CUDA graph, by the lowering, and a GPU's pause between two of them."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One part of a step of one batch.
-
-    flops: multiply and add count as two. channels: of a layer, on its narrower side.
-    """
+    """The cost of one part of a step."""
 
     name: str
+
     flops: float
+    """FLOPs; multiply and add count as two."""
+
     bytes: float
+    """Bytes that are read and written."""
+
     channels: float = math.inf
+    """The smaller number of a layer's input and output channels."""
 
 
 def count(batch_size: int = BATCH, image_size: int = 128, element_bytes: int = 2) -> list[Cost]:
-    """The parts of one training step: each layer forward and backward, normalisation, Adam, augmentation.
+    """The costs of a training step: each layer forward and backward, normalisation, Adam, augmentation.
 
-    element_bytes: of an activation, 2 under AMP.
+    `element_bytes` is the size of an activation's element, which is 2 with AMP.
     """
     traced = list(layers(batch_size, image_size))
     costs = []
@@ -106,16 +113,21 @@ def _describe(layer: nn.Module) -> str:
 
 
 def floor_seconds(costs: list[Cost], flops: float) -> float:
-    """Seconds a step that no program can do without: its arithmetic at this rate."""
+    """The seconds that a step takes at least: its arithmetic at this rate, in FLOP/s."""
     return sum(cost.flops for cost in costs if "->" in cost.name) / flops
 
 
 def expected_seconds(costs: list[Cost], flops: float, bandwidth: float) -> tuple[float, float]:
-    """Seconds a step as it is compiled today, from and to: its kernels run one after the other.
+    """The range of seconds of a step as it is compiled today, with kernels running one after the other.
 
-    A convolution's own traffic is hidden by its arithmetic. The shorter time has all convolutions at
-    USUAL_SHARE, and nothing else lost; the longer one has the narrow ones at NARROW_SHARE, the bytes at
-    USUAL_BANDWIDTH, and a pause between any two kernels.
+    A convolution's own traffic is assumed to be hidden by its arithmetic. The shorter time assumes that all
+    convolutions run at USUAL_SHARE. The longer one assumes NARROW_SHARE for narrow ones, USUAL_BANDWIDTH for
+    the bytes, and a pause between any two kernels.
+
+    Args:
+        costs: the parts of the step.
+        flops: the card's FLOP/s.
+        bandwidth: the card's bytes/s.
     """
     narrow = [cost for cost in costs if cost.channels <= NARROW]
     usual = [cost for cost in costs if cost.channels > NARROW]
@@ -126,18 +138,18 @@ def expected_seconds(costs: list[Cost], flops: float, bandwidth: float) -> tuple
 
 
 def in_words(seconds: float) -> str:
-    """The six runs in this time, against the article's."""
+    """The time of the six runs, and its ratio to the article's, in words."""
     return f"six runs in {span(seconds)}, {3600 * ARTICLE_HOURS / seconds:.3g}x the article's speed"
 
 
 def span(seconds: float) -> str:
-    """'1.5 h', '20 min'."""
+    """A time in words: '1.5 h', '20 min'."""
     hours = seconds / 3600
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
 
 
 def lines(batch_size: int = BATCH) -> list[str]:
-    """The table of parts, and the cards on paper."""
+    """The table of parts, and the predictions for the cards, as lines."""
     costs = count(batch_size)
     total = sum(cost.flops for cost in costs)
     shown = [f"  {'part of a step':42} {'GFLOP':>9} {'share':>6} {'MB moved':>9}"]
@@ -156,13 +168,13 @@ def lines(batch_size: int = BATCH) -> list[str]:
             f"  {card.name:16} {1e3 * floor:6.2f} {1e3 * least:6.2f}-{1e3 * most:<6.2f} six runs in "
             f"{span(ARTICLE_STEPS * least)} to {span(ARTICLE_STEPS * most)} (a prediction)"
         )
-    shown.append("  floor: the arithmetic alone, at the full rate, which convolutions do not reach.")
+    shown.append("  floor: only the arithmetic, at the full rate, which convolutions do not reach.")
     shown.append(
-        f"  expected: convolutions at {USUAL_SHARE:.0%} (to: those of at most {NARROW} channels at "
+        f"  expected: convolutions at {USUAL_SHARE:.0%} (upper end: those of at most {NARROW} channels at "
         f"{NARROW_SHARE:.0%}) of the full rate,"
     )
     shown.append(
-        f"  the bytes between at the full bandwidth (to: {USUAL_BANDWIDTH:.0%}, and {NODES} pauses of "
+        f"  other bytes at the full bandwidth (upper end: {USUAL_BANDWIDTH:.0%}, and {NODES} pauses of "
         f"{1e6 * NODE_SECONDS:.0f} us)."
     )
     return shown

@@ -1,11 +1,11 @@
-"""The training step on one fixed batch, from plain PyTorch to what fastae runs, one change at a time.
+"""Measures the training step on a fixed batch, from plain PyTorch to fastae's step, one change at a time.
 
     plain float32 -> + channels-last -> + AMP -> + torch.compile -> + fused Adam
     -> + freed memory kept (CPU) or CUDA graph (GPU)
 
-On a GPU, what may make that faster or slower is tried on top (`TRIED`). Each variant has a process of its
-own. What is timed is the device's work: a synchronisation ends each repeat. `article` is the article's own
-graph in TensorFlow, if that can be imported.
+On a GPU, further changes are tried with the last variant (`TRIED`). Each variant runs in a separate process.
+The device's work is timed: a synchronisation ends each repeat. `article` is the article's own graph in
+TensorFlow, if TensorFlow can be imported.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ TRIED: dict[str, dict[str, str]] = {
     "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
     WIDE: {},
 }
-"""Changes to the last variant, on a GPU: environment variables, and what `_fastae_step` knows by its name."""
+"""Changes to the last variant on a GPU -> environment variables. `_fastae_step` does the rest by name."""
 LOSS = "minibatch_bce"
 WARM_UP = 3
 LOSS_TOLERANCE = 0.01
-"""Relative, over the warm-up's steps from the same weights on the same batch: bf16 rounds."""
+"""The largest relative difference of losses in the warm-up, from the same weights and batch: bf16 rounds."""
 SIZE = 128
 
 
 def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, Any]:
-    """One variant in this process: {"rate", "first_step", "peak_memory", ...} or {"absent": why}."""
+    """Measures one variant in this process: {"rate", "first_step", ...} or {"absent": reason}."""
     if name == ARTICLE:
         return _article(batch_size, steps)
     import torch
@@ -60,11 +60,11 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
     if (name == "+ CUDA graph" or name in TRIED) and target.type != "cuda":
         return {"absent": "needs a CUDA device"}
     if name == "+ memory kept" and target.type != "cpu":
-        return {"absent": "is for CPUs: PyTorch keeps a GPU's memory by itself"}
+        return {"absent": "only for CPUs: PyTorch always keeps a GPU's memory"}
     level = VARIANTS.index(name) if name in VARIANTS else len(VARIANTS) - 1
     precision = choose_precision(target, amp=level >= 2)
     step = _fastae_step(level, target, name) if level >= 4 else _plain_step(level, target)
-    torch.manual_seed(1)  # the same batch for every variant: their losses are compared
+    torch.manual_seed(1)  # every variant has the same batch, so that losses can be compared
     images = torch.rand(batch_size, 3, SIZE, SIZE).to(target)
     if level >= 1:
         images = images.contiguous(memory_format=torch.channels_last)
@@ -74,9 +74,9 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
 
 
 def ceiling(device: Any, precision: Any) -> dict[str, Any]:
-    """FLOP/s of a large matrix product in the step's precision, the best of several, and that precision.
+    """The FLOP/s of a large matrix product in the step's precision, the best of several, and the precision.
 
-    What is float32 on a GPU that has TF32 is multiplied in that, and so must its ceiling be.
+    A GPU with TF32 multiplies float32 in TF32, so the ceiling is measured in TF32 too.
     """
     import torch
 
@@ -96,7 +96,7 @@ def ceiling(device: Any, precision: Any) -> dict[str, Any]:
 
 
 def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any]:
-    """The rate of a step after its warm-up, its first losses, and the seconds of the very first."""
+    """The rate of a step after its warm-up, its first losses, and the seconds of the first step."""
     started = time.perf_counter()
     losses = [float(run())]
     first = time.perf_counter() - started
@@ -112,7 +112,7 @@ def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any
 
 
 def _rates_without_recompiling(work: Callable[[], int]) -> Figure:
-    """A recompile after the warm-up is an error. (Where TensorFlow is measured PyTorch is not there.)"""
+    """`rates`, in which a recompile raises an error. PyTorch is not imported if TensorFlow is measured."""
     if "torch" not in sys.modules:
         return rates(work)
     import torch
@@ -132,7 +132,7 @@ def _model(level: int, device: Any) -> Any:
 
 
 def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
-    """The loop as one would write it first; level says how many of the changes are in."""
+    """A simple training step with the first `level` changes."""
     import torch
 
     from fastae.losses import LOSSES
@@ -162,7 +162,7 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
 
 def _widened(model: Any) -> Any:
-    """With 8 channels instead of 3 at both ends, which tensor cores prefer; the others' weights are 0."""
+    """The model with 8 channels instead of 3 at both ends, for tensor cores. The added weights are 0."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -234,7 +234,7 @@ def _article(batch_size: int, steps: int) -> dict[str, Any]:
 def measure_all(
     batch_size: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Every variant, each in its own process; name -> what `measure` returns."""
+    """Measures every variant in a separate process: name -> result of `measure`."""
     steps = 1 if device == "cpu" and quick else 2 if device == "cpu" else 50
     common = {"batch_size": batch_size, "steps": steps, "device": device}
 
@@ -243,17 +243,17 @@ def measure_all(
 
     tried = TRIED if device != "cpu" else {}
     results = {name: one(name, **tried.get(name, {})) for name in (*VARIANTS, *tried, ARTICLE)}
-    with tempfile.TemporaryDirectory() as empty:  # Inductor's cache is warm by now: once without it
+    with tempfile.TemporaryDirectory() as empty:  # Inductor's cache is warm now, so compile once without it
         cold = one(COMPILED, TORCHINDUCTOR_CACHE_DIR=empty)
     results[COMPILED]["first_step_cold"] = cold.get("first_step")
     return results
 
 
 def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Variants of ours whose first losses are not plain PyTorch's: what is faster must train the same."""
+    """Lines about our variants whose first losses differ from plain PyTorch's."""
     plain = results[VARIANTS[0]].get("losses")
     return [
-        f"{name} trains otherwise: losses {found['losses']}, plain {plain}"
+        f"{name} trains differently: losses {found['losses']}, plain {plain}"
         for name, found in results.items()
         if plain
         and name != ARTICLE
@@ -263,7 +263,7 @@ def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_per_image: float) -> list[str]:
-    """The results for a terminal: rate, time of a step, ratio to plain float32, share of the ceiling."""
+    """The results as lines: rate, time of a step, ratio to plain float32, share of the ceiling."""
     plain = results[VARIANTS[0]].get("rate", {}).get("median")
     shown = []
     for name, found in results.items():

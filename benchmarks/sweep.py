@@ -1,6 +1,6 @@
-"""DALI's tuning on this machine: images/s of the loader for each setting, all others at their defaults.
+"""Measures the loader `dali` with one tuning setting changed at a time, in images/s.
 
-Sweeps threads and prefetch depth; on a GPU also the JPEG engine's share, CPU decoding with an upload, the
+It sweeps threads and prefetch depth; on a GPU also the JPEG engine's share, CPU decoding with an upload, the
 batch that is decoded at once, colors in the step, and decoder padding.
 
     python -m benchmarks.sweep [--images DIR] [--device cuda]
@@ -23,7 +23,7 @@ WARM_UP = 20
 
 
 def settings(on_gpu: bool, threads: int) -> list[Tuning]:
-    """The default, and every other with one value changed."""
+    """The default tuning, and tunings with one value changed."""
     base = Tuning(threads=threads)
     changes: list[dict] = [{"threads": number} for number in (1, 2, 4, 8, 12, 16) if number != threads]
     changes += [{"prefetch": depth} for depth in (3, 4)]
@@ -36,7 +36,7 @@ def settings(on_gpu: bool, threads: int) -> list[Tuning]:
 
 
 def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Figure:
-    """The rate of `dali` with one setting."""
+    """The rate of `dali` with one tuning."""
     root = open_source(images)[0].root
     stream = open_loader(
         root, kind="dali", batch_size=BATCH, device=device, seed=0, tuning=tuning, cache=False
@@ -53,8 +53,8 @@ def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Fi
 @click.command(help=__doc__)
 @click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
 @click.option("--device", default="cuda", show_default=True)
-@click.option("--threads", default=8, show_default=True, help="CPU threads where they are not swept.")
-@click.option("--batches", default=100, show_default=True, help="Batches a repeat.")
+@click.option("--threads", default=8, show_default=True, help="CPU threads if they are not swept.")
+@click.option("--batches", default=100, show_default=True, help="Batches per repeat.")
 def main(images: str | None, device: str, threads: int, batches: int) -> None:
     for tuning in settings(device != "cpu", threads):
         figure = measure(tuning, images, device, batches)

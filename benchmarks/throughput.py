@@ -1,10 +1,10 @@
-"""Where every millisecond goes: loaders, training step, end to end, roofline, the budget of the six runs.
+"""Measures loaders, training step, end to end, roofline, and the budget of the six runs.
 
     make throughput
     python -m benchmarks.throughput --only loaders,steps --quick
     python -m benchmarks.throughput --compare benchmarks/records/DATE_HARDWARE
 
-Prints one page and writes a record (benchmarks/records/, or --out).
+It prints one page and writes a record (to benchmarks/records/, or --out).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SECTIONS = ("loaders", "steps", "endtoend", "roofline")
 
 
 def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool, device: str) -> Any:
-    """Measures and prints; returns (result, page, log)."""
+    """Measures and prints the sections; returns (result, page, log)."""
     import torch
 
     from fastae.utils.device import describe
@@ -50,7 +50,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
             "images": "built-in synthetic faces" if images is None else "a folder of JPEGs",
         },
     }
-    # A CPU step of 64 takes seconds; the rate hardly depends on the batch there.
+    # On a CPU a step of 64 takes seconds, and the rate hardly depends on the batch size.
     batch_size = 32 if device == "cpu" else 64
     show(
         f"fastae throughput: {result['device']}, {result['date']}, commit {result['environment']['commit']}",
@@ -82,9 +82,9 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
 @click.option("--only", default=",".join(SECTIONS), show_default=True, help="Sections, comma-separated.")
 @click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
 @click.option("--threads", default=2, show_default=True, help="Loader threads or workers.")
-@click.option("--device", default=None, help="cpu or cuda; default: cuda where there is one.")
-@click.option("--quick", is_flag=True, help="Fewer and shorter repeats: for a look, not for a claim.")
-@click.option("--out", metavar="DIR", help="Where the record goes; - for none.")
+@click.option("--device", default=None, help="cpu or cuda. Default: cuda if there is one.")
+@click.option("--quick", is_flag=True, help="Fewer and shorter repeats, for a first impression.")
+@click.option("--out", metavar="DIR", help="Folder of the record; - for none.")
 @click.option("--compare", metavar="RECORD", help="Print ratios to this older record of the same hardware.")
 def main(**options: Any) -> None:
     try:
@@ -115,7 +115,7 @@ def _main(
     if older:
         print("\n".join(record.compare(result, older)))
     if out != "-":
-        folder = Path(out) if out else record.place(result["device"])
+        folder = Path(out) if out else record.folder_of(result["device"])
         record.save(folder, result, page, log)
         if not out:
             record.index()

@@ -1,4 +1,4 @@
-"""A 2017 CelebA autoencoder experiment, repeated at full speed. The names below are imported when used."""
+"""A 2017 CelebA autoencoder experiment, repeated at full speed. Public names are imported on first use."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _MODULES = {
     "open_loader": "data",
     "train": "training.runner",
 }
-"""Where each name is defined; `data` is a module itself."""
+"""The module that defines each name; `data` is itself a module."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""`python -m fastae`: the same program as the command `fastae`."""
+"""`python -m fastae` is the same program as the command `fastae`."""
 
 from fastae.cli.main import main
 

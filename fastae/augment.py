@@ -5,11 +5,11 @@
     saturation   v - (v - x) k            v, n: largest and smallest channel of the pixel,
                  k = max(min(v / max(v - n, 1e-8), f), 0)
 
-Pixels are float in [0, 1]; nothing is clipped in between, and once at the end. Brightness and contrast are
+Pixels are float in [0, 1], and are clipped once, at the end. Brightness and contrast are
 computed as one multiply-add, x f + (m (1 - f) + d), and the saturation as x k + v (1 - k): fewer passes over
-the pixels. The saturation formula is `tf.image.adjust_saturation` with its detour through HSV multiplied out
-(equal to 6e-7): where brightness has made pixels negative it alters the image even at f = 1, as TensorFlow's
-does.
+the pixels. The saturation formula is `tf.image.adjust_saturation` with the conversion to HSV and back
+multiplied out (equal to 6e-7). As in TensorFlow, it alters an image even at f = 1 if brightness has made
+pixels negative.
 
 `color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
 PyTorch (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines.
@@ -30,19 +30,19 @@ UNIT = 1 / 255
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Ranges of the random changes of color, from 0 to 1 each; numbers are drawn uniformly.
+    """The ranges of the random color changes, which are drawn uniformly. Each is from 0 to 1.
 
-    The article states no ranges; these defaults are this project's.
+    The article does not state its ranges; the defaults are fastae's.
     """
 
     brightness: float = 0.125
-    """A number within +- this is added to pixels in [0, 1]."""
+    """A number within +- this value is added to pixels in [0, 1]."""
 
     contrast: float = 0.2
-    """The factor of the contrast is within 1 +- this."""
+    """The contrast factor is within 1 +- this value."""
 
     saturation: float = 0.2
-    """The factor of the saturation is within 1 +- this."""
+    """The saturation factor is within 1 +- this value."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -50,11 +50,14 @@ class Augmentation:
 
 
 NO_COLORS = Augmentation(0, 0, 0)
-"""Pixels stay as they are."""
+"""No color changes."""
 
 
 class Arrays(Protocol):
-    """What the formulas need beside + - * /. Channels come as a sequence, or as one array of all."""
+    """The functions of an array library that the formulas need besides + - * /.
+
+    Channels are a sequence of arrays, or a sequence of one array with all channels.
+    """
 
     def highest(self, channels: Sequence[Any]) -> Any: ...
     def lowest(self, channels: Sequence[Any]) -> Any: ...
@@ -71,10 +74,18 @@ def color_jitter(
     *,
     arrays: Arrays,
 ) -> list[Any]:
-    """Brightness, contrast, saturation and the final clip of images: float in [0, 255] -> [0, 1].
+    """Applies brightness, contrast, saturation and the final clip to images.
 
-    channels: arrays that make up the images together: red, green, blue, or one that holds all three.
-    means: of each, over the pixels of an image, in [0, 255]. The parameters broadcast against both.
+    Args:
+        channels: the images' red, green and blue as float arrays in [0, 255], or one array with all three.
+        means: the mean of each channel over the pixels of an image, in [0, 255].
+        brightness: added to pixels scaled to [0, 1]; like the two factors, it broadcasts with the channels.
+        contrast: the factor of the distance to the channel's mean.
+        saturation: the factor of the saturation.
+        arrays: the functions of the array library.
+
+    Returns:
+        Arrays like `channels`, in [0, 1].
     """
     factor, pull = contrast * UNIT, (1.0 - contrast) * UNIT
     shifted = [x * factor + (mean * pull + brightness) for x, mean in zip(channels, means, strict=True)]

@@ -1,7 +1,7 @@
 """The settings of a training run: one frozen dataclass, validated once, written to the run's folder.
 
-The command line is made from these fields (`fastae.cli.options`), so that a name, its default and its
-explanation have one place. Other code trusts the values.
+The options of the command line are made from these fields (`fastae.cli.options`), so that a name, its default
+and its help are written once. Other code trusts the values.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from fastae.utils.json import convert
 from fastae.utils.paths import user_path
 
 COUNT = Range(1, 10**12)
-"""Iterations, images, checkpoints: times any batch size, it still fits into 64 bits."""
+"""The range of iterations, images and checkpoints. Times any batch size, they fit into 64 bits."""
 
 MINUTES = Range(1e-6, 1e7)
 
@@ -48,10 +48,17 @@ def setting(
     path: bool = False,
     metavar: str | None = None,
 ) -> Any:
-    """A field with its explanation; `group` is the heading in `--help`, `metavar` names the value there.
+    """A dataclass field with its help and its valid values.
 
-    within, choices, path: which values are valid. free: may differ when a run is resumed, since it does not
-    change what is optimized.
+    Args:
+        default: the field's default.
+        group: the heading under which `--help` lists the option.
+        text: the option's help.
+        within: the valid numbers.
+        free: whether a resumed run may change it, since it does not change what is optimized.
+        choices: the valid words.
+        path: whether the value is a path.
+        metavar: the name of the value in `--help`.
     """
     metadata = {"group": group, "help": text, "within": within, "free": free, "choices": choices}
     return field(default=default, metadata={**metadata, "path": path, "metavar": metavar})
@@ -63,16 +70,16 @@ RUN_FOLDER, FAULTS = "Run folder", "Fault tolerance"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """One run. Defaults are the article's conditions, except where the article is silent."""
+    """The settings of one run. The defaults are the article's, as far as the article states them."""
 
     loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
     iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", COUNT, free=True)
     minutes: float | None = setting(
-        None, EXPERIMENT, "Stop after this much training time, if before --iterations.", MINUTES, free=True
+        None, EXPERIMENT, "Stop after this training time, if before --iterations.", MINUTES, free=True
     )
     batch_size: int = setting(64, EXPERIMENT, "Images per step.", BATCH_SIZE)
     lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", Range(1e-30, 1e38))
-    seed: int = setting(0, EXPERIMENT, "Of weights, image order and augmentation.", SEED)
+    seed: int = setting(0, EXPERIMENT, "Seed of initial weights, image order and augmentation.", SEED)
     latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", LATENT)
     data: str | None = setting(
         None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
@@ -80,16 +87,16 @@ class TrainConfig:
     )  # fmt: skip
     image_size: int = setting(128, DATA, "Side that images are resized to, a multiple of 16.", IMAGE_SIZE)
     crop: int | None = setting(
-        None, DATA, "Side of the central square to cut out first. Default: the largest.", CROP
+        None, DATA, "Side of the central square that is cut out first. Default: the largest.", CROP
     )
     antialias: bool = setting(
-        False, DATA, "Antialiased resize. Off, as in the article: TensorFlow's default."
+        False, DATA, "Antialiased resize. Off by default, as in TensorFlow and the article."
     )
-    brightness: float = setting(0.125, DATA, "Random brightness is +- this, of a range of 1.", SHARE)
-    contrast: float = setting(0.2, DATA, "Random contrast factor is 1 +- this.", SHARE)
-    saturation: float = setting(0.2, DATA, "Random saturation factor is 1 +- this.", SHARE)
+    brightness: float = setting(0.125, DATA, "Random brightness is within +- this value.", SHARE)
+    contrast: float = setting(0.2, DATA, "Random contrast factor is within 1 +- this value.", SHARE)
+    saturation: float = setting(0.2, DATA, "Random saturation factor is within 1 +- this value.", SHARE)
     device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", free=True, metavar="DEVICE")
-    amp: bool = setting(False, SPEED, "Mixed precision: bf16 if the device is good at it, else fp16 on CUDA.")
+    amp: bool = setting(False, SPEED, "Mixed precision: bf16 if natively supported, else fp16 on CUDA.")
     compile: bool | None = setting(
         None, SPEED, "torch.compile. Default: on for CUDA, and for CPU runs that amortise it.", free=True
     )
@@ -107,8 +114,8 @@ class TrainConfig:
     threads: int | None = setting(
         None, SPEED, "CPU threads that decode. Default: by the number of cores.", THREADS, free=True
     )
-    deterministic: bool = setting(False, SPEED, "On a GPU too, the same bits from the same seed; slower.")
-    sync_bn: bool = setting(False, SPEED, "Under torchrun, batch norm over the whole batch, not per rank.")
+    deterministic: bool = setting(False, SPEED, "Bitwise reproducible on a GPU too, but slower.")
+    sync_bn: bool = setting(False, SPEED, "Batch norm over all ranks' images instead of each rank's.")
     out: str | None = setting(
         None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", path=True, metavar="DIR"
     )
@@ -126,12 +133,12 @@ class TrainConfig:
         free=True, metavar="N",
     )  # fmt: skip
     checkpoint_every: int | None = setting(
-        None, FAULTS, "Iterations between checkpoints. Default: by minutes alone.", COUNT, free=True
+        None, FAULTS, "Iterations between checkpoints. Default: by time alone.", COUNT, free=True
     )
     checkpoint_minutes: float = setting(10.0, FAULTS, "Minutes between checkpoints.", MINUTES, free=True)
     keep: int = setting(
-        2, FAULTS, "Checkpoints that an unfinished run keeps. A finished one keeps the last, or with 0 its "
-        "weights alone.", Range(0, COUNT.most), free=True,
+        2, FAULTS, "Checkpoints that an unfinished run keeps. A finished run keeps the last one, or with 0 "
+        "only its weights.", Range(0, COUNT.most), free=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -158,9 +165,9 @@ class TrainConfig:
         self.require_ranks(1)
 
     def require_ranks(self, size: int) -> None:
-        """Raises FastaeError if batch norm cannot train on the parts of a batch that so many ranks get.
+        """Raises FastaeError if a batch, divided among `size` ranks, is too small for batch norm.
 
-        At the end of the encoder an image of 16 pixels is one value per channel, whose variance is zero.
+        At the end of the encoder, an image of 16x16 pixels is one value per channel, whose variance is zero.
         """
         part = self.batch_size if self.sync_bn else self.batch_size // size
         if part == 1 and self.image_size == IMAGE_SIZE_MULTIPLE:
@@ -181,12 +188,12 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> TrainConfig:
-        """The settings that `as_dict` wrote; missing ones have their defaults.
+        """The settings that `as_dict` wrote. Missing ones have their defaults.
 
-        Raises FastaeError, naming the file `where` they are from, for anything else.
+        Raises FastaeError, naming the file `where` that contains the values, if they are not valid settings.
         """
         if not isinstance(values, dict):
-            raise FastaeError(f"{where} holds no settings of a run")
+            raise FastaeError(f"{where} does not contain the settings of a run")
         for name in values.keys() - {entry.name for entry in dataclasses.fields(cls)}:
             raise FastaeError(f"{where}: {name!r:.80} is not a setting of this version of fastae")
         try:
@@ -196,5 +203,5 @@ class TrainConfig:
 
 
 def flag(name: str) -> str:
-    """The command line's spelling of a field's name: batch_size -> --batch-size."""
+    """The option of a field: batch_size -> --batch-size."""
     return "--" + name.replace("_", "-")

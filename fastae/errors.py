@@ -1,4 +1,4 @@
-"""The exceptions that are shown as one line, without a traceback, and the exit code of each."""
+"""The exceptions that are reported as one line without a traceback, and their exit codes."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ class FastaeError(Exception):
 
 
 class SettingError(FastaeError):
-    """A setting or an argument that has a wrong value. The message begins with its name in Python.
+    """A setting or an argument has a wrong value. The message is its name in Python and the problem.
 
-    name: `batch_size`, for example; the command line shows `--batch-size` instead. problem: the rest.
+    Args:
+        name: for example `batch_size`, which the command line shows as `--batch-size`.
+        problem: the rest of the sentence, such as 'must be an integer, not 1.5'.
     """
 
     def __init__(self, name: str, problem: str) -> None:
@@ -24,23 +26,23 @@ class SettingError(FastaeError):
 
 
 class RunFailure(FastaeError):
-    """A run that had begun cannot continue. The message says why, what is kept and how to resume it."""
+    """A run that had started cannot continue. The message says why, what is kept and how to resume."""
 
     exit_code = 1
 
 
 class TrainingFault(Exception):
-    """A run cannot continue. `open_trainer` makes it a RunFailure, which says how to resume it."""
+    """A run cannot continue. `open_trainer` converts this to a RunFailure, which says how to resume."""
 
 
 class NotFinite(TrainingFault):
-    """A loss, the weights or Adam's moments are infinite or NaN. Resuming would repeat it, bit for bit."""
+    """A loss, the weights or Adam's moments are infinite or NaN. A resumed run would repeat this exactly."""
 
 
 class Stopped(Exception):
-    """A run was asked to stop, and has. The message says what is saved and how to resume it."""
+    """A run was stopped by a signal. The message says what is saved and how to resume."""
 
     def __init__(self, caught: signal.Signals, message: str) -> None:
         super().__init__(message)
         self.caught = caught
-        self.exit_code = 128 + caught  # as a shell reports a process that a signal ended
+        self.exit_code = 128 + caught  # as shells report a process that was ended by a signal

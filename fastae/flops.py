@@ -1,4 +1,4 @@
-"""How much arithmetic the model is: the FLOPs of a training step, counted from its layers' shapes."""
+"""The FLOPs of a training step, counted from the shapes of the model's layers."""
 
 from __future__ import annotations
 
@@ -15,21 +15,27 @@ from fastae.model import meta_model
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer of the model, traced with one batch. entered, left: the shapes of its input and output.
-
-    directions: the products that a step makes of it, each as large as the forward one: forward, the gradient
-    of its weights, and of its inputs, which the first layer does not need. 0 for layers without a product.
-    """
+    """A layer of the model, traced with one batch."""
 
     name: str
     module: nn.Module
+
     entered: torch.Size
+    """The shape of the layer's input."""
+
     left: torch.Size
+    """The shape of the layer's output."""
+
     directions: int
+    """The number of matrix products in a training step, each as large as that of the forward pass.
+
+    They are the forward pass, the gradient of the weights, and the gradient of the input, which the first
+    layer does not need. It is 0 for layers without a product, such as batch norm.
+    """
 
     @property
     def flops(self) -> int:
-        """Of a training step; multiply and add count as two, as `torch.utils.flop_counter` counts them."""
+        """FLOPs in a training step. Multiply and add count as two, as in `torch.utils.flop_counter`."""
         module = self.module
         if isinstance(module, nn.Linear):
             return self.directions * 2 * self.entered.numel() * module.out_features
@@ -44,7 +50,7 @@ class Layer:
 
 
 def layers(batch_size: int, image_size: int = 128, latent: int = 512) -> Iterator[Layer]:
-    """All layers of the model, in their order; nothing is computed."""
+    """Yields all layers of the model, in order. Nothing is computed."""
     shapes: dict[nn.Module, tuple[torch.Size, torch.Size]] = {}
 
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
@@ -64,10 +70,10 @@ def layers(batch_size: int, image_size: int = 128, latent: int = 512) -> Iterato
 
 @cache
 def training_flops(image_size: int = 128, latent: int = 512) -> float:
-    """FLOPs per image trained on: those of the convolutions and linear layers, as MFU is usually counted."""
+    """Training FLOPs per image, of the convolutions and linear layers only, as is usual for MFU."""
     return float(sum(layer.flops for layer in layers(1, image_size, latent)))
 
 
 def rate_text(flops: float) -> str:
-    """FLOP/s for people: '213 TFLOP/s', '3.7 GFLOP/s'."""
+    """FLOP/s in words: '213 TFLOP/s', '3.7 GFLOP/s'."""
     return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:.3g} GFLOP/s"

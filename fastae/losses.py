@@ -1,9 +1,10 @@
 """The six reconstruction losses of the experiment, and the yardstick that compares them.
 
-Each loss is an element, squared error or cross entropy, under one of three reductions. The article
-handed TensorFlow the *unreduced* tensor for `pixel` and `sample`; TensorFlow differentiates a tensor
-as the sum of its elements. So the objectives are a mean, a sum over pixels of the batch mean, and a
-sum over everything: the same gradient times 1, C*H*W and N*C*H*W (`gradient_scale`).
+Each loss combines an element (squared error or cross entropy) with one of three reductions. The article
+gave TensorFlow an *unreduced* tensor for `pixel` and `sample`, and TensorFlow differentiates a tensor as the
+sum of its elements. So the objective of `minibatch` is the mean, that of `sample` the sum over an image of
+the batch mean, and that of `pixel` the sum of all elements. Their gradients are the mean's times 1, C*H*W and
+N*C*H*W (`gradient_scale`).
 
 Images are (N, C, H, W) in [0, 1]. Everything is computed in float32, whatever the inputs' type.
 """
@@ -30,7 +31,7 @@ def squared_error(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 def cross_entropy(reconstruction: Tensor, images: Tensor) -> Tensor:
-    """`-(x log(y + 0.001) + (1 - x) log(1 - y + 0.001))`, elementwise: float32, about [0, 6.91].
+    """`-(x log(y + 0.001) + (1 - x) log(1 - y + 0.001))` for each element: float32, in about [0, 6.91].
 
     The offset makes it slightly negative (-0.001) where a black or white pixel is reproduced.
     """
@@ -60,25 +61,25 @@ LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     for reduction in REDUCTIONS
     for element in ELEMENTS
 }
-"""name -> objective(reconstruction, images): a float32 scalar, in the article's column order."""
+"""Name -> objective(reconstruction, images), a float32 scalar; in the order of the article's columns."""
 
 
 def element_of(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The elementwise part of the loss `name`; its mean is what is logged for every reduction."""
+    """The element of the loss `name`. Its mean is logged, whatever the reduction."""
     return ELEMENTS[name.split("_")[1]]
 
 
 def gradient_scale(name: str, shape: Sequence[int]) -> int:
-    """k, with: gradient of LOSSES[name] = k * gradient of the mean element, for (N, C, H, W)."""
+    """The k in: gradient of LOSSES[name] = k * gradient of the mean element; `shape` is (N, C, H, W)."""
     reduction = name.split("_")[0]
     return {"minibatch": 1, "sample": math.prod(shape[1:]), "pixel": math.prod(shape)}[reduction]
 
 
 def loss_index(squared_error_mean: float) -> float:
-    """The yardstick beside every loss: mean squared error x 1e7, as the article plots it."""
+    """The yardstick that is logged with every loss: the mean squared error x 1e7, as the article plots it."""
     return squared_error_mean * LOSS_INDEX_SCALE
 
 
 def psnr(squared_error_mean: float) -> float:
-    """Peak signal-to-noise ratio of images in [0, 1], in dB; infinite without an error."""
+    """Peak signal-to-noise ratio of images in [0, 1], in dB; infinite if the error is zero."""
     return -10 * math.log10(squared_error_mean) if squared_error_mean else math.inf

@@ -1,16 +1,16 @@
-"""The article's convolutional autoencoder: (N, 3, 128, 128) in [0, 1] to the same, through 512 numbers.
+"""The article's convolutional autoencoder: images (N, 3, 128, 128) in [0, 1] to 512 numbers and back.
 
     encoder   conv5x5  3 -> 32 stride 1, then 64, 128, 256, 512 stride 2 (128 -> 8 pixels), each with
               batch norm, ReLU; linear 8*8*512 -> 512; tanh
     decoder   linear 512 -> 8*8*512; tanh; transposed conv5x5 stride 2 to 256, 128, 64, 32 (8 -> 128),
               each with batch norm, ReLU; conv5x5 -> 3; sigmoid
 
-The article's convolutions have a bias before batch norm too. Batch norm subtracts the mean, and with it any
-constant: such a bias changes nothing, its gradient is zero, and the nine of them are skipped here.
+In the article, convolutions before batch norm have a bias. Batch norm subtracts the mean, and with it any
+constant, so that these nine biases change nothing and their gradient is zero. They are omitted here.
 
-TensorFlow, which the article used, pads a stride-2 5x5 convolution by (1, 2); `padding=2` here acts as
-(2, 1), and so does `output_padding=1` for the transposed ones. With images and kernels flipped in both
-axes the two networks are the same map, so nothing is lost by padding symmetrically.
+TensorFlow, which the article used, pads a stride-2 5x5 convolution by (1, 2). `padding=2` pads by (2, 1) in
+effect, as does `output_padding=1` in the transposed convolutions. If images and kernels are flipped along
+both axes, the two networks are the same map, so that padding symmetrically loses nothing.
 """
 
 from __future__ import annotations
@@ -35,13 +35,14 @@ def _normalized(convolution: nn.Conv2d | nn.ConvTranspose2d) -> list[nn.Module]:
 
 
 class AutoEncoder(nn.Module):
-    """The article's network, of any size: `encoder` (N, 3, S, S) -> (N, latent), and `decoder` back.
+    """The article's network for any size: `encoder` maps (N, 3, S, S) to (N, latent), and `decoder` back.
 
     Args:
-        image_size: side S of the images in pixels, a multiple of 16.
-        latent: length of the code.
+        image_size: the side S of the images in pixels, a multiple of 16.
+        latent: the length of the code.
 
-    Raises SettingError for any other size.
+    Raises:
+        SettingError: one of the two is out of range.
     """
 
     def __init__(self, image_size: int = 128, latent: int = 512) -> None:
@@ -76,20 +77,20 @@ class AutoEncoder(nn.Module):
         self.apply(initialize)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, S, S) in [0, 1] -> reconstruction of the same shape, in [0, 1]."""
+        """Reconstructs images (N, 3, S, S) in [0, 1]: same shape and range."""
         return self.decoder(self.encoder(images))
 
 
 def meta_model(image_size: int, latent: int) -> AutoEncoder:
-    """The model on the meta device: shapes and types without memory, whatever the size."""
+    """The model on the meta device: shapes and dtypes, but no memory, whatever the size."""
     with torch.device("meta"):
         return AutoEncoder(image_size, latent)
 
 
 def initialize(layer: nn.Module) -> None:
-    """The article's initial weights: normal, sigma = sqrt(2 / fan_in), cut at 2 sigma; biases zero.
+    """Sets the article's initial weights: normal, sigma = sqrt(2 / fan_in), cut at 2 sigma; biases zero.
 
-    fan_in is kernel area x input channels, for the transposed convolutions too.
+    fan_in is the kernel's area x input channels, also for the transposed convolutions.
     """
     if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
         return

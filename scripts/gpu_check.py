@@ -1,10 +1,9 @@
-"""All that needs a GPU, in one go: tests/gpu, the benchmark, and what runs and sweeps reach.
+"""Runs everything that needs a GPU: tests/gpu, the benchmark, and the speed of runs and sweeps.
 
-First what may crash or hang, then speed: a card's time may end early.
+Parts that may crash or hang come first, then speed, since the time on a card may end early.
 
-Each part is a command with a time limit; OUT/NAME.done marks one that ended well, so that a second call
-continues where the first was stopped. Without a GPU the parts run on the CPU, smaller, to show that they
-work.
+Each part is a command with a time limit. OUT/NAME.done marks a part that succeeded, so that a second call
+continues after an interruption. Without a GPU, smaller parts run on the CPU, to show that they work.
 """
 
 from __future__ import annotations
@@ -31,17 +30,17 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics
 
 PART_SECONDS = 1200
-"""Limit of one part: one that hangs must not take the time of the others. Several cold compiles fit."""
+"""The time limit of a part, so that one that hangs leaves time for the others. Several cold compiles fit."""
 
 LOADERS = [kind for kind in TrainConfig.__dataclass_fields__["loader"].metadata["choices"] if kind != "auto"]
 AT_ONCE = (2, 3, 1, 6)
 SECTIONS = ("steps", "loaders", "endtoend", "roofline")
 WARM_UP = 1 / 3
-"""Of a run: the share of its log steps in which it compiles, or another does."""
+"""The share of a run's log steps in which this run or another one compiles."""
 
 
 def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
-    """Name -> command, in the order in which they are wanted. What it writes is in OUT/NAME."""
+    """Name -> command, in order. Each command writes to OUT/NAME."""
     fastae, python = [sys.executable, "-m", "fastae"], [sys.executable, "-m"]
     cores = str(len(os.sched_getaffinity(0)))
     benchmark = ["--device", "cuda" if on_gpu else "cpu", "--threads", cores]
@@ -55,7 +54,7 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
     batches = [] if on_gpu else ["--batches", "5"]
 
     def tests(*names: str) -> list[str]:
-        """In one process: several would share the card."""
+        """Runs tests in one process, since several would share the card."""
         report = f"--junit-xml={out / names[0]}.xml"
         return [
             *python,
@@ -85,7 +84,7 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
 
 
 def results(out: Path) -> Iterator[str]:
-    """A line for each run and sweep that is done: images/s while training, by their reports."""
+    """Yields a line with the images/s of training for each run and sweep that is done."""
     for kind in LOADERS:
         if (out / f"{kind}.done").exists():
             report = read_report(out / kind)
@@ -94,14 +93,14 @@ def results(out: Path) -> Iterator[str]:
     for number in AT_ONCE:
         if (out / f"at-once-{number}.done").exists():
             rate = rate_at_once(out / f"at-once-{number}", number)
-            yield f"sweep --at-once {number} {rate:8,.0f} images/s in all"
+            yield f"sweep --at-once {number} {rate:8,.0f} images/s in total"
 
 
 def rate_at_once(sweep: Path, number: int) -> float:
     """Images/s of all runs together, `number` of which take turns, while all slots are busy.
 
-    A run's time between two log steps is the wall's, the others' turns included. The runs advance in step, so
-    that no slot is free before their last log step.
+    A run's time between two log steps includes the turns of the others. The runs advance together, so that no
+    slot is free before their last log step.
     """
     rates = []
     for path in sweep.glob("*/metrics.csv"):
@@ -113,7 +112,7 @@ def rate_at_once(sweep: Path, number: int) -> float:
 
 
 def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
-    """Its exit code, or why there is none. A part that is cut off takes along all that it has started."""
+    """Runs a part; returns its exit code, or the reason why there is none. No process is left behind."""
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
         return process.wait(seconds)
@@ -121,7 +120,7 @@ def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
         return f"stopped after {seconds:g} s"
     finally:
         if process.poll() is None:
-            for pid in family(process.pid):  # benchmarks start sessions of their own: no group has all
+            for pid in family(process.pid):  # benchmarks start new sessions, so no process group has all
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()
@@ -130,7 +129,7 @@ def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
 @click.command(help=__doc__)
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the synthetic faces.")
-@click.option("--only", metavar="A,B,...", help="These parts alone.")
+@click.option("--only", metavar="A,B,...", help="Run only these parts.")
 def main(out: Path, images: str | None, only: str | None) -> None:
     import torch
 
@@ -142,7 +141,7 @@ def main(out: Path, images: str | None, only: str | None) -> None:
         done = out / f"{name}.done"
         if done.exists() or (only and name not in only.split(",")):
             continue
-        shutil.rmtree(out / name, ignore_errors=True)  # of a call that was stopped
+        shutil.rmtree(out / name, ignore_errors=True)  # left by an interrupted call
         started = time.perf_counter()
         with (out / f"{name}.log").open("w") as log:
             code = run_part(command, log, PART_SECONDS)
@@ -155,7 +154,7 @@ def main(out: Path, images: str | None, only: str | None) -> None:
             failed.append(name)
     print("\n".join(results(out)))
     if failed:
-        print(f"not done: {', '.join(failed)}; see {out}/NAME.log, and call again")
+        print(f"not done: {', '.join(failed)}; see {out}/NAME.log, and run the command again")
         sys.exit(1)
 
 

@@ -1,6 +1,6 @@
-"""The command line. Each command parses and calls; what is slow to import is imported inside.
+"""The command line. Each command parses its options and calls a function; slow imports are inside.
 
-A user's mistake is one line on stderr and exit code 2, whether click or other code notices it.
+A user's mistake is reported as one line on stderr, with exit code 2, whether click or fastae detects it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastae.losses import LOSSES
 from fastae.utils.streams import discard_output, open_streams
 
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
-"""An unhandled OSError with one of these, and without a file's name, is about stdout."""
+"""An unhandled OSError that has one of these numbers and no file's name was raised by writing to stdout."""
 
 CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
@@ -37,7 +37,7 @@ def cli() -> None:
 
 
 def refuse_stray(arguments: list[str]) -> None:
-    """Raises FastaeError for arguments that belong to no option; the first may be meant for --data."""
+    """Raises FastaeError for arguments that belong to no option. The first may be meant for --data."""
     if arguments:
         shown = arguments[0]
         hint = f": for a folder of images write --data {shown}" if Path(shown).is_dir() else ""
@@ -45,7 +45,7 @@ def refuse_stray(arguments: list[str]) -> None:
 
 
 STRAY = {"allow_extra_args": True}
-"""What belongs to no option is left to the command."""
+"""The command itself refuses arguments that belong to no option, with a hint (`refuse_stray`)."""
 
 
 @cli.command(
@@ -102,9 +102,9 @@ def sweep(
     resume: Path | None,
     **settings: Any,
 ) -> int:
-    """Train once for each loss, then make the report.
+    """Train once per loss, then make the report.
 
-    All runs have the same settings, and train on the same images.
+    All runs have the same settings and train on the same images.
     """
     refuse_stray(context.args)
     if resume:
@@ -130,14 +130,14 @@ def sweep(
 @click.option("--out", metavar="FILE", type=PathType(), help="Page to write. Default: DIR/report.html.")
 @click.option(
     "--data", metavar="DIR", type=PathType(str),
-    help="The images of the runs, for reconstructions, PSNR and SSIM. Default: the folder that they were "
-    "trained on here, else $FASTAE_DATA, else the synthetic faces.",
+    help="The runs' images, for reconstructions, PSNR and SSIM. Default: the folder that they were trained "
+    "on if it is here, else $FASTAE_DATA, else the synthetic faces.",
 )  # fmt: skip
 def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:
     """Compare runs on one HTML page.
 
-    DIR is a run's folder, or one that holds runs, such as a sweep's. The page has curves, reconstructions and
-    numbers, and says which loss ends lowest; a single run has a page of its own.
+    DIR is a run folder, or a folder that contains runs, such as a sweep folder. The page shows curves,
+    reconstructions and numbers, and says which loss ends lowest. A single run gets a page of its own.
     """
     from fastae.report.make import make_report
 
@@ -159,7 +159,8 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
     """Reconstruct your own images with the model of RUN.
 
     IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
-    resized as in RUN's training, and saved beside its reconstruction. Exit code 1 if some cannot be used.
+    resized as in RUN's training, and saved beside its reconstruction. The exit code is 1 if some images
+    cannot be used.
     """
     from fastae.tools.reconstruct import reconstruct_files
 
@@ -176,7 +177,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
 def export(run: Path, kind: str, out: Path) -> None:
     """Write RUN's encoder and decoder as ONNX or PyTorch files.
 
-    They need no fastae. Each is compared with the trained model before it is written.
+    The files do not need fastae. Each is compared with the trained model before it is written.
     """
     from fastae.tools.export import export as write
 
@@ -185,7 +186,7 @@ def export(run: Path, kind: str, out: Path) -> None:
 
 @cli.group()
 def prepare() -> None:
-    """Convert a data set to what training takes."""
+    """Convert a data set to a folder of JPEGs for training."""
 
 
 @prepare.command()
@@ -197,8 +198,8 @@ def celeba(source: Path, out: Path, count: int) -> int:
 
     SOURCE is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
     folder, or a folder of Hugging Face's parquet files (needs pyarrow). The official split is kept, and every
-    image is checked. The same command resumes where it was stopped. Exit code 1 if images are missing or
-    faulty.
+    image is checked. The same command resumes an interrupted conversion. The exit code is 1 if images are
+    missing or faulty.
     """
     from fastae.tools.dataset import prepare_and_report
 
@@ -209,13 +210,13 @@ def celeba(source: Path, out: Path, count: int) -> int:
 @click.argument("folder", metavar="DIR", type=PathType(str))
 @click.option("--deep", is_flag=True, help="Decode every file as well, as training does.")
 @click.option(
-    "--crop", type=click.IntRange(min=1), help="The --crop of the training: the least side of an image."
+    "--crop", type=click.IntRange(min=1), help="Training's --crop: the least side of a usable image."
 )
-@click.option("--json", "as_json", is_flag=True, help="As JSON, with the names of all files.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of all files.")
 def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
     """Find files of a data set that cannot be used.
 
-    DIR is the folder of JPEGs. Exit code 1 if any cannot be trained on.
+    DIR is the folder of JPEGs. The exit code is 1 if any of them cannot be trained on.
     """
     from fastae.tools.dataset import check_folder
 
@@ -224,11 +225,11 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.option("--json", "as_json", is_flag=True, help="As JSON: a list of the run's sessions.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of the run's sessions.")
 def gpu(run: Path, as_json: bool) -> None:
     """Show how busy RUN kept GPU and CPU, and what to change.
 
-    Of a run that was resumed, the last session. To watch the GPUs live, use nvitop.
+    For a resumed run, the last session is shown. To watch the GPUs live, use nvitop.
     """
     from fastae.monitor.files import read_sessions, report_json
     from fastae.monitor.text import show_sessions
@@ -238,7 +239,7 @@ def gpu(run: Path, as_json: bool) -> None:
     require_run(run)
     sessions = read_sessions(run)
     if as_json:
-        print(report_json(sessions))  # not the file as it is, which may hold anything behind what was read
+        print(report_json(sessions))  # not the raw file, which may contain more than what was read
     else:
         show_sessions(sessions, console)
 
@@ -247,7 +248,7 @@ def gpu(run: Path, as_json: bool) -> None:
 def doctor() -> int:
     """Show what this machine can do, and what to fix.
 
-    Exit code 1 if training is impossible.
+    The exit code is 1 if training is impossible.
     """
     from fastae.tools.doctor import examine
 
@@ -256,10 +257,10 @@ def doctor() -> int:
 
 @cli.group()
 def cache() -> None:
-    """List or clear what is kept to start faster.
+    """List or clear the cache that makes runs start faster.
 
-    The cache holds decoded data sets, the synthetic faces, which files were checked, and Matplotlib's fonts
-    if the home folder is read-only.
+    The cache contains decoded data sets, the synthetic faces, the results of file checks, compiled kernels,
+    and Matplotlib's list of fonts if the home folder is read-only.
     """
 
 
@@ -294,8 +295,8 @@ def list_cache(cache_dir: str | None) -> None:
 def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     """Remove the entry NAME, or all entries.
 
-    They are made again when needed. Only folders with fastae's own marker (entry.json) are removed. Exit code
-    1 if an entry is being built.
+    They are made again when needed. Only folders with fastae's own marker (entry.json) are removed. The exit
+    code is 1 if an entry is being built.
     """
     from fastae.utils.cache import cache_folder, entries, remove
     from fastae.utils.console import log, printable
@@ -325,13 +326,13 @@ def main() -> None:
         if error.filename is not None or error.errno not in WRITE_ERRORS:
             raise
         discard_output()
-        # A reader that has seen enough (`| head`) is no news.
+        # A closed pipe (`| head`) is not an error.
         code = 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
     sys.exit(code)
 
 
 def run_command() -> int:
-    """Runs what the command line says; prints one line where it fails. Returns the exit code."""
+    """Runs the command line and returns the exit code. An error is printed as one line."""
     if sys.flags.optimize > 1:
         return refuse("PYTHONOPTIMIZE=2 (python -OO) removes docstrings, which DALI needs: set it to 1 or 0")
     try:
@@ -353,9 +354,9 @@ def run_command() -> int:
 
 
 def end_rank(code: int, unexpected: Exception | None = None) -> None:
-    """Ends this process if it is one of several ranks that an exception has left joined.
+    """Ends this process if it is one of several ranks: the exception has left its process group open.
 
-    unexpected: that exception, if no line of ours has told the user of it.
+    `unexpected` is the exception, if it was not reported in one line before.
     """
     if distributed := sys.modules.get("fastae.training.distributed"):
         distributed.end_process(code, unexpected)
@@ -366,9 +367,9 @@ def refuse(message: str, code: int = 2) -> int:
 
 
 def complain(line: str, code: int) -> int:
-    from fastae.utils.console import printable  # not above: `fastae --help` shall not wait for rich
+    from fastae.utils.console import printable  # not at the top: `fastae --help` would wait for rich
 
-    with suppress(OSError):  # the terminal may have gone: the code still tells
+    with suppress(OSError):  # if the terminal is gone, the exit code remains
         plain = bool(os.environ.get("NO_COLOR")) or not sys.stderr.isatty()
         click.echo(printable(line) if plain else click.style(printable(line), fg="red"), err=True)
     end_rank(code)

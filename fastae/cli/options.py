@@ -1,4 +1,4 @@
-"""Click options made from a dataclass: a field gives name, type, choices, default, group and help."""
+"""Makes click options from a dataclass: a field gives name, type, choices, default, group and help."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from fastae.utils.paths import user_path
 
 
 class PathType(click.Path):
-    """A file or folder that need not exist, as str or Path, its `~` expanded.
+    """A file or folder that need not exist, as a str or Path with `~` expanded.
 
-    Raises FastaeError for what cannot be a path.
+    Raises FastaeError if the text is not a valid path.
     """
 
     def __init__(self, kind: type[str] | type[Path] = Path) -> None:
@@ -32,7 +32,7 @@ class PathType(click.Path):
 
 
 class InOrder(click.Group):
-    """Lists its commands in the order in which they are defined, and names settings as options in errors."""
+    """A group that lists commands in the order of their definition, and names the option in SettingErrors."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -60,7 +60,7 @@ class GroupedCommand(click.Command):
 
 
 class GroupedOption(click.Option):
-    """group: the heading it stands under."""
+    """An option that --help lists under the heading `group`."""
 
     def __init__(self, *names: Any, group: str, **settings: Any) -> None:
         super().__init__(*names, **settings)
@@ -70,7 +70,7 @@ class GroupedOption(click.Option):
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
     """A decorator that adds one option for each field of the dataclass `config`.
 
-    Booleans become `--name/--no-name`. What a default of None means is part of the help text.
+    Booleans become `--name/--no-name`. The help text says what a default of None means.
     """
     types = typing.get_type_hints(config)
 

@@ -1,4 +1,4 @@
-"""The data path: folders of JPEGs to augmented batches. Knows nothing of training."""
+"""The data path from folders of JPEGs to augmented batches. It is independent of training."""
 
 from fastae.augment import Augmentation
 from fastae.data.loaders.crop_resize import CropResize

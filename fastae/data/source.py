@@ -1,4 +1,4 @@
-"""Which images a run trains on: --data, else $FASTAE_DATA, else the built-in synthetic faces."""
+"""Finds the images that a run trains on: --data, else $FASTAE_DATA, else the built-in synthetic faces."""
 
 from __future__ import annotations
 
@@ -22,11 +22,19 @@ def open_source(
     cache: Path | None = None,
     manifest: Manifest | None = None,
 ) -> tuple[ImageFolder, str]:
-    """The folder, opened, and where it came from in words. Draws the faces if they are missing or damaged.
+    """Opens the folder of images. The synthetic faces are drawn if they are missing or damaged.
 
-    data: may be the folder in which a run that is resumed had the faces. cache: folder for the faces and for
-    what is known of the files. manifest: as `open_folder` takes it.
-    Raises FastaeError as `open_folder` does, and if the faces cannot be written.
+    Args:
+        data: a folder of JPEGs, or the folder in which a resumed run had the synthetic faces.
+        crop: as for `open_folder`.
+        cache: the cache folder, for the faces and the results of file checks. Default: the user's.
+        manifest: as for `open_folder`.
+
+    Returns:
+        The folder, and its source in words.
+
+    Raises:
+        FastaeError: as for `open_folder`, or the faces cannot be written.
     """
     cache = cache or cache_folder()
     if data:
@@ -42,6 +50,6 @@ def open_source(
         except OSError as error:
             raise FastaeError(
                 f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
-                "--cache-dir or $FASTAE_CACHE names another place, --data your own images"
+                "set another folder by --cache-dir or $FASTAE_CACHE, or give your images by --data"
             ) from None
     return open_folder(data, crop, check_records(cache), manifest), source

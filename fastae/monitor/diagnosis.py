@@ -1,9 +1,9 @@
-"""What limits a run's speed, and what to try: rules over the figures of a summary.
+"""Finds what limits a run's speed, and what to try, by rules over the figures of a summary.
 
-The loop's own waits decide, because whoever waits is not the limit. If the device has no batch for a tenth of
-the time, the loader is; if the host never waits for the device, launching kernels is; else the device. NVML's
-"GPU busy" (some kernel was running) only qualifies that, or replaces it for runs that report no waits, and
-the counters of GPM tell what a busy device is busy with.
+The loop's own waits decide, because whatever waits is not the limit. If the device has no batch for a tenth
+of the time, the loader is the limit. If the host never waits for the device, launching kernels is the limit.
+Otherwise the device is. NVML's "GPU busy" (the share of the time in which a kernel runs) only refines this,
+or replaces it for runs that report no waits. The counters of GPM show what a busy device is busy with.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from collections.abc import Iterator, Sequence
 from fastae.monitor.recording import Throttle
 from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
 
-WAIT_SHARE = 0.1  # of the time without a batch, from which the loader is the limit
-NEAR_ZERO = 0.02  # of the time waiting for the device, below which the host is the limit
+WAIT_SHARE = 0.1  # share of the time without a batch from which the loader is the limit
+NEAR_ZERO = 0.02  # share of the time waiting for the device below which the host is the limit
 BUSY_FROM = 90.0  # percent
-PAUSES_BELOW = 80.0  # percent GPU busy: a limiting GPU that is idle more than that pauses within its work
-LIMIT_FROM = 60.0  # percent of a unit's peak: Nsight Compute takes less for waiting for latencies
+PAUSES_BELOW = 80.0  # percent GPU busy; below this, a GPU that is the limit has pauses within its work
+LIMIT_FROM = 60.0  # percent of a unit's peak; below this, Nsight Compute assumes that latencies are the limit
 FULL_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
-PIPES_IDLE = 10.0  # percent: an active SM whose arithmetic and memory do less waits, such as NCCL's kernels
+PIPES_IDLE = 10.0  # percent; an SM that is active but whose units do less is waiting, as in NCCL's kernels
 UNUSED = 1.0  # percent
-STRAGGLING_BY = 15.0  # points of GPU busy: ranks differ by some in any run
-FULL_CORE = 0.8  # of the physical cores, from which the CPU is the limit
-LOW_POWER = 0.5  # of the power limit: a GPU that is never idle and draws less runs small kernels
-AWAKE = 0.1  # cores: a program that uses less sleeps, and misses none
-FULL_MACHINE = 0.9  # of the physical cores, from which programs take them from each other
-THROTTLED_FROM = 0.05  # of the time
+STRAGGLING_BY = 15.0  # percentage points of GPU busy; smaller differences between ranks are normal
+FULL_CORE = 0.8  # share of the physical cores from which the CPU is the limit
+LOW_POWER = 0.5  # share of the power limit; a GPU that is never idle but draws less runs small kernels
+AWAKE = 0.1  # cores; a run that uses less sleeps and does not need any
+FULL_MACHINE = 0.9  # share of the physical cores from which programs compete for them
+THROTTLED_FROM = 0.05  # share of the time
 
 LARGER_BATCH = "a --batch-size above {} (it changes the experiment): {}"
 
 
 def diagnose(summary: Summary, info: RunInfo) -> Diagnosis:
-    """Judges a run by its loop and by the main rank's GPU, which is the first."""
+    """Diagnoses a run by its loop and by the main rank's GPU, which is the first."""
     if not info.on_gpu:
         return _of_cpu(summary, info)
     gpu = summary.gpus[0] if summary.gpus else None
@@ -57,7 +57,7 @@ def _limit(summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Verdict:
 
 
 def _busy_with(gpu: GpuSummary | None) -> Verdict:
-    """What limits a busy GPU, if it counts that: the unit that is nearest to its peak."""
+    """The limit of a busy GPU: the unit that is closest to its peak, if the GPU counts this."""
     compute = max(_known(gpu, "tensor_active", "fp32_active"), default=0.0)
     memory = max(_known(gpu, "dram_bandwidth"), default=0.0)
     if max(compute, memory) < LIMIT_FROM:
@@ -66,8 +66,10 @@ def _busy_with(gpu: GpuSummary | None) -> Verdict:
 
 
 def straggler(gpus: Sequence[GpuSummary]) -> GpuSummary | None:
-    """Of several ranks' GPUs one that is clearly less busy than the first, which waits for it in a kernel of
-    NCCL."""
+    """The GPU of several ranks that is clearly less busy than the first GPU, if there is one.
+
+    The first GPU waits for it in a kernel of NCCL, which counts as busy.
+    """
     if not gpus or (first := gpus[0].mean("gpu_busy")) is None:
         return None
     idlest = min(gpus, key=lambda gpu: 100.0 if (mean := gpu.mean("gpu_busy")) is None else mean)
@@ -76,19 +78,19 @@ def straggler(gpus: Sequence[GpuSummary]) -> GpuSummary | None:
 
 
 def _spins(gpu: GpuSummary | None) -> bool:
-    """Whether warps are resident and do nothing: kernels that wait, for other ranks or for memory."""
+    """Whether warps are resident but idle: then the kernels wait for other ranks or for memory."""
     work = _known(gpu, "tensor_active", "fp32_active", "dram_bandwidth")
     active = max(_known(gpu, "sm_active"), default=0.0)
     return len(work) > 1 and max(work) < PIPES_IDLE and active >= FULL_FROM
 
 
 def _known(gpu: GpuSummary | None, *metrics: str) -> list[float]:
-    """The means of those metrics that are known; 0 is known."""
+    """The means of those of the metrics that are known."""
     return [mean for metric in metrics if gpu and (mean := gpu.mean(metric)) is not None]
 
 
 def _is_full(gpu: GpuSummary) -> bool:
-    """Whether a busy GPU's kernels fill it: by SM activity, else by power, else it is assumed."""
+    """Whether a busy GPU's kernels fill it, by SM activity, else by power; assumed if both are unknown."""
     watts, limit, active = gpu.mean("power"), gpu.record.gpu.power_limit, gpu.mean("sm_active")
     if active is not None:
         return active >= FULL_FROM
@@ -96,22 +98,22 @@ def _is_full(gpu: GpuSummary) -> bool:
 
 
 def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
-    """What to try with a run, by the options that it has."""
+    """Yields advice about the settings of a run."""
     if verdict is Verdict.UNKNOWN and info.at_once > 1:
         yield "--at-once 1: the waits of runs that take turns cannot be told apart"
     elif verdict is Verdict.UNKNOWN:
-        yield "--profile 10: it shows which kernels run, and for how much of the time none does"
+        yield "--profile 10: it shows which kernels run, and how long none does"
     elif verdict is Verdict.WAITING_FOR_DATA:
         yield from _for_data(gpu, info)
     elif verdict is Verdict.WAITING_FOR_RANK:
         if slow := straggler(summary.gpus):
-            yield f"the rank on GPU {slow.record.prefix[3:]}: it is the slowest, and the others wait for it"
+            yield f"check the rank on GPU {slow.record.prefix[3:]}: the others wait for it, the slowest"
         else:
-            yield "the other ranks, and the GPUs' links (nvidia-smi topo -m): this GPU spins in NCCL"
+            yield "check the other ranks and the GPUs' links (nvidia-smi topo -m): this GPU waits in NCCL"
     elif verdict is Verdict.LAUNCH_BOUND:
         if not info.compiled:
             yield "--compile: fewer, larger kernels"
-        yield "one CUDA graph per step: the line 'device' at the start shows whether the run has it"
+        yield "one CUDA graph per step: the log line 'device' at the start shows whether the run uses it"
         yield LARGER_BATCH.format(info.batch_size, "more work per launch")
     else:  # the GPU is the limit
         yield from _for_a_busy_gpu(verdict, gpu, info)
@@ -120,10 +122,10 @@ def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary | None, info:
 def _for_data(gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
     if info.loader == "resident":
         option = "--profile 10" if info.compiled else "--compile"
-        yield f"{option}: gathering and augmenting the resident pixels takes the time"
+        yield f"{option}: gathering and augmenting the resident pixels limits the speed"
         return
     is_busy = max(_known(gpu, "gpu_busy"), default=0.0) >= BUSY_FROM
-    why = "; what keeps the GPU busy meanwhile is decoding" if is_busy and info.loader == "dali" else ""
+    why = "; meanwhile decoding keeps the GPU busy" if is_busy and info.loader == "dali" else ""
     yield f"--loader resident: decode each image once and keep the pixels on the device{why}"
     jpeg = gpu.statistics.get("jpeg") if gpu else None
     if info.loader == "dali" and jpeg and jpeg.p95 >= BUSY_FROM:
@@ -136,30 +138,30 @@ def _for_a_busy_gpu(verdict: Verdict, gpu: GpuSummary | None, info: RunInfo) -> 
     if not info.amp:
         yield "--amp: mixed precision multiplies matrices several times faster"
     elif min(_known(gpu, "tensor_active"), default=100.0) < UNUSED:
-        yield "--profile 10: --amp is on, and yet the tensor cores are not used"
+        yield "--profile 10: the tensor cores are not used, although --amp is on"
     if info.loader == "dali":
         yield "--loader resident: decoding and training share the GPU"
     busy = min(_known(gpu, "gpu_busy"), default=100.0)
     if busy < PAUSES_BELOW:
         idle = f"{100 - busy:.0f} % of the time"
-        yield f"--profile 10: the host waits for the GPU, and yet no kernel runs {idle}"
+        yield f"--profile 10: no kernel runs {idle}, although the host waits for the GPU"
     elif verdict is Verdict.GPU_BOUND and gpu and not _is_full(gpu):
         yield LARGER_BATCH.format(info.batch_size, "the GPU is never idle, but its kernels do not fill it")
 
 
 def _for_the_card(gpu: GpuSummary) -> Iterator[str]:
-    """What slows the card itself. A power cap at full load is normal and no advice."""
+    """Yields advice about what slows the card itself. A power cap at full load is normal."""
     often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
         yield "better cooling: the GPU lowers its clocks because it is too hot"
     elif Throttle.POWER_BRAKE in often:
-        yield "the power supply: its brake lowers the clocks"
+        yield "check the power supply: the power brake is active"
     elif Throttle.HARDWARE in often:
-        yield "the power cables and the power supply: the hardware lowers the clocks, and NVML has no reason"
-    # The generation falls while the link is idle, the width does not.
+        yield "check the power cables and supply: the hardware lowers the clocks for an unknown reason"
+    # An idle link lowers its PCIe generation, but not its width.
     width = gpu.statistics.get("pcie_width")
     if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
-        yield "reseating the card, or another PCIe slot: it has fewer lanes than it could"
+        yield "reseating the card, or another PCIe slot: it uses fewer PCIe lanes than it has"
 
 
 def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
@@ -171,7 +173,7 @@ def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
     if "cpu" not in summary.host:
         return Diagnosis(Verdict.UNKNOWN, for_data)
     used, others = summary.host["cpu"].mean, summary.other_cores
-    # A core's second thread adds little: all physical cores in use is full load.
+    # The second thread of a core adds little: if all physical cores are busy, the CPU is.
     if used >= FULL_CORE * summary.cores.physical:
         without_amp = () if info.amp else ("--amp, if the CPU multiplies bf16 natively",)
         return Diagnosis(Verdict.CPU_BOUND, (*for_data, *without_amp))

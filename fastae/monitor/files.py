@@ -1,7 +1,7 @@
-"""gpu.json, gpu.csv and gpu.png in a run's folder: written, each whole or not at all, and read again.
+"""Writes and reads gpu.json, gpu.csv and gpu.png in a run's folder. Each is written completely or not at all.
 
-A run that was resumed has several sessions: gpu.json is the list of their reports, and gpu.csv and gpu.png
-show them one after the other.
+A resumed run has several sessions: gpu.json is the list of their reports, and gpu.csv and gpu.png show them
+one after the other.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from fastae.utils.json import read_json
 
 REPORT, SAMPLES, PLOT = "gpu.json", "gpu.csv", "gpu.png"
 FIRST_TITLES = ["time [s]", "session", "phase"]
-MAX_BYTES = 1 << 26  # of a gpu.csv: a session's has some MB
+MAX_BYTES = 1 << 26  # the most bytes of a gpu.csv; a session has some MB
 
 
 def write_report(report: UsageReport, recording: Recording, folder: Path, title: str) -> None:
-    """Adds a session to the three files in an existing folder. `title`: of the plot. Raises OSError.
+    """Adds a session to the three files in an existing folder. Earlier ones that cannot be read are dropped.
 
-    Earlier sessions that cannot be read are dropped.
+    `title` is the title of the plot. Raises OSError if a file cannot be written.
     """
     try:
         reports = [*read_sessions(folder), report]
@@ -46,8 +46,10 @@ def write_report(report: UsageReport, recording: Recording, folder: Path, title:
 
 
 def read_sessions(folder: Path) -> list[UsageReport]:
-    """The reports of a run's sessions, at least one, in their order. Raises FastaeError if there is none, or
-    they cannot be read."""
+    """The reports of a run's sessions, at least one, in order.
+
+    Raises FastaeError if there is none, or if they cannot be read.
+    """
     path = folder / REPORT
     if not folder.is_dir():
         raise FastaeError(f"{str(folder)!r} is not a run's folder")
@@ -57,14 +59,14 @@ def read_sessions(folder: Path) -> list[UsageReport]:
         raise ValueError("it is empty")
     except FileNotFoundError:
         raise FastaeError(
-            f"{str(folder)!r} has no {REPORT}: its run has not ended, or had --gpu-sample-hz 0"
+            f"{str(folder)!r} has no {REPORT}: the run has not ended, or has --gpu-sample-hz 0"
         ) from None
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
 
 
 def read_report(folder: Path) -> UsageReport:
-    """The report of a run's last session. Raises FastaeError as `read_sessions` does."""
+    """The report of a run's last session. Raises FastaeError like `read_sessions`."""
     return read_sessions(folder)[-1]
 
 
@@ -73,8 +75,11 @@ def report_json(reports: list[UsageReport]) -> str:
 
 
 def _as_csv(recording: Recording) -> str:
-    """A line per time at which anything was read: time in seconds, session, phase, and each column with its
-    unit; empty if it was not read then."""
+    """The recording as CSV, with a line for each time at which anything was read.
+
+    The columns are the time in seconds, the session, the phase, and each metric with its unit, which is empty
+    if it was not read at this time.
+    """
     starts = [span.start for span in recording.spans]
     titles = [*FIRST_TITLES]
     lines: dict[float, dict[str, object]] = {}
@@ -93,7 +98,7 @@ def _as_csv(recording: Recording) -> str:
 
 
 def read_samples(path: Path) -> Recording | None:
-    """The recording in a gpu.csv, without the GPUs; None if there is none, or it cannot be read."""
+    """The recording in a gpu.csv, without the GPUs; None if it is missing or cannot be read."""
     try:
         require_file(path)
         with path.open("rb") as file:
@@ -103,7 +108,7 @@ def read_samples(path: Path) -> Recording | None:
 
 
 def _parse(text: str) -> Recording:
-    """What `_as_csv` made. Raises ValueError, LookupError or csv.Error for anything else."""
+    """Parses the output of `_as_csv`. Raises ValueError, LookupError or csv.Error for other content."""
     header, *lines = csv.reader(io.StringIO(text))
     if header[:3] != FIRST_TITLES:
         raise ValueError("not samples of this version")
@@ -113,7 +118,7 @@ def _parse(text: str) -> Recording:
     for cell, session, phase, *cells in lines:
         before, time = time, float(cell)
         if not before <= time < math.inf:
-            raise ValueError("time does not go backwards")
+            raise ValueError("the times are not in order")
         if int(session) > len(sessions):
             sessions.append(time)
         if phase != spans[-1].phase:

@@ -1,7 +1,7 @@
-"""What is read of one GPU or MIG slice: a table of queries, and a reader that never raises.
+"""Reads one GPU or MIG slice: a table of queries, and a reader that never raises an error.
 
-A call that a card or driver does not offer is not made again; the next one that gives the same metrics
-replaces it. Whatever goes wrong with one query, the others are asked as before.
+A call that the card or driver does not support is not repeated. It is replaced by the next call that gives
+the same metrics, if there is one. An error of one query does not affect the others.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ REFUSED = (
     "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION",
     "NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_ARGUMENT_VERSION_MISMATCH", "NVML_ERROR_DEPRECATED",
 )  # fmt: skip
-"""Answers that will not change while a program runs; after others, such as a timeout, it is asked again."""
+"""Errors that persist while a program runs. After others, such as a timeout, the call is repeated."""
 
 GONE = (
     "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNINITIALIZED",
     "NVML_ERROR_DRIVER_NOT_LOADED",
 )  # fmt: skip
-"""After one of these a GPU answers nothing any more."""
+"""Errors after which a GPU answers no call."""
 
-UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # a query that gets it so often in a row is not made again
-MOST_XIDS = 100  # that are taken at a reading: a driver may log more than one at once
-SHORTEST = 0.1  # seconds between two samples of GPM, by NVML's documentation
+UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # after UNKNOWN so often in a row, a call is not repeated
+MOST_XIDS = 100  # the most per reading: a driver may log several at once
+SHORTEST = 0.1  # the least seconds between two samples of GPM, by NVML's documentation
 
 GPM = {
     "sm_active": pynvml.NVML_GPM_METRIC_SM_UTIL,
@@ -42,27 +42,36 @@ GPM = {
     "fp32_active": pynvml.NVML_GPM_METRIC_FP32_UTIL,
     "dram_bandwidth": pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL,
 }
-"""What Hopper and later count in hardware, in percent: metric -> NVML's number of it."""
+"""Metric -> NVML's number of the hardware counters of Hopper and later, in percent."""
 
 VALUE_FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-"""By NVML_VALUE_TYPE_..."""
+"""The fields of NVML's union of values, by NVML_VALUE_TYPE_..."""
 
 Answers = Iterable[float | None]
 
 
 @dataclass
 class _Query:
-    """A call that gives these metrics, with others to replace it in order of preference."""
+    """A call that gives some metrics, and the calls that may replace it."""
 
     metrics: Sequence[str]
+
     calls: list[Callable[[], Answers]]
+    """Calls that give a value for each metric, in order of preference. The first is used."""
+
     known: set[str] = field(default_factory=set)
+    """The metrics that have had a value."""
+
     reason: str = "no value"
+    """The reason why metrics have no value: the last error."""
+
     errors: Counter[str] = field(default_factory=Counter)
+    """Error -> how often it occurred after the query had been answered."""
+
     unknown_in_a_row: int = 0
 
     def ask(self) -> dict[str, float]:
-        """Metric -> value, of those that have one now. Raises whatever the call raises."""
+        """Makes the call: metric -> value of those that have one now. Errors of the call are raised."""
         answers = zip(self.metrics, self.calls[0](), strict=True)
         found = {name: float(value) for name, value in answers if value is not None and math.isfinite(value)}
         self.known |= found.keys()
@@ -70,7 +79,7 @@ class _Query:
         return found
 
     def note(self, error: Exception) -> str:
-        """Counts an error, drops the call if it will not be answered, and returns the error's name."""
+        """Counts an error, drops the call if the error persists, and returns the error's name."""
         name = error_name(error)
         self.unknown_in_a_row += name == UNKNOWN
         if name in REFUSED or not isinstance(error, pynvml.NVMLError) or self.unknown_in_a_row == HANG:
@@ -82,9 +91,13 @@ class _Query:
 
 
 class GpuReader:
-    """Reads one GPU; `record` says what became of it. Columns begin with `prefix`.
+    """Reads one GPU. At the end, `record` describes the faults that occurred.
 
-    own: the process ids of the run; others on the same GPU are counted.
+    Args:
+        library: NVML.
+        device: the GPU and its handle.
+        prefix: the first part of the names of columns, such as 'gpu0'.
+        own: the process ids of the run. Other processes on the GPU are counted.
     """
 
     def __init__(self, library: Any, device: Device, prefix: str, own: Collection[int]) -> None:
@@ -102,16 +115,16 @@ class GpuReader:
         nvml, gpu = self._library, self._handle
         calls: dict[Sequence[str], list[Callable[[], Answers]]] = {
             ("gpu_busy",): [lambda: [nvml.nvmlDeviceGetUtilizationRates(gpu).gpu]],
-            ("power",): [  # mW; the second is the mean of a second since Ampere
+            ("power",): [  # mW; since Ampere, the second is the mean over one second
                 lambda: [self._field(pynvml.NVML_FI_DEV_POWER_INSTANT) / 1e3],
                 lambda: [nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3],
             ],
             ("energy",): [lambda: [self._field(pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION) / 1e3]],  # mJ
-            # By the second version of the call: without what the driver reserves.
+            # The second version of the call excludes the memory that the driver reserves.
             ("memory",): [lambda: [nvml.nvmlDeviceGetMemoryInfo(gpu, pynvml.nvmlMemory_v2).used / 2**30]],
             ("sm_clock",): [lambda: [nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)]],
             ("temperature",): [lambda: [nvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)]],
-            ("jpeg",): [lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[:1]],  # then the sampling period
+            ("jpeg",): [lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[:1]],  # not the sampling period
             ("pcie_width",): [lambda: [nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu)]],
             tuple(f"throttled_{reason}" for reason in Throttle): [
                 lambda: _throttling(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))
@@ -125,13 +138,13 @@ class GpuReader:
         return [_Query(metrics, them) for metrics, them in calls.items()]
 
     def read(self) -> dict[str, float]:
-        """Column -> value, for what the GPU answers now."""
+        """Column -> value of the metrics that the GPU gives now."""
         found: dict[str, float] = {}
         for query in self._queries:
             if query.calls and not self._lost:
                 try:
                     found |= {f"{self._prefix}/{name}": value for name, value in query.ask().items()}
-                except Exception as error:  # of a binding, too: it costs this query alone
+                except Exception as error:  # also an error of the Python binding: only this query is affected
                     name = query.note(error)
                     self._lost = name if name in GONE else None
         return found
@@ -155,8 +168,11 @@ class GpuReader:
         return self._gpm.read()
 
     def _count_others(self) -> Answers:
-        """In a container the process ids may be another namespace's: then the run's own are not among them,
-        and who the others are is not known."""
+        """Yields the number of other processes on the GPU; None if it is unknown.
+
+        In a container, NVML's process ids may be those of another namespace. Then the run's own ids are not
+        among them, and the other processes cannot be identified.
+        """
         pids = {each.pid for each in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)}
         yield len(pids.difference(self._own)) if pids.intersection(self._own) else None
 
@@ -164,27 +180,27 @@ class GpuReader:
         yield self._library.nvmlDeviceGetTotalEccErrors(self._handle, kind, pynvml.NVML_VOLATILE_ECC)
 
     def _collect_xids(self) -> Answers:
-        """How many kinds of errors the driver has logged since the run began."""
+        """Yields the number of different XID errors that the driver has logged since the run began."""
         if self._events is None:
             events = self._library.nvmlEventSetCreate()
             self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
             self._events = events
-        with suppress(pynvml.NVMLError_Timeout):  # there are no more
+        with suppress(pynvml.NVMLError_Timeout):  # there are no more events
             for _ in range(MOST_XIDS):
                 self._xids.add(int(self._library.nvmlEventSetWait_v2(self._events, 0).eventData))
         yield len(self._xids)
 
 
 def _throttling(bits: int) -> Answers:
-    """For each reason 100 or 0: whether it applies now."""
+    """100 for each reason that applies now, else 0."""
     return [100.0 * bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
 
 
 class _GpmSampler:
-    """The metrics of GPM over the time between one reading and the next."""
+    """The metrics of GPM (GPU performance monitoring) over the time between two readings."""
 
     def __init__(self, library: Any, handle: Any, is_slice: bool) -> None:
-        """Raises NVMLError if the card or driver has no GPM."""
+        """Raises NVMLError if the card or driver does not support GPM."""
         self._library = library
         self._take = partial(library.nvmlGpmSampleGet, handle)
         if is_slice:
@@ -197,11 +213,11 @@ class _GpmSampler:
         self._taken: float | None = None
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version, self._request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(GPM)
-        for place, metric in enumerate(GPM.values()):
-            self._request.metrics[place].metricId = metric
+        for index, metric in enumerate(GPM.values()):
+            self._request.metrics[index].metricId = metric
 
     def read(self) -> Answers:
-        """A value for each of GPM; none the first time, nor too soon after the last sample."""
+        """A value for each metric of GPM; None at the first reading, and too soon after the last one."""
         now, then = time.monotonic(), self._taken
         if then is not None and now - then < SHORTEST:
             return [None] * len(GPM)

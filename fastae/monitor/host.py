@@ -1,4 +1,4 @@
-"""What processes take of the host: cores, memory and reads from disk, from Linux's /proc."""
+"""Reads how much CPU time, memory and disk bandwidth processes use, from Linux's /proc."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-SHORTEST = 0.1  # seconds between two readings, at least: /proc counts in steps of 10 ms
+SHORTEST = 0.1  # the least seconds between two readings: /proc counts in steps of 10 ms
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class HostReader:
-    """Reads what these processes use together, over the time between calls."""
+    """Reads the total usage of some processes over the time between calls."""
 
     def __init__(self, pids: Sequence[int]) -> None:
         self._pids = pids
@@ -22,13 +22,13 @@ class HostReader:
         self._totals = self._read_totals()
 
     def read(self) -> dict[str, float]:
-        """Column -> value, for what /proc shows."""
+        """Column -> value, for the figures that /proc shows."""
         now = time.monotonic()
         seconds = now - self._time
         if seconds < SHORTEST:
             return {}
         before, self._totals, self._time = self._totals, self._read_totals(), now
-        # A process that ends takes its counts with it: no growth.
+        # The counts of a process that ends are lost: then growth is counted as 0, not as negative.
         values = {
             name: max(0.0, total - before[name]) / seconds
             for name, total in self._totals.items()
@@ -39,8 +39,10 @@ class HostReader:
         return {f"host/{name}": value for name, value in values.items()}
 
     def _read_totals(self) -> dict[str, float]:
-        """CPU seconds, GiB of memory and MB read from disk, and CPU seconds of the machine; without what is
-        unknown."""
+        """The processes' CPU seconds, GiB of memory and MB read from disk, and the machine's CPU seconds.
+
+        Figures that are unknown are missing.
+        """
         totals = _machine_seconds()
         for pid in self._pids:
             for name, value in _of_process(pid).items():
@@ -49,7 +51,7 @@ class HostReader:
 
 
 def family(pid: int) -> tuple[int, ...]:
-    """`pid` and every process that descends from it."""
+    """`pid` and the ids of all its descendants."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal() and (fields := _stat(int(entry.name))):
@@ -61,7 +63,7 @@ def family(pid: int) -> tuple[int, ...]:
 
 
 def _machine_seconds() -> dict[str, float]:
-    """CPU seconds of everything that runs here: proc(5), the fields of 'cpu' but for idle and iowait."""
+    """The CPU seconds of all processes: the fields of 'cpu' in proc(5) except idle and iowait."""
     try:
         user, nice, system, _, _, irq, softirq, *_ = map(int, _text(Path("/proc/stat")).split()[1:9])
     except ValueError:
@@ -70,7 +72,7 @@ def _machine_seconds() -> dict[str, float]:
 
 
 def _of_process(pid: int) -> dict[str, float]:
-    """CPU seconds, GiB of memory, MB read from disk, as far as they are known."""
+    """The CPU seconds, GiB of memory and MB read from disk that are known of a process."""
     fields = _stat(pid)
     if not fields:
         return {}
@@ -83,7 +85,7 @@ def _of_process(pid: int) -> dict[str, float]:
 
 
 def _stat(pid: int) -> list[str]:
-    """/proc/PID/stat from its third field on: the second, a name, may hold blanks and brackets."""
+    """/proc/PID/stat from its third field on. The second, a name, may contain blanks and brackets."""
     return _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 

@@ -1,6 +1,6 @@
-"""The monitor beside a run: it samples GPUs and host while the loop trains, and reports when the run ends.
+"""The monitor of a run, which samples GPUs and host while the loop trains, and reports when the run ends.
 
-Nothing here can harm the run: what fails costs one line, and the run continues.
+It cannot harm the run: if something fails, one line is logged, and the run continues.
 """
 
 from __future__ import annotations
@@ -31,8 +31,11 @@ from fastae.utils.limits import count_cores, local_ranks
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
-    """The UUIDs, without prefix, of a run's GPUs on this machine: that of `device` alone, or those of all
-    local ranks if several `ranks` share the run, as torchrun starts them; none for a CPU."""
+    """The UUIDs, without a prefix, of a run's GPUs on this machine; none for a CPU.
+
+    This is the GPU `device`, or the GPUs of all local ranks if several ranks, which torchrun started, share
+    the run.
+    """
     if device.type != "cuda":
         return []
     devices = range(local_ranks()) if ranks > 1 else [device.index or 0]
@@ -40,7 +43,7 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
 
 
 def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
-    """A reader for each GPU, which calls it as nvidia-smi does. own: the run's process ids."""
+    """Makes a reader for each GPU, with the index of nvidia-smi. `own` are the run's process ids."""
     indices = [gpu.index for gpu, _ in devices]
     if len(set(indices)) < len(indices):  # slices of one board
         indices = list(range(len(devices)))
@@ -49,10 +52,16 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
 
 
 class Monitor(AbstractContextManager):
-    """Samples while the block runs, then writes the report to `folder` and logs one line, and the troubles.
+    """Samples while the block runs, then writes the report and logs one line, and any hardware troubles.
 
-    `hz`: samples per second, 0 for none. `gpus`: as from `local_gpus`. It also marks the phases as NVTX
-    ranges, whatever `hz` is.
+    Whatever `hz` is, it also marks the phases as NVTX ranges.
+
+    Args:
+        folder: the run's folder, for the report.
+        hz: the number of samples per second; 0 for no report.
+        gpus: the UUIDs of the run's GPUs, from `local_gpus`.
+        info: the properties of the run.
+        library: NVML.
     """
 
     def __init__(
@@ -66,22 +75,29 @@ class Monitor(AbstractContextManager):
         self._is_open = False
 
     def enter(self, phase: Phase) -> None:
-        """What follows belongs to this phase."""
+        """Starts a phase, unless it is the current one."""
         self._ranges.enter(phase)
         if self._poller:
             self._poller.enter(phase)
 
     def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
-        """The loop's figures since the last call: images trained on, seconds in all, seconds in which the
-        device had no batch, and seconds in which the host was blocked until the device was done."""
-        if self._poller and self._info.at_once == 1 and seconds > 0:  # else others' turns are in the seconds
+        """Records the loop's figures since the last call.
+
+        Args:
+            images: the number of images trained on.
+            seconds: the time since the last call.
+            data_wait: the seconds in which the device had no batch.
+            device_wait: the seconds in which the host waited for the device.
+        """
+        # With several runs at once, `seconds` would include the turns of the others.
+        if self._poller and self._info.at_once == 1 and seconds > 0:
             figures = {"images_per_second": images / seconds, "data_wait": 100 * data_wait / seconds}
             if self._info.on_gpu:
                 figures["device_wait"] = 100 * device_wait / seconds
             self._poller.record(**figures, seconds=seconds)
 
     def means(self) -> dict[str, float]:
-        """For TensorBoard: the mean of each metric since the last call."""
+        """The mean of each metric since the last call, by TensorBoard tag."""
         return self._poller.means() if self._poller else {}
 
     def __enter__(self) -> Monitor:
@@ -94,9 +110,9 @@ class Monitor(AbstractContextManager):
         self._ranges.enter(None)
         with self._harmless():
             if self._poller:
-                if self._poller.stop() and self._is_open:  # if a reading hangs, closing would hang, or crash
+                if self._poller.stop() and self._is_open:  # NVML hangs or crashes if closed in a reading
                     offered(self._library.nvmlShutdown)
-                if kind is None or (self._folder / "config.json").exists():  # else it has not begun
+                if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._poller.recording())
 
     @contextmanager
@@ -107,7 +123,7 @@ class Monitor(AbstractContextManager):
             log(f"monitor   no GPU report: {error}")
 
     def _start(self) -> None:
-        # In a shared run the processes of the other local ranks are torchrun's children as well.
+        # If ranks share a run, the processes of the other local ranks are children of torchrun too.
         own = family(os.getppid()) if self._info.ranks > 1 else (os.getpid(),)
         gpus = readers_of(self._library, self._open() if self._uuids else (), own)
         poller = Poller([*gpus, HostReader(own)], self._hz)
@@ -115,7 +131,7 @@ class Monitor(AbstractContextManager):
         self._poller = poller
 
     def _open(self) -> list[Device]:
-        """The run's GPUs, as far as NVML shows them."""
+        """The run's GPUs that NVML shows."""
         try:
             open_nvml(self._library)
         except NvmlError as error:

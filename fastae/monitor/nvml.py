@@ -1,7 +1,7 @@
-"""NVML, NVIDIA's management library: opened, and the GPUs that a process uses found in it.
+"""Opens NVML, NVIDIA's management library, and finds the GPUs that a process uses.
 
 The functions come from the module `library`, which is `pynvml` (package nvidia-ml-py) or, in tests, a
-recorded one in its place. Constants and exceptions are always `pynvml`'s.
+recording. Constants and exceptions are always `pynvml`'s.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from fastae.monitor.recording import Absence, Gpu
 
 Answer = TypeVar("Answer")
 Device = tuple[Gpu, Any]
-"""A GPU and NVML's handle of it."""
+"""A GPU and its handle in NVML."""
 
 ERROR_NAMES = {getattr(pynvml, name): name for name in dir(pynvml) if name.startswith("NVML_ERROR_")}
 
-WSL_DEVICE = Path("/dev/dxg")  # how Windows passes its GPUs into WSL 2; the driver is Windows' own
+WSL_DEVICE = Path("/dev/dxg")  # the device by which WSL 2 gives access to GPUs, with Windows' driver
 
 
 class NvmlError(FastaeError):
-    """NVML cannot be used. `absence` says how, `detail` is NVML's name of the error."""
+    """NVML cannot be used. `absence` is the reason, `detail` NVML's name of the error."""
 
     def __init__(self, absence: Absence, detail: str) -> None:
         super().__init__(f"NVML cannot be used: {detail}")
@@ -34,8 +34,10 @@ class NvmlError(FastaeError):
 
 
 def open_nvml(library: Any = pynvml) -> Any:
-    """Starts NVML and returns the library, whose nvmlShutdown undoes it. Raises NvmlError if there is none,
-    or it does not answer."""
+    """Initialises NVML and returns the library. The caller ends it by nvmlShutdown.
+
+    Raises NvmlError if NVML is not installed or does not answer.
+    """
     try:
         library.nvmlInit()
     except pynvml.NVMLError as error:
@@ -51,22 +53,27 @@ def in_wsl() -> bool:
 
 
 def all_gpus(library: Any) -> list[Device]:
-    """Every GPU that NVML shows, in the order of the PCI bus; one that is lost is among them."""
+    """Every GPU that NVML shows, in the order of the PCI bus, including lost ones."""
     found: list[Device] = []
     for index in range(offered(library.nvmlDeviceGetCount) or 0):
         try:
             found.append(_describe(library, index, library.nvmlDeviceGetHandleByIndex(index)))
         except pynvml.NVMLError as error:
-            if error.value != pynvml.NVML_ERROR_NO_PERMISSION:  # else it is another container's
+            if error.value != pynvml.NVML_ERROR_NO_PERMISSION:  # otherwise it belongs to another container
                 found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
     return found
 
 
 def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
-    """The GPU or MIG slice whose UUID, without its prefix, CUDA gives; None if NVML does not show it.
+    """The GPU or MIG slice that CUDA uses; None if NVML does not show it.
 
-    Never another one: CUDA may give the board's UUID for a slice, and then `visible`, as in
-    CUDA_VISIBLE_DEVICES, must name the slice, unless there is only one.
+    CUDA may report the board's UUID for a slice. Then the slice must be named in `visible`, unless the board
+    has only one: another slice is never returned.
+
+    Args:
+        library: NVML.
+        uuid: the UUID that CUDA reports, without a prefix.
+        visible: the value of CUDA_VISIBLE_DEVICES, if it is set.
     """
     device = _by_uuid(library, f"MIG-{uuid}") or _by_uuid(library, f"GPU-{uuid}")
     if device is None:
@@ -78,17 +85,17 @@ def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
 
 
 def error_name(error: Exception) -> str:
-    """The name in NVML's manual, such as NVML_ERROR_NOT_SUPPORTED, or that of Python's class."""
+    """The error's name in NVML's manual, such as NVML_ERROR_NOT_SUPPORTED, or the name of its class."""
     if not isinstance(error, pynvml.NVMLError):
-        return type(error).__name__  # pynvml has some that are no NVMLError: NVMLLibraryMismatchError
+        return type(error).__name__  # pynvml also raises other classes, such as NVMLLibraryMismatchError
     return ERROR_NAMES.get(error.value, f"NVML error {error.value}")
 
 
 def offered(function: Callable[..., Answer], *arguments: Any) -> Answer | None:
-    """What the call returns, or None if this card or driver does not offer it."""
+    """Calls a function of NVML; returns None if this card or driver does not support it."""
     try:
         return function(*arguments)
-    except Exception:  # pynvml's own, too, such as NVMLLibraryMismatchError
+    except Exception:  # pynvml also raises other classes, such as NVMLLibraryMismatchError
         return None
 
 
@@ -108,7 +115,7 @@ def _slices(library: Any, device: Device) -> list[Device]:
     if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:  # [now, after the next reset]
         return []
     count = offered(library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
-    slices = (offered(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, place) for place in range(count))
+    slices = (offered(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, index) for index in range(count))
     return [_describe(library, gpu.index, each, is_slice=True) for each in slices if each is not None]
 
 

@@ -1,4 +1,4 @@
-"""The plot of a recording: what GPU and CPU did over time, with the phases of the run behind the curves."""
+"""Plots a recording: curves of GPU and CPU usage over time, with the phases of the run as background."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PHASE_COLORS = {
     Phase.SAVE: "tab:red",
 }
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
-BINS = 400  # points of a curve; if there are more samples, each bin's median and range are drawn
+BINS = 400  # points of a curve; if there are more samples, the median and range of each bin are drawn
 
 PANELS = (
     ("GPU [%]", ("gpu/gpu_busy", "gpu/sm_active", "gpu/tensor_active", "gpu/jpeg"), 105.0),
@@ -29,11 +29,11 @@ PANELS = (
     ("images/s", ("loop/images_per_second",), None),
     ("waiting [%]", ("loop/data_wait", "loop/device_wait"), 105.0),
 )
-"""Title, metrics, and top. Of several GPUs only the first metric of a panel is drawn, for each of them."""
+"""Title, metrics and upper limit of the panels. With several GPUs, only the first metric is drawn."""
 
 
 def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
-    """Writes a PNG with a panel for each of PANELS that has something to show."""
+    """Writes a PNG with a panel for each of PANELS that has data."""
     matplotlib = import_matplotlib()
     several = len({name.partition("/")[0] for name in recording.columns if name.startswith("gpu")}) > 1
     panels = [(title, top, _columns(recording, keys, several, top)) for title, keys, top in PANELS]
@@ -60,15 +60,17 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     patches: list[Any] = [
         matplotlib.patches.Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases
     ]
-    if several:  # one legend for the GPUs of all panels
+    if several:  # one legend for the GPUs in all panels
         patches += [each for each in axes[0].get_lines() if each.get_label().startswith("GPU ")]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize="small")
     figure.savefig(file, format="png")
 
 
 def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
-    """Times, medians, minima and maxima of a curve's points, (points,) each: one per sample, or one per bin
-    if there are more samples than bins."""
+    """The times, medians, minima and maxima of a curve's points, four arrays (points,).
+
+    A point is a sample, or a bin of samples if there are more samples than bins.
+    """
     times, values = column.times, column.values
     low = high = values
     if len(times) > bins:
@@ -82,7 +84,7 @@ def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
 def _columns(
     recording: Recording, keys: Sequence[str], several: bool, top: float | None
 ) -> dict[str, Column]:
-    """Those of a panel that can be seen: not at zero all the time; of several GPUs the first metric."""
+    """The columns of a panel, without those that are zero. With several GPUs, only the first metric."""
     return {
         name: column
         for key in keys
@@ -106,13 +108,13 @@ def _draw_panel(
         label = owner.replace("gpu", "GPU ") if is_one_of_many else column.metric.label
         color = f"C{owner.removeprefix('gpu')}" if is_one_of_many else None
         times, values, low, high = binned(column)
-        marker = "." if len(times) < 3 else None  # a line of one point would not be seen
+        marker = "." if len(times) < 3 else None  # a line of one point would be invisible
         (line,) = axis.plot(times, values, linewidth=1, label=label, marker=marker, color=color)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     for limit in limits:
         axis.axhline(limit, color="black", linewidth=1, linestyle="--", label="power limit")
     top = top or 1.1 * max([*limits, *(column.values.max() for column in found.values())]) or 1.0
-    axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is seen
+    axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is visible
     axis.set_ylabel(title)
     axis.grid(alpha=0.3)
     named = [

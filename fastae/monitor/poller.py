@@ -1,4 +1,4 @@
-"""The poller: a thread that reads the host and the GPUs so many times a second, all on one clock."""
+"""The poller, a thread that reads the host and the GPUs at a fixed rate, all on one clock."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
 from fastae.monitor.recording import COUNTERS, METRICS, Column, Phase, Recording, Span, key_of
 
-LONGEST_STOP = 2.0  # seconds that `stop` waits for a reading in progress: a lost GPU may never answer
+LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost GPU may never answer
 
 
 class Poller:
-    """`start`, then from the loop `enter(phase)` and `record(...)`, then `stop`, then `recording()`.
+    """Call `start`, then `enter` and `record` from the training loop, then `stop`, then `recording`.
 
-    None of these raises, and none waits for a GPU.
+    None of these raises an error or waits for a GPU.
     """
 
     def __init__(self, readers: Sequence[GpuReader | HostReader], hz: float) -> None:
@@ -38,7 +38,7 @@ class Poller:
         self._thread.start()
 
     def stop(self) -> bool:
-        """Ends the thread after a last reading; False if a reading hangs, and with it whatever is read."""
+        """Ends the thread after a last reading; returns False if a reading does not return."""
         self._stopping.set()
         self._thread.join(LONGEST_STOP)
         self._ended = time.monotonic()
@@ -47,19 +47,22 @@ class Poller:
         return not self._thread.is_alive()
 
     def enter(self, phase: Phase) -> None:
-        """What follows belongs to this phase."""
+        """Starts a phase, unless it is the current one."""
         with self._lock:
             if phase != self._spans[-1].phase:
                 self._spans.append(Span(phase, self._now()))
 
     def record(self, **figures: float) -> None:
-        """Figures of the training loop since the last call: metric -> value."""
+        """Records figures of the training loop since the last call: metric -> value."""
         with self._lock:
             self._add(self._now(), {f"loop/{name}": value for name, value in figures.items()})
 
     def means(self) -> dict[str, float]:
-        """For TensorBoard: the mean of each metric since the last call, by tags such as "utilisation/GPU
-        power (W)". TensorBoard sorts them, so that the host's come last."""
+        """The mean of each metric since the last call, by TensorBoard tag.
+
+        An example of a tag is "utilisation/GPU power (W)". TensorBoard sorts tags, so that the host's come
+        last.
+        """
         with self._lock:
             sums, self._sums = self._sums, {}
         gpus = {name.partition("/")[0] for name in sums if name.startswith("gpu")}
@@ -79,7 +82,7 @@ class Poller:
             return Recording(
                 seconds,
                 tuple(self._spans),
-                {name: self._columns[name] for name in sorted(self._columns, key=_place)},
+                {name: self._columns[name] for name in sorted(self._columns, key=_rank)},
                 tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
                 hz=self._polls / seconds if seconds else 0.0,
                 failure=self._failure,
@@ -91,16 +94,16 @@ class Poller:
             while not self._stopping.wait(self._until_due()):
                 self._poll()
             self._poll()
-        except Exception as error:  # whatever it is, the run must not be harmed
+        except Exception as error:  # no error of the monitor may end the run
             self._failure = f"{type(error).__name__}: {error}"
 
     def _until_due(self) -> float:
-        """Seconds until the next multiple of a tick; one that a slow reading missed is skipped."""
+        """Seconds until the next multiple of a tick. Multiples that a slow reading missed are skipped."""
         now = self._now()
         return (math.floor(now / self._tick + 0.1) + 1) * self._tick - now
 
     def _poll(self) -> None:
-        """All that is read has the time of the poll's beginning."""
+        """Reads everything once. All values get the time at which the poll began."""
         now = self._now()
         for reader in self._readers:
             values = reader.read()
@@ -120,6 +123,6 @@ class Poller:
         return time.monotonic() - self._started
 
 
-def _place(column: str) -> int:
-    """In the order of METRICS."""
+def _rank(column: str) -> int:
+    """The index of a column's metric in METRICS."""
     return list(METRICS).index(key_of(column))

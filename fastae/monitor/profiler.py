@@ -1,6 +1,6 @@
-"""For other profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
+"""Output for other profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
 
-Nsight Systems shows the ranges; Perfetto opens the trace, of which the costliest kernels are logged.
+Nsight Systems shows the ranges. Perfetto opens the trace; its costliest kernels are logged.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from fastae.utils.files import draft
 
 TRACE = "trace.json.gz"
 SHOWN = 10
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of the trace's events
+ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of events in the trace
 
 
 class PhaseRanges:
-    """One NVTX range at a time; nothing on a PyTorch without CUDA."""
+    """Marks each phase as an NVTX range. Without CUDA in PyTorch, it does nothing."""
 
     def __init__(self) -> None:
         self._phase: str | None = None
         self._range: int | None = None
 
     def enter(self, phase: str | None) -> None:
-        """Ends the range before, and starts one of this name, if it is another; None starts none."""
+        """Ends the current range and starts one for `phase`, unless it is the same. None starts none."""
         if phase == self._phase or torch.version.cuda is None:
             return
         if self._range is not None:
@@ -40,10 +40,10 @@ class PhaseRanges:
 
 
 class StepProfiler(AbstractContextManager):
-    """PyTorch's profiler over some steps of a loop: `begin` when it has warmed up, `step` after each step.
+    """Runs PyTorch's profiler over some steps of a loop.
 
-    After `steps` of them, or at the end of the block unless that is an error, the trace is in `folder`. With
-    0 steps it does nothing.
+    The loop calls `begin` when it has warmed up, and `step` after each step. The trace is written to `folder`
+    after `steps` steps, or when the block ends without an error. With 0 steps nothing is done.
     """
 
     def __init__(self, steps: int, folder: Path) -> None:
@@ -52,13 +52,13 @@ class StepProfiler(AbstractContextManager):
         self._profile: profile | None = None
 
     def begin(self) -> None:
-        """Starts recording; further calls do nothing."""
+        """Starts the profiler. Further calls do nothing."""
         if self._left > 0 and self._profile is None:
             self._profile = profile()
             self._profile.start()
 
     def step(self) -> Path | None:
-        """One step is done. Returns the trace when it has been written. Raises OSError."""
+        """Counts a step. After the last one, writes the trace and returns its path. Raises OSError."""
         if self._profile is None:
             return None
         self._left -= 1
@@ -66,7 +66,7 @@ class StepProfiler(AbstractContextManager):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if self._profile is not None:
-            finished = self._stop(self._profile)  # whatever happened: left running, it crashes at exit
+            finished = self._stop(self._profile)  # also after an error: a running profiler crashes at exit
             if kind is None:
                 self._write(finished)
 
@@ -85,13 +85,15 @@ class StepProfiler(AbstractContextManager):
 
 
 def costliest(trace: Path) -> Iterator[str]:
-    """Lines for people: the share of the time in which the GPU was idle, and the kernels that took the most
-    of its time; of a run on the CPU, the operators. Raises OSError."""
+    """Yields lines of text: how long the GPU was idle, and the kernels that took most of its time.
+
+    For a run on the CPU, the costliest operators are listed. Raises OSError if the trace cannot be read.
+    """
     try:
         with gzip.open(trace) as file:
             events = [each for each in json.load(file)["traceEvents"] if "dur" in each]
     except ValueError as error:  # a fault of the profiler must not end the run
-        yield f"it cannot be read: {error}"
+        yield f"the trace cannot be read: {error}"
         return
     kernels = [each for each in events if each.get("cat") in ON_GPU]
     if kernels:
@@ -104,7 +106,7 @@ def costliest(trace: Path) -> Iterator[str]:
 
 
 def _idle(kernels: Iterable[dict[str, Any]]) -> float:
-    """The share of the time from the first kernel's start to the last one's end in which none ran."""
+    """The share of the time between the first kernel's start and the last one's end without a kernel."""
     spans = sorted((each["ts"], each["ts"] + each["dur"]) for each in kernels)
     begin = end = spans[0][0]
     busy = 0.0
@@ -115,7 +117,7 @@ def _idle(kernels: Iterable[dict[str, Any]]) -> float:
 
 
 def _own_times(events: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Name -> microseconds, without those of the events that it encloses in the same thread or stream."""
+    """Name -> microseconds of the events, minus those of events that they enclose in the same thread."""
     spent: dict[str, float] = {}
     enclosing: list[tuple[str, Any, float]] = []
     for each in sorted(events, key=lambda each: (str(each["tid"]), each["ts"], -each["dur"])):

@@ -1,4 +1,4 @@
-"""What the poller records: for each metric a column of samples in bounded memory, all on one clock."""
+"""The recording of the poller: a column of samples for each metric, in bounded memory and on one clock."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second one, and so on
+CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second sample is kept
 
 SETTLING = 1.0
-"""Seconds that NVML's figures may look back: a sample so soon after a change of phase belongs to neither."""
+"""The seconds over which NVML may average: samples this soon after a change of phase are not used."""
 
 
 class Worded(StrEnum):
-    """Members are (value, text): the value for files and code, the text for people."""
+    """An enum whose members are (value, text): the value is for files and code, the text for messages."""
 
     text: str
 
@@ -28,7 +28,7 @@ class Worded(StrEnum):
 
 
 class Phase(StrEnum):
-    """What a run is doing."""
+    """The phases of a run."""
 
     BEFORE = "before"
     COMPILE = "compile"
@@ -39,19 +39,21 @@ class Phase(StrEnum):
 
 
 class Throttle(Worded):
-    """Why a GPU's clocks are lowered: those of NVML's nvmlClocksEventReason... that matter to a program. Each
-    is a metric, "throttled_" and its name, in percent of the samples."""
+    """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
+
+    Each reason is a metric, named "throttled_" and its value, in percent of the samples.
+    """
 
     POWER_CAP = "SwPowerCap", "at the power limit"
-    DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver, too hot"
-    HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware, too hot"
+    DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver because of heat"
+    HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware because of heat"
     POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
-    SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that somebody set"
+    SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that were set by hand"
 
 
 class Absence(Worded):
-    """Why GPUs are missing from a report."""
+    """The reasons why GPUs are missing from a report."""
 
     CPU_RUN = "cpu_run", "the run is on the CPU"
     NO_NVML = (
@@ -68,7 +70,7 @@ class Absence(Worded):
 
 
 class Metric(NamedTuple):
-    """What people read: a label, which begins with GPU or host, and a unit."""
+    """The label of a metric, which begins with GPU or host, and its unit."""
 
     label: str
     unit: str
@@ -101,52 +103,70 @@ METRICS = {
     "loop/device_wait": Metric("waiting for the device", "%"),
     "loop/seconds": Metric("a log step", "s"),
 }
-"""By kind of owner and name: the column "gpu3/power" holds "gpu/power" of the fourth GPU."""
+"""Kind of owner and name -> metric. The column "gpu3/power" contains "gpu/power" of the fourth GPU."""
 
 COUNTERS = ("energy", "ecc_corrected", "ecc_uncorrected", "xid")
-"""Metrics whose mean says nothing: what counts is how much they grew, or how they end."""
+"""Metrics whose growth or last value is of interest, not their mean."""
 
 
 def key_of(column: str) -> str:
-    """The key in METRICS of a column, or something that is no key."""
+    """The key of a column in METRICS. For an unknown column, the result is not in METRICS."""
     owner, _, metric = column.partition("/")
     return f"{owner.rstrip('0123456789')}/{metric}"
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU, or a MIG slice of one. `index`: in the order of the PCI bus; memory in GiB, power in W.
-    `lost`: NVML's reason if it answers nothing at all."""
+    """A GPU, or a MIG slice of one."""
 
     index: int
+    """The index in the order of the PCI bus."""
+
     name: str
     uuid: str = ""
+
     is_slice: bool = False
+    """Whether this is a MIG slice."""
+
     memory_gib: float | None = None
+
     power_limit: float | None = None
+    """Watts."""
+
     max_pcie_width: int | None = None
+    """The number of PCIe lanes that the card has."""
+
     lost: str | None = None
+    """NVML's error if the GPU answers no call."""
 
 
 @dataclass(frozen=True)
 class GpuRecord:
-    """What became of a GPU while it was read. Its columns are "PREFIX/METRIC".
-
-    missing: metric -> why it never had a value. errors: metric -> error -> how often a query failed that had
-    been answered before; of a query for several metrics, the first. lost: why the GPU no longer answers.
-    xids: the numbers of the errors that the driver logged meanwhile.
-    """
+    """A GPU, and the faults that occurred while it was read."""
 
     prefix: str
+    """The first part of its columns' names, which are "PREFIX/METRIC"."""
+
     gpu: Gpu
+
     missing: Mapping[str, str] = field(default_factory=dict)
+    """Metric -> the reason why it never had a value."""
+
     errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Metric -> error -> how often a query failed that had been answered before.
+
+    A query for several metrics is counted for the first one.
+    """
+
     lost: str | None = None
+    """The reason why the GPU no longer answers, if it does not."""
+
     xids: tuple[int, ...] = ()
+    """The numbers of the XID errors that the driver logged."""
 
 
 class Span(NamedTuple):
-    """A stretch of one phase, which lasts until the next one starts; seconds since the recording began."""
+    """A phase and its start in seconds since the recording began. It lasts until the next span starts."""
 
     phase: Phase
     start: float
@@ -155,8 +175,9 @@ class Span(NamedTuple):
 class Column:
     """The samples of one metric, at most `capacity` (an even number) of them.
 
-    A full column drops every second sample, and from then on keeps every second new one, and so on: means,
-    percentiles and shares stay right, while a single peak may be missed. first, last: of all that came.
+    A full column drops every second sample, and from then on keeps only every second new one, and so on.
+    Means, percentiles and shares stay correct, but a single peak may be lost. `first` and `last` are the
+    first and the last value of all samples, including dropped ones.
     """
 
     def __init__(self, metric: Metric, capacity: int = CAPACITY) -> None:
@@ -168,7 +189,7 @@ class Column:
         self._offered = 0
 
     def add(self, time: float, value: float) -> None:
-        """`time`: seconds since the recording began."""
+        """Adds a sample. `time` is in seconds since the recording began."""
         self.first, self.last = (self.first if self._offered else value), value
         if self._offered % self._stride == 0:
             if len(self._values) == self._capacity:
@@ -192,22 +213,30 @@ class Column:
 
 @dataclass(frozen=True)
 class Recording:
-    """What was recorded in `seconds`. columns: "gpu0/power" -> its samples.
-
-    hz: samples per second that were reached. failure: what ended it early. sessions: when each session of the
-    run starts, if it holds several.
-    """
+    """The samples of one session of a run, or of several sessions one after the other."""
 
     seconds: float
+    """The length of the recording."""
+
     spans: tuple[Span, ...]
+    """The phases in order."""
+
     columns: Mapping[str, Column]
+    """Name, such as "gpu0/power" -> samples."""
+
     gpus: tuple[GpuRecord, ...] = ()
+
     hz: float = 0.0
+    """The number of samples per second that was reached."""
+
     failure: str | None = None
+    """The error that ended the recording early, if any."""
+
     sessions: tuple[float, ...] = (0.0,)
+    """The second at which each session starts."""
 
     def stretches(self) -> list[tuple[Phase, float, float]]:
-        """Phase, start and length of each span."""
+        """The phase, start and length in seconds of each span."""
         ends = [*(span.start for span in self.spans[1:]), self.seconds]
         return [
             (span.phase, span.start, end - span.start) for span, end in zip(self.spans, ends, strict=True)
@@ -222,13 +251,13 @@ class Recording:
             return values
         starts = np.array([span.start for span in self.spans])
         spans = np.searchsorted(starts, times, side="right") - 1
-        settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures are of what it names
+        settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
         is_settled = times - starts[spans] >= settling
         return values[np.array([span.phase is phase for span in self.spans])[spans] & is_settled]
 
 
 def joined(before: Recording, after: Recording) -> Recording:
-    """Two sessions of a run as one recording: the second starts where the first ends."""
+    """Joins two sessions of a run into one recording. The second starts where the first ends."""
     columns: dict[str, Column] = {}
     for recording, shift in ((before, 0.0), (after, before.seconds)):
         for name, column in recording.columns.items():

@@ -1,4 +1,4 @@
-"""A recording in figures, and everything else that gpu.json holds of a session, as dataclasses."""
+"""The statistics of a recording, and the dataclasses of gpu.json."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import numpy as np
 from fastae.monitor.recording import COUNTERS, Absence, GpuRecord, Phase, Recording, Throttle, Worded
 from fastae.utils.limits import Cores
 
-FEWEST_SAMPLES = 10  # of some metric while training; with fewer, the whole recording is summed up
+FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6
 LOOP = ("images_per_second", "data_wait", "device_wait")
 
 
 class Verdict(Worded):
-    """What limits the speed, as far as it is known."""
+    """What limits the speed."""
 
     WAITING_FOR_DATA = "waiting_for_data", "waiting for data"
     WAITING_FOR_RANK = "waiting_for_rank", "waiting for another rank"
@@ -32,24 +32,31 @@ class Verdict(Worded):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """How a run was set up, as far as its report depends on it. `ranks`: processes that share it. at_once:
-    runs that take turns on the device. image_flops: of the model, per image trained on. peak_flops: of the
-    device, per second, in the run's precision; None if it is not known."""
+    """The properties of a run that its report depends on."""
 
     loader: str
     compiled: bool
     amp: bool
     batch_size: int
+
     ranks: int = 1
+    """The number of processes that share the run."""
+
     on_gpu: bool = True
+
     at_once: int = 1
+    """The number of runs that take turns on the device."""
+
     image_flops: float = 0.0
+    """FLOPs of a training step per image."""
+
     peak_flops: float | None = None
+    """Peak FLOP/s of the device in the run's precision; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """One metric, in its unit."""
+    """The statistics of one metric, in its unit."""
 
     label: str
     unit: str
@@ -62,56 +69,92 @@ class Statistics:
 
 @dataclass(frozen=True)
 class GpuSummary:
-    """throttling: reason -> share of the samples in which it applied. watts: the mean over what was measured.
-    kwh, ecc_corrected, ecc_uncorrected: of the whole recording, None if not known. is_counted: the energy is
-    that of the card's counter, else the mean of sampled power."""
+    """The statistics of one GPU."""
 
     record: GpuRecord
+
     statistics: Mapping[str, Statistics]
+    """Metric -> statistics over the measured phase."""
+
     throttling: Mapping[Throttle, float] = field(default_factory=dict)
+    """Reason -> share of the samples in which it applied, in [0, 1]."""
+
     watts: float | None = None
+    """Mean power over the measured phase; None if unknown."""
+
     kwh: float | None = None
+    """Energy of the whole recording; None if unknown."""
+
     is_counted: bool = False
+    """Whether the energy is from the card's counter, not from the mean of sampled power."""
+
     ecc_corrected: float | None = None
+    """Corrected ECC errors in the whole recording; None if unknown."""
+
     ecc_uncorrected: float | None = None
+    """Uncorrected ECC errors in the whole recording; None if unknown."""
 
     def mean(self, metric: str) -> float | None:
-        """The mean of a metric; None if it is not known."""
+        """The mean of a metric; None if it is unknown."""
         return self.statistics[metric].mean if metric in self.statistics else None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """`measured`: the phase that was summed up; None for the whole recording. Times in seconds.
-
-    images_per_second, data_wait (without a batch), device_wait (of the host for the device; both shares of
-    the time, in [0, 1]): by the loop's own counts. tflops: what the model's arithmetic at this rate comes to;
-    mfu: its share of the devices' peak, in [0, 1] (model FLOPs utilisation). images_per_joule, kwh: over all
-    GPUs of the job, so None if one of them is not known. hz: samples per second. allocated_gib, reserved_gib:
-    the peaks of PyTorch's allocator on the main rank's GPU.
-    """
+    """The figures of a recording. Those that are unknown are None."""
 
     seconds: float
+    """The length of the recording."""
+
     cores: Cores
+
     phases: Mapping[Phase, float]
+    """Phase -> its total seconds."""
+
     measured: Phase | None
+    """The phase that the statistics describe; None for the whole recording."""
+
     gpus: tuple[GpuSummary, ...]
+
     host: Mapping[str, Statistics]
+    """Metric -> statistics of the host and the training loop."""
+
     hz: float = 0.0
+    """The number of samples per second that was reached."""
+
     failure: str | None = None
+    """The error that ended the monitor early, if any."""
+
     images_per_second: float | None = None
+    """The rate of training, as counted by the loop."""
+
     data_wait: float | None = None
+    """The share of the time, in [0, 1], in which the device had no batch, as counted by the loop."""
+
     device_wait: float | None = None
+    """The share of the time, in [0, 1], in which the host waited for the device, as counted by the loop."""
+
     tflops: float | None = None
+    """The model's TFLOP/s at this rate."""
+
     mfu: float | None = None
+    """Model FLOPs utilisation: the share of the devices' peak FLOP/s, in [0, 1]."""
+
     images_per_joule: float | None = None
+    """Images trained on per joule of all GPUs; None if the power of one of them is unknown."""
+
     kwh: float | None = None
+    """The energy of all GPUs; None if that of one of them is unknown."""
+
     allocated_gib: float | None = None
+    """The peak of memory that PyTorch allocated on the main rank's GPU."""
+
     reserved_gib: float | None = None
+    """The peak of memory that PyTorch reserved on the main rank's GPU."""
 
     @property
     def other_cores(self) -> float:
-        """Cores that other programs keep busy; 0 if that is not known, or less than half a core."""
+        """The number of cores that other programs use; 0 if unknown or less than half a core."""
         known = {"cpu", "machine_cpu"} <= self.host.keys()
         others = self.host["machine_cpu"].mean - self.host["cpu"].mean if known else 0.0
         return others if others >= 0.5 else 0.0
@@ -119,38 +162,43 @@ class Summary:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """`advice`: what to try, for people."""
+    """The limit of a run's speed."""
 
     verdict: Verdict
+
     advice: tuple[str, ...] = ()
+    """What to try, in words."""
 
 
 @dataclass(frozen=True)
 class UsageReport:
-    """One session of a run. absence: why GPUs are missing, with NVML's name for the reason in
-    `absence_detail`. The first GPU is the main rank's."""
+    """The report of one session of a run."""
 
     summary: Summary
     diagnosis: Diagnosis
+
     absence: Absence | None = None
+    """The reason why GPUs are missing, if any is."""
+
     absence_detail: str = ""
+    """NVML's name of that reason."""
 
 
 def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
-    """Sums up the training phase, without warm-up, compiling, evaluation and saving, if it is long enough."""
+    """Summarises the training phase, or the whole recording if that phase is too short."""
     sampled = [name for name in recording.columns if not name.startswith("loop/")]
     in_training = max((len(recording.values(name, Phase.TRAIN)) for name in sampled), default=0)
     phase = Phase.TRAIN if in_training >= FEWEST_SAMPLES else None
     gpus = tuple(_of_gpu(recording, record, phase) for record in recording.gpus)
     host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
-    host.pop("seconds", None)  # these are the weights of the others
+    host.pop("seconds", None)  # these are the weights of the other figures
     phases: dict[Phase, float] = {}
     for each, _, length in recording.stretches():
         phases[each] = phases.get(each, 0.0) + length
     whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz, recording.failure)
     rate, data_wait, device_wait = (_of_loop(recording, name, phase) for name in LOOP)
     flops = rate * info.image_flops if rate and info.image_flops else None
-    # Of runs that take turns none has an energy of its own, and a part would pass for the whole.
+    # The energy of runs that take turns cannot be separated, and a part of the GPUs would look like all.
     is_complete = info.at_once == 1 and len(gpus) == info.ranks
     watts, kwh = ([getattr(gpu, name) for gpu in gpus if is_complete] for name in ("watts", "kwh"))
     return Summary(
@@ -184,7 +232,7 @@ def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> Gpu
 
 
 def _growth(recording: Recording, record: GpuRecord, counter: str) -> float | None:
-    """By how much a counter grew; None if there is none, or it was read once, or started again."""
+    """The growth of a counter; None if it is missing, was read only once, or was reset."""
     column = recording.columns.get(f"{record.prefix}/{counter}")
     if column is None or len(column) < 2 or column.last < column.first:
         return None
@@ -192,7 +240,7 @@ def _growth(recording: Recording, record: GpuRecord, counter: str) -> float | No
 
 
 def _of_loop(recording: Recording, name: str, phase: Phase | None) -> float | None:
-    """The mean over the time of a figure that the loop reports; None if it reports none."""
+    """The time-weighted mean of a figure of the loop; None if the loop does not report it."""
     values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
     return float(np.average(values, weights=seconds)) if len(values) else None
 

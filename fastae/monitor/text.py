@@ -1,4 +1,4 @@
-"""Everything that people read of a report: one line after a run, and a table with evidence and advice."""
+"""The text of a report: one line after a run, and a table with evidence and advice."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ COLUMNS = ("mean", "p5", "p50", "p95", "max")
 SM_COUNTERS = "SM counters (they need Hopper or newer)"
 NAMES = {
     **dict.fromkeys(("sm_active", "tensor_active", "fp32_active", "dram_bandwidth"), SM_COUNTERS),
-    **dict.fromkeys((f"throttled_{reason}" for reason in Throttle), "why its clocks are lowered"),
+    **dict.fromkeys((f"throttled_{reason}" for reason in Throttle), "the reasons for lowered clocks"),
     **dict.fromkeys(("ecc_corrected", "ecc_uncorrected"), "ECC errors"),
 }
-"""What people call a metric, if its label would not do."""
+"""The names of metrics in lists of missing or failed ones, if they differ from their labels."""
 
 
 def headline(report: UsageReport) -> str:
@@ -38,8 +38,7 @@ def headline(report: UsageReport) -> str:
 
 
 def show_sessions(reports: Sequence[UsageReport], console: Console) -> None:
-    """Prints the last session of a run: what was watched, the table, and the findings; of those before it a
-    line."""
+    """Prints the last session of a run (heading, table and findings), and a line about earlier sessions."""
     report = reports[-1]
     console.print(heading(report))
     table = Table("", "", box=None, pad_edge=False)
@@ -55,7 +54,7 @@ def show_sessions(reports: Sequence[UsageReport], console: Console) -> None:
 
 
 def heading(report: UsageReport) -> str:
-    """What was watched, for how long, and what the figures are of."""
+    """The devices that were watched, for how long, and which part of it the figures describe."""
     summary = report.summary
     names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus))
     if len(summary.gpus) > 1:
@@ -65,13 +64,15 @@ def heading(report: UsageReport) -> str:
     length, training = duration(summary.seconds), duration(summary.phases.get(Phase.TRAIN, 0.0))
     what = f"{training} of training in a session of {length}"
     if not summary.measured:
-        what = f"a session of {length}, too short to set its training apart"
+        what = f"a session of {length}, too short to separate its training"
     return f"{names}: {what}; {summary.hz:.1f} samples/s"
 
 
 def rows(summary: Summary) -> Iterator[tuple[str, ...]]:
-    """Label, unit and a cell for each of COLUMNS, for each metric of the host and of the main rank's GPU; of
-    others, how busy they were."""
+    """Yields the rows of the table: a label, a unit, and a cell for each of COLUMNS.
+
+    There is a row for each metric of the host and of the main rank's GPU. Other GPUs have one row each.
+    """
     found = [
         (each, each.label.replace("GPU", _name(gpu, summary), 1))
         for gpu in summary.gpus
@@ -84,7 +85,7 @@ def rows(summary: Summary) -> Iterator[tuple[str, ...]]:
 
 
 def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
-    """The lines below the table and the word that each begins with: verdict, evidence, troubles, advice."""
+    """Yields the lines below the table, each with its first word: verdict, evidence, troubles and advice."""
     summary = report.summary
     yield "verdict", headline(report)
     yield from (("", line) for line in _evidence(report))
@@ -93,14 +94,14 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
         rate = f"{summary.images_per_joule:.3g} images/J, " if summary.images_per_joule else ""
         is_counted = all(gpu.is_counted for gpu in summary.gpus)
         source = "the GPU's own counter" if is_counted else "the mean of sampled power"
-        yield "energy", f"{rate}{summary.kwh:.4g} kWh in all (by {source})"
+        yield "energy", f"{rate}{summary.kwh:.4g} kWh in total (by {source})"
     elif any(gpu.kwh is not None for gpu in summary.gpus):
-        yield "energy", "withheld: it is not known for this run alone, or not for every GPU of it"
+        yield "energy", "not shown: unknown for this run alone, or for some of its GPUs"
     yield from (("try", line) for line in report.diagnosis.advice)
 
 
 def troubles(summary: Summary) -> Iterator[str]:
-    """What went wrong with the hardware, or with reading it."""
+    """Yields lines about faults of the hardware, or of reading it."""
     for gpu in summary.gpus:
         yield from (f"{_name(gpu, summary)} {line}" for line in _troubles(gpu))
     if summary.failure:
@@ -110,7 +111,7 @@ def troubles(summary: Summary) -> Iterator[str]:
 def _troubles(gpu: GpuSummary) -> Iterator[str]:
     if gpu.record.xids:
         numbers = ", ".join(map(str, gpu.record.xids))
-        yield f"had XID {numbers}: dmesg and NVIDIA's list of XID errors show the cause"
+        yield f"had XID {numbers}: see dmesg and NVIDIA's list of XID errors for the cause"
     if gpu.ecc_uncorrected:
         yield f"had {gpu.ecc_uncorrected:.0f} uncorrected ECC errors: its memory is failing"
     if gpu.ecc_corrected:
@@ -128,11 +129,11 @@ def _of_sessions(reports: Sequence[UsageReport]) -> str:
     lengths = ", ".join(duration(report.summary.seconds) for report in reports)
     energies = [report.summary.kwh for report in reports if report.summary.kwh is not None]
     energy = f"; {sum(energies):.4g} kWh together" if len(energies) == len(reports) else ""
-    return f"{len(reports)}, of {lengths}{energy}; what is above is the last one's"
+    return f"{len(reports)}, of {lengths}{energy}; the figures above are of the last one"
 
 
 def _evidence(report: UsageReport) -> Iterator[str]:
-    """What the verdict rests on, beside the table."""
+    """Yields the evidence for the verdict that is not in the table."""
     summary, host, gpu = report.summary, report.summary.host, _main(report.summary)
     if report.absence and report.absence is not Absence.CPU_RUN:
         yield report.absence.text + (f" ({report.absence_detail})" if report.absence_detail else "")
@@ -141,7 +142,7 @@ def _evidence(report: UsageReport) -> Iterator[str]:
         yield f"the GPU waits for data {data} of the time, the host for the GPU {device}"
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
-        yield f"the model's arithmetic comes to {rate_text(1e12 * summary.tflops)}{share}"
+        yield f"the model computes {rate_text(1e12 * summary.tflops)}{share}"
     if summary.allocated_gib is not None and summary.reserved_gib is not None:
         total = f" of {gpu.record.gpu.memory_gib:.1f}" if gpu and gpu.record.gpu.memory_gib else ""
         used, reserved = summary.allocated_gib, summary.reserved_gib
@@ -173,7 +174,7 @@ def _evidence_of(gpu: GpuSummary) -> Iterator[str]:
 
 
 def _called(metric: str) -> str:
-    """What people call a metric of a GPU."""
+    """The name of a GPU's metric in a list."""
     known = METRICS.get(f"gpu/{metric}")
     return NAMES.get(metric) or (known.label.removeprefix("GPU ") if known else metric)
 

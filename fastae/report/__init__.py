@@ -1,1 +1,1 @@
-"""The report on a sweep, or on any runs: one HTML file and its figures, from run folders alone."""
+"""Makes the report on a sweep or any runs, one HTML file and its figures, from run folders only."""

@@ -1,4 +1,4 @@
-"""The commands that repeat runs, as a user typed them, and make their report again."""
+"""Finds the commands that repeat runs and make their report, as a user types them."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fastae.runs.sweep_folder import SweepConfig, SweepFolder
 from fastae.utils.json import convert
 
 Command = tuple[str, ...]
-"""Words and options for a shell: "fastae", "train", "--lr 0.001". A line may be broken between them."""
+"""The words and options of a command: "fastae", "train", "--lr 0.001". Lines may break between them."""
 
 
 def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[Command]:
-    """What repeats the runs, a whole sweep by one command, and makes this report.
+    """Yields the commands that repeat the runs, one for a complete sweep, and the command of this report.
 
-    report: the arguments of `fastae report`, an option with its value in one.
+    `report` contains the arguments of `fastae report`, each option together with its value.
     """
     for folder in dict.fromkeys(run.path.parent for run in runs):
         beside = [run for run in runs if run.path.parent == folder]
@@ -35,7 +35,7 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
 
 
 def options(config: TrainConfig, skip: Sequence[str] = ()) -> list[Sequence[str]]:
-    """Every setting that is not the default, and not in `skip`, as an option with its value."""
+    """The settings that differ from their defaults and are not in `skip`, as options with their values."""
     found: list[Sequence[str]] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -53,7 +53,7 @@ def _command(name: str, arguments: Sequence[Sequence[str]]) -> Command:
 
 
 def _sweep_options(sweep: SweepConfig, runs: Sequence[Run]) -> Iterator[Sequence[str]]:
-    """The sweep's own options that are not the defaults. runs: its runs."""
+    """Yields the sweep's own options that differ from their defaults; `runs` are the sweep's runs."""
     if len(sweep.losses) < len(LOSSES):
         yield ["--losses", ",".join(sweep.losses)]
     if sweep.repeats > 1:
@@ -63,14 +63,14 @@ def _sweep_options(sweep: SweepConfig, runs: Sequence[Run]) -> Iterator[Sequence
     turns = [run.description.at_once for run in runs]
     if (at_once := max((n for n in turns if n <= len(runs)), default=1)) > 1:
         yield ["--at-once", str(at_once)]
-    # A run's --out lies in the sweep's, which by default is made of the time.
+    # A run's --out is below the sweep's, whose default contains the time.
     out = Path(runs[0].config.out or "").parent
     if out.parts and not (out.parent == RUNS and re.fullmatch(r"\d{8}-\d{6}-sweep.*", out.name)):
         yield ["--out", str(out)]
 
 
 def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
-    """The sweep in a folder, if these are its runs, all of them."""
+    """The sweep in a folder, if the given runs are all of its runs."""
     try:
         plan = SweepFolder(folder).read().plan
         own = {name: plan.get(name) for name in ("losses", "repeats", "same_init")}

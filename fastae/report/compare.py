@@ -1,4 +1,4 @@
-"""Which runs may be compared, at which iteration, and how their losses rank there."""
+"""Chooses the runs that may be compared and the iteration, and ranks their losses there."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SAME_WORK = tuple(
     for entry in dataclasses.fields(TrainConfig)
     if not entry.metadata["free"] and entry.name not in ("loss", "seed", "out", "amp", "deterministic")
 )
-"""Settings that change what is optimized, by more than rounding: runs that differ in one are not compared."""
+"""Settings that change what is optimized by more than rounding. Runs that differ in one are not compared."""
 
 CONDITIONS: dict[str, Callable[[Run], Any]] = {
     "images": lambda run: (
@@ -28,28 +28,31 @@ CONDITIONS: dict[str, Callable[[Run], Any]] = {
     "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
     **{flag(name): attrgetter(f"config.{name}") for name in SAME_WORK},
 }
-"""By what a user calls it: what the runs that are compared have in common."""
+"""Option or description -> the value that compared runs have in common."""
 
 FAR_ENOUGH = 0.5
-"""Share of the longest run's iterations that a run must have reached to be compared."""
+"""The share of the longest run's iterations that a run needs to be compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """compared: the runs that the answer is about. warnings: what is special about some, in lines.
-
-    at: the last iteration at which all compared runs were evaluated, 0 if there is none.
-    errors: loss -> held-out loss_index there, (seeds,); the lowest mean first.
-    """
+    """The losses of comparable runs at one iteration."""
 
     compared: tuple[Run, ...]
+    """The runs that are compared."""
+
     at: int
+    """The last iteration at which all compared runs were evaluated; 0 if there is none."""
+
     errors: Mapping[str, np.ndarray]
+    """Loss -> held-out loss_index at this iteration, (seeds,); the loss with the lowest mean first."""
+
     warnings: Sequence[str]
+    """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
 
     @property
     def difference(self) -> float:
-        """Mean error of the worst loss minus that of the best, in loss_index."""
+        """The mean error of the worst loss minus that of the best one, in loss_index."""
         means = [errors.mean() for errors in self.errors.values()]
         return float(means[-1] - means[0])
 
@@ -61,7 +64,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compares the runs that share what most of them have in common, as far as all of them were evaluated."""
+    """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
     usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in CONDITIONS.items()}
     reasons = {run.path: list(_reasons_against(run, usual)) for run in runs}
     furthest = max((run.iteration for run in runs if not reasons[run.path]), default=0)
@@ -82,7 +85,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def by_seed(runs: Sequence[Run], value: Callable[[Run], float]) -> dict[str, dict[int, float]]:
-    """Loss -> seed -> a run's value. Two runs with the same seed are one sample: their mean."""
+    """Loss -> seed -> value of a run, or the mean of the values of runs with the same seed."""
     found: dict[str, dict[int, list[float]]] = {}
     for run in runs:
         found.setdefault(run.loss, {}).setdefault(run.config.seed, []).append(value(run))
@@ -93,7 +96,7 @@ def by_seed(runs: Sequence[Run], value: Callable[[Run], float]) -> dict[str, dic
 
 
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
-    """Why this run cannot be compared with those that have the usual value of each of CONDITIONS."""
+    """Yields the reasons why this run cannot be compared with runs that have the usual conditions."""
     if not len(run.held_out.finite()):
         yield "never evaluated"
     elif not ends_finite(run):
@@ -112,5 +115,5 @@ def _states(run: Run) -> Iterator[str]:
 
 
 def ends_finite(run: Run) -> bool:
-    """Whether the last loss_index of training, and of the held-out images, is a number."""
+    """Whether the last loss_index of training and that of the held-out images are finite."""
     return all(np.isfinite(series.values[-1:]).all() for series in (run.train, run.held_out))

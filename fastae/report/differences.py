@@ -1,7 +1,7 @@
-"""Differences between the losses over their seeds, with 95 % intervals by Student's t.
+"""Differences between losses over their seeds, with 95 % confidence intervals by Student's t.
 
-The comparisons are always the same, fixed before any result is seen: squared error with cross entropy, and
-the reductions of one element with each other, which differ by Adam's eps alone (docs/design.md).
+The comparisons are always the same and were fixed before any result was seen: squared error with cross
+entropy, and the reductions of one element with each other, which differ only by Adam's eps (docs/design.md).
 """
 
 from __future__ import annotations
@@ -29,15 +29,16 @@ Samples = Mapping[int, float]
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of one sample minus that of another, with its confidence interval: value +- half.
-
-    sizes: how many values the samples have. is_paired: by their seeds.
-    """
+    """The mean of one sample minus that of another, with the confidence interval `value` +- `half`."""
 
     value: float
     half: float
+
     sizes: tuple[int, int]
+    """The number of values in each sample."""
+
     is_paired: bool
+    """Whether the values are paired by their seeds."""
 
     @property
     def is_decided(self) -> bool:
@@ -54,12 +55,12 @@ class Difference:
 
     @property
     def samples(self) -> str:
-        """What it was made from, in words."""
+        """The sizes of the samples, in words."""
         one, other = self.sizes
         return f"{one} pairs" if self.is_paired else f"{one} and {other} runs, unpaired"
 
     def _rounded(self, value: float) -> str:
-        """With the decimals of the first two digits of `half`, or of the value if the interval is a point."""
+        """Rounds to two digits of `half`, or of the value if the interval is a point."""
         scale = self.half or abs(self.value) or 1.0
         digits = min(6, max(0, 1 - math.floor(math.log10(scale))))
         text = f"{abs(value):,.{digits}f}"
@@ -68,7 +69,7 @@ class Difference:
 
 
 def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
-    """The name of each, the losses on its first side, and those that are subtracted."""
+    """Yields the name of each comparison, the losses on its first side, and those that are subtracted."""
     yield ELEMENT, [f"{each}_mse" for each in REDUCTIONS], [f"{each}_bce" for each in REDUCTIONS]
     for element in ELEMENTS:
         for one, other in combinations(REDUCTIONS, 2):
@@ -79,7 +80,7 @@ def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
 def differences(
     comparison: Comparison, measured: Mapping[Path, Measurement]
 ) -> dict[str, dict[str, Difference]]:
-    """Comparison -> metric -> difference; those that have an interval."""
+    """Comparison -> metric -> difference, for differences that have an interval."""
     metrics = _metrics(comparison, measured)
     found = {
         name: {
@@ -93,9 +94,9 @@ def differences(
 
 
 def subtract(one: Samples, other: Samples) -> Difference | None:
-    """`one` minus `other`: paired if at least two seeds are common, over those; else by Welch's test.
+    """`one` minus `other`, over pairs with the same seed if there are at least two, else by Welch's test.
 
-    None if a side has fewer than two values.
+    Returns None if a sample has fewer than two values.
     """
     if len(common := sorted(one.keys() & other.keys())) > 1:
         pairs = np.array([one[seed] - other[seed] for seed in common])
@@ -108,14 +109,14 @@ def subtract(one: Samples, other: Samples) -> Difference | None:
     squares = np.array([each.var(ddof=1) / len(each) for each in (first, second)])
     freedom = np.array([len(first) - 1, len(second) - 1])
     error = math.sqrt(squares.sum())
-    # Welch and Satterthwaite's degrees of freedom; without any variance the interval is a point anyway.
+    # Welch and Satterthwaite's degrees of freedom; any number will do if the variance is zero.
     effective = squares.sum() ** 2 / (squares**2 / freedom).sum() if error else freedom.sum()
     value = float(first.mean() - second.mean())
     return Difference(value, _quantile(effective) * error, (len(first), len(second)), is_paired=False)
 
 
 def _quantile(freedom: float) -> float:
-    """How many standard errors an interval reaches to either side."""
+    """The half-width of an interval in standard errors."""
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
 
 
@@ -124,7 +125,8 @@ def _metrics(
 ) -> dict[str, dict[str, dict[int, float]]]:
     """Metric -> loss -> seed -> value, all at the iteration at which the losses are compared.
 
-    PSNR and SSIM are those of the weights if all of them are of this iteration; else PSNR as it was logged.
+    PSNR and SSIM are measured from the runs' weights if all of these are of this iteration. Otherwise PSNR is
+    the logged one, and there is no SSIM.
     """
     runs, at = comparison.compared, comparison.at
     found = {"held-out error": by_seed(runs, lambda run: run.held_out.at(at))}
@@ -137,7 +139,7 @@ def _metrics(
 
 
 def _pool(values: Mapping[str, Samples], losses: Sequence[str]) -> dict[int, float]:
-    """Seed -> the mean of its values over these losses; without those that are not finite."""
+    """Seed -> the mean of its finite values over these losses."""
     pooled: dict[int, list[float]] = {}
     for loss in losses:
         for seed, value in values.get(loss, {}).items():

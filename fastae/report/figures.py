@@ -1,8 +1,8 @@
-"""The report's figures, each drawn once: curves as SVG on a transparent ground, rows of images as PNG.
+"""Draws the report's figures: curves as SVG with a transparent background, rows of images as PNG.
 
-Hue is the reduction (Okabe and Ito's palette, which colour-blind readers can tell apart), dashes are the
-element; further settings of a loss have hues of their own. On a dark page the style sheet inverts a chart's
-lightness.
+The hue of a curve shows the reduction (in Okabe and Ito's palette, for color-blind readers), the dashes show
+the element. Further settings of a loss have other hues. On a dark page, the style sheet inverts the lightness
+of a chart.
 """
 
 from __future__ import annotations
@@ -22,41 +22,43 @@ from fastae.utils.pictures import encode_png
 from fastae.utils.plotting import import_matplotlib
 
 SMOOTHING = 0.95
-"""The article's, as TensorBoard does it: the most that a curve is smoothed by."""
+"""The article's weight of TensorBoard's smoothing, which is the most that a curve is smoothed by."""
 
 UNSMOOTHED = 100
-"""A curve of as many points or fewer is drawn as it is. With it the article's 2,000 points have SMOOTHING."""
+"""The most points of a curve that is not smoothed. The article's 2,000 points are smoothed by SMOOTHING."""
 
 INK, GRID = "#3d434b", "#d9dce1"
 HUES = {"minibatch": "#0072b2", "pixel": "#d55e00", "sample": "#009e73"}
 DASHES: dict[str, Any] = {"bce": "-", "mse": (0, (3, 1.4))}
 WIDTHS = {"minibatch": 3.4, "pixel": 2.2, "sample": 1.1}
-"""In points. Where lines coincide, the thinner lies on the thicker and both are seen."""
+"""Line widths in points. If lines coincide, the thinner is drawn over the thicker, and both are visible."""
 
 FURTHER_HUES = ("#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#6f4fa3", "#8a8f98")
 FURTHER_DASHES: dict[str, Any] = {"bce": ":", "mse": "-."}
 FURTHER_WIDTH = 1.8
-"""Of a loss's second and further curves; the dashes once an element's hues are used up."""
+"""The style of further curves of a loss. The dashes are for when the hues of an element are used up."""
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT, LEGEND_LINE = 5.6, 3.6, 0.2
-"""Inches: small, so that the text stays readable when a phone shrinks the figure to its width. HEIGHT is with
-two lines of legend."""
+"""The size in inches. It is small, so that the text is readable when a phone shrinks the figure to its width.
+
+HEIGHT includes two lines of legend.
+"""
 
 LEGEND_CHARACTERS = 60
-"""That fit side by side into a line of the legend, beside the pieces of the curves."""
+"""The number of characters that fit into a line of the legend, beside the samples of the curves."""
 
 FEW = 60
-"""Curves of one seed and fewer points have a marker at each."""
+"""Curves of one seed that have fewer points than this get a marker at each point."""
 
 PIXELS = 128
-"""The least side at which an image is shown: smaller ones are enlarged."""
+"""The least side of a shown image. Smaller ones are enlarged."""
 
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
-    "svg.fonttype": "none",  # text stays text: it can be searched, and has the page's fonts
-    "svg.hashsalt": "fastae",  # the same figure is the same file
+    "svg.fonttype": "none",  # text stays searchable text, in the page's fonts
+    "svg.hashsalt": "fastae",  # equal figures are equal files
     "path.simplify_threshold": 1.0,  # a million noisy points take 30 kB
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -70,15 +72,18 @@ SETTINGS: dict[Any, Any] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """What several seeds of a loss logged. label: for the legend. seeds: one or more.
-
-    is_smoothed: whether it is drawn as a moving average, with the values faint behind it.
-    """
+    """The logged values of one or more seeds of a loss."""
 
     loss: str
+
     label: str
+    """The text in the legend."""
+
     seeds: tuple[Series, ...]
+    """The values of each seed."""
+
     is_smoothed: bool = False
+    """Whether it is drawn as a moving average, with the values faint behind it."""
 
     @cached_property
     def steps(self) -> np.ndarray:
@@ -87,29 +92,29 @@ class Curve:
 
     @cached_property
     def values(self) -> np.ndarray:
-        """Of each seed at `steps`, float64 (seeds, n)."""
+        """The values of each seed at `steps`, float64 (seeds, n)."""
         return np.stack([each.values[np.isin(each.steps, self.steps)] for each in self.seeds])
 
     @property
     def smoothing(self) -> float:
-        """The weight of `smooth` that it is drawn with; 0 if it is drawn as it is."""
+        """The weight for `smooth`; 0 if the curve is not smoothed."""
         return smoothing_weight(len(self.steps)) if self.is_smoothed else 0.0
 
     @cached_property
     def drawn(self) -> np.ndarray:
-        """`values`, smoothed."""
+        """`values` after smoothing."""
         return np.stack([smooth(each, self.smoothing) for each in self.values])
 
     def since(self, iteration: int) -> Curve:
-        """The part of it from this iteration on."""
+        """The part of the curve from an iteration on."""
         return replace(self, seeds=tuple(each.since(iteration) for each in self.seeds))
 
 
 def draw_curves(curves: Sequence[Curve], start: int = 0) -> bytes:
-    """An SVG of loss_index by iteration on a logarithmic axis, with a legend if there are several curves.
+    """Draws loss_index by iteration on a logarithmic axis as SVG, with a legend if there are several curves.
 
-    The curve of several seeds is their mean, with a band from the lowest to the highest of them. start: the
-    iteration at which the figure begins.
+    The curve of several seeds is their mean, with a band from the lowest to the highest. The figure begins at
+    iteration `start`.
     """
     matplotlib = import_matplotlib()
     legend = [_wrapped(curve.label) for curve in curves] if len(curves) > 1 else []
@@ -140,37 +145,38 @@ def draw_curves(curves: Sequence[Curve], start: int = 0) -> bytes:
                 drawn, legend, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2
             )
             for text in shown.get_texts():
-                text.set_parse_math(False)  # a folder's name may hold dollar signs
+                text.set_parse_math(False)  # a folder's name may contain dollar signs
         return _svg(figure)
 
 
 def smoothing_weight(points: int) -> float:
-    """The weight that suits a curve of so many points: 1 - 100 / points, from 0 to 0.95.
+    """The weight for a curve of `points` points: 1 - 100 / points, from 0 to 0.95.
 
-    A weight w averages over about 1 / (1 - w) points: so over a hundredth of the curve, and over 20 points at
-    most. TensorBoard's constant 0.95 draws a line of twenty falling points far above all of them.
+    A weight w averages over about 1 / (1 - w) points, which is a hundredth of the curve, and 20 points at
+    most. TensorBoard's constant 0.95 would draw a curve of twenty falling points far above all of them.
     """
     return min(SMOOTHING, max(0.0, 1 - UNSMOOTHED / points)) if points else 0.0
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """An exponential moving average, (n,), as TensorBoard's scalar chart draws it.
+    """The exponential moving average of values (n,), like TensorBoard's scalar chart.
 
-    s = weight * s + (1 - weight) * value from s = 0, shown as s / (1 - weight^n) for the n-th value. Values
-    that are not finite are kept and not averaged; a constant series is left alone, and each with weight 0.
+    s = weight * s + (1 - weight) * value from s = 0, and the result is s / (1 - weight^n) for the n-th value.
+    Values that are not finite are kept, and not averaged. A constant series is not changed, and no series is
+    with weight 0.
     """
     smoothed = values.astype(np.float64)
     if not weight or (values == values[:1]).all():
         return smoothed
     average = 0.0
-    for count, place in enumerate(np.flatnonzero(np.isfinite(values)), start=1):
-        average = weight * average + (1 - weight) * values[place]
-        smoothed[place] = average / (1 - weight**count)
+    for count, index in enumerate(np.flatnonzero(np.isfinite(values)), start=1):
+        average = weight * average + (1 - weight) * values[index]
+        smoothed[index] = average / (1 - weight**count)
     return smoothed
 
 
 def short(value: float, _: object = None) -> str:
-    """To three digits: 1,234,000 -> "1.23 M", 40,000 -> "40 k"."""
+    """A number in three digits: 1,234,000 -> "1.23 M", 40,000 -> "40 k"."""
     for size, unit in ((1e6, "\u00a0M"), (1e3, "\u00a0k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
@@ -178,17 +184,17 @@ def short(value: float, _: object = None) -> str:
 
 
 def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
-    """A PNG of rows of pictures, each uint8 (L, S, S, 3), side by side with transparent gaps."""
+    """Draws rows of pictures as PNG. A row is uint8 (L, S, S, 3), L pictures with transparent gaps."""
     return encode_png(np.concatenate(list(map(_strip, rows))))
 
 
 def _wrapped(label: str) -> str:
-    """In lines that fit into the legend; options are not broken."""
+    """Wraps a label into lines that fit into the legend, without breaking options."""
     return textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False)
 
 
 def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
-    """Its line; the band and the raw values lie below."""
+    """Draws a curve, over its band and its raw values; returns the line."""
     steps, drawn = curve.steps, curve.drawn
     if curve.smoothing:
         raw = curve.values.mean(axis=0)
@@ -203,11 +209,11 @@ def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
 
 
 def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """How the curve of each of these losses is drawn: no two alike, unless an element has more than 15."""
+    """Yields the style of each curve. All differ, unless an element has more than 15 curves."""
     further: Counter[str] = Counter()
-    for place, loss in enumerate(losses):
+    for index, loss in enumerate(losses):
         reduction, element = loss.split("_")
-        if loss not in losses[:place]:
+        if loss not in losses[:index]:
             yield {"color": HUES[reduction], "linestyle": DASHES[element], "linewidth": WIDTHS[reduction]}
             continue
         dashes = (DASHES, FURTHER_DASHES)[further[element] // len(FURTHER_HUES) % 2][element]
@@ -217,7 +223,7 @@ def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _scale_log(axes: Any, ticker: Any) -> None:
-    """ticker: the module matplotlib.ticker."""
+    """Makes the y axis logarithmic; `ticker` is the module matplotlib.ticker."""
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     decades = np.log10(high) - np.log10(low)
@@ -228,7 +234,7 @@ def _scale_log(axes: Any, ticker: Any) -> None:
 
 
 def _strip(pictures: np.ndarray) -> np.ndarray:
-    """uint8 (L, S, S, 3) -> (S, W, 4)."""
+    """L pictures, uint8 (L, S, S, 3), side by side with gaps: RGBA (S, W, 4)."""
     scale = -(-PIXELS // pictures.shape[1])
     pictures = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
     opaque = np.concatenate([pictures, np.full_like(pictures[..., :1], 255)], axis=-1)
@@ -236,7 +242,7 @@ def _strip(pictures: np.ndarray) -> np.ndarray:
 
 
 def _svg(figure: Any) -> bytes:
-    """The figure without a prologue, which would name addresses on the web."""
+    """The figure as SVG, without the XML prologue, which contains web addresses."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     written = file.getvalue().decode()

@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but the seed: one curve of the report, with a label that says what it is."""
+"""Groups runs that differ only in the seed: each group is one curve of the report, with a label."""
 
 from __future__ import annotations
 
@@ -15,17 +15,16 @@ SETTINGS: Mapping[str, Callable[[Run], Any]] = {
     "--amp": lambda run: run.config.amp,
     "--deterministic": lambda run: run.config.deterministic,
 }
-"""By what a user calls it: what the runs of a group have in common, besides the loss."""
+"""Option or description -> the value that the runs of a group have in common, besides the loss."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of one loss that share SETTINGS, each with a seed of its own.
-
-    label: the loss and, if other runs of the report have other settings, the options that differ.
-    """
+    """Runs of one loss that share SETTINGS and have different seeds."""
 
     label: str
+    """The loss and, if other runs of the report have other settings, the options that differ."""
+
     runs: tuple[Run, ...]
 
     @property
@@ -34,10 +33,10 @@ class Group:
 
 
 def group_seeds(runs: Sequence[Run]) -> list[Group]:
-    """The groups, in the order of their first runs; every run is in one.
+    """Divides the runs into groups, in the order of their first runs.
 
-    A run is by itself, and named in the label, if another one of its settings has its seed, if it ended in a
-    loss that is not finite, or if it got less than half as far as the furthest.
+    A run forms its own group, with its name in the label, if another run has the same settings and seed, if
+    its last loss is not finite, or if it has less than half of the iterations of the longest run.
     """
     alike: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
@@ -57,7 +56,7 @@ def group_seeds(runs: Sequence[Run]) -> list[Group]:
 
 
 def _one_per_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
-    """The runs whose mean means something."""
+    """One run per seed, without runs that are too short or end in a loss that is not finite."""
     furthest = max(run.iteration for run in runs)
     seeds: dict[int, Run] = {}
     for run in runs:
@@ -67,7 +66,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
 
 
 def _differing(run: Run, runs: Sequence[Run]) -> Iterator[str]:
-    """The settings that most of these runs do not share with it, as a user types them."""
+    """Yields the settings of `run` that most runs do not share, as a user types them."""
     for name, value in SETTINGS.items():
         if 2 * sum(value(each) == value(run) for each in runs) <= len(runs):
             yield _typed(name, value(run))

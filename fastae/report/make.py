@@ -1,4 +1,4 @@
-"""`fastae report`: run folders in, report.html and its figures out."""
+"""`fastae report`: makes report.html and its figures from run folders."""
 
 from __future__ import annotations
 
@@ -32,11 +32,15 @@ PICTURES = "reconstructions.png"
 def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
     """Writes the page and its figures; returns the page's path.
 
-    folders: runs, or folders with runs one or two levels below. out: the page; by default report.html in the
-    folder, or in the one that holds all of several folders. The figures go into a folder beside the page, of
-    the same name. data: the folder of the runs' images, as `measure` takes it.
+    Args:
+        folders: run folders, or folders with runs one or two levels below.
+        out: the page. Default: report.html in the folder, or in the common parent of several folders. The
+            figures are written into a folder beside the page that has the page's name without the suffix.
+        data: the folder of the runs' images, as for `measure`.
 
-    Raises FastaeError for a user's mistake, and rather than replace a page by one that has lost its pictures.
+    Raises:
+        FastaeError: an argument is wrong, a file cannot be written, or the page would replace one that has
+            reconstructions by one without.
     """
     arguments = [[str(folder)] for folder in folders]
     arguments += [["--out", str(out)]] if out else []
@@ -48,7 +52,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     if PICTURES not in figures and out.exists() and (out.with_suffix("") / PICTURES).exists():
         reason = next(iter(page.unmeasured), "there is nothing to show")
         raise FastaeError(
-            f"{str(out)!r} has pictures that a new page would lose ({reason}); or name another --out"
+            f"{str(out)!r} has reconstructions that a new page would lack ({reason}); or set another --out"
         )
     _write(out, render(page), figures)
     for warning in [*page.warnings, *page.unmeasured]:
@@ -61,7 +65,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
 def _page(
     runs: Sequence[Run], warnings: Sequence[str], data: str | None, arguments: Sequence[Sequence[str]]
 ) -> tuple[Page, dict[str, bytes]]:
-    """The page, and its figures by file name."""
+    """Makes the page, and its figures by file name."""
     comparison, groups = compare(runs), group_seeds(runs)
     compared = {run.path for run in comparison.compared}
     groups.sort(key=lambda group: group.runs[0].path not in compared)
@@ -102,9 +106,10 @@ def _page(
 
 
 def _charts(groups: Sequence[Group]) -> list[Chart]:
-    """The article's first figure, held-out images beside it, and their second half, where differences show.
+    """The charts that have data.
 
-    Without those that have nothing to show.
+    They are the article's first figure (training batches), held-out images, and the second half of the
+    latter, which shows differences better.
     """
     train = _curves(groups, lambda run: run.train, is_smoothed=True)
     held_out = _curves(groups, lambda run: run.held_out)
@@ -119,7 +124,7 @@ def _charts(groups: Sequence[Group]) -> list[Chart]:
 def _curves(
     groups: Sequence[Group], series: Callable[[Run], Series], is_smoothed: bool = False
 ) -> list[Curve]:
-    """The curve of each group, of the seeds that have logged numbers."""
+    """The curve of each group, over the seeds that have logged finite values."""
     return [
         Curve(group.loss, group.label, seeds, is_smoothed)
         for group in groups
@@ -137,7 +142,7 @@ def _chart(name: str, title: str, curves: Sequence[Curve], start: int = 0) -> Ch
 
 
 def _end(curve: Curve) -> str:
-    """The last value that is a number, of the mean over the seeds."""
+    """The last finite value of the mean over the seeds, as text."""
     drawn = curve.drawn.mean(axis=0)
     finite = drawn[np.isfinite(drawn)]
     return short(float(finite[-1])) if len(finite) else "unknown"
@@ -147,7 +152,7 @@ def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
     if out is None:
         if len(folders) == 1:
             return folders[0] / PAGE
-        known = [folder.absolute() for folder in folders if folder.is_dir()]  # `find_runs` refuses the others
+        known = [folder.absolute() for folder in folders if folder.is_dir()]  # `find_runs` rejects the others
         return (Path(os.path.commonpath(known)) if known else Path()) / PAGE
     if out.suffix.lower() not in (".html", ".htm"):
         raise FastaeError(f"--out {str(out)!r} must end in .html: its figures go into a folder of that name")
@@ -162,7 +167,7 @@ def _write(out: Path, page: bytes, files: Mapping[str, bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():
             raise FastaeError(
-                f"{str(folder)!r}, for the figures, is a link: remove it, or name another --out"
+                f"the figures' folder {str(folder)!r} is a link: remove it, or set another --out"
             )
         for name, content in files.items():
             with atomic_write(folder / name) as file:

@@ -1,4 +1,4 @@
-"""The report as one HTML file, with every figure inside as a data URI: nothing is loaded from elsewhere."""
+"""Renders the report as one HTML file. Figures are data URIs, so that nothing is loaded from elsewhere."""
 
 from __future__ import annotations
 
@@ -19,55 +19,70 @@ from fastae.report.tables import DifferenceRow, TableRow, percent
 from fastae.utils.console import printable
 
 NBSP = "\u00a0"
-"""No control character, though `printable` escapes it: it keeps a number and its unit together."""
+"""A no-break space, which keeps a number and its unit together. `printable` would escape it."""
 
 
 @dataclass(frozen=True)
 class Chart:
-    """svg: on a transparent ground, for a light page. alt: what it shows, for those who cannot see it.
-
-    smoothing: the weights that its curves are smoothed with.
-    """
+    """A figure of the report."""
 
     name: str
+    """The name of its file, without a suffix."""
+
     title: str
+
     alt: str
+    """A description for readers who cannot see it."""
+
     svg: bytes
+    """The figure for a light page, with a transparent background."""
+
     smoothing: Sequence[float]
+    """The weights by which its curves are smoothed."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """What template.html.j2 shows, as text that it escapes.
-
-    is_single: whether it is of one run. has_seeds: whether some runs differ in their seeds alone.
-    unmeasured: warnings about runs without reconstructions. differing, common: settings as (name, value).
-    undecided: what the differences do not show, in sentences.
-    """
+    """The content of template.html.j2, which escapes all text."""
 
     is_single: bool
+    """Whether the report is on a single run."""
+
     has_seeds: bool
+    """Whether some runs differ only in their seeds."""
+
     headline: str
     sentences: Sequence[str]
     made: str
     version: str
     warnings: Sequence[str]
+
     unmeasured: Sequence[str]
+    """Warnings about runs without reconstructions."""
+
     charts: Sequence[Chart]
     gallery: Gallery | None
     head: Sequence[str]
     rows: Sequence[TableRow]
     difference_head: Sequence[str]
     difference_rows: Sequence[DifferenceRow]
+
     undecided: Sequence[str]
+    """Sentences about what the differences do not show."""
+
     hours: Sequence[str]
+
     differing: Sequence[tuple[str, str]]
+    """(name, value) of settings that differ between the runs or from their defaults."""
+
     common: Sequence[tuple[str, str]]
+    """(name, value) of all other settings."""
+
     commands: Sequence[Command]
 
     @property
     def smoothing(self) -> str:
-        """The weights that curves are smoothed with, "0.5" or "0.17 to 0.95"; empty if none is."""
+        """The weights of the smoothed curves, such as "0.5" or "0.17 to 0.95"; empty if there are none."""
         weights = [weight for chart in self.charts for weight in chart.smoothing]
         if not any(weights):
             return ""
@@ -95,9 +110,9 @@ def render(page: Page) -> bytes:
 
 
 def _visible(value: object) -> object:
-    """What the template inserts, with control characters and stray bytes escaped, as in the terminal.
+    """Escapes control characters and undecodable bytes of inserted text, as in the terminal.
 
-    What is HTML already was made of such text.
+    Markup is returned unchanged, since it was made of text that is escaped already.
     """
     return _printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
@@ -107,11 +122,11 @@ def _printable(text: str) -> str:
 
 
 def unbroken(text: str) -> Markup:
-    """The text as HTML in which no line that is wide enough is broken in an option, nor before its value."""
+    """The text as HTML that has no line breaks within options or between an option and its value."""
     parts = re.split(r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)]+)?)", _printable(text))
     return Markup().join(
-        Markup('<span class="unbroken">{}</span>').format(part) if place % 2 else escape(part)
-        for place, part in enumerate(parts)
+        Markup('<span class="unbroken">{}</span>').format(part) if index % 2 else escape(part)
+        for index, part in enumerate(parts)
     )
 
 

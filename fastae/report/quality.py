@@ -1,7 +1,7 @@
-"""Each run's model on its held-out images, in float32: reconstructions, their errors, PSNR and SSIM.
+"""Runs each model on its held-out images in float32: reconstructions, their errors, PSNR and SSIM.
 
-The images come from the folder that the user names. Anybody may have written the config.json that names
-another one, and the page shows what is read: see `known_folder`.
+The images are read from the folder that the user names. The folder that config.json names is used only under
+the conditions of `known_folder`, since anybody may have written config.json, and the page shows the images.
 """
 
 from __future__ import annotations
@@ -37,70 +37,91 @@ from fastae.utils.sample import evenly_spaced
 FLOAT32 = Precision(None, "float32")
 
 MAX_SIDE, MAX_SET = 1024, 1 << 32
-"""Pixels, and bytes of one data set's held-out images as float32: config.json may claim any size."""
+"""The most pixels of a side, and bytes of the held-out images of a data set: config.json may claim any."""
 
 MAX_BATCH = 64 * 128 * 128
-"""Pixels of one channel that go through the model at once."""
+"""The number of pixels that go through the model at once."""
 
 SHOWN = 3
-"""Images in each of the groups best, median and worst."""
+"""The number of images in each of the groups best, median and worst."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """names: of the files, without the data folder's. images: float32 (N, 3, S, S) in [0, 1]."""
+    """The held-out images of a run."""
 
     names: tuple[str, ...]
+    """The files' names, relative to the data folder."""
+
     images: Tensor
+    """float32 (N, 3, S, S) in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """A run's model at `iteration` on its held-out images.
-
-    reconstructions: uint8 (N, S, S, 3). errors: mean squared, (N,). psnr (dB, of a peak of 1), ssim (in
-    [-1, 1]): means over the images.
-    """
+    """The quality of a run's model on its held-out images."""
 
     iteration: int
+    """The iteration of the weights."""
+
     held_out: HeldOut
+
     reconstructions: np.ndarray
+    """uint8 (N, S, S, 3)."""
+
     errors: np.ndarray
+    """The mean squared error of each image, (N,)."""
+
     psnr: float
+    """The mean PSNR of the images in dB, for a peak of 1."""
+
     ssim: float
+    """The mean SSIM of the images, in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One held-out image. pictures: uint8 (1 + L, S, S, 3), the original and its reconstructions.
-
-    errors: mean squared, (L,).
-    """
+    """One held-out image and its reconstructions by L models."""
 
     name: str
+
     pictures: np.ndarray
+    """The original and its reconstructions, uint8 (1 + L, S, S, 3)."""
+
     errors: np.ndarray
+    """The mean squared error of each reconstruction, (L,)."""
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """columns: labels of the groups of runs, each shown by its first run. groups: "best" and so on -> rows.
-
-    iterations: of the columns. count: images to choose from.
-    """
+    """The reconstructions that the page shows."""
 
     columns: tuple[str, ...]
+    """The labels of the groups of runs. A group is represented by its first run."""
+
     iterations: tuple[int, ...]
+    """The iteration of each column's weights."""
+
     groups: Mapping[str, Sequence[Row]]
+    """"best", "median" and "worst", or "all" -> rows."""
+
     count: int
+    """The number of held-out images, from which the rows are chosen."""
 
 
 def measure(
     runs: Iterable[Run], device: torch.device, data: str | None = None
 ) -> tuple[dict[Path, Measurement], list[str]]:
-    """Measurements by run folder, and warnings about runs that have none.
+    """Measures the quality of each run's model.
 
-    data: the folder of the runs' images; None for `known_folder`, else $FASTAE_DATA, else synthetic faces.
+    Args:
+        runs: the runs.
+        device: the device of the models.
+        data: the folder of the runs' images. Default: `known_folder`, else $FASTAE_DATA, else the synthetic
+            faces.
+
+    Returns:
+        Measurements by run folder, and warnings about runs without one.
     """
     found: dict[Path, Measurement] = {}
     opened: dict[tuple[object, ...], HeldOut] = {}
@@ -123,15 +144,15 @@ def measure(
 def open_held_out(
     run: Run, manifest: Manifest, data: str | None, device: torch.device, warn: Callable[[str], None]
 ) -> HeldOut:
-    """The images that the run was evaluated on; a file that cannot be decoded is replaced as in training.
+    """Loads the images that the run was evaluated on. Undecodable files are replaced as in training.
 
-    Raises FastaeError.
+    Raises FastaeError if the images are not found, differ from the run's, or are too large.
     """
     config = run.config
     data = data or known_folder(run, manifest)
     if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
         where = as_text(run.description.data.folder)
-        raise FastaeError(f"name the folder of the images with --data DIR (config.json names {where!r})")
+        raise FastaeError(f"give the folder of the images by --data DIR (config.json names {where!r})")
     folder, _ = open_source(data, config.crop, manifest=manifest)
     indices = evenly_spaced(range(len(folder.held_out)), config.eval_images)
     size = len(indices) * 3 * 4 * config.image_size**2
@@ -148,17 +169,18 @@ def open_held_out(
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
     images = load_images(folder.held_out, crop_resize, device, indices=indices, on_replaced=on_replaced)
     paths = [folder.held_out[index] for index in indices]
-    while replaced.keys() & set(paths):  # a replacement may have been replaced in turn
+    while replaced.keys() & set(paths):  # a replacement may have been replaced too
         paths = [replaced.get(path, path) for path in paths]
     return HeldOut(tuple(name_below(folder.root, path) for path in paths), images)
 
 
 def known_folder(run: Run, manifest: Manifest) -> str | None:
-    """The folder of images that config.json names, if it may be opened; else None, and it is not touched.
+    """The folder of images that config.json names, if it may be opened; otherwise None.
 
-    fastae must have read it before, as this user's cache shows: so a config.json from elsewhere can neither
-    have a network mounted nor a disk searched. Since the page shows what is read, whoever wrote the manifest
-    must also know the files: it needs all digests, which `open_folder` compares, as it does names and sizes.
+    A folder may be opened only if fastae has read it before, according to this user's cache. So a config.json
+    from elsewhere cannot cause a network folder to be mounted or a disk to be searched. Since the page shows
+    the images, the author of the manifest must also know the files: the manifest must contain all digests,
+    which `open_folder` compares, like names and sizes.
     """
     named = run.description.data.folder
     digested = evenly_spaced([*manifest.train, *manifest.held_out], DIGESTS)
@@ -168,13 +190,13 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
         user_path(named, "data")
     except FastaeError:
         return None
-    # As fastae writes it: behind a link, ".." leads elsewhere than abspath says.
+    # fastae writes absolute paths without "..", which behind a link does not lead where abspath says.
     is_known = named == os.path.abspath(named) and was_checked(named, check_records(cache_folder()))  # noqa: PTH100
     return named if is_known and Path(named).is_dir() else None
 
 
 def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Measurement:
-    """reconstructions: (N, 3, S, S) in [0, 1], on the images' device."""
+    """Measures reconstructions (N, 3, S, S) in [0, 1], on the device of the images."""
     errors = squared_error(reconstructions, held_out.images).mean(dim=(1, 2, 3)).double().cpu().numpy()
     pairs = zip(*map(_channels_last, (held_out.images, reconstructions)), strict=True)
     return Measurement(
@@ -188,9 +210,9 @@ def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Measure
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """Structural similarity of two images (S, S, 3) in [0, 1], as Wang and others (2004) define it.
+    """The structural similarity of two images (S, S, 3) in [0, 1], as defined by Wang et al. (2004).
 
-    A Gaussian window of sigma 1.5 (11 pixels), each channel by itself, their mean.
+    The window is Gaussian with sigma 1.5 (11 pixels). The result is the mean over the channels.
     """
     return float(
         structural_similarity(
@@ -201,9 +223,10 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def make_gallery(groups: Sequence[Group], found: Mapping[Path, Measurement]) -> Gallery | None:
-    """For each group the first run that has the same held-out images as the first of all.
+    """Makes the gallery, with the first run of each group that has the gallery's held-out images.
 
-    groups: in order of interest. None if no run was measured.
+    These images are those of the first measured run; `groups` are in order of interest. Returns None if no
+    run was measured.
     """
     measured = [[found[run.path] for run in group.runs if run.path in found] for group in groups]
     held_out = next((each.held_out for group in measured for each in group), None)
@@ -219,10 +242,10 @@ def make_gallery(groups: Sequence[Group], found: Mapping[Path, Measurement]) -> 
     pictures = np.stack([to_bytes(held_out.images), *(each.reconstructions for each in shown)])
     groups_of_rows = {
         kind: [
-            Row(PurePosixPath(held_out.names[place]).stem, pictures[:, place], errors[:, place])
-            for place in places
+            Row(PurePosixPath(held_out.names[index]).stem, pictures[:, index], errors[:, index])
+            for index in indices
         ]
-        for kind, places in pick(errors.mean(axis=0)).items()
+        for kind, indices in pick(errors.mean(axis=0)).items()
     }
     return Gallery(
         tuple(chosen), tuple(each.iteration for each in shown), groups_of_rows, len(held_out.names)
@@ -230,9 +253,9 @@ def make_gallery(groups: Sequence[Group], found: Mapping[Path, Measurement]) -> 
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:
-    """Indices of the best, median and worst of these (N,), each group from best to worst.
+    """The indices of the best, median and worst of the errors (N,), each group from best to worst.
 
-    If there are too few for three groups, all of them are in one, "all".
+    If there are too few for three groups, all are in one group, "all".
     """
     ranked = np.argsort(errors, kind="stable").tolist()
     if len(ranked) <= 3 * SHOWN:
@@ -242,7 +265,7 @@ def pick(errors: np.ndarray) -> dict[str, list[int]]:
 
 
 def to_bytes(images: Tensor) -> np.ndarray:
-    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3); what is not finite is black."""
+    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3). NaN becomes black."""
     return (np.nan_to_num(_channels_last(images)) * 255).round().astype(np.uint8)
 
 

@@ -1,6 +1,6 @@
-"""Run folders, found and read; their images and checkpoints are read elsewhere.
+"""Finds and reads run folders, except for their images and checkpoints.
 
-Anybody may have written such a folder, so only regular files are opened, and read within bounds.
+Anybody may have written a run folder, so only regular files are opened, and only a limited size is read.
 """
 
 from __future__ import annotations
@@ -27,15 +27,18 @@ from fastae.utils.console import printable
 CONFIG = "config.json"
 
 MAX_TEXT = 200
-"""Characters shown of a text in config.json."""
+"""The most characters shown of a text in config.json."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """Values by iteration, which ascends: int64 and float64, both (n,). A value may be nan or inf."""
+    """Values by iteration. Both arrays are (n,)."""
 
     steps: np.ndarray
+    """The iterations in ascending order, int64."""
+
     values: np.ndarray
+    """The values, float64; they may be nan or inf."""
 
     def __len__(self) -> int:
         return len(self.steps)
@@ -48,26 +51,32 @@ class Series:
         return Series(self.steps[self.steps >= step], self.values[self.steps >= step])
 
     def at(self, step: int) -> float:
-        """The value at this iteration; nan if there is none."""
+        """The value at an iteration; nan if there is none."""
         found = self.values[self.steps == step]
         return float(found[0]) if len(found) else math.nan
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run's folder. name: the folder's, with as many of its parents' as tell it from the other runs.
-
-    kwh: energy of all its GPUs; nan if that is not known. weights_of: the iteration at which it finished, and
-    left its weights. took_turns: with other runs of a sweep, so that it has no energy and speed of its own.
-    """
+    """One run, as read from its folder."""
 
     name: str
+    """The folder's name, with as many parents as distinguish it from the other runs."""
+
     path: Path
     description: RunDescription
+    """The content of config.json."""
+
     metrics: Metrics
+
     kwh: float
+    """The energy of all of the run's GPUs; nan if unknown."""
+
     weights_of: int | None = None
+    """The iteration of the run's final weights; None if the run has not finished."""
+
     took_turns: bool = False
+    """Whether it took turns with other runs of a sweep, so that its energy and speed are unknown."""
 
     @property
     def config(self) -> TrainConfig:
@@ -89,29 +98,29 @@ class Run:
 
     @property
     def psnr(self) -> Series:
-        """Of the held-out images, in dB, as it was logged."""
+        """The logged PSNR of the held-out images, in dB."""
         return _series(self.metrics.held_out, "psnr")
 
     @property
     def iteration(self) -> int:
-        """The last iteration that was logged; 0 if none was."""
+        """The last logged iteration; 0 if there is none."""
         return max((int(each.steps[-1]) for each in (self.train, self.held_out) if len(each)), default=0)
 
     @property
     def finished(self) -> bool:
-        """Whether it reached its iterations or, limited by --minutes, left its weights."""
+        """Whether it has done all iterations or, if limited by --minutes, has final weights."""
         return self.iteration >= self.config.iterations or (
             self.config.minutes is not None and self.weights_of == self.iteration > 0
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Images and seconds between log steps, both (n,); none if it took turns."""
+        """The images and seconds between log steps, both (n,); empty if it took turns."""
         images, seconds = self.metrics.windows(self.config.batch_size)
         return (images[:0], seconds[:0]) if self.took_turns else (images, seconds)
 
     @property
     def images_per_second(self) -> float:
-        """Over all windows but the slowest, which warms up and compiles; nan if no speed was logged."""
+        """The mean over all windows except the slowest, which includes compiling; nan if unknown."""
         images, seconds = self.windows()
         if len(images) > 1:
             kept = np.arange(len(images)) != np.argmin(images / seconds)
@@ -120,7 +129,7 @@ class Run:
 
     @property
     def seconds(self) -> float:
-        """Training time of all sessions: steps and the wait for data, without start and evaluations."""
+        """The training time of all sessions: steps and waiting for data, without start-up and evaluations."""
         return float(self.windows()[1].sum())
 
 
@@ -130,10 +139,13 @@ def as_text(value: object) -> str:
 
 
 def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
-    """The runs in these folders, or one or two levels below, and warnings about what could not be read.
+    """Finds the runs in these folders, or one or two levels below.
 
-    Sorted by loss, then seed. Raises FastaeError if no run has logged anything, or if a folder is neither a
-    run nor holds one.
+    Returns:
+        The runs, sorted by loss and then by seed, and warnings about runs that could not be read.
+
+    Raises:
+        FastaeError: no run has logged anything, or a folder is not a run and contains none.
     """
     runs, warnings = [], []
     for path, is_named in _find(folders).items():
@@ -158,7 +170,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _find(folders: Sequence[Path]) -> dict[Path, bool]:
-    """Run folders, each once, and whether the user named it rather than a folder above it."""
+    """Run folders, each once -> whether the user named the folder itself rather than a parent."""
     found: dict[Path, tuple[Path, bool]] = {}
     for folder in folders:
         if not folder.is_dir():
@@ -167,7 +179,7 @@ def _find(folders: Sequence[Path]) -> dict[Path, bool]:
         is_run = (folder / CONFIG).is_file()
         below = [path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}")]
         if not is_run and not below:
-            raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} there, nor one or two levels below")
+            raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
         for path in [folder] if is_run else sorted(below):
             found.setdefault(path.resolve(), (path, is_run))
     return dict(found.values())
@@ -186,7 +198,7 @@ def _read(path: Path) -> Run:
 
 
 def _kwh(path: Path, sessions: int) -> float:
-    """Energy, if all of the run's GPUs were measured in all of its sessions: one that was killed has none."""
+    """The energy if it was measured for all GPUs in all sessions, else nan. Killed sessions have none."""
     try:
         energies = [report.summary.kwh for report in read_sessions(path)]
     except FastaeError:
@@ -200,7 +212,7 @@ def _series(rows: Rows, name: str) -> Series:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, and as many before it as make them different."""
+    """The last part of each path, with as many parents as make the names different."""
     lengths = [1] * len(paths)
     while True:
         names = ["/".join(path.parts[-length:]) for path, length in zip(paths, lengths, strict=True)]

@@ -1,4 +1,4 @@
-"""The report's answer and tables as text; the page escapes it."""
+"""The report's answer and tables as text, which the page escapes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS
 from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
-"""Its conditions are the defaults."""
+"""The article's settings, which are the defaults."""
 
 LONG_ENOUGH = 0.5
-"""Share of the images that the article trained on for each loss, below which nothing is concluded."""
+"""The share of the article's training below which the headline concludes nothing."""
 
 NONE = "–"
 COLUMNS: dict[str, Callable[[float], str]] = {
@@ -41,28 +41,40 @@ COLUMNS: dict[str, Callable[[float], str]] = {
 
 @dataclass(frozen=True)
 class TableRow:
-    """cells: as the table's head. detail: below the first cell. is_mean: whether of several runs."""
+    """A row of the table of runs."""
 
     cells: tuple[str, ...]
+    """The cells, in the order of the table's head."""
+
     detail: str = ""
+    """The small text below the first cell."""
+
     is_mean: bool = False
+    """Whether the row is the mean of several runs."""
 
 
 @dataclass(frozen=True)
 class DifferenceRow:
-    """samples: what it was made from. cells: as the table's head; None if there is no interval."""
+    """A row of the table of differences."""
 
     name: str
+
     samples: str
+    """The sizes of the samples, in words."""
+
     cells: tuple[Difference | None, ...]
+    """The cells, in the order of the table's head; None if there is no interval."""
 
 
 def answer(
     comparison: Comparison, label: str, found: Mapping[str, Mapping[str, Difference]]
 ) -> tuple[str, tuple[str, ...]]:
-    """One headline, and at most three sentences, from the numbers.
+    """Makes a headline and at most three sentences from the numbers.
 
-    label: of the compared runs, if they are of one loss. found: `differences` of the comparison.
+    Args:
+        comparison: the comparison of the losses.
+        label: the label of the compared runs, which is used if all have the same loss.
+        found: the result of `differences` for the comparison.
     """
     at, errors = comparison.at, comparison.errors
     if not at:
@@ -89,7 +101,7 @@ def answer(
     ]
     if deviation is None:
         sentences.append(
-            "Each loss was trained with one seed; fastae sweep --repeats shows how much other seeds change."
+            "Each loss was trained with one seed; fastae sweep --repeats shows the effect of other seeds."
         )
     else:
         sentences.append(
@@ -105,7 +117,7 @@ def answer(
 
 
 def trained_share(comparison: Comparison) -> float:
-    """How much of the article's images each compared run was trained on."""
+    """The share of the article's training that each compared run has done, in images."""
     images = comparison.at * comparison.compared[0].config.batch_size
     return images * len(LOSSES) / ARTICLE_IMAGES
 
@@ -113,7 +125,7 @@ def trained_share(comparison: Comparison) -> float:
 def difference_table(
     found: Mapping[str, Mapping[str, Difference]],
 ) -> tuple[list[str], list[DifferenceRow]]:
-    """Head and rows of `differences`."""
+    """The head and the rows of the table of differences."""
     head = list(dict.fromkeys(metric for row in found.values() for metric in row))
     rows = [
         DifferenceRow(name, next(iter(row.values())).samples, tuple(map(row.get, head)))
@@ -123,7 +135,7 @@ def difference_table(
 
 
 def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
-    """What the data do not decide, in sentences."""
+    """Sentences about what the data do not decide."""
     open_ones = {
         name: [metric for metric, each in row.items() if not each.is_decided] for name, row in found.items()
     }
@@ -141,9 +153,10 @@ def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Differenc
 
 
 def table(groups: Sequence[Group], measured: Mapping[Path, Measurement]) -> tuple[list[str], list[TableRow]]:
-    """Head and rows: one per run, and below several seeds of a group their mean and standard deviation.
+    """The head and the rows of the table of runs.
 
-    Without the columns in which nothing is known.
+    There is a row for each run and, below several seeds of a group, a row with their mean and standard
+    deviation. Columns without a value are omitted.
     """
     runs = [run for group in groups for run in group.runs]
     has_seeds = any(len(group.runs) > 1 for group in groups)
@@ -156,7 +169,7 @@ def table(groups: Sequence[Group], measured: Mapping[Path, Measurement]) -> tupl
             rows.append(TableRow((group.label, *_cells(numbers[run.path], known)), ", ".join(names)))
         if len(group.runs) > 1:
             seeds = [numbers[run.path] for run in group.runs]
-            with np.errstate(invalid="ignore"):  # the PSNR of an image without an error is infinite
+            with np.errstate(invalid="ignore"):  # the PSNR is infinite if the error is zero
                 means, deviations = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
             both = zip(_cells(means, known), _cells(deviations, known), strict=True)
             cells = (
@@ -167,7 +180,7 @@ def table(groups: Sequence[Group], measured: Mapping[Path, Measurement]) -> tupl
 
 
 def _numbers(run: Run, measured: Measurement | None) -> list[float]:
-    """A run's values in COLUMNS; nan for what is not known. loss_index is as it was logged last."""
+    """A run's values in COLUMNS; nan if unknown. loss_index is the last logged one."""
     logged = run.metrics.held_out.values
     last, psnr = (
         float(logged[name][-1]) if len(logged[name]) else math.nan for name in ("loss_index", "psnr")
@@ -177,13 +190,13 @@ def _numbers(run: Run, measured: Measurement | None) -> list[float]:
 
 
 def _cells(numbers: Sequence[float], known: Sequence[bool]) -> list[str]:
-    """In the known columns."""
+    """The cells of the known columns."""
     cells = (form(n) if math.isfinite(n) else NONE for n, form in zip(numbers, COLUMNS.values(), strict=True))
     return list(compress(cells, known))
 
 
 def hours(runs: Sequence[Run]) -> Iterator[str]:
-    """The article's 30 hours beside these runs' time, in sentences."""
+    """Yields sentences that compare the article's 30 hours with the time of these runs."""
     devices = ", ".join(dict.fromkeys(as_text(run.description.device) or "an unknown device" for run in runs))
     these = "This run" if len(runs) == 1 else f"These {len(runs)} runs"
     spent = f"{sum(run.iteration for run in runs):,} iterations"
@@ -202,16 +215,16 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
     ]
     rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
     if other:
-        yield f"No projection to the article's work: this is the speed of {', '.join(other)}."
+        yield f"The speed is not projected to the article's runs: it was measured with {', '.join(other)}."
     elif rates:
         seconds = ARTICLE_IMAGES * float(np.mean([1 / rate for rate in rates]))
         factor = ARTICLE_SECONDS / seconds
-        times = f"{factor:,.3g} times less" if factor >= 1 else f"{1 / factor:,.3g} times more"
+        times = f"{factor:,.3g}x faster" if factor >= 1 else f"{1 / factor:,.3g}x slower"
         yield f"At this speed the article's six runs would take {duration(seconds)} of training: {times}."
 
 
 def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(name, value) of what differs between the runs or from the defaults, and of everything else."""
+    """(name, value) of settings that differ between the runs or from the defaults, and of all others."""
     defaults = {flag(field.name): field.default for field in fields(TrainConfig)}
     described = {run.name: dict(_settings(run)) for run in runs}
     differing, common = [], []
@@ -233,7 +246,7 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
 
 
 def _settings(run: Run) -> Iterator[tuple[str, Any]]:
-    """Everything that may matter about a run but its loss and seed."""
+    """Yields all settings, hardware and versions of a run except its loss and seed."""
     described = run.description
     for field in fields(TrainConfig):
         if field.name not in ("loss", "seed", "out", "data"):
@@ -256,7 +269,7 @@ def _shown(value: object) -> str:
 
 
 def percent(share: float) -> str:
-    """0.0123 -> "1.2 %": three digits at most, and never a rounded 0 for what is not 0."""
+    """0.0123 -> "1.2 %", with three digits at most. Only 0 itself is shown as 0."""
     value = 100 * share
     if 0 < abs(value) < 0.01:
         return "less than 0.01 %"

@@ -1,4 +1,4 @@
-"""What `fastae check` and `fastae prepare` print: counts, names, and what to do about them."""
+"""The output of `fastae check` and `fastae prepare`: counts, file names, and remedies."""
 
 from __future__ import annotations
 
@@ -24,7 +24,17 @@ NAMES_SHOWN = 50
 
 
 def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) -> int:
-    """Checks the JPEGs under `folder` and prints what was found; returns the exit code, 0 or 1."""
+    """Checks the JPEGs under `folder` and prints the result.
+
+    Args:
+        folder: the data folder.
+        deep: whether to decode every file.
+        crop: the least length of an image's shorter side in pixels.
+        as_json: whether to print JSON.
+
+    Returns:
+        The exit code: 1 if a file cannot be used, else 0.
+    """
     folder, ignored = expand_home(folder), Counter[str]()
     paths = find_jpegs(folder, ignored)
     decoder = _training_decoder(crop) if deep else None
@@ -42,16 +52,16 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
 
 
 def _training_decoder(crop: int | None) -> Decoder:
-    """The one that `fastae train` uses on this machine. Raises FastaeError for a missing DALI."""
+    """The decoder of `fastae train` on this machine. Raises FastaeError if DALI is not installed."""
     return open_decoder(CropResize(crop), choose_device("auto"), Tuning(compiled=False))
 
 
 def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> None:
-    """The files that cannot be used by name; those that can, whatever is unusual about them, by number."""
+    """Logs the names of unusable files, and the number of files with each fault or peculiarity."""
     for each in found.unusable[:NAMES_SHOWN]:
         log(f"{each.fault.value:24}  {printable(each.path)}")
     if len(found.unusable) > NAMES_SHOWN:
-        log(f"... and {len(found.unusable) - NAMES_SHOWN:,} more: --json names all")
+        log(f"... and {len(found.unusable) - NAMES_SHOWN:,} more: --json lists all")
     log(f"{printable(folder)}: {total:,} JPEGs{_sizes(found)}")
     counts = Counter(each.fault for each in found.faults)
     table = Table("", "files", "")
@@ -64,7 +74,7 @@ def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> 
 
 
 def _sizes(found: Check) -> str:
-    """', 178x218 pixels', or the range of sizes; nothing without usable images."""
+    """', 178x218 pixels', or the range of sizes; empty without usable images."""
     if not found.shapes:
         return ""
     if len(found.shapes) == 1:
@@ -77,12 +87,12 @@ def _sizes(found: Check) -> str:
 def _consequence(fault: Fault) -> str:
     if fault in USABLE:
         return "decoded to RGB and used"
-    # Training makes the quick check, and meets these when it decodes them.
+    # The quick check before training does not find these faults; decoding does.
     return "replaced in training" if fault in DECODER_FAULTS else "skipped in training"
 
 
 def prepare_and_report(source: Path, out: Path, count: int) -> int:
-    """Prepares CelebA and prints what is there and what is missing; returns the exit code, 0 or 1."""
+    """Prepares CelebA and prints the result; returns the exit code, 1 if images are missing or faulty."""
     log("CelebA is for non-commercial research only and may not be redistributed.")
     done = prepare_celeba(source, out, count)
     log(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")

@@ -1,7 +1,8 @@
-"""`fastae doctor`: what this machine can do, on one screen. The first thing that a bug report needs.
+"""`fastae doctor`: shows on one screen what this machine can do. Bug reports should contain its output.
 
-Each check returns a text and a remedy. Without a remedy all is well; with one, training is slower or cannot
-use all hardware; a Problem means that `fastae train` cannot run. Nothing is trained, downloaded or written.
+Each check returns a text and a remedy. If the remedy is empty, all is well; otherwise training is slower or
+cannot use all hardware. A Problem means that `fastae train` cannot run. Nothing is trained, downloaded or
+written.
 """
 
 from __future__ import annotations
@@ -33,26 +34,26 @@ from fastae.utils.device import (
 from fastae.utils.environment import __version__, commit, dali_builds, version
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
-LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB: a resident CelebA takes 10, a run's checkpoint half of one
+LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB; a resident CelebA takes 10, a checkpoint 0.5
 NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = 3, 7  # nvjpegBackend_t, nvjpegStatus_t
 
 Answer = tuple[str, str]
 Nvml = Driver | NvmlError
-"""What NVML said: it is opened once."""
+"""The driver, or the error of NVML, which is opened only once."""
 
 
 JETSON = (
-    "an NVIDIA Jetson: its GPU is no PCI device, and PyPI's builds of PyTorch and DALI for aarch64 are made "
-    "for servers; fastae was never tried on one"
+    "an NVIDIA Jetson: its GPU is not a PCI device, and PyPI's builds of PyTorch and DALI for aarch64 are "
+    "for servers; fastae has never been tested on one"
 )
 
 
 class Problem(Exception):
-    """Training is impossible: a text and a remedy."""
+    """Training is impossible. The arguments are a text and a remedy."""
 
 
 def examine() -> int:
-    """Prints the checks; returns the exit code, 1 if training is impossible."""
+    """Prints the results of all checks; returns the exit code, 1 if training is impossible."""
     is_possible = True
     for subject, check in checks_of(ask_nvml()).items():
         state, text, remedy = _run(check)
@@ -75,7 +76,7 @@ def ask_nvml() -> Nvml:
 
 
 def checks_of(nvml: Nvml) -> dict[str, Callable[[], Answer]]:
-    """Subject -> check, in the order in which they are shown."""
+    """Subject -> check, in the order of the output."""
     return {
         "fastae": check_fastae, "torch": partial(check_torch, nvml), "driver": partial(check_driver, nvml),
         "jpeg": check_jpeg, "dali": partial(check_dali, nvml), "--amp": check_amp, "--compile": check_compile,
@@ -85,14 +86,14 @@ def checks_of(nvml: Nvml) -> dict[str, Callable[[], Answer]]:
 
 
 def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
-    """State, text and remedy."""
+    """Runs a check; returns state, text and remedy."""
     try:
         text, remedy = check()
         return "warning: " if remedy else "", text, remedy
     except Problem as problem:
         return "problem: ", *problem.args
-    except Exception as error:  # the other checks are still wanted
-        return "warning: ", f"not known: {type(error).__name__}: {error}", "report this"
+    except Exception as error:  # the other checks still run
+        return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this"
 
 
 def check_fastae() -> Answer:
@@ -113,21 +114,21 @@ def check_torch(nvml: Nvml) -> Answer:
     if mismatch := compatibility.torch_mismatch(nvml):
         return f"{text}: {mismatch}", nvml.install
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES, to train on one"
+        return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES to train on one"
     if fault := compatibility.cuda_fault():
         return f"{text}: {fault[0]}", fault[1]
     return text, ""
 
 
 def check_driver(nvml: Nvml) -> Answer:
-    """NVML may be missing although CUDA works; in WSL the driver is that of Windows."""
+    """Checks the driver. NVML may be missing although CUDA works; in WSL the driver is that of Windows."""
     import torch
 
     if isinstance(nvml, NvmlError):
         if in_wsl():
-            return nvml.absence.text, "for an NVIDIA GPU, update the driver in Windows; none in Linux"
+            return nvml.absence.text, "for an NVIDIA GPU, update the driver in Windows, not in Linux"
         if torch.cuda.is_available():
-            return f"CUDA works, but {nvml.absence.text}", "nothing, to train without GPU figures"
+            return f"CUDA works, but {nvml.absence.text}", "no action is needed to train without GPU figures"
         if compatibility.is_jetson():
             return JETSON, "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work"
         return compatibility.missing_driver(nvml) or ("no NVIDIA GPU: training runs on the CPU", "")
@@ -144,7 +145,7 @@ def _size(gpu: Gpu) -> str:
 
 
 def check_jpeg() -> Answer:
-    """Whether the nvJPEG that comes with DALI has its hardware backend here."""
+    """Checks whether the nvJPEG that comes with DALI can use a hardware JPEG engine."""
     import torch
 
     if not torch.cuda.is_available():
@@ -169,7 +170,7 @@ def check_dali(nvml: Nvml) -> Answer:
     if mismatch := compatibility.build_mismatch():
         return f"{text}: {mismatch}", remedy
     if driver and driver.cuda and max(dali_builds()) > driver.cuda[0]:
-        return f"{text}: driver {driver.version} is too old for it, only --device cpu works", remedy
+        return f"{text}: driver {driver.version} is too old for it; only --device cpu works", remedy
     return text, ""
 
 
@@ -183,7 +184,7 @@ def check_compile() -> Answer:
 
     missing = missing_to_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if missing:
-        return "torch.compile cannot be used", f"install {missing}; CXX and CC may name other compilers"
+        return "torch.compile cannot be used", f"install {missing}; CXX and CC select other compilers"
     return f"C++ compiler {shutil.which(compiler())}", ""
 
 
@@ -215,17 +216,17 @@ def check_temporary() -> Answer:
 
 
 def check_disk() -> Answer:
-    return _place(Path(), "choose another place for runs with --out DIR")
+    return _space(Path(), "set another folder for runs by --out DIR")
 
 
 def check_cache() -> Answer:
     folder = cache_folder()
-    text, remedy = _place(folder, "choose another place with --cache-dir DIR or $FASTAE_CACHE, or --no-cache")
+    text, remedy = _space(folder, "set another folder by --cache-dir DIR or $FASTAE_CACHE, or use --no-cache")
     return f"{text}, {sum(entry.size for entry in entries(folder)) / 2**30:.1f} GiB used", remedy
 
 
 def _nvjpeg_status() -> int | None:
-    """nvJPEG's answer when its hardware backend is asked for; None if nvJPEG cannot be loaded."""
+    """nvJPEG's status for a handle with the hardware backend; None if nvJPEG cannot be loaded."""
     spec = importlib.util.find_spec("nvidia")
     folders = map(Path, (spec and spec.submodule_search_locations) or ())
     found = next((path for folder in folders for path in folder.glob("**/libnvjpeg.so.1[23]")), None)
@@ -239,8 +240,8 @@ def _nvjpeg_status() -> int | None:
     return status
 
 
-def _place(folder: Path, remedy: str) -> Answer:
-    """Whether a folder, or the nearest one above it, is writable and has room."""
+def _space(folder: Path, remedy: str) -> Answer:
+    """Checks whether a folder, or the nearest existing one above it, is writable and has free space."""
     folder = folder.absolute()
     nearest = next(each for each in (folder, *folder.parents) if each.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):

@@ -1,10 +1,10 @@
-"""`fastae export`: a run's encoder and decoder as files that need no fastae.
+"""`fastae export`: writes a run's encoder and decoder as files that do not need fastae.
 
     encoder   images (N, 3, S, S) in [0, 1] -> codes (N, latent) in [-1, 1]
     decoder   codes (N, latent) -> images (N, 3, S, S) in [0, 1]
 
-float32; N is any number. `torch` is torch.export's program (*.pt2), `onnx` an ONNX graph. Each is read back
-and compared with the trained model before anything is written.
+All are float32, and N is any number. `torch` is torch.export's program (*.pt2), `onnx` an ONNX graph. Each
+file is read back and compared with the trained model before anything is written.
 """
 
 from __future__ import annotations
@@ -32,31 +32,40 @@ from fastae.utils.paths import expand_home
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
 PACKAGES = {"torch": (), "onnx": ("onnx", "onnxscript", "onnxruntime")}
 PARTS = (("encoder", "images", "codes"), ("decoder", "codes", "images"))
-"""The halves of the model with the names of their input and output."""
+"""The parts of the model, with the names of their inputs and outputs."""
 
 BATCHES = (1, 3)
-"""Batch sizes that an exported part is verified with."""
+"""The batch sizes with which an exported part is verified."""
 
 TOLERANCE = 1e-4
-"""The largest absolute difference from the trained model that is accepted. Values span 1 (images) or 2
-(codes); other libraries sum a convolution's products in another order, which usually changes 1e-6."""
+"""The largest accepted absolute difference from the trained model.
+
+Values have a range of 1 (images) or 2 (codes). Other libraries sum a convolution's products in another order,
+which usually changes results by 1e-6.
+"""
 
 ONNX_LIMIT = 2**31 - 2**20
-"""Bytes of weights that one ONNX file can hold: protobuf's limit is 2 GiB."""
+"""The most bytes of weights in an ONNX file: protobuf's limit is 2 GiB."""
 
 Function = Callable[[Tensor], Tensor]
 
 
 def export(run: Path, kind: str, out: Path) -> None:
-    """Writes encoder and decoder of `run` into the new folder `out`. kind: a key of SUFFIXES.
+    """Writes a run's encoder and decoder into a new folder.
 
-    Raises FastaeError for a wrong run or folder, missing packages, a model too large for the format, a
-    file that does not compute what the trained model does, and if `out` cannot be written.
+    Args:
+        run: the run's folder.
+        kind: the format, a key of SUFFIXES.
+        out: the new folder.
+
+    Raises:
+        FastaeError: the run or the folder is wrong, packages are missing, the model is too large for the
+            format, a file computes something else than the trained model, or `out` cannot be written.
     """
     out = expand_home(out)
     require_new_folder(out, "--out")
     if missing := [name for name in PACKAGES[kind] if not find_spec(name)]:
-        raise FastaeError(f"--format {kind} needs missing packages: pip install {' '.join(missing)}")
+        raise FastaeError(f"--format {kind} needs more packages: pip install {' '.join(missing)}")
     require_temporary_folder()
     loaded = load_model(run)
     log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
@@ -67,7 +76,7 @@ def export(run: Path, kind: str, out: Path) -> None:
         module, file = getattr(loaded.model, name), name + SUFFIXES[kind]
         files[file] = encode(module, kind, {takes: examples[takes]}, gives)
         difference = _largest_difference(decode(files[file], kind), module, examples[takes])
-        if not difference <= TOLERANCE:  # also true of NaN
+        if not difference <= TOLERANCE:  # also true for NaN
             raise FastaeError(
                 f"{file} differs from the trained model by {difference:.2g}, more than {TOLERANCE:g}: "
                 "nothing was written"
@@ -83,23 +92,23 @@ def export(run: Path, kind: str, out: Path) -> None:
 
 
 def _examples(model: AutoEncoder, size: int) -> dict[str, Tensor]:
-    """Random images and their codes."""
+    """Random images and their codes, as inputs for verification."""
     images = torch.rand(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         return {"images": images, "codes": model.encoder(images)}
 
 
 def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str) -> bytes:
-    """The content of a module's file. inputs: its one input, with a name."""
+    """The content of the file of a module, which has one named input in `inputs` and one output."""
     weights = sum(weight.nbytes for weight in module.state_dict().values())
     if kind == "onnx" and weights > ONNX_LIMIT:
-        raise FastaeError(f"ONNX files hold 2 GB, not {weights / 1e9:.1f} GB of weights: use --format torch")
+        raise FastaeError(f"ONNX cannot store {weights / 1e9:.1f} GB of weights, only 2: use --format torch")
     shapes = ({0: Dim("batch")},)
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns about packages that are not needed
     with warnings.catch_warnings(action="ignore"):
         program = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=shapes)
         for node in program.graph.nodes:
-            node.meta.pop("stack_trace", None)  # names files and folders of the machine it was made on
+            node.meta.pop("stack_trace", None)  # it contains paths of this machine
         if kind == "torch":
             file = io.BytesIO()
             torch.export.save(program, file)
@@ -117,7 +126,7 @@ def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str)
 
 
 def decode(content: bytes, kind: str) -> Function:
-    """What a file's content computes."""
+    """The function that a file's content computes."""
     if kind == "torch":
         return torch.export.load(io.BytesIO(content)).module()
     import onnxruntime
@@ -128,14 +137,14 @@ def decode(content: bytes, kind: str) -> Function:
 
 
 def _largest_difference(function: Function, expected: Function, inputs: Tensor) -> float:
-    """NaN if either output has one."""
+    """The largest absolute difference of the outputs; NaN if either contains NaN."""
     with torch.no_grad():
         differences = [(function(inputs[:n]) - expected(inputs[:n])).abs().max() for n in BATCHES]
-    return torch.stack(differences).max().item()  # torch's maximum: Python's may pass over NaN
+    return torch.stack(differences).max().item()  # torch's max keeps NaN, Python's may not
 
 
 def _write_all(folder: Path, files: dict[str, bytes]) -> None:
-    """All of the files, or none."""
+    """Writes all of the files, or none."""
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as draft:
         for name, content in files.items():

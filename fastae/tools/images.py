@@ -1,8 +1,8 @@
-"""A user's own image files, of many formats, as what the model takes: (3, S, S) in [0, 1].
+"""Loads a user's image files, of many formats, as the model's input: (3, S, S) in [0, 1].
 
-Pillow decodes and `fastae.data.loaders.pixel_ops` resizes: a JPEG gives bit for bit what training on a CPU
-sees, EXIF orientation included (`tests/tools/test_reconstruct.py`). Every other format gets the same crop and
-resize.
+Pillow decodes and `fastae.data.loaders.pixel_ops` resizes. For a JPEG the result is bit for bit that of
+training on a CPU, EXIF orientation included (`tests/tools/test_reconstruct.py`). Other formats get the same
+crop and resize.
 """
 
 from __future__ import annotations
@@ -26,62 +26,65 @@ from fastae.utils.console import printable
 from fastae.utils.paths import URL
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
-"""Pillow's names; JPEG includes MPO, which many phones write. No decoder of these starts another program."""
+"""Pillow's names of the formats. JPEG includes MPO, which many phones write. None starts another program."""
 
 SUFFIXES = tuple(name for name, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
-"""What is taken from a folder; a file that is named itself may have any name."""
+"""The suffixes of files that are read from a folder. A file that is given itself may have any name."""
 
 NOT_OPENED = {
     Fault.GONE, Fault.DANGLING, Fault.UNREADABLE, Fault.NOT_A_FILE, Fault.EMPTY,
     Fault.HEADER_CUT, Fault.TOO_MANY_SCANS,
 }  # fmt: skip
-"""Opening a pipe would wait; the last two Pillow would read byte by byte, or once per scan."""
+"""Faults of files that are not opened.
+
+Opening a pipe would block. Pillow would read files with the last two faults byte by byte, or once per scan.
+"""
 
 
 class UnusableImage(Exception):
-    """What is wrong with a file, in one line."""
+    """A file cannot be used. The message is the reason, in one line."""
 
 
-def find_images(places: Sequence[str]) -> list[str]:
-    """The files in the order given; for a folder the images in and below it, sorted by path.
+def find_images(given: Sequence[str]) -> list[str]:
+    """Lists image files: the given ones in order, and for a folder the images in and below it, by path.
 
-    Hidden files are ignored. A folder without images stays in the list, for `load_image`
-    to refuse. Raises FastaeError for a folder that cannot be listed.
+    Hidden files are ignored. A folder without images stays in the list, so that `load_image` rejects it.
+    Raises FastaeError if a folder cannot be listed.
     """
-    return [path for place in places for path in sorted(_images_below(place)) or [place]]
+    return [found for path in given for found in sorted(_images_below(path)) or [path]]
 
 
-def _images_below(place: str) -> Iterator[str]:
-    for path in walk(place, SUFFIXES) if os.path.isdir(place) else ():  # noqa: PTH112
-        folder_like_an_image = path.lower().endswith(SUFFIXES) and os.path.isdir(path)  # noqa: PTH112
-        if not folder_like_an_image and not os.path.basename(path).startswith("."):  # noqa: PTH119
-            yield path
+def _images_below(path: str) -> Iterator[str]:
+    for found in walk(path, SUFFIXES) if os.path.isdir(path) else ():  # noqa: PTH112
+        folder_like_an_image = found.lower().endswith(SUFFIXES) and os.path.isdir(found)  # noqa: PTH112
+        if not folder_like_an_image and not os.path.basename(found).startswith("."):  # noqa: PTH119
+            yield found
 
 
 def load_image(path: str, crop_resize: CropResize) -> Tensor:
-    """One file, upright, cropped and resized as in training: float32 (3, S, S) in [0, 1].
+    """Loads one file, upright, cropped and resized as in training: float32 (3, S, S) in [0, 1].
 
-    An animation gives its first frame. Transparency is blended over white, CMYK is converted by Pillow's
-    plain formula, color profiles are ignored as in training. Raises UnusableImage, for a file of more pixels
-    than Pillow opens (180 million) too.
+    The first frame of an animation is used. Transparency is blended over white, CMYK is converted by Pillow's
+    plain formula, and color profiles are ignored as in training.
+    Raises UnusableImage, also if a file has more pixels than Pillow opens (180 million).
     """
     try:
         region = torch.from_numpy(_centred_square(path, crop_resize.crop))
     except (UnusableImage, FastaeError):
         raise
-    except Exception as error:  # Pillow's decoders raise nearly anything over a broken file
+    except Exception as error:  # Pillow's decoders raise nearly any error for a broken file
         reason = printable(str(error)) or type(error).__name__
         raise UnusableImage(f"does not decode: {reason:.120}") from None
     return to_batch(PixelOps(crop_resize, compiled=False).resize(region[None]))[0]
 
 
 def _centred_square(path: str, crop: int | None) -> np.ndarray:
-    """uint8 (L, L, 3). A centre between two pixels is rounded towards the end, as by DALI's crop."""
+    """The centred square, uint8 (L, L, 3). Half a pixel rounds down and to the right, like DALI's crop."""
     fault = inspect(path).fault
     if fault in NOT_OPENED:
         raise UnusableImage(_reason(path, fault))
     with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
-        with suppress(Exception):  # damaged EXIF data; the pixels are good all the same
+        with suppress(Exception):  # damaged EXIF data do not matter: the pixels are good
             ImageOps.exif_transpose(image, in_place=True)
         side = crop or min(image.size)
         if side > min(image.size):
@@ -91,7 +94,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
 
 
 def _reason(path: str, fault: Fault) -> str:
-    """Why a file is not opened, to the user who named it."""
+    """The reason why a file is not opened, in words."""
     if fault is Fault.NOT_A_FILE and os.path.isdir(path):  # noqa: PTH112
         return "a folder without images"
     if fault is Fault.GONE:

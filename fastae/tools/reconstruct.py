@@ -1,7 +1,8 @@
-"""`fastae reconstruct`: a run's model on a user's own images.
+"""`fastae reconstruct`: applies a run's model to a user's own images.
 
-Writes a folder with one PNG per image, the original beside its reconstruction, and `sheet.png`, a contact
-sheet of the first of them; prints the error of each. Images are cropped and resized as in the run's training.
+It writes a folder with a PNG per image, the original beside its reconstruction, and `sheet.png`, a contact
+sheet of the first images, and prints each image's error. Images are cropped and resized as in the run's
+training.
 """
 
 from __future__ import annotations
@@ -27,22 +28,34 @@ from fastae.utils.pictures import pairs, save_png, side_by_side
 
 BATCH = 32
 SHEET_IMAGES = 96
-"""The most that the contact sheet shows: twelve rows of eight, each row twice."""
+"""The most images of the contact sheet: twelve rows of eight originals, each above its reconstructions."""
 
 
 class Result(NamedTuple):
-    """original, reconstruction: float32 (3, S, S) on the CPU. error: mean squared."""
+    """An image and its reconstruction, float32 (3, S, S) on the CPU."""
 
     path: str
     original: Tensor
     reconstruction: Tensor
+
     error: float
+    """The mean squared error."""
 
 
-def reconstruct_files(run: Path, places: Sequence[str], out: Path, device: str) -> int:
-    """Reconstructs every image in `places`, files and folders; returns the exit code, 1 if some were skipped.
+def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) -> int:
+    """Reconstructs images.
 
-    Raises FastaeError if no image can be used, for a wrong argument, and if something cannot be written.
+    Args:
+        run: the run's folder.
+        images: files, or folders of images.
+        out: the new folder for the pictures.
+        device: the device of the model.
+
+    Returns:
+        The exit code: 1 if some images were skipped, else 0.
+
+    Raises:
+        FastaeError: no image can be used, an argument is wrong, or a file cannot be written.
     """
     out = expand_home(out)
     require_new_folder(out, "--out")
@@ -51,20 +64,20 @@ def reconstruct_files(run: Path, places: Sequence[str], out: Path, device: str) 
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
     log(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
     log(f"images    {crop_resize.in_words()}, as in training")
-    given = find_images(list(map(expand_home, places)))
+    given = find_images(list(map(expand_home, images)))
     try:
         used = _write_pictures(_reconstruct(loaded.model, given, crop_resize), out)
-    except OSError as error:  # what is wrong with an image is an UnusableImage
+    except OSError as error:  # a fault of an image is an UnusableImage
         raise FastaeError(f"cannot write {str(error.filename or out)!r}: {error.strerror or error}") from None
     if not used:
-        raise FastaeError(f"no usable image among the {len(given):,} given: {str(out)!r} was not made")
+        raise FastaeError(f"none of the {len(given):,} images can be used: {str(out)!r} was not made")
     if skipped := len(given) - used:
-        log(f"skipped   {skipped:,} of {len(given):,}, named above", "yellow")
+        log(f"skipped   {skipped:,} of {len(given):,} images, listed above", "yellow")
     return 1 if skipped else 0
 
 
 def _reconstruct(model: AutoEncoder, paths: Sequence[str], crop_resize: CropResize) -> Iterator[Result]:
-    """The usable images in order; the others are logged."""
+    """Yields the results of the usable images in order. The others are logged."""
     device = next(model.parameters()).device
     for start in range(0, len(paths), BATCH):
         used, loaded = [], []
@@ -83,7 +96,7 @@ def _reconstruct(model: AutoEncoder, paths: Sequence[str], crop_resize: CropResi
 
 
 def _write_pictures(results: Iterable[Result], out: Path) -> int:
-    """A PNG and a line per image, and the contact sheet; returns their number."""
+    """Writes a PNG and logs a line per image, and writes the contact sheet; returns the number of images."""
     errors: list[float] = []
     shown: list[tuple[Tensor, Tensor]] = []
     for result in results:
@@ -105,9 +118,9 @@ def _write_pictures(results: Iterable[Result], out: Path) -> int:
 
 
 def picture_name(row: int, path: str) -> str:
-    """'0007-face.png': unique by its number, and harmless whatever the file's name is."""
+    """A file name such as '0007-face.png', unique by its number and without control characters."""
     stem = "".join(character if character.isprintable() else "_" for character in Path(path).stem)
-    return f"{row:04d}-{stem[:50]}.png"  # a name may have 255 bytes, a character four
+    return f"{row:04d}-{stem[:50]}.png"  # a name may have 255 bytes, and a character may have four
 
 
 def _figures(error: float) -> str:

@@ -1,4 +1,4 @@
-"""Checks of arguments, once, where they come in. Each raises SettingError, which names the argument."""
+"""Checks of arguments at the public entry points. Each raises SettingError, which names the argument."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from fastae.errors import SettingError
 
 @dataclass(frozen=True)
 class Range:
-    """The numbers from `least` to `most`."""
+    """The numbers from `least` to `most`, both included."""
 
     least: float
     most: float
 
     def __str__(self) -> str:
-        """As the help shows it: bounds that only keep computers from overflowing are left out."""
+        """The range as --help shows it. Bounds that only prevent an overflow are not shown."""
         if self.most < 100_000:
             return f"{self.least:g} to {self.most:g}"
         return f"{self.least:g} or more" if self.least >= 1 or self.least == 0 else "more than 0"
 
     def require(self, value: float, name: str) -> None:
-        """Raises SettingError for a number outside of it, or NaN."""
+        """Raises SettingError, naming the argument, if `value` is outside the range or NaN."""
         if not self.least <= value <= self.most:
             raise SettingError(name, f"must be from {self.least:,} to {self.most:,}, not {value!s:.30}")
 
@@ -32,7 +32,7 @@ class Range:
 BATCH_SIZE = Range(1, 1_000_000)
 SEED = Range(0, 2**63 - 1)
 IMAGE_SIZE_MULTIPLE = 16
-"""Of the model's images: its encoder halves their side four times."""
+"""The side of the model's images is a multiple of this: the encoder halves it four times."""
 
 IMAGE_SIZE = Range(IMAGE_SIZE_MULTIPLE, 4096)
 LATENT = Range(1, 2**20)
@@ -42,7 +42,7 @@ SHARE = Range(0, 1)
 
 
 def require_int(value: object, name: str, within: Range) -> int:
-    """An integer of Python's or NumPy's."""
+    """Returns `value` as an int if it is an integer of Python or NumPy within the range; else raises."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -54,27 +54,27 @@ def require_int(value: object, name: str, within: Range) -> int:
 
 
 def require_number(value: object, name: str, within: Range) -> None:
-    """An integer or a float, of Python's or NumPy's."""
+    """Raises unless `value` is an integer or a float, of Python or NumPy, within the range."""
     if isinstance(value, bool) or not isinstance(value, Real):
         raise SettingError(name, f"must be a number, not {value!r:.60}")
     within.require(float(value), name)
 
 
 def require_type(value: object, name: str, *kinds: type) -> None:
-    """An instance of one of these classes."""
+    """Raises unless `value` is an instance of one of these classes."""
     if not isinstance(value, kinds):
         words = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
         raise SettingError(name, f"must be {words}, not {value!r:.60}")
 
 
 def require_choice(value: object, name: str, choices: Collection[str]) -> None:
-    """One of these words."""
+    """Raises unless `value` is one of these words."""
     if not isinstance(value, str) or value not in choices:
         raise SettingError(name, f"{value!r:.60} is not one of: {', '.join(choices)}")
 
 
 def require_image_size(value: object) -> int:
-    """A side of images that the model takes."""
+    """Returns `value` as an int if it is a side, in pixels, of images that the model takes; else raises."""
     size = require_int(value, "image_size", IMAGE_SIZE)
     if size % IMAGE_SIZE_MULTIPLE:
         raise SettingError("image_size", f"must be a multiple of {IMAGE_SIZE_MULTIPLE}, not {size}")

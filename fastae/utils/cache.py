@@ -1,13 +1,13 @@
-"""Where fastae keeps what can be made again: $FASTAE_CACHE, or the user's cache folder.
+"""The cache of files that fastae can make again: $FASTAE_CACHE, or the user's cache folder.
 
-An entry is a folder with a file `entry.json`, which shows that fastae made it, and from what. A cache folder
-may hold other things: `fastae cache clear` removes no folder without such a file. An entry is built as a
-draft, a hidden folder beside its place, under a lock; so a draft whose lock is free was left by a process
-that died.
+An entry is a folder with a file `entry.json`, which shows that fastae made it, and from what data. A cache
+folder may hold other things: `fastae cache clear` removes no folder without an `entry.json`. An entry is
+built under a lock as a draft, which is a hidden folder beside the entry's path. A draft whose lock is free
+was therefore left by a process that died.
 
-`entry.json` also holds digests of the entry's files. They are compared whenever the entry is opened, and one
-that does not match is built again. CRC-32 finds every accident but one in four billion, and zlib's is fast
-enough: 10 GB are read from the page cache and compared in 2.2 s on two cores.
+`entry.json` also holds digests of the entry's files. They are compared whenever the entry is opened, and an
+entry with a file that does not match is rebuilt. CRC-32 misses one accident in four billion, and zlib's
+implementation is fast enough: 10 GB are read from the page cache and compared in 2.2 s on two cores.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from fastae.utils.paths import user_path
 
 VARIABLE = "FASTAE_CACHE"
 MARKER = "entry.json"
-"""Its modification time is the entry's last use."""
+"""The file that marks an entry. Its modification time is the time of the entry's last use."""
 
 KERNELS = "TORCHINDUCTOR_CACHE_DIR"
-"""PyTorch's variable for the folder of what torch.compile made; without it that is below /tmp."""
+"""PyTorch's variable for torch.compile's cache folder, which is below /tmp if the variable is not set."""
 
 BLOCK = 1 << 22
-"""Bytes of a file that one digest covers."""
+"""The bytes of a file that one digest covers."""
 
 THREADS = 8
 """Threads that read and flush files: zlib and the kernel release the interpreter lock."""
@@ -50,27 +50,39 @@ THREADS = 8
 
 @dataclass(frozen=True)
 class Marker:
-    """kind: 'resident', 'faces' or 'checks'. data: the images it was made from. created: UTC.
-
-    digests: file name -> CRC-32 of each of its blocks, as the files were when the entry was built.
-    """
+    """The content of an entry's `entry.json`."""
 
     kind: str
+    """What the entry holds: 'resident', 'faces', 'checks', 'kernels' or 'fonts'."""
+
     data: str
+    """The data that the entry was made from, in words."""
+
     created: str
+    """When the entry was built: UTC, in ISO 8601."""
+
     fastae: str
+    """The version of fastae that built it."""
+
     digests: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    """File name -> CRC-32 of each of the file's blocks when the entry was built."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """name: the same for an entry and its draft. size: bytes on disk. used: seconds since the epoch."""
+    """An entry of a cache folder, or the draft of one."""
 
     name: str
+    """The entry's name, which its draft shares."""
+
     path: Path
     marker: Marker
+
     size: int
+    """Bytes on disk."""
+
     used: float
+    """The time of the last use, in seconds since the epoch."""
 
     @property
     def is_draft(self) -> bool:
@@ -78,16 +90,16 @@ class Entry:
 
 
 def cache_folder(named: str | None = None) -> Path:
-    """The folder, which need not exist yet: `named` by --cache-dir, else by the variable, else the user's.
+    """The cache folder, which need not exist: `named` (--cache-dir), else $FASTAE_CACHE, else the user's.
 
-    Raises FastaeError for what cannot be a path.
+    Raises FastaeError if the folder's name cannot be a path.
     """
     folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
     return Path(user_path(folder, "--cache-dir" if named else f"${VARIABLE}"))
 
 
 def is_writable(cache: Path) -> bool:
-    """Whether an entry can be begun there, which makes the folder; a full disk is another matter."""
+    """Whether files can be made in `cache`, which is created if need be. A full disk counts as writable."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
@@ -97,19 +109,19 @@ def is_writable(cache: Path) -> bool:
 
 
 def check_records(cache: Path) -> Path | None:
-    """The folder in which the quick check remembers its answers; None if it cannot be made."""
+    """The folder for the results of the quick check of data folders; None if it cannot be made."""
     return working_entry(cache / "file-checks", "checks", "of every data folder")
 
 
 def working_entry(folder: Path, kind: str, data: str) -> Path | None:
-    """An entry whose files change with every use, and so have no digests; None if it cannot be made."""
+    """Makes an entry without digests, for files that change with every use; None if it cannot be made."""
     with suppress(OSError):
         ensure_entry(folder, kind, data, lambda draft: None, lambda folder: None)
     return folder if read_marker(folder) else None
 
 
 def keep_kernels(cache: Path) -> None:
-    """Has torch.compile keep what it makes in the cache folder, unless the user has named a folder for it."""
+    """Makes torch.compile keep its kernels in the cache folder, unless the user has set a folder for them."""
     if not os.environ.get(KERNELS):
         folder = working_entry(cache / "kernels", "kernels", "compiled by torch.compile")
         if folder and os.access(folder, os.W_OK | os.X_OK):
@@ -119,14 +131,14 @@ def keep_kernels(cache: Path) -> None:
 def damage(folder: Path) -> str | None:
     """How an entry's files differ from what was written, in words; None if every bit is the same.
 
-    Reads all of them. What else lies in the folder does not matter: file servers keep notes of their own.
+    All files of the entry are read. Other files in the folder are ignored: file servers add their own.
     """
     marker = read_marker(folder)
     if marker is None or not marker.digests:
         return f"{MARKER} holds no digests"
     recorded = {folder / name: digests for name, digests in marker.digests.items()}
     try:
-        # First by their number: a file may claim any size.
+        # The number of blocks is compared first: a damaged file may have any size.
         differing = [path for path, digests in recorded.items() if len(_blocks(path)) != len(digests)]
         if not differing:
             found = _digests(recorded)
@@ -146,11 +158,22 @@ def ensure_entry(
     fill: Callable[[Path], None],
     fault: Callable[[Path], str | None] = damage,
 ) -> None:
-    """Makes the entry `folder`, filled by `fill`, unless it is there and nothing is wrong with it.
+    """Builds the entry `folder` unless it exists and is in order.
 
-    fault: tells what is wrong with an entry, in words that are logged before it is built again, or None. An
-    entry that is in order is not locked: ranks compare its digests at the same time, and the cache may be
-    read-only. Raises OSError, and the errors of `fill` and `fault`.
+    An entry that is in order is not locked, because ranks compare its digests at the same time, and because
+    the cache may be read-only.
+
+    Args:
+        folder: the entry's path.
+        kind: the marker's `kind`.
+        data: the marker's `data`.
+        fill: writes the entry's files into the draft folder that it is given.
+        fault: says what is wrong with the entry, in words that are logged before it is rebuilt; None if
+            nothing is.
+
+    Raises:
+        OSError: the entry cannot be written.
+        Exception: any error of `fill` and `fault`.
     """
 
     def reason() -> str | None:
@@ -168,7 +191,7 @@ def ensure_entry(
 
 @contextmanager
 def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock of the entry `folder`; yields False if another process does and `wait` is not set."""
+    """Holds the lock of the entry `folder`. Without `wait`, yields False if another process holds it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -182,17 +205,17 @@ def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # Removed while it is held: a process that waits notices that the file is gone, and takes a new one.
+        # The file is removed while it is locked: a waiting process notices that, and makes a new one.
         Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 @contextmanager
 def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
-    """A folder to fill with files, which becomes the entry `folder` if the block succeeds, else is removed.
+    """Yields a folder to fill, which becomes the entry `folder` if the block succeeds, else is removed.
 
-    The entry appears once its files and their digests are on the disk. To be used within `locked`. What
-    killed builds of any entry left is removed first.
+    The entry appears once its files and their digests are on the disk. The caller holds the entry's lock
+    (`locked`). Drafts of any entry that killed processes left are removed first.
     """
     with suppress(FastaeError):
         for entry in entries(folder.parent):
@@ -217,13 +240,13 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
 
 
 def touch(folder: Path) -> None:
-    """Notes that an entry is used now, if it is writable."""
+    """Records that an entry is used now, if it is writable."""
     with suppress(OSError):
         os.utime(folder / MARKER)
 
 
 def entries(cache: Path) -> list[Entry]:
-    """What fastae keeps in the folder, drafts included. Raises FastaeError if it cannot be read."""
+    """The entries of a cache folder, drafts included. Raises FastaeError if the folder cannot be read."""
     try:
         paths = sorted(cache.iterdir()) if cache.is_dir() else []
         return [entry for path in paths if (entry := _entry(path))]
@@ -232,7 +255,7 @@ def entries(cache: Path) -> list[Entry]:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """None for a folder that fastae did not make."""
+    """The marker of an entry; None if fastae did not make the folder."""
     try:
         return None if folder.is_symlink() else read_json(folder / MARKER, Marker)
     except (OSError, ValueError):
@@ -240,7 +263,10 @@ def read_marker(folder: Path) -> Marker | None:
 
 
 def remove(entry: Entry) -> bool:
-    """Removes an entry or a draft; returns False if a process is building it. Raises FastaeError."""
+    """Removes an entry or a draft; returns False if a process is building it.
+
+    Raises FastaeError if a file cannot be removed.
+    """
     folder = entry.path.with_name(entry.name)
     draft = _draft(folder)
     try:
@@ -248,7 +274,7 @@ def remove(entry: Entry) -> bool:
             if is_ours:
                 _delete(draft)
                 if not entry.is_draft and read_marker(folder):
-                    folder.rename(draft)  # so that an interruption leaves no half of an entry
+                    folder.rename(draft)  # so that an interruption leaves no half-removed entry
                     _delete(draft)
             return is_ours
     except OSError as error:
@@ -256,7 +282,7 @@ def remove(entry: Entry) -> bool:
 
 
 def _blocks(path: Path) -> range:
-    """Where the blocks of a file begin. Raises OSError, also for what is no file."""
+    """The offsets at which the blocks of a file begin. Raises OSError, also if it is not a regular file."""
     require_file(path)
     return range(0, path.stat().st_size, BLOCK)
 
@@ -272,7 +298,7 @@ def _digests(paths: Iterable[Path]) -> dict[Path, list[int]]:
 
 
 def _digest(block: tuple[Path, int]) -> int:
-    # Read rather than mapped: a disk that fails is then an error, and not the end of the process.
+    # The file is read rather than mapped: a failing disk then raises an error and does not kill the process.
     path, start = block
     with path.open("rb") as file:
         file.seek(start)
@@ -291,9 +317,10 @@ def _flush(paths: Iterable[Path]) -> None:
 
 
 def _swap(draft: Path, folder: Path) -> None:
-    """Puts a draft at the place of an entry, and removes what lay there; of a link, not what it leads to.
+    """Renames a draft to the path of its entry, and removes what was there: of a link, the link alone.
 
-    That is renamed first, so that a run which reads the files of the entry misses them for a moment only.
+    What was there is renamed before it is removed, so that a run that reads the entry's files finds them
+    missing for a moment only.
     """
     old = _draft(folder.with_name(f"{folder.name}.old"))
     _discard(old)
@@ -325,7 +352,7 @@ def _entry(path: Path) -> Entry | None:
 
 
 def _delete(folder: Path) -> None:
-    """Removes a folder that has a marker, and the marker last: what is left of it is still known as ours."""
+    """Removes a folder that has a marker, and the marker last, so that a partly removed one is recognised."""
     if read_marker(folder):
         for path in folder.iterdir():
             if path.name != MARKER:

@@ -1,4 +1,4 @@
-"""Lines for people: printed harmlessly, with progress bars and durations."""
+"""Console output: log lines, progress bars, and sizes and durations in words."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Item = TypeVar("Item")
 
 
 class _Output:
-    """sys.stdout as it is at the moment; if its reader or terminal has gone, the run continues without it."""
+    """The current sys.stdout. Once its reader or terminal is gone, output is discarded instead of raising."""
 
     def write(self, text: str) -> int:
         return self._try(lambda: sys.stdout.write(text))
@@ -37,9 +37,9 @@ class _Output:
 
 
 class HarmlessConsole(Console):
-    """Prints any text, such as a file's name, so that no terminal obeys anything in it.
+    """A console that escapes control characters, so that a file's name cannot control the terminal.
 
-    There is no markup, since a name may hold brackets. NO_COLOR is respected.
+    Markup is off, since a name may contain brackets. NO_COLOR is respected.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -53,12 +53,12 @@ console = HarmlessConsole(file=cast(TextIO, _Output()))
 
 
 def log(text: str, style: str | None = None) -> None:
-    """One line to the user, above a progress bar if one is shown. style: rich's, for terminals."""
+    """Prints one line, above the progress bar if one is shown. `style` is a rich style, for terminals."""
     console.print(text, style=style)
 
 
 def printable(text: str) -> str:
-    """The text in one harmless line: control characters and stray bytes are escaped."""
+    """The text on one line, with control characters and undecodable bytes escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -68,7 +68,7 @@ def printable(text: str) -> str:
 
 
 def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
-    """The same items; on a terminal under a progress bar, which disappears at the end."""
+    """Yields the items. On a terminal, a progress bar is shown meanwhile and removed at the end."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -1,4 +1,4 @@
-"""What a run or a measurement was made with: versions, commit, platform. It goes into every record."""
+"""The versions, commit and platform that a run or a measurement was made with, for its record."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
-"""By CUDA's major version. Both provide the module nvidia.dali: exactly one may be installed."""
+"""CUDA's major version -> package. Both provide the module nvidia.dali: exactly one may be installed."""
 
 DISTRIBUTIONS = ("torch", *DALI_BUILDS.values(), "numpy", "tensorboard", "pillow")
 
 
 def dali_builds() -> dict[int, str]:
-    """Those of DALI_BUILDS that are installed."""
+    """The entries of DALI_BUILDS that are installed."""
     return {major: name for major, name in DALI_BUILDS.items() if version(name)}
 
 
@@ -42,7 +42,7 @@ def version(distribution: str) -> str | None:
 
 
 def has_nvml() -> bool:
-    """Whether the driver's management library is here, and answers."""
+    """Whether the driver's management library (NVML) is installed and can be initialised."""
     import pynvml
 
     try:
@@ -54,11 +54,11 @@ def has_nvml() -> bool:
 
 
 __version__ = version("fastae") or "0+unknown"
-"""The installed package's, which pyproject.toml states."""
+"""The version of the installed package, which pyproject.toml states."""
 
 
 def command(name: str) -> str:
-    """How a shell calls a program of this environment: by name if that is on the PATH, else by path."""
+    """How a shell calls a program of this environment: by name if it is on the PATH, else by path."""
     own = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not own.exists() else os.path.relpath(own)
 
@@ -67,7 +67,7 @@ def commit() -> str | None:
     """The commit of the checkout that this code runs from, with '+' if it was changed since."""
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
-        return None  # installed as a package: a repository further up is somebody else's
+        return None  # installed as a package: a repository in a parent folder is not fastae's
     git = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,7 +1,7 @@
-"""Files and folders that are either whole or not there: written beside their place, then renamed.
+"""Files and folders that are either complete or absent: written beside their final path, then renamed.
 
-All that a command writes into the folder of a run, a sweep or a report is opened here. Somebody else may have
-made that folder, with links under the names that are written: none is followed.
+Every file that a command writes into the folder of a run, a sweep or a report is opened here. Somebody else
+may have made that folder, with links under the names that are written: no link is followed.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from filelock import FileLock, Timeout
 from fastae.errors import FastaeError
 
 DRAFT = ".partial-"
-"""What the names of drafts begin with: files that are being written, or that a killed process left."""
+"""The prefix of drafts: files that are being written, or that a killed process left."""
 
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
     """A binary file that appears at `path` if the block succeeds, and leaves nothing otherwise.
 
-    durable: survives a power failure, at the cost of some milliseconds.
+    If `durable`, it survives a power failure, at the cost of some milliseconds.
     Raises OSError if something other than a regular file is there: a link, a device or a pipe.
     """
     with draft(path) as partial, open_own(partial, "w") as file:
@@ -41,10 +41,10 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 
 @contextmanager
 def draft(path: Path) -> Iterator[Path]:
-    """An empty file beside `path`, which becomes `path` if the block succeeds, and is removed otherwise.
+    """Yields an empty file beside `path` that becomes `path` if the block succeeds, else is removed.
 
-    For libraries that write to a path: its name cannot be guessed, and ends as that of `path` does.
-    Raises OSError as `atomic_write` does.
+    This is for libraries that write to a path. The draft's name cannot be guessed, and ends like that of
+    `path`. Raises OSError as `atomic_write` does.
     """
     _require_regular(path)
     partial = draft_of(path)
@@ -57,14 +57,14 @@ def draft(path: Path) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """A name beside `path` that is not in use, and cannot be guessed."""
+    """An unused name beside `path` that cannot be guessed."""
     return path.with_name(f"{DRAFT}{secrets.token_hex(8)}-{path.name}")
 
 
 def open_own(path: Path, mode: Literal["x", "w", "a"]) -> BinaryIO:
     """Opens a binary file for writing, as Python's `open` with this mode does, if it is a regular file.
 
-    Raises OSError otherwise: a link is not followed, and a pipe is not waited for.
+    Raises OSError otherwise, without following a link or waiting for a pipe.
     """
     _require_regular(path)
     flags = {"x": os.O_EXCL, "w": os.O_TRUNC, "a": os.O_APPEND}[mode] | os.O_WRONLY | os.O_CREAT
@@ -81,24 +81,24 @@ def _require_regular(path: Path) -> None:
 
 
 def remove_drafts(folder: Path) -> None:
-    """Removes the drafts in `folder` that a killed process left; nothing if there is no such folder."""
+    """Removes the drafts in `folder` that a killed process left. The folder need not exist."""
     for path in listed(folder):
         if path.name.startswith(DRAFT) and not stat.S_ISDIR(path.lstat().st_mode):
             path.unlink(missing_ok=True)
 
 
 def refuse_links(folder: Path, but: str | None = None) -> None:
-    """Raises FastaeError, naming it, if there is a link in `folder` whose name does not end with `but`.
+    """Raises FastaeError, naming the link, if `folder` has one whose name does not end with `but`.
 
-    Through it, whoever made the folder could have fastae write to, or remove, any file of its user.
+    Through a link, whoever made the folder could make fastae write to, or remove, any file of the user.
     """
     for path in listed(folder):
         if path.is_symlink() and not (but and path.name.endswith(but)):
-            raise FastaeError(f"{str(path)!r} is a link, and fastae follows no link there: remove it")
+            raise FastaeError(f"{str(path)!r} is a link, which fastae does not follow here: remove it")
 
 
 def listed(folder: Path) -> list[Path]:
-    """What is in a folder; nothing if it does not exist. Raises FastaeError if it cannot be listed."""
+    """The paths in a folder, none if it does not exist. Raises FastaeError if it cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
@@ -108,19 +108,19 @@ def listed(folder: Path) -> list[Path]:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Writes a value as indented JSON, as `atomic_write` does."""
+    """Writes a value as indented JSON, by `atomic_write`."""
     with atomic_write(path) as file:
         file.write(json.dumps(value, indent=2).encode() + b"\n")
 
 
 def require_file(path: Path) -> None:
-    """Raises OSError if `path` is there and no file: opening a pipe would wait, and a device do anything."""
+    """Raises OSError if `path` exists and is not a regular file, since opening a pipe would block."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a file")
 
 
 def sync_folder(folder: Path) -> None:
-    """Flushes the names in `folder` to the disk: a renamed file is found after a power failure."""
+    """Flushes the names in `folder` to the disk, so that a renamed file survives a power failure."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -130,9 +130,15 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
-    """Holds the lock of `folder` while the block runs; the kernel releases that of a process that dies.
+    """Holds the lock of `folder` while the block runs. The kernel releases it if the process dies.
 
-    Raises FastaeError at once if another `what`, a run for example, holds it, or if it cannot be made.
+    Args:
+        lock: the lock, which is not held yet.
+        folder: the folder that it protects, for messages.
+        what: the kind of process that holds the lock, such as 'run', for messages.
+
+    Raises:
+        FastaeError: another process holds the lock, or it cannot be made.
     """
     try:
         lock.acquire(timeout=0)
@@ -148,9 +154,10 @@ def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """A folder at `path`; with `new`, at the first of PATH, PATH-2, PATH-3, ... that is not there yet.
+    """Makes a folder at `path`; with `new`, at the first of PATH, PATH-2, PATH-3, ... that does not exist.
 
-    It and its parents are removed when the block ends, if they were made here and are empty. Raises OSError.
+    The folder and its parents are removed when the block ends, if they were made here and are empty.
+    Raises OSError if the folder cannot be made.
     """
     names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     made: list[Path] = []
@@ -169,7 +176,7 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 
 def _make(folder: Path, made: list[Path]) -> bool:
-    """Makes a folder unless it is there, and adds it to `made`; returns whether it was made."""
+    """Makes a folder unless it exists, and adds it to `made`; returns whether it was made."""
     try:
         folder.mkdir()
     except OSError:
@@ -190,6 +197,6 @@ def require_new_folder(path: Path, option: str) -> None:
         raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
     if path.exists() and not path.is_dir():
         raise FastaeError(f"{option} {str(path)!r} is a file: name a new folder")
-    parent = next(place for place in (path, *path.absolute().parents) if place.exists())
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is no writable folder")
+        raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a writable folder")

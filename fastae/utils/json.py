@@ -1,4 +1,4 @@
-"""JSON files that anybody may have written: read within bounds, as the types that are expected."""
+"""Reads JSON files from untrusted sources: of limited size, and as the expected types only."""
 
 from __future__ import annotations
 
@@ -11,27 +11,34 @@ import msgspec
 from fastae.utils.files import require_file
 
 MAX_BYTES = 1 << 24
-"""The limit of a file unless another is given; what fastae writes takes some ten kB."""
+"""The default limit of a file's size. The files that fastae writes have some ten kB."""
 
 
 def read_json(path: Path, kind: Any = Any, limit: int = MAX_BYTES) -> Any:
-    """The file's content as `kind`, for example a dataclass of numbers, texts, tuples and mappings.
+    """Returns the file's content as an instance of `kind`.
 
-    Raises OSError if it cannot be read, and ValueError, which names the place, for any other content.
+    Args:
+        path: a JSON file.
+        kind: the expected type, for example a dataclass of numbers, strings, tuples and mappings.
+        limit: the most bytes that the file may have.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: the content is not of this type; the message names the entry that is wrong.
     """
     require_file(path)
     with path.open("rb") as file:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
-    try:  # Python's parser: msgspec's refuses the surrogates that stand for stray bytes in a path
+    try:  # by Python's parser: msgspec's rejects surrogates, which encode undecodable bytes of paths
         return convert(json.loads(content, parse_constant=_refuse), kind)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """JSON values, as `read_json` returns them, as `kind`. Raises ValueError."""
+    """Converts JSON values to `kind`. Raises ValueError if they are of another type."""
     try:
         return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
@@ -39,7 +46,7 @@ def convert(value: Any, kind: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as it would be read again from a JSON file. Raises ValueError for one that JSON cannot hold."""
+    """A value as it would be read back from a JSON file. Raises ValueError if JSON cannot represent it."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, RecursionError) as error:
@@ -47,4 +54,4 @@ def plain(value: Any) -> Any:
 
 
 def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number")
+    raise ValueError(f"{constant} is not a valid JSON number")

@@ -1,5 +1,7 @@
-"""Memory and cores of the host that this process may use, within its control groups (cgroups(7); both
-versions); and how the C library hands out large blocks."""
+"""The memory and cores of the host that this process may use, and how the C library reuses memory.
+
+The limits of control groups (cgroups(7), versions 1 and 2) are respected.
+"""
 
 from __future__ import annotations
 
@@ -17,81 +19,87 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
 
 NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
-"""What Python's and C++'s errors say if the kernel refuses to start a thread."""
+"""The messages of Python's and C++'s errors if the kernel refuses to start a thread."""
 
 NO_FILE = (errno.EMFILE, errno.ENFILE)
-"""The process, or the machine, has as many files open as it may."""
+"""The error numbers for a process, or a machine, that has as many files open as it may."""
 
 ROOT = Path("/")
-"""Where proc and sys are."""
+"""The folder that contains proc and sys; a test replaces it."""
 
 
 def free_bytes() -> int:
-    """Bytes that can be allocated before the host swaps, or the kernel kills this process: MemAvailable, or
-    what the tightest control group leaves. Without a /proc, the memory that is not in use at all.
+    """Bytes that can be allocated before the host swaps or the kernel kills this process.
+
+    This is MemAvailable, or what the tightest control group leaves if that is less. Without a /proc, it is
+    the memory that is not in use at all.
     """
     left = (limit - used for limit, used in _memory_limits())
     return max(0, min([_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left]))
 
 
 def total_bytes() -> int:
-    """Bytes that this process could have if nothing else ran."""
+    """Bytes that this process could allocate if nothing else ran."""
     return min([_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in _memory_limits())])
 
 
 def peak_bytes() -> int:
-    """The most memory that this process has held."""
+    """The peak of this process's resident memory, in bytes."""
     try:
         return _bytes_in("proc/self/status", "VmHWM")
-    except OSError:  # some containers' kernels; this figure includes the process that started this one
+    except OSError:  # some containers have no such file; this figure includes the parent process's
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Cores(NamedTuple):
-    """usable: CPUs that this process may use. physical: of these, without the second threads of cores.
-    machine: physical cores of the whole machine."""
+    """Numbers of CPU cores."""
 
     usable: float
+    """The logical CPUs that this process may use. A quota can make it a fraction."""
+
     physical: float
+    """The physical cores that these CPUs belong to, at most `usable`."""
+
     machine: float
+    """The physical cores of the whole machine."""
 
 
 def count_cores() -> Cores:
-    """The cores of this machine, and those of this process."""
+    """Counts the cores of this machine and of this process."""
     usable, mine = usable_cores(), os.sched_getaffinity(0)
     return Cores(usable, min(usable, _physical(mine)), _physical(range(os.cpu_count() or 1)))
 
 
 def usable_cores() -> float:
-    """The CPUs that this process may use, by its affinity and the quotas of its control groups."""
+    """The number of CPUs that this process may use, by its affinity and its control groups' quotas."""
     return min([float(len(os.sched_getaffinity(0))), *_quotas()])
 
 
 def thread_limit(error: Exception) -> str | None:
-    """What to do about an error that a thread could not be started, in words; None for any other error."""
+    """The remedy, in words, if a thread could not be started; None for any other error."""
     if not any(text in str(error) for text in NO_THREAD):
         return None
     return "no more threads can be started: raise the limit of processes (ulimit -u, or the container's pids)"
 
 
 def require_files(error: OSError) -> None:
-    """Raises FastaeError if an error is of the process or the machine, which can open no more files."""
+    """Raises FastaeError if the error is that the process, or the machine, can open no more files."""
     if error.errno in NO_FILE:
         reason = os.strerror(error.errno)
         raise FastaeError(f"cannot open {error.filename!r}: {reason}; raise the limit (ulimit -n)") from None
 
 
 def local_ranks() -> int:
-    """The processes that torchrun started on this machine, of which this is one."""
+    """The number of processes that torchrun started on this machine, this one included."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def keep_freed_memory() -> bool:
-    """Has glibc keep freed blocks for reuse instead of returning them to the kernel; False elsewhere.
+    """Makes glibc keep freed blocks for reuse; returns False if the C library is another one.
 
-    A training step on the CPU frees and takes again some gigabytes of activations and gradients. By
-    default each block above 32 MiB is mapped anew, and faulted in page by page: a fifth of a step
-    (2 cores, 4 KiB pages). The process's memory then stays at its peak.
+    A training step on the CPU frees and allocates some gigabytes of activations and gradients. By default
+    glibc returns each block above 32 MiB to the kernel, and maps and faults in new pages for the next: a
+    fifth of a step (2 cores, 4 KiB pages). The price is that the process's memory stays at its peak.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -101,13 +109,13 @@ def keep_freed_memory() -> bool:
 
 
 def _physical(cpus: Iterable[int]) -> int:
-    """How many cores these CPUs are: the two threads of one core count once."""
+    """The number of physical cores of these CPUs: the two threads of one core count once."""
     topology = (ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in cpus)
     return len({_read(file) or str(file) for file in topology})
 
 
 def _quotas() -> Iterator[float]:
-    """The CPUs that each control group allows, if it has a quota."""
+    """Yields the number of CPUs that each control group with a quota allows."""
     for group in _control_groups():
         quota, period = (_read(group / "cpu.max").split() or ["max", ""])[:2]
         if quota != "max":
@@ -119,21 +127,21 @@ def _quotas() -> Iterator[float]:
 
 
 def _control_groups(controller: str = "") -> list[Path]:
-    """This process's control group and all above it: each limits the sum of what is below it. controller: of
-    version 1, in which each has its own tree; empty for version 2.
+    """The folders of this process's control group and its ancestors, which limit it too.
 
-    In a container the mount may be its own group, and the path the host's: then only the mount exists.
+    `controller` is the name of one of version 1, which has a tree for each; it is empty for version 2. In a
+    container the mount may be the container's group, and the path the host's: then only the mount exists.
     """
     lines = _read(ROOT / "proc/self/cgroup").splitlines()  # NUMBER:CONTROLLERS:PATH
     entries = [line.split(":", 2) for line in lines if line.count(":") >= 2]
     path = next((each[2].strip("/") for each in entries if controller in each[1].split(",")), "")
     mount = ROOT / "sys/fs/cgroup" / controller
-    group = mount / ("" if ".." in path else path)  # "..": outside of what it sees
+    group = mount / ("" if ".." in path else path)  # "..": the group is outside of the mount
     return [each for each in (group, *group.parents) if each.is_relative_to(mount)]
 
 
 def _memory_limits() -> Iterator[tuple[int, int]]:
-    """(limit, bytes used that cannot be reclaimed) of each control group that has a limit."""
+    """Yields (limit, bytes used that cannot be reclaimed) for each control group that has a limit."""
     for controller, used, limit, inactive in (
         ("", "memory.current", "memory.max", "inactive_file"),
         ("memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
@@ -143,12 +151,12 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
             stat = dict(line.split(" ", 1) for line in lines if " " in line)
             try:
                 yield int(_read(group / limit)), int(_read(group / used)) - int(stat.get(inactive, 0))
-            except ValueError:  # "max", or no such file; version 1 has a number beyond any memory
+            except ValueError:  # "max", or no file; version 1 writes a number larger than any memory
                 continue
 
 
 def _memory(entry: str, pages: str) -> int:
-    """An entry of /proc/meminfo in bytes; if there is none, what sysconf(3) knows, which needs no /proc."""
+    """An entry of /proc/meminfo in bytes; without a /proc, the figure of sysconf(3)."""
     try:
         return _bytes_in("proc/meminfo", entry)
     except OSError:
@@ -156,7 +164,7 @@ def _memory(entry: str, pages: str) -> int:
 
 
 def _bytes_in(file: str, name: str) -> int:
-    """An entry in kB of a file in /proc, in bytes. Raises OSError if there is none."""
+    """An entry of a file in /proc, converted from kB to bytes. Raises OSError if there is none."""
     for line in (ROOT / file).read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024

@@ -1,4 +1,4 @@
-"""Pictures of images: originals over their reconstructions, in a grid, as arrays and as PNGs."""
+"""Pictures of originals beside their reconstructions, as arrays and as PNGs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,15 @@ TITLE, MARGIN = 24, 92
 
 
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
-    """Rows of originals, each over its row of reconstructions: uint8 (H, W, 3).
+    """A picture with rows of originals, each above the row of their reconstructions.
 
-    Both (N, 3, S, S) in [0, 1]. The last row may be short; there are no empty columns.
+    Args:
+        originals: images (N, 3, S, S) in [0, 1].
+        reconstructions: their reconstructions, of the same shape and range.
+        columns: the most images in a row. The last row may have fewer; there are no empty columns.
+
+    Returns:
+        uint8 (H, W, 3).
     """
     columns = min(columns, len(originals))
     bands = []
@@ -54,14 +60,14 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """A uint8 (H, W, 3 or 4) array as the content of a PNG file."""
+    """The content of a PNG file of a uint8 (H, W, 3 or 4) array."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="png")
     return file.getvalue()
 
 
 def save_png(picture: np.ndarray, path: Path) -> None:
-    """Writes a uint8 (H, W, 3) array; the file is whole or not there."""
+    """Writes a uint8 (H, W, 3) array as a PNG file, by `atomic_write`."""
     with atomic_write(path) as file:
         file.write(encode_png(picture))
 

@@ -1,4 +1,4 @@
-"""Matplotlib, imported where something is drawn, with a folder that it can write."""
+"""Imports Matplotlib when something is drawn, with a folder that it can write to."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ VARIABLE = "MPLCONFIGDIR"
 
 
 def import_matplotlib() -> Any:
-    """The package with its modules figure, patches and ticker; takes half a second.
+    """Returns the package with its modules figure, patches and ticker. The import takes half a second.
 
-    Raises FastaeError if no folder is writable for its list of the system's fonts.
+    Raises FastaeError if there is no writable folder for Matplotlib's list of the system's fonts.
     """
     if "matplotlib" not in sys.modules and not os.environ.get(VARIABLE):
         own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
-        if not all(map(_is_writable, map(Path, own))):  # it would print two warnings
+        if not all(map(_is_writable, map(Path, own))):  # Matplotlib would print two warnings
             os.environ[VARIABLE] = str(_folder_in_cache() or _temporary_folder())
     import matplotlib.figure
     import matplotlib.patches
@@ -35,7 +35,7 @@ def import_matplotlib() -> Any:
 
 
 def _folder_in_cache() -> Path | None:
-    """An entry of fastae's cache, so that the list is made once; None if that cannot be written."""
+    """A folder in fastae's cache, so that the list is made once; None if it is not writable."""
     try:
         folder = working_entry(cache_folder() / "matplotlib", "fonts", "Matplotlib's list of fonts")
     except FastaeError:
@@ -48,15 +48,13 @@ def _temporary_folder() -> Path:
     try:
         folder = tempfile.mkdtemp(prefix="fastae-matplotlib-")
     except OSError:
-        raise FastaeError(
-            f"Matplotlib finds no folder that it can write: set {VARIABLE} or TMPDIR to one"
-        ) from None
+        raise FastaeError(f"Matplotlib finds no writable folder: set {VARIABLE} or TMPDIR to one") from None
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return Path(folder)
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder, which is made if need be, as Matplotlib does it."""
+    """Whether files can be made in a folder. It is created if need be, as Matplotlib does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

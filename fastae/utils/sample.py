@@ -1,4 +1,4 @@
-"""Some of many items, without chance."""
+"""Evenly spaced samples, without randomness."""
 
 from __future__ import annotations
 
@@ -9,6 +9,6 @@ Item = TypeVar("Item")
 
 
 def evenly_spaced(items: Sequence[Item], number: int) -> list[Item]:
-    """At most `number` of the items, in their order, at equal distances from each other."""
+    """Returns at most `number` of the items, in order and at equal distances."""
     number = min(number, len(items))
     return [items[index * len(items) // number] for index in range(number)]

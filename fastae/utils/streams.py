@@ -8,16 +8,17 @@ import sys
 
 
 def open_streams() -> None:
-    """To be called first. A stream that was closed leads nowhere; else the next file that is opened, for
-    example a checkpoint, would get its number and what is printed. A character that a terminal's encoding
-    lacks is escaped.
+    """Opens standard streams that are closed, on /dev/null; must be called first.
+
+    Otherwise the next file that is opened, a checkpoint for example, would get the stream's number, and with
+    it whatever is printed. Characters that the terminal's encoding lacks are escaped from then on.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one
-            os.set_inheritable(number, True)  # the programs that are started, compilers say, need it too
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+            os.set_inheritable(number, True)  # child processes, such as compilers, need it too
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
     for stream in (sys.stdout, sys.stderr):
@@ -26,7 +27,7 @@ def open_streams() -> None:
 
 
 def discard_output() -> None:
-    """Sends what stdout still holds, and all that follows, nowhere: the interpreter's last flush is quiet."""
+    """Discards what stdout has buffered and all later output, so that the final flush raises nothing."""
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

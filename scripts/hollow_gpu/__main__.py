@@ -13,7 +13,7 @@ from scripts.hollow_gpu.driver import install, relaunch
 @click.option("--loss", default="minibatch_bce", show_default=True)
 @click.option("--batch-size", default=64, show_default=True)
 @click.option("--amp/--no-amp", default=True, show_default=True)
-@click.option("--brief", is_flag=True, help="Without the list of kernels.")
+@click.option("--brief", is_flag=True, help="Omit the list of kernels.")
 @click.option("--inductor", "settings", multiple=True, metavar="NAME=VALUE", help="A setting of Inductor.")
 def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str, ...]) -> None:
     relaunch()

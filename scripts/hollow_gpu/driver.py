@@ -1,7 +1,7 @@
-"""The hollow GPU's Python side: start under the shim, have Triton compile, stand in for cuDNN and cuBLAS.
+"""The hollow GPU's Python part: starts under the shim, lets Triton compile, and replaces cuDNN and cuBLAS.
 
-`relaunch()` must come before anything imports torch; `install()` after that. `LOG` then holds what was
-launched, in order; `Counts` what was counted between two moments.
+`relaunch()` must be called before torch is imported, `install()` after that. `LOG` then contains the launches
+in order, and `Counts` are the numbers of calls between two moments.
 """
 
 from __future__ import annotations
@@ -24,18 +24,27 @@ if TYPE_CHECKING:
 LIBRARY_OPERATORS = (
     "convolution", "convolution_backward", "mm", "mm.out", "addmm", "addmm.out", "bmm", "bmm.out",
 )  # fmt: skip
-"""What cuDNN and cuBLAS do; Inductor generates everything else."""
+"""The operators of cuDNN and cuBLAS. Inductor generates everything else."""
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """A launch of a Triton kernel. megabytes: read and written. stack: bytes a thread, 0 without spills."""
+    """A launch of a Triton kernel."""
 
     name: str
+
     backward: bool
+    """Whether it belongs to the backward pass."""
+
     megabytes: float
+    """The MB that it reads and writes."""
+
     registers: int
+    """Registers per thread."""
+
     stack: int
+    """Stack bytes per thread, which are 0 if no register is spilled."""
+
     grid: tuple[int, int, int]
 
 
@@ -52,20 +61,31 @@ LOG: list[Kernel | LibraryCall] = []
 
 @dataclass(frozen=True)
 class Counts:
-    """What happened up to now, or between two moments (their difference).
-
-    aten: launches of PyTorch's own kernels. copies: by cudaMemcpy. uploads: of them, those from the host
-    within a capture, which would replay from a stale place. captured: nodes of the last graph recorded.
-    """
+    """Numbers of calls up to now, or between two moments (their difference)."""
 
     triton: int
+    """Launches of Triton kernels."""
+
     library: int
+    """Calls of cuDNN and cuBLAS."""
+
     aten: int
+    """Launches of PyTorch's own kernels."""
+
     copies: int
+    """Calls of cudaMemcpy."""
+
     uploads: int
+    """Copies from the host in a capture, which a replay would repeat from memory that may have changed."""
+
     synchronisations: int
+    """Waits of the main thread for the device."""
+
     replays: int
+    """Replays of CUDA graphs."""
+
     megabytes: float
+    """The MB that Triton kernels read and write."""
 
     @staticmethod
     def now() -> Counts:
@@ -93,18 +113,18 @@ class Counts:
 
 
 def captured_nodes() -> int:
-    """Kernels, copies and memsets in the graph that was recorded last."""
+    """The number of kernels, copies and memsets in the last recorded graph."""
     return _host().hollow_captured()
 
 
 def count_replays(counters: list[Tensor]) -> None:
-    """Has each replay of a graph that is not empty add one to these int64 scalars, as its kernels would."""
+    """Makes each replay of a non-empty graph add one to these int64 scalars, as its kernels would."""
     for counter in counters:
         _host().hollow_count_replays(ctypes.c_void_p(counter.data_ptr()))
 
 
 def relaunch() -> None:
-    """Compiles the shim, once for each version of it, and starts this program again under it."""
+    """Compiles the shim, unless this version is compiled already, and restarts this program under it."""
     source = Path(__file__).with_name("shim.c")
     version = hashlib.sha256(source.read_bytes()).hexdigest()[:12]
     library = Path(sys.prefix) / f"hollow-{version}" / "libcuda.so.1"
@@ -120,20 +140,20 @@ def relaunch() -> None:
         draft.rename(library)
     settings = {
         "LD_PRELOAD": str(library),
-        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # in this process, where Triton's driver is replaced
+        "TORCHINDUCTOR_COMPILE_THREADS": "1",  # compile in this process, in which Triton's driver is replaced
         "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
     }
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | settings)
 
 
 def install() -> None:
-    """Replaces Triton's driver and the libraries' operators in this process."""
+    """Replaces Triton's driver and the libraries' operators in this process, by private names of both."""
     import torch._inductor.config as inductor
     import triton
 
     triton.runtime.driver.set_active(_triton_driver())
     inductor.use_static_triton_launcher = False
-    inductor.benchmark_kernel = True  # or a kernel's bytes are not kept
+    inductor.benchmark_kernel = True  # otherwise the bytes of a kernel are not recorded
     _log_kernels()
     _replace_operators()
 
@@ -146,7 +166,7 @@ def _host() -> Any:
 
 
 _binaries: dict[Any, dict[str, int]] = {}
-_kept: list[Any] = []  # an operator is replaced for as long as its library object lives
+_kept: list[Any] = []  # an operator is replaced while its library object exists
 
 
 def _triton_driver() -> Any:
@@ -157,7 +177,7 @@ def _triton_driver() -> Any:
     cuobjdump = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
 
     class Utils:
-        """Loads nothing; registers and stack are what the compiler wrote into the binary."""
+        """Loads no kernel. Registers and stack are read from the compiled binary."""
 
         def load_binary(self, name: str, cubin: bytes, shared: int, device: int) -> tuple[Any, ...]:
             with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
@@ -207,8 +227,8 @@ def _log_kernels() -> None:
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
     def first(tuner: Any, *arguments: Any, **options: Any) -> dict[Any, float]:
-        """Nothing can be timed: the first configuration is the fastest."""
-        return {launcher: float(place) for place, launcher in enumerate(tuner.launchers)}
+        """Chooses the first configuration, since nothing can be timed."""
+        return {launcher: float(index) for index, launcher in enumerate(tuner.launchers)}
 
     run = CachingAutotuner.run
 
@@ -263,6 +283,6 @@ def _replace_operators() -> None:
         return call
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that an operator is replaced
+        warnings.simplefilter("ignore")  # about replaced operators
         for name in LIBRARY_OPERATORS:
             library.impl(name, hollow(name), "CUDA")

@@ -1,4 +1,4 @@
-"""One training step, lowered for sm_90: every kernel, what it moves, and what a CUDA graph makes of it."""
+"""Lowers a training step for sm_90: every kernel, the bytes that it moves, and the CUDA graph of the step."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from fastae.utils.device import Precision, choose_device, choose_precision
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 
 IMAGES = 202_599
-"""CelebA's: a store of 9.96e9 bytes, which 32-bit offsets do not reach."""
+"""The number of CelebA's images: a store of 9.96e9 bytes, which exceeds 32-bit offsets."""
 
 RECORDED = "one CUDA graph a step"
 
@@ -43,7 +43,7 @@ class Step:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """As they arrive in the graph: on the device."""
+        """The inputs on the device, as in the graph."""
         return [value.to(self.step.device) for value in self.loader.example()]
 
 
@@ -54,9 +54,14 @@ def make_step(
     objective: nn.Module | None = None,
     precision: Precision | None = None,
 ) -> Step:
-    """The step that `fastae train` runs with these settings, on a resident store that holds nothing.
+    """The step of `fastae train` with these settings, on an empty resident store.
 
-    objective: of an earlier step, which is compiled already. precision: instead of the settings' own.
+    Args:
+        config: the settings.
+        images: the number of images in the store.
+        kind: the class of the step.
+        objective: the objective of an earlier step, which is compiled already.
+        precision: the precision. Default: by the settings.
     """
     device = choose_device("cuda")
     loader = stand_in_loader(config, images)
@@ -81,12 +86,12 @@ def make_step(
 def stand_in_loader(
     config: TrainConfig, images: int, kind: type[ResidentLoader | HostLoader] = ResidentLoader
 ) -> Loader:
-    """A loader over a store that holds nothing."""
+    """A loader over an empty store."""
     device, size = choose_device("cuda"), config.image_size
-    place = torch.device("cpu") if kind is HostLoader else device
+    where = torch.device("cpu") if kind is HostLoader else device
     store = Store(
-        torch.empty(images, size, 3, size, dtype=torch.uint8, device=place),
-        torch.empty(images, 3, device=place),
+        torch.empty(images, size, 3, size, dtype=torch.uint8, device=where),
+        torch.empty(images, 3, device=where),
         {},
     )
     decoder = open_decoder(CropResize(size=size), device, Tuning(threads=1, compiled=True))
@@ -97,19 +102,19 @@ def stand_in_loader(
 @contextmanager
 def counting() -> Iterator[Callable[[], Counts]]:
     before = Counts.now()
-    with redirect_stderr(StringIO()):  # Inductor names each module that it generates
+    with redirect_stderr(StringIO()):  # Inductor prints the name of each module that it generates
         yield lambda: Counts.now() - before
 
 
 def counted(work: Callable[[], Any]) -> Counts:
-    """What a call launches, copies and waits for."""
+    """Counts the launches, copies and waits of a call."""
     with counting() as counts:
         work()
         return counts()
 
 
 def lower(made: Step) -> tuple[Counts, list[Kernel], list[LibraryCall]]:
-    """One step after the one that compiles: its counts, Triton kernels and calls of libraries."""
+    """Runs a step that is compiled already: its counts, Triton kernels and library calls."""
     inputs = made.inputs
     counted(lambda: made.step._step(*inputs))
     first = len(LOG)
@@ -120,7 +125,7 @@ def lower(made: Step) -> tuple[Counts, list[Kernel], list[LibraryCall]]:
 
 
 def record(made: Step) -> tuple[str, Counts]:
-    """Records the step; what that says, and what one replay costs the host."""
+    """Records the step as a CUDA graph; returns the step's note and the counts of one replay."""
     with redirect_stderr(StringIO()):
         note = made.step.record(made.loader.example())
     inputs = made.loader.example()
@@ -128,7 +133,7 @@ def record(made: Step) -> tuple[str, Counts]:
 
 
 class ReadsItsLoss(TrainingStep):
-    """The control: CUDA refuses to record a step that waits for the device."""
+    """A step that waits for the device, as a control: CUDA refuses to capture it."""
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         objective, error = super()._step(*inputs)
@@ -137,9 +142,9 @@ class ReadsItsLoss(TrainingStep):
 
 
 def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
-    """The objective, forward and backward, with batch norm shared by two ranks that exchange nothing.
+    """Runs the objective, forward and backward, with batch norm over two ranks that exchange nothing.
 
-    Its counts, and how many kernels spill.
+    Returns its counts and the number of kernels that spill.
     """
     device = choose_device("cuda")
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
@@ -158,7 +163,7 @@ def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
 
 
 def layout(tensor: Tensor) -> str:
-    """'bf16[64, 32, 128, 128] NHWC'"""
+    """The dtype, shape and layout of a tensor: 'bf16[64, 32, 128, 128] NHWC'."""
     dtype = str(tensor.dtype).removeprefix("torch.").replace("float", "f")
     text = f"{dtype}{list(tensor.shape)}"
     if tensor.dim() != 4:
@@ -169,7 +174,7 @@ def layout(tensor: Tensor) -> str:
 
 
 def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterator[str]:
-    """The kernels one by one, then what they move forward and backward."""
+    """Yields a line per kernel, and then the bytes moved in the forward and the backward pass."""
     yield f"{'':9}{'MB':>9} {'registers':>9} {'stack':>5}  {'grid':18} kernel"
     for kernel in kernels:
         direction = "backward" if kernel.backward else "forward"
@@ -190,12 +195,12 @@ def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterat
 
 
 def spills(kernels: Sequence[Kernel]) -> int:
-    """How many of the kernels keep values in memory for which registers are missing."""
+    """The number of kernels that keep values in memory because they lack registers."""
     return sum(kernel.stack > 0 for kernel in kernels)
 
 
 def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts) -> dict[str, Any]:
-    """The figures that a change to the step is judged by."""
+    """The figures by which a change of the step is judged."""
     return {
         "triton_launches": counts.triton,
         "megabytes": round(counts.megabytes, 1),

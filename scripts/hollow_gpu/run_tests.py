@@ -1,4 +1,4 @@
-"""tests/gpu on the hollow GPU, each test up to the numbers that it compares.
+"""Runs tests/gpu on the hollow GPU. A test fails where it compares numbers that a GPU computed.
 
 HOLLOW_VENV/bin/python -m scripts.hollow_gpu.run_tests [arguments of pytest]
 """

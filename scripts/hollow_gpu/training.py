@@ -1,4 +1,4 @@
-"""Whole runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
+"""Complete runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ from scripts.hollow_gpu.driver import Counts, count_replays
 
 IMAGES = 4_096
 QUIET = (3, 4)
-"""Of a run or its continuation, iterations that neither log nor evaluate nor save."""
+"""Iterations after the start or the resume that neither log nor evaluate nor save."""
 
 
 def drive(config: TrainConfig) -> dict[str, int]:
-    """Trains, resumes, trains another loss and from host memory; the waits of the loop's thread, by run.
+    """Trains, resumes, trains another loss, and trains from host memory; any error of a run is raised.
 
-    Raises what a run raises if it does not do all of that.
+    Returns the number of waits of the loop's thread, by run.
     """
     counts: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder, redirect_stderr(StringIO()):
@@ -65,7 +65,7 @@ def drive(config: TrainConfig) -> dict[str, int]:
 
 
 class CountedModels(Models):
-    """Has the batch norm's counters advance with each replay, by which a recording verifies itself."""
+    """Models whose batch norm counters advance with each replay, since the capture is verified by them."""
 
     def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
         step = super().step(config, images_of)
@@ -74,7 +74,7 @@ class CountedModels(Models):
 
 
 def stand_in_session(config: TrainConfig) -> Session:
-    """Of a resident store and held-out images that hold nothing."""
+    """A session with an empty resident store and empty held-out images."""
     names = {f"{number:06d}.jpg": 1 for number in range(IMAGES)}
     images = ImageFolder(
         root="/nowhere",
@@ -112,7 +112,7 @@ def resume(models: Models, config: TrainConfig, path: Path) -> int:
 
 
 def run_to_end(models: Models, config: TrainConfig, run: RunFolder, state: State | None) -> int:
-    """Synchronisations of two iterations that only train. Raises RuntimeError unless a graph is replayed."""
+    """Counts synchronisations in QUIET iterations. Raises RuntimeError unless these replay a graph."""
     with (
         StopSignals() as stops,
         open_trainer(models, config, run, stops, ProgressBar(), state) as trainer,
@@ -130,6 +130,6 @@ def count_syncs(trainer: Trainer) -> int:
             counts = Counts.now() - before
             quiet += counts.synchronisations
             if counts.replays != 1:
-                raise RuntimeError(f"iteration {trainer.iteration} is no replay: {counts}")
+                raise RuntimeError(f"iteration {trainer.iteration} is not a replay: {counts}")
     trainer.finish()
     return quiet

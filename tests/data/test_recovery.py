@@ -160,7 +160,7 @@ def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths,
     for path in lost:
         Path(path).unlink()
     if gone == 1:
-        with pytest.raises(NoneLeft, match="none of the 400 images can be read any more"):
+        with pytest.raises(NoneLeft, match="none of the 400 images can be read"):
             next(itertools.islice(batches, 20, None))
         assert replaced == []
     else:
@@ -180,7 +180,7 @@ class Stream(RecoverableStream):
     def faults(self, paths):
         return [None] * len(paths)
 
-    def images(self, position):
+    def indices_at(self, position):
         return range(len(self.files))
 
     def restart(self, position, patience):
@@ -383,5 +383,5 @@ def test_a_run_whose_folder_vanishes_ends_in_one_line(paths, tmp_path):
         here("train", "--data", tmp_path / "images", "--out", run, *TRAIN)
     remover.join()
     line = str(caught.value)
-    assert "none of the 11 images can be read any more" in line and "nothing was saved yet" in line
+    assert "none of the 11 images can be read" in line and "nothing was saved yet" in line
     assert line.endswith(f"train --resume {run}") and "\n" not in line

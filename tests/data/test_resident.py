@@ -286,6 +286,13 @@ def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_h
     assert loader._choose_kind(CELEBA, decoder, None, at_once)[0] == kind
 
 
+@pytest.mark.parametrize(("at_once", "kind"), [(1, "resident"), (6, "dali")])
+def test_auto_leaves_memory_for_all_runs_at_once(monkeypatch, face_paths, at_once, kind):
+    monkeypatch.setattr(loader, "free_memory", lambda device: 4 * loader.store_bytes(len(face_paths), 16))
+    opened = loader.open_loader(face_paths, 4, image_size=16, device="cpu", cache=False, at_once=at_once)
+    assert opened.kind == kind
+
+
 def test_auto_needs_room_on_the_disk_unless_the_images_are_there_already(face_paths, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(100))
     assert open_(face_paths, tmp_path, kind="auto").kind == "dali"

@@ -67,7 +67,7 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
     words = words_of(page)
     assert repeated in words and words.count(f"--data {face_folder}") == 1  # as typed when it began
-    assert "--loader" not in words.partition("To repeat it")[2]  # chosen, and kept when it was resumed
+    assert "--loader" not in words.partition("Commands that repeat this")[2]  # chosen by fastae
 
 
 def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, monkeypatch):
@@ -89,10 +89,10 @@ def test_the_page_says_how_it_is_smoothed_and_that_bands_are_seeds(tmp_path):
     make_run(tmp_path / "some" / "a", train=many(200), iterations=200)
     make_run(tmp_path / "some" / "b", train=many(125), iterations=200, lr=5e-4)
     few, some = (words_of(make_report([tmp_path / name])) for name in ("few", "some"))
-    assert "as they were logged" in few and "smoothed" not in few
+    assert "shown as logged" in few and "smoothed" not in few
     assert "smoothed by 0.2 to 0.5" in some and "seeds" not in some.partition("Numbers")[0]
     make_run(tmp_path / "some" / "c", train=many(125), iterations=200, lr=5e-4, seed=1)
-    assert "bands reach from the lowest seed" in words_of(make_report([tmp_path / "some"]))
+    assert "bands reach from the lowest to the highest seed" in words_of(make_report([tmp_path / "some"]))
 
 
 def test_differences_are_a_table_with_what_is_not_decided(tmp_path):

@@ -1,7 +1,7 @@
-"""Synthetic portraits, framed like aligned CelebA photographs: in goes an index, out comes a face.
+"""Draws synthetic portraits, framed like aligned CelebA photographs: `draw(index)` returns a face.
 
-A relief is lit, and shapes with soft edges are blended over it from back to front, in linear light.
-Every choice is drawn from a counter-based generator keyed by the index. 6 ms a face on one core.
+A relief is lit, and shapes with soft edges are blended over it from back to front, in linear light. Every
+choice is drawn from a counter-based generator keyed by the index. A face takes 6 ms on one core.
 """
 
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ WIDTH, HEIGHT = 178, 218
 
 Array = np.ndarray[Any, Any]
 Option = TypeVar("Option")
-Colour = tuple[float, float, float]
+Color = tuple[float, float, float]
 Range = tuple[float, float]
 
 GRID_Y, GRID_X = np.mgrid[0:HEIGHT, 0:WIDTH].astype(np.float32)
 CENTRE_X, CENTRE_Y = 88.5, 112.0  # between the eyes, as in aligned CelebA
 VIGNETTE = 1.0 - ((GRID_X - CENTRE_X) / 250.0) ** 2 - ((GRID_Y - CENTRE_Y) / 300.0) ** 2
-# Where a feature lies in every pose, so that drawing it costs only its own pixels.
+# The regions that contain a feature in every pose, so that only its own pixels are computed.
 HEAD = np.s_[36:202, 20:158]
 FACE = np.s_[66:194, 36:142]
 EARS = np.s_[88:146, 12:166]
@@ -37,11 +37,11 @@ HAIR = [(0.12, 0.10, 0.10), (0.20, 0.14, 0.11), (0.32, 0.21, 0.15), (0.44, 0.28,
         (0.88, 0.78, 0.60)]  # fmt: skip
 IRIS = [(0.22, 0.13, 0.08), (0.36, 0.21, 0.10), (0.46, 0.36, 0.18), (0.36, 0.47, 0.32),
         (0.30, 0.48, 0.64), (0.45, 0.57, 0.64)]  # fmt: skip
-FLESH = (0.45, 0.25, 0.18)  # how far light wraps round skin
-BLUSH = np.array([0.0, 0.44, 0.47], np.float32)  # what blood takes from it
-HOLLOW = np.array([0.16, 0.25, 0.25], np.float32)  # and the shade round the eyes
+FLESH = (0.45, 0.25, 0.18)  # how far light wraps around skin, per channel
+BLUSH = np.array([0.0, 0.44, 0.47], np.float32)  # the share of light that blood absorbs
+HOLLOW = np.array([0.16, 0.25, 0.25], np.float32)  # the same for the shade around the eyes
 LIPSTICK = [(0.72, 0.12, 0.18), (0.78, 0.30, 0.36), (0.52, 0.14, 0.24), (0.80, 0.44, 0.42)]
-PLACES = [  # above, below, and two colours between which the blurred shapes lie
+SCENES = [  # colors above and below, and the two ends of the range of the blurred shapes
     ((0.62, 0.76, 0.84), (0.28, 0.42, 0.20), (0.20, 0.34, 0.14), (0.82, 0.86, 0.58)),  # garden
     ((0.74, 0.82, 0.88), (0.34, 0.50, 0.58), (0.90, 0.88, 0.80), (0.40, 0.55, 0.65)),  # shore
     ((0.92, 0.72, 0.52), (0.42, 0.30, 0.36), (0.98, 0.82, 0.56), (0.60, 0.36, 0.40)),  # dusk
@@ -56,11 +56,11 @@ PLACES = [  # above, below, and two colours between which the blurred shapes lie
 
 @dataclass(frozen=True)
 class Style:
-    """Of hair: ranges in pixels but for the wave; `flow` is the way its strands run."""
+    """A hair style: ranges in pixels, except for the wave, and the direction `flow` of the strands."""
 
-    volume: Range  # how far it stands off the skull
-    length: Range  # where it ends below the eyes; at most 0 leaves the ears free
-    line: Range  # where it begins above the eyes
+    volume: Range  # distance of the hair's outline from the skull
+    length: Range  # its end below the eyes; with 0 or less, the ears are visible
+    line: Range  # the hairline above the eyes
     wave: Range
     flow: str
 
@@ -81,7 +81,7 @@ MEN = [SHORT, SHORT, SHORT, SWEPT, SWEPT, CROP, CROP, AFRO, BALD, LONG]
 
 
 class Dice:
-    """Choices for one index, all made from raw uniforms, the stream that NumPy keeps stable."""
+    """Random choices for one index, all made from the generator's uniform numbers."""
 
     def __init__(self, index: int) -> None:
         self._generator = np.random.Generator(np.random.Philox(key=[0xFACE, index]))
@@ -90,7 +90,7 @@ class Dice:
         return low + (high - low) * float(self._generator.random())
 
     def bell(self, spread: float) -> float:
-        """Nearly normal: three uniforms, with mean 0 and `spread` as standard deviation."""
+        """A nearly normal number (a sum of three uniforms) with mean 0 and standard deviation `spread`."""
         return 2.0 * spread * sum(self.between(-0.5, 0.5) for _ in range(3))
 
     def chance(self, probability: float) -> bool:
@@ -100,7 +100,7 @@ class Dice:
         return options[int(self.between(0.0, len(options)))]
 
     def cloth(self) -> Array:
-        """A colour that people wear: any hue, seldom garish."""
+        """A color of clothes: any hue, seldom garish."""
         grey, pure = self.between(0.06, 0.85), self.between(0.1, 0.6)
         return linear(*(grey + pure * (self.between(0.0, 0.9) - grey) for _ in range(3)))
 
@@ -108,13 +108,13 @@ class Dice:
         return self._generator.random(shape, dtype=np.float32)
 
     def clouds(self) -> Array:
-        """A random cut (218, 178) of the noise below, standard deviation about 1."""
+        """A random cutout (218, 178) of CLOUDS, with a standard deviation of about 1."""
         top, left = (int(self.between(0, 512 - side)) for side in (HEIGHT, WIDTH))
         return CLOUDS[top : top + HEIGHT, left : left + WIDTH]
 
 
 def noise(dice: Dice, side: int, octaves: int) -> Array:
-    """Fractal noise (side, side), mean 0 and standard deviation 1: small grids, enlarged."""
+    """Fractal noise (side, side) with mean 0 and standard deviation 1: a sum of enlarged small grids."""
     total = np.zeros((side, side), np.float32)
     for octave in range(octaves):
         cells = side >> (octaves + 1 - octave)
@@ -124,21 +124,21 @@ def noise(dice: Dice, side: int, octaves: int) -> Array:
 
 
 def linear(red: float, green: float, blue: float) -> Array:
-    """Light adds up in linear light; gamma 2 is near enough to sRGB, and cheap."""
+    """Converts a color to linear light, in which light adds up. Gamma 2 is close to sRGB and cheap."""
     return np.array([red, green, blue], np.float32) ** 2
 
 
-def ramp(stops: list[Colour], position: float) -> Array:
-    places = np.linspace(0.0, 1.0, len(stops))
-    return linear(*(float(np.interp(position, places, part)) for part in np.transpose(stops)))
+def ramp(stops: list[Color], position: float) -> Array:
+    positions = np.linspace(0.0, 1.0, len(stops))
+    return linear(*(float(np.interp(position, positions, part)) for part in np.transpose(stops)))
 
 
-def spread(colour: Array) -> Array:
-    return colour[:, None, None]
+def spread(color: Array) -> Array:
+    return color[:, None, None]
 
 
 def cover(distance: Array, soft: float = 1.2) -> Array:
-    """Coverage 0..1 of a shape from its signed distance in pixels; the edge is `soft` wide."""
+    """The coverage 0..1 of a shape from the signed distance in pixels; its edge is `soft` pixels wide."""
     amount = distance * (-1.0 / soft)
     amount += 0.5
     np.minimum(np.maximum(amount, 0.0, out=amount), 1.0, out=amount)
@@ -158,13 +158,13 @@ def ellipse(x: Array, y: Array, cx: float, cy: float, wide: float, tall: float) 
 
 
 def band(y: Array, top: Array, bottom: Array, sides: Array) -> Array:
-    """Distance to what lies between two curves and within `sides`."""
+    """Distance to the region between two curves and within `sides`."""
     return np.maximum(np.maximum(top - y, y - bottom), sides)
 
 
-def paint(canvas: Array, colour: Array, amount: Array) -> None:
-    """Blend a colour (3,) or a picture (3, h, w) over the canvas, in place."""
-    for plane, part in zip(canvas, colour, strict=True):
+def paint(canvas: Array, color: Array, amount: Array) -> None:
+    """Blends a color (3,) or a picture (3, h, w) over the canvas, in place."""
+    for plane, part in zip(canvas, color, strict=True):
         step = part - plane
         step *= amount
         plane += step
@@ -175,13 +175,13 @@ STRANDS = CLOUDS[::64].ravel()
 
 
 def strands(position: Array) -> Array:
-    """Noise on a line: where positions agree so do the values, and that draws strands."""
+    """Noise as a function of a position across the strands: equal positions have equal values."""
     return STRANDS.take((position * 64.0).astype(np.intp) & 4095)
 
 
 @dataclass
 class Sitter:
-    """Who is drawn, how the head is held and lit, and where on it every pixel lies."""
+    """The person, the pose and the light, and the coordinates of every pixel on the head."""
 
     dice: Dice
     feminine: bool
@@ -191,20 +191,20 @@ class Sitter:
     style: Style
     smile: float
     wide: float  # half the width of the face
-    chin: float  # below the eyes
+    chin: float  # distance below the eyes
     yaw: float
-    shift: float  # of the skull behind the face, by yaw
+    shift: float  # horizontal shift of the skull behind the face, by yaw
     light: Array  # direction
-    key: Array  # colour of the directed light
-    fill: Array  # colour of the light from everywhere
-    x: Array  # (218, 178) in the plane of the picture, upright with the head
+    key: Array  # color of the directed light
+    fill: Array  # color of the light from everywhere
+    x: Array  # (218, 178), coordinates in the plane of the picture, upright with the head
     y: Array
-    u: Array  # on the face, turned with it
+    u: Array  # coordinates on the face, turned with it
     v: Array
 
 
 def sitter(dice: Dice) -> Sitter:
-    """Choose a person, a pose and a light, and map the pixels to the head."""
+    """Chooses a person, a pose and a light, and maps the pixels to the head."""
     feminine, age, tone = dice.chance(0.56), dice.between(0, 1) ** 1.6, dice.between(0, 1) ** 1.4
     hair = linear(*dice.pick(HAIR[:3] if tone > 0.55 else HAIR)) * dice.between(0.8, 1.2)
     if age > 0.7 and dice.chance(0.7):
@@ -215,8 +215,8 @@ def sitter(dice: Dice) -> Sitter:
     down = (GRID_Y - CENTRE_Y - dice.bell(1.3)) / scale
     x = across * float(np.cos(roll)) + down * float(np.sin(roll))
     y = down * float(np.cos(roll)) - across * float(np.sin(roll))
-    # Turning a sphere carries the face with it, and narrows the far side. What stands out below
-    # the nose moves a little further.
+    # The head turns like a sphere: the face moves, and its far side becomes narrower. The nose and the parts
+    # below it stand out, and so move a little further.
     radius, shift = 66.0, -66.0 * float(np.sin(yaw))
     depth = np.sqrt(np.maximum(1.0 - ((x - shift) / radius) ** 2 - (y / 90.0) ** 2, 0.03))
     u = (x - shift) * float(np.cos(yaw)) - depth * (radius * float(np.sin(yaw)))
@@ -235,15 +235,16 @@ def sitter(dice: Dice) -> Sitter:
     )  # fmt: skip
 
 
-def shade(sit: Sitter, height: Array, wrap: Colour = (0.15, 0.15, 0.15)) -> Array:
-    """Light (3, h, w) on a surface given by its height towards the viewer.
+def shade(sit: Sitter, height: Array, wrap: Color = (0.15, 0.15, 0.15)) -> Array:
+    """The light (3, h, w) on a surface that is given by its height towards the viewer.
 
-    Light wraps round into the shade; on skin the red wraps furthest, having scattered below.
+    Light wraps around into the shade by `wrap` per channel: on skin, red wraps furthest, since it scatters
+    below the surface.
     """
     slope_y, slope_x = np.gradient(height)
     size = 1.0 / np.sqrt(slope_x * slope_x + slope_y * slope_y + 1.0)
     facing = (sit.light[2] - slope_x * sit.light[0] - slope_y * sit.light[1]) * size
-    light = spread(sit.fill) * (1.0 + 0.4 * slope_y * size)  # what faces up is filled more
+    light = spread(sit.fill) * (1.0 + 0.4 * slope_y * size)  # surfaces that face up get more of it
     for plane, key, reach in zip(light, sit.key, wrap, strict=True):
         direct = facing + reach
         np.maximum(direct, 0.0, out=direct)
@@ -253,9 +254,9 @@ def shade(sit: Sitter, height: Array, wrap: Colour = (0.15, 0.15, 0.15)) -> Arra
 
 
 def background(sit: Sitter) -> Array:
-    """A place out of focus (3, 218, 178): a gradient under large blurred shapes."""
+    """A background out of focus (3, 218, 178): a gradient under large blurred shapes."""
     dice = sit.dice
-    above, below, one, two = dice.pick(PLACES)
+    above, below, one, two = dice.pick(SCENES)
     angle = dice.bell(0.5)
     turned = (GRID_X / WIDTH - 0.5) * float(np.sin(angle)) + GRID_Y / HEIGHT * float(np.cos(angle))
     canvas = np.repeat(linear(*above), HEIGHT * WIDTH).reshape(3, HEIGHT, WIDTH)
@@ -273,9 +274,9 @@ def background(sit: Sitter) -> Array:
 
 
 def head(sit: Sitter) -> tuple[Array, Array]:
-    """Distance to the outline of the head, and 0..1 from its middle to its edge.
+    """The distance to the outline of the head, and the position 0..1 between its middle and its edge.
 
-    When it turns the forehead follows the skull, the chin follows the face.
+    When the head turns, the forehead moves with the skull, and the chin with the face.
     """
     dice, low = sit.dice, np.clip((sit.y - 6.0) / (sit.chin - 6.0), -1.0, 1.2)
     middle = sit.shift * (0.5 - 0.42 * np.maximum(low, 0.0) - 0.2 * np.minimum(low, 0.0))
@@ -290,17 +291,17 @@ def head(sit: Sitter) -> tuple[Array, Array]:
 
 @dataclass
 class Mane:
-    """All of the hair, before the face takes its place in it."""
+    """All of the hair, without an opening for the face."""
 
-    window: tuple[slice, slice]  # of the canvas, which the arrays below fill
+    window: tuple[slice, slice]  # the region of the canvas that the arrays below cover
     length: float
-    distance: Array  # to the outline of the hair
-    across: Array  # -1..1 between its sides
-    colour: Array
+    distance: Array  # distance to the outline of the hair
+    across: Array  # position -1..1 between its sides
+    color: Array
 
 
 def mane(sit: Sitter) -> Mane:
-    """The hair as one mass hanging from a round crown, its strands lit, with a band of shine."""
+    """Makes the hair: one mass that hangs from a round crown, with lit strands and a band of shine."""
     dice, flow = sit.dice, sit.style.flow
     volume, length = dice.between(*sit.style.volume), dice.between(*sit.style.length)
     window = np.s_[16 : min(HEIGHT, int(136 + 1.1 * length)), 0:WIDTH]
@@ -318,15 +319,15 @@ def mane(sit: Sitter) -> Mane:
 
     knots, phase = dice.clouds()[window], dice.between(0, 6)
     parted = across + dice.bell(0.25) * up
-    place = 3.0 * across
+    strand = 3.0 * across
     if flow == "part":  # arcs that start at the parting and end as upright strands
-        place = np.sqrt(parted * parted + 0.6 * high) * 2.5 + np.sign(parted) * 20.0
+        strand = np.sqrt(parted * parted + 0.6 * high) * 2.5 + np.sign(parted) * 20.0
     elif flow == "tousle":
-        place = 2.2 * across + dice.bell(1.5) * down + 0.07 * knots
+        strand = 2.2 * across + dice.bell(1.5) * down + 0.07 * knots
     bend = dice.between(*sit.style.wave) * np.clip(down + 0.8, 0.0, 1.0)
-    place += bend * np.sin(down * dice.between(5, 8) + phase + np.sign(parted)) + 40.0 + phase
+    strand += bend * np.sin(down * dice.between(5, 8) + phase + np.sign(parted)) + 40.0 + phase
     if flow != "curl":
-        line = 0.65 * strands(place) + 0.45 * strands(place * 2.1 + 0.2 * down)
+        line = 0.65 * strands(strand) + 0.45 * strands(strand * 2.1 + 0.2 * down)
     else:
         curl_y = 0.42 * y + 1.3 * knots[::-1]
         curl_x = 0.42 * x + 1.3 * knots + 0.5 * np.sin(curl_y)
@@ -349,14 +350,14 @@ def mane(sit: Sitter) -> Mane:
 def hair_behind(sit: Sitter, canvas: Array, hair: Mane) -> None:
     canvas, x, y = canvas[:, *hair.window], sit.x[hair.window], sit.y[hair.window]
     if hair.length > 0:
-        paint(canvas, hair.colour * 0.45, cover(hair.distance, 2.2))
+        paint(canvas, hair.color * 0.45, cover(hair.distance, 2.2))
     if sit.style is BUN:
         spot = ellipse(x, y, sit.shift, -74.0, sit.dice.between(13, 19), 14.0)
-        paint(canvas, hair.colour * 0.9, cover(spot, 2.0))
+        paint(canvas, hair.color * 0.9, cover(spot, 2.0))
 
 
 def hair_front(sit: Sitter, canvas: Array, hair: Mane, head_distance: Array) -> None:
-    """All of the hair but an opening for the face, with the shadow that it casts."""
+    """Draws the hair around the face, and the shadow that it casts."""
     dice, style, canvas = sit.dice, sit.style, canvas[:, *hair.window]
     u, v = sit.u[hair.window], sit.v[hair.window]
     line = dice.between(*style.line) + (0.0 if sit.feminine else 5.0 * sit.age)
@@ -371,11 +372,11 @@ def hair_front(sit: Sitter, canvas: Array, hair: Mane, head_distance: Array) -> 
         opening -= 5.0 * bump(np.abs(u), v, 24.0, -line, 9.0, 14.0)
     distance = np.maximum(hair.distance, -opening)
     canvas *= 1.0 - 0.4 * cover(distance - 2.5, 11.0) * cover(head_distance[hair.window])
-    paint(canvas, hair.colour, cover(distance, 2.0))
+    paint(canvas, hair.color, cover(distance, 2.0))
 
 
 def body(sit: Sitter, canvas: Array, head_distance: Array) -> None:
-    """Neck, shoulders and clothes; they stay upright when the head tilts."""
+    """Draws neck, shoulders and clothes, which stay upright when the head tilts."""
     dice = sit.dice
     x, y = GRID_X[BODY] - CENTRE_X - sit.shift * 0.55, GRID_Y[BODY]
     canvas = canvas[:, *BODY]
@@ -388,7 +389,7 @@ def body(sit: Sitter, canvas: Array, head_distance: Array) -> None:
     for hand in (-1, 1):
         sinew = (x - hand * (4 + (212 - y) * 0.45)) / 4.0
         height += 2.2 * np.exp(-sinew * sinew)
-    # The head's own outline, moved down and away from the light, is its shadow on the neck.
+    # The head's shadow on the neck is its outline, moved down and away from the light.
     cast = np.roll(head_distance, (13, -round(9 * float(sit.light[0]))), (0, 1))[BODY]
     flesh = shade(sit, height, FLESH)
     flesh *= 1.0 - 0.62 * cover(cast - 3.0, 20.0)
@@ -435,7 +436,7 @@ def ears(sit: Sitter, canvas: Array) -> None:
 
 
 def face(sit: Sitter, canvas: Array, head_distance: Array, reach: Array) -> float:
-    """The head as a lit relief; returns how far below the eyes the tip of the nose lies."""
+    """Draws the head as a lit relief; returns the distance of the tip of the nose below the eyes."""
     dice, u, v, side = sit.dice, sit.u[FACE], sit.v[FACE], np.abs(sit.u[FACE])
     tip, broad = dice.between(21, 27), dice.between(0.85, 1.2) * (0.92 if sit.feminine else 1.08)
     along = np.clip((v + 8.0) / (tip + 8.0), 0.0, 1.0)
@@ -531,7 +532,7 @@ def eyes(sit: Sitter, picture: Array) -> None:
 def mouth(sit: Sitter, canvas: Array) -> None:
     dice, canvas, smile = sit.dice, canvas[:, *MOUTH], sit.smile
     u, v = sit.u[MOUTH], sit.v[MOUTH]
-    half, place = dice.between(14.0, 16.0) + 4.0 * smile, dice.between(37, 40)
+    half, level = dice.between(14.0, 16.0) + 4.0 * smile, dice.between(37, 40)
     gap = dice.between(4.0, 8.0) * smile if smile > 0.4 else dice.pick([0.0, 0.0, 0.0, 4.0])
     full = dice.between(0.8, 1.2) * (1.1 if sit.feminine else 0.85)
     lips = sit.skin * np.array([0.8, 0.42, 0.42], np.float32)
@@ -539,18 +540,18 @@ def mouth(sit: Sitter, canvas: Array) -> None:
     if painted:
         lips = 0.25 * lips + 0.75 * linear(*dice.pick(LIPSTICK)) * float(0.4 + 0.6 * sit.skin[0])
     part = np.clip(1.0 - (u / half) ** 2, 0.0, 1.0)
-    line = place + (1.0 + 4.5 * smile) * (part - 0.6)  # the corners of a smile lie higher
+    line = level + (1.0 + 4.5 * smile) * (part - 0.6)  # the corners of a smile lie higher
     roof, floor = line - 0.35 * gap * part, line + 0.65 * gap * part**0.8
     bow = 1.0 - 0.3 * np.exp(-((u / 2.6) ** 2))
     top, bottom = roof - 4.0 * full * part**0.9 * bow, floor + 5.4 * full * part**0.7
     flat = np.abs(u) - half
     lit = float(0.25 + 0.7 * sit.key.mean()) * (1.0 + 0.35 * float(sit.light[0]) * u / half)
-    under = bump(u, v, 0.0, place + 6.0 + 0.65 * gap + 5.0 * full, half * 0.6, 2.4)
+    under = bump(u, v, 0.0, level + 6.0 + 0.65 * gap + 5.0 * full, half * 0.6, 2.4)
     paint(canvas, sit.skin * 0.3, 0.4 * under)
     paint(canvas, spread(lips) * (0.72 * lit), 0.9 * cover(band(v, top, roof, flat), 1.6))
     rounded = 1.05 - 0.5 * np.clip((v - floor) / (5.4 * full) - 0.3, 0.0, 1.0)
     paint(canvas, spread(lips) * (rounded * lit), 0.9 * cover(band(v, floor, bottom, flat), 1.6))
-    gloss = bump(u, v, sit.light[0] * 5.0, place + 0.7 + 0.65 * gap + 2.6 * full, half * 0.4, 1.2)
+    gloss = bump(u, v, sit.light[0] * 5.0, level + 0.7 + 0.65 * gap + 2.6 * full, half * 0.4, 1.2)
     paint(canvas, linear(1, 0.92, 0.9), (0.32 if painted else 0.16) * gloss)
     if gap:
         inside = band(v, roof, floor, flat)
@@ -562,7 +563,7 @@ def mouth(sit: Sitter, canvas: Array) -> None:
         paint(canvas, linear(0.6, 0.25, 0.25), 0.7 * cover(tongue, 2.5))
     seam = np.maximum(np.abs(v - roof) - 0.4, flat)
     paint(canvas, lips * 0.1, (0.35 if gap else 0.8) * cover(seam, 1.6))
-    corner = bump(np.abs(u), v, half, place - 0.6 - 2.7 * smile, 2.0, 1.6)
+    corner = bump(np.abs(u), v, half, level - 0.6 - 2.7 * smile, 2.0, 1.6)
     paint(canvas, sit.skin * 0.2, 0.5 * corner)
 
 
@@ -625,7 +626,7 @@ def hat(sit: Sitter, canvas: Array) -> None:
 
 
 def develop(sit: Sitter, canvas: Array) -> Array:
-    """From linear light to a photograph: exposure, vignette, gamma and film grain."""
+    """Converts linear light to a photograph: exposure, vignette, gamma and film grain."""
     dice = sit.dice
     canvas *= dice.between(0.9, 1.12) * VIGNETTE
     picture = 255.0 * np.sqrt(np.maximum(canvas, 0.0, out=canvas))
@@ -635,7 +636,7 @@ def develop(sit: Sitter, canvas: Array) -> Array:
 
 
 def draw(index: int) -> Array:
-    """Portrait `index` as RGB (218, 178, 3) uint8; the same index gives the same picture."""
+    """Draws portrait `index`: RGB (218, 178, 3) uint8. The same index gives the same picture."""
     sit = sitter(Dice(index))
     canvas, (distance, reach) = background(sit), head(sit)
     hair = None if sit.style is BALD else mane(sit)

@@ -1,1 +1,1 @@
-"""JPEG files: found, checked, divided, remembered, replaced when they are bad, and unpacked from archives."""
+"""JPEG files: searching, checking and dividing them, replacing bad ones, and unpacking archives."""

@@ -1,4 +1,4 @@
-"""CelebA's file names, number and size of images, and its official split into train, validation and test."""
+"""Facts about CelebA: its file names, the number and size of its images, and its official split."""
 
 from __future__ import annotations
 
@@ -14,55 +14,55 @@ SIZE = (178, 218)
 """Width and height of an aligned image."""
 
 QUALITY = 75
-"""JPEG quality of every image; all are baseline, 4:2:0."""
+"""JPEG quality of every image. All are baseline JPEGs with 4:2:0 chroma subsampling."""
 
 IMAGES = "img_align_celeba"
-"""The folder of the aligned images, wherever the data set is unpacked."""
+"""The name of the folder of aligned images."""
 
 IMAGE_NAME = re.compile(r"[0-9]{6}\.jpg")
 MAX_ENTRY = 1 << 20
-"""Bytes of an image: the largest JPEG has 22 kB. More is not CelebA, and may be a decompression bomb."""
+"""The most bytes of an image. CelebA's largest has 22 kB; a larger file may be a decompression bomb."""
 
 TRAIN, VALID, TEST = 0, 1, 2
 LAST_TRAIN, LAST_VALID = 162_770, 182_637
 """The numbers of the last training and the last validation image in the official split."""
 
 SPLIT_NAMES = ("list_eval_partition.txt", "list_eval_partition.csv")
-"""The authors' (lines of NAME 0|1|2) and Kaggle's (with commas and a header)."""
+"""The split files of the authors (lines of NAME 0|1|2) and of Kaggle (with commas and a header)."""
 
 MAX_SPLIT = 1 << 25
-"""Bytes of a split's file: CelebA's has 2.8 million."""
+"""The most bytes of a split file. CelebA's has 2.8 million."""
 
 Split = dict[str, int]
 """Image names -> TRAIN, VALID or TEST."""
 
 
 def image_name(number: int) -> str:
-    """The name of image 1, 2, ...; names sort by number."""
+    """The file name of an image, for numbers from 1. Names sort by number."""
     return f"{number:06d}.jpg"
 
 
 def official_part(name: str) -> int:
-    """The part of the official split that an image is in, which follows from its number."""
+    """The part of the official split (TRAIN, VALID or TEST) of an image, by the number in its name."""
     number = int(name.removesuffix(".jpg"))
     return TRAIN if number <= LAST_TRAIN else VALID if number <= LAST_VALID else TEST
 
 
 def find_splits(images: str | Path, root: str | Path) -> Iterator[Path]:
-    """The split files beside a folder of images at or below `root`, and above it; the nearest first.
+    """Yields the split files beside and above a folder of images, which is at or below `root`; nearest first.
 
-    The search ends two folders above `root`. torchvision has the file one folder above the images, Kaggle
-    two, the authors in a folder Eval beside the one that holds the images' folder.
+    The search ends two folders above `root`. torchvision puts the file one folder above the images, Kaggle
+    two. The authors put it into a folder Eval, which is beside the parent of the images' folder.
     """
     folder, top = Path(os.path.abspath(images)), Path(os.path.abspath(root))  # noqa: PTH100
-    for place in (folder, *folder.parents[: len(folder.relative_to(top).parts) + 2]):
-        for path in (place / below / name for below in ("", "Eval") for name in SPLIT_NAMES):
-            if os.path.isfile(path):  # noqa: PTH113 (pathlib's raises for a folder that is closed to us)
+    for parent in (folder, *folder.parents[: len(folder.relative_to(top).parts) + 2]):
+        for path in (parent / below / name for below in ("", "Eval") for name in SPLIT_NAMES):
+            if os.path.isfile(path):  # noqa: PTH113 (pathlib's raises for a folder without permission)
                 yield path
 
 
 def read_split(path: Path) -> Split:
-    """Raises FastaeError if the file cannot be read or holds anything else."""
+    """Reads a split file. Raises FastaeError if it cannot be read or is not one."""
     try:
         with path.open("rb") as file:
             return parse_split(file.read(MAX_SPLIT + 1), str(path))
@@ -71,7 +71,7 @@ def read_split(path: Path) -> Split:
 
 
 def parse_split(content: bytes, source: str) -> Split:
-    """A split file's content, for images of any names. Raises FastaeError, naming `source` and the line."""
+    """Parses a split file, for any image names. An error (FastaeError) names `source` and the line."""
     if len(content) > MAX_SPLIT:
         raise FastaeError(f"{source!r} has more than {MAX_SPLIT:,} bytes: it is not CelebA's split")
     split = {}

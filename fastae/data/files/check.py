@@ -1,8 +1,8 @@
-"""Finds the files of a data set that cannot be trained on, before training meets them.
+"""Finds the files of a data set that cannot be trained on, before training starts.
 
-The quick check, which training makes too, reads header and end of each file and remembers what it found, so
-that the next one reads new and changed files only. The deep check also has every file decoded, by the decoder
-that trains.
+The quick check, which training runs too, reads the header and the end of each file. It records the results,
+so that the next check reads only new and changed files. The deep check also decodes every file, with the same
+decoder as training.
 """
 
 from __future__ import annotations
@@ -24,50 +24,50 @@ from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
 
 BATCH = 64
-"""Files that the deep check has decoded at once."""
+"""The number of files that the deep check decodes at once."""
 
 TOGETHER = 4 * BATCH
-"""Images that a loader holds decoded at the same time, as measured."""
+"""The number of decoded images that a loader holds at the same time, as measured."""
 
 VERSION = 4
-"""Version of the records, and of `inspect`'s answers in them."""
+"""The version of the records and of the results of `inspect` in them."""
 
 Stamp = tuple[int, int]
-"""Size in bytes and time of change in nanoseconds, of which 63 bits are kept: a file may have any date."""
+"""A file's size in bytes and the low 63 bits of its modification time in ns, which may be any number."""
 
 Records = dict[bytes, tuple[Stamp, Inspection]]
-"""Path -> what was found when the file had that stamp."""
+"""Path -> the file's stamp, and the inspection of the file when it had that stamp."""
 
 
 class FaultFinder(Protocol):
-    """A decoder, as the deep check uses it."""
+    """The part of a decoder that the deep check uses."""
 
     def faults(self, paths: Sequence[str], together: int = 1) -> Iterator[Fault | None]:
-        """What is wrong with each of these files, in order; None for those that it decodes.
+        """Yields the fault of each file, in order; None for a file that can be decoded.
 
-        together: files that are tried at once, and one by one if that fails.
+        `together` files are decoded at once, and one by one if that fails.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Check:
-    """What was found of some files, in the order in which they were given."""
+    """The result of a check, in the order of the checked paths."""
 
     sizes: dict[str, int]
-    """Paths of the usable files -> bytes."""
+    """Path of each usable file -> its size in bytes."""
 
     faults: list[FileFault]
-    """Of usable and other files."""
+    """All files with a fault, including the usable ones (`USABLE`)."""
 
     side: int | None
-    """The shorter side of the usable images in pixels if all have the same."""
+    """The shorter side of the usable images in pixels, if it is the same for all."""
 
     heaviest: int
-    """Bytes of the squares cut out of the TOGETHER largest images."""
+    """Bytes of RGB pixels of the crops of the TOGETHER largest images."""
 
     shapes: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    """(width, height) in pixels -> how many of the usable images have them."""
+    """(width, height) in pixels -> number of usable images of this size."""
 
     @property
     def usable(self) -> list[str]:
@@ -86,10 +86,17 @@ def check(
     records: Path | None,
     decoder: FaultFinder | None = None,
 ) -> Check:
-    """Checks every path.
+    """Checks files.
 
-    crop: the least pixels of an image's shorter side. records: the folder that keeps what was found, if any.
-    decoder: for the deep check; if it decodes nothing at all, DecoderError is raised.
+    Args:
+        root: the data folder that the records belong to.
+        paths: the files to check.
+        crop: the least length of an image's shorter side in pixels.
+        records: the folder in which results are recorded, if any.
+        decoder: a decoder, for the deep check.
+
+    Raises:
+        DecoderError: the decoder does not even decode a valid picture.
     """
     found = _quick_check(root, paths, records)
     faults = {path: each.fault for path, each in found.items()}
@@ -112,12 +119,12 @@ def check(
 
 
 def was_checked(root: str, records: Path | None) -> bool:
-    """Whether these records have files below `root`, so that it was checked before; it is not looked at."""
+    """Whether `root` was checked before, according to the records. The folder itself is not read."""
     return records is not None and _records_file(root, records).is_file()
 
 
 def stamp(path: str) -> Stamp | None:
-    """What changes when a file does; None for a file that cannot be read anyway."""
+    """The stamp of a file, which changes when the file does; None if it cannot be read."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -128,7 +135,7 @@ def stamp(path: str) -> Stamp | None:
 def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[str, Inspection]:
     file = records and _records_file(root, records)
     known = _read_records(file) if file else {}
-    # Taken before a file is opened: one that changes meanwhile is inspected again the next time.
+    # Stamps are taken before the files are read: one that changes meanwhile is inspected again next time.
     stamps = {path: stamp(path) for path in paths}
     found = {
         path: known[key][1]
@@ -148,7 +155,7 @@ def _records_file(root: str, records: Path) -> Path:
 
 
 def _read_records(file: Path) -> Records:
-    """None of them if the file is missing or damaged: the images are inspected again."""
+    """Reads the records; none if the file is missing or damaged, so that all images are inspected again."""
     with suppress(Exception):  # whatever a parser raises over a damaged file
         require_file(file)
         return msgspec.msgpack.decode(file.read_bytes(), type=Records)
@@ -156,7 +163,7 @@ def _read_records(file: Path) -> Records:
 
 
 def _write_records(file: Path, records: Mapping[bytes, tuple[Stamp, Inspection]]) -> None:
-    with suppress(OSError):  # a cache that cannot be written costs time, never a run
+    with suppress(OSError):  # an unwritable cache costs time, but must not end a run
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file) as output:
             output.write(msgspec.msgpack.encode(records))

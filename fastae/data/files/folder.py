@@ -1,8 +1,8 @@
-"""A folder of JPEGs, nested or flat, as two lists of files: to train on, and held out.
+"""Divides a folder of JPEGs, nested or flat, into training files and held-out files.
 
-If CelebA's split file (`list_eval_partition.txt` or `.csv`) lies beside the images or above them, its
-validation and test images are held out; else the last 5 % by name are. Files whose header or end shows that
-they cannot be trained on are skipped.
+If CelebA's split file (`list_eval_partition.txt` or `.csv`) is beside or above the images, its validation and
+test images are held out. Otherwise the last 5 % of the files by name are. Files are skipped if their header
+or end shows that they cannot be trained on.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ SUFFIXES = (".jpg", ".jpeg")
 OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
 ARCHIVES = {".parquet": "parquet file", ".zip": "zip archive"}
 KINDS = ARCHIVES | {f".{name}": f"{name.upper()} file" for name in OTHER_IMAGES}
-"""What `walk` counts when it is not wanted, by suffix."""
+"""Suffix -> the name under which `walk` counts ignored files of this kind."""
 
 LINKED_FOLDER = "linked folder"
 _PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
@@ -39,36 +39,49 @@ _CONVERT = (
     """(p.with_suffix('.jpg'), quality=95) for p in pathlib.Path(sys.argv[1]).rglob('*') """
     """if p.suffix.lower() == '.{}']" {} makes JPEGs of them"""
 )
-"""Pillow is always there, ImageMagick is not."""
+"""The command uses Pillow, which is always installed, rather than ImageMagick, which may not be."""
 
 CONVERTIBLE = tuple(name for name in OTHER_IMAGES if name not in ("heic", "jxl"))
-"""What Pillow opens without a plug-in."""
+"""The formats that Pillow reads without a plug-in."""
 
 HELD_OUT_SHARE = 0.05
 
 LOST_AT_MOST = 0.01
-"""The share of a run's files whose loss is an accident; more, and it is another data set. One is always."""
+"""The largest share of a run's files that may be lost; if more are, this is another data set.
+
+One file may always be lost.
+"""
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """Paths are strings, in the order of `manifest`: 200,000 of them are cheap.
-
-    manifest: the files by name, as they were when the run began; the path of one that was lost since is its
-    replacement's. skipped: files that are not read, and why. side: the shorter side of the images in pixels
-    if all have the same, which spares looking for it in each header. ignored: as `walk` counts it.
-    """
+    """A data folder, divided. Paths are strings, since 200,000 of them take little memory."""
 
     root: str
+
     train: list[str]
+    """The files to train on, in the manifest's order. A file that was lost is replaced by another."""
+
     held_out: list[str]
+    """The files to evaluate on, in the manifest's order. A file that was lost is replaced by another."""
+
     manifest: Manifest
+    """The files by name and size, as they were when the run began."""
+
     skipped: list[FileFault]
+    """The files that are not read, and their faults."""
+
     side: int | None
+    """The shorter side of the images in pixels if it is the same for all, so that no header need be read."""
+
     ignored: Mapping[str, int] = field(default_factory=dict)
+    """Kind of ignored file, as `walk` names it -> number."""
 
     def without(self, bad: Sequence[FileFault]) -> ImageFolder:
-        """The folder divided as if the check had found that these cannot be used. Raises FastaeError."""
+        """The folder, divided as if the check had found these faults too.
+
+        Raises FastaeError if fewer than two usable files remain.
+        """
         sizes, unusable = self.manifest.sizes, {each.path for each in bad}
         paths = sorted({*self.train, *self.held_out} - unusable)
         left = {path: sizes[name_below(self.root, path)] for path in paths}
@@ -84,29 +97,35 @@ def open_folder(
 ) -> ImageFolder:
     """Lists, checks and divides the JPEGs under `root`.
 
-    crop: images with a shorter side are skipped. records: the folder that keeps what is known of the files.
-    manifest: of a run that is resumed; a file that was lost is replaced by the next in order.
-    Raises FastaeError if there is no such folder, fewer than two usable JPEGs in it, images so large
-    that decoding them would exhaust the memory, or other images than a run began with.
+    Args:
+        root: the data folder.
+        crop: images with a side shorter than this are skipped.
+        records: the folder that contains the results of earlier checks, if any.
+        manifest: the manifest of the run that is resumed, if any. A file that was lost is replaced by the
+            next one in order.
+
+    Raises:
+        FastaeError: the folder does not exist, has fewer than two usable JPEGs, has images so large that
+            decoding them would exhaust the memory, or does not contain the images of the manifest.
     """
     root = expand_home(os.fspath(root))
     ignored = Counter[str]()
     if manifest and not os.path.isdir(root):  # noqa: PTH112
-        raise _other(root, "there is no such folder")
+        raise _other_images(root, "there is no such folder")
     paths = find_jpegs(root, ignored)
-    if manifest:  # only what is there and listed: a manifest from elsewhere opens nothing outside the folder
+    if manifest:  # only files that were found: a manifest from elsewhere cannot name others
         listed = manifest.sizes
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
-    folder = _as_begun(root, checked, manifest) if manifest else _divide(root, checked)
+    folder = _restored(root, checked, manifest) if manifest else _divide(root, checked)
     _require_memory(checked, f"in {root!r}")
     return replace(folder, ignored=ignored)
 
 
 def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
-    """Checks files that no folder was searched for, as `open_folder` does.
+    """Checks a list of files as `open_folder` checks the files of a folder.
 
-    Raises FastaeError if none is usable, and for images so large that decoding them would exhaust the memory.
+    Raises FastaeError if none is usable, or if decoding the images would exhaust the memory.
     """
     checked = check("", paths, crop=crop, records=None)
     if not checked.sizes:
@@ -120,20 +139,27 @@ def _require_memory(checked: Check, where: str) -> None:
     if checked.heaviest > (free := free_bytes()):
         raise FastaeError(
             f"the largest images {where} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
-            f"decoded, and {free / 1e9:.1f} GB are free: a crop cuts less out of them, or make them smaller"
+            f"decoded, and {free / 1e9:.1f} GB are free: set a smaller crop, or make the images smaller"
         )
 
 
 def name_below(root: str, path: str) -> str:
-    """The name of a file in or below `root`, wherever that lies."""
+    """The name of a file relative to `root`."""
     return path.removeprefix(root).lstrip("/")
 
 
 def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
-    """Everything named like a JPEG under `root`, sorted by path, and every folder that cannot be listed.
+    """Finds every file named like a JPEG under `root`, and every folder that cannot be listed.
 
-    ignored: as `walk`, which follows links, counts it. Raises FastaeError if there is no such folder, or
-    nothing in it.
+    Args:
+        root: the data folder. Links to folders are followed.
+        ignored: counts the other files, as for `walk`.
+
+    Returns:
+        The paths, sorted.
+
+    Raises:
+        FastaeError: the folder does not exist, or contains no JPEG.
     """
     if not os.path.isdir(root):  # noqa: PTH112 (pathlib's raises for a name that is too long)
         raise FastaeError(f"data folder {root!r} {_no_folder(root)}")
@@ -148,7 +174,7 @@ def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
 
 
 def _no_folder(path: str) -> str:
-    """What is wrong with the path of a data folder that is none."""
+    """Says why the path is not a data folder."""
     if not os.path.exists(path):  # noqa: PTH110
         return "does not exist"
     if path.lower().endswith(SUFFIXES):
@@ -157,7 +183,7 @@ def _no_folder(path: str) -> str:
 
 
 def _conversion(root: str, ignored: Mapping[str, int]) -> str:
-    """': ' and the command that makes JPEGs of what a folder without JPEGs holds; '' if there is none."""
+    """': ' and a command that converts the ignored files to JPEGs; '' if there is none."""
     folder = shlex.quote(root)
     if any(map(ignored.get, ARCHIVES.values())):
         return f": {_PREPARE.format(folder)}"
@@ -168,20 +194,26 @@ def _conversion(root: str, ignored: Mapping[str, int]) -> str:
 def walk(
     root: str, suffixes: tuple[str, ...], ignored: Counter[str] | None = None, *, follow: bool = True
 ) -> Iterator[str]:
-    """Everything with these suffixes under `root`, and every folder that cannot be listed, in any order.
+    """Yields every file with one of these suffixes under `root`, and every folder that cannot be listed.
 
-    Each real folder is read once. A link to one is followed if no path without links leads there, nor one
-    through a link that comes before it by name; a link to a folder above `root` is a loop, and is not.
+    The order is arbitrary. Each real folder is read once, even if links lead to it: first by a path without
+    links, else through the link that is first by name. A link to a folder above `root` would be a loop, and
+    is not followed.
 
-    ignored: counts archives and other images, as "PNG file". follow: otherwise no link to a folder is
-    followed, and `ignored` counts them.
-    Raises FastaeError if `root` itself cannot be listed, or if the process has too many files open.
+    Args:
+        root: the folder to search.
+        suffixes: suffixes in lower case, with the dot.
+        ignored: counts archives and other images, as "PNG file" for example.
+        follow: whether links to folders are followed. If not, `ignored` counts them.
+
+    Raises:
+        FastaeError: `root` itself cannot be listed, or the process has too many files open.
     """
     ignored = Counter() if ignored is None else ignored
     above = Path(os.path.realpath(root)).parents
     known = {_identity(os.fspath(folder)) for folder in above} if follow else set()
-    # Whether links lead there, and the path: those without links come first. A heap, and no recursion, since
-    # folders may be nested deeper than calls may.
+    # A heap of (is reached through a link, path), so that paths without links come first. A recursion would
+    # fail for folders that are nested deeper than Python's limit of calls.
     folders = [(False, root)]
     while folders:
         is_linked, folder = heapq.heappop(folders)
@@ -196,7 +228,7 @@ def walk(
                     is_wanted = suffix in suffixes
                     if is_wanted:
                         yield entry.path
-                    # Of a link, DirEntry.is_dir raises an error for a loop.
+                    # DirEntry.is_dir would raise an error for a loop of links.
                     is_link = entry.is_symlink() and os.path.isdir(entry.path)  # noqa: PTH112
                     if entry.is_dir(follow_symlinks=False) or (is_link and follow):
                         heapq.heappush(folders, (is_linked or is_link, entry.path))
@@ -212,7 +244,7 @@ def walk(
 
 
 def _identity(folder: str) -> tuple[int, int] | None:
-    """What tells a folder from all others, whatever links lead to it; None if nothing does."""
+    """The device and inode of a folder, which identify it; None if they are unknown."""
     try:
         status = os.stat(folder)  # noqa: PTH116
     except OSError:
@@ -221,12 +253,12 @@ def _identity(folder: str) -> tuple[int, int] | None:
 
 
 def count_ignored(ignored: Mapping[str, int]) -> str:
-    """'25 PNG files, 1 zip archive': the most frequent first."""
+    """'25 PNG files, 1 zip archive', with the most frequent kind first."""
     return ", ".join(counted(number, kind) for kind, number in Counter(ignored).most_common())
 
 
 def count_faults(faults: Sequence[FileFault]) -> str:
-    """'3 truncated, 1 empty': the most frequent first."""
+    """'3 truncated, 1 empty', with the most frequent fault first."""
     counts = Counter(each.fault.value for each in faults).most_common()
     return ", ".join(f"{number} {fault}" for fault, number in counts)
 
@@ -234,9 +266,9 @@ def count_faults(faults: Sequence[FileFault]) -> str:
 def _divide(root: str, checked: Check) -> ImageFolder:
     if len(checked.usable) < 2:
         faults = count_faults(checked.unusable)
-        skipped = f"; skipped: {faults} (fastae check {shlex.quote(root)} names them)" if faults else ""
+        skipped = f"; skipped: {faults} (fastae check {shlex.quote(root)} lists them)" if faults else ""
         raise FastaeError(
-            f"{root!r} holds {counted(len(checked.usable), 'usable JPEG')}, and at least 2 are needed, "
+            f"{root!r} contains {counted(len(checked.usable), 'usable JPEG')}, and at least 2 are needed, "
             f"one to train on and one to hold out{skipped}"
         )
     train, held_out, split = _split(root, checked.usable)
@@ -248,9 +280,9 @@ def _divide(root: str, checked: Check) -> ImageFolder:
 
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
-    """What to train on, what to hold out, and the rule."""
+    """The files to train on, the files to hold out, and the rule, in words."""
     rule = "the last 5 % by name"
-    # The deepest folder of the first and the last path in order holds all those between them.
+    # The paths are sorted: the common folder of the first and the last contains all of them.
     for file in find_splits(os.path.commonpath([paths[0], paths[-1]]), root):
         split = read_split(file)
         parts = [split.get(os.path.basename(path), TRAIN) for path in paths]  # noqa: PTH119
@@ -263,18 +295,18 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
     return paths[:-number], paths[-number:], rule
 
 
-def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
-    """The folder of a run that is resumed."""
+def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
+    """The folder of a resumed run, divided as its manifest says. Raises FastaeError if the images differ."""
     there = {name_below(root, path): path for path in checked.usable}
     listed = manifest.sizes
     lost = [name for name in listed if name not in there]
     if len(lost) > max(1, LOST_AT_MOST * len(listed)):
-        raise _other(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
+        raise _other_images(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
     for name, path in there.items():
         if checked.sizes[path] != listed[name]:
-            raise _other(root, f"{name!r:.200} had {listed[name]:,} bytes")
+            raise _other_images(root, f"{name!r:.200} does not have {listed[name]:,} bytes any more")
         if name in manifest.digests and content_digest(path) != manifest.digests[name]:
-            raise _other(root, f"{name!r:.200} has another content than when the run began")
+            raise _other_images(root, f"{name!r:.200} has changed since the run began")
     found = {name_below(root, each.path): each.fault for each in checked.unusable}
     faults = {name: found.get(name, Fault.GONE) for name in lost}
 
@@ -287,12 +319,12 @@ def _as_begun(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     try:
         train, held_out = paths_of(manifest.train), paths_of(manifest.held_out)
     except NoneLeft:
-        raise _other(root, "no file is left to train on, or none to evaluate on") from None
+        raise _other_images(root, "all files to train on, or all to evaluate on, are lost") from None
     skipped = [FileFault(f"{root}/{name}", fault) for name, fault in faults.items()]
     return ImageFolder(root, train, held_out, manifest, skipped, checked.side)
 
 
-def _other(root: str, why: str) -> FastaeError:
+def _other_images(root: str, why: str) -> FastaeError:
     return FastaeError(
-        f"{root!r} does not hold the images of the run: {why}; restore them, or name their folder by --data"
+        f"{root!r} does not hold the images of the run: {why}; restore them, or give their folder by --data"
     )

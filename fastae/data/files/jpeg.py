@@ -1,8 +1,9 @@
-"""What a JPEG file's markers say without decoding it: whether a decoder will take it, and its pixels.
+"""Inspects a JPEG file without decoding it: whether a decoder will accept it, and its width and height.
 
-DALI ends its whole pipeline at a broken file, and some files that it decodes are not what they seem. Pillow's
-header parser is no substitute: with the same check of the end it reads 34,000 CelebA files/s on one core and
-this one 62,000, and of 3,000 broken files (`tests/fuzz`, seed 0) it passes 207 that DALI and this one refuse.
+DALI ends its whole pipeline at a broken file, and decodes some files that are not what they seem. Pillow's
+header parser is no substitute: with the same check of the file's end, it reads 34,000 CelebA files/s on one
+core, and this parser 62,000. Of 3,000 broken files (`tests/fuzz`, seed 0), Pillow's parser accepts 207 that
+DALI and this parser reject.
 """
 
 from __future__ import annotations
@@ -19,31 +20,31 @@ from typing import NamedTuple
 from fastae.utils.limits import require_files
 
 HEAD = 1 << 16
-"""Bytes that are read first; nearly every header ends within them."""
+"""The bytes that are read first. Nearly every header ends within them."""
 
 TAIL = 1 << 12
-"""Bytes at the end of a file in which the end marker is looked for first."""
+"""The bytes at the end of a file in which the end marker is searched first."""
 
 MAX_PIXELS = 1 << 26
-"""192 MiB of RGB; cameras give fewer. A file of a hundredth of that can claim any number of pixels."""
+"""The most pixels of an image: 192 MiB of RGB, more than from cameras. A small file may claim any number."""
 
 MAX_SIDE = 65_500
-"""Pixels; libjpeg's own limit."""
+"""The most pixels of a side, which is libjpeg's own limit."""
 
 MAX_BYTES = 1 << 28
-"""Size of a file: more than MAX_PIXELS take at the best quality."""
+"""The most bytes of a file: more than MAX_PIXELS take at the best quality."""
 
 MAX_HEADER = 1 << 22
-"""Bytes before the compressed data, where the metadata are; a decoder walks through them marker by marker."""
+"""The most bytes before the compressed data, such as metadata, which a decoder reads marker by marker."""
 
 MAX_SCANS = 64
-"""Each makes a decoder go through the whole image again. Progressive files have about ten."""
+"""The most scans of a file. A decoder processes the whole image for each. Progressive files have about 10."""
 
 PIXELS_PER_BYTE = 512
-"""At most: a block of 8 x 8 takes at least one bit."""
+"""The most pixels per byte of a file: a block of 8 x 8 pixels takes at least one bit."""
 
 MAX_SEGMENTS = 1 << 16
-"""Segments of a file that are looked at; a camera's files have a few dozen."""
+"""The most segments of a file that are read. A camera's files have a few dozen."""
 
 START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 START_OF_SCAN, END_OF_IMAGE = SCAN[1], END[1]
@@ -51,18 +52,18 @@ BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # those three are tables, not frames
 METADATA = {0xFE, *range(0xE0, 0xF0)}
 SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *METADATA}
-"""Markers that libjpeg reads or skips before the data. It refuses all others, and so does this parser."""
+"""Markers that libjpeg reads or skips before the data. It rejects all others, and so does this parser."""
 
 STANDALONE = {*range(0xD0, 0xD8), 0x00, 0x01, 0xFF}
 MARKER = re.compile(rb"(?:\xff++[\x01\xd0-\xd7])*+\xff++[^\x00\xff]")
-"""The marker of a segment, after fill bytes and markers that stand alone."""
+"""The marker of a segment, after fill bytes and standalone markers."""
 
 DATA_END = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
-"""What ends the data of a scan, in which a byte of 255 is followed by 0."""
+"""The marker that ends the data of a scan, in which every byte 255 is followed by 0."""
 
 
 class Fault(StrEnum):
-    """What is wrong with a file, or remarkable: the last two can be trained on."""
+    """The fault of a file, or a peculiarity: files with the last two can be trained on."""
 
     EMPTY = "empty"
     NOT_JPEG = "not a JPEG"
@@ -85,36 +86,42 @@ class Fault(StrEnum):
 
 
 USABLE = frozenset({None, Fault.GREY, Fault.PROGRESSIVE})
-"""What may be found in a file that can be trained on."""
+"""The results of an inspection for files that can be trained on."""
 
 DECODER_FAULTS = frozenset({Fault.UNDECODABLE, Fault.STALLED})
-"""Faults that only a decoder finds."""
+"""The faults that only decoding finds."""
 
 
 @dataclass(frozen=True)
 class FileFault:
-    """A file and what is wrong with it, or remarkable."""
+    """A file and its fault or peculiarity."""
 
     path: str
     fault: Fault
 
 
 class Inspection(NamedTuple):
-    """width, height: pixels, 0 if unknown. size: bytes of the file when it was opened."""
+    """The result of `inspect`."""
 
     fault: Fault | None
+
     width: int = 0
+    """Width in pixels, 0 if unknown."""
+
     height: int = 0
+    """Height in pixels, 0 if unknown."""
+
     size: int = 0
+    """Bytes of the file when it was opened."""
 
 
 def inspect(path: str) -> Inspection:
-    """Reads the header and the end of a file. Never raises for what the file holds.
+    """Reads the header and the end of a file. Whatever the file contains, no error is raised.
 
-    Raises FastaeError if the process has too many files open, which is no fault of this one.
+    Raises FastaeError if the process has too many files open, since that is not the file's fault.
     """
     try:
-        # Looked at before it is opened: opening a pipe may wait, and a device do anything.
+        # The type is checked before opening: opening a pipe may block, and opening a device do anything.
         status = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):
             hidden = stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK)
@@ -134,7 +141,7 @@ def inspect(path: str) -> Inspection:
 
 
 def _inspect(descriptor: int, size: int) -> tuple[Fault | None, int, int]:
-    """The fault, width and height."""
+    """The fault, width and height of an open file of `size` bytes."""
     if size == 0:
         return Fault.EMPTY, 0, 0
     head = os.pread(descriptor, HEAD, 0)
@@ -153,19 +160,29 @@ def _inspect(descriptor: int, size: int) -> tuple[Fault | None, int, int]:
 
 
 class _Header(NamedTuple):
-    """What the frame header says. first_scan: where the header of the first scan begins."""
+    """The content of a frame header, and what is known of the scans."""
 
     kind: int
+    """The frame's marker: BASELINE, PROGRESSIVE, ..."""
+
     precision: int
+    """Bits per sample."""
+
     height: int
     width: int
+
     components: int
+    """The number of color channels."""
+
     first_scan: int
+    """The offset of the first scan's header."""
+
     several_scans: bool
+    """Whether the image may consist of several scans."""
 
 
 def _read_header(head: bytes) -> _Header | None:
-    """None if there is no frame header with a scan behind it."""
+    """Parses the header; None if it has no frame header that is followed by a scan."""
     frame = None
     for marker, offset in islice(_segments(head, len(START)), MAX_SEGMENTS):
         if marker in FRAMES and frame is None:
@@ -203,7 +220,7 @@ def _end_fault(header: _Header, head: bytes, descriptor: int, size: int) -> Faul
     tail = head[-TAIL:] if len(head) == size else os.pread(descriptor, TAIL, size - TAIL)
     if END in tail and not header.several_scans:
         return None
-    # A camera's preview or a phone's video may follow the end marker.
+    # The end marker may be followed by a camera's preview or a phone's video.
     data = head if len(head) == size else os.pread(descriptor, size, 0)
     scans, ended = _count_scans(data, header.first_scan)
     if header.several_scans and scans > MAX_SCANS:
@@ -212,9 +229,9 @@ def _end_fault(header: _Header, head: bytes, descriptor: int, size: int) -> Faul
 
 
 def _count_scans(data: bytes, first: int) -> tuple[int, bool]:
-    """Scans from the one at `first` on, and whether the end marker follows the last.
+    """Counts the scans from offset `first` on, and says whether the end marker follows the last one.
 
-    Once the markers make no sense any more, whatever looks like a scan's is counted.
+    If the segments cannot be parsed to the end, every later occurrence of the scan marker is counted.
     """
     scans, last = 0, first
     for marker, offset in islice(_segments(data, first), MAX_SEGMENTS):
@@ -226,7 +243,7 @@ def _count_scans(data: bytes, first: int) -> tuple[int, bool]:
 
 
 def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
-    """(marker, offset) of each segment from `offset` on; a scan's data belong to its segment."""
+    """Yields (marker, offset) of each segment from `offset` on. A scan's data belong to its segment."""
     while offset + 2 <= len(data) and data[offset] == 0xFF:
         marker = data[offset + 1]
         if marker in STANDALONE:
@@ -239,7 +256,7 @@ def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
         if length < 2:
             if marker not in METADATA:
                 return
-            length = 2  # as in libjpeg, metadata of no length are empty
+            length = 2  # as in libjpeg, metadata with an invalid length are empty
         offset += 2 + length
         if marker == START_OF_SCAN:
             found = DATA_END.search(data, offset)

@@ -1,10 +1,11 @@
 """The files that a run or a sweep began with, by name and size: images.json in its folder.
 
-Of some files it also keeps the content's digest: other images of the same names and sizes are recognised.
+For some files the digest of the content is stored too, so that other images with the same names and sizes are
+detected.
 
-Which image is number i of an epoch follows from this list alone, so a run is resumed with it whatever became
-of its data folder. A file that was lost since is replaced by the next (`fastae.data.files.recovery`), all
-others keep their places, and files that were added are not the run's.
+The index of each image follows from this list alone, so that a run can be resumed after its data folder has
+changed. A file that was lost is replaced by the next one (`fastae.data.files.recovery`), all other files keep
+their indices, and files that were added are ignored.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from fastae.utils.json import read_json
 
 NAME = "images.json"
 DIGESTS = 16
-"""Files whose content is compared when a run is resumed; to read all of them would take minutes."""
+"""The number of files whose content is compared when a run is resumed. Reading all would take minutes."""
 
 MAX_BYTES = 1 << 27
-"""Size of the file: some five million images. CelebA's takes 4 MB."""
+"""The most bytes of the file, enough for some five million images. CelebA takes 4 MB."""
 
 
 def content_digest(path: str) -> str | None:
-    """The SHA-256 of a file's content in hexadecimal; None if it cannot be read, or is not a file by now."""
+    """The SHA-256 of a file's content in hexadecimal; None if it cannot be read or is not a regular file."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -41,25 +42,28 @@ def content_digest(path: str) -> str | None:
 
 @dataclass(frozen=True)
 class Manifest:
-    """split: the rule that divided the files, in words.
-
-    train, held_out: names below the data folder -> bytes, in the order of training and of evaluation.
-    digests: names -> SHA-256 of the files' content, of DIGESTS of them.
-    """
+    """The files of a run. Names are relative to the data folder."""
 
     split: str
+    """The rule that divided the files, in words."""
+
     train: Mapping[str, int]
+    """Name -> bytes of each file to train on; image i is the i-th."""
+
     held_out: Mapping[str, int]
+    """Name -> bytes of each held-out file, in the order of evaluation."""
+
     digests: Mapping[str, str] = field(default_factory=dict)
+    """Name -> SHA-256 of the content in hexadecimal, for DIGESTS of the files."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """All names -> bytes."""
+        """Name -> bytes of every file."""
         return {**self.train, **self.held_out}
 
     @cached_property
     def fingerprint(self) -> str:
-        """32 hexadecimal digits, the same for the same files in any folder."""
+        """32 hexadecimal digits that are the same for the same files in any folder."""
         digest = hashlib.sha256()
         for sizes in (self.train, self.held_out):
             listed = "\0".join(f"{name}\0{size}" for name, size in sizes.items())
@@ -69,16 +73,16 @@ class Manifest:
         return digest.hexdigest()[:32]
 
     def write(self, path: Path) -> None:
-        """Raises OSError, and FastaeError if it would be too large to be read again."""
+        """Writes the file. Raises OSError, or FastaeError if the file would be too large to be read again."""
         content = json.dumps(dataclasses.asdict(self), indent=0, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
-            raise FastaeError(f"the names of {len(self.sizes):,} images are more than {MAX_BYTES:,} bytes")
+            raise FastaeError(f"the names of {len(self.sizes):,} images exceed {MAX_BYTES:,} bytes")
         with atomic_write(path) as file:
             file.write(content)
 
     @classmethod
     def read(cls, path: Path) -> Manifest:
-        """Raises FastaeError if it is missing or damaged."""
+        """Reads the file. Raises FastaeError if it is missing or damaged."""
         try:
             return read_json(path, cls, MAX_BYTES)
         except (OSError, ValueError) as error:

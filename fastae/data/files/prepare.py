@@ -1,9 +1,9 @@
-"""CelebA as users have it, to a folder that `fastae train` takes: img_align_celeba/ and the split beside it.
+"""Converts any copy of CelebA to a folder for `fastae train`: img_align_celeba/ beside the split file.
 
-Takes the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root, and
-Hugging Face's parquet files. Nothing is downloaded. Images are written under the data set's own names, each
-bounded in size, and from plain files only: links, devices and names that lead elsewhere are skipped. What is
-there already stays, so that the same command resumes.
+The source is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
+folder, or Hugging Face's parquet files. Nothing is downloaded. Images keep CelebA's names, and are limited in
+size. They are read from plain files only: links, devices and names that point outside are skipped. Images
+that were copied before are kept, so that the same command resumes an interrupted conversion.
 """
 
 from __future__ import annotations
@@ -29,26 +29,35 @@ from fastae.utils.files import atomic_write
 from fastae.utils.paths import expand_home
 
 MAX_TOTAL = 1 << 32
-"""Bytes of all images: CelebA's have 1.4 billion."""
+"""The most bytes of all images. CelebA's have 1.4 billion."""
 
-NO_IMAGE = "holds no image named like CelebA's (000001.jpg)"
+NO_IMAGE = "contains no image named like CelebA's (000001.jpg)"
 
 
 @dataclass(frozen=True)
 class Preparation:
-    """folder: of the images. present: their number. expected: the number that there should be.
-
-    faulty: names of broken images and of those with another size. skipped: what was not a plain file.
-    parts: images to train on, to validate and to test on. official: whether these parts are CelebA's own.
-    """
+    """The result of a conversion."""
 
     folder: Path
+    """The folder of the images."""
+
     present: int
+    """The number of images in the folder."""
+
     expected: int
+    """The number of images that there should be."""
+
     faulty: list[str]
+    """Names of images that are broken or do not have CelebA's size."""
+
     skipped: list[str]
+    """Names in the source that are not plain files."""
+
     parts: tuple[int, int, int]
+    """The number of images to train on, to validate on and to test on."""
+
     official: bool
+    """Whether these parts are CelebA's official split."""
 
     @property
     def complete(self) -> bool:
@@ -58,8 +67,15 @@ class Preparation:
 def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     """Copies the images of `source` to `out`/img_align_celeba and the split to `out`, and verifies them.
 
-    count: images that there should be, whatever their names. Raises FastaeError for a source that is none of
-    CelebA's forms, or if `out` cannot be written; nothing is written before an image was found.
+    Nothing is written until an image is found.
+
+    Args:
+        source: a copy of CelebA in one of the forms above.
+        out: the target folder.
+        count: the number of images that there should be.
+
+    Raises:
+        FastaeError: the source is not a copy of CelebA, or `out` cannot be written.
     """
     source, out = expand_home(source), expand_home(out)
     images, split_file = out / IMAGES, out / SPLIT_NAMES[0]
@@ -73,7 +89,7 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
         faulty = [name for name in track(names, "verifying") if _is_faulty(images / name)]
     except OSError as error:
         raise FastaeError(
-            f"cannot prepare {str(out)!r}: {error.strerror or error}; the same command resumes there"
+            f"cannot prepare {str(out)!r}: {error.strerror or error}; repeat the command to resume"
         ) from None
     parts = Counter(split.values())
     return Preparation(
@@ -88,7 +104,7 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
 
 
 def _take(source: Path, images: Path) -> tuple[Split, list[str]]:
-    """Copies the images; returns the split, {} if none is stated, and the names that were skipped."""
+    """Copies the images; returns the split, {} if the source has none, and the names that were skipped."""
     if os.path.isdir(source):  # noqa: PTH112 (pathlib's raises for a name that is too long)
         return _take_folder(source, images)
     if os.path.isfile(source):  # noqa: PTH113
@@ -108,7 +124,7 @@ def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
         else:
             skipped.append(str(path))
     if plain:
-        # The images in the wild, which the authors offer too, have the same names.
+        # The authors' images in the wild have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain
         _copy(((path.name, path.open("rb")) for path in plain), images, total=len(plain))
         return _find_split(plain[0].parent, source), skipped
@@ -118,12 +134,12 @@ def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
         if split:
             return split, skipped
     links = len(skipped) + ignored[LINKED_FOLDER]
-    also = f"; links and devices are not taken, and there are {links:,}" if links else ""
+    also = f"; {links:,} links and devices were skipped" if links else ""
     raise FastaeError(f"{str(source)!r} {NO_IMAGE}, and no parquet file with images{also}")
 
 
 def _numbered(jpegs: Iterable[tuple[bytes, int]], split: Split) -> Iterable[tuple[str, IO[bytes]]]:
-    """Names images by their order, and puts their parts into `split`."""
+    """Names the images by their order, and records their parts in `split`."""
     for number, (content, part) in enumerate(jpegs, start=1):
         name = celeba.image_name(number)
         split[name] = part
@@ -153,7 +169,7 @@ def _take_zip(source: Path, images: Path) -> tuple[Split, list[str]]:
 
 
 def _sort_entries(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], list[str]]:
-    """The entries of images and of the split by the last part of their names, and those that are skipped."""
+    """File name -> entry of the images and the split files, and the names of entries that are skipped."""
     entries, skipped = {}, []
     for entry in archive.infolist():
         path = PurePosixPath(entry.filename)
@@ -168,33 +184,33 @@ def _sort_entries(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo],
 
 
 def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
-    # What the other methods decompress to has no bounds, however little is read.
+    # Other methods may decompress any amount of data, however little is read.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise zipfile.BadZipFile(f"{entry.filename!r} is compressed by method {entry.compress_type}")
     return archive.open(entry)
 
 
 def _copy(files: Iterable[tuple[str, IO[bytes]]], images: Path, total: int | None = None) -> None:
-    """Writes files into a folder, unless they are there. Raises FastaeError if they are too large."""
+    """Writes files into a folder unless they exist. Raises FastaeError if they are too large."""
     copied = 0
     for name, file in track(files, "copying", total):
         with file:
             content = file.read(MAX_ENTRY + 1)
         copied += len(content)
         if len(content) > MAX_ENTRY or copied > MAX_TOTAL:
-            raise FastaeError(f"{name!r} is too large, or all images together are: this is not CelebA")
+            raise FastaeError(f"{name!r}, or all images together, are larger than CelebA's")
         if not _is_plain(images / name) or (images / name).read_bytes() != content:
             _write(images / name, content)
 
 
 def _write(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(path, durable=False) as file:  # a file that is lost is written again
+    with atomic_write(path, durable=False) as file:  # a lost file would be written again
         file.write(content)
 
 
 def _find_split(images: Path, root: Path) -> Split:
-    """The split beside the images or above them; {} for none, or a link."""
+    """The split file beside or above the images, unless it is a link; {} if there is none."""
     return next((celeba.read_split(path) for path in celeba.find_splits(images, root) if _is_plain(path)), {})
 
 

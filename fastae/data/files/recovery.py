@@ -1,8 +1,8 @@
 """Bad-file recovery: a file that cannot be decoded is replaced by the next good one, also during a run.
 
-A DALI pipeline that meets a bad file ends, or never returns, and it cannot skip a sample. So the file is
-found and replaced, and a new pipeline continues with the batch that failed. The replacement is the next good
-file by index: the same for every loader, in every later epoch, and in a run that is resumed.
+A DALI pipeline ends at a bad file, or never returns, and it cannot skip a sample. So the file is found and
+replaced, and a new pipeline continues with the batch that failed. The replacement is the next good file by
+index, which is the same for every loader, in every later epoch, and in a resumed run.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from fastae.errors import FastaeError
 Item = TypeVar("Item")
 
 PATIENCE = 20.0
-"""Seconds that a batch may take before its files are inspected."""
+"""The seconds that a batch may take before its files are inspected."""
 
 MORE_PATIENCE = 8
-"""Times as many once a batch took longer and nothing was wrong with its files: the storage is slow."""
+"""PATIENCE is multiplied by this if a slow batch has no bad file, since then the storage is slow."""
 
 FILE_PATIENCE = 120.0
-"""Seconds that a single file may take: far more than the largest that passes the check."""
+"""The seconds that one file may take: far more than the largest file that passes the check needs."""
 
 MANY = 4
 """If at least one in four files of a batch is bad, all files are inspected at once."""
 
 
 class DecoderError(FastaeError):
-    """The decoder failed. Raised to the user if no file is to blame for it."""
+    """The decoder failed. The user sees this error if no file caused it."""
 
     fault = Fault.UNDECODABLE
 
@@ -43,31 +43,37 @@ class DecoderStalled(DecoderError):
 
 
 class DecoderOutOfMemory(DecoderError):
-    """Decoding needs more memory than is free. No file that passes the quick check is to blame."""
+    """Decoding needs more memory than is free, which no file that passes the quick check causes."""
 
 
 class NoneLeft(FastaeError):
-    """None of the images can be read. found: what is wrong with each file."""
+    """None of the images can be read. `found` contains the fault of each file."""
 
     def __init__(self, found: Sequence[FileFault]) -> None:
-        example = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in found[:1])
+        example = "".join(f" (first: {each.path!r:.200}: {each.fault.value})" for each in found[:1])
         super().__init__(
-            f"none of the {len(found)} images can be read any more{example}: is the folder gone?"
+            f"none of the {len(found)} images can be read{example}: was the folder moved or unmounted?"
         )
         self.found = found
 
 
 class FaultFinder(Protocol):
-    """A decoder that tells what it has against files (`fastae.data.loaders.decode.Decoder`)."""
+    """The part of a decoder (`fastae.data.loaders.decode.Decoder`) that finds the faults of files."""
 
     def faults(self, paths: Sequence[str]) -> Iterator[Fault | None]: ...
 
 
 class ImageFiles:
-    """`paths[i]` is the file to read for image i: its own, or the next good one after it.
+    """The files of images by index. `paths[i]` is the file to read for image i: its own, or a replacement.
 
-    own: the files as they were given. bad: index -> fault of those that are not read. on_replaced: called
-    with each of these and the path of its replacement.
+    Attributes:
+        own: the files as they were given.
+        paths: the files to read.
+        bad: index -> fault of each file in `own` that was replaced by the next good one.
+
+    Args:
+        paths: the images' files.
+        on_replaced: is called with each file that is replaced and the path of its replacement.
     """
 
     def __init__(
@@ -86,7 +92,7 @@ class ImageFiles:
         return [index for index in range(len(self)) if index not in self.bad]
 
     def replace(self, found: Mapping[int, Fault]) -> None:
-        """Replaces the files of these images. Raises NoneLeft if there are no others."""
+        """Replaces the files of these images. Raises NoneLeft if no good file remains."""
         self.bad |= found
         good = self.good()
         if not good:
@@ -99,7 +105,7 @@ class ImageFiles:
 
 
 class RecoverableStream(ABC, Generic[Item]):
-    """Items that are decoded from files; `recovered` continues if one of the files is bad."""
+    """A stream of items that are decoded from files. `recovered` replaces bad files and continues."""
 
     def __init__(self, files: ImageFiles, decoder: FaultFinder) -> None:
         self.files = files
@@ -107,19 +113,19 @@ class RecoverableStream(ABC, Generic[Item]):
 
     @abstractmethod
     def restart(self, position: int, patience: float) -> Iterator[Item]:
-        """The items at position, position + 1, ..., from `files.paths` as they are now.
+        """Yields the items at position, position + 1, ..., decoded from the current `files.paths`.
 
-        Raises DecoderError, and DecoderStalled if one takes more than `patience` seconds.
+        Raises DecoderError, and DecoderStalled if an item takes more than `patience` seconds.
         """
 
     @abstractmethod
-    def images(self, position: int) -> Iterable[int]:
+    def indices_at(self, position: int) -> Iterable[int]:
         """The indices of the images that the item at `position` is made of."""
 
     def recovered(self) -> Iterator[Item]:
-        """The items of `restart(0)`.
+        """Yields the items of `restart(0)`, with bad files replaced.
 
-        Raises NoneLeft, and DecoderError for an item that failed twice though no file is to blame.
+        Raises NoneLeft, or DecoderError if an item failed twice although none of its files is bad.
         """
         position, failed_at, patience = 0, -1, PATIENCE
         while True:
@@ -133,27 +139,27 @@ class RecoverableStream(ABC, Generic[Item]):
                     self.files.replace(found)
                 elif failed_at == position:
                     raise
-                else:  # a file that was being written is whole by now
+                else:  # try once more: a file may have been incomplete because it was being written
                     failed_at = position
                     patience *= MORE_PATIENCE if isinstance(error, DecoderStalled) else 1
 
     def _find_bad(self, position: int, error: DecoderError) -> dict[int, Fault]:
-        """Which of the files that this item is made of are bad, and why. error: what the decoder raised."""
-        # Prefetched files are not suspected: DALI reports an error with the batch that it happened in.
+        """Index -> fault of the bad files of an item, for which the decoder raised `error`."""
+        # Prefetched files cannot be the cause: DALI raises an error with the batch in which it occurred.
         files = self.files
-        read = {files.paths[image] for image in self.images(position)}
+        read = {files.paths[image] for image in self.indices_at(position)}
         suspects = [index for index in files.good() if files.own[index] in read]
         found = _quick_check(files, suspects)
-        if MANY * len(found) >= len(suspects):  # a folder or disk is gone: not to be found batch by batch
+        if MANY * len(found) >= len(suspects):  # a folder or disk is gone: check all files at once
             found = _quick_check(files, files.good())
         if found or isinstance(error, DecoderOutOfMemory):
             return found
-        # The decoder decides: it may refuse a file whose markers are in order.
+        # The decoder may reject a file that passes the quick check.
         faults = self.decoder.faults([files.own[index] for index in suspects])
         return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}
 
 
 def _quick_check(files: ImageFiles, images: Iterable[int]) -> dict[int, Fault]:
-    """The images whose own files are bad by their header or end, and why."""
+    """Index -> fault of the images whose own files fail the quick check."""
     faults = ((index, inspect(files.own[index]).fault) for index in images)
     return {index: fault for index, fault in faults if fault and fault not in USABLE}

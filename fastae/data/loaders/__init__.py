@@ -1,1 +1,1 @@
-"""Loaders: from files to augmented batches, on a CPU or a GPU."""
+"""Loaders, which make augmented batches from files, on a CPU or a GPU."""

@@ -1,4 +1,4 @@
-"""Image files to pixels, in order: what evaluation, the resident store and the deep check have in common."""
+"""Decodes image files in order, for evaluation, the resident store and the deep check."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from fastae.utils.environment import dali_builds
 from fastae.utils.limits import local_ranks, usable_cores
 
 BATCH = 64
-"""Images that are decoded at once."""
+"""The number of images that are decoded at once."""
 
 SMALLEST = 16
-"""Pixels: the side of the picture that shows whether a decoder works, if no crop asks for more."""
+"""The side in pixels of the picture that tests whether a decoder works, unless the crop is larger."""
 
 MOST_THREADS = 8
-"""On a CPU: beyond that decoding 178x218 gains little."""
+"""The most decoding threads on a CPU. More gain little for images of 178x218."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """How images are decoded here. Made by `open_decoder`, which fills in the tuning's threads."""
+    """Decodes images on one device. Made by `open_decoder`, which sets the tuning's threads."""
 
     crop_resize: CropResize
     pixel_ops: PixelOps
@@ -53,10 +53,16 @@ class Decoder:
         return self.device.type == "cuda"
 
     def decode(self, files: ImageFiles, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """These images (default: all), not augmented: batches (n, S, 3, S) float32 in [0, 255] on the device.
+        """Yields images in batches, without augmentation: (n, S, 3, S) float32 in [0, 255] on the device.
 
-        Memory that DALI then no longer needs is free for others.
-        Raises NoneLeft and DecoderError as `RecoverableStream.recovered` does.
+        At the end, the GPU memory that DALI has reserved is released.
+
+        Args:
+            files: the images' files. Bad ones are replaced.
+            indices: the images to decode. Default: all.
+
+        Raises:
+            NoneLeft, DecoderError: as for `RecoverableStream.recovered`.
         """
         from fastae.data.loaders.pipeline import release_memory
 
@@ -65,11 +71,11 @@ class Decoder:
             release_memory()
 
     def faults(self, paths: Sequence[str], together: int = 1) -> Iterator[Fault | None]:
-        """What it has against each of these files, in order.
+        """Yields each file's fault in order; None for a file that can be decoded.
 
-        together: files that are tried at once, and one by one where that fails.
-        Raises DecoderError if it does not even decode a picture of that size made here: a GPU may be lost, or
-        its memory short.
+        `together` files are decoded at once, and one by one if that fails.
+        Raises DecoderError if the decoder fails for a valid picture of a file's size too: then the GPU may be
+        lost, or its memory full.
         """
         batches = [paths[start : start + together] for start in range(0, len(paths), together)]
         done = 0
@@ -87,14 +93,14 @@ class Decoder:
                 done += 1
 
     def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Tensor]:
-        """The images of these files, batch by batch, of `size` at the most; the shapes are `decode`'s.
+        """Yields the images of each batch of at most `size` files, like `decode`.
 
         Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
         """
         from fastae.data.loaders.pipeline import DaliPipeline, read_crops, read_images
 
-        # One decoder for all: the JPEG engine's pixels differ slightly from those of the GPU's cores, and
-        # with both at work an image's place in the batch would decide which of them it has.
+        # The JPEG engine's pixels differ slightly from those of the GPU's cores. If both were used, the
+        # pixels of an image would depend on its index in the batch. So only the cores are.
         dali = DaliPipeline(
             self.crop_resize, self.device, size, replace(self.tuning, hw_decoder_load=0.0), patience
         )
@@ -106,9 +112,12 @@ class Decoder:
                 yield self.pixel_ops.resize(crops)
 
     def _require_not_to_blame(self, file: Inspection, error: DecoderError) -> None:
-        """Raises DecoderError unless it decodes a picture of a file's size. error: what the file gave."""
+        """Raises DecoderError unless the decoder can decode a picture of the file's size.
+
+        `error` is the error that the file itself raised.
+        """
         width = height = self.crop_resize.crop or SMALLEST
-        if file.fault in USABLE:  # else its size may be anything
+        if file.fault in USABLE:  # else the size in its header may be anything
             if isinstance(error, DecoderOutOfMemory):
                 raise error
             width, height = max(width, file.width), max(height, file.height)
@@ -118,7 +127,7 @@ class Decoder:
 
 
 class _InOrder(RecoverableStream[Tensor]):
-    """Batches of the images with these indices."""
+    """The batches of `Decoder.decode`: the images with these indices, in order."""
 
     decoder: Decoder
 
@@ -128,17 +137,17 @@ class _InOrder(RecoverableStream[Tensor]):
 
     def restart(self, position: int, patience: float) -> Iterator[Tensor]:
         batches = (
-            [self.files.paths[index] for index in self.images(at)]
+            [self.files.paths[index] for index in self.indices_at(at)]
             for at in range(position, -(-len(self._indices) // BATCH))
         )
         return self.decoder.stream(batches, BATCH, patience)
 
-    def images(self, position: int) -> Sequence[int]:
+    def indices_at(self, position: int) -> Sequence[int]:
         return self._indices[position * BATCH : (position + 1) * BATCH]
 
 
 def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning = DEFAULT) -> Decoder:
-    """How images are decoded on this device. Raises FastaeError unless one build of DALI is installed."""
+    """Makes a decoder for a device. Raises FastaeError unless exactly one build of DALI is installed."""
     require_dali()
     compiled = can_compile(device) if tuning.compiled is None else tuning.compiled
     if device.type == "cuda" and device.index is None:
@@ -149,9 +158,10 @@ def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning =
 
 
 def default_threads(device: torch.device) -> int:
-    """For decoding: on a CPU one per core, at most 8; for a GPU two fewer than cores, which training has.
+    """The default number of decoding threads.
 
-    The ranks that torchrun starts on a machine share its cores.
+    On a CPU it is one per core, and at most 8. For a GPU, two cores are left for training. The ranks that
+    torchrun starts on a machine share its cores.
     """
     cores = max(1, int(usable_cores() / local_ranks()))
     return max(1, cores - 2) if device.type == "cuda" else min(MOST_THREADS, cores)
@@ -174,7 +184,7 @@ def require_dali() -> None:
 
 @contextmanager
 def _picture(width: int, height: int) -> Iterator[str]:
-    """The path of a JPEG that any decoder takes, in memory: no disk has to have room for it.
+    """Yields the path of a JPEG that any decoder accepts. It is in memory, so a full disk does not matter.
 
     Without a /proc, which gives the memory a path, it is a temporary file.
     """

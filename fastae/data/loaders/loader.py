@@ -1,16 +1,16 @@
-"""Batches from JPEG files: `open_loader(folder)`, and `build_loader` for those who have checked the files.
+"""Batches from JPEG files: `open_loader(folder)`, or `build_loader` for files that are checked already.
 
-    dali        every epoch the files are read and decoded by DALI, and augmented: on a GPU all of it in
-                DALI's graph; on a CPU the pixels' part in `fastae.data.loaders.pixel_ops`
-    resident    every file is decoded once, into one array on the training device; each step gathers a
-                batch from it and augments that
-    host        the same array in host memory; a thread gathers and uploads the batches of a GPU. On a CPU
-                this is `resident`
-    auto        resident if that fits in half of the device's free memory (with n runs at once, in one of
-                n + 1 parts), else host if it fits in half of the host's, else dali
+    dali        Every epoch, DALI reads and decodes the files. On a GPU, DALI's graph also augments the
+                images; on a CPU, `fastae.data.loaders.pixel_ops` does.
+    resident    Every file is decoded once, into one array on the training device. Each step gathers a batch
+                from the array and augments it.
+    host        The array is in host memory, and a thread gathers batches and uploads them to the GPU. On a
+                CPU this is `resident`.
+    auto        resident if the array fits in half of the device's free memory (in a share of 1/(n + 1) for n
+                runs at once), else host if it fits in half of the host's, else dali.
 
-Every batch is a function of (seed, iteration), so the iteration number is a loader's whole state, and
-all loaders give the same batches (resident and host: to the rounding of their stored pixels).
+Every batch is a function of (seed, iteration), so that the iteration number is a loader's whole state, and
+all loaders yield the same batches (resident and host up to the rounding of their stored pixels).
 """
 
 from __future__ import annotations
@@ -54,29 +54,32 @@ CPU = torch.device("cpu")
 ITERATION = Range(0, 2**63 - 1)
 
 GROUP_BYTES = 1 << 29
-"""Of the images that DALI decodes at once, unless one training batch has more. It holds two or three
-groups of them."""
+"""The most bytes of images that DALI decodes at once, unless one training batch has more.
+
+DALI holds two or three groups of this size.
+"""
 
 SIZED = 256
-"""Files whose headers show how large the images are."""
+"""The number of files whose headers are read to find the size of the images."""
 
 
 class Loader(ABC):
-    """Yields batches, float32 (N, 3, S, S), channels-last, in [0, 1], on its device. Made by `open_loader`.
+    """Yields batches float32 (N, 3, S, S) in [0, 1], channels-last, on its device. Made by `open_loader`.
 
-    `len(loader)`: batches per epoch. `iter(loader)`: those of one epoch, and the next time of the next.
+    `len(loader)` is the number of batches per epoch. `iter(loader)` yields the batches of one epoch, and the
+    next `iter(loader)` those of the next epoch.
     """
 
     kind: LoaderKind
 
     note: str = ""
-    """Why `auto` chose this kind, for people."""
+    """The reason for the choice of `auto`, in words."""
 
     paths: Sequence[str] = ()
-    """The files, in order: image i is read from paths[i], which may be another's after a file went bad."""
+    """The file of each image by index. A bad file is replaced by that of another image."""
 
     skipped: Sequence[FileFault] = ()
-    """Files that cannot be used, and why: each has a `path` and a `fault`."""
+    """The files that cannot be used. Each has a `path` and a `fault`."""
 
     _epochs = 0
 
@@ -92,7 +95,7 @@ class Loader(ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self.decoder.device
 
     def __len__(self) -> int:
@@ -104,33 +107,34 @@ class Loader(ABC):
         return itertools.islice(self.batches(start), len(self))
 
     def reseeded(self, seed: int) -> Self:
-        """The same images in another order, over the same files or pixels."""
+        """A loader with the same images in another order, which shares the files or stored pixels."""
         other = copy.copy(self)
         other.sampler = replace(self.sampler, seed=seed)
         return other
 
     def batches(self, start: int = 0) -> Iterator[Tensor]:
-        """The batches of iterations start, start + 1, ..., without end.
+        """Yields the batches of iterations start, start + 1, ..., without end.
 
-        Raises SettingError for a `start` that is no iteration.
+        Raises SettingError if `start` is not a valid iteration number.
         """
         start = require_int(start, "start", ITERATION)
         return itertools.starmap(self.images, self.inputs(start))
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """What `images` makes the batches of: tensors of fixed shapes, on the device or in pinned memory.
+        """Yields the inputs from which `images` makes a batch, from iteration `start` on, without end.
 
-        They may be overwritten once the next ones are asked for.
+        They are tensors of fixed shapes on the device or in pinned memory, and may be overwritten when the
+        next ones are requested.
         """
 
     @abstractmethod
     def images(self, *inputs: Tensor) -> Tensor:
-        """One batch of its inputs; a training step may take this into its own graph."""
+        """Makes a batch from its inputs. A training step may compile and capture this as its own part."""
 
     @abstractmethod
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes, made without starting DALI or a thread."""
+        """Inputs of the right shapes, without starting DALI or a thread."""
 
     def _params(self, iteration: int = 0) -> Tensor:
         return ParamTensors.pack(self.sampler.at(iteration), pinned=self.decoder.on_gpu)
@@ -169,8 +173,9 @@ class DaliLoader(Loader):
 class _Augmented(RecoverableStream[Tensor]):
     """The batches of a DALI loader from iteration `start` on, without end.
 
-    On a GPU, DALI decodes those of several iterations at once. Such a group begins at a multiple of its
-    length, so that an image has the same place in it, and the same of two decoders, wherever a run starts.
+    On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its
+    length. So an image has the same index in its group, and is decoded by the same of the GPU's two decoders,
+    wherever a run starts.
     """
 
     decoder: Decoder
@@ -180,7 +185,7 @@ class _Augmented(RecoverableStream[Tensor]):
         self._sampler, self._start = loader.sampler, start
         self._length = _iterations_together(loader) if loader.decoder.on_gpu else 1
 
-    def images(self, position: int) -> Iterable[int]:
+    def indices_at(self, position: int) -> Iterable[int]:
         return self._group(self._start + position).indices.tolist()
 
     def _group(self, iteration: int) -> BatchParams:
@@ -213,9 +218,9 @@ class _Augmented(RecoverableStream[Tensor]):
 
 
 def _iterations_together(loader: DaliLoader) -> int:
-    """The iterations whose images a GPU decodes at once: the more the better, as far as they fit.
+    """The number of iterations whose images a GPU decodes at once: the more the better, while they fit.
 
-    By a sample of the files that a run began with, so that a run that is resumed has the same groups.
+    It follows from a sample of the files that the run began with, so that a resumed run has the same groups.
     """
     sample = map(inspect, evenly_spaced(loader.files.own, SIZED))
     largest = max(3 * found.width * found.height for found in sample)
@@ -224,7 +229,7 @@ def _iterations_together(loader: DaliLoader) -> int:
 
 
 class ResidentLoader(Loader):
-    """Gathers batches from a decoded data set on the device and augments them."""
+    """Gathers batches from decoded images on the device, and augments them."""
 
     kind = "resident"
 
@@ -244,7 +249,7 @@ class ResidentLoader(Loader):
 
 
 class HostLoader(Loader):
-    """Gathers batches from a decoded data set in host memory for a GPU, which augments them."""
+    """Gathers batches from decoded images in host memory, and uploads them to a GPU, which augments them."""
 
     kind = "host"
 
@@ -289,32 +294,37 @@ def open_loader(
     on_replaced: Callable[[FileFault, str], None] | None = None,
     at_once: int = 1,
 ) -> Loader:
-    """A loader over JPEG files. Those that cannot be used are skipped, logged and listed in `loader.skipped`.
+    """Makes a loader of JPEG files. Unusable files are skipped, logged, and listed in `loader.skipped`.
 
     Args:
-        source: a folder of JPEGs, nested or flat, or the paths of files, which are read in the order given.
-        batch_size: images per batch.
-        split: of a folder: the images to train on, those held out (by CelebA's partition file, else the last
-            5 % by name), or all. A list of files is used whole.
-        augment: change colors at random, within the default ranges or these. False: leave them, and have
-            `flip` and `shuffle` off unless they are set.
-        flip: flip images left-right, by a fair coin each. Default: if `augment` is not False.
-        shuffle: visit the images in a new order every epoch, in batches of the same size. False: in the order
-            of `loader.paths`, each once per epoch, with a last batch that may be shorter. Default: if
-            `augment` is not False.
-        image_size: side of the images in pixels.
-        crop: side of the square that is cut out of the middle first. Default: the largest.
-        antialias: filter while shrinking (torchvision does; TensorFlow, and so the article, does not).
-        device: of the batches. Default: CUDA's current device if there is one, else the CPU.
-        seed: of order, flips and colors.
-        kind: how batches are made: see the module `fastae.data.loaders.loader`.
-        cache: keep decoded images in the cache folder, or in this folder; False: in memory alone.
-        tuning: threads, compiling and what else changes speed alone.
-        shard: (rank, world size): yield this one of the equal parts of every batch, for DDP.
-        on_replaced: called with each file that cannot be decoded, and with the path of its replacement.
+        source: a folder of JPEGs, nested or flat, or the paths of files, which keep their order.
+        batch_size: the number of images per batch.
+        split: the part of a folder: the images to train on, the held-out images (by CelebA's partition file,
+            else the last 5 % by name), or all. A list of files has only "all" and "train", which are equal.
+        augment: whether to change colors at random, or the ranges of the changes. If False, `flip` and
+            `shuffle` are off by default.
+        flip: whether to flip images left-right at random, with a probability of 1/2. Default: true unless
+            `augment` is False.
+        shuffle: whether to visit the images in a new order every epoch, in batches of the same size. If
+            False, the images come in the order of `loader.paths`, each once per epoch, and the last batch may
+            be smaller. Default: true unless `augment` is False.
+        image_size: the side of the images in pixels.
+        crop: the side of the central square that is cut out first, in pixels. Default: the largest.
+        antialias: whether shrinking filters the image (torchvision does; TensorFlow and the article do not).
+        device: the device of the batches. Default: CUDA's current device if there is one, else the CPU.
+        seed: the seed of order, flips and colors.
+        kind: how batches are made; see the module `fastae.data.loaders.loader`.
+        cache: whether to keep decoded images in the cache folder, or another folder for them. If False, they
+            are kept in memory only.
+        tuning: the number of threads and other settings that change only the speed.
+        shard: (rank, world size), for DDP. The loader yields part `rank` of `world size` equal parts of every
+            batch.
+        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
+        at_once: the number of runs that will train on the device, for the choice of `auto`.
 
-    Raises FastaeError for a wrong argument, a folder or list without usable images, a missing DALI, or images
-    that do not fit into memory.
+    Raises:
+        FastaeError: an argument is wrong, no image is usable, DALI is not installed, or the images do not fit
+            into memory.
     """
     batch_size = require_int(batch_size, "batch_size", BATCH_SIZE)
     seed = require_int(seed, "seed", SEED)
@@ -331,7 +341,7 @@ def open_loader(
     folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
     found = _find_files(source, split, crop, folder)
     if found.skipped:
-        log(f"skipped   {count_faults(found.skipped)}: loader.skipped names them", "yellow")
+        log(f"skipped   {count_faults(found.skipped)}: loader.skipped lists them", "yellow")
     colors = augment if isinstance(augment, Augmentation) else Augmentation() if augment else NO_COLORS
     sampler = Sampler(
         len(found.paths),
@@ -344,7 +354,7 @@ def open_loader(
         shuffle=augment is not False if shuffle is None else shuffle,
     )
     decoder = open_decoder(replace(crop_resize, crop=crop or found.side), device, tuning)
-    loader = build_loader(ImageFiles(found.paths, on_replaced), sampler, decoder, kind, folder)
+    loader = build_loader(ImageFiles(found.paths, on_replaced), sampler, decoder, kind, folder, at_once)
     loader.skipped = found.skipped
     return loader
 
@@ -357,13 +367,20 @@ def build_loader(
     cache: Path | None = None,
     at_once: int = 1,
 ) -> Loader:
-    """A loader over files that the quick check has passed.
+    """Makes a loader of files that have passed the quick check.
 
-    cache: folder for the decoded images; None keeps them in memory alone. at_once: runs that will train on
-    the device, which all need some of its memory: for `auto`.
+    Args:
+        files: the images' files.
+        sampler: the images of each batch.
+        decoder: decodes the files.
+        kind: how batches are made.
+        cache: the folder for the decoded images. With None they are kept in memory only.
+        at_once: the number of runs that will train on the device, each of which needs some of its memory.
+            `auto` takes it into account.
 
-    Raises SettingError for a batch size that does not suit the number of images or ranks, and FastaeError as
-    `open_store` does.
+    Raises:
+        SettingError: the batch size does not suit the number of images or ranks.
+        FastaeError: as for `open_store`.
     """
     count, batch_size = sampler.count, sampler.batch_size
     if sampler.shuffle and batch_size > count:
@@ -374,7 +391,7 @@ def build_loader(
     if batch_size % sampler.parts:
         raise SettingError("batch_size", f"{batch_size} cannot be shared equally by {sampler.parts} ranks")
     if sampler.parts > 1 and not sampler.shuffle:
-        raise SettingError("shard", "is for shuffled batches: give each rank a list of files of its own")
+        raise SettingError("shard", "needs shuffled batches: else give each rank its own list of files")
     note = ""
     if kind == "auto":
         kind, note = _choose_kind(files, decoder, cache, at_once)
@@ -390,17 +407,19 @@ def build_loader(
 
 
 class _Found(NamedTuple):
-    """side: the shorter side of the images in pixels if all have the same."""
+    """The usable files of a source."""
 
     paths: list[str]
     skipped: list[FileFault]
+
     side: int | None
+    """The shorter side of the images in pixels if it is the same for all."""
 
 
 def _find_files(
     source: PathLike | Iterable[PathLike], split: Split, crop: int | None, cache: Path | None
 ) -> _Found:
-    """The usable files of a folder or list."""
+    """Finds the usable files of a folder or list."""
     if isinstance(source, str | os.PathLike):
         folder = user_path(os.fspath(source), "source")
         opened = open_folder(folder, crop, cache and check_records(cache))
@@ -408,7 +427,7 @@ def _find_files(
         paths = parts[split] if split in parts else sorted([*opened.train, *opened.held_out])
         return _Found(paths, opened.skipped, opened.side)
     if split == "held_out":
-        raise SettingError("split", "'held_out' is a folder's: a list of files is used whole")
+        raise SettingError("split", "'held_out' needs a folder: a list of files is not divided")
     require_type(source, "source", str, os.PathLike, Iterable)
     paths = texts(source, "source")
     checked = check_list(paths, crop)
@@ -433,17 +452,22 @@ def load_images(
     indices: Sequence[int] | None = None,
     on_replaced: Callable[[FileFault, str], None] | None = None,
 ) -> Tensor:
-    """These images, cut out and resized but not augmented: float32 (N, 3, S, S) in [0, 1].
+    """Loads images without augmentation.
 
     Args:
-        paths: files that can be decoded; `open_loader` is for folders, and for files that nobody checked.
-        crop_resize: what is cut out of each, and the size of the result.
-        device: where the images are decoded, and stay. Default: CUDA's current device, else the CPU.
-        tuning: threads, and what else changes speed alone.
-        indices: those to load (default: all); the others may replace one that cannot be decoded.
-        on_replaced: called with each such file, and with the path of its replacement.
+        paths: files that can be decoded. Use `open_loader` for folders, and for files that are not checked.
+        crop_resize: the crop of each image, and the size of the result.
+        device: the device that decodes and keeps the images. Default: CUDA's current device, else the CPU.
+        tuning: the number of threads and other settings that change only the speed.
+        indices: the images to load. Default: all. The others may replace one that cannot be decoded.
+        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
 
-    Raises NoneLeft if none can be decoded, and FastaeError for a wrong argument or a missing DALI.
+    Returns:
+        float32 (N, 3, S, S) in [0, 1], channels-last.
+
+    Raises:
+        NoneLeft: none of the images can be decoded.
+        FastaeError: an argument is wrong, or DALI is not installed.
     """
     require_type(crop_resize, "crop_resize", CropResize)
     files = ImageFiles(
@@ -456,19 +480,19 @@ def load_images(
 def _choose_kind(
     files: ImageFiles, decoder: Decoder, cache: Path | None, at_once: int
 ) -> tuple[LoaderKind, str]:
-    """resident, host or dali, and why, in words.
+    """Chooses resident, host or dali; returns the choice and its reason, in words.
 
-    The images may have as much of the device's free memory as each of the runs.
+    The images may take as large a share of the device's free memory as each of the runs.
     """
     needed = store_bytes(len(files), decoder.crop_resize.size)
-    places: dict[LoaderKind, tuple[torch.device, int]] = {"resident": (decoder.device, at_once + 1)}
+    candidates: dict[LoaderKind, tuple[torch.device, int]] = {"resident": (decoder.device, at_once + 1)}
     if decoder.on_gpu:
-        places["host"] = CPU, 2
-    allowed = {kind: free_memory(device) / parts for kind, (device, parts) in places.items()}
-    fitting: list[LoaderKind] = [kind for kind in places if needed <= allowed[kind]]
+        candidates["host"] = CPU, 2
+    allowed = {kind: free_memory(device) / parts for kind, (device, parts) in candidates.items()}
+    fitting: list[LoaderKind] = [kind for kind in candidates if needed <= allowed[kind]]
     kind = fitting[0] if fitting else "dali"
     shown = kind if fitting else max(allowed, key=allowed.__getitem__)
-    parts = places[shown][1]
+    parts = candidates[shown][1]
     share = "half" if parts == 2 else f"1/{parts}"
     note = f"{size(needed)} of images, {size(allowed[shown])} is {share} of the free memory"
     if kind != "dali" and cache is not None:

@@ -1,12 +1,12 @@
-"""The DALI graphs: JPEG files in, images out. What the GPU can do is done there.
+"""The DALI graphs, from JPEG files to images.
 
     on a GPU    path -> read -> decode -> cut out the centred square -> resize and flip -> brightness,
                 contrast, saturation: float32 (N, S, S, 3) in [0, 1]
-    on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L; the rest is
-                `fastae.data.loaders.pixel_ops`, which is faster there
+    on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L. The rest is done by
+                `fastae.data.loaders.pixel_ops`, which is faster than DALI on a CPU
 
-Which image comes when, and every random parameter, arrive as data from the caller; nothing is drawn
-here. Importing this module imports DALI, so it is imported where a pipeline is made and no earlier.
+The order of the images and all random parameters are data from the caller; nothing random is drawn here.
+Importing this module imports DALI, so it is imported only where a pipeline is made.
 """
 
 from __future__ import annotations
@@ -32,28 +32,32 @@ from fastae.data.loaders.tuning import Tuning
 from fastae.utils.environment import has_nvml
 from fastae.utils.limits import thread_limit
 
-# A container without the capability "utility" has no NVML; the GPU's decoder would then refuse to begin.
+# A container without the capability "utility" has no NVML, without which the GPU's decoder fails to start.
 if not has_nvml():
     os.environ.setdefault("DALI_DISABLE_NVML", "1")
 
 from nvidia.dali import Pipeline, backend, fn, math, types
 
 OUT_OF_MEMORY = ("allocation failed", "Can't allocate", "bad_alloc", "out of memory")
-"""In messages of DALI's."""
+"""Phrases in the messages of DALI's errors if memory is exhausted."""
 
 
 @dataclass(frozen=True)
 class DaliPipeline:
-    """Where and how a graph runs: the device of its output, its largest batch.
-
-    patience: seconds that it may take for a batch.
-    """
+    """The settings with which a graph runs, and the functions to build and run it."""
 
     crop_resize: CropResize
+
     device: torch.device
+    """The device of the output."""
+
     batch_size: int
+    """The largest batch."""
+
     tuning: Tuning
+
     patience: float = PATIENCE
+    """The seconds that a batch may take."""
 
     @property
     def on_gpu(self) -> bool:
@@ -64,9 +68,15 @@ class DaliPipeline:
         return self.on_gpu and not self.tuning.decode_on_cpu
 
     def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
-        """A pipeline of one of the graphs below, whose `columns` inputs come from `feed`, batch by batch.
+        """Builds a pipeline of one of the graphs below.
 
-        Raises DecoderError if DALI refuses to begin, for example if it cannot start its threads.
+        Args:
+            graph: one of the functions below, which take this object and the inputs.
+            feed: yields the inputs of each batch.
+            columns: the number of inputs.
+
+        Raises:
+            DecoderError: DALI fails to start, for example because it cannot start its threads.
         """
         pipeline = Pipeline(
             batch_size=self.batch_size,
@@ -86,10 +96,14 @@ class DaliPipeline:
         return pipeline
 
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
-        """Its outputs, batch by batch.
+        """Yields the pipeline's output of each batch.
 
-        Raises DecoderError if it fails: DecoderStalled if it does not return, DecoderOutOfMemory.
-        Given PyTorch's stream, DALI orders its work before ours there: the host never waits.
+        DALI is given PyTorch's stream and orders its work before ours there, so that the host never waits.
+
+        Raises:
+            DecoderStalled: DALI does not return in time.
+            DecoderOutOfMemory: the memory is exhausted.
+            DecoderError: DALI fails for another reason.
         """
         while True:
             stream = self._stream()
@@ -105,10 +119,10 @@ class DaliPipeline:
             yield images
 
     def tensor(self, images: Any) -> torch.Tensor:
-        """DALI's float32 batch for PyTorch: on a CPU without a copy.
+        """Converts DALI's float32 batch to a tensor: on a CPU without a copy, on a GPU by a copy.
 
-        On a GPU a copy, on PyTorch's stream: to free a batch that PyTorch holds by DLPack, a thread of DALI's
-        waits for the whole device.
+        If PyTorch held the batch by DLPack instead, a thread of DALI would wait for the whole device before
+        it frees the batch. The copy runs on PyTorch's stream.
         """
         if not self.on_gpu:
             return torch.from_dlpack(images)
@@ -119,27 +133,28 @@ class DaliPipeline:
         return copied
 
     def _stream(self) -> Any:
-        """PyTorch's stream on the device; None on a CPU. Leaves the other GPUs without a context."""
+        """PyTorch's stream on the device; None on a CPU. No context is created on other GPUs."""
         if not self.on_gpu:
             return None
         with torch.cuda.device(self.device):
             return torch.cuda.current_stream()
 
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
-        if self.on_gpu:  # a thread begins on the first GPU, where DALI would open a context
+        if self.on_gpu:  # a thread starts on the first GPU, where DALI would create a context
             torch.cuda.set_device(self.device)
         return pipeline.run(stream)
 
 
 def release_memory() -> None:
-    """Gives back what DALI keeps of a GPU's memory, and of pinned memory, without using it."""
+    """Releases the GPU memory and pinned memory that DALI keeps without using it."""
+    # DALI's module `backend` is private; nothing public releases the memory.
     backend.ReleaseUnusedMemory()  # type: ignore[attr-defined]
 
 
 def _within(seconds: float, function: Callable[[], Any]) -> Any:
-    """What a call that may never return returns or raises; TimeoutError if it does neither in time.
+    """Calls a function that may never return. Raises TimeoutError if it takes more than `seconds`.
 
-    In a thread of its own, which takes 0.1 ms; a batch of 64 images takes 6 ms to decode.
+    The function runs in a new thread, which costs 0.1 ms; a batch of 64 images takes 6 ms to decode.
     """
     outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
     Thread(target=_call, args=(function, outcomes), daemon=True).start()
@@ -151,7 +166,7 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
         try:
             raise error
         finally:
-            del error  # which refers to this frame, and so would keep itself and the pipeline
+            del error  # it refers to this frame, which refers to it: the cycle would keep the pipeline alive
     return result
 
 
@@ -163,12 +178,13 @@ def _call(function: Callable[[], Any], outcomes: SimpleQueue[tuple[Any, BaseExce
 
 
 def _abandon(pipeline: Pipeline) -> None:
-    """Lets the process end without it: DALI, which has no public way to this, would wait for it."""
+    """Prevents DALI from waiting for a stalled pipeline when the process ends."""
+    # `_pipes` is a private attribute; DALI has no public way to do this.
     Pipeline._pipes.discard(weakref.ref(pipeline))
 
 
 def _described(error: Exception) -> DecoderError:
-    """An error of DALI's in one line."""
+    """Converts an error of DALI to a DecoderError whose message has one line."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return DecoderOutOfMemory(
             f"out of memory while images were decoded ({_gist(error)}): a smaller --batch-size or smaller "
@@ -178,16 +194,16 @@ def _described(error: Exception) -> DecoderError:
 
 
 def _gist(error: Exception) -> str:
-    """One line of what DALI says: the last paragraph's first, behind where the operator was defined."""
+    """The essential line of DALI's message: the first line of its last paragraph."""
     return (str(error).rpartition("\n\n")[2].splitlines() or [type(error).__name__])[0].strip(" :")
 
 
 def read_crops(
     batches: Iterator[Sequence[str]], dali: DaliPipeline
 ) -> Iterator[torch.Tensor | list[torch.Tensor]]:
-    """The centred squares of these files, decoded on the CPU: uint8 (N, L, L, 3), without a copy.
+    """Yields the centred squares of the files of each batch, decoded on the CPU without a copy.
 
-    If their sides differ, a list of (L, L, 3).
+    A batch is uint8 (N, L, L, 3), or a list of (L, L, 3) if the sides differ.
     """
     for images in dali.run(dali.build(_crops, ((_characters(paths),) for paths in batches), 1)):
         if images.is_dense_tensor():
@@ -197,16 +213,16 @@ def read_crops(
 
 
 def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[torch.Tensor]:
-    """These files as they are, resized in the graph: float32 (N, 3, S, S) in [0, 255], channels-last."""
+    """Yields the files of each batch, cut and resized: float32 (N, 3, S, S) in [0, 255], channels-last."""
     return _tensors(dali, dali.build(_resized, ((_characters(paths),) for paths in batches), 1))
 
 
 def read_augmented(
     paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline
 ) -> Iterator[torch.Tensor]:
-    """These batches: float32 (N, 3, S, S) in [0, 1], channels-last.
+    """Yields augmented batches: float32 (N, 3, S, S) in [0, 1], channels-last.
 
-    With `colors_in_step` they are only flipped, and in [0, 255].
+    With `colors_in_step` the images are flipped, but their colors are not changed, and they are in [0, 255].
     """
     return _tensors(dali, build_augmented(paths, batches, dali))
 
@@ -217,10 +233,10 @@ def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
 
 
 def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
-    """The pipeline of `read_augmented`."""
+    """Builds the pipeline of `read_augmented`."""
     if dali.tuning.colors_in_step:
         return dali.build(_resized, (_flipped(paths, params) for params in batches), 2)
-    # Each image gets (1, 1, 1), which broadcasts against height, width, channels.
+    # A parameter of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
     feed = (
         (
             *_flipped(paths, params),
@@ -232,40 +248,40 @@ def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: 
 
 
 def _flipped(paths: Sequence[str], params: BatchParams) -> tuple[list[np.ndarray], np.ndarray]:
-    """The files of a batch, and where the resize begins: at 0, 0, or at the right edge 0, 1."""
+    """The files of a batch, and the corner where the resize starts: (0, 0), or (0, 1) for a flip."""
     starts = np.stack([np.zeros_like(params.flip), params.flip], axis=1).astype(np.float32)
     return _characters([paths[index] for index in params.indices]), starts
 
 
 def _crops(dali: DaliPipeline, path: Any) -> Any:
-    """Files to uint8 (L, L, 3): the centred square; half a pixel rounds down and right."""
-    # Read, not mapped: a file that shrinks while it is mapped kills the process, and reading is as fast.
+    """Decodes the centred squares of files: uint8 (L, L, 3). Half a pixel rounds down and to the right."""
+    # Files are read, not mapped: one that shrinks while it is mapped kills the process. Reading is as fast.
     encoded = fn.io.file.read(path, dont_use_mmap=True)
     side: Any = dali.crop_resize.crop
     if side is None:
         side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
     options = {
         "output_type": types.RGB,
-        # GPU decoding then upsamples chroma as the CPU's does: nearly the same pixels on both.
+        # The GPU then upsamples chroma like the CPU, and gives nearly the same pixels.
         "jpeg_fancy_upsampling": True,
         "hw_decoder_load": dali.tuning.hw_decoder_load,
         "device_memory_padding": dali.tuning.padding,
         "host_memory_padding": dali.tuning.padding,
     }
     if dali.decodes_on_gpu:
-        # nvImageCodec 0.9 crashes over regions of images in a batch whose chroma is sampled in several ways.
+        # nvImageCodec 0.9 crashes if it decodes regions of a batch with several kinds of chroma subsampling.
         return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
     images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
     return images.gpu() if dali.on_gpu else images
 
 
 def cut_square(images: Any, side: Any) -> Any:
-    """The centred square of decoded images: the pixels that decoding that region alone gives."""
+    """Cuts out the centred square of decoded images, with the same pixels as decoding only this region."""
     return fn.crop(images, crop_h=side, crop_w=side)
 
 
 def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
-    """Files to float32 (S, S, 3) in [0, 255]. A resize that starts at the right edge flips."""
+    """Decodes and resizes files: float32 (S, S, 3) in [0, 255]. A resize from the right edge flips."""
     size, antialias = dali.crop_resize.size, dali.crop_resize.antialias
     region = {} if start is None else {"roi_start": start, "roi_end": 1.0 - start, "roi_relative": True}
     return fn.resize(
@@ -274,7 +290,7 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
         interp_type=types.INTERP_LINEAR,
         antialias=antialias,
         dtype=types.FLOAT,
-        minibatch_size=dali.batch_size,  # of 32, it would launch its kernels for every 32 images
+        minibatch_size=dali.batch_size,  # by default, kernels are launched for every 32 images
         **region,
     )
 
@@ -289,7 +305,7 @@ def _augmented(
 
 
 class _Interleaved:
-    """`fastae.augment.Arrays` for one array that holds all channels of an image, as its last axis."""
+    """`fastae.augment.Arrays` for DALI, with all channels of an image in one array, as its last axis."""
 
     @staticmethod
     def highest(channels: Sequence[Any]) -> Any:

@@ -1,19 +1,18 @@
-r"""The work on pixels in PyTorch, for decoded images: resize, flip, brightness, contrast, saturation.
+r"""The operations on decoded images in PyTorch: resize, flip, brightness, contrast, saturation.
 
-On a CPU this is several times faster than the same arithmetic in DALI's graph: DALI's resize and its
-expressions there are scalar code, while each pass here is one vectorised loop that `torch.compile`
-makes.
+On a CPU this is several times faster than the same arithmetic in DALI's graph: DALI's resize and expressions
+are scalar code on a CPU, while each pass here is one vectorised loop that `torch.compile` makes.
 
-    crops (N, L, L, 3) uint8 -> `augment_crops` \
-    stored images (M, S, 3, S) uint8 -> `gather`  -> (N, 3, S, S), channels-last, in [0, 1]
-    gathered ones (N, S, 3, S) uint8 -> `augment` |
-    resized and flipped (N, 3, S, S) -> `color`  /
+    crops (N, L, L, 3) uint8 -> `augment_crops`      \
+    stored images (M, S, 3, S) uint8 -> `gather`      -> (N, 3, S, S), channels-last, in [0, 1]
+    gathered images (N, S, 3, S) uint8 -> `augment`   |
+    resized, flipped images (N, 3, S, S) -> `color`  /
 
-Stored pixels lie in rows of three planes: a loop runs along a row of one channel and has all three channels
-of a pixel at hand. Crops are shrunk from top to bottom, turned over so that columns lie in memory as rows do,
-shrunk from left to right and colored: no loop ever gathers along a row. The last pass turns them back, which
-puts the channels side by side. A few images at a time go through all passes, so that they stay in the cache.
-On a GPU each line above is one compiled function.
+Stored images consist of rows of three planes, so that a loop along a row of one channel can read all three
+channels of a pixel. Crops are shrunk vertically, transposed, shrunk horizontally, and their colors changed.
+Due to the transpose, no loop ever gathers along a row. The last pass transposes them back, which makes the
+channels the innermost axis. A few images at a time go through all passes, so that they stay in the CPU's
+cache. On a GPU, each line above is one compiled function.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from fastae.data.loaders.sampler import BatchParams
 
 
 class ParamTensors(NamedTuple):
-    """A batch's numbers as tensors: indices int64, flip bool, the rest float32; all (N,)."""
+    """The parameters of a batch as tensors (N,): indices int64, flip bool, the others float32."""
 
     indices: Tensor
     flip: Tensor
@@ -49,7 +48,7 @@ class ParamTensors(NamedTuple):
 
     @staticmethod
     def pack(params: BatchParams, pinned: bool = False) -> Tensor:
-        """int32 (5, N), the floats bit by bit: one copy, from pinned memory, takes them to a GPU."""
+        """Packs the parameters into int32 (5, N), floats by their bits, for one copy to a GPU."""
         words = torch.empty(
             len(ParamTensors._fields), len(params.indices), dtype=torch.int32, pin_memory=pinned
         )
@@ -65,13 +64,16 @@ class ParamTensors(NamedTuple):
 
 
 CHUNK = 8
-"""Images that go through the passes together: the fastest of 4, 8, 16 and 64."""
+"""The number of images that go through the passes together: the fastest of 4, 8, 16 and 64."""
 
 
 class PixelOps:
-    """The passes over pixels, compiled or eager: the same functions, the same results.
+    """The passes over pixels. Compiled and eager, they are the same functions with the same results.
 
-    threads: CPU threads of those over crops, which run beside a decoder's threads.
+    Args:
+        crop_resize: the size of the resized images.
+        compiled: whether torch.compile is used.
+        threads: the number of CPU threads for passes over crops, which compete with the decoder's threads.
     """
 
     def __init__(self, crop_resize: CropResize, compiled: bool, threads: int = 1) -> None:
@@ -80,9 +82,9 @@ class PixelOps:
         def wrap(function: Callable, options: dict[str, Any] | None = None) -> Callable:
             return torch.compile(function, dynamic=False, options=options) if compiled else function
 
-        # Threads that wait for each other at the end of every pass take the cores from the decoder.
+        # Threads that wait for each other after every pass would take cores from the decoder.
         beside = {"cpp.threads": threads}
-        # Apart: one kernel for several would compute an earlier one's results anew for each tap.
+        # The passes are separate: a fused kernel would recompute a pass for each tap of the next one.
         self._shrink_rows = wrap(_shrink_rows, beside)
         self._turn = wrap(_turn, beside)
         self._shrink_columns = wrap(_shrink_columns, beside)
@@ -94,10 +96,10 @@ class PixelOps:
         self._selected: Tensor | None = None
 
     def resize(self, crops: Sequence[Tensor] | Tensor) -> Tensor:
-        """Square crops (L, L, 3) uint8 -> (N, S, 3, S) float32 in [0, 255].
+        """Resizes square crops (L, L, 3) uint8 to (N, S, 3, S) float32 in [0, 255].
 
-        A tensor (N, L, L, 3) is the fast case. A sequence may hold crops of different sides.
-        Bilinear with half-pixel centres, as `tf.image.resize` and DALI's linear interpolation.
+        A tensor (N, L, L, 3) is the fast case. A sequence may contain crops of different sides. The
+        interpolation is bilinear with half-pixel centres, like `tf.image.resize` and DALI's linear resize.
         """
         if not isinstance(crops, Tensor):
             return torch.cat([self._resize_any(crop[None]) for crop in crops])
@@ -113,7 +115,7 @@ class PixelOps:
         return torch.cat(columns).unflatten(1, (size, 3)).transpose(1, 3)
 
     def _resize_any(self, crops: Tensor) -> Tensor:
-        """`resize` without compiling, which each side would need anew."""
+        """`resize` without torch.compile, which would compile again for each side."""
         size, antialias = self._crop_resize.size, self._crop_resize.antialias
         planes = crops.permute(0, 3, 1, 2).float().contiguous()
         return functional.interpolate(planes, (size, size), mode="bilinear", antialias=antialias).transpose(
@@ -121,7 +123,7 @@ class PixelOps:
         )
 
     def augment_crops(self, crops: Sequence[Tensor] | Tensor, params: ParamTensors) -> Tensor:
-        """Resized, flipped and augmented crops: float32 (N, 3, S, S), channels-last, in [0, 1]."""
+        """Resizes, flips and augments crops: float32 (N, 3, S, S), channels-last, in [0, 1]."""
         if not isinstance(crops, Tensor) or self._crop_resize.antialias:
             pixels = self.resize(crops)
             pixels = torch.where(params.flip[:, None, None, None], pixels.flip(3), pixels)
@@ -130,23 +132,28 @@ class PixelOps:
         taps = _Taps.of(crops.shape[1], size)
         batch = torch.empty(len(crops), size, size, 3)
         parts = (_chunks(value) for value in (crops, batch.flatten(2), *params[1:]))
-        for chunk, place, flip, *colors in zip(*parts, strict=True):
+        for chunk, out, flip, *colors in zip(*parts, strict=True):
             columns = self._columns(chunk, taps)
-            self._turn(self._augment_columns(columns, flip, *taps.turned, *colors), place)
+            self._turn(self._augment_columns(columns, flip, *taps.turned, *colors), out)
         return batch.permute(0, 3, 1, 2)
 
     def _columns(self, crops: Tensor, taps: _Taps) -> Tensor:
-        """(n, L, L, 3) uint8 -> (n, 3 L, S): shrunk from top to bottom, and turned over."""
+        """(n, L, L, 3) uint8 -> (n, 3 L, S): shrinks crops vertically, and transposes them."""
         rows = self._shrink_rows(crops.flatten(2), taps.low, taps.high, taps.weight)
         columns = torch.empty(rows.transpose(1, 2).shape)
         self._turn(rows, columns)
         return columns
 
     def gather(self, store: Tensor, means: Tensor, words: Tensor) -> Tensor:
-        """Images of a store, flipped and augmented: float32 (N, 3, S, S), channels-last, in [0, 1].
+        """Gathers images of a store, flips and augments them.
 
-        store: uint8 (M, S, 3, S). means: of its images, float32 (M, 3) in [0, 255].
-        words: of `ParamTensors.pack`.
+        Args:
+            store: uint8 (M, S, 3, S).
+            means: the channel means of the store's images, float32 (M, 3) in [0, 255].
+            words: the packed parameters (`ParamTensors.pack`).
+
+        Returns:
+            float32 (N, 3, S, S), channels-last, in [0, 1].
         """
         if store.is_cuda:
             return self._gather_on_gpu(store, means, words.to(store.device, non_blocking=True))
@@ -154,42 +161,45 @@ class PixelOps:
         return self.color_jitter(self._select(store, params), means[params.indices], params)
 
     def augment(self, pixels: Tensor, means: Tensor, words: Tensor) -> Tensor:
-        """`gather`'s result for images that were gathered already: uint8 (N, S, 3, S), means (N, 3)."""
+        """Like `gather`, for images that are gathered already: uint8 (N, S, 3, S), means (N, 3)."""
         return self._augment_on_gpu(pixels, means, words)
 
     def color(self, images: Tensor, words: Tensor) -> Tensor:
-        """Brightness, contrast and saturation alone: (N, 3, S, S) in [0, 255] -> the same in [0, 1]."""
+        """Changes only the colors: (N, 3, S, S) in [0, 255] -> the same shape in [0, 1]."""
         return self._color_on_gpu(images, words.to(images.device, non_blocking=True))
 
     def _select(self, store: Tensor, parameters: ParamTensors) -> Tensor:
-        """uint8 (N, S, 3, S), flipped where asked; the next call overwrites it."""
+        """Gathers and flips images: uint8 (N, S, 3, S). The next call overwrites the result."""
         shape = (len(parameters.indices), *store.shape[1:])
         if self._selected is None or self._selected.shape != shape:
             self._selected = torch.empty(shape, dtype=torch.uint8)
-        # Into memory that is there already: fresh pages would cost more than the copy.
+        # The memory is reused: new pages would cost more than the copy.
         selected = torch.index_select(store, 0, parameters.indices, out=self._selected)
-        # Half of them, one by one: PyTorch flips bytes quickly, but masks and scatters them slowly.
-        for place in parameters.flip.nonzero().flatten().tolist():
-            selected[place] = selected[place].flip(2)
+        # One by one: PyTorch flips the bytes of an image fast, but masks and scatters bytes slowly.
+        for index in parameters.flip.nonzero().flatten().tolist():
+            selected[index] = selected[index].flip(2)
         return selected
 
     def color_jitter(self, pixels: Tensor, means: Tensor, parameters: ParamTensors) -> Tensor:
-        """(N, S, 3, S) and channel means (N, 3), both in [0, 255] -> augmented batch.
+        """Changes the colors of images (N, S, 3, S), with channel means (N, 3), both in [0, 255].
 
-        float32 (N, 3, S, S), channels-last, in [0, 1].
+        Returns float32 (N, 3, S, S), channels-last, in [0, 1].
         """
         colors = parameters.brightness, parameters.contrast, parameters.saturation
-        # Interleaved by PyTorch's copy: on a CPU twice as fast as by stores in the compiled loop.
+        # PyTorch's copy interleaves the channels, on a CPU twice as fast as stores in the compiled loop.
         return self._color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
 
 def channel_means(pixels: Tensor) -> Tensor:
-    """(N, S, 3, S) -> (N, 3) float32, in the same range."""
+    """The mean of each channel: (N, S, 3, S) -> (N, 3) float32, in the same range."""
     return pixels.float().mean((1, 3))
 
 
 def to_batch(pixels: Tensor) -> Tensor:
-    """(N, S, 3, S) in [0, 255], not augmented -> float32 (N, 3, S, S), channels-last, in [0, 1]."""
+    """Makes a batch without augmentation: (N, S, 3, S) in [0, 255] -> float32 (N, 3, S, S) in [0, 1].
+
+    The result is channels-last.
+    """
     batch = (pixels.float() * UNIT).transpose(1, 2)
     return batch.contiguous(memory_format=torch.channels_last)
 
@@ -200,16 +210,22 @@ def _chunks(values: Tensor) -> tuple[Tensor, ...]:
 
 @dataclass(frozen=True)
 class _Taps:
-    """Bilinear sampling of `side` positions at `size` places: two neighbours and a weight for each.
-
-    low, high: int64 (S,); weight: float32, of the second. turned: the same for columns of three channels,
-    (2, 3 S): as they are, and flipped.
-    """
+    """Bilinear sampling of `side` pixels at `size` positions."""
 
     low: Tensor
+    """The index of the first of two neighbours for each position, int64 (S,)."""
+
     high: Tensor
+    """The index of the second neighbour, int64 (S,)."""
+
     weight: Tensor
+    """The weight of the second neighbour, float32 (S,)."""
+
     turned: tuple[Tensor, Tensor, Tensor]
+    """The three for transposed images, whose rows are the columns of each channel: each (2, 3 S).
+
+    The first row is for images as they are, the second for flipped images.
+    """
 
     @staticmethod
     @functools.lru_cache(maxsize=64)
@@ -229,13 +245,13 @@ class _Taps:
 
 
 def _shrink_rows(crops: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """(n, L, 3 L) uint8 -> (n, S, 3 L) float32."""
+    """Shrinks crops vertically: (n, L, 3 L) uint8 -> (n, S, 3 L) float32."""
     above, below = crops[:, low].float(), crops[:, high].float()
     return above + (below - above) * weight[:, None]
 
 
 def _shrink_columns(columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """(n, 3 L, S) -> (n, 3 S, S), by the `turned` taps."""
+    """Shrinks and flips transposed crops by the `turned` taps: (n, 3 L, S) -> (n, 3 S, S)."""
     images, way = torch.arange(len(columns))[:, None], flip.long()
     left, right = columns[images, low[way]], columns[images, high[way]]
     return left + (right - left) * weight[way][:, :, None]
@@ -244,18 +260,18 @@ def _shrink_columns(columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, we
 def _augment_columns(
     columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor, *colors: Tensor
 ) -> Tensor:
-    """`_shrink_columns`, then brightness, contrast and saturation: (n, 3 S, S) in [0, 1]."""
+    """`_shrink_columns`, and then the color changes: (n, 3 S, S) in [0, 1]."""
     pixels = _shrink_columns(columns, flip, low, high, weight).unflatten(1, (columns.shape[2], 3))
     return torch.stack(_jittered(pixels, channel_means(pixels), *colors), dim=2).flatten(1, 2)
 
 
-def _turn(values: Tensor, place: Tensor) -> None:
-    """Transposes (n, A, B) into `place` (n, B, A)."""
-    place.copy_(values.transpose(1, 2))
+def _turn(values: Tensor, out: Tensor) -> None:
+    """Transposes (n, A, B) into `out` (n, B, A)."""
+    out.copy_(values.transpose(1, 2))
 
 
 class _Planes:
-    """`fastae.augment.Arrays` for a red, a green and a blue tensor."""
+    """`fastae.augment.Arrays` for PyTorch, with a red, a green and a blue tensor."""
 
     @staticmethod
     def highest(channels: Sequence[Tensor]) -> Tensor:
@@ -277,7 +293,7 @@ class _Planes:
 def _jittered(
     pixels: Tensor, means: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
 ) -> list[Tensor]:
-    """(N, S, 3, S) in [0, 255] -> three times (N, S, S) in [0, 1]."""
+    """Changes colors: (N, S, 3, S) in [0, 255] -> three tensors (N, S, S) in [0, 1]."""
     return augment.color_jitter(
         [pixels[:, :, channel].float() for channel in range(3)],
         [means[:, channel, None, None] for channel in range(3)],
@@ -287,12 +303,12 @@ def _jittered(
 
 
 def _color_jitter(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
-    """(N, S, 3, S) in [0, 255] -> (N, 3, S, S) in [0, 1]."""
+    """Changes colors: (N, S, 3, S) in [0, 255] -> (N, 3, S, S) in [0, 1]."""
     return torch.stack(_jittered(pixels, means, *colors), dim=1)
 
 
 def _color_jitter_on_gpu(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
-    """`_color_jitter`, and the channels put side by side within the same kernel."""
+    """`_color_jitter` with a channels-last result, in the same kernel."""
     return _color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
 

@@ -1,13 +1,13 @@
-"""All images of a data set as one uint8 array, decoded once; on disk too, as a file that is mapped.
+"""All images of a data set in one uint8 array, decoded once, and cached on disk in a file that is mapped.
 
-CelebA at 128x128 takes 9.96 GB. An image is S rows of three planes (S, 3, S), the layout that
-`fastae.data.loaders.pixel_ops` works on; beside the array lie each image's channel means, taken before
-rounding, so that the contrast of a batch needs no pass of its own.
+CelebA at 128x128 takes 9.96 GB. An image has S rows of three planes (S, 3, S), the layout that
+`fastae.data.loaders.pixel_ops` uses. The channel means of each image are stored too, taken before rounding,
+so that the contrast of a batch needs no extra pass over the pixels.
 
-An entry of the cache is named by a fingerprint of all that the pixels follow from, but not of where the files
-lie. It appears whole or not at all, one process builds while others wait, and whenever it is opened, every
-block is compared with its digest. It lists the files that could not be decoded, so that every run that opens
-it reports them.
+An entry of the cache is named by a fingerprint of everything that the pixels depend on; the path of the data
+folder is not part of it. The entry appears once it is complete. One process builds it while others wait, and
+whenever it is opened, every block is compared with its digest. It lists the files that could not be decoded,
+so that every run that opens it reports them.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from fastae.utils.sample import evenly_spaced
 FORMAT = 3
 PIXELS, MEANS = "pixels.npy", "means.npy"
 BAD = "bad.json"
-"""Of an entry: index -> fault."""
+"""The file of an entry that maps index -> fault of files that could not be decoded."""
 
 SAMPLE = 16
-"""Files that could not be decoded, and are tried again when a store is opened."""
+"""The number of files that could not be decoded and are tried again when a store is opened."""
 
 HASHED = 256
-"""Files whose content tells one data set from another that has the same names and sizes."""
+"""The number of files whose content is hashed, to distinguish data sets with the same names and sizes."""
 
 HASHED_BYTES = 1 << 20
-"""As much of each, from its start: the whole of a usual photograph."""
+"""The bytes of each that are hashed, from its start: the whole of a usual photograph."""
 
 DECODER_PACKAGES = (
     *DALI_BUILDS.values(),
@@ -60,36 +60,46 @@ DECODER_PACKAGES = (
     "nvidia-nvjpeg-cu12",
     "torch",
 )
-"""Their versions, as far as installed, are part of the fingerprint: the pixels follow from them."""
+"""Packages whose versions are part of the fingerprint, since the pixels depend on them."""
 
 
 @dataclass(frozen=True)
 class Store:
-    """pixels: uint8 (M, S, 3, S). means: float32 (M, 3) in [0, 255]. Both on the same device.
-
-    bad: the images whose files could not be decoded, and why; their pixels are those of the replacements.
-    """
+    """Decoded images. Both tensors are on the same device."""
 
     pixels: Tensor
+    """uint8 (M, S, 3, S)."""
+
     means: Tensor
+    """The channel means of each image: float32 (M, 3) in [0, 255]."""
+
     bad: Mapping[int, Fault]
+    """Index -> fault of files that could not be decoded. Their pixels are those of the replacements."""
 
 
 def store_bytes(count: int, size: int) -> int:
-    """Memory that the pixels of `count` images take."""
+    """The bytes of the pixels of `count` images."""
     return count * size * size * 3
 
 
 def is_stored(files: ImageFiles, decoder: Decoder, cache: Path) -> bool:
-    """Whether `cache` has these images already."""
+    """Whether `cache` contains these images."""
     return (cache / _fingerprint(files, decoder)).exists()
 
 
 def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: torch.device) -> Store:
-    """The images of `files` on this device; decoded if `cache` does not have them.
+    """Opens the images of `files` on a device. They are decoded unless the cache contains them.
 
-    On the CPU they are the cache's file, mapped: processes share its pages.
-    Raises FastaeError if the cache cannot be written or is full, or if the images do not fit into memory.
+    On the CPU the cache's file is mapped, so that processes share its pages.
+
+    Args:
+        files: the images' files. Those that cannot be decoded are replaced.
+        decoder: decodes the files.
+        cache: the cache folder. With None, the images are kept in memory only.
+        device: the device of the result.
+
+    Raises:
+        FastaeError: the cache cannot be written, or the images do not fit on the disk or into memory.
     """
     size = decoder.crop_resize.size
     shape = (len(files), size, 3, size)
@@ -106,10 +116,10 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
 
 def _in_memory(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> Store:
     if device.type == "cpu" and np.prod(shape) > free_memory(device):
-        raise MemoryError  # Linux would kill the process for it
+        raise MemoryError  # otherwise Linux would kill the process
     try:
         pixels = torch.empty(shape, dtype=torch.uint8, device=device)
-    except RuntimeError:  # of which PyTorch's OutOfMemoryError is one
+    except RuntimeError:  # the base class of PyTorch's OutOfMemoryError
         raise MemoryError from None
     return Store(pixels, _fill(pixels, files, decoder).to(device), files.bad)
 
@@ -120,7 +130,7 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
     data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
 
     def build(draft: Path) -> None:
-        with suppress(OSError):  # a damaged store takes as much of the disk as the new one
+        with suppress(OSError):  # a damaged store takes as much disk space as the new one
             (folder / PIXELS).unlink()
         _build(draft, shape, files, decoder)
 
@@ -136,14 +146,14 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
             f"cannot keep the decoded images in {str(cache)!r}: {reason}; "
             "use another cache folder, no cache, or the dali loader"
         ) from None
-    # Those that were found while the store was built are replaced already, and reported.
+    # Files that were found while the store was built are replaced and reported already.
     files.replace({index: why for index, why in store.bad.items() if index not in files.bad})
     return store
 
 
 def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
     digest = hashlib.sha256()
-    # The decoders of CPU and GPU, and of different GPUs, differ by rounding.
+    # The results of the CPU, and of each GPU model, differ by rounding.
     gpu = torch.cuda.get_device_name(decoder.device) if decoder.on_gpu else None
     versions = [version(name) for name in DECODER_PACKAGES]
     digest.update(json.dumps([FORMAT, gpu, asdict(decoder.crop_resize), versions]).encode())
@@ -157,13 +167,13 @@ def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
 
 
 def _common_folder(files: ImageFiles) -> str:
-    """The deepest folder that all of them are in or below."""
-    # What the first and the last in order have in common, all between them have.
+    """The deepest folder that contains all files."""
+    # All paths share the prefix that the first and the last in sorted order have in common.
     return os.path.dirname(os.path.commonprefix([min(files.own), max(files.own)]))  # noqa: PTH120, RUF071
 
 
 def _content(path: str) -> bytes:
-    """The first HASHED_BYTES of a file; nothing where it cannot be read, or is a pipe by now."""
+    """The first HASHED_BYTES of a file; empty if it cannot be read, or is a pipe."""
     try:
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
             return file.read(HASHED_BYTES) or b""
@@ -175,7 +185,7 @@ def _build(draft: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Deco
     path = draft / PIXELS
     pixels = np.lib.format.open_memmap(path, "w+", np.uint8, shape)
     with path.open("r+b") as file:
-        # Reserved now: a full disk is an error here, but kills a process that writes through a map.
+        # The space is reserved now: on a full disk this raises, but writing through a map kills the process.
         os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     means = _fill(torch.from_numpy(pixels), files, decoder)
     np.save(draft / MEANS, means.numpy())
@@ -196,8 +206,8 @@ def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
 
 
 def _open(folder: Path) -> Store:
-    """The store in a folder whose digests were compared; its pixels are mapped. Raises OSError."""
-    # Copy-on-write, since PyTorch warns of memory that it may not write to; nobody writes.
+    """Opens the store in a folder whose digests were compared. The pixels are mapped. Raises OSError."""
+    # The map is copy-on-write, since PyTorch warns about read-only memory. Nothing is written.
     pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
     means = np.load(folder / MEANS, allow_pickle=False)
     return Store(torch.from_numpy(pixels), torch.from_numpy(means), _read_bad(folder))
@@ -208,7 +218,7 @@ def _read_bad(folder: Path) -> dict[int, Fault]:
 
 
 def _repaired(folder: Path, files: ImageFiles, decoder: Decoder) -> str | None:
-    """Says so if, of a sample of the files that could not be decoded, one can be by now."""
+    """The reason to rebuild the store, if one of a sample of its undecodable files can be decoded now."""
     bad = [files.own[index] for index in evenly_spaced(list(_read_bad(folder)), SAMPLE)]
     if all(decoder.faults([path for path in bad if inspect(path).fault in USABLE])):
         return None

@@ -1,15 +1,15 @@
-"""Everything random in the data, as a function of (seed, iteration) and of nothing else.
+"""The images of each batch and all random parameters, as a function of (seed, iteration) only.
 
-Epoch e visits the images in a permutation drawn from (seed, e); batch i is the i-th run of `batch_size`
-images in the endless line of epochs, so that each image comes exactly once an epoch and a batch may
-straddle two. Its flips and color changes are drawn from (seed, i). No state: a loader that starts at
-iteration i gives what a loader that came from 0 gives there.
+Epoch e visits the images in a permutation drawn from (seed, e). The epochs follow each other without a gap,
+and batch i consists of `batch_size` consecutive images. So each image comes exactly once per epoch, and a
+batch may contain images of two epochs. The flips and color changes of batch i are drawn from (seed, i). There
+is no state: a loader that starts at iteration i yields the same batches as one that started at 0.
 
-Without shuffling, an epoch visits the images in order, and its last batch is shorter if need be: each epoch
-begins with a batch of its own.
+Without shuffling, an epoch visits the images in order and starts with a new batch, so that the last batch of
+an epoch may be smaller.
 
-Only the raw 64-bit words of NumPy's Philox generator are used. NumPy promises that those never change,
-which it does not promise of `Generator.permutation` or `uniform`. What needs no chance is `evenly_spaced`.
+Only the raw 64-bit words of NumPy's Philox generator are used. NumPy guarantees that they never change, but
+does not guarantee this for `Generator.permutation` and `uniform`.
 """
 
 from __future__ import annotations
@@ -31,22 +31,28 @@ PERMUTATIONS, PARAMETERS = 0, 1
 
 @dataclass(frozen=True)
 class BatchParams:
-    """Which images make up batch i, and how they are augmented. Arrays of length N.
-
-    indices: int64, into the list of images. flip: bool. brightness: float32, added to pixels in [0, 1].
-    contrast, saturation: float32 factors.
-    """
+    """The images of a batch, and their augmentation. All arrays have the length N."""
 
     iteration: int
+
     indices: np.ndarray
+    """The images' indices, int64."""
+
     flip: np.ndarray
+    """Whether each image is flipped left-right, bool."""
+
     brightness: np.ndarray
+    """The numbers that are added to pixels in [0, 1], float32."""
+
     contrast: np.ndarray
+    """The factors of the contrast, float32."""
+
     saturation: np.ndarray
+    """The factors of the saturation, float32."""
 
     @staticmethod
     def joined(batches: Sequence[BatchParams]) -> BatchParams:
-        """Those of several batches, one after the other, as of the first one's iteration."""
+        """Concatenates several batches. The result has the iteration of the first one."""
         arrays = (
             np.concatenate([getattr(each, field.name) for each in batches])
             for field in fields(BatchParams)[1:]
@@ -56,40 +62,48 @@ class BatchParams:
 
 @dataclass(frozen=True)
 class Sampler:
-    """The endless sequence of batches over `count` images, or this part of `parts` equal ones of each.
-
-    flip: whether images are flipped left-right, by a fair coin each. Only shuffled batches have parts.
-    """
+    """The endless sequence of batches, or of one of `parts` equal parts of each batch."""
 
     count: int
+    """The number of images."""
+
     batch_size: int
+    """The number of images in a whole batch."""
+
     seed: int
     augmentation: Augmentation
+
     part: int = 0
+    """The index of the part of each batch."""
+
     parts: int = 1
+    """The number of parts, which is 1 unless batches are shuffled."""
+
     flip: bool = True
+    """Whether images are flipped left-right, each with a probability of 1/2."""
+
     shuffle: bool = True
 
     @property
     def share(self) -> int:
-        """Images in a batch of this part; the most of them if the last of an epoch has fewer."""
+        """The most images in this part of a batch. The last batch of an epoch may be smaller."""
         return self.batch_size // self.parts
 
     @property
     def batches_per_epoch(self) -> int:
-        """If shuffled, whole batches: the images that are left over begin the next epoch."""
+        """The number of batches per epoch. If shuffled, the incomplete last one counts for the next epoch."""
         whole, left_over = divmod(self.count, self.batch_size)
         return whole + (left_over > 0 and not self.shuffle)
 
     def size(self, iteration: int) -> int:
-        """Images in this batch of this part."""
+        """The number of images in this part of the batch of an iteration."""
         if self.shuffle:
             return self.share
         first = iteration % self.batches_per_epoch * self.batch_size
         return min(self.batch_size, self.count - first)
 
     def at(self, iteration: int) -> BatchParams:
-        """One batch. Costs about 10 us, and a permutation once an epoch."""
+        """One batch. It takes about 10 us, and once per epoch the time of a permutation."""
         words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
         flip, brightness, contrast, saturation = _uniform(words).reshape(4, self.batch_size)
         ranges = self.augmentation
@@ -105,7 +119,7 @@ class Sampler:
         )
 
     def iterate(self, start: int = 0) -> Iterator[BatchParams]:
-        """The batches of iterations start, start + 1, ..., without end."""
+        """Yields the batches of iterations start, start + 1, ..., without end."""
         while True:
             yield self.at(start)
             start += 1
@@ -114,23 +128,23 @@ class Sampler:
         if not self.shuffle:
             return np.arange(self.batch_size) + iteration % self.batches_per_epoch * self.batch_size
         positions = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
-        epochs, places = np.divmod(positions, self.count)
+        epochs, offsets = np.divmod(positions, self.count)
         indices = np.empty(self.batch_size, np.int64)
         for epoch in np.unique(epochs):
             here = epochs == epoch
-            indices[here] = permutation(self.seed, int(epoch), self.count)[places[here]]
+            indices[here] = permutation(self.seed, int(epoch), self.count)[offsets[here]]
         return indices
 
 
-# Two epochs meet in a batch; with tiny data sets more do, and are drawn again: they are tiny.
+# A batch contains at most two epochs, except for tiny data sets, whose permutations are cheap.
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
-    """The order of `count` images in one epoch: int64, each of 0..count-1 once."""
+    """The order of the images in one epoch: int64, each of 0..count-1 once."""
     return np.argsort(_words(seed, PERMUTATIONS, epoch, count), kind="stable")
 
 
 def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
-    # The counter's top word is ours; Philox counts up in the lowest, so streams never meet.
+    # `counter` is the top word, while Philox counts up in the lowest one, so that streams never overlap.
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])
     return generator.random_raw(number)
 

@@ -1,4 +1,4 @@
-"""How images are decoded and augmented, as far as it changes speed and nothing else."""
+"""The settings of decoding and augmentation that change only the speed."""
 
 from __future__ import annotations
 
@@ -9,41 +9,41 @@ from fastae.utils.arguments import SHARE, THREADS, Range, require_int, require_n
 
 @dataclass(frozen=True)
 class Tuning:
-    """What changes a loader's speed alone.
+    """Settings that change only a loader's speed.
 
-    `benchmarks/sweep.py` sweeps the values; none has been swept on a GPU yet. From `hw_decoder_load` on, the
-    fields are for GPUs.
+    `benchmarks/sweep.py` sweeps the values. None has been swept on a GPU yet. The fields from
+    `hw_decoder_load` on are for GPUs.
     """
 
     threads: int | None = None
-    """CPU threads that decode. Default: by the number of cores."""
+    """The number of CPU threads that decode. Default: it depends on the number of cores."""
 
     compiled: bool | None = None
-    """torch.compile for the passes over pixels. Default: if there is a C++ compiler."""
+    """Whether torch.compile is used for the passes over pixels. Default: if there is a C++ compiler."""
 
     prefetch: int = 2
-    """Batches that DALI prepares ahead."""
+    """The number of batches that DALI prepares ahead."""
 
     hw_decoder_load: float = 0.65
-    """Share of a batch that the JPEG engine decodes, 0 to 1 (DALI's default: 0.65).
+    """The share of a batch that the JPEG engine decodes, 0 to 1 (DALI's default: 0.65).
 
-    With 0 an image's pixels do not depend on the others in its batch.
+    With 0, an image's pixels do not depend on the others in its batch.
     """
 
     decode_on_cpu: bool = False
-    """Decode on the CPU and upload."""
+    """Whether images are decoded on the CPU and then uploaded."""
 
     decode_batch: int = 256
-    """Images that DALI decodes at once, for several training batches; fewer of large ones."""
+    """The number of images that DALI decodes at once, for several batches; fewer if they are large."""
 
     colors_in_step: bool = False
-    """Change the colors in the training step, as the loader `resident` does, instead of in DALI's graph."""
+    """Whether colors are changed in the training step, as with `resident`, instead of in DALI's graph."""
 
     padding: int = 1 << 20
-    """Bytes reserved in the decoder's buffers, per thread.
+    """The bytes reserved in the decoder's buffers, per thread.
 
-    DALI's own (16 MiB on the device, 8 MiB pinned) are made for photographs of many megapixels, and a buffer
-    that is too small grows once.
+    DALI's defaults (16 MiB on the device, 8 MiB pinned) are for photographs of many megapixels. A buffer that
+    is too small grows once.
     """
 
     def __post_init__(self) -> None:
