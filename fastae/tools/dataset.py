@@ -70,7 +70,7 @@ def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> 
     table.add_row("usable", f"{len(found.usable):,}", f"of {total:,}")
     console.print(table)
     if ignored:
-        log(f"ignored: {count_ignored(ignored)}")
+        log(f"ignored {count_ignored(ignored)} (only JPEGs are read)")
 
 
 def _sizes(found: Check) -> str:

@@ -88,7 +88,7 @@ def test_a_folder_of_another_format_names_a_command_that_converts_it(root, face_
     with pytest.raises(FastaeError) as caught:
         open_folder(folder)
     message = str(caught.value)
-    assert f"(2 {kind} files ignored)" in message and "\n" not in message
+    assert f"(ignored 2 {kind} files)" in message and "\n" not in message
     command = message[message.index("python -c") : message.index(" makes JPEGs")]
     python, *arguments = shlex.split(command)
     assert python == "python" and arguments[-1] == str(folder)

@@ -166,7 +166,7 @@ def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
     ignored = Counter() if ignored is None else ignored
     found = set(walk(root, SUFFIXES, ignored))
     if not found:
-        also = f" ({count_ignored(ignored)} ignored)" if ignored else ""
+        also = f" (ignored {count_ignored(ignored)})" if ignored else ""
         raise FastaeError(
             f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}{_conversion(root, ignored)}"
         )
