@@ -96,7 +96,9 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
     log("CelebA is for non-commercial research only and may not be redistributed.")
     done = prepare_celeba(source, out, count)
     log(f"{done.present:,} of {done.expected:,} images in {done.folder}, {len(done.faulty):,} faulty")
-    if done.present < done.expected:
+    if done.present > done.expected:
+        log(f"more images than --count {done.expected} expects: add --count {done.present}", "yellow")
+    elif done.present < done.expected:
         missing = f"{done.expected - done.present:,} of {done.expected:,} images are missing"
         log(f"{missing}: prepare a complete copy, or add --count {done.present} for a subset", "yellow")
     for kind, names in (("faulty", done.faulty), ("not plain files, skipped", done.skipped)):
@@ -105,5 +107,7 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
     train, valid, test = done.parts
     official = " (CelebA's official split)" if done.official else ""
     log(f"split: {train:,} to train on, {valid:,} to validate on, {test:,} to test on{official}")
+    if not valid + test:
+        log("this split holds out no image: training will hold out the last 5 % by name instead", "yellow")
     log(f"next: fastae train --amp --data {done.folder}")
     return 0 if done.complete else 1
