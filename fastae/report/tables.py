@@ -78,7 +78,9 @@ def answer(
     """
     at, errors = comparison.at, comparison.errors
     if not at:
-        return "Nothing to compare yet", ("The runs share no iteration, after the first, at which all of them were evaluated.",)
+        return "Nothing to compare yet", (
+            "The runs share no iteration, after the first, at which all of them were evaluated.",
+        )
     ranked = list(errors)
     best, worst = ranked[0], ranked[-1]
     lowest, highest = errors[best].mean(), errors[worst].mean()
