@@ -18,6 +18,7 @@ import pytest
 
 from fastae.config import TrainConfig
 from fastae.data.faces import synthetic as faces
+from fastae.data.loaders import decode
 from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
@@ -101,8 +102,12 @@ def celeba():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory):
-    """No test, and no fixture of several, reads or fills the user's data and cache folders."""
+    """No test, and no fixture of several, reads or fills the user's data and cache folders.
+
+    Nor is a loader compiled unless a test asks for it: that takes seconds for every size of image.
+    """
     with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(decode, "can_compile", lambda *device: False)
         monkeypatch.delenv("FASTAE_DATA", raising=False)
         monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
