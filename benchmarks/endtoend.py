@@ -202,7 +202,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
 
 
 def budget_lines(parts: dict[str, float]) -> list[str]:
-    """The budget as lines, of which the last is the sum."""
+    """The budget as lines; the last is the sum."""
     seconds = {name: value for name, value in parts.items() if name != "at_once"}
     shown = [f"  {name:12} {value / 3600:8,.2f} h" for name, value in seconds.items()]
     return [*shown, f"  {int(parts['at_once'])} at once: {in_words(sum(seconds.values()))}"]

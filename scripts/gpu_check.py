@@ -97,7 +97,7 @@ def results(out: Path) -> Iterator[str]:
 
 
 def rate_at_once(sweep: Path, number: int) -> float:
-    """Images/s of all runs together, `number` of which take turns, while all slots are busy.
+    """Images/s of all runs together while all slots are busy; `number` runs take turns.
 
     A run's time between two log steps includes the turns of the others. The runs advance together, so that no
     slot is free before their last log step.

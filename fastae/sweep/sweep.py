@@ -176,11 +176,12 @@ class Sweep:
         self.folder.change(name, **values)
 
     def _require_results(self) -> None:
-        """A run that sweep.json calls finished but that has no weights is not finished: it is resumed."""
+        """Corrects the state of runs by their weights, which a finished run has, whatever sweep.json says."""
         for run in self._runs.values():
-            if self._config.train.keep == 0 and finished_at(self.folder.run(run.name)) is not None:
-                self._update(replace(run, state=State.FINISHED))  # it has no checkpoint that would say so
-            elif run.state is State.FINISHED and finished_at(self.folder.run(run.name)) is None:
+            has_weights = finished_at(self.folder.run(run.name)) is not None
+            if has_weights and self._config.train.keep == 0:
+                self._update(replace(run, state=State.FINISHED))  # no checkpoint could show it
+            elif run.state is State.FINISHED and not has_weights:
                 log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
                 self._update(replace(run, state=State.WAITING))
 

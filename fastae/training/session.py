@@ -69,7 +69,7 @@ class ReplacedFiles:
     def __init__(self) -> None:
         self.found: list[FileFault] = []
         self.runs: list[RunFolder] = []
-        """The runs in progress, each of which lists these files."""
+        """The runs in progress; each lists these files."""
 
     def add(self, bad: FileFault, substitute: str) -> None:
         """For loaders: a file is bad, and is replaced by another."""

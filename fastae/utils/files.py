@@ -13,6 +13,7 @@ import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from itertools import chain, count
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, cast
@@ -117,6 +118,11 @@ def require_file(path: Path) -> None:
     """Raises OSError if `path` exists and is not a regular file, since opening a pipe would block."""
     if path.exists() and not path.is_file():
         raise OSError(errno.EINVAL, "it is not a file")
+
+
+def open_unblocked(path: str) -> BufferedReader:
+    """Opens a file for reading bytes. A pipe is not waited for: reading it yields nothing. Raises OSError."""
+    return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123
 
 
 def sync_folder(folder: Path) -> None:

@@ -13,14 +13,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from fastae.errors import FastaeError
-from fastae.utils.files import atomic_write
+from fastae.utils.files import atomic_write, open_unblocked
 from fastae.utils.json import read_json
 
 NAME = "images.json"
@@ -34,7 +33,7 @@ MAX_BYTES = 1 << 27
 def content_digest(path: str) -> str | None:
     """The SHA-256 of a file's content in hexadecimal; None if it cannot be read or is not a regular file."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:  # noqa: PTH123
+        with open_unblocked(path) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except (OSError, ValueError):
         return None

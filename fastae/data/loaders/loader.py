@@ -375,7 +375,7 @@ def build_loader(
         decoder: decodes the files.
         kind: how batches are made.
         cache: the folder for the decoded images. With None they are kept in memory only.
-        at_once: the number of runs that will train on the device, each of which needs some of its memory.
+        at_once: the number of runs that will train on the device; each needs some of its memory.
             `auto` takes it into account.
 
     Raises:

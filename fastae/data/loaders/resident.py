@@ -34,7 +34,7 @@ from fastae.utils.cache import damage, ensure_entry
 from fastae.utils.console import track
 from fastae.utils.device import free_memory
 from fastae.utils.environment import DALI_BUILDS, version
-from fastae.utils.files import write_json
+from fastae.utils.files import open_unblocked, write_json
 from fastae.utils.json import read_json
 from fastae.utils.sample import evenly_spaced
 
@@ -175,7 +175,7 @@ def _common_folder(files: ImageFiles) -> str:
 def _content(path: str) -> bytes:
     """The first HASHED_BYTES of a file; empty if it cannot be read, or is a pipe."""
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # noqa: PTH123
+        with open_unblocked(path) as file:
             return file.read(HASHED_BYTES) or b""
     except OSError:
         return b""
