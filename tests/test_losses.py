@@ -1,10 +1,10 @@
-"""The six losses against NumPy in float64, and the factor k between their gradients."""
+"""The six losses and SSIM against NumPy in float64, and the factor k between the losses' gradients."""
 
 import numpy as np
 import pytest
 import torch
 
-from fastae.losses import LOSSES, element_of, gradient_scale, loss_index
+from fastae.losses import LOSSES, element_of, gradient_scale, loss_index, ssim
 
 ARTICLE_ORDER = [
     "minibatch_bce", "minibatch_mse", "pixel_bce", "pixel_mse", "sample_bce", "sample_mse",
@@ -63,3 +63,28 @@ def test_k_and_loss_index_in_the_articles_numbers():
     ]
     assert scales == [1, 49_152, 3_145_728]
     assert loss_index(0.0123) == pytest.approx(123_000)
+
+
+def ssim_in_numpy(x, y):
+    """SSIM of two channels (H, W) by its definition, a window at a time."""
+    distance = np.arange(-5, 6)
+    weights = np.exp(-(distance[:, None] ** 2 + distance**2) / (2 * 1.5**2))
+    weights /= weights.sum()
+    found = []
+    for top, left in np.ndindex(x.shape[0] - 10, x.shape[1] - 10):
+        a, b = x[top : top + 11, left : left + 11], y[top : top + 11, left : left + 11]
+        mean_a, mean_b = (weights * a).sum(), (weights * b).sum()
+        covariance = (weights * (a - mean_a) * (b - mean_b)).sum()
+        variances = (weights * ((a - mean_a) ** 2 + (b - mean_b) ** 2)).sum()
+        luminance = (2 * mean_a * mean_b + 1e-4) / (mean_a**2 + mean_b**2 + 1e-4)
+        found.append(luminance * (2 * covariance + 9e-4) / (variances + 9e-4))
+    return np.mean(found)
+
+
+def test_ssim_is_what_its_authors_define():
+    images = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(1))
+    noisy = (images + torch.linspace(-0.3, 0.3, 20)).clamp(0, 1)
+    pairs = zip(noisy.double().numpy(), images.double().numpy(), strict=True)
+    expected = [np.mean([ssim_in_numpy(*each) for each in zip(x, y, strict=True)]) for x, y in pairs]
+    assert ssim(noisy, images).tolist() == pytest.approx(expected, rel=1e-9)
+    assert ssim(images, images).tolist() == pytest.approx([1, 1]) and ssim(1 - images, images).max() < 0

@@ -2,7 +2,8 @@
 
 UTF-8, comma-separated, one header line. `kind` is "train" (the batch of that iteration) or "held_out" (the
 held-out images after it); a cell is empty if its column does not apply. Within a kind the iterations ascend.
-loss_index is the mean squared error x 1e7; data_wait is a share of the time, in [0, 1]; psnr is in dB.
+loss_index is the mean squared error x 1e7; data_wait is a share of the time, in [0, 1]; psnr is in dB;
+ssim, in [-1, 1], is missing in files of older versions.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import io
 import math
 import os
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +26,9 @@ from fastae.utils.files import atomic_write, open_own, require_file
 NAME = "metrics.csv"
 TRAIN, HELD_OUT = "train", "held_out"
 METRICS = (
-    "loss", "loss_index", "images_per_second", "data_wait", "step_p50_ms", "step_p95_ms", "psnr", "grad_norm",
+    "loss", "loss_index", "images_per_second", "data_wait", "step_p50_ms", "step_p95_ms", "psnr", "ssim",
+    "grad_norm",
 )  # fmt: skip
-HEADER = ",".join(("iteration", "kind", *METRICS)).encode() + b"\n"
 
 MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
 """Limits for a file that is read. 64 MiB are some 600,000 log steps."""
@@ -88,14 +89,12 @@ class MetricsWriter(AbstractContextManager):
     """
 
     def __init__(self, path: Path, start: int = 0, content: Content | None = None) -> None:
-        self.is_damaged = False
-        kept = HEADER
-        if start:
-            old = _read(path)
-            kept = old[: content.size] if content else HEADER + _valid_rows(old, start)
-            if content and hashlib.sha256(kept).hexdigest() != content.sha256:
-                self.is_damaged = True
-                kept = HEADER + _valid_rows(old, start)
+        old = _read(path) if start else b""
+        self._columns = _columns(old.partition(b"\n")[0] + b"\n") or METRICS
+        kept = old[: content.size] if content else b""
+        self.is_damaged = content is not None and hashlib.sha256(kept).hexdigest() != content.sha256
+        if content is None or self.is_damaged:
+            kept = _header(self._columns) + _valid_rows(old, start, self._columns)
         with atomic_write(path) as new:
             new.write(kept)
         self._size, self._digest = len(kept), hashlib.sha256(kept)
@@ -103,7 +102,8 @@ class MetricsWriter(AbstractContextManager):
 
     def append(self, iteration: int, kind: str, **metrics: float) -> None:
         """Adds a row, which others can read when this returns; `metrics` are some of METRICS."""
-        cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in METRICS)  # float32 exactly
+        # Nine digits keep a float32 exactly.
+        cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in self._columns)
         line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -132,17 +132,17 @@ def read_metrics(path: Path) -> Metrics:
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        if file.readline(MAX_LINE) != HEADER:
+        if not (columns := _columns(file.readline(MAX_LINE))):
             raise ValueError("its header is not that of metrics.csv")
         for line in _lines(file):
-            row = _parse(line)
+            row = _parse(line, columns)
             if row and row[0] > last[row[1]]:
                 iteration, kind, values = row
                 last[kind] = iteration
                 cells[kind].extend((iteration, *values))
             else:
                 damaged += line.endswith(b"\n")  # otherwise it is being written
-    return Metrics(_rows(cells[TRAIN]), _rows(cells[HELD_OUT]), damaged)
+    return Metrics(_rows(cells[TRAIN], columns), _rows(cells[HELD_OUT], columns), damaged)
 
 
 def _read(path: Path) -> bytes:
@@ -154,11 +154,23 @@ def _read(path: Path) -> bytes:
         return file.read(MAX_BYTES)
 
 
-def _valid_rows(content: bytes, last: int) -> bytes:
+def _header(columns: Sequence[str]) -> bytes:
+    return ",".join(("iteration", "kind", *columns)).encode() + b"\n"
+
+
+def _columns(header: bytes) -> tuple[str, ...] | None:
+    """The metrics that a file with this first line has; None if it is not the first line of a metrics.csv."""
+    for columns in (METRICS, tuple(name for name in METRICS if name != "ssim")):
+        if header == _header(columns):
+            return columns
+    return None
+
+
+def _valid_rows(content: bytes, last: int, columns: Sequence[str]) -> bytes:
     """The rows up to iteration `last`; of each kind the iterations ascend."""
     seen, kept = {TRAIN: -1, HELD_OUT: -1}, []
     for line in _lines(io.BytesIO(content)):
-        row = _parse(line)
+        row = _parse(line, columns)
         if row and seen[row[1]] < row[0] <= last:
             seen[row[1]] = row[0]
             kept.append(line)
@@ -170,21 +182,23 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     return iter(lambda: file.readline(MAX_LINE), b"")
 
 
-def _parse(line: bytes) -> tuple[int, str, list[float]] | None:
-    """(iteration, kind, values in the order of METRICS), or None if this is not a complete row."""
+def _parse(line: bytes, columns: Sequence[str]) -> tuple[int, str, list[float]] | None:
+    """(iteration, kind, values in the order of the columns), or None if this is not a complete row."""
     try:
         iteration, kind, *cells = line.decode("ascii").strip().split(",")
         values = [float(cell) if cell else math.nan for cell in cells]
         number = int(iteration)
     except ValueError:
         return None
-    if not (line.endswith(b"\n") and kind in (TRAIN, HELD_OUT) and len(cells) == len(METRICS)):
+    if not (line.endswith(b"\n") and kind in (TRAIN, HELD_OUT) and len(cells) == len(columns)):
         return None
     if not 0 <= number < 1 << 53:
         return None
     return number, kind, [math.copysign(math.inf, v) if abs(v) > MAX_VALUE else v for v in values]
 
 
-def _rows(cells: array[float]) -> Rows:
-    iterations, *columns = np.array(cells).reshape(-1, 1 + len(METRICS)).T
-    return Rows(iterations.astype(np.int64), dict(zip(METRICS, columns, strict=True)))
+def _rows(cells: array[float], columns: Sequence[str]) -> Rows:
+    iterations, *values = np.array(cells).reshape(-1, 1 + len(columns)).T
+    unknown = np.full(len(iterations), math.nan)
+    by_name = dict.fromkeys(METRICS, unknown) | dict(zip(columns, values, strict=True))
+    return Rows(iterations.astype(np.int64), by_name)

@@ -1,4 +1,4 @@
-"""Held-out images through the model: reconstructions, their loss, loss_index and PSNR."""
+"""Held-out images through the model: reconstructions, their loss, loss_index, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastae.losses import element_of, loss_index, squared_error
+from fastae.losses import element_of, loss_index, squared_error, ssim
 from fastae.model import AutoEncoder
 from fastae.utils.device import Precision
 from fastae.utils.sample import evenly_spaced
@@ -18,16 +18,25 @@ SAMPLES = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean loss element. loss_index: mean squared error x 1e7. psnr: dB, the mean over the images.
-
-    originals, reconstructions: up to SAMPLES of the images, evenly spaced; float32 (n, 3, S, S) in [0, 1].
-    """
+    """What a model makes of the held-out images."""
 
     loss: float
+    """The mean loss element."""
+
     loss_index: float
+    """The mean squared error x 1e7."""
+
     psnr: float
+    """The mean PSNR of the images in dB, for a peak of 1."""
+
+    ssim: float
+    """The mean SSIM of the images, in [-1, 1]."""
+
     originals: Tensor
+    """Up to SAMPLES of the images, evenly spaced: float32 (n, 3, S, S) in [0, 1]."""
+
     reconstructions: Tensor
+    """What the model makes of these: float32 (n, 3, S, S) in [0, 1]."""
 
 
 def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Tensor:
@@ -45,11 +54,13 @@ def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision
     """Evaluates on `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
     reconstructions = reconstruct(model, images, precision)
     errors = squared_error(reconstructions, images).mean((1, 2, 3))
+    pairs = zip(reconstructions.split(BATCH), images.split(BATCH), strict=True)
     shown = evenly_spaced(range(len(images)), SAMPLES)
     return Evaluation(
         loss=element_of(loss)(reconstructions, images).mean().item(),
         loss_index=loss_index(errors.mean().item()),
         psnr=(-10 * errors.log10()).mean().item(),
+        ssim=torch.cat([ssim(*each) for each in pairs]).mean().item(),
         originals=images[shown],
         reconstructions=reconstructions[shown],
     )

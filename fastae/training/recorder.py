@@ -46,6 +46,7 @@ TAGS = {
         "loss": "loss/{loss}/held_out",
         "loss_index": "loss_index/held_out",
         "psnr": "psnr/held_out",
+        "ssim": "ssim/held_out",
     },
 }
 """The tags in TensorBoard of the columns of metrics.csv, by kind of row."""
@@ -149,7 +150,12 @@ class Recorder:
     def evaluation(self, iteration: int, evaluation: Evaluation) -> None:
         """The metrics and pictures of an evaluation."""
         self._record(
-            iteration, HELD_OUT, loss=evaluation.loss, loss_index=evaluation.loss_index, psnr=evaluation.psnr
+            iteration,
+            HELD_OUT,
+            loss=evaluation.loss,
+            loss_index=evaluation.loss_index,
+            psnr=evaluation.psnr,
+            ssim=evaluation.ssim,
         )
         originals, reconstructions = evaluation.originals.cpu(), evaluation.reconstructions.cpu()
         self._saver.submit(lambda: self._draw(iteration, originals, reconstructions))

@@ -15,7 +15,9 @@ from fastae.runs.metrics import HELD_OUT, METRICS, TRAIN, MetricsWriter, read_me
 
 from ..conftest import largest_file
 
-HEADER = "iteration,kind,loss,loss_index,images_per_second,data_wait,step_p50_ms,step_p95_ms,psnr,grad_norm\n"
+HEADER = (
+    "iteration,kind,loss,loss_index,images_per_second,data_wait,step_p50_ms,step_p95_ms,psnr,ssim,grad_norm\n"
+)
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def test_what_was_appended_is_read_and_the_file_is_the_format_that_is_promised(p
         metrics.append(0, HELD_OUT, loss=0.7, loss_index=900_000.0, psnr=math.inf)
         metrics.append(1, TRAIN, loss=0.1 + 0.2, images_per_second=38.5, grad_norm=math.nan)
         read = read_metrics(path)  # while it is open
-    assert path.read_text() == HEADER + "0,held_out,0.7,900000,,,,,inf,\n1,train,0.3,,38.5,,,,,nan\n"
+    assert path.read_text() == HEADER + "0,held_out,0.7,900000,,,,,inf,,\n1,train,0.3,,38.5,,,,,,nan\n"
     with path.open(newline="") as file:
         assert [row["psnr"] for row in csv.DictReader(file)] == ["inf", ""]
     assert (read.train.iterations.tolist(), read.held_out.iterations.tolist(), read.damaged) == ([1], [0], 0)
@@ -52,6 +54,16 @@ def test_a_resumed_run_repeats_no_iteration(path):
     assert read_metrics(path).train.values["loss_index"].tolist() == [10.0, 100.0, 7.0]
     with MetricsWriter(path):  # which starts at 0
         assert path.read_text() == HEADER
+
+
+def test_a_file_without_ssim_is_read_and_a_resumed_run_keeps_its_columns(path):
+    old = HEADER.replace("ssim,", "")
+    path.write_text(old + "0,held_out,0.7,900000,,,,,9.5,\n")
+    with MetricsWriter(path, start=1) as metrics:
+        metrics.append(2, HELD_OUT, loss=0.6, psnr=10.5, ssim=0.5)
+    assert path.read_text() == old + "0,held_out,0.7,900000,,,,,9.5,\n2,held_out,0.6,,,,,,10.5,\n"
+    read = read_metrics(path).held_out
+    assert read.values["psnr"].tolist() == [9.5, 10.5] and np.isnan(read.values["ssim"]).all()
 
 
 def test_on_a_full_disk_it_is_opened_or_left_as_it_was(path):
@@ -86,15 +98,16 @@ def test_what_is_not_a_file_is_not_opened(how, path):
 @pytest.mark.parametrize(
     "line",
     [
-        "", "text", "1,train", "1,train,,,,,,,,,", "1,test,,,,,,,,", "-1,train,,,,,,,,", "1.5,train,,,,,,,,",
-        f"{10**20},train,,,,,,,,", "1,train,much,,,,,,,", "2,train,,,,,,,,", "3,train,,,,,,,,",
-        "é,train,,,,,,,,", "1" * 5000, "4,train," + "0" * 5000 + ",,,,,,,", "4,train,\0,,,,,,,",
+        "", "text", "1,train", "4,train,,,,,,,,,,", "4,train,,,,,,,,", "4,test,,,,,,,,,", "-1,train,,,,,,,,,",
+        "4.5,train,,,,,,,,,", f"{10**20},train,,,,,,,,,", "4,train,much,,,,,,,,", "2,train,,,,,,,,,",
+        "3,train,,,,,,,,,", "é,train,,,,,,,,,", "1" * 5000, "4,train," + "0" * 5000 + ",,,,,,,,",
+        "4,train,\0,,,,,,,,",
     ],
 )  # fmt: skip
 def test_a_line_that_is_not_a_row_is_skipped_and_counted(line, path):
     write(path, 2, 3)
     with path.open("a", encoding="utf-8") as file:
-        file.write(line + "\n5,train,1e300,-1e300,,,,,,\n")
+        file.write(line + "\n5,train,1e300,-1e300,,,,,,,\n")
     read = read_metrics(path)
     assert read.train.iterations.tolist() == [2, 3, 5] and read.damaged == 1
     assert [read.train.values[name][-1] for name in ("loss", "loss_index")] == [math.inf, -math.inf]

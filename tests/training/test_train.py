@@ -75,7 +75,7 @@ def test_metrics_csv_and_tensorboard_have_the_same_points(finished, events):
         ("train", "data_wait"): "speed/data_wait_share", ("train", "grad_norm"): "gradient_norm",
         ("train", "step_p50_ms"): "speed/step_ms_p50", ("train", "step_p95_ms"): "speed/step_ms_p95",
         ("held_out", "loss"): "loss/pixel_bce/held_out", ("held_out", "loss_index"): "loss_index/held_out",
-        ("held_out", "psnr"): "psnr/held_out",
+        ("held_out", "psnr"): "psnr/held_out", ("held_out", "ssim"): "ssim/held_out",
     }  # fmt: skip
     for (kind, name), tag in tags.items():
         rows = getattr(metrics, kind)
