@@ -31,7 +31,7 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	virtual environment with pip: apt install python3-venv python3-pip" >&2; exit 2; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
 		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
-	@$(BIN)/python -m fastae.training.compatibility
+	@$(BIN)/python -m fastae.device.compatibility
 	@touch $@
 
 # Limited by time, not by iterations, so that it fits any machine; the learning rate is raised as the time is short.

@@ -42,16 +42,18 @@ def measure(
 
     from fastae.data import Tuning, open_loader
     from fastae.data.source import open_source
+    from fastae.device.apply import use_kernels, use_tf32
+    from fastae.device.choose import choose_precision
     from fastae.training.evaluate import evaluate
     from fastae.training.step_timer import StepTimer, Window
-    from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.limits import keep_freed_memory
 
     target = torch.device(device)
     on_gpu = target.type == "cuda"
     if not on_gpu:
         keep_freed_memory()
-    choose_kernels(target, deterministic=False)
+    use_tf32(target)
+    use_kernels(target, deterministic=False)
     precision = choose_precision(target, amp=True)
     root = open_source(images)[0].root
     loader = open_loader(
@@ -68,7 +70,7 @@ def measure(
     fixed_input = loader.example()
 
     def recorded() -> tuple[Any, str]:
-        step = _step(batch_size, target, precision, compiled, loader.images)
+        step = _step(batch_size, target, precision, compiled, loader.make_batch)
         return step, step.record(fixed_input)
 
     step, graph = recorded()
@@ -130,7 +132,7 @@ def _in_turn(steps: list[Any], inputs: tuple[Any, ...]) -> None:
                 step(*inputs)
 
 
-def _step(batch_size: int, device: Any, precision: Any, compiled: bool, images_of: Callable) -> Any:
+def _step(batch_size: int, device: Any, precision: Any, compiled: bool, make_batch: Callable) -> Any:
     import torch
 
     from fastae.model import AutoEncoder
@@ -145,7 +147,7 @@ def _step(batch_size: int, device: Any, precision: Any, compiled: bool, images_o
         lr=1e-4,
         precision=precision,
         objective=objective_of(model, LOSS, precision, compiled),
-        images_of=images_of,
+        make_batch=make_batch,
     )
 
 

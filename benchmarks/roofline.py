@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import click
 from torch import nn
 
+from fastae.device.cards import CARDS
 from fastae.flops import layers
-from fastae.utils.device import CARDS
 
 ARTICLE_STEPS = 600_000
 """The steps of all six runs, of BATCH images each."""

@@ -54,9 +54,11 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
         return _article(batch_size, steps)
     import torch
 
-    from fastae.utils.device import choose_precision
+    from fastae.device.apply import use_tf32
+    from fastae.device.choose import choose_precision
 
     target = torch.device(device)
+    use_tf32(target)
     if (name == "+ CUDA graph" or name in TRIED) and target.type != "cuda":
         return {"absent": "needs a CUDA device"}
     if name == "+ memory kept" and target.type != "cpu":
@@ -80,10 +82,10 @@ def ceiling(device: Any, precision: Any) -> dict[str, Any]:
     """
     import torch
 
-    from fastae.utils.device import has_tf32
+    from fastae.device.choose import is_ampere
 
     dtype = precision.dtype or torch.float32
-    name = "TF32" if dtype is torch.float32 and has_tf32(device) else str(dtype).removeprefix("torch.")
+    name = "TF32" if dtype is torch.float32 and is_ampere(device) else str(dtype).removeprefix("torch.")
     side = 8192 if device.type == "cuda" else 2048
     a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
 
@@ -135,8 +137,8 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
     """A simple training step with the first `level` changes."""
     import torch
 
+    from fastae.device.choose import choose_precision
     from fastae.losses import LOSSES
-    from fastae.utils.device import choose_precision
 
     model, precision = _model(level, device), choose_precision(device, amp=level >= 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
@@ -189,12 +191,13 @@ def _widened(model: Any) -> Any:
 def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable[[], Any]]:
     from torch import nn
 
+    from fastae.device.apply import use_kernels
+    from fastae.device.choose import choose_precision
     from fastae.training.relu import RecomputedReLU
     from fastae.training.step import GPU_OPTIONS, TrainingStep, objective_of
-    from fastae.utils.device import choose_kernels, choose_precision
     from fastae.utils.limits import keep_freed_memory
 
-    choose_kernels(device, deterministic=False)
+    use_kernels(device, deterministic=False)
     if level >= 5 and device.type == "cpu":
         keep_freed_memory()
     model, precision = _model(level, device), choose_precision(device, amp=True)

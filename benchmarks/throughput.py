@@ -29,7 +29,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     """Measures and prints the sections; returns (result, page, log)."""
     import torch
 
-    from fastae.utils.device import describe
+    from fastae.device.choose import describe
 
     page: list[str] = []
     log: list[str] = []
@@ -107,7 +107,7 @@ def _main(
     if unknown := set(sections) - set(SECTIONS):
         raise FastaeError(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(SECTIONS)}")
     older = record.load(Path(compare)) if compare else None
-    from fastae.utils.device import choose_device
+    from fastae.device.choose import choose_device
 
     chosen = choose_device(device or "auto").type
     started = time.perf_counter()

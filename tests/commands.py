@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -96,9 +97,9 @@ def begin_with(run, images):
     described = json.loads((run / "config.json").read_text())
     described["data"]["fingerprint"] = images.fingerprint
     (run / "config.json").write_text(json.dumps(described))
-    state = last_state(run)
-    state["run"]["data"]["fingerprint"] = images.fingerprint
-    checkpoint.write(run / "checkpoints", state, keep=1)
+    last = checkpoint.newest(run / "checkpoints", print)
+    data = replace(last.run.data, fingerprint=images.fingerprint)
+    checkpoint.write(run / "checkpoints", replace(last, run=replace(last.run, data=data)), keep=1)
 
 
 def killed_before_its_first_checkpoint(run):

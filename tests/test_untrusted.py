@@ -123,7 +123,7 @@ def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "0000003.pt.sha256")
     assert checkpoint.newest(tmp_path, lines.append) is None and len(lines) == 1
     plant(tmp_path, saved(STATE | {"model": {"weight": torch.ones(3, 4)}}))
-    assert checkpoint.newest(tmp_path, lines.append)["iteration"] == 1
+    assert checkpoint.newest(tmp_path, lines.append).iteration == 1
 
 
 def test_the_checkpoint_before_a_malicious_one_is_used(run, capsys):
@@ -199,12 +199,12 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_named_and_the_one_before_used
     lines = []
     plant(tmp_path, saved(good))
     plant(tmp_path, saved(replaced(good | {"iteration": 9}, path, value)), iteration=9)
-    assert checkpoint.newest(tmp_path, lines.append, lambda config: model)["iteration"] == 1
+    assert checkpoint.newest(tmp_path, lines.append, lambda config: model).iteration == 1
     assert len(lines) == 1 and "0000009.pt" in lines[0] and "\n" not in lines[0]
 
 
 def test_a_resumed_run_survives_moments_of_another_shape(run, capsys):
-    state = checkpoint.newest(run / "checkpoints", print)
+    state = last_state(run)
     plant(
         run / "checkpoints", saved(replaced(state | {"iteration": 5}, MOMENT, torch.zeros(16))), iteration=5
     )

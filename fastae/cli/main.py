@@ -114,14 +114,14 @@ def sweep(
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
     config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
     from fastae.report.make import make_report
-    from fastae.runs.sweep_folder import State
+    from fastae.runs.sweep_folder import RunState
     from fastae.sweep.sweep import run_sweep
     from fastae.training.distributed import launched
 
     folder, runs = run_sweep(config, out, at_once)
-    if any(run.state is State.FINISHED for run in runs) and launched().is_main:
+    if any(run.state is RunState.FINISHED for run in runs) and launched().is_main:
         make_report([folder], data=config.train.data)
-    return 1 if any(run.state is State.FAILED for run in runs) else 0
+    return 1 if any(run.state is RunState.FAILED for run in runs) else 0
 
 
 @cli.command()

@@ -17,7 +17,7 @@ from typing import Any
 
 import pynvml
 
-from fastae.monitor.nvml import Device, error_name
+from fastae.device.nvml import Device, error_name
 from fastae.monitor.recording import GpuRecord, Throttle
 
 REFUSED = (

@@ -15,18 +15,18 @@ from typing import Any
 import pynvml
 import torch
 
+from fastae.device.memory import peak_memory
+from fastae.device.nvml import Absence, Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
 from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader, family
-from fastae.monitor.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.poller import Poller
 from fastae.monitor.profiler import PhaseRanges
-from fastae.monitor.recording import Absence, Phase, Recording
+from fastae.monitor.recording import Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline, troubles
 from fastae.utils.console import log, printable
-from fastae.utils.device import peak_memory
 from fastae.utils.limits import count_cores, local_ranks
 
 

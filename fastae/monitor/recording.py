@@ -10,21 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fastae.device.nvml import Gpu
+from fastae.utils.worded import Worded
+
 CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second sample is kept
 
 SETTLING = 1.0
 """The seconds over which NVML may average: samples this soon after a change of phase are not used."""
-
-
-class Worded(StrEnum):
-    """An enum whose members are (value, text): the value is for files and code, the text for messages."""
-
-    text: str
-
-    def __new__(cls, value: str, text: str) -> Worded:
-        member = str.__new__(cls, value)
-        member._value_, member.text = value, text
-        return member
 
 
 class Phase(StrEnum):
@@ -50,23 +42,6 @@ class Throttle(Worded):
     POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
     SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that were set by hand"
-
-
-class Absence(Worded):
-    """The reasons why GPUs are missing from a report."""
-
-    CPU_RUN = "cpu_run", "the run is on the CPU"
-    NO_NVML = (
-        "no_nvml",
-        "NVML (libnvidia-ml.so.1) is missing here; a container needs the driver capability 'utility': "
-        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video",
-    )
-    NO_NVML_IN_WSL = (
-        "no_nvml_in_wsl",
-        "NVML is missing; in WSL it comes with NVIDIA's driver for Windows, in /usr/lib/wsl/lib",
-    )
-    NVML_FAILED = "nvml_failed", "NVML does not answer"
-    NOT_SHOWN = "not_shown", "NVML does not show the GPU or MIG slice that CUDA uses"
 
 
 class Metric(NamedTuple):
@@ -113,31 +88,6 @@ def key_of(column: str) -> str:
     """The key of a column in METRICS. For an unknown column, the result is not in METRICS."""
     owner, _, metric = column.partition("/")
     return f"{owner.rstrip('0123456789')}/{metric}"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU, or a MIG slice of one."""
-
-    index: int
-    """The index in the order of the PCI bus."""
-
-    name: str
-    uuid: str = ""
-
-    is_slice: bool = False
-    """Whether this is a MIG slice."""
-
-    memory_gib: float | None = None
-
-    power_limit: float | None = None
-    """Watts."""
-
-    max_pcie_width: int | None = None
-    """The number of PCIe lanes that the card has."""
-
-    lost: str | None = None
-    """NVML's error if the GPU answers no call."""
 
 
 @dataclass(frozen=True)

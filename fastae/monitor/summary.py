@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastae.monitor.recording import COUNTERS, Absence, GpuRecord, Phase, Recording, Throttle, Worded
+from fastae.device.nvml import Absence
+from fastae.monitor.recording import COUNTERS, GpuRecord, Phase, Recording, Throttle
 from fastae.utils.limits import Cores
+from fastae.utils.worded import Worded
 
 FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6

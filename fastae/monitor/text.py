@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from fastae.device.nvml import Absence
 from fastae.flops import rate_text
 from fastae.monitor.diagnosis import THROTTLED_FROM
-from fastae.monitor.recording import METRICS, Absence, Phase, Throttle
+from fastae.monitor.recording import METRICS, Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Summary, UsageReport
 from fastae.utils.console import duration
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fastae.device.apply import use_device
+from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.report.commands import commands
 from fastae.report.compare import compare
@@ -20,7 +22,6 @@ from fastae.report.quality import make_gallery, measure
 from fastae.report.runs import Run, Series, find_runs
 from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
 from fastae.utils.console import log, printable, track
-from fastae.utils.device import choose_device
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
 from fastae.utils.paths import expand_home
@@ -69,7 +70,7 @@ def _page(
     comparison, groups = compare(runs), group_seeds(runs)
     compared = {run.path for run in comparison.compared}
     groups.sort(key=lambda group: group.runs[0].path not in compared)
-    measured, unmeasured = measure(track(runs, "reconstructing"), choose_device("auto"), data)
+    measured, unmeasured = measure(track(runs, "reconstructing"), use_device(choose_device("auto")), data)
     gallery = make_gallery(groups, measured)
     charts = _charts(groups)
     found = differences(comparison, measured)

@@ -22,6 +22,7 @@ from fastae.data.files.check import FileFault, was_checked
 from fastae.data.files.folder import name_below
 from fastae.data.files.manifest import DIGESTS, Manifest
 from fastae.data.source import VARIABLE, open_source
+from fastae.device.choose import Precision
 from fastae.errors import FastaeError
 from fastae.losses import psnr, squared_error
 from fastae.report.groups import Group
@@ -30,7 +31,6 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
-from fastae.utils.device import Precision
 from fastae.utils.paths import user_path
 from fastae.utils.sample import evenly_spaced
 

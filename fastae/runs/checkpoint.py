@@ -1,4 +1,4 @@
-"""The states of a run on disk: checkpoints/ITERATION.pt, each with its SHA-256 beside it.
+"""The checkpoints of a run: checkpoints/ITERATION.pt, each with its SHA-256 beside it.
 
 They hold plain tensors and numbers, which `torch.load(weights_only=True)` reads, so they cannot run code.
 Each is written to a temporary file, flushed to the disk and renamed, and older ones are removed only then: a
@@ -11,7 +11,7 @@ import hashlib
 import math
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Annotated, Any, BinaryIO, cast
 
@@ -33,32 +33,50 @@ LAST = "last.pt"
 PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
 """What every checkpoint holds. run: a RunDescription, as in config.json."""
 
-State = dict[str, Any]
-"""PARTS and a Progress; of one that was read, `config` is a TrainConfig and `run` a RunDescription."""
-
 
 @dataclass(frozen=True)
 class Progress:
-    """What else a run continues from, and what its other files held when a checkpoint was written."""
+    """How long a run was trained, and what its other files held when a checkpoint was written."""
 
     seconds: Annotated[float, Meta(ge=0)] = 0.0
-    """Of training, in all sessions: steps and the wait for data; its share, if it took turns with others."""
+    """The time of training in all sessions: steps and waiting for data. If the run took turns with others, it
+    is the run's share."""
 
     metrics: Content | None = None
+    """What metrics.csv held."""
+
     events: tuple[str, ...] = ()
     """The names of TensorBoard's event files, one per session."""
 
 
-def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
-    """Writes a state to the disk, then removes all but the last `keep`, and those of later iterations: a run
-    that continues from an older one has found them invalid.
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run continues from."""
+
+    iteration: int
+
+    training: Mapping[str, Any]
+    """Model, optimizer and scaler as state dicts, from `TrainingStep.state`."""
+
+    run: RunDescription
+    progress: Progress
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the file holds: tensors and plain values."""
+        run = {"config": self.run.config.as_dict(), "run": self.run.as_dict()}
+        return {**self.training, "iteration": self.iteration, **run, "progress": asdict(self.progress)}
+
+
+def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
+    """Writes a checkpoint to the disk, then removes all but the last `keep`, and those of later iterations: a
+    run that continues from an older one has found them invalid.
 
     Raises OSError if it cannot be written; nothing else has changed then.
     """
-    path = folder / f"{state['iteration']:07d}.pt"
+    path = folder / f"{checkpoint.iteration:07d}.pt"
     with atomic_write(path) as file:
         output = _Output(file)
-        torch.save(dict(state), cast(IO[bytes], output))
+        torch.save(checkpoint.as_dict(), cast(IO[bytes], output))
         if output.error:
             raise output.error
         # In the format of sha256sum, and first: no checkpoint is ever without its digest.
@@ -70,7 +88,7 @@ def write(folder: Path, state: Mapping[str, Any], keep: int) -> None:
         link.symlink_to(path.name)
         link.replace(folder / LAST)
     found = _numbered(folder)
-    invalid = [each for each in found if int(each.stem) > state["iteration"]]
+    invalid = [each for each in found if int(each.stem) > checkpoint.iteration]
     for old in (*invalid, *found[len(invalid) + keep :]):
         old.unlink(missing_ok=True)
         _digest_of(old).unlink(missing_ok=True)
@@ -114,27 +132,32 @@ def latest(folder: Path) -> int | None:
 
 def newest(
     folder: Path, warn: Callable[[str], None], model_of: Callable[[TrainConfig], nn.Module] | None = None
-) -> State | None:
-    """The newest valid state in `folder`, on the CPU; None if there is none.
+) -> Checkpoint | None:
+    """The newest valid checkpoint in `folder`, on the CPU; None if there is none.
 
-    warn: is called with one line for each newer one that is not valid.
-    model_of: the model that a state with these settings must fit, in shapes and types; one on the meta device
-    will do. Raises FastaeError if the folder cannot be listed.
+    Args:
+        folder: the run's folder of checkpoints.
+        warn: is called with one line for each newer checkpoint that is not valid.
+        model_of: makes the model that a checkpoint with these settings must fit, in shapes and types. One on
+            the meta device will do.
+
+    Raises:
+        FastaeError: the folder cannot be listed.
     """
     paths = _numbered(folder)
     for path in paths:
         try:
-            state = _read(path)
+            checkpoint = _read(path)
             if model_of:
-                _require_fit(state, model_of(state["config"]), path)
-            return state
+                _require_fit(checkpoint.training, model_of(checkpoint.run.config), path)
+            return checkpoint
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
     return None
 
 
-def _read(path: Path) -> State:
-    """The verified state of one file. Raises FastaeError if it is damaged or not one of fastae's."""
+def _read(path: Path) -> Checkpoint:
+    """Reads and verifies one file. Raises FastaeError if it is damaged or not one of fastae's."""
     try:
         digest = _digest_of(path)
         require_file(digest)
@@ -157,12 +180,12 @@ def _read(path: Path) -> State:
         raise FastaeError(f"checkpoint {path} is of iteration {state['iteration']!r:.30}")
     try:
         described = plain({**state["run"], "config": state["config"]})
-        state["run"] = RunDescription.from_dict(described, f"checkpoint {path}")
-        state["config"] = state["run"].config
-        state["progress"] = convert(plain(state.get("progress", {})), Progress)
+        run = RunDescription.from_dict(described, f"checkpoint {path}")
+        progress = convert(plain(state.get("progress", {})), Progress)
     except ValueError as error:
         raise FastaeError(f"checkpoint {path} is not one of fastae's: {error}") from None
-    return state
+    training = {name: state[name] for name in ("model", "optimizer", "scaler")}
+    return Checkpoint(state["iteration"], training, run, progress)
 
 
 def _numbered(folder: Path) -> list[Path]:
@@ -203,9 +226,9 @@ def moments_like(weight: Tensor) -> dict[str, Tensor]:
     return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
-def is_finite(state: Mapping[str, Any]) -> bool:
+def is_finite(training: Mapping[str, Any]) -> bool:
     """Whether all weights and moments are."""
-    return all(value.isfinite().all() for value in _tensors(state).values())
+    return all(value.isfinite().all() for value in _tensors(training).values())
 
 
 def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
@@ -216,7 +239,7 @@ def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
     _require_alike(found, expected)
 
 
-def _require_fit(state: State, model: nn.Module, path: Path) -> None:
+def _require_fit(training: Mapping[str, Any], model: nn.Module, path: Path) -> None:
     """Raises FastaeError, naming what is wrong, if this cannot be a state of training `model`.
 
     Adam's kernel does not check: with moments of other shapes it reads and writes foreign memory.
@@ -224,11 +247,11 @@ def _require_fit(state: State, model: nn.Module, path: Path) -> None:
     moments = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
     expected = _tensors({"model": model.state_dict(), "optimizer": {"state": moments}})
     try:
-        found = _tensors(state)
+        found = _tensors(training)
         _require_alike(found, expected)
         if any((value < 0).any() for place, value in found.items() if place[-1] in ("step", "exp_avg_sq")):
             raise ValueError("Adam's steps or mean squares are negative")
-        _require_scaler(state["scaler"])
+        _require_scaler(training["scaler"])
     except ValueError as error:
         raise FastaeError(
             f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: "
@@ -236,12 +259,12 @@ def _require_fit(state: State, model: nn.Module, path: Path) -> None:
         ) from None
 
 
-def _tensors(state: Mapping[str, Any]) -> dict[tuple, Any]:
-    """The weights and Adam's moments of a state, by their places. Raises ValueError for another structure."""
-    moments = state["optimizer"].get("state")
+def _tensors(training: Mapping[str, Any]) -> dict[tuple, Any]:
+    """The weights and Adam's moments by their names, in parts. Raises ValueError for another structure."""
+    moments = training["optimizer"].get("state")
     if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
         raise ValueError("it has no optimizer state")
-    return {("model", name): value for name, value in state["model"].items()} | {
+    return {("model", name): value for name, value in training["model"].items()} | {
         ("optimizer", index, name): value for index, kept in moments.items() for name, value in kept.items()
     }
 

@@ -21,7 +21,7 @@ from fastae.runs.description import RunDescription
 from fastae.utils.console import printable
 from fastae.utils.environment import command
 from fastae.utils.files import (
-    locked,
+    hold_lock,
     made_folder,
     open_own,
     refuse_links,
@@ -49,7 +49,7 @@ class RunFolder:
         self.path = path
         self.lock_file = path / ".lock"
         self.config = path / "config.json"
-        self.images = path / NAME
+        self.manifest_file = path / NAME
         self.metrics = path / metrics.NAME
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
@@ -61,18 +61,18 @@ class RunFolder:
         return self.samples / f"{iteration:07d}.png"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def lock(self) -> Iterator[None]:
         """Keeps other processes out of the folder.
 
         Raises FastaeError if a run is in progress in it, or if something in it is a link.
         """
-        with locked(FileLock(self.lock_file), self.path, "run"):
+        with hold_lock(FileLock(self.lock_file), self.path, "run"):
             refuse_links(self.path)
             refuse_links(self.samples)
             refuse_links(self.checkpoints, but=checkpoint.LAST)
             yield
 
-    def begin(self, description: RunDescription, images: Manifest, skipped: Iterable[FileFault]) -> None:
+    def begin(self, description: RunDescription, manifest: Manifest, skipped: Iterable[FileFault]) -> None:
         """Writes what a run is and, before its first checkpoint, which images it begins with; under the lock.
 
         Raises FastaeError; a run that was new has then not begun.
@@ -85,7 +85,7 @@ class RunFolder:
             write_json(self.config, description.as_dict())
             if checkpoint.latest(self.checkpoints) is None:
                 checkpoint.remove_unfinished(self.checkpoints)
-                images.write(self.images)
+                manifest.write(self.manifest_file)
             self.note_skipped(skipped)
         except OSError as error:
             if is_new:
@@ -94,7 +94,7 @@ class RunFolder:
 
     def _remove(self) -> None:
         """Removes what `begin` writes."""
-        for file in (self.config, self.images, self.skipped):
+        for file in (self.config, self.manifest_file, self.skipped):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.samples):
             with suppress(OSError):
@@ -117,11 +117,12 @@ class RunFolder:
 
         description: what a checkpoint says of the run; by default what config.json says.
         """
-        images = Manifest.read(self.images)
+        manifest = Manifest.read(self.manifest_file)
         fingerprint = (description or self.describe()).data.fingerprint
-        if fingerprint not in (None, images.fingerprint):
-            raise FastaeError(f"{str(self.images)!r} lists other images than the run began with: restore it")
-        return images
+        if fingerprint not in (None, manifest.fingerprint):
+            where = str(self.manifest_file)
+            raise FastaeError(f"{where!r} lists other images than the run began with: restore it")
+        return manifest
 
     def note_skipped(self, bad: Iterable[FileFault]) -> None:
         """Lists files that cannot be trained on in skipped.txt, each once. Raises OSError."""
@@ -228,7 +229,7 @@ def held_folder(
             if path:
                 require(path)
             place = held.enter_context(made_folder(place, new=path is None))
-            held.enter_context(locked(FileLock(place / ".lock"), place, what))
+            held.enter_context(hold_lock(FileLock(place / ".lock"), place, what))
             require(place)  # another may have begun and ended in between
         except OSError as error:
             reason = error.strerror or error

@@ -12,12 +12,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from fastae.config import TrainConfig
+from fastae.device.choose import find_device
 from fastae.errors import FastaeError
 from fastae.model import AutoEncoder, meta_model
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable
-from fastae.utils.device import find_device
 from fastae.utils.files import require_file
 from fastae.utils.paths import expand_home
 
@@ -48,8 +48,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     found = _final_weights(run.weights, model)
     # Reading a checkpoint takes three times as long: it holds Adam's moments, too.
     if not found or found[0][0] < (checkpoint.latest(run.checkpoints) or 0):
-        state = checkpoint.newest(run.checkpoints, log, lambda trained: model)
-        found += [(state["iteration"], state["model"])] if state else []
+        newest = checkpoint.newest(run.checkpoints, log, lambda trained: model)
+        found += [(newest.iteration, newest.training["model"])] if newest else []
     if not found:
         raise FastaeError(f"{str(path)!r} holds no usable checkpoint: train it longer, or restore one")
     iteration, weights = max(found, key=itemgetter(0))

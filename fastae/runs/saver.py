@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import torch
 
 from fastae.errors import NotFinite
 from fastae.runs import checkpoint
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.weights import write_weights
 
 
 class Saver(AbstractContextManager):
-    """Writes states into `folder`, which keeps the last `keep`, one after another in a thread.
+    """Writes checkpoints into `folder`, which keeps the last `keep`, one after another in a thread.
 
     With 0 it keeps one until the run is finished, and then none.
 
@@ -35,13 +37,13 @@ class Saver(AbstractContextManager):
         """Runs `work` in the thread, after what was submitted before."""
         self._pending.append(self._thread.submit(work))
 
-    def save(self, state: Mapping[str, Any], weights: Path | None = None) -> None:
-        """Copies the state and returns; waits only for what was submitted before.
+    def save(self, found: Checkpoint, weights: Path | None = None) -> None:
+        """Copies the tensors and returns; waits only for what was submitted before.
 
-        weights: file for the model's weights alone. The run is finished then, and keeps only this state.
+        weights: file for the model's weights alone. The run is then finished, and keeps only this checkpoint.
         """
         self.wait()
-        copied = _to_host(state)
+        copied = replace(found, training=_to_host(found.training))
         self.submit(lambda: self._write(copied, weights))
 
     def check(self) -> None:
@@ -54,17 +56,16 @@ class Saver(AbstractContextManager):
         while self._pending:
             self._pending.popleft().result()
 
-    def _write(self, state: dict[str, Any], weights: Path | None) -> None:
-        if not checkpoint.is_finite(state):
-            raise NotFinite(f"weights or Adam's moments not finite before iteration {state['iteration']:,}")
-        if not weights:
-            checkpoint.write(self._folder, state, keep=max(1, self._keep))
-        elif self._keep:
-            checkpoint.write(self._folder, state, keep=1)
-            write_weights(weights, state)  # then, since from a checkpoint they can be written again
-        else:
-            write_weights(weights, state)
-            checkpoint.remove_all(self._folder)
+    def _write(self, copied: Checkpoint, weights: Path | None) -> None:
+        if not checkpoint.is_finite(copied.training):
+            raise NotFinite(f"weights or Adam's moments not finite before iteration {copied.iteration:,}")
+        # First, since the weights can be written again from a checkpoint.
+        if self._keep or not weights:
+            checkpoint.write(self._folder, copied, keep=1 if weights else max(1, self._keep))
+        if weights:
+            write_weights(weights, copied.training["model"], copied.iteration)
+            if not self._keep:
+                checkpoint.remove_all(self._folder)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._thread.shutdown()

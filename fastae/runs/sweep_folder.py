@@ -27,7 +27,7 @@ ARTICLE_IMAGES = 6 * 100_000 * 64
 """Six runs of 100,000 iterations of 64 images took the article 30 hours."""
 
 
-class State(StrEnum):
+class RunState(StrEnum):
     """The state of one run of a sweep."""
 
     WAITING = "waiting"
@@ -45,7 +45,7 @@ class SweepRun:
     name: str
     loss: str
     seed: int
-    state: State = State.WAITING
+    state: RunState = RunState.WAITING
     iteration: int = 0
     loss_index: float | None = None
     held_out: float | None = None
@@ -105,12 +105,12 @@ class SweepConfig:
 
 
 class SweepFolder:
-    """A sweep has begun once `file` (sweep.json) and `images` (those that all runs train on) are there."""
+    """A sweep has begun once sweep.json and images.json, the list of the images of all runs, are there."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.file = path / "sweep.json"
-        self.images = path / NAME
+        self.manifest_file = path / NAME
 
     def run(self, name: str) -> RunFolder:
         return RunFolder(self.path / name)
@@ -135,15 +135,15 @@ class SweepFolder:
 
     def manifest(self) -> Manifest | None:
         """The images that all runs train on; None before it has begun. Raises FastaeError."""
-        return Manifest.read(self.images) if self.images.exists() else None
+        return Manifest.read(self.manifest_file) if self.manifest_file.exists() else None
 
-    def begin(self, config: SweepConfig, images: Manifest) -> None:
+    def begin(self, config: SweepConfig, manifest: Manifest) -> None:
         """Writes the plan and the images of a sweep that has not begun. Raises FastaeError."""
-        if self.images.exists():
+        if self.manifest_file.exists():
             return
         try:
             write_json(self.file, dataclasses.asdict(Content(config.plan(), config.runs())))
-            images.write(self.images)
+            manifest.write(self.manifest_file)
         except OSError as error:
             self.file.unlink(missing_ok=True)
             reason = error.strerror or error

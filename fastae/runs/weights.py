@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from fastae.errors import FastaeError
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
 from fastae.utils.environment import __version__
@@ -27,16 +28,16 @@ ALIGNMENT = 8
 """Bytes; the header is filled up with blanks to a multiple of it."""
 
 
-def write_weights(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes the weights of a checkpoint's state, in the format that safetensors' README defines.
+def write_weights(path: Path, weights: Mapping[str, Any], iteration: int) -> None:
+    """Writes the weights of a model after an iteration, in the format that safetensors' README defines.
 
     Raises OSError.
     """
     kinds = list(KINDS)
-    weights = dict(sorted(state["model"].items(), key=lambda each: (kinds.index(each[1].dtype), each[0])))
-    header: dict[str, Any] = {"__metadata__": {"iteration": str(state["iteration"]), "fastae": __version__}}
+    ordered = dict(sorted(weights.items(), key=lambda each: (kinds.index(each[1].dtype), each[0])))
+    header: dict[str, Any] = {"__metadata__": {"iteration": str(iteration), "fastae": __version__}}
     end = 0
-    for name, value in weights.items():
+    for name, value in ordered.items():
         start, end = end, end + value.nbytes
         header[name] = {
             "dtype": KINDS[value.dtype],
@@ -47,17 +48,17 @@ def write_weights(path: Path, state: Mapping[str, Any]) -> None:
     text += b" " * (-len(text) % ALIGNMENT)
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for value in weights.values():
+        for value in ordered.values():
             file.write(value.contiguous().numpy())  # of a channels-last weight a copy, one at a time
 
 
-def restore_weights(run: RunFolder, state: Mapping[str, Any]) -> None:
+def restore_weights(run: RunFolder, checkpoint: Checkpoint) -> None:
     """Writes the weights of a finished run, if it was killed between its last checkpoint and them.
 
     Raises FastaeError if they cannot be written.
     """
-    if finished_at(run) != state["iteration"]:
+    if finished_at(run) != checkpoint.iteration:
         try:
-            write_weights(run.weights, state)
+            write_weights(run.weights, checkpoint.training["model"], checkpoint.iteration)
         except OSError as error:
             raise FastaeError(f"cannot write {str(run.weights)!r}: {error.strerror or error}") from None

@@ -17,11 +17,11 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
-from fastae.runs.checkpoint import State as RunState
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
 from fastae.runs.loaded_model import finished_at
-from fastae.runs.sweep_folder import State, SweepConfig, SweepFolder, SweepRun, open_sweep
+from fastae.runs.sweep_folder import RunState, SweepConfig, SweepFolder, SweepRun, open_sweep
 from fastae.runs.weights import restore_weights
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
@@ -58,7 +58,7 @@ def run_sweep(
             reason = f"cannot write to the sweep's folder: {error.strerror or error}"
             raise RunFailure(f"{reason}; {sweep.resume_hint()}") from None
     for run in runs:
-        if run.state is State.FAILED:
+        if run.state is RunState.FAILED:
             log(f"failed    {run.name}: {run.error}")
     return sweep.folder.path, runs
 
@@ -79,11 +79,11 @@ class Sweep:
 
     def run(self) -> tuple[SweepRun, ...]:
         """Trains this rank's runs; the main rank then waits for the others. Raises OSError, FastaeError."""
-        if self.folder.images.exists():
+        if self.folder.manifest_file.exists():
             self._refresh()
             self._require_results()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
-        todo = [run.name for run in mine if run.state is not State.FINISHED]
+        todo = [run.name for run in mine if run.state is not RunState.FINISHED]
         settings = self._config.train
         if todo:
             self._at_once = min(self._at_once, len(todo))
@@ -91,10 +91,10 @@ class Sweep:
             session, settings = open_shared_session(self.folder, settings, names, self._ranks, self._at_once)
         if self._ranks.is_main:
             if todo:
-                self.folder.begin(self._config, session.images.manifest)
+                self.folder.begin(self._config, session.folder.manifest)
             for run in self._runs.values():
-                if run.state is not State.FINISHED:
-                    self._change(run.name, state=State.WAITING)
+                if run.state is not RunState.FINISHED:
+                    self._change(run.name, state=RunState.WAITING)
             self._ranks.share("sweep", str(self.folder.path))
         with SweepTable(lambda: tuple(self._runs.values()), settings):
             if todo:
@@ -121,15 +121,15 @@ class Sweep:
         self, session: Session, settings: TrainConfig, name: str, stops: StopSignals, slot: Slot
     ) -> Iterator[bool]:
         """Trains a run, an iteration per step of this iterator; its failure is recorded, not raised."""
-        self._change(name, state=State.RUNNING, error="")
+        self._change(name, state=RunState.RUNNING, error="")
         run, path = self._runs[name], self.folder.path / name
         config = replace(settings, loss=run.loss, seed=run.seed, out=str(path))
         prefix = f"{name}: " if self._at_once > 1 else ""
-        outcome: dict[str, Any] = {"state": State.STOPPED}
+        outcome: dict[str, Any] = {"state": RunState.STOPPED}
         try:
-            with begun_or_new(path, config, session) as (folder, state):
-                start = state["iteration"] if state else 0
-                seconds = state["progress"].seconds if state else 0.0
+            with begun_or_new(path, config, session) as (folder, newest):
+                start = newest.iteration if newest else 0
+                seconds = newest.progress.seconds if newest else 0.0
                 logged = folder.logged(start)
                 run = replace(run, iteration=start, seconds=seconds)
                 self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
@@ -139,22 +139,22 @@ class Sweep:
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
                 if not ended_by(config, start, seconds):
                     with open_trainer(
-                        slot.models, config, folder, stops, display, state, self._at_once
+                        slot.models, config, folder, stops, display, newest, at_once=self._at_once
                     ) as trainer:
                         while trainer.advance():
                             yield True
                         trainer.log_result()
                         trainer.finish()
                     self._update(replace(self._runs[name], held_out=trainer.evaluations[-1][1]))
-                elif state:
-                    restore_weights(folder, state)
-            outcome["state"] = State.FINISHED
+                elif newest:
+                    restore_weights(folder, newest)
+            outcome["state"] = RunState.FINISHED
         except Stopped as stopped:
             logged = RunFolder(path).logged(self._config.train.iterations)
             self._update(replace(self._runs[name], held_out=logged.held_out))
             self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
         except FastaeError as error:
-            outcome |= {"state": State.FAILED, "error": str(error)}
+            outcome |= {"state": RunState.FAILED, "error": str(error)}
             log(f"{name} failed: {error}")
         finally:
             figures = {figure: getattr(self._runs[name], figure) for figure in FIGURES}
@@ -163,7 +163,7 @@ class Sweep:
     def _wait_for_others(self) -> None:
         """Returns when no rank has a run to do; if one dies, torchrun ends this one."""
         self._refresh()
-        while any(run.state in (State.WAITING, State.RUNNING) for run in self._runs.values()):
+        while any(run.state in (RunState.WAITING, RunState.RUNNING) for run in self._runs.values()):
             time.sleep(POLL_SECONDS)
             self._refresh()
 
@@ -180,10 +180,10 @@ class Sweep:
         for run in self._runs.values():
             has_weights = finished_at(self.folder.run(run.name)) is not None
             if has_weights and self._config.train.keep == 0:
-                self._update(replace(run, state=State.FINISHED))  # no checkpoint could show it
-            elif run.state is State.FINISHED and not has_weights:
+                self._update(replace(run, state=RunState.FINISHED))  # no checkpoint could show it
+            elif run.state is RunState.FINISHED and not has_weights:
                 log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
-                self._update(replace(run, state=State.WAITING))
+                self._update(replace(run, state=RunState.WAITING))
 
     def _refresh(self) -> None:
         self._runs = {run.name: run for run in self.folder.read().runs}
@@ -231,21 +231,21 @@ class RunDisplay(LogLines):
 @contextmanager
 def begun_or_new(
     path: Path, config: TrainConfig, session: Session
-) -> Iterator[tuple[RunFolder, RunState | None]]:
+) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
     """A run's folder, locked, and its newest checkpoint; a new folder for a run that has not begun.
 
     Raises FastaeError if it began with other images than those of the session.
     """
     run = RunFolder(path)
     if run.config.exists():
-        with run.locked():
-            state = reopen(run, config)
-            if state and run.manifest(state["run"]).fingerprint != session.images.manifest.fingerprint:
+        with run.lock():
+            newest = reopen(run, config)
+            if newest and run.manifest(newest.run).fingerprint != session.folder.manifest.fingerprint:
                 raise FastaeError(
                     "it began with other images than the sweep; "
                     f"fastae train --resume {run.path} resumes it alone"
                 )
-            yield run, state
+            yield run, newest
     else:
         with new_run(path, config.loss, "the run folder") as run:
             yield run, None

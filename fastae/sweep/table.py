@@ -10,7 +10,7 @@ from rich.live import Live
 from rich.table import Table
 
 from fastae.config import TrainConfig
-from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS, State, SweepRun
+from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS, RunState, SweepRun
 from fastae.utils.console import console, duration
 
 
@@ -55,7 +55,7 @@ def caption(runs: Sequence[SweepRun], config: TrainConfig) -> str:
     left = sum(
         min((config.iterations - run.iteration) * pace, max(0.0, limit - run.seconds))
         for run in runs
-        if run.state not in (State.FINISHED, State.FAILED)
+        if run.state not in (RunState.FINISHED, RunState.FAILED)
     )
     remaining = f"{duration(left)} left; " if left else ""
     spent = f"{remaining}{duration(seconds)} for {images:,} images"

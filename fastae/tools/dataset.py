@@ -15,9 +15,10 @@ from fastae.data.files.prepare import prepare_celeba
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import Decoder, open_decoder
 from fastae.data.loaders.tuning import Tuning
+from fastae.device.apply import use_device
+from fastae.device.choose import choose_device
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log, printable
-from fastae.utils.device import choose_device
 from fastae.utils.paths import expand_home
 
 NAMES_SHOWN = 50
@@ -53,7 +54,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
 
 def _training_decoder(crop: int | None) -> Decoder:
     """The decoder of `fastae train` on this machine. Raises FastaeError if DALI is not installed."""
-    return open_decoder(CropResize(crop), choose_device("auto"), Tuning(compiled=False))
+    return open_decoder(CropResize(crop), use_device(choose_device("auto")), Tuning(compiled=False))
 
 
 def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> None:

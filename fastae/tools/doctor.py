@@ -17,20 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from fastae.device import compatibility
+from fastae.device.choose import choose_device, choose_precision
+from fastae.device.compatibility import Driver
+from fastae.device.compiling import compiler, missing_to_compile, require_temporary_folder
+from fastae.device.nvml import Gpu, NvmlError, in_wsl
 from fastae.errors import FastaeError
-from fastae.monitor.nvml import NvmlError, in_wsl
-from fastae.monitor.recording import Gpu
-from fastae.training import compatibility
-from fastae.training.compatibility import Driver
 from fastae.utils.cache import cache_folder, entries
 from fastae.utils.console import log
-from fastae.utils.device import (
-    choose_device,
-    choose_precision,
-    compiler,
-    missing_to_compile,
-    require_temporary_folder,
-)
 from fastae.utils.environment import __version__, commit, dali_builds, version
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
+from fastae.device.compiling import require_temporary_folder
 from fastae.errors import FastaeError
 from fastae.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log, printable
-from fastae.utils.device import require_temporary_folder
 from fastae.utils.files import atomic_write, require_new_folder
 from fastae.utils.paths import expand_home
 

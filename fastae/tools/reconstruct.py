@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from fastae.data.loaders.crop_resize import CropResize
+from fastae.device.apply import use_device
+from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.losses import loss_index, psnr, squared_error
 from fastae.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.console import log, printable
-from fastae.utils.device import choose_device
 from fastae.utils.files import require_new_folder
 from fastae.utils.paths import expand_home
 from fastae.utils.pictures import pairs, save_png, side_by_side
@@ -59,7 +60,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
     """
     out = expand_home(out)
     require_new_folder(out, "--out")
-    loaded = load_model(run, choose_device(device))
+    loaded = load_model(run, use_device(choose_device(device)))
     config = loaded.config
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
     log(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastae.device.choose import Precision
 from fastae.losses import element_of, loss_index, squared_error, ssim
 from fastae.model import AutoEncoder
-from fastae.utils.device import Precision
 from fastae.utils.sample import evenly_spaced
 
 BATCH = 64

@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import asdict
 from typing import Any
 
 from torch import Tensor
@@ -16,7 +15,7 @@ from torch import Tensor
 from fastae.monitor.monitor import Monitor
 from fastae.monitor.profiler import StepProfiler, costliest
 from fastae.monitor.recording import Phase
-from fastae.runs.checkpoint import Progress
+from fastae.runs.checkpoint import Checkpoint, Progress
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
@@ -176,21 +175,19 @@ class Recorder:
             file.write(png)
         self._tensorboard.image(iteration, PICTURE_TAG, png, sheet.shape[:2])
 
-    def save(self, iteration: int, seconds: float, state: Mapping[str, Any], final: bool) -> None:
+    def save(self, iteration: int, seconds: float, training: Mapping[str, Any], final: bool) -> None:
         """Starts to write a checkpoint; the run's other files are on the disk up to it before it is.
 
-        seconds: of training so far. final: the run is finished; it keeps this checkpoint alone, and the
-        weights.
+        Args:
+            iteration: the last iteration that was trained.
+            seconds: the time of training so far.
+            training: what `TrainingStep.state` returns.
+            final: whether the run is finished. It then keeps this checkpoint alone, and the weights.
         """
         self._tensorboard.sync()
         progress = Progress(seconds, self._metrics.sync(), self._events)
-        about = {
-            "iteration": iteration,
-            "config": self._config.as_dict(),
-            "run": self._description.as_dict(),
-            "progress": asdict(progress),
-        }
-        self._saver.save({**state, **about}, weights=self._run.weights if final else None)
+        found = Checkpoint(iteration, training, self._description, progress)
+        self._saver.save(found, weights=self._run.weights if final else None)
 
     def end_display(self) -> None:
         """What is logged from now on is the run's result."""

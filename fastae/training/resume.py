@@ -16,7 +16,7 @@ from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.model import meta_model
 from fastae.runs import checkpoint
-from fastae.runs.checkpoint import State
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import restore_weights
@@ -42,29 +42,29 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     """
     path = expand_home(path)
     ranks, run = launched(), RunFolder(path)
-    saved = run.settings()
-    with run.locked() if ranks.is_main else nullcontext():
-        state = reopen(run, saved, ranks)
-        where = f"iteration {state['iteration']:,}" if state else "the start: there is no checkpoint yet"
+    settings = run.settings()
+    with run.lock() if ranks.is_main else nullcontext():
+        newest = reopen(run, settings, ranks)
+        where = f"iteration {newest.iteration:,}" if newest else "the start: there is no checkpoint yet"
         log(f"resuming  {path} from {where}")
-        before = state["run"] if state else run.describe()
-        config = changed(saved, given, path)
-        if state:
-            iteration = state["iteration"]
+        before = newest.run if newest else run.describe()
+        config = changed(settings, given, path)
+        if newest:
+            iteration = newest.iteration
             if given.get("iterations", iteration) < iteration:
                 raise FastaeError(
                     f"--iterations {given['iterations']:,} is less than the {iteration:,} that are done: "
                     "name more to train it longer"
                 )
-            if option := ended_by(config, iteration, state["progress"].seconds):
+            if option := ended_by(config, iteration, newest.progress.seconds):
                 if ranks.is_main:
-                    restore_weights(run, state)
+                    restore_weights(run, newest)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
-        images = run.manifest(before) if state or run.images.exists() else None
-        session = open_session(as_before(config, given, before), ranks, images)
+        manifest = run.manifest(before) if newest or run.manifest_file.exists() else None
+        session = open_session(as_before(config, given, before), ranks, manifest)
         log_differences(session, config, before)
-        train_in(session, config, run, state)
+        train_in(session, config, run, newest)
     return path
 
 
@@ -75,17 +75,17 @@ def ended_by(config: TrainConfig, iteration: int, spent: float) -> str | None:
     return "--minutes" if config.minutes and spent >= 60 * config.minutes else None
 
 
-def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State | None:
+def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpoint | None:
     """The newest valid checkpoint of a run, whose folder is locked; None if it has none yet.
 
     Raises FastaeError if it has some and none of them is valid, if it has lost them, or if the run that they
     are of has other settings than `config`.
     """
-    state = checkpoint.newest(
+    newest = checkpoint.newest(
         run.checkpoints, log, lambda trained: meta_model(trained.image_size, trained.latent)
     )
-    if state:
-        _require_same(config, state["config"], run, state["iteration"])
+    if newest:
+        _require_same(config, newest, run)
     elif checkpoint.latest(run.checkpoints) is not None:
         raise FastaeError(f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one")
     elif config.keep == 0 and run.weights.exists():
@@ -99,17 +99,17 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> State |
         )
     if ranks.is_main:
         run.remove_drafts()
-    return state
+    return newest
 
 
-def _require_same(config: TrainConfig, trained: TrainConfig, run: RunFolder, iteration: int) -> None:
+def _require_same(config: TrainConfig, newest: Checkpoint, run: RunFolder) -> None:
     """Raises FastaeError for a setting that would make it another run than the one of its checkpoint."""
     for name in FIXED:
-        expected, found = getattr(trained, name), getattr(config, name)
+        expected, found = getattr(newest.run.config, name), getattr(config, name)
         if found != expected:
             raise FastaeError(
                 f"{str(run.config)!r} says {flag(name)} {found}, but the checkpoint of iteration "
-                f"{iteration:,} was trained with {expected}: restore config.json"
+                f"{newest.iteration:,} was trained with {expected}: restore config.json"
             )
 
 

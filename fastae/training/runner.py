@@ -1,4 +1,4 @@
-"""One run from start to end: a new one, or one that is resumed; its folder, and its faults in one line.
+"""One run from start to end: a new one, or one that is resumed.
 
 A run's whole state is its weights, its optimizer's state and the iteration, so one that continues from a
 checkpoint is the run that was never stopped.
@@ -9,32 +9,24 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
-from subprocess import CalledProcessError
-
-import torch
 
 from fastae.config import TrainConfig
-from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
+from fastae.device.cards import peak_flops
 from fastae.flops import training_flops
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
-from fastae.runs.checkpoint import Progress, State
+from fastae.runs.checkpoint import Checkpoint, Progress
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import joined, launched
-from fastae.training.out_of_memory import OUT_OF_HOST_MEMORY, advice
+from fastae.training.failures import explain
 from fastae.training.progress import LogLines, ProgressBar
 from fastae.training.recorder import Recorder
 from fastae.training.session import Models, Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Clock, Trainer
-from fastae.utils.console import log, printable, size
-from fastae.utils.device import peak_flops
+from fastae.utils.console import log, size
 from fastae.utils.environment import command
-from fastae.utils.limits import thread_limit
-
-SIGNALS_APART = 1.0
-"""Seconds in which a signal is awaited that has ended a compiler already."""
 
 
 def train(config: TrainConfig) -> Path:
@@ -50,13 +42,13 @@ def train(config: TrainConfig) -> Path:
     return path
 
 
-def train_in(session: Session, config: TrainConfig, run: RunFolder, state: State | None = None) -> None:
-    """One run to its end, in an open session: a new one, or from `state` on."""
+def train_in(session: Session, config: TrainConfig, run: RunFolder, newest: Checkpoint | None = None) -> None:
+    """Trains one run to its end in an open session: a new one, or one that continues from a checkpoint."""
     # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
     with (
         StopSignals() as stops,
         joined(session.ranks, session.hardware.device),
-        open_trainer(Models(session), config, run, stops, ProgressBar(), state) as trainer,
+        open_trainer(Models(session), config, run, stops, ProgressBar(), newest) as trainer,
     ):
         while trainer.advance():
             pass
@@ -74,94 +66,78 @@ def open_trainer(
     run: RunFolder,
     stops: StopSignals,
     display: LogLines,
-    state: State | None = None,
+    newest: Checkpoint | None = None,
+    *,
     at_once: int = 1,
 ) -> Iterator[Trainer]:
-    """A run ready to train, new or from `state` on; its folder is locked by the caller.
+    """Makes a run ready to train. The caller has locked its folder.
 
-    at_once: how many runs take turns. What ends this one early, here or in the block, is raised as RunFailure
-    or Stopped, which say how to resume.
+    Args:
+        models: of the session in which it is trained.
+        config: the run's settings.
+        run: its folder.
+        stops: asks for an early, orderly end.
+        display: shows the log steps.
+        newest: the checkpoint that it continues from; None for a new run.
+        at_once: how many runs take turns.
+
+    Raises:
+        RunFailure, Stopped: the run ended early, here or in the block; the message says how to resume it.
     """
     session = models.session
-    ranks, hardware = session.ranks, session.hardware
     try:
         with ExitStack() as held:
             loader = session.loader.reseeded(config.seed)
-            step = models.step(config, loader.images)
-            info = RunInfo(
-                loader.kind,
-                hardware.compiled,
-                config.amp,
-                config.batch_size,
-                ranks.size,
-                hardware.device.type == "cuda",
-                at_once,
-                training_flops(config.image_size, config.latent),
-                peak_flops(hardware.device, hardware.precision),
-            )
-            hz = config.gpu_sample_hz if ranks.is_main else 0
-            gpus = local_gpus(hardware.device, ranks.size)
-            monitor = held.enter_context(Monitor(run.path, hz, gpus, info))
-            if hardware.compiled:
+            step = models.step(config, loader.make_batch)
+            monitor = held.enter_context(open_monitor(session, config, run, loader.kind, at_once))
+            if session.hardware.compiled:
                 monitor.enter(Phase.COMPILE)
-            graph = step.record(loader.example()) if ranks.size == 1 else ""
+            graph = step.record(loader.example()) if session.ranks.size == 1 else ""
             description = session.describe(config, graph, at_once)
-            start = state["iteration"] if state else 0
-            progress: Progress = state["progress"] if state else Progress()
-            if state:
-                step.restore(state)
-                description = description.resumed_from(state["run"], start)
+            start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
+            if newest:
+                step.restore(newest.training)
+                description = description.resumed_from(newest.run, start)
             log(f"device    {description.device}")
             log(f"step      {description.step}")
             log(f"run       {run.path}")
             recorder = None
-            if ranks.is_main:
-                run.begin(description, session.images.manifest, session.skipped)
+            if session.ranks.is_main:
+                run.begin(description, session.folder.manifest, session.skipped)
                 recorder = Recorder(held, run, description, monitor, display, start, progress)
             session.replaced.runs.append(run)
             held.callback(session.replaced.runs.remove, run)
-            clock = Clock(progress.seconds, at_once)
-            yield Trainer(session, config, step, loader, run, recorder, stops, start, clock)
+            yield Trainer(
+                session,
+                config,
+                run,
+                step=step,
+                loader=loader,
+                recorder=recorder,
+                stops=stops,
+                start=start,
+                clock=Clock(progress.seconds, at_once),
+            )
     except Exception as error:
-        raise _described(error, session, config, run, stops) from None
+        raise explain(error, session, config, run, stops) from None
 
 
-def _described(
-    error: Exception, session: Session, config: TrainConfig, run: RunFolder, stops: StopSignals
-) -> Exception:
-    """A fault from outside as one line that says how to resume the run; other errors as they are."""
-    hint = run.resume_hint()
-    if isinstance(error, Stopped):
-        return Stopped(error.caught, f"{error}; {hint}")
-    if isinstance(error, NotFinite):
-        remedy = "a lower --lr" + (" or --no-amp" if config.amp else "")
-        return RunFailure(f"{error}; resuming would repeat it: start a new run with {remedy}")
-    if isinstance(error, TrainingFault):
-        return RunFailure(f"{error}; {hint}")
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_HOST_MEMORY in str(error):
-        return RunFailure(advice(config, session.loader, session.hardware.device))
-    # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
-    if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
-        return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
-    if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
-        return RunFailure(f"{no_threads}; {hint}")
-    if isinstance(error, CalledProcessError):
-        compiler = printable(str(error.cmd[0]))
-        return RunFailure(
-            f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
-        )
-    if isinstance(error, OSError):
-        reason = error.strerror or error
-        return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")
-    if isinstance(error, RuntimeError) and session.ranks.size > 1:
-        first = printable(str(error).splitlines()[0])
-        return RunFailure(f"another rank ended, or cannot be reached: {first}; {hint}")
-    return error
-
-
-def _is_compilers(error: Exception) -> bool:
-    """Whether torch.compile failed: it raises many types, some of them Triton's."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+def open_monitor(session: Session, config: TrainConfig, run: RunFolder, loader: str, at_once: int) -> Monitor:
+    """Makes the monitor of a run. Of several ranks, only the main one samples."""
+    hardware, ranks = session.hardware, session.ranks
+    info = RunInfo(
+        loader=loader,
+        compiled=hardware.compiled,
+        amp=config.amp,
+        batch_size=config.batch_size,
+        ranks=ranks.size,
+        on_gpu=hardware.device.type == "cuda",
+        at_once=at_once,
+        image_flops=training_flops(config.image_size, config.latent),
+        peak_flops=peak_flops(hardware.device, hardware.precision),
+    )
+    hz = config.gpu_sample_hz if ranks.is_main else 0
+    return Monitor(run.path, hz, local_gpus(hardware.device, ranks.size), info)
 
 
 def log_folder(run: RunFolder) -> None:

@@ -6,7 +6,6 @@ and each kind of loss is compiled once.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 import warnings
@@ -28,22 +27,23 @@ from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.loader import LoaderKind, build_loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
+from fastae.device.apply import apply
+from fastae.device.choose import Hardware, choose_hardware, choose_precision, describe
+from fastae.device.compatibility import unusable_gpu_reason
+from fastae.device.compiling import require_temporary_folder
+from fastae.device.memory import require_room
 from fastae.errors import FastaeError
 from fastae.losses import element_of
-from fastae.model import AutoEncoder
+from fastae.model import AutoEncoder, training_bytes
 from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.runs.folder import RunFolder
-from fastae.training.compatibility import unusable_gpu_reason
 from fastae.training.distributed import ALONE, Ranks, device_of
-from fastae.training.out_of_memory import require_room
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
-from fastae.utils import device as devices
 from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import console, log, printable
 from fastae.utils.environment import describe_environment
 from fastae.utils.json import convert
-from fastae.utils.limits import keep_freed_memory
 from fastae.utils.sample import evenly_spaced
 
 NAMED = 3
@@ -51,16 +51,6 @@ NAMED = 3
 
 _first_process: int | None = None
 _seeding = threading.Lock()
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What runs use. compile_note: whether torch.compile is used, and why, in words."""
-
-    device: torch.device
-    precision: devices.Precision
-    compiled: bool
-    compile_note: str
 
 
 class ReplacedFiles:
@@ -92,7 +82,7 @@ class Session:
     ranks: Ranks
     hardware: Hardware
     environment: Environment
-    images: ImageFolder
+    folder: ImageFolder
     source: str
     """Where the images are from, in words."""
 
@@ -106,14 +96,14 @@ class Session:
     @property
     def skipped(self) -> list[FileFault]:
         """The files that are not trained on."""
-        return [*self.images.skipped, *self.replaced.found]
+        return [*self.folder.skipped, *self.replaced.found]
 
     def describe(self, config: TrainConfig, graph_note: str = "", at_once: int = 1) -> RunDescription:
         """What a run with these settings is made with.
 
         graph_note: what `TrainingStep.record` returned. at_once: how many runs take turns.
         """
-        hardware, images = self.hardware, self.images
+        hardware, folder = self.hardware, self.folder
         layout = "channels-last" if config.channels_last else "channels-first"
         ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
         notes = (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks)
@@ -121,16 +111,16 @@ class Session:
             config,
             data=DataDescription(
                 source=self.source,
-                folder=os.path.abspath(images.root),  # noqa: PTH100
-                train=len(images.train),
-                held_out=len(images.held_out),
-                split=images.manifest.split,
+                folder=os.path.abspath(folder.root),  # noqa: PTH100
+                train=len(folder.train),
+                held_out=len(folder.held_out),
+                split=folder.manifest.split,
                 evaluated_on=len(self.held_out),
-                fingerprint=images.manifest.fingerprint,
+                fingerprint=folder.manifest.fingerprint,
             ),
             loader=self.loader.kind,
             compiled=hardware.compiled,
-            device=devices.describe(hardware.device),
+            device=describe(hardware.device),
             device_type=hardware.device.type,
             world_size=self.ranks.size,
             at_once=at_once,
@@ -147,8 +137,8 @@ class Models:
         self._model: AutoEncoder | None = None
         self._objectives: dict[Callable, nn.Module] = {}
 
-    def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
-        """A new training, from the initial weights of `config.seed`. images_of: a loader's `images`."""
+    def step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
+        """A new training, from the initial weights of `config.seed`. make_batch: a loader's."""
         hardware, ranks = self.session.hardware, self.session.ranks
         initial = build_model(config, hardware.device)
         if self._model is None:
@@ -177,7 +167,7 @@ class Models:
             lr=config.lr,
             precision=hardware.precision,
             objective=self._objectives[element],
-            images_of=images_of,
+            make_batch=make_batch,
         )
 
 
@@ -193,52 +183,57 @@ def open_session(
     config.require_ranks(ranks.size)
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
-    hardware = choose_hardware(config, ranks)
-    images, source = open_source(config.data, config.crop, cache, manifest)
+    hardware = open_hardware(config, ranks)
+    folder, source = open_source(config.data, config.crop, cache, manifest)
     replaced = ReplacedFiles()
-    crop_resize = CropResize(config.crop or images.side, config.image_size, config.antialias)
-    images, held_out = load_held_out(
-        images, config, hardware.device, crop_resize, replaced, is_resumed=manifest is not None
+    crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
+    folder, held_out = load_held_out(
+        folder, config, hardware.device, crop_resize, replaced, is_resumed=manifest is not None
     )
     log(f"data      {source}")
     log(
-        f"images    {len(images.train):,} to train on, {len(images.held_out):,} held out "
-        f"({images.manifest.split})"
+        f"images    {len(folder.train):,} to train on, {len(folder.held_out):,} held out "
+        f"({folder.manifest.split})"
     )
-    if images.ignored:
-        log(f"ignored   {count_ignored(images.ignored)}: training reads JPEG files only")
-    if images.skipped:
+    if folder.ignored:
+        log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
+    if folder.skipped:
         lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
-        log(f"skipped   {count_faults(images.skipped)}{lost}; skipped.txt names them", "yellow")
-    files = ImageFiles(images.train, replaced.add)
+        log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")
+    files = ImageFiles(folder.train, replaced.add)
     sampler = Sampler(len(files), config.batch_size, config.seed, config.augmentation, ranks.rank, ranks.size)
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config, hardware))
     kind = cast(LoaderKind, config.loader)
     loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None, at_once)
     log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
-    if not config.amp and devices.choose_precision(hardware.device, amp=True).dtype:
+    if not config.amp and choose_precision(hardware.device, amp=True).dtype:
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
     environment = convert(describe_environment(), Environment)
-    return Session(ranks, hardware, environment, images, source, replaced, held_out, loader)
+    return Session(ranks, hardware, environment, folder, source, replaced, held_out, loader)
 
 
-def choose_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
-    """What `config` runs on here. Raises FastaeError for a device that is not there, or too small, and
-    without a temporary folder."""
-    devices.require_temporary_folder()
+def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
+    """Chooses what `config` runs on here, and sets this process to it.
+
+    Raises FastaeError for a device that is not there, or too small, and without a temporary folder.
+    """
+    require_temporary_folder()
     name = device_of(config.device, ranks)
     if name == "auto" and (reason := unusable_gpu_reason()):
         log(f"warning   training on the CPU: {reason}", "yellow")
         name = "cpu"
-    device = devices.choose_device(name)
-    require_room(config, device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    devices.choose_kernels(device, config.deterministic)
-    compiled, note = devices.choose_compile(
-        config.compile, device, config.iterations * config.batch_size, config.minutes or math.inf
+    hardware = choose_hardware(
+        name,
+        amp=config.amp,
+        compile=config.compile,
+        deterministic=config.deterministic,
+        images=config.iterations * config.batch_size,
+        minutes=config.minutes,
     )
-    return Hardware(device, devices.choose_precision(device, config.amp), compiled, note)
+    model = f"training a model of --image-size {config.image_size} and --latent {config.latent}"
+    require_room(training_bytes(config.image_size, config.latent), model, hardware.device)
+    apply(hardware)
+    return hardware
 
 
 def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
@@ -249,7 +244,7 @@ def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
 
 
 def load_held_out(
-    images: ImageFolder,
+    folder: ImageFolder,
     config: TrainConfig,
     device: torch.device,
     crop_resize: CropResize,
@@ -259,9 +254,9 @@ def load_held_out(
 ) -> tuple[ImageFolder, Tensor]:
     """Decodes the images to evaluate on. A new run divides its files anew if none of these can be decoded."""
     while True:
-        held_out = images.held_out
+        held_out = folder.held_out
         try:
-            return images, load_images(
+            return folder, load_images(
                 held_out,
                 crop_resize,
                 device,
@@ -272,7 +267,7 @@ def load_held_out(
         except NoneLeft as error:
             if is_resumed:
                 raise
-            images = images.without(error.found)
+            folder = folder.without(error.found)
 
 
 def refuse_forked() -> None:

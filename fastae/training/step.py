@@ -7,19 +7,19 @@ always, which no precision overflows on, and k goes into Adam's eps.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from subprocess import CalledProcessError
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from fastae.device.choose import Precision
 from fastae.losses import element_of, gradient_scale, squared_error
 from fastae.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 from fastae.training import cuda_graph as graph
 from fastae.training.relu import recompute_masks
-from fastae.utils.device import Precision
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
@@ -65,8 +65,8 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
 class TrainingStep:
     """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
 
-    objective: from `objective_of(model, ...)`. images_of: makes a batch (N, 3, S, S) of the inputs, the
-    `images` of a loader; part of the step, so that it too is in the CUDA graph.
+    objective: from `objective_of(model, ...)`. make_batch: makes a batch (N, 3, S, S) of the inputs, that
+    of a loader; part of the step, so that it too is in the CUDA graph.
 
     Both results are float32 scalars on the device: reading one waits for the device, so the loop does
     that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
@@ -82,12 +82,12 @@ class TrainingStep:
         lr: float,
         precision: Precision,
         objective: nn.Module,
-        images_of: Callable[..., Tensor] = lambda images: images,
+        make_batch: Callable[..., Tensor] = lambda images: images,
     ) -> None:
         self.model = model
         self.device = next(model.parameters()).device
         self.precision = precision
-        self.images_of = images_of
+        self.make_batch = make_batch
         self.optimizer = torch.optim.Adam(
             model.parameters(),
             lr=lr,
@@ -172,7 +172,7 @@ class TrainingStep:
         }
 
     @torch.no_grad()
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """Continues from a `state`, whose tensors `fastae.runs.checkpoint` has compared with the model's.
 
         In place, since a recorded graph holds these very tensors. Adam's moments take the memory format of
@@ -187,7 +187,7 @@ class TrainingStep:
             self.scaler.load_state_dict(state["scaler"])
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        images = self.images_of(*inputs)
+        images = self.make_batch(*inputs)
         self.optimizer.zero_grad(set_to_none=True)
         objective, error = self._objective(images)
         self.scaler.scale(objective).backward()

@@ -18,6 +18,8 @@ from torch import Tensor
 from fastae.config import TrainConfig
 from fastae.data.files.recovery import DecoderError
 from fastae.data.loaders.loader import Loader
+from fastae.device.cards import peak_flops
+from fastae.device.memory import peak_memory, total_memory
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.flops import rate_text, training_flops
 from fastae.monitor.recording import Phase
@@ -30,7 +32,6 @@ from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.step_timer import StepTimer, Window
 from fastae.utils.console import log, printable
-from fastae.utils.device import peak_flops, peak_memory, total_memory
 from fastae.utils.limits import peak_bytes
 
 WARM_UP = 10
@@ -69,19 +70,28 @@ class Clock:
 
 
 class Trainer:
-    """Call `advance` until it returns False, then `finish`.
+    """Trains a run: call `advance` until it returns False, then `finish`.
 
-    start: the iteration that `step` continues from.
-    recorder: None on all ranks but the main one. stops: asks for an early, orderly end.
+    Args:
+        session: what the run shares with others.
+        config: the run's settings.
+        run: the run's folder.
+        step: the training step, with the weights that the run continues from.
+        loader: the batches, with the run's seed.
+        recorder: where the results go; None on all ranks but the main one.
+        stops: asks for an early, orderly end.
+        start: the iteration that the run continues from.
+        clock: the time of training.
     """
 
     def __init__(
         self,
         session: Session,
         config: TrainConfig,
+        run: RunFolder,
+        *,
         step: TrainingStep,
         loader: Loader,
-        run: RunFolder,
         recorder: Recorder | None,
         stops: StopSignals,
         start: int,
@@ -244,7 +254,7 @@ class Trainer:
         if iteration is None:
             return
         sampler = replace(self._loader.sampler, part=0, parts=1)
-        train = self._session.images.train
+        train = self._session.folder.train
         self._run.note_non_finite(iteration, [train[index] for index in sampler.at(iteration - 1).indices])
         raise NotFinite(
             f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite})"

@@ -182,7 +182,7 @@ def ensure_entry(
     if why := reason():
         if folder.is_dir():
             log(f"{kind:<9} {why}: rebuilding {folder.name}")
-        with locked(folder):
+        with lock_entry(folder):
             if reason():  # no other process has built it meanwhile
                 with building(folder, kind, data) as draft:
                     fill(draft)
@@ -190,7 +190,7 @@ def ensure_entry(
 
 
 @contextmanager
-def locked(folder: Path, wait: bool = True) -> Iterator[bool]:
+def lock_entry(folder: Path, wait: bool = True) -> Iterator[bool]:
     """Holds the lock of the entry `folder`. Without `wait`, yields False if another process holds it."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
@@ -215,7 +215,7 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
     """Yields a folder to fill, which becomes the entry `folder` if the block succeeds, else is removed.
 
     The entry appears once its files and their digests are on the disk. The caller holds the entry's lock
-    (`locked`). Drafts of any entry that killed processes left are removed first.
+    (`lock_entry`). Drafts of any entry that killed processes left are removed first.
     """
     with suppress(FastaeError):
         for entry in entries(folder.parent):
@@ -270,7 +270,7 @@ def remove(entry: Entry) -> bool:
     folder = entry.path.with_name(entry.name)
     draft = _draft(folder)
     try:
-        with locked(folder, wait=False) as is_ours:
+        with lock_entry(folder, wait=False) as is_ours:
             if is_ours:
                 _delete(draft)
                 if not entry.is_draft and read_marker(folder):

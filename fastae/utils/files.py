@@ -135,7 +135,7 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def locked(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
+def hold_lock(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
     """Holds the lock of `folder` while the block runs. The kernel releases it if the process dies.
 
     Args:

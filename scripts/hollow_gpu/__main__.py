@@ -21,7 +21,7 @@ def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str
     import torch._inductor.config as inductor
 
     from fastae.config import TrainConfig
-    from fastae.utils.device import Precision
+    from fastae.device.choose import Precision
     from scripts.hollow_gpu import lowering, training
 
     install()
@@ -34,7 +34,7 @@ def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str
         print("\n".join(lowering.lines(kernels, libraries)))
     print(f"a step      {counts}")
     inputs = made.inputs
-    print(f"its images  {lowering.counted(lambda: made.loader.images(*inputs))}")
+    print(f"its images  {lowering.counted(lambda: made.loader.make_batch(*inputs))}")
     note, replay = lowering.record(made)
     print(f"recording   {note}")
     print(f"a replay    {replay}")

@@ -21,11 +21,12 @@ from fastae.data.loaders.loader import HostLoader, Loader, ResidentLoader
 from fastae.data.loaders.resident import Store
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.tuning import Tuning
+from fastae.device.apply import use_device, use_tf32
+from fastae.device.choose import Precision, choose_device, choose_precision
 from fastae.model import AutoEncoder
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
-from fastae.utils.device import Precision, choose_device, choose_precision
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 
 IMAGES = 202_599
@@ -63,7 +64,8 @@ def make_step(
         objective: the objective of an earlier step, which is compiled already.
         precision: the precision. Default: by the settings.
     """
-    device = choose_device("cuda")
+    device = use_device(choose_device("cuda"))
+    use_tf32(device)
     loader = stand_in_loader(config, images)
     size = config.image_size
     precision = precision or choose_precision(device, config.amp)
@@ -77,7 +79,7 @@ def make_step(
         batch_shape=(config.batch_size, 3, size, size),
         lr=config.lr,
         precision=precision,
-        images_of=loader.images,
+        make_batch=loader.make_batch,
         objective=objective,
     )
     return Step(step, loader)
@@ -146,7 +148,7 @@ def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
 
     Returns its counts and the number of kernels that spill.
     """
-    device = choose_device("cuda")
+    device = use_device(choose_device("cuda"))
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
         model = build_model(config, device)

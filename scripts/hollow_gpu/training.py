@@ -16,14 +16,14 @@ from fastae.config import TrainConfig
 from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.loaders.loader import HostLoader
-from fastae.runs.checkpoint import State
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import Environment
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE
 from fastae.training.progress import ProgressBar
 from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
-from fastae.training.session import Models, ReplacedFiles, Session, choose_hardware
+from fastae.training.session import Models, ReplacedFiles, Session, open_hardware
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.trainer import Trainer
@@ -67,8 +67,8 @@ def drive(config: TrainConfig) -> dict[str, int]:
 class CountedModels(Models):
     """Models whose batch norm counters advance with each replay, since the capture is verified by them."""
 
-    def step(self, config: TrainConfig, images_of: Callable[..., Tensor]) -> TrainingStep:
-        step = super().step(config, images_of)
+    def step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
+        step = super().step(config, make_batch)
         count_replays(step._counters())
         return step
 
@@ -76,7 +76,7 @@ class CountedModels(Models):
 def stand_in_session(config: TrainConfig) -> Session:
     """A session with an empty resident store and empty held-out images."""
     names = {f"{number:06d}.jpg": 1 for number in range(IMAGES)}
-    images = ImageFolder(
+    folder = ImageFolder(
         root="/nowhere",
         train=list(names),
         held_out=["held_out.jpg"],
@@ -84,13 +84,13 @@ def stand_in_session(config: TrainConfig) -> Session:
         skipped=[],
         side=178,
     )
-    hardware = choose_hardware(config, ALONE)
+    hardware = open_hardware(config, ALONE)
     size = config.image_size
     return Session(
         ranks=ALONE,
         hardware=hardware,
         environment=Environment(),
-        images=images,
+        folder=folder,
         source="stand-in",
         replaced=ReplacedFiles(),
         held_out=torch.zeros(64, 3, size, size, device=hardware.device),
@@ -105,17 +105,17 @@ def train(models: Models, config: TrainConfig, path: Path) -> int:
 
 def resume(models: Models, config: TrainConfig, path: Path) -> int:
     run = RunFolder(path)
-    with run.locked():
-        state = reopen(run, config)
-        assert state is not None and state["iteration"] == 16
-        return run_to_end(models, config, run, state)
+    with run.lock():
+        newest = reopen(run, config)
+        assert newest is not None and newest.iteration == 16
+        return run_to_end(models, config, run, newest)
 
 
-def run_to_end(models: Models, config: TrainConfig, run: RunFolder, state: State | None) -> int:
+def run_to_end(models: Models, config: TrainConfig, run: RunFolder, newest: Checkpoint | None) -> int:
     """Counts synchronisations in QUIET iterations. Raises RuntimeError unless these replay a graph."""
     with (
         StopSignals() as stops,
-        open_trainer(models, config, run, stops, ProgressBar(), state) as trainer,
+        open_trainer(models, config, run, stops, ProgressBar(), newest) as trainer,
     ):
         return count_syncs(trainer)
 

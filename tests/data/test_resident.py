@@ -62,7 +62,7 @@ def test_the_second_opening_builds_nothing_and_takes_no_lock(face_paths, tmp_pat
     (store,) = stores(tmp_path)
     made = store.stat().st_mtime_ns
     monkeypatch.setattr(resident, "_build", None)  # building again would fail
-    monkeypatch.setattr(caches, "locked", None)
+    monkeypatch.setattr(caches, "lock_entry", None)
     again = open_(face_paths, tmp_path, kind="host")
     assert all(map(torch.equal, first, again.batches()))
     assert store.stat().st_mtime_ns == made

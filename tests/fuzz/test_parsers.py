@@ -123,8 +123,8 @@ def checkpoint_of_a_run(path, pictures):
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_name(f"{path.name}.sha256").write_text(digest)
     lines = []
-    state = checkpoint.newest(path.parent, lines.append)
-    assert isinstance(state, dict) or (len(lines) == 1 and "\n" not in lines[0])
+    found = checkpoint.newest(path.parent, lines.append)
+    assert found or (len(lines) == 1 and "\n" not in lines[0])
 
 
 def marker_of_a_cache_entry(path, pictures):

@@ -7,10 +7,10 @@ import torch
 
 from fastae.data import open_loader
 from fastae.data.loaders import resident
+from fastae.device.choose import Precision, choose_precision
 from fastae.model import AutoEncoder
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.step_timer import StepTimer
-from fastae.utils.device import Precision, choose_precision
 
 from ..commands import fastae
 
@@ -87,7 +87,7 @@ def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_path
     loader = open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=0, image_size=64, cache=False)
 
     def train(recorded):
-        step = make_step(small_model(cuda), choose_precision(cuda, amp=True), images_of=loader.images)
+        step = make_step(small_model(cuda), choose_precision(cuda, amp=True), make_batch=loader.make_batch)
         if recorded:
             assert step.record(loader.example()) == "one CUDA graph a step"
         return [step(*inputs)[0].item() for inputs in itertools.islice(loader.inputs(), 10)]

@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 
+from fastae.device.cards import find_card
+from fastae.device.memory import peak_memory
+from fastae.device.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.files import read_report
 from fastae.monitor.host import HostReader
 from fastae.monitor.monitor import Monitor, local_gpus, readers_of
-from fastae.monitor.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo, Verdict, summarize
-from fastae.utils.device import find_card, peak_memory
 from fastae.utils.limits import count_cores
 
 from ..commands import fastae

@@ -16,11 +16,12 @@ from fastae.data.loaders.pixel_ops import channel_means
 from fastae.data.loaders.resident import Store
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.tuning import Tuning
+from fastae.device.apply import use_device, use_kernels
+from fastae.device.choose import Precision, choose_device, choose_precision
 from fastae.model import AutoEncoder
 from fastae.training.cuda_graph import GraphedFunction, side_stream
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
-from fastae.utils.device import Precision, choose_device, choose_kernels, choose_precision
 
 SIZE, BATCH, IMAGES = 64, 8, 200
 RECORDED = "one CUDA graph a step"
@@ -50,7 +51,7 @@ def make_step(model, loader, *, loss="minibatch_bce", precision=None, **options)
         lr=1e-4,
         precision=precision,
         objective=objective_of(model, loss, precision, compiled=True),
-        images_of=loader.images,
+        make_batch=loader.make_batch,
         **options,
     )
 
@@ -102,7 +103,7 @@ def agrees(ours, theirs):
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 def test_gradients_of_every_layer_are_those_without_cudnn(cuda, results, compiled):
     """At the size that is trained: each size has kernels of its own."""
-    choose_kernels(cuda, deterministic=False)
+    use_kernels(cuda, deterministic=False)
     torch.manual_seed(0)
     model = AutoEncoder().to(cuda).to(memory_format=torch.channels_last)
     images = torch.rand(64, 3, 128, 128, device=cuda).contiguous(memory_format=torch.channels_last)
@@ -239,7 +240,7 @@ def second_gpu():
 def test_a_step_on_the_second_gpu(second_gpu, recorded, results, chosen):
     """By --device, which makes it the current one, and from Python, where another one may be current."""
     if chosen:
-        assert choose_device("cuda:1") == second_gpu
+        assert use_device(choose_device("cuda:1")) == second_gpu
         assert torch.cuda.current_device() == 1
     loader, model = resident(second_gpu), small_model(second_gpu)
     eager = make_step(copy.deepcopy(model), loader)

@@ -4,9 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastae.device.nvml import all_gpus, gpu_of_cuda
 from fastae.monitor import gpu_reader, poller
 from fastae.monitor.monitor import readers_of
-from fastae.monitor.nvml import all_gpus, gpu_of_cuda
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo

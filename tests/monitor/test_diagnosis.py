@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
+from fastae.device.nvml import Gpu
 from fastae.monitor.diagnosis import diagnose
-from fastae.monitor.recording import METRICS, Column, Gpu, GpuRecord, Phase, Recording, Span, Throttle
+from fastae.monitor.recording import METRICS, Column, GpuRecord, Phase, Recording, Span, Throttle
 from fastae.monitor.summary import summarize
 from fastae.monitor.text import troubles
 from fastae.utils.limits import Cores

@@ -9,10 +9,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
+from fastae.device.nvml import Absence
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import read_report, read_sessions, write_report
 from fastae.monitor.plot import PANELS, binned, draw
-from fastae.monitor.recording import METRICS, Absence, Column
+from fastae.monitor.recording import METRICS, Column
 from fastae.monitor.summary import UsageReport, summarize
 from fastae.monitor.text import findings, headline, rows, show_sessions
 from fastae.utils.limits import Cores

@@ -14,10 +14,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fastae.device.nvml import Absence
 from fastae.monitor import monitor as module
 from fastae.monitor.files import read_report, read_sessions
 from fastae.monitor.monitor import Monitor, local_gpus
-from fastae.monitor.recording import Absence, Phase
+from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo, Verdict
 
 from ..commands import SMALL, here

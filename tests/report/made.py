@@ -8,9 +8,10 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.files.folder import open_folder
+from fastae.device.nvml import Absence
 from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
-from fastae.monitor.recording import Absence, Phase
+from fastae.monitor.recording import Phase
 from fastae.monitor.summary import Diagnosis, Statistics, Summary, UsageReport, Verdict
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, NAME, TRAIN, MetricsWriter
@@ -75,8 +76,8 @@ def make_run(
         (folder / REPORT).write_text(json.dumps([dataclasses.asdict(each) for each in gpu]))
     if weights is not None:
         torch.manual_seed(weights)
-        state = {"model": AutoEncoder(config.image_size, config.latent).state_dict(), "iteration": max(train)}
-        write_weights(RunFolder(folder).weights, state)
+        model = AutoEncoder(config.image_size, config.latent)
+        write_weights(RunFolder(folder).weights, model.state_dict(), max(train))
     return folder
 
 

@@ -15,10 +15,9 @@ MIB = 1 << 20
 
 def test_it_holds_the_models_weights_and_the_iteration(tmp_path):
     model = AutoEncoder(32, 16).to(memory_format=torch.channels_last)
-    state = {"model": {name: value.detach() for name, value in model.state_dict().items()}, "iteration": 7}
-    write_weights(tmp_path / "weights", state)
+    write_weights(tmp_path / "weights", model.state_dict(), 7)
     found = load_file(tmp_path / "weights")
-    assert same_state(found, state["model"])
+    assert same_state(found, model.state_dict())
     assert {value.dtype for value in found.values()} == {torch.float32, torch.int64}
     with safe_open(tmp_path / "weights", framework="pt") as file:
         assert file.metadata()["iteration"] == "7"
@@ -27,5 +26,5 @@ def test_it_holds_the_models_weights_and_the_iteration(tmp_path):
 def test_writing_takes_no_second_copy_of_the_weights(tmp_path):
     weights = {f"weight{number}": torch.full((MIB,), float(number)) for number in range(64)}
     with little_memory(64 * MIB):  # a quarter of what they take
-        write_weights(tmp_path / "weights", {"model": weights, "iteration": 1})
+        write_weights(tmp_path / "weights", weights, 1)
     assert same_state(load_file(tmp_path / "weights"), weights)

@@ -160,10 +160,10 @@ def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, 
 def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, monkeypatch, capsys):
     open_trainer = sweeping.open_trainer
 
-    def failing(models, config, *rest):
+    def failing(models, config, *rest, **options):
         if config.loss == "minibatch_mse":
             raise RunFailure("out of memory at batch size 4")
-        return open_trainer(models, config, *rest)
+        return open_trainer(models, config, *rest, **options)
 
     monkeypatch.setattr(sweeping, "open_trainer", failing)
     config = SweepConfig(settings(face_folder, iterations=1), (*TWO, "pixel_bce"))

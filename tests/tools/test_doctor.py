@@ -8,12 +8,12 @@ import pynvml
 import pytest
 import torch
 
+from fastae.device import compatibility
+from fastae.device.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.device.nvml import Gpu
 from fastae.monitor import nvml
-from fastae.monitor.recording import Gpu
 from fastae.tools import doctor
 from fastae.tools.doctor import Problem, ask_nvml, checks_of
-from fastae.training import compatibility
-from fastae.training.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
 from fastae.utils.environment import DALI_BUILDS
 
 from ..commands import here

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from fastae.runs.sweep_folder import State, SweepFolder
+from fastae.runs.sweep_folder import RunState, SweepFolder
 
 from ..commands import SMALL, started
 
@@ -40,5 +40,5 @@ def test_a_sweep_is_dealt_out_to_two_machines(face_folder, tmp_path, endpoint):
     out = tmp_path / "sweep"
     losses = ["--losses", "pixel_mse,pixel_bce"]
     run_on_both(endpoint, "sweep", "--data", face_folder, "--out", out, *losses, *RUN)
-    assert [run.state for run in SweepFolder(out).read().runs] == [State.FINISHED] * 2
+    assert [run.state for run in SweepFolder(out).read().runs] == [RunState.FINISHED] * 2
     assert (out / "report.html").exists()

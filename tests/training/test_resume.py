@@ -156,7 +156,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, how):
         replace_checkpoint(
             newest, {"torn": content[:middle], "flipped": flipped, "empty": b""}[how], digest=False
         )
-    assert checkpoint.newest(stopped / "checkpoints", warnings.append)["iteration"] == 18
+    assert checkpoint.newest(stopped / "checkpoints", warnings.append).iteration == 18
     (line,) = warnings
     assert newest.name in line
 
@@ -189,9 +189,8 @@ def test_the_minutes_of_all_sessions_count(uninterrupted, tmp_path, capsys):
 
 def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
     described = json.loads((stopped / "config.json").read_text())
-    state = torch.load(stopped / "checkpoints" / "last.pt", weights_only=True)
-    state["run"]["world_size"] = 2
-    checkpoint.write(stopped / "checkpoints", state, keep=2)
+    last = checkpoint.newest(stopped / "checkpoints", print)
+    checkpoint.write(stopped / "checkpoints", replace(last, run=replace(last.run, world_size=2)), keep=2)
     resume_run(stopped, {"iterations": STOPPED + 1})
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs   ranks")]
     assert described["world_size"] == 1 and "rounding" not in line
@@ -404,11 +403,11 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
 
 def test_another_version_is_reported(stopped, capsys):
     """Of what the checkpoint was written with; config.json may be of a later session."""
-    described = json.loads((stopped / "config.json").read_text())
-    state = torch.load(stopped / "checkpoints" / "last.pt", weights_only=True)
-    assert state["run"]["environment"] == described["environment"]
-    state["run"]["environment"]["packages"]["torch"] = "1.0"
-    checkpoint.write(stopped / "checkpoints", state, keep=1)
+    last = checkpoint.newest(stopped / "checkpoints", print)
+    environment = last.run.environment
+    assert environment == RunFolder(stopped).describe().environment
+    older = replace(environment, packages={**environment.packages, "torch": "1.0"})
+    checkpoint.write(stopped / "checkpoints", replace(last, run=replace(last.run, environment=older)), keep=1)
     resume_run(stopped, {"iterations": STOPPED + 1})
     assert f"torch was 1.0, is {torch.__version__}" in capsys.readouterr().out
 
@@ -423,7 +422,7 @@ def test_what_is_not_a_run_is_refused(tmp_path, content):
 
 
 def test_two_runs_in_one_folder_are_one_too_many(stopped, face_folder):
-    with RunFolder(stopped).locked():
+    with RunFolder(stopped).lock():
         with pytest.raises(FastaeError, match="is locked by another run"):
             resume_run(stopped, {})
         with pytest.raises(FastaeError, match="is not empty"):

@@ -51,9 +51,9 @@ def main(data, out):
             memory.append(PAGE * int(Path("/proc/self/statm").read_text().split()[1]))
         return step(self, *inputs)
 
-    def noted(self, state, weights=None):
-        saved.append(state["iteration"])
-        save(self, state, weights)
+    def noted(self, found, weights=None):
+        saved.append(found.iteration)
+        save(self, found, weights)
 
     TrainingStep._step, saver.Saver.save = one_second, noted
     train(

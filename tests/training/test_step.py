@@ -9,33 +9,22 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-import torch._inductor.config as inductor
 import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
 from fastae.augment import Augmentation
-from fastae.config import TrainConfig
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import ParamTensors, PixelOps
 from fastae.data.loaders.sampler import Sampler
-from fastae.errors import FastaeError
+from fastae.device.choose import Precision
 from fastae.losses import LOSSES
 from fastae.model import AutoEncoder
 from fastae.training import step as step_module
 from fastae.training.relu import RecomputedReLU, recompute_masks, rectified
-from fastae.training.session import Hardware, build_model, loader_tuning
+from fastae.training.session import build_model
 from fastae.training.step import ADAM_BETAS, ADAM_EPS, TrainingStep, objective_of
 from fastae.training.sync_batch_norm import SyncBatchNorm2d
-from fastae.utils import device as device_module
-from fastae.utils.device import (
-    Precision,
-    can_compile,
-    choose_compile,
-    choose_device,
-    choose_kernels,
-    choose_precision,
-)
 
 from ..commands import same_state
 from ..conftest import small_config
@@ -136,106 +125,6 @@ def test_the_compiled_step_is_the_eager_one_and_compiles_once(model):
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
-def test_precision_follows_the_cpus_features(monkeypatch):
-    cpu = torch.device("cpu")
-    assert choose_precision(cpu, amp=False).dtype is None
-    for features, dtype in (
-        ({"amx_bf16": True}, torch.bfloat16),
-        ({"avx512_bf16": True}, torch.bfloat16),
-        ({"avx2": True}, None),
-    ):
-        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
-        assert choose_precision(cpu, amp=True).dtype is dtype
-    assert Precision(torch.float16, "").needs_scaling
-    assert not BF16.needs_scaling and not FLOAT32.needs_scaling
-
-
-def test_a_cpu_run_is_compiled_if_it_is_long_enough(monkeypatch):
-    cpu = torch.device("cpu")
-    assert choose_compile(None, cpu, images=6_400_000)[0]
-    assert not choose_compile(None, cpu, images=10_000)[0]
-    assert not choose_compile(None, cpu, images=6_400_000, minutes=2)[0]
-    assert choose_compile(True, cpu, images=1)[0]
-    monkeypatch.setenv("CXX", "no-such-compiler")
-    compiled, note = choose_compile(None, cpu, images=6_400_000)
-    assert not compiled and "no-such-compiler" in note
-    with pytest.raises(FastaeError, match="compile needs the C\\+\\+ compiler"):
-        choose_compile(True, cpu, images=1)
-
-
-def test_deterministic_reaches_inductor_and_the_jpeg_engine(monkeypatch):
-    """Timings decide nothing then, nor which images the engine has room for."""
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    gpu, hardware = torch.device("cuda", 0), Hardware(torch.device("cpu"), FLOAT32, False, "")
-    try:
-        for wanted in (True, False):
-            choose_kernels(gpu, wanted)
-            assert inductor.deterministic is torch.are_deterministic_algorithms_enabled() is wanted
-            load = loader_tuning(TrainConfig(deterministic=wanted), hardware).hw_decoder_load
-            assert (load == 0) is wanted
-    finally:
-        choose_kernels(torch.device("cpu"), False)
-
-
-@pytest.mark.parametrize("missing", ["g++", "gcc", "Python.h", "triton"])
-def test_a_gpu_needs_more_to_compile_than_a_cpu(monkeypatch, tmp_path, missing):
-    gpu, there = torch.device("cuda"), tmp_path / "Python.h"
-    for name in ("CC", "CXX"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(device_module.shutil, "which", lambda name: None if name == missing else f"/{name}")
-    monkeypatch.setattr(
-        device_module.importlib.util, "find_spec", lambda name: None if name == missing else 1
-    )
-    monkeypatch.setattr(device_module.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
-    if missing != "Python.h":
-        there.touch()
-    if missing == "gcc":
-        assert choose_compile(None, gpu, 1) == (True, "compiled"), "clang serves as well"
-        monkeypatch.setenv("CC", "gcc")
-    compiled, note = choose_compile(None, gpu, 1)
-    assert not compiled and missing in note
-    with pytest.raises(FastaeError, match=r"compile needs .*--no-compile"):
-        choose_compile(True, gpu, 1)
-    assert can_compile(torch.device("cpu")) is (missing != "g++")
-
-
-@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
-def test_refuses_a_device_that_is_not_there(name):
-    with pytest.raises(FastaeError, match=f"device '?{name}"):
-        choose_device(name)
-
-
-def test_what_a_gpu_is_set_to(monkeypatch):
-    """It becomes the current one; float32 is TF32 if it has that; cuDNN tries all engines, or always one."""
-    current, cuda = [], torch.device("cuda", 0)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_device", current.append)
-    assert [choose_device(name).index for name in ("cuda:1", "cuda")] == current == [1, 0]
-
-    conv, matmul, cudnn = torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.cudnn
-    before = conv.fp32_precision, matmul.fp32_precision
-    try:
-        for capability, note in (((9, 0), "TF32"), ((7, 5), "float32")):
-            conv.fp32_precision = matmul.fp32_precision = "ieee"
-            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-            assert choose_precision(cuda, amp=False) == Precision(None, note)
-            assert conv.fp32_precision == matmul.fp32_precision == "tf32"
-    finally:
-        conv.fp32_precision, matmul.fp32_precision = before
-
-    chosen = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    with cudnn.flags(benchmark=False, benchmark_limit=10):
-        choose_kernels(cuda, deterministic=False)
-        assert cudnn.benchmark and cudnn.benchmark_limit == 0
-        choose_kernels(cuda, deterministic=True)
-        assert not cudnn.benchmark
-    choose_kernels(torch.device("cpu"), deterministic=False)
-    assert chosen == [False, True, False], "a run's choice does not outlive it in its process"
-
-
 def test_restored_moments_lie_in_memory_as_the_weights_do(model):
     """Whatever the layout was before: fused Adam takes both as they lie, and would mix them up."""
     before = training_step(model.to(memory_format=torch.channels_last))
@@ -316,8 +205,8 @@ def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
     batches = itertools.islice(Sampler(20, 4, 0, Augmentation()).iterate(), 4)
     inputs = [(ParamTensors.pack(params),) for params in batches]
 
-    def step(images_of):
-        return training_step(copy.deepcopy(model), images_of=images_of)
+    def step(make_batch):
+        return training_step(copy.deepcopy(model), make_batch=make_batch)
 
     ours = step(lambda words: ops._gather_on_gpu(store, means, words))
     assert recorded(ours, monkeypatch, example=inputs[0]) == RECORDED

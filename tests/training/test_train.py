@@ -12,12 +12,12 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastae.data import CropResize, load_images
+from fastae.device.choose import Precision
 from fastae.model import AutoEncoder
 from fastae.runs.metrics import METRICS, read_metrics
 from fastae.training.evaluate import evaluate
 from fastae.training.runner import train
 from fastae.training.trainer import is_log_step
-from fastae.utils.device import Precision
 from fastae.utils.pictures import GAP, MARGIN, TITLE
 
 from ..commands import SMALL, here, last_state, same_state

@@ -10,7 +10,7 @@ import click
 import pytest
 
 from fastae.data.files.folder import open_folder
-from fastae.utils.cache import building, check_records, ensure_entry, entries, locked, remove
+from fastae.utils.cache import building, check_records, ensure_entry, entries, lock_entry, remove
 
 from ..commands import here, refuses, started, wait_for
 
@@ -28,10 +28,10 @@ def fill(draft, size):
 BUILD = """
 import sys, time
 from pathlib import Path
-from fastae.utils.cache import building, locked
+from fastae.utils.cache import building, lock_entry
 
 folder = Path(sys.argv[1])
-with locked(folder), building(folder, "resident", "data") as draft:
+with lock_entry(folder), building(folder, "resident", "data") as draft:
     (draft / "pixels.npy").write_bytes(b"half")
     print("under way", flush=True)
     time.sleep(600)
@@ -148,7 +148,7 @@ def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
 
 def test_a_build_that_fails_leaves_nothing(tmp_path):
     for error in (OSError("full"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), locked(tmp_path / "a"), building(tmp_path / "a", "faces", ""):
+        with pytest.raises(type(error)), lock_entry(tmp_path / "a"), building(tmp_path / "a", "faces", ""):
             raise error
         assert names(tmp_path) == []
 

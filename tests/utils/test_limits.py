@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from fastae.data.loaders import decode
+from fastae.device import memory
 from fastae.tools import doctor
-from fastae.utils import device, limits
+from fastae.utils import limits
 
 GIB = 1 << 30
 
@@ -87,7 +88,7 @@ def test_free_memory_is_what_the_control_groups_allow(machine, cgroup, groups, f
 def test_whoever_asks_for_free_memory_gets_the_control_groups(machine):
     machine("0::/\n", {".": v2(900 * MIB, 300 * MIB, 100 * MIB)})
     cpu = torch.device("cpu")
-    assert (device.free_memory(cpu), device.total_memory(cpu)) == (700 * MIB, 900 * MIB)
+    assert (memory.free_memory(cpu), memory.total_memory(cpu)) == (700 * MIB, 900 * MIB)
     assert "0.7 GiB free of 0.9 GiB" in doctor.check_memory()[0]
 
 

@@ -8,7 +8,7 @@ import pytest
 from filelock import FileLock
 
 from fastae.errors import FastaeError
-from fastae.utils.files import locked
+from fastae.utils.files import hold_lock
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def flock(monkeypatch):
 
 
 def held(folder):
-    return locked(FileLock(folder / ".lock"), folder, "run")
+    return hold_lock(FileLock(folder / ".lock"), folder, "run")
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")

@@ -24,8 +24,8 @@ from fastae.data.files.recovery import (
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import PixelOps
 from fastae.data.loaders.tuning import DEFAULT, Tuning
+from fastae.device.compiling import can_compile
 from fastae.errors import FastaeError
-from fastae.utils.device import can_compile
 from fastae.utils.environment import dali_builds
 from fastae.utils.limits import local_ranks, usable_cores
 

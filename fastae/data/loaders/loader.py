@@ -39,11 +39,12 @@ from fastae.data.loaders.pixel_ops import ParamTensors, to_batch
 from fastae.data.loaders.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.data.loaders.tuning import DEFAULT, Tuning
+from fastae.device.choose import find_device
+from fastae.device.memory import free_memory
 from fastae.errors import SettingError
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
 from fastae.utils.cache import cache_folder, check_records, is_writable
 from fastae.utils.console import counted, log, size
-from fastae.utils.device import find_device, free_memory
 from fastae.utils.paths import expand_home, texts, user_path
 from fastae.utils.sample import evenly_spaced
 
@@ -118,7 +119,7 @@ class Loader(ABC):
         Raises SettingError if `start` is not a valid iteration number.
         """
         start = require_int(start, "start", ITERATION)
-        return itertools.starmap(self.images, self.inputs(start))
+        return itertools.starmap(self.make_batch, self.inputs(start))
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
@@ -129,7 +130,7 @@ class Loader(ABC):
         """
 
     @abstractmethod
-    def images(self, *inputs: Tensor) -> Tensor:
+    def make_batch(self, *inputs: Tensor) -> Tensor:
         """Makes a batch from its inputs. A training step may compile and capture this as its own part."""
 
     @abstractmethod
@@ -159,7 +160,7 @@ class DaliLoader(Loader):
     def colors_in_step(self) -> bool:
         return self.decoder.on_gpu and self.decoder.tuning.colors_in_step
 
-    def images(self, *inputs: Tensor) -> Tensor:
+    def make_batch(self, *inputs: Tensor) -> Tensor:
         images, *words = inputs
         return self.decoder.pixel_ops.color(images, *words) if words else images
 
@@ -243,7 +244,7 @@ class ResidentLoader(Loader):
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         return ((self._params(iteration),) for iteration in itertools.count(start))
 
-    def images(self, *inputs: Tensor) -> Tensor:
+    def make_batch(self, *inputs: Tensor) -> Tensor:
         (words,) = inputs
         return self.decoder.pixel_ops.gather(self.store.pixels, self.store.means, words)
 
@@ -270,7 +271,7 @@ class HostLoader(Loader):
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         return upload_batches(self.store, self.sampler, start, self._uploads(self.decoder.device))
 
-    def images(self, *inputs: Tensor) -> Tensor:
+    def make_batch(self, *inputs: Tensor) -> Tensor:
         return self.decoder.pixel_ops.augment(*inputs)
 
 

@@ -29,10 +29,10 @@ from fastae.data.files.jpeg import USABLE, Fault, inspect
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders.decode import BATCH, Decoder
 from fastae.data.loaders.pixel_ops import channel_means
+from fastae.device.memory import free_memory
 from fastae.errors import FastaeError
 from fastae.utils.cache import damage, ensure_entry
 from fastae.utils.console import track
-from fastae.utils.device import free_memory
 from fastae.utils.environment import DALI_BUILDS, version
 from fastae.utils.files import open_unblocked, write_json
 from fastae.utils.json import read_json

@@ -1,6 +1,6 @@
 """Whether driver, GPUs, PyTorch and DALI fit together: each is made for some versions of CUDA.
 
-`python -m fastae.training.compatibility` refuses a mixture, for `make setup`.
+`python -m fastae.device.compatibility` refuses a mixture, for `make setup`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 
 import pynvml
 
-from fastae.monitor.nvml import NvmlError, all_gpus, offered, open_nvml
-from fastae.monitor.recording import Absence, Gpu
+from fastae.device.nvml import Absence, Gpu, NvmlError, all_gpus, offered, open_nvml
 from fastae.utils.console import printable
 from fastae.utils.environment import dali_builds
 

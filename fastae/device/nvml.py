@@ -7,21 +7,66 @@ recording. Constants and exceptions are always `pynvml`'s.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pynvml
 
 from fastae.errors import FastaeError
-from fastae.monitor.recording import Absence, Gpu
+from fastae.utils.worded import Worded
 
 Answer = TypeVar("Answer")
-Device = tuple[Gpu, Any]
-"""A GPU and its handle in NVML."""
 
 ERROR_NAMES = {getattr(pynvml, name): name for name in dir(pynvml) if name.startswith("NVML_ERROR_")}
 
 WSL_DEVICE = Path("/dev/dxg")  # the device by which WSL 2 gives access to GPUs, with Windows' driver
+
+
+class Absence(Worded):
+    """The reasons why GPUs are missing from a report."""
+
+    CPU_RUN = "cpu_run", "the run is on the CPU"
+    NO_NVML = (
+        "no_nvml",
+        "NVML (libnvidia-ml.so.1) is missing here; a container needs the driver capability 'utility': "
+        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video",
+    )
+    NO_NVML_IN_WSL = (
+        "no_nvml_in_wsl",
+        "NVML is missing; in WSL it comes with NVIDIA's driver for Windows, in /usr/lib/wsl/lib",
+    )
+    NVML_FAILED = "nvml_failed", "NVML does not answer"
+    NOT_SHOWN = "not_shown", "NVML does not show the GPU or MIG slice that CUDA uses"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU, or a MIG slice of one."""
+
+    index: int
+    """The index in the order of the PCI bus."""
+
+    name: str
+    uuid: str = ""
+
+    is_slice: bool = False
+    """Whether this is a MIG slice."""
+
+    memory_gib: float | None = None
+
+    power_limit: float | None = None
+    """Watts."""
+
+    max_pcie_width: int | None = None
+    """The number of PCIe lanes that the card has."""
+
+    lost: str | None = None
+    """NVML's error if the GPU answers no call."""
+
+
+Device = tuple[Gpu, Any]
+"""A GPU and its handle in NVML."""
 
 
 class NvmlError(FastaeError):

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from fastae.utils import device as devices
-from fastae.utils.device import CARDS, Precision, find_card, peak_flops
+from fastae.device.cards import CARDS, find_card, peak_flops
+from fastae.device.choose import Precision
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ def test_a_card_by_its_name(name, card):
 
 
 def test_the_peak_is_that_of_the_precision(monkeypatch):
-    monkeypatch.setattr(devices.torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     cuda = torch.device("cuda")
     assert peak_flops(cuda, Precision(torch.bfloat16, "")) == 989e12
     assert peak_flops(cuda, Precision(None, "")) == 494e12

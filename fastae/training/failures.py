@@ -1,0 +1,68 @@
+"""What ends a run early, in one line that says how to resume it or what to change."""
+
+from __future__ import annotations
+
+from subprocess import CalledProcessError
+
+import torch
+
+from fastae.config import TrainConfig
+from fastae.data.loaders.loader import Loader, ResidentLoader
+from fastae.device.memory import is_out_of_memory
+from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
+from fastae.runs.folder import RunFolder
+from fastae.training.session import Session
+from fastae.training.signals import StopSignals
+from fastae.utils.console import printable
+from fastae.utils.limits import thread_limit
+
+SIGNALS_APART = 1.0
+"""Seconds in which a signal is awaited that has ended a compiler already."""
+
+
+def explain(
+    error: Exception, session: Session, config: TrainConfig, run: RunFolder, stops: StopSignals
+) -> Exception:
+    """A fault from outside as one line that says how to resume the run; other errors as they are."""
+    hint = run.resume_hint()
+    if isinstance(error, Stopped):
+        return Stopped(error.caught, f"{error}; {hint}")
+    if isinstance(error, NotFinite):
+        remedy = "a lower --lr" + (" or --no-amp" if config.amp else "")
+        return RunFailure(f"{error}; resuming would repeat it: start a new run with {remedy}")
+    if isinstance(error, TrainingFault):
+        return RunFailure(f"{error}; {hint}")
+    if is_out_of_memory(error):
+        return RunFailure(advice(config, session.loader, session.hardware.device))
+    # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
+    if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
+        return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
+    if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
+        return RunFailure(f"{no_threads}; {hint}")
+    if isinstance(error, CalledProcessError):
+        compiler = printable(str(error.cmd[0]))
+        return RunFailure(
+            f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
+        )
+    if isinstance(error, OSError):
+        reason = error.strerror or error
+        return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")
+    if isinstance(error, RuntimeError) and session.ranks.size > 1:
+        first = printable(str(error).splitlines()[0])
+        return RunFailure(f"another rank ended, or cannot be reached: {first}; {hint}")
+    return error
+
+
+def _is_compilers(error: Exception) -> bool:
+    """Whether torch.compile failed: it raises many types, some of them Triton's."""
+    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+
+
+def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
+    """One line for a run that ran out of memory on `device`."""
+    remedies = [f"--batch-size {config.batch_size // 2}"] if config.batch_size > 1 else []
+    if isinstance(loader, ResidentLoader):
+        kind, saved = "host" if device.type == "cuda" else "dali", loader.store.pixels.nbytes
+        remedies.append(f"--loader {kind} ({saved / 1e9:.1f} GB less on {device})")
+    remedy = " or ".join(remedies) or "a smaller --image-size, or another device"
+    return f"out of memory at batch size {config.batch_size}: try {remedy}"

@@ -1,0 +1,115 @@
+"""What a program computes on, and what the process is set to: chosen by what is there."""
+
+import pytest
+import torch
+import torch._inductor.config as inductor
+
+from fastae.config import TrainConfig
+from fastae.device import compiling
+from fastae.device.apply import use_device, use_kernels, use_tf32
+from fastae.device.choose import Hardware, Precision, choose_device, choose_precision
+from fastae.device.compiling import can_compile, choose_compile
+from fastae.errors import FastaeError
+from fastae.training.session import loader_tuning
+
+FLOAT32 = Precision(None, "float32")
+
+
+def test_precision_follows_the_cpus_features(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_precision(cpu, amp=False).dtype is None
+    for features, dtype in (
+        ({"amx_bf16": True}, torch.bfloat16),
+        ({"avx512_bf16": True}, torch.bfloat16),
+        ({"avx2": True}, None),
+    ):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda features=features: features)
+        assert choose_precision(cpu, amp=True).dtype is dtype
+    assert Precision(torch.float16, "").needs_scaling
+    assert not Precision(torch.bfloat16, "").needs_scaling and not FLOAT32.needs_scaling
+
+
+def test_a_cpu_run_is_compiled_if_it_is_long_enough(monkeypatch):
+    cpu = torch.device("cpu")
+    assert choose_compile(None, cpu, images=6_400_000)[0]
+    assert not choose_compile(None, cpu, images=10_000)[0]
+    assert not choose_compile(None, cpu, images=6_400_000, minutes=2)[0]
+    assert choose_compile(True, cpu, images=1)[0]
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    compiled, note = choose_compile(None, cpu, images=6_400_000)
+    assert not compiled and "no-such-compiler" in note
+    with pytest.raises(FastaeError, match="compile needs the C\\+\\+ compiler"):
+        choose_compile(True, cpu, images=1)
+
+
+def test_deterministic_reaches_inductor_and_the_jpeg_engine(monkeypatch):
+    """Timings decide nothing then, nor which images the engine has room for."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    gpu, hardware = torch.device("cuda", 0), Hardware(torch.device("cpu"), FLOAT32, False, "")
+    try:
+        for wanted in (True, False):
+            use_kernels(gpu, wanted)
+            assert inductor.deterministic is torch.are_deterministic_algorithms_enabled() is wanted
+            load = loader_tuning(TrainConfig(deterministic=wanted), hardware).hw_decoder_load
+            assert (load == 0) is wanted
+    finally:
+        use_kernels(torch.device("cpu"), False)
+
+
+@pytest.mark.parametrize("missing", ["g++", "gcc", "Python.h", "triton"])
+def test_a_gpu_needs_more_to_compile_than_a_cpu(monkeypatch, tmp_path, missing):
+    gpu, there = torch.device("cuda"), tmp_path / "Python.h"
+    for name in ("CC", "CXX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(compiling.shutil, "which", lambda name: None if name == missing else f"/{name}")
+    monkeypatch.setattr(compiling.importlib.util, "find_spec", lambda name: None if name == missing else 1)
+    monkeypatch.setattr(compiling.sysconfig, "get_paths", lambda: {"include": str(tmp_path)})
+    if missing != "Python.h":
+        there.touch()
+    if missing == "gcc":
+        assert choose_compile(None, gpu, 1) == (True, "compiled"), "clang serves as well"
+        monkeypatch.setenv("CC", "gcc")
+    compiled, note = choose_compile(None, gpu, 1)
+    assert not compiled and missing in note
+    with pytest.raises(FastaeError, match=r"compile needs .*--no-compile"):
+        choose_compile(True, gpu, 1)
+    assert can_compile(torch.device("cpu")) is (missing != "g++")
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
+def test_refuses_a_device_that_is_not_there(name):
+    with pytest.raises(FastaeError, match=f"device '?{name}"):
+        choose_device(name)
+
+
+def test_what_a_gpu_is_set_to(monkeypatch):
+    """It becomes the current one; float32 is TF32 if it has that; cuDNN tries all engines, or always one."""
+    current, cuda = [], torch.device("cuda", 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    for name, index in (("cuda:1", 1), ("cuda", 0)):
+        assert use_device(choose_device(name)).index == current[-1] == index
+
+    conv, matmul, cudnn = torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.cudnn
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        for capability, note in (((9, 0), "TF32"), ((7, 5), "float32")):
+            conv.fp32_precision = matmul.fp32_precision = "ieee"
+            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+            assert choose_precision(cuda, amp=False) == Precision(None, note)
+            use_tf32(cuda)
+            assert conv.fp32_precision == matmul.fp32_precision == "tf32"
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+
+    chosen = []
+    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
+    with cudnn.flags(benchmark=False, benchmark_limit=10):
+        use_kernels(cuda, deterministic=False)
+        assert cudnn.benchmark and cudnn.benchmark_limit == 0
+        use_kernels(cuda, deterministic=True)
+        assert not cudnn.benchmark
+    use_kernels(torch.device("cpu"), deterministic=False)
+    assert chosen == [False, True, False], "a run's choice does not outlive it in its process"
