@@ -218,7 +218,7 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
             precision=precision,
             objective=objective_of(model, LOSS, precision, compiled=True),
         )
-        if level >= 6 and (note := step.record([images])) != "one CUDA graph a step":
+        if level >= 6 and (note := step.record([images])) != "one CUDA graph per step":
             raise SystemExit(note)
         return lambda: step(images)[0]
 

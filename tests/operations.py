@@ -82,7 +82,7 @@ class Graphs:
     def __init__(self, function=ReplayedFunction):
         self.GraphedFunction = function
 
-    def can_record(self, device):
+    def can_capture(self, device):
         return True
 
     def side_stream(self, device):

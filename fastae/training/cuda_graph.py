@@ -1,4 +1,4 @@
-"""A function of CUDA tensors, recorded once as a CUDA graph and replayed: one launch for all its kernels."""
+"""Captures a function of CUDA tensors as a CUDA graph and replays it: one launch for all its kernels."""
 
 from __future__ import annotations
 
@@ -11,22 +11,25 @@ import torch
 from torch import Tensor
 
 SETTLE = 0.05
-"""Seconds before a recording in which such a thread, on a device that is idle, is done."""
+"""The seconds before a capture in which the threads of DALI finish what they do on an idle device.
+
+One of them synchronises the device after it has freed a batch, which CUDA forbids during a capture.
+"""
 
 _failed: list[torch.cuda.CUDAGraph] = []
-"""Graphs whose recording failed: PyTorch's allocator of pinned memory keeps pointers to them."""
+"""Graphs whose capture failed. They are kept, since PyTorch's allocator of pinned memory points to them."""
 
 
-def can_record(device: torch.device) -> bool:
+def can_capture(device: torch.device) -> bool:
     """Whether the device has CUDA graphs."""
     return device.type == "cuda"
 
 
 @contextmanager
 def side_stream(device: torch.device) -> Iterator[None]:
-    """Runs what the block queues on a stream of its own, after all work before it and before all after it.
+    """Queues the block's work on a separate stream, after all earlier work and before all later work.
 
-    CUDA demands this of a recording, and of the steps that warm it up.
+    CUDA demands this of a capture, and of the steps that warm it up.
     """
     stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
@@ -38,13 +41,20 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 class GraphedFunction:
-    """Replays `function` on copies of its inputs in fixed places; returns the same tensors every time.
+    """A function that is captured once and replayed by every call, which returns the same two tensors.
 
-    Inputs may lie in pinned memory: they are copied straight to where the graph reads them. Make one within
-    a `side_stream`, on which the function has run before.
+    The graph reads its inputs from fixed addresses. Each call copies its inputs there, also from pinned
+    memory. An instance must be made within `side_stream`, on which the function has run before.
 
-    Raises RuntimeError if the function cannot be recorded: it synchronises, or allocates anew. Memory and
-    stream are as before then; what the function itself keeps, gradients above all, is the caller's to drop.
+    Args:
+        function: what is captured.
+        example: inputs of the shapes and types that every call has.
+        device: the CUDA device.
+
+    Raises:
+        RuntimeError: the function cannot be captured, because it synchronises or allocates memory. The
+            stream and PyTorch's memory are then as before, but the caller must drop whatever the function
+            has kept, such as gradients.
     """
 
     def __init__(
@@ -54,8 +64,8 @@ class GraphedFunction:
         self._graph, self._outputs = _capture(function, self._inputs, device)
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        for place, value in zip(self._inputs, inputs, strict=True):
-            place.copy_(value, non_blocking=True)
+        for captured, value in zip(self._inputs, inputs, strict=True):
+            captured.copy_(value, non_blocking=True)
         self._graph.replay()
         return self._outputs
 
@@ -66,10 +76,9 @@ def _capture(
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     with _no_garbage_collection():
         torch.cuda.synchronize(device)
-        # DALI frees batches in a thread that synchronises the device, which CUDA forbids during a recording.
         time.sleep(SETTLE)
-        torch.cuda.empty_cache()  # the graph's memory is its own
-        # Other threads' calls, DALI's above all, must not break the recording.
+        torch.cuda.empty_cache()  # the graph cannot use cached memory: it allocates from its own pool
+        # The calls of other threads, mainly DALI's, must not break the capture.
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             outputs = function(*inputs)
@@ -81,12 +90,12 @@ def _capture(
 
 
 def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.device) -> None:
-    """Ends a recording that failed, which gives the stream back, and its memory, which PyTorch would keep."""
+    """Ends a failed capture: gives back the stream, and the memory that PyTorch would keep."""
     try:
         graph.capture_end()
     except RuntimeError:  # CUDA has invalidated the capture
         _failed.append(graph)
-        # The first is done already in some versions of PyTorch, and then an error.
+        # Some versions of PyTorch have done the first already, and raise an error if it is done again.
         for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
             with suppress(RuntimeError):
                 end(device.index, pool)
@@ -94,7 +103,7 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.d
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """In a recording: an old graph or stream that were collected would be freed, which breaks it."""
+    """Switches the collector off: an old graph or stream that is freed during a capture breaks it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

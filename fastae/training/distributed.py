@@ -1,4 +1,4 @@
-"""Several processes that train together, as torchrun starts them; a process alone is rank 0 of 1."""
+"""Several processes that train together, started by torchrun. A process alone is rank 0 of 1."""
 
 from __future__ import annotations
 
@@ -20,24 +20,29 @@ from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.utils.console import console
 
 PATIENCE = timedelta(days=1)
-"""For which a rank waits for the main one, which may be decoding a data set."""
+"""The longest time for which a rank waits for the main one, which may be decoding a data set."""
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """This process is `rank` of `size`. local: its number on this machine, which is that of its GPU."""
+    """The number of this process among those that train together."""
 
     rank: int = 0
+    """The number of this process, from 0."""
+
     size: int = 1
+    """The number of processes."""
+
     local: int = 0
+    """The number of this process among those on this machine, which is the number of its GPU."""
 
     @property
     def is_main(self) -> bool:
-        """The one that logs and saves."""
+        """Whether this process is the one that logs and saves."""
         return self.rank == 0
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean over the ranks of a tensor that each has; all must call."""
+        """Returns the mean of a tensor over the ranks. All ranks must call."""
         if self.size == 1:
             return values
         total = values.clone()
@@ -45,7 +50,7 @@ class Ranks:
         return total / self.size
 
     def any(self, *flags: bool, device: torch.device) -> list[bool]:
-        """Each flag: whether it is set on any rank; all must call."""
+        """Returns for each flag whether it is set on any rank. All ranks must call."""
         if self.size == 1:
             return list(flags)
         shared = torch.tensor(flags, device=device, dtype=torch.int32)
@@ -53,7 +58,7 @@ class Ranks:
         return shared.bool().tolist()
 
     def share(self, name: str, text: str = "") -> str:
-        """The main rank's `text`, on all ranks, before they are `joined`; the others wait for it.
+        """Returns the main rank's `text` on all ranks, which need not be `joined`. The others wait for it.
 
         Raises RunFailure if the main rank has ended.
         """
@@ -73,14 +78,14 @@ ALONE = Ranks()
 
 @cache
 def _torchrun_store() -> dist.Store:
-    """The names and values that torchrun keeps for all ranks."""
+    """Opens the store of names and values that torchrun keeps for all ranks."""
     store, *_ = next(rendezvous("env://"))
     store.set_timeout(PATIENCE)
     return store
 
 
 def launched() -> Ranks:
-    """Who this process is, by torchrun's environment."""
+    """Reads from torchrun's environment which rank this process is. Only the main one logs from then on."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
     if not all(name in os.environ for name in names):
         return ALONE
@@ -91,7 +96,10 @@ def launched() -> Ranks:
 
 
 def device_of(name: str, ranks: Ranks) -> str:
-    """`--device` for one of several ranks: each takes its own GPU, if there are any."""
+    """Returns the device that a rank uses for `--device name`: of several ranks each has its own GPU.
+
+    Raises FastaeError if one GPU was named for several ranks.
+    """
     if ranks.size == 1 or name == "cpu" or not (torch.cuda.is_available() or name != "auto"):
         return name
     if name not in ("auto", "cuda"):
@@ -101,10 +109,10 @@ def device_of(name: str, ranks: Ranks) -> str:
 
 @contextmanager
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
-    """While the block runs, the ranks can exchange tensors of this device.
+    """While the block runs, the ranks can exchange tensors on this device.
 
-    After an exception they stay joined: parting would wait for kernels of NCCL, and those for a rank that
-    never comes. The process must end then, by `end_process`.
+    After an exception they stay joined. To part them would be to wait for NCCL's kernels, which wait for a
+    rank that never comes. The process must then be ended by `end_process`.
     """
     if ranks.size == 1:
         yield
@@ -124,9 +132,12 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
 def end_process(code: int, error: Exception | None = None) -> None:
     """Ends this process at once if an exception has left the ranks joined; otherwise does nothing.
 
-    error: is printed with its traceback before that.
-    Whatever frees memory of the GPU would wait for it, and so for the other ranks, which wait for this one:
-    only when it has ended does torchrun end them.
+    An orderly end would free memory of the GPU, and so wait for the GPU, which waits for the other ranks.
+    Torchrun ends those only when this process has ended.
+
+    Args:
+        code: the exit code.
+        error: is printed with its traceback first.
     """
     if dist.is_available() and dist.is_initialized():
         if error:

@@ -1,4 +1,4 @@
-"""Held-out images through the model: reconstructions, their loss, loss_index, PSNR and SSIM."""
+"""Evaluates a model on held-out images: reconstructions, their loss, loss_index, PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAMPLES = 16
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model makes of the held-out images."""
+    """How well a model reconstructs the held-out images."""
 
     loss: float
     """The mean loss element."""
@@ -36,11 +36,14 @@ class Evaluation:
     """Up to SAMPLES of the images, evenly spaced: float32 (n, 3, S, S) in [0, 1]."""
 
     reconstructions: Tensor
-    """What the model makes of these: float32 (n, 3, S, S) in [0, 1]."""
+    """Their reconstructions: float32 (n, 3, S, S) in [0, 1]."""
 
 
 def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Tensor:
-    """(N, 3, S, S) in [0, 1] -> float32 of the same shape, with batch norm's running statistics."""
+    """Reconstructs images (N, 3, S, S) in [0, 1], with batch norm's running statistics.
+
+    Returns float32 (N, 3, S, S) in [0, 1].
+    """
     was_training = model.training
     model.eval()
     try:

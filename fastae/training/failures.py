@@ -1,4 +1,4 @@
-"""What ends a run early, in one line that says how to resume it or what to change."""
+"""Explains what ends a run early, in one line that says how to resume the run or what to change."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from fastae.utils.console import printable
 from fastae.utils.limits import thread_limit
 
 SIGNALS_APART = 1.0
-"""Seconds in which a signal is awaited that has ended a compiler already."""
+"""The seconds for which a signal is awaited if it may have ended a compiler already."""
 
 
 def explain(
     error: Exception, session: Session, config: TrainConfig, run: RunFolder, stops: StopSignals
 ) -> Exception:
-    """A fault from outside as one line that says how to resume the run; other errors as they are."""
+    """Returns the error with a message for users if its cause is outside of fastae; otherwise as it is."""
     hint = run.resume_hint()
     if isinstance(error, Stopped):
         return Stopped(error.caught, f"{error}; {hint}")
@@ -59,7 +59,7 @@ def _is_compilers(error: Exception) -> bool:
 
 
 def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
-    """One line for a run that ran out of memory on `device`."""
+    """Returns one line that says what takes less memory on `device`."""
     remedies = [f"--batch-size {config.batch_size // 2}"] if config.batch_size > 1 else []
     if isinstance(loader, ResidentLoader):
         kind, saved = "host" if device.type == "cuda" else "dali", loader.store.pixels.nbytes

@@ -1,4 +1,4 @@
-"""How far a run is: a live bar on a terminal, one plain line per log step elsewhere."""
+"""Shows how far a run is: a live bar on a terminal, one plain line per log step elsewhere."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from fastae.training.run_ahead import TrainMetrics
 from fastae.utils.console import console, duration, log
 
 WIDE = 110
-"""Terminal columns from which the bar shows everything; narrower ones hide the loss and the data wait."""
+"""The width in columns from which the bar shows everything. In a narrower terminal it hides the loss and the
+wait for data."""
 
 
 def line_of(metrics: TrainMetrics, remaining: float, wide: bool = True) -> str:
-    """A log step as a line. remaining: seconds until the run ends."""
+    """The line that shows a log step, `remaining` seconds before the run ends."""
     window = metrics.window
     rate, ending = f"{window.images_per_second:,.1f} images/s", f"ETA {duration(remaining)}"
     if wide:
@@ -33,21 +34,21 @@ class LogLines:
         self._total = ""
 
     def begin(self, iterations: int | None) -> AbstractContextManager:
-        """iterations: after which the run ends; None if its minutes may be over before."""
+        """Begins a run of so many iterations; None if its minutes may end it before."""
         self._total = "" if iterations is None else f"/{iterations:,}"
         return nullcontext()
 
     def advance(self, iteration: int, share: float) -> None:
-        """An iteration is done. share: of the run, by iterations or minutes, whichever end it first."""
+        """Notes that an iteration is done, and with it this share of the run, in [0, 1]."""
 
     def report(self, metrics: TrainMetrics, remaining: float) -> None:
-        """Shows a log step. remaining: seconds until the run ends."""
+        """Shows a log step, `remaining` seconds before the run ends."""
         if not console.is_terminal:
             width = len(self._total) - 1 if self._total else 7
             log(f"{self._prefix}{metrics.iteration:>{width},}{self._total}  {line_of(metrics, remaining)}")
 
     def end(self) -> None:
-        """The run is over: what is logged from now on is its result."""
+        """Notes that the run is over. What is logged from now on is its result."""
 
 
 class ProgressBar(LogLines):
@@ -62,7 +63,7 @@ class ProgressBar(LogLines):
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,
-            transient=True,  # else it stays, twice after Ctrl-C
+            transient=True,  # otherwise the bar stays on the screen, after Ctrl-C twice
             expand=True,
         )
         self._task = self._bar.add_task("train", total=1.0, iteration=0, status="first step ...")

@@ -1,4 +1,4 @@
-"""Where a run's results go: metrics.csv, TensorBoard, pictures, checkpoints, display, monitor.
+"""Writes the results of a run: metrics.csv, TensorBoard, pictures, checkpoints, display, monitor.
 
 Of several ranks only the main one has a recorder.
 """
@@ -29,7 +29,7 @@ from fastae.utils.files import atomic_write
 from fastae.utils.pictures import encode_png, sample_sheet
 
 HYPERPARAMETERS = ("loss", "lr", "batch_size", "iterations", "latent", "image_size", "amp", "seed")
-"""The settings that TensorBoard's HPARAMS compares runs by."""
+"""The settings by which TensorBoard's HPARAMS compares runs."""
 
 TAGS = {
     TRAIN: {
@@ -48,19 +48,25 @@ TAGS = {
         "ssim": "ssim/held_out",
     },
 }
-"""The tags in TensorBoard of the columns of metrics.csv, by kind of row."""
+"""Kind of row in metrics.csv -> column -> tag in TensorBoard."""
 
 PICTURE_TAG = "held_out/original_over_reconstruction"
 
 PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
-"""Iterations after which a run is announced that will take more than LONG_RUN seconds."""
+"""The iterations after which a run that will take more than LONG_RUN seconds is announced."""
 
 
 class Recorder:
-    """Records a run from the iteration `start` on. Methods raise OSError if a disk is full.
+    """Records a run. The methods raise OSError if a disk is full.
 
-    held: closes what is opened here, in reverse order. description: what the run is made with.
-    progress: of the checkpoint that it continues from.
+    Args:
+        held: closes what is opened here, in reverse order.
+        run: the run's folder.
+        description: what the run is made with.
+        monitor: is told the phases and the speed.
+        display: shows the log steps.
+        start: the iteration that the run continues from; 0 for a new run.
+        progress: what the checkpoint says that the run continues from.
     """
 
     def __init__(
@@ -98,19 +104,22 @@ class Recorder:
             self._tensorboard.layout(charts)
             hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS}
             self._tensorboard.hyperparameters(hyperparameters, [held_out["loss_index"], held_out["psnr"]])
-        # After those, so that it ends before: what it still writes needs them.
+        # The saver is opened last and so closed first, since what it still writes needs the others.
         self._saver = held.enter_context(Saver(run.checkpoints, config.keep))
         held.enter_context(display.begin(None if config.minutes else config.iterations))
         self._profiler = held.enter_context(StepProfiler(config.profile, run.path))
 
     def phase(self, phase: Phase) -> None:
-        """What the iterations that follow are called in the utilisation report."""
+        """Begins a phase of the run, for the utilisation report."""
         self._monitor.enter(phase)
         if phase is Phase.TRAIN:
             self._profiler.begin()
 
     def advance(self, iteration: int, share: float) -> None:
-        """An iteration is done. share: of the run. Raises what a failed save raised."""
+        """Notes that an iteration is done, and with it this share of the run, in [0, 1].
+
+        Raises the error of a save that has failed.
+        """
         self._display.advance(iteration, share)
         if trace := self._profiler.step():
             log(f"profile   {trace}")
@@ -118,13 +127,13 @@ class Recorder:
                 log(f"{'':10}{line}")
         self._saver.check()
 
-    def train(self, metrics: TrainMetrics, remaining: float) -> None:
-        """A log step. remaining: seconds until the run ends."""
+    def log_step(self, metrics: TrainMetrics, remaining: float) -> None:
+        """Records a log step, `remaining` seconds before the run ends."""
         window = metrics.window
         images = window.iterations * self._config.batch_size
         data_seconds = window.data_wait * window.seconds
         self._monitor.record(images, window.seconds, data_seconds, metrics.device_seconds)
-        self._record(
+        self._append(
             metrics.iteration,
             TRAIN,
             loss=metrics.loss,
@@ -146,9 +155,9 @@ class Recorder:
                 log(f"hint      at this rate the run takes {duration(remaining)}; shorter with:")
                 log(f"          {', '.join(remedies)}")
 
-    def evaluation(self, iteration: int, evaluation: Evaluation) -> None:
-        """The metrics and pictures of an evaluation."""
-        self._record(
+    def log_evaluation(self, iteration: int, evaluation: Evaluation) -> None:
+        """Records the metrics and the pictures of an evaluation."""
+        self._append(
             iteration,
             HELD_OUT,
             loss=evaluation.loss,
@@ -160,14 +169,14 @@ class Recorder:
         self._saver.submit(lambda: self._draw(iteration, originals, reconstructions))
         log(f"iteration {iteration:,}: held-out loss_index {evaluation.loss_index:,.0f}")
 
-    def _record(self, iteration: int, kind: str, **values: float) -> None:
+    def _append(self, iteration: int, kind: str, **values: float) -> None:
         self._metrics.append(iteration, kind, **values)
         tags = self._tags[kind]
         finite = {tags[name]: value for name, value in values.items() if math.isfinite(value)}
         self._tensorboard.scalars(iteration, finite)
 
     def _draw(self, iteration: int, originals: Tensor, reconstructions: Tensor) -> None:
-        """In the saver's thread: encoding takes 70 ms, which training need not wait for."""
+        """Draws the pictures. It runs in the saver's thread, since the encoding takes 70 ms."""
         sheet = sample_sheet(originals, reconstructions, iteration)
         png = encode_png(sheet)
         self._run.samples.mkdir(exist_ok=True)  # somebody may have removed it
@@ -176,7 +185,7 @@ class Recorder:
         self._tensorboard.image(iteration, PICTURE_TAG, png, sheet.shape[:2])
 
     def save(self, iteration: int, seconds: float, training: Mapping[str, Any], final: bool) -> None:
-        """Starts to write a checkpoint; the run's other files are on the disk up to it before it is.
+        """Starts to write a checkpoint. The run's other files are on the disk before it is.
 
         Args:
             iteration: the last iteration that was trained.
@@ -190,9 +199,9 @@ class Recorder:
         self._saver.save(found, weights=self._run.weights if final else None)
 
     def end_display(self) -> None:
-        """What is logged from now on is the run's result."""
+        """Ends the display. What is logged from now on is the run's result."""
         self._display.end()
 
     def wait(self) -> None:
-        """Returns when everything is on the disk. Raises what a failed save raised."""
+        """Returns when everything is on the disk. Raises the error of a save that has failed."""
         self._saver.wait()

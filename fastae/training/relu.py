@@ -1,8 +1,9 @@
-"""ReLU in the form that a GPU's compiled step wants: without a mask in memory.
+"""ReLU in the form that suits the compiled step on a GPU: its backward pass reads no mask from memory.
 
-The backward pass of `nn.ReLU` reads its output: a third tensor for both kernels of batch norm's backward
-pass. That of `where` reads the input, which those kernels compute anew from what they read anyway, the
-convolution's output. Values and gradients are the same, at 0, NaN and infinity too.
+The backward pass of `nn.ReLU` reads the output of ReLU, which is a third tensor for both kernels of batch
+norm's backward pass. The backward pass of `torch.where` reads its input instead. Those kernels compute the
+input anew from the convolution's output, which they read anyway. Values and gradients are the same, also at
+0, NaN and infinity.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ class RecomputedReLU(nn.ReLU):
 
 
 def recompute_masks(model: AutoEncoder) -> None:
-    """Has every ReLU of the model be a RecomputedReLU; its state dict keeps its names."""
+    """Replaces every ReLU of the model by a RecomputedReLU. The state dict keeps its names."""
     for part in (model.encoder, model.decoder):
-        for place, layer in enumerate(part):
+        for index, layer in enumerate(part):
             if isinstance(layer, nn.ReLU):
-                part[place] = RecomputedReLU(layer.inplace)
+                part[index] = RecomputedReLU(layer.inplace)

@@ -1,7 +1,8 @@
-"""`fastae train --resume RUN`: the run in a folder continues from its newest valid checkpoint.
+"""`fastae train --resume RUN`: continues the run in a folder from its newest valid checkpoint.
 
-Settings that decide the optimization cannot be changed. Others (more iterations, another device, where the
-data are) may be given anew. With nothing changed, the run ends in the same bits as one that never stopped.
+Settings that decide the optimization cannot be changed. Others, such as more iterations, another device or
+another data folder, may be given anew. If nothing is changed, the run ends in the same bits as one that was
+never stopped.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ FIXED = [
 
 
 def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
-    """Resumes the run in `path`, with the settings in `given` changed. Returns the folder.
+    """Resumes the run in the folder `path`, with the settings in `given` changed. Returns the folder.
 
-    Raises FastaeError if that is not a run, it is in progress, or the settings or the data would make it
-    another run; otherwise as `fastae.training.runner.train`.
+    Raises FastaeError if the folder holds no run, if the run is in progress, or if the settings or the data
+    would make it another run; and the errors of `fastae.training.runner.train`.
     """
     path = expand_home(path)
     ranks, run = launched(), RunFolder(path)
@@ -69,17 +70,17 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
 
 
 def ended_by(config: TrainConfig, iteration: int, spent: float) -> str | None:
-    """The option that ended a run after so many iterations and seconds; None if it has not ended."""
+    """Returns the option that has ended a run after so many iterations and seconds; None if it continues."""
     if iteration >= config.iterations:
         return "--iterations"
     return "--minutes" if config.minutes and spent >= 60 * config.minutes else None
 
 
 def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpoint | None:
-    """The newest valid checkpoint of a run, whose folder is locked; None if it has none yet.
+    """Returns the newest valid checkpoint of a run; None if it has none yet. The folder must be locked.
 
-    Raises FastaeError if it has some and none of them is valid, if it has lost them, or if the run that they
-    are of has other settings than `config`.
+    Raises FastaeError if no checkpoint is valid, if they are lost, or if the newest valid one was trained
+    with settings other than `config`.
     """
     newest = checkpoint.newest(
         run.checkpoints, log, lambda trained: meta_model(trained.image_size, trained.latent)
@@ -103,7 +104,7 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
 
 
 def _require_same(config: TrainConfig, newest: Checkpoint, run: RunFolder) -> None:
-    """Raises FastaeError for a setting that would make it another run than the one of its checkpoint."""
+    """Raises FastaeError if a fixed setting differs from that of the run's checkpoint."""
     for name in FIXED:
         expected, found = getattr(newest.run.config, name), getattr(config, name)
         if found != expected:
@@ -114,7 +115,7 @@ def _require_same(config: TrainConfig, newest: Checkpoint, run: RunFolder) -> No
 
 
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
-    """The run's settings with those that were given. Raises FastaeError for one that is fixed."""
+    """Returns the run's settings with the given ones changed. Raises FastaeError for one that is fixed."""
     differing = [
         f"{flag(name)} {getattr(saved, name)}, not {given[name]}"
         for name in (*FIXED, "out")
@@ -126,14 +127,14 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
 
 
 def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescription) -> TrainConfig:
-    """The settings, with what was chosen automatically `before` instead of what is not `given` now."""
+    """Returns the settings; what is not `given` now is as it was chosen automatically `before`."""
     chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
     kept = {name: value for name, value in chosen.items() if name not in given and value is not None}
     return TrainConfig.from_dict(config.as_dict() | kept, "what the run says of itself")
 
 
 def log_differences(session: Session, config: TrainConfig, before: RunDescription) -> None:
-    """What differs from the run so far, and changes rounding alone."""
+    """Logs what differs from the run so far and changes its results, most of it only by rounding."""
     now = session.describe(config)
     then, is_now = (
         {"device": each.device, "loader": each.loader, "compiled": each.compiled, **each.environment.packages}

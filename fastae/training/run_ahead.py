@@ -1,4 +1,4 @@
-"""How the training loop runs ahead of a GPU: by a few steps, and without waiting for the figures it logs."""
+"""Lets the training loop run a few steps ahead of a GPU, without waiting for the figures that it logs."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from fastae.losses import loss_index
 from fastae.training.step_timer import Marks, Window
 
 AHEAD = 4
-"""Steps that a GPU may have before it: a few bridge any pause of the host, more would hold their batches."""
+"""The most steps that wait on the GPU. A few bridge any pause of the host; more would only take memory, since
+each holds its batch."""
 
 
 class StepQueue:
-    """The steps that a GPU has before it: the host waits while they are more than AHEAD.
+    """The steps that wait on a GPU. The host waits while there are more than AHEAD.
 
     On a CPU a step is over when its call returns, so nothing is queued.
     """
@@ -31,24 +32,24 @@ class StepQueue:
         self._waited = 0.0
 
     def add(self, end: Any) -> None:
-        """Adds a step that was submitted. end: on CUDA the event that the device reaches after it."""
+        """Adds a step that was submitted. On CUDA, `end` is the event that the device reaches after it."""
         if self._on_gpu:
             self._ends.append(end)
             if len(self._ends) > AHEAD and not (oldest := self._ends.popleft()).query():
                 self._waited += _wait_for(oldest)
 
     def take_wait(self) -> float:
-        """Seconds that the host has waited for the device since the last call."""
+        """Returns the seconds for which the host has waited for the device since the last call."""
         waited, self._waited = self._waited, 0.0
         return waited
 
 
 @dataclass(frozen=True)
 class TrainMetrics:
-    """A log step: what the window of iterations that it ends has measured."""
+    """The figures of a log step, which ends a window of iterations."""
 
     iteration: int
-    """The last of the window."""
+    """The last iteration of the window."""
 
     losses: list[float]
     """The mean loss element of each iteration of the window, on this rank."""
@@ -63,28 +64,30 @@ class TrainMetrics:
     """The 2-norm of the last iteration's gradients, averaged over all ranks."""
 
     window: Window
+    """The speed of the window."""
+
     device_seconds: float
-    """Seconds that the host waited for the device."""
+    """The seconds for which the host waited for the device."""
 
 
 class PendingWindows:
-    """Collects the losses of a window of iterations; a closed window is copied at once, and read later.
+    """Collects the losses of a window of iterations. A closed window is copied to the host, and read later.
 
-    On a GPU the copy is queued in the stream behind the steps. At the next log step the device has long made
-    it, so that reading it then makes the host wait for nothing.
+    On a GPU the copy is queued in the stream behind the steps. By the next log step the device has made
+    it, so the host reads it without waiting.
     """
 
     def __init__(self, device: torch.device, longest: int, start: int) -> None:
-        """longest: the most iterations of a window. start: the iteration before the first window."""
+        """The windows have at most `longest` iterations; the first one begins after iteration `start`."""
         self.first = start + 1
-        """The first iteration of the window that is open."""
-        # Read together: each reading is a copy to the host.
+        """The first iteration of the open window."""
+        # The losses of a window are in one tensor, since each reading of a tensor is a copy to the host.
         self._losses = torch.zeros(longest, device=device)
         self._count = 0
         self._unread: deque[Callable[[], TrainMetrics]] = deque()
 
     def add(self, loss: Tensor) -> None:
-        """Adds an iteration to the open window. loss: a scalar, which may be overwritten afterwards."""
+        """Adds the loss of an iteration to the open window: a scalar, which may be overwritten afterwards."""
         self._losses[self._count].copy_(loss)
         self._count += 1
 
@@ -93,10 +96,12 @@ class PendingWindows:
         return self._losses[: self._count].tolist()
 
     def close(self, last: Tensor, marks: Marks, waited: float) -> None:
-        """Starts to copy the open window to the host, and opens the next.
+        """Starts to copy the open window to the host, and opens the next one.
 
-        last: (3,), loss, squared error and gradient norm of its last iteration. waited: seconds that the host
-        has waited for the device.
+        Args:
+            last: loss, squared error and gradient norm of the window's last iteration, (3,).
+            marks: the moments of the window.
+            waited: the seconds for which the host has waited for the device.
         """
         values = torch.cat([last, self._losses[: self._count]]).to("cpu", non_blocking=True)
         ready = torch.cuda.Event() if self._losses.is_cuda else None
@@ -107,7 +112,7 @@ class PendingWindows:
         self._unread.append(partial(_measure, self.first - 1, values, ready, marks, waited))
 
     def read(self, but: int = 0) -> Iterator[TrainMetrics]:
-        """The closed windows that were not read yet, in order, without the last `but`."""
+        """Yields the closed windows that were not read yet, in order, without the last `but`."""
         while len(self._unread) > but:
             yield self._unread.popleft()()
 
@@ -121,7 +126,7 @@ def _measure(
 
 
 def _wait_for(event: torch.cuda.Event) -> float:
-    """Waits for the device to reach this event; returns for how many seconds."""
+    """Waits until the device has reached this event; returns for how many seconds."""
     before = time.perf_counter()
     event.synchronize()
     return time.perf_counter() - before

@@ -1,7 +1,7 @@
-"""What runs under the same conditions share: the device, the opened data, one model, its compiled objectives.
+"""What runs under the same conditions share: hardware, opened data, one model, its compiled objectives.
 
-One run has a session of its own; a sweep has one for all of its runs, so that the images are decoded once
-and each kind of loss is compiled once.
+A single run has a session of its own. A sweep has one session for all of its runs, so that the images are
+decoded once and each kind of loss is compiled once.
 """
 
 from __future__ import annotations
@@ -47,31 +47,31 @@ from fastae.utils.json import convert
 from fastae.utils.sample import evenly_spaced
 
 NAMED = 3
-"""Replaced files that the log names; of more it gives the number."""
+"""The number of replaced files that the log names. Of further ones it gives the number."""
 
 _first_process: int | None = None
 _seeding = threading.Lock()
 
 
 class ReplacedFiles:
-    """The files that turned out to be bad while they were read, each replaced by another."""
+    """The files that turned out to be bad when they were read. Each was replaced by another file."""
 
     def __init__(self) -> None:
         self.found: list[FileFault] = []
         self.runs: list[RunFolder] = []
-        """The runs in progress; each lists these files."""
+        """The runs in progress, each of which lists these files in its folder."""
 
     def add(self, bad: FileFault, substitute: str) -> None:
-        """For loaders: a file is bad, and is replaced by another."""
+        """Notes a bad file, and the path of the file that replaces it. Loaders call this."""
         self.found.append(bad)
         for run in self.runs:
             run.note_skipped([bad])
         quiet, number = console.quiet, len(self.found)
-        console.quiet = quiet and not self.runs  # from then on each rank reads other files
+        console.quiet = quiet and not self.runs  # in training, each rank reads other files
         if number <= NAMED:
             log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
         elif number.bit_count() == 1:  # at 4, 8, 16, ...
-            log(f"{number:,} files that cannot be decoded were replaced: skipped.txt names them")
+            log(f"{number:,} files that cannot be decoded were replaced (skipped.txt names them)")
         console.quiet = quiet
 
 
@@ -81,17 +81,23 @@ class Session:
 
     ranks: Ranks
     hardware: Hardware
+
     environment: Environment
+    """The versions of the software."""
+
     folder: ImageFolder
+    """The images, divided into those to train on and those to evaluate on."""
+
     source: str
     """Where the images are from, in words."""
 
     replaced: ReplacedFiles
+
     held_out: Tensor
     """The images to evaluate on: float32 (N, 3, S, S) on the device."""
 
     loader: Loader
-    """Training batches."""
+    """The training batches of the first run. `reseeded` makes those of another run."""
 
     @property
     def skipped(self) -> list[FileFault]:
@@ -99,9 +105,12 @@ class Session:
         return [*self.folder.skipped, *self.replaced.found]
 
     def describe(self, config: TrainConfig, graph_note: str = "", at_once: int = 1) -> RunDescription:
-        """What a run with these settings is made with.
+        """Describes a run with these settings.
 
-        graph_note: what `TrainingStep.record` returned. at_once: how many runs take turns.
+        Args:
+            config: the run's settings.
+            graph_note: what `TrainingStep.record` has returned.
+            at_once: how many runs take turns.
         """
         hardware, folder = self.hardware, self.folder
         layout = "channels-last" if config.channels_last else "channels-first"
@@ -130,7 +139,7 @@ class Session:
 
 
 class Models:
-    """One model, trained anew by each run that takes it, and its objectives, each compiled once."""
+    """One model, which each run trains anew, and its objectives, each compiled once."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -138,16 +147,16 @@ class Models:
         self._objectives: dict[Callable, nn.Module] = {}
 
     def step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
-        """A new training, from the initial weights of `config.seed`. make_batch: a loader's."""
+        """Begins a training from the initial weights of `config.seed`, with a loader's `make_batch`."""
         hardware, ranks = self.session.hardware, self.session.ranks
         initial = build_model(config, hardware.device)
         if self._model is None:
             self._model = initial
             if config.sync_bn and ranks.size > 1:
                 synchronize(self._model)
-        else:  # in place: what was compiled holds these very weights
+        else:  # in place, since what was compiled holds these weights
             self._model.load_state_dict(initial.state_dict())
-        # The three reductions of an element are one objective: what differs is Adam's eps.
+        # The three reductions of an element have one objective: only Adam's eps differs.
         element = element_of(config.loss)
         if element not in self._objectives:
             objective = objective_of(self._model, config.loss, hardware.precision, hardware.compiled)
@@ -156,7 +165,7 @@ class Models:
                 with warnings.catch_warnings(action="ignore", category=FutureWarning):
                     objective = DistributedDataParallel(
                         objective,
-                        broadcast_buffers=False,  # the main rank evaluates and saves, by its own statistics
+                        broadcast_buffers=False,  # the main rank evaluates and saves its own statistics
                         gradient_as_bucket_view=True,
                     )
             self._objectives[element] = objective
@@ -174,10 +183,16 @@ class Models:
 def open_session(
     config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest | None = None, at_once: int = 1
 ) -> Session:
-    """Everything that runs with these settings share.
+    """Opens what runs with these settings share.
 
-    manifest: the images of a run that is resumed; None for those that are there now. at_once: how many runs
-    take turns. Raises FastaeError for what is wrong with the settings, the device or the data.
+    Args:
+        config: the settings. Runs of the session may have another loss, seed and folder.
+        ranks: the processes that share the run.
+        manifest: the images of a run that is resumed; None for those that are there now.
+        at_once: how many runs take turns.
+
+    Raises:
+        FastaeError: something is wrong with the settings, the device or the data.
     """
     refuse_forked()
     config.require_ranks(ranks.size)
@@ -237,9 +252,9 @@ def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
 
 
 def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
-    """How the training images are decoded and augmented."""
+    """Chooses how the training images are decoded and augmented."""
     tuning = Tuning(threads=config.threads, compiled=hardware.compiled)
-    # The JPEG engine's pixels are not those of the GPU's cores; which images it gets depends on their sizes.
+    # The JPEG engine's pixels differ from those of the GPU's cores. It decodes some images, by their size.
     return replace(tuning, hw_decoder_load=0.0) if config.deterministic else tuning
 
 
@@ -252,7 +267,10 @@ def load_held_out(
     *,
     is_resumed: bool,
 ) -> tuple[ImageFolder, Tensor]:
-    """Decodes the images to evaluate on. A new run divides its files anew if none of these can be decoded."""
+    """Decodes the images to evaluate on, and returns them with their folder.
+
+    A new run divides its files anew if none of the held-out ones can be decoded.
+    """
     while True:
         held_out = folder.held_out
         try:
@@ -271,7 +289,7 @@ def load_held_out(
 
 
 def refuse_forked() -> None:
-    """Raises FastaeError in a fork of a process that has trained, where its threads are missing."""
+    """Raises FastaeError in a fork of a process that has trained: a fork lacks that process's threads."""
     global _first_process
     if _first_process not in (None, os.getpid()):
         raise FastaeError(
@@ -282,8 +300,8 @@ def refuse_forked() -> None:
 
 
 def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
-    """The model with the initial weights of `config.seed`, the same on every device."""
-    with _seeding, torch.random.fork_rng(devices=[]):  # the generator is the process's, and maybe its user's
+    """Makes the model with the initial weights of `config.seed`, which are the same on every device."""
+    with _seeding, torch.random.fork_rng(devices=[]):  # a user's program may use the same generator
         torch.manual_seed(config.seed)
         model = AutoEncoder(config.image_size, config.latent)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format

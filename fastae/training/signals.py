@@ -1,4 +1,4 @@
-"""A signal that asks a loop to stop: the first is noted, a second ends the process at once."""
+"""Signals that ask the training loop to stop: the first is noted, a second ends the process at once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals(AbstractContextManager):
-    """While the block runs, `caught` is the first of SIGTERM, SIGINT and SIGHUP that came, if any did.
+    """While the block runs, `caught` is the first SIGTERM, SIGINT or SIGHUP that came; None if none did.
 
-    If the block ends without having stopped for it, it is sent again.
-
-    A signal that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main
-    thread, where Python handles no signals, nothing is caught.
+    If the block ends without an exception although a signal was caught, that signal is sent again. A signal
+    that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main thread,
+    where Python handles no signals, nothing is caught.
     """
 
     def __init__(self) -> None:
@@ -33,8 +32,11 @@ class StopSignals(AbstractContextManager):
         return self
 
     def within(self, seconds: float) -> signal.Signals | None:
-        """What was caught, or is in so many seconds: a batch system signals the processes of a job one after
-        the other, so a child may have died of a signal that this process is still to receive."""
+        """Waits at most so many seconds for a signal; returns it, or the one that was caught before.
+
+        A batch system signals the processes of a job one after the other. So a child process may have died of
+        a signal that this process has yet to receive.
+        """
         end = time.monotonic() + seconds
         while not self.caught and time.monotonic() < end:
             time.sleep(0.02)

@@ -1,8 +1,8 @@
-"""One training step: make the images, forward, loss, backward, Adam; compiled, or one CUDA graph.
+"""One training step: make the batch, forward, loss, backward, Adam; compiled, or one CUDA graph.
 
-Two facts make it the same step for all six losses. The three reductions differ by a constant factor k
-of the gradient, and Adam on k*g with eps is Adam on g with eps / k. So the mean is differentiated
-always, which no precision overflows on, and k goes into Adam's eps.
+Two facts make it the same step for all six losses. The gradients of the three reductions differ only by a
+constant factor k, and Adam on k * g with eps is Adam on g with eps / k. So the step always differentiates
+the mean, which overflows in no precision, and gives Adam eps / k.
 """
 
 from __future__ import annotations
@@ -24,18 +24,23 @@ from fastae.training.relu import recompute_masks
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
 WARM_UP = 3
-"""Steps before a CUDA graph is recorded: compiling, and the allocations of cuDNN and Adam, happen there."""
+"""The number of steps before the CUDA graph is captured. Compiling, and the allocations of cuDNN and Adam,
+happen in them."""
 
 GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 16, "combo_kernels": True}
-"""Inductor's. What kernels read up to 16 times is computed anew instead of stored, as `recompute_masks`
-needs; small kernels that do not depend on each other are launched as one."""
+"""Options of Inductor. A value that kernels read up to 16 times is computed anew instead of stored, which
+`recompute_masks` needs. Small kernels that do not depend on each other are launched as one."""
 
 ATTEMPTS = 2
-"""Recordings that are tried: another thread may have disturbed the first."""
+"""The number of captures that are tried: another thread may have disturbed the first."""
 
 
 class Objective(nn.Module):
-    """Images (N, 3, S, S) -> (mean loss element to differentiate, mean squared error): float32 scalars."""
+    """The model with its loss.
+
+    Maps images (N, 3, S, S) in [0, 1] to the mean loss element, which is differentiated, and to the mean
+    squared error: two float32 scalars.
+    """
 
     def __init__(self, model: AutoEncoder, loss: str, precision: Precision) -> None:
         super().__init__()
@@ -51,7 +56,10 @@ class Objective(nn.Module):
 
 
 def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: bool) -> nn.Module:
-    """The objective of `loss`, compiled for one shape; the model itself keeps its plain names."""
+    """Makes the objective of `loss`. If it is compiled, then for the shape of its first batch only.
+
+    The state dict of the model keeps its names.
+    """
     objective = Objective(model, loss, precision)
     if not compiled:
         return objective
@@ -63,14 +71,22 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
 
 
 class TrainingStep:
-    """`step(*inputs)` trains on one batch and returns (mean loss element, mean squared error).
+    """The training of a model: `step(*inputs)` trains on one batch.
 
-    objective: from `objective_of(model, ...)`. make_batch: makes a batch (N, 3, S, S) of the inputs, that
-    of a loader; part of the step, so that it too is in the CUDA graph.
+    A call returns the mean loss element and the mean squared error, two float32 scalars on the device. To
+    read one is to wait for the device, so the loop does that only when it logs. The next call may overwrite
+    them. The inputs' shapes must not change from call to call. If the model is on a GPU, inputs may lie in
+    pinned memory.
 
-    Both results are float32 scalars on the device: reading one waits for the device, so the loop does
-    that only when it logs; the next step may overwrite them. Shapes must not change from call to call:
-    the step is compiled for one. Inputs may lie in pinned memory if the model is on a GPU.
+    Args:
+        model: the model, whose weights are trained in place.
+        loss: the name of the loss.
+        batch_shape: (N, 3, S, S).
+        lr: Adam's learning rate.
+        precision: the precision of the objective.
+        objective: the result of `objective_of` for this model.
+        make_batch: makes images (N, 3, S, S) from the inputs, as a loader's `make_batch` does. It is part of
+            the step, so that the CUDA graph contains it.
     """
 
     def __init__(
@@ -106,17 +122,18 @@ class TrainingStep:
         return self._step(*(value.to(self.device, non_blocking=True) for value in inputs))
 
     def record(self, example: Sequence[Tensor]) -> str:
-        """On CUDA, records the whole step as one graph, which later calls replay; returns what was done.
+        """On a GPU, captures the whole step as a CUDA graph, which later calls replay.
 
-        Call it before training. The steps that it trains on `example` to warm up are undone.
+        It must be called before training. It trains a few steps on the inputs `example`, and undoes them.
+        Returns what was done, in words; "" on a CPU.
         """
-        if not graph.can_record(self.device):
+        if not graph.can_capture(self.device):
             return ""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         for _ in range(ATTEMPTS):
             try:
                 self._recorded = self._graphed(example)
-                note = "one CUDA graph a step"
+                note = "one CUDA graph per step"
             except (RuntimeError, CalledProcessError) as error:  # the latter from Triton's compiler of C
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
                 self._forget()
@@ -126,13 +143,13 @@ class TrainingStep:
         return note
 
     def _graphed(self, example: Sequence[Tensor]) -> graph.GraphedFunction:
-        """The step as a graph, of which a replay is known to train. Raises RuntimeError."""
+        """Captures the step, and verifies that a replay trains. Raises RuntimeError."""
         with graph.side_stream(self.device):
             for _ in range(WARM_UP):
                 self._step(*(value.to(self.device) for value in example))
             self.optimizer.zero_grad(set_to_none=True)
             recorded = graph.GraphedFunction(self._step, example, self.device)
-        # A graph that was recorded on another device or stream is empty, of which PyTorch only warns.
+        # A graph that was captured on another device or stream is empty. PyTorch only warns about that.
         before = [int(counter) for counter in self._counters()]
         recorded(*example)
         if [int(counter) - 1 for counter in self._counters()] != before:
@@ -140,14 +157,14 @@ class TrainingStep:
         return recorded
 
     def _forget(self) -> None:
-        """Drops what an interrupted step has left: gradients in a failed graph's memory, flags."""
+        """Drops what an interrupted step has left: gradients in the failed graph's memory, and flags."""
         self.optimizer.zero_grad(set_to_none=True)
         for flag in ("grad_scale", "found_inf"):
             self.optimizer.__dict__.pop(flag, None)
         self.scaler = self._new_scaler()
 
     def _undo(self, weights: dict[str, Tensor]) -> None:
-        """Back to these weights and a new optimizer: in place, since a graph holds these very tensors."""
+        """Sets weights and optimizer back to their start; in place, since a graph holds the tensors."""
         self.model.load_state_dict(weights)
         for state in self.optimizer.state.values():
             for value in state.values():
@@ -159,12 +176,12 @@ class TrainingStep:
 
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
-        # Not scaled any more: fused Adam divides them by the loss scale and stores them back.
+        # They are not scaled any more: fused Adam divides them by the loss scale and stores them back.
         gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def state(self) -> dict[str, Any]:
-        """Model, optimizer and scaler as state dicts: what `restore` continues from."""
+        """Model, optimizer and scaler as state dicts, from which `restore` continues."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -173,10 +190,10 @@ class TrainingStep:
 
     @torch.no_grad()
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Continues from a `state`, whose tensors `fastae.runs.checkpoint` has compared with the model's.
+        """Continues from a `state`, which `fastae.runs.checkpoint` has compared with the model.
 
-        In place, since a recorded graph holds these very tensors. Adam's moments take the memory format of
-        the weights, which may be another than in the run before: its kernel assumes that.
+        The tensors are changed in place, since a captured graph holds them. Adam's moments take the memory
+        format of the weights, which Adam's kernel assumes; it may be another than in the run before.
         """
         self.model.load_state_dict(state["model"])
         for index, weight in enumerate(self.model.parameters()):
@@ -197,5 +214,5 @@ class TrainingStep:
         return objective.detach(), error
 
     def _counters(self) -> list[Tensor]:
-        """How many batches each batch norm has seen: int64 scalars."""
+        """The number of batches that each batch norm has seen: int64 scalars."""
         return [buffer for buffer in self.model.buffers() if not buffer.is_floating_point()]

@@ -1,8 +1,8 @@
-"""Where the time of a training loop goes: waiting for data, or in the step.
+"""Measures where the time of a training loop goes: waiting for data, or in the step.
 
-On a CPU the host's clock is read at each mark. On CUDA each mark is an event in the stream, so that
-what is timed is the device: the wait is the time in which the device had no batch to work on. Events
-are read when the window's figures are, after it is over.
+On a CPU each mark is a reading of the host's clock. On CUDA each mark is an event in the stream, so the
+device is timed: the wait for data is the time in which the device had no batch to work on. Events are
+read after the window is over, together with its other figures.
 """
 
 from __future__ import annotations
@@ -18,24 +18,29 @@ import torch
 
 @dataclass(frozen=True)
 class Window:
-    """A stretch of iterations. Times in seconds; `data_wait` is the share of `seconds` without a batch.
-
-    step_p50, step_p95: percentiles of an iteration's time, its wait for data included.
-    """
+    """The speed of consecutive iterations."""
 
     iterations: int
+    """The number of iterations."""
+
     seconds: float
     images_per_second: float
+
     data_wait: float
+    """The share of `seconds` in which there was no batch, in [0, 1]."""
+
     step_p50: float
+    """The median time of an iteration with its wait for data, in seconds."""
+
     step_p95: float
+    """The 95th percentile of the same."""
 
 
 class StepTimer:
-    """Call `begin`, then for each iteration `fetch`, `data_ready` and `step_done`; `split` ends the window.
+    """Marks the moments of a loop: call `begin`, then `fetch`, `data_ready` and `step_done` per iteration.
 
-    The time between an iteration's end and the next `fetch` (the turns of other runs, the host's own work)
-    counts as time, but not as waiting for data.
+    `split` ends a window. The time between an iteration's end and the next `fetch`, in which other runs take
+    their turns and the host does its own work, belongs to the window, but not to the wait for data.
     """
 
     def __init__(self, device: torch.device, batch_size: int) -> None:
@@ -45,22 +50,22 @@ class StepTimer:
         self._excluded: list[int] = []
 
     def begin(self) -> None:
-        """Starts a new window here: what came between, such as an evaluation, is not counted."""
+        """Starts a new window. The time since the last one, such as of an evaluation, is not counted."""
         self._marks, self._excluded = [self._mark()], []
 
     def exclude(self) -> None:
-        """What happens between the last iteration and the next, a checkpoint, is not counted either."""
+        """Leaves out the time from the last iteration to the next, in which a checkpoint is saved."""
         self._excluded.append(len(self._marks) // 3)
 
     def fetch(self) -> Any:
-        """Returns the moment: on CUDA an event."""
+        """Marks this moment and returns the mark: on CUDA an event, else seconds."""
         self._marks.append(self._mark())
         return self._marks[-1]
 
     data_ready = step_done = fetch
 
     def split(self) -> Marks:
-        """The marks since `begin` or the last split, at least one iteration; the next window begins here."""
+        """Ends the window, which has at least one iteration, and starts a new one. Returns its marks."""
         marks, self._marks = self._marks, self._marks[-1:]
         excluded, self._excluded = self._excluded, []
         return Marks(marks, excluded, self._on_gpu, self._batch_size)
@@ -75,21 +80,24 @@ class StepTimer:
 
 @dataclass(frozen=True)
 class Marks:
-    """The moments of one window, which a GPU may not have reached yet. excluded: iterations before which the
-    time is not counted."""
+    """The moments of one window, which a GPU may not have reached yet."""
 
     marks: list[Any]
+    """The start of the window, then three marks per iteration."""
+
     excluded: list[int]
+    """The iterations, counted from 0, before which the time is not counted."""
+
     on_gpu: bool
     batch_size: int
 
     def measure(self) -> Window:
-        """The window's figures. Waits for the device to reach its end."""
+        """Computes the window's figures. Waits until the device has reached its end."""
         if self.on_gpu:
             self.marks[-1].synchronize()
         pairs = itertools.pairwise(self.marks)
         spans = np.array([a.elapsed_time(b) / 1e3 if self.on_gpu else b - a for a, b in pairs])
-        spans[[3 * place for place in self.excluded]] = 0
+        spans[[3 * index for index in self.excluded]] = 0
         gaps, waits, steps = spans[0::3], spans[1::3], spans[2::3]
         seconds = float(spans.sum())
         p50, p95 = np.percentile(gaps + waits + steps, (50, 95))

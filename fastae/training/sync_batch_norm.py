@@ -1,7 +1,7 @@
 """Batch norm over the whole batch if several ranks share it.
 
-PyTorch's DDP leaves each rank to the statistics of its own slice. `nn.SyncBatchNorm` shares them, but on GPUs
-alone, and torch.compile cannot trace it there. So it is written out here, in float32, for both.
+With PyTorch's DDP each rank uses the statistics of its own part of the batch. `nn.SyncBatchNorm` shares them,
+but only on GPUs, and torch.compile cannot trace it. So it is written out here, in float32, for CPUs too.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from fastae.model import AutoEncoder
 
 PIXELS = (0, 2, 3)
-"""The axes of (N, C, H, W) that a channel's statistics are taken over."""
+"""The axes of (N, C, H, W) over which the statistics of a channel are taken."""
 
 
 class _Normalize(torch.autograd.Function):
-    """(N, C, H, W), weight and bias (C,) -> normalised in the input's dtype; mean, variance (C,) in float32.
+    """Normalises (N, C, H, W) over all ranks, with weight and bias (C,).
 
-    Kept for the backward pass is the input as it is, not its float32.
+    Returns the normalised input in its dtype, and mean and variance (C,) in float32. The input is kept for
+    the backward pass in its own dtype, not in float32, which would take more memory.
     """
 
     @staticmethod
@@ -59,7 +60,7 @@ def _wide(values: Tensor) -> Tensor:
 
 
 class SyncBatchNorm2d(nn.BatchNorm2d):
-    """As `nn.BatchNorm2d`: (N, C, H, W), the same N on every rank, normalised over all of them."""
+    """`nn.BatchNorm2d` over all ranks, of inputs (N, C, H, W) with the same N on every rank."""
 
     def forward(self, input: Tensor) -> Tensor:
         if not self.training:
@@ -78,10 +79,10 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize(model: AutoEncoder) -> None:
-    """Has every batch norm of the model normalise over all ranks; its state dict keeps its names."""
+    """Makes every batch norm of the model normalise over all ranks. The state dict keeps its names."""
     for part in (model.encoder, model.decoder):
-        for place, layer in enumerate(part):
+        for index, layer in enumerate(part):
             if isinstance(layer, nn.BatchNorm2d):
                 other = SyncBatchNorm2d(layer.num_features, layer.eps, layer.momentum)
-                part[place] = other.to(layer.weight.device)
+                part[index] = other.to(layer.weight.device)
                 other.load_state_dict(layer.state_dict())

@@ -1,8 +1,9 @@
-"""One run's training, one iteration per call: batch, step, metrics, evaluation, checkpoint.
+"""Trains a run, one iteration per call: batch, step, metrics, evaluation, checkpoint.
 
-Several trainers may take turns in one process. Iterations are counted from 1, when they are done: the metrics
-of iteration i are those of the batch that the i-th step trained on. On a GPU the loop stays a few steps ahead
-of the device and never drains it: what a log step measures is copied in the stream, and read at the next one.
+Several trainers may take turns in one process. Iterations are counted from 1: the metrics of iteration i are
+those of the batch that the i-th step trained on. On a GPU the loop stays a few steps ahead of the device and
+never waits until the device is idle: what a log step measures is copied in the stream, and read at the next
+log step.
 """
 
 from __future__ import annotations
@@ -35,37 +36,42 @@ from fastae.utils.console import log, printable
 from fastae.utils.limits import peak_bytes
 
 WARM_UP = 10
-"""Iterations after which speed is representative: cuDNN has chosen, caches are warm."""
+"""The number of iterations after which the speed is representative: cuDNN has chosen, caches are warm."""
 
 AGREE_EVERY = 10
-"""Iterations after which several ranks agree on whether to stop: each agreement is a wait for all."""
+"""The number of iterations after which several ranks agree on whether to stop; then each waits for all."""
 
 
 def is_log_step(iteration: int, every: int) -> bool:
-    """Every `every` iterations, and before that at 1, 2, 5, 10, 20, 50, ...: a run shows its speed early."""
+    """Whether an iteration is logged: every `every`-th and, to show the speed early, 1, 2, 5, 10, 20, ..."""
     if iteration % every == 0:
         return True
     return iteration < every and iteration / 10 ** (len(str(iteration)) - 1) in (1, 2, 5)
 
 
 class Clock:
-    """Seconds of a run's training, in all sessions; its share of them, if several runs take turns."""
+    """The time of a run's training in all sessions, in seconds. If several runs take turns, it is a share.
+
+    Args:
+        spent: the time in earlier sessions.
+        at_once: how many runs take turns in this session.
+    """
 
     def __init__(self, spent: float, at_once: int) -> None:
-        """spent: in earlier sessions. at_once: how many runs take turns in this one."""
         self._spent = spent
         self._at_once = at_once
         self.begin()
 
     def begin(self) -> None:
-        """This session's training begins now."""
+        """Begins the training of this session."""
         self._began = time.monotonic()
 
     def now(self) -> float:
+        """The time until now."""
         return self.after(time.monotonic() - self._began)
 
     def after(self, seconds: float) -> float:
-        """The time after so many seconds of this session."""
+        """The time after so many seconds of this session's training."""
         return self._spent + seconds / self._at_once
 
 
@@ -99,7 +105,7 @@ class Trainer:
     ) -> None:
         self.iteration = self._start = start
         self.evaluations: list[tuple[int, float]] = []
-        """(iteration, loss_index) of each evaluation so far."""
+        """Iteration and loss_index of each evaluation so far."""
         self._config = config
         self._session = session
         self._ranks = session.ranks
@@ -117,9 +123,12 @@ class Trainer:
         self._clock = clock
 
     def advance(self) -> bool:
-        """Trains one iteration; False when it was the last: iterations or minutes are over.
+        """Trains one iteration. Returns False if it was the last: the iterations or the minutes are over.
 
-        Raises TrainingFault if training cannot continue, Stopped after a signal, and OSError.
+        Raises:
+            TrainingFault: training cannot continue.
+            Stopped: a signal has stopped the run, which is saved.
+            OSError: a file cannot be written.
         """
         if self.iteration == self._start:
             self._begin()
@@ -141,7 +150,7 @@ class Trainer:
             self._enter_phase()
             self._timer.begin()
         elif self.iteration == self._start + 1:
-            self._timer.begin()  # the first step of a resumed run warms up and compiles
+            self._timer.begin()  # the first step of a resumed run compiles, so it is not counted
         if over or stopped or self._checkpoint_is_due():
             self._save(final=over)
             if not over and not stopped:
@@ -158,7 +167,7 @@ class Trainer:
             self._recorder.wait()
 
     def log_result(self) -> None:
-        """A finished run in two lines: held-out error; speed and memory, the first step apart."""
+        """Logs the result of a finished run: held-out error, speed without the first step, and memory."""
         if self._recorder:
             self._recorder.end_display()
         first = self._run.logged(0).held_out  # before the first iteration, in whichever session that was
@@ -182,7 +191,7 @@ class Trainer:
         log(memory)
 
     def _arithmetic(self, images_per_second: float) -> str:
-        """What the model's products at this rate come to, and their share of the devices' peak."""
+        """The FLOP/s of the model at this rate and, if it is known, their share of the devices' peak."""
         flops = images_per_second * training_flops(self._config.image_size, self._config.latent)
         peak = peak_flops(self._step.device, self._session.hardware.precision)
         share = f" ({flops / self._ranks.size / peak:.1%} of the peak)" if peak else ""
@@ -206,12 +215,12 @@ class Trainer:
             raise TrainingFault(str(error)) from None
 
     def _share(self) -> float:
-        """How much of the run is done: of its iterations or its minutes, whichever end it first."""
+        """The share of the run that is done, by iterations or by minutes, whichever is larger."""
         by_time = self._clock.now() / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(1.0, max(self.iteration / self._config.iterations, by_time))
 
     def _ending(self) -> tuple[bool, bool]:
-        """Whether the run is over, and whether a signal stops it; the same on all ranks."""
+        """Returns whether the run is over, and whether a signal stops it: the same on all ranks."""
         last = self.iteration == self._config.iterations
         over = last or self._clock.now() >= 60 * (self._config.minutes or math.inf)
         stopped = self._stops.caught is not None
@@ -230,14 +239,17 @@ class Trainer:
             )
 
     def _log(self, loss: Tensor, error: Tensor) -> None:
-        """Closes this window and records those before it; during the warm-up and on a CPU this one too."""
+        """Closes this window, and records the ones before it. On a CPU and in the warm-up it records all."""
         last = self._ranks.mean(torch.stack([loss, error, self._step.gradient_norm()]))
         self._pending.close(last, self._timer.split(), self._queue.take_wait())
         runs_ahead = self._step.device.type == "cuda" and self.iteration - self._start > WARM_UP
         self._record(but=int(runs_ahead))
 
     def _record(self, but: int = 0) -> None:
-        """Records the windows so far without the last `but`. Raises TrainingFault if a loss stops the run."""
+        """Records the closed windows without the last `but`.
+
+        Raises NotFinite if a loss is not finite.
+        """
         for metrics in self._pending.read(but):
             window, iteration = metrics.window, metrics.iteration
             self._check_finite(iteration - window.iterations + 1, metrics.losses)
@@ -246,10 +258,13 @@ class Trainer:
             if self._config.minutes:
                 remaining = max(0.0, min(remaining, 60 * self._config.minutes - self._clock.now()))
             if self._recorder:
-                self._recorder.train(metrics, remaining)
+                self._recorder.log_step(metrics, remaining)
 
     def _check_finite(self, first: int, losses: list[float]) -> None:
-        """Checks the losses of iterations `first`, first + 1, ...; names the images of one that is not."""
+        """Checks the losses from the iteration `first` on. Notes the images of one that is not finite.
+
+        Raises NotFinite.
+        """
         iteration = next((i for i, loss in enumerate(losses, first) if not math.isfinite(loss)), None)
         if iteration is None:
             return
@@ -269,22 +284,22 @@ class Trainer:
                 self._step.model, session.held_out, self._config.loss, session.hardware.precision
             )
             self.evaluations.append((self.iteration, found.loss_index))
-            self._recorder.evaluation(self.iteration, found)
+            self._recorder.log_evaluation(self.iteration, found)
 
     def _checkpoint_is_due(self) -> bool:
-        """By the number of iterations, or by time."""
+        """Whether enough iterations, or enough time, have passed since the last checkpoint."""
         every = self._config.checkpoint_every
         by_time = time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes
         return by_time or (every is not None and self.iteration % every == 0)
 
     def _save(self, final: bool) -> None:
-        """Starts to write a checkpoint; no loss before it was infinite or NaN."""
+        """Starts to write a checkpoint. Raises NotFinite if a loss before it was infinite or NaN."""
         self._record()
         if self._recorder:
             self._recorder.phase(Phase.SAVE)
         self._check_finite(self._pending.first, self._pending.open_losses())
         if self._recorder:
-            # Without start, evaluations and saving: the steps and their wait for data.
+            # The windows contain the steps and their wait for data, but no start, evaluation or saving.
             seconds = self._clock.after(sum(window.seconds for window in self._windows))
             self._recorder.save(self.iteration, seconds, self._step.state(), final)
             self._timer.exclude()

@@ -32,7 +32,7 @@ from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured
 IMAGES = 202_599
 """The number of CelebA's images: a store of 9.96e9 bytes, which exceeds 32-bit offsets."""
 
-RECORDED = "one CUDA graph a step"
+RECORDED = "one CUDA graph per step"
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
 
 SIZE, BATCH, IMAGES = 64, 8, 200
-RECORDED = "one CUDA graph a step"
+RECORDED = "one CUDA graph per step"
 FP16 = Precision(torch.float16, "fp16")
 
 

@@ -33,7 +33,7 @@ from ..operations import Graphs, Refuse, RefuseWaits, ReplayedFunction
 SHAPE = (4, 3, 32, 32)
 FLOAT32 = Precision(None, "float32")
 BF16 = Precision(torch.bfloat16, "bf16")
-RECORDED = "one CUDA graph a step"
+RECORDED = "one CUDA graph per step"
 
 
 class Scaled(Precision):
