@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -124,8 +125,14 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     try:
         yield
     except Stopped:  # all ranks have agreed on it
-        dist.destroy_process_group()
+        _part()
         raise
+    _part()
+
+
+def _part() -> None:
+    """Parts the ranks. What DDP still holds is freed before, since it uses the process group."""
+    gc.collect()
     dist.destroy_process_group()
 
 

@@ -45,18 +45,22 @@ def train(config: TrainConfig) -> Path:
 def train_in(session: Session, config: TrainConfig, run: RunFolder, newest: Checkpoint | None = None) -> None:
     """Trains one run to its end in an open session: a new one, or one that continues from a checkpoint."""
     # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
-    with (
-        StopSignals() as stops,
-        joined(session.ranks, session.hardware.device),
-        open_trainer(Models(session), config, run, stops, ProgressBar(), newest) as trainer,
-    ):
+    with StopSignals() as stops, joined(session.ranks, session.hardware.device):
+        _train_joined(session, config, run, newest, stops)
+    if session.ranks.is_main:
+        log_folder(run)
+
+
+def _train_joined(
+    session: Session, config: TrainConfig, run: RunFolder, newest: Checkpoint | None, stops: StopSignals
+) -> None:
+    """Trains a run whose ranks are joined. The model, which DDP shares, is freed when this returns."""
+    with open_trainer(Models(session), config, run, stops, ProgressBar(), newest) as trainer:
         while trainer.advance():
             pass
         if session.ranks.is_main:
             trainer.log_result()
         trainer.finish()
-    if session.ranks.is_main:
-        log_folder(run)
 
 
 @contextmanager
