@@ -98,7 +98,7 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
         yield "energy", f"{rate}{summary.kwh:.4g} kWh in total (by {source})"
     elif any(gpu.kwh is not None for gpu in summary.gpus):
         yield "energy", "not shown: unknown for this run alone, or for some of its GPUs"
-    yield from (("try", line) for line in report.diagnosis.advice)
+    yield from (("advice", line) for line in report.diagnosis.advice)
 
 
 def troubles(summary: Summary) -> Iterator[str]:
