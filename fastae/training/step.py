@@ -8,17 +8,20 @@ always, which no precision overflows on, and k goes into Adam's eps.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from subprocess import CalledProcessError
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastae.losses import element_of, gradient_scale, squared_error
 from fastae.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 from fastae.training import cuda_graph as graph
 from fastae.training.relu import recompute_masks
+from fastae.training.weight_copies import CopyingAdam, WeightCopies
 from fastae.utils.device import Precision
 
 ADAM_BETAS = (0.9, 0.999)
@@ -40,17 +43,22 @@ class Objective(nn.Module):
     def __init__(self, model: AutoEncoder, loss: str, precision: Precision) -> None:
         super().__init__()
         self.model = model
+        self.copies: dict[str, Tensor] = {}
+        """By their names, tensors that are used, and differentiated, instead of the model's weights."""
+
         self.element = element_of(loss)
         self.precision = precision
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with self.precision.autocast(images.device):
-            reconstruction = self.model(images)
+            reconstruction = functional_call(self.model, self.copies, images, tie_weights=False)
         objective = self.element(reconstruction, images).mean()
         return objective, squared_error(reconstruction.detach(), images).mean()
 
 
-def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: bool) -> nn.Module:
+def objective_of(
+    model: AutoEncoder, loss: str, precision: Precision, compiled: bool, world_size: int = 1
+) -> nn.Module:
     """The objective of `loss`, compiled for one shape; the model itself keeps its plain names."""
     objective = Objective(model, loss, precision)
     if not compiled:
@@ -59,6 +67,8 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
     if next(model.parameters()).is_cuda:
         recompute_masks(model)
         options = GPU_OPTIONS
+        if world_size == 1 and precision.dtype is torch.bfloat16:  # several ranks share float32 gradients
+            objective.copies = WeightCopies(model)
     return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True, options=options))
 
 
@@ -88,8 +98,11 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self.precision = precision
         self.images_of = images_of
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
+        copies = getattr(objective, "copies", {})
+        self._leaves = [copies.get(name, weight) for name, weight in model.named_parameters()]
+        adam = partial(CopyingAdam, weights=model.parameters()) if copies else torch.optim.Adam
+        self.optimizer = adam(
+            self._leaves,
             lr=lr,
             betas=ADAM_BETAS,
             eps=ADAM_EPS / gradient_scale(loss, batch_shape),
@@ -160,7 +173,7 @@ class TrainingStep:
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
         # Not scaled any more: fused Adam divides them by the loss scale and stores them back.
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        gradients = [leaf.grad.float() for leaf in self._leaves if leaf.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def state(self) -> dict[str, Any]:
@@ -179,8 +192,8 @@ class TrainingStep:
         the weights, which may be another than in the run before: its kernel assumes that.
         """
         self.model.load_state_dict(state["model"])
-        for index, weight in enumerate(self.model.parameters()):
-            own = self.optimizer.state[weight]
+        for index, (weight, leaf) in enumerate(zip(self.model.parameters(), self._leaves, strict=True)):
+            own = self.optimizer.state[leaf]
             for name, like in moments_like(weight).items():
                 own.setdefault(name, torch.zeros_like(like)).copy_(state["optimizer"]["state"][index][name])
         if self.scaler.is_enabled() and state["scaler"]:
