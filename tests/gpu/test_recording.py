@@ -143,7 +143,7 @@ def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, r
         for leaf, weight in zip(ours._leaves, model.parameters(), strict=True)
         if leaf is not weight
     ]
-    assert len(pairs) == 14 and all(leaf.grad.dtype is torch.bfloat16 for leaf, _ in pairs)
+    assert len(pairs) == 15 and all(leaf.grad.dtype is torch.bfloat16 for leaf, _ in pairs)
     results()
     assert all(torch.equal(leaf, weight.bfloat16()) for leaf, weight in pairs)
     assert objectives == pytest.approx(expected, rel=0.02)

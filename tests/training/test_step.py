@@ -447,7 +447,7 @@ def test_copies_of_weights_have_the_gradients_of_the_weights(model, copying):
     for leaf, (name, weight) in zip(ours._leaves, theirs.model.named_parameters(), strict=True):
         copied += leaf.dtype is torch.bfloat16
         assert torch.equal(leaf.grad.float(), weight.grad), name
-    assert copied == 14 and len(ours._leaves) == 14 + 2 * 9
+    assert copied == 15 and len(ours._leaves) == 15 + 2 * 9
     assert ours.gradient_norm().item() == pytest.approx(theirs.gradient_norm().item())
 
 
