@@ -49,16 +49,17 @@ class CopyingAdam(torch.optim.Adam):
     def __init__(self, copies: Iterable[Tensor], weights: Iterable[Tensor], **options: Any) -> None:
         super().__init__(copies, **options)
         self._copies, self._weights = self.param_groups[0]["params"], list(weights)
-        for copy, weight in zip(self._copies, self._weights, strict=True):
-            self.state[copy] = {name: torch.zeros_like(like) for name, like in moments_like(weight).items()}
         # As tensors, since the update would be compiled anew for another number.
-        self._lr = weight.new_tensor(self.defaults["lr"])
-        self._eps = weight.new_tensor(self.defaults["eps"])
+        self._lr = self._weights[0].new_tensor(self.defaults["lr"])
+        self._eps = self._weights[0].new_tensor(self.defaults["eps"])
         self._update = torch.compile(_update, dynamic=False, options=OPTIONS)
 
     @torch.no_grad()
     def step(self, _closure: None = None) -> None:  # type: ignore[override]
         """Updates all weights, each of which must have a gradient."""
+        if not self.state:
+            for copy, weight in zip(self._copies, self._weights, strict=True):
+                self.state[copy] = {key: torch.zeros_like(like) for key, like in moments_like(weight).items()}
         # In the order of `moments_like`.
         steps, means, squares = zip(*(self.state[copy].values() for copy in self._copies), strict=True)
         torch._foreach_add_(steps, 1)
