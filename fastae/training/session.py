@@ -159,7 +159,9 @@ class Models:
         # The three reductions of an element have one objective: only Adam's eps differs.
         element = element_of(config.loss)
         if element not in self._objectives:
-            objective = objective_of(self._model, config.loss, hardware.precision, hardware.compiled)
+            objective = objective_of(
+                self._model, config.loss, hardware.precision, hardware.compiled, ranks.size
+            )
             if ranks.size > 1:
                 # PyTorch 2.13 renames an argument, and warns of the name that 2.11 has.
                 with warnings.catch_warnings(action="ignore", category=FutureWarning):

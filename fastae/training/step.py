@@ -8,11 +8,13 @@ the mean, which overflows in no precision, and gives Adam eps / k.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from subprocess import CalledProcessError
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from fastae.device.choose import Precision
 from fastae.losses import element_of, gradient_scale, squared_error
@@ -20,6 +22,7 @@ from fastae.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 from fastae.training import cuda_graph as graph
 from fastae.training.relu import recompute_masks
+from fastae.training.weight_copies import CopyingAdam, WeightCopies
 
 ADAM_BETAS = (0.9, 0.999)
 ADAM_EPS = 1e-8
@@ -45,20 +48,28 @@ class Objective(nn.Module):
     def __init__(self, model: AutoEncoder, loss: str, precision: Precision) -> None:
         super().__init__()
         self.model = model
+        self.copies: dict[str, Tensor] = {}
+        """Name of a weight -> the tensor that is used and differentiated instead of it."""
+
         self.element = element_of(loss)
         self.precision = precision
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         with self.precision.autocast(images.device):
-            reconstruction = self.model(images)
+            if self.copies:
+                reconstruction = functional_call(self.model, self.copies, images, tie_weights=False)
+            else:
+                reconstruction = self.model(images)
         objective = self.element(reconstruction, images).mean()
         return objective, squared_error(reconstruction.detach(), images).mean()
 
 
-def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: bool) -> nn.Module:
+def objective_of(
+    model: AutoEncoder, loss: str, precision: Precision, compiled: bool, world_size: int = 1
+) -> nn.Module:
     """Makes the objective of `loss`. If it is compiled, then for the shape of its first batch only.
 
-    The state dict of the model keeps its names.
+    The state dict of the model keeps its names. `world_size` ranks train the model.
     """
     objective = Objective(model, loss, precision)
     if not compiled:
@@ -67,6 +78,8 @@ def objective_of(model: AutoEncoder, loss: str, precision: Precision, compiled: 
     if next(model.parameters()).is_cuda:
         recompute_masks(model)
         options = GPU_OPTIONS
+        if world_size == 1 and precision.dtype is torch.bfloat16:  # several ranks share float32 gradients
+            objective.copies = WeightCopies(model)
     return cast(nn.Module, torch.compile(objective, dynamic=False, fullgraph=True, options=options))
 
 
@@ -104,8 +117,11 @@ class TrainingStep:
         self.device = next(model.parameters()).device
         self.precision = precision
         self.make_batch = make_batch
-        self.optimizer = torch.optim.Adam(
-            model.parameters(),
+        copies = getattr(objective, "copies", {})
+        self._leaves = [copies.get(name, weight) for name, weight in model.named_parameters()]
+        adam = partial(CopyingAdam, weights=model.parameters()) if copies else torch.optim.Adam
+        self.optimizer = adam(
+            self._leaves,
             lr=lr,
             betas=ADAM_BETAS,
             eps=ADAM_EPS / gradient_scale(loss, batch_shape),
@@ -177,7 +193,7 @@ class TrainingStep:
     def gradient_norm(self) -> Tensor:
         """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
         # They are not scaled any more: fused Adam divides them by the loss scale and stores them back.
-        gradients = [weight.grad for weight in self.model.parameters() if weight.grad is not None]
+        gradients = [leaf.grad.float() for leaf in self._leaves if leaf.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def state(self) -> dict[str, Any]:
@@ -196,8 +212,8 @@ class TrainingStep:
         format of the weights, which Adam's kernel assumes; it may be another than in the run before.
         """
         self.model.load_state_dict(state["model"])
-        for index, weight in enumerate(self.model.parameters()):
-            own = self.optimizer.state[weight]
+        for index, (weight, leaf) in enumerate(zip(self.model.parameters(), self._leaves, strict=True)):
+            own = self.optimizer.state[leaf]
             for name, like in moments_like(weight).items():
                 own.setdefault(name, torch.zeros_like(like)).copy_(state["optimizer"]["state"][index][name])
         if self.scaler.is_enabled() and state["scaler"]:

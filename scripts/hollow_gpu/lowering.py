@@ -153,7 +153,8 @@ def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
     try:
         model = build_model(config, device)
         synchronize(model)
-        objective = objective_of(model, config.loss, choose_precision(device, config.amp), compiled=True)
+        precision = choose_precision(device, config.amp)
+        objective = objective_of(model, config.loss, precision, compiled=True, world_size=2)
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         images = torch.empty(shape, device=device).contiguous(memory_format=torch.channels_last)
         counted(lambda: objective(images)[0].backward())

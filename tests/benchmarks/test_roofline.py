@@ -6,9 +6,9 @@ from benchmarks import roofline
 
 
 def test_the_bytes_are_those_of_the_lowering():
-    """2,739.3 MB by `make gpu-lower`, of which Adam is no part: PyTorch has a kernel for it."""
-    between = [cost for cost in roofline.count(64) if "->" not in cost.name and cost.name != roofline.ADAM]
-    assert sum(cost.bytes for cost in between) == pytest.approx(2739.3e6, rel=0.01)
+    """3,416.3 MB by `make gpu-lower`."""
+    between = [cost for cost in roofline.count(64) if "->" not in cost.name]
+    assert sum(cost.bytes for cost in between) == pytest.approx(3416.3e6, rel=0.01)
 
 
 def test_a_floor_is_arithmetic_alone():
@@ -20,7 +20,7 @@ def test_a_floor_is_arithmetic_alone():
     assert roofline.floor_seconds(costs, flops=50) == 4
     least, most = roofline.expected_seconds(costs, flops=50, bandwidth=10)
     assert least == pytest.approx(4 / 0.4 + 2.2)
-    assert most == pytest.approx(2 / 0.25 + 2 / 0.4 + 2.2 / 0.88 + 117e-6)
+    assert most == pytest.approx(2 / 0.25 + 2 / 0.4 + 2.2 / 0.88 + 112e-6)
 
 
 def test_budget_in_words():

@@ -42,7 +42,7 @@ def resident(device):
     return ResidentLoader(store, Sampler(IMAGES, BATCH, 0, Augmentation()), decoder)
 
 
-def make_step(model, loader, *, loss="minibatch_bce", precision=None, **options):
+def make_step(model, loader, *, loss="minibatch_bce", precision=None, world_size=1, **options):
     precision = precision or choose_precision(next(model.parameters()).device, amp=True)
     return TrainingStep(
         model,
@@ -50,7 +50,7 @@ def make_step(model, loader, *, loss="minibatch_bce", precision=None, **options)
         batch_shape=(BATCH, 3, SIZE, SIZE),
         lr=1e-4,
         precision=precision,
-        objective=objective_of(model, loss, precision, compiled=True),
+        objective=objective_of(model, loss, precision, compiled=True, world_size=world_size),
         make_batch=loader.make_batch,
         **options,
     )
@@ -131,6 +131,24 @@ def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, results, p
     results()
     assert objectives == pytest.approx(expected, rel=0.02)
     agrees(ours, eager)
+
+
+def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, recorded, results):
+    """With bf16 on one GPU; a second rank's float32 gradients have none."""
+    model = small_model(cuda)
+    without = make_step(copy.deepcopy(model), loader, world_size=2)
+    ours = recorded(make_step(model, loader), loader)
+    objectives, expected = train(ours, loader, 10), train(without, loader, 10)
+    pairs = [
+        (leaf, weight)
+        for leaf, weight in zip(ours._leaves, model.parameters(), strict=True)
+        if leaf is not weight
+    ]
+    assert len(pairs) == 15 and all(leaf.grad.dtype is torch.bfloat16 for leaf, _ in pairs)
+    results()
+    assert all(torch.equal(leaf, weight.bfloat16()) for leaf, weight in pairs)
+    assert objectives == pytest.approx(expected, rel=0.02)
+    agrees(ours, without)
 
 
 def test_recording_leaves_everything_as_it_was(cuda, loader, recorded, results):

@@ -23,8 +23,9 @@ from fastae.model import AutoEncoder
 from fastae.training import step as step_module
 from fastae.training.relu import RecomputedReLU, recompute_masks, rectified
 from fastae.training.session import build_model
-from fastae.training.step import ADAM_BETAS, ADAM_EPS, TrainingStep, objective_of
+from fastae.training.step import ADAM_BETAS, ADAM_EPS, Objective, TrainingStep, objective_of
 from fastae.training.sync_batch_norm import SyncBatchNorm2d
+from fastae.training.weight_copies import CopyingAdam, WeightCopies
 
 from ..commands import same_state
 from ..conftest import small_config
@@ -60,6 +61,21 @@ def training_step(model, loss="minibatch_bce", precision=FLOAT32, compiled=False
     return TrainingStep(
         model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, objective=objective, **options
     )
+
+
+@pytest.fixture
+def copying():
+    """Makes a step whose weights have bf16 copies, as on a GPU; its optimizer is not compiled."""
+
+    def make(model):
+        objective = Objective(model, "minibatch_bce", BF16)
+        objective.copies = WeightCopies(model)
+        return TrainingStep(
+            model, loss="minibatch_bce", batch_shape=SHAPE, lr=1e-4, precision=BF16, objective=objective
+        )
+
+    with torch.compiler.set_stance("force_eager"):
+        yield make
 
 
 @pytest.mark.parametrize("k", [3072, 12288])
@@ -309,6 +325,63 @@ def test_only_a_compiled_relu_is_another_and_the_state_dict_keeps_its_names(mode
     assert not any(type(layer) is nn.ReLU for layer in ours.modules())
     assert list(ours.state_dict()) == list(model.state_dict())
     assert torch.equal(ours(images(0)), model(images(0)))
+
+
+def test_copies_of_weights_have_the_gradients_of_the_weights(model, copying):
+    """The same numbers, only that autocast would have cast them to float32; batch norm has no copies."""
+    theirs = training_step(copy.deepcopy(model), precision=BF16)
+    ours = copying(model)
+    assert ours(images(0)) == theirs(images(0))
+    copied = 0
+    for leaf, (name, weight) in zip(ours._leaves, theirs.model.named_parameters(), strict=True):
+        copied += leaf.dtype is torch.bfloat16
+        assert torch.equal(leaf.grad.float(), weight.grad), name
+    assert copied == 15 and len(ours._leaves) == 15 + 2 * 9
+    assert ours.gradient_norm().item() == pytest.approx(theirs.gradient_norm().item())
+
+
+def test_the_adam_that_writes_copies_is_adam(copying):
+    """From the same gradients, of all magnitudes that occur, and for float32 weights without a copy too."""
+    torch.manual_seed(0)
+    weights = [torch.randn(40, 5), torch.randn(7)]
+    theirs = [weight.clone() for weight in weights]
+    copies = [weights[0].bfloat16(), weights[1]]
+    options = {"lr": 1e-3, "betas": ADAM_BETAS, "eps": 1e-11, "fused": True}
+    adam, ours = torch.optim.Adam(theirs, **options), CopyingAdam(copies, weights, **options)
+    for _ in range(20):
+        for ours_of, theirs_of in zip(copies, theirs, strict=True):
+            ours_of.grad = (torch.randn(ours_of.shape) * 10 ** (-8 * torch.rand(ours_of.shape))).to(ours_of)
+            theirs_of.grad = ours_of.grad.float()
+        adam.step(), ours.step()
+    for found, expected in zip(weights, theirs, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    assert torch.equal(copies[0], weights[0].bfloat16())
+    kept, expected = ours.state_dict(), adam.state_dict()
+    assert kept["param_groups"] == expected["param_groups"]
+    torch.testing.assert_close(kept["state"], expected["state"], rtol=1e-5, atol=1e-12)
+    ours.zero_grad()
+    assert all(each.grad is None for each in copies)
+
+
+def test_copies_follow_the_weights_and_no_checkpoint_knows_of_them(model, copying):
+    """A run without copies continues with them, in the same bits whatever the copies were before."""
+    before = training_step(copy.deepcopy(model), precision=BF16)
+    before(images(0))
+    state = copy.deepcopy(before.state())
+    new, used = copying(copy.deepcopy(model)), copying(model)
+    used(images(1))
+    for step in (new, used):
+        step.restore(state)
+        assert same_state(step.state(), state)
+        for leaf, weight in zip(step._leaves, step.model.parameters(), strict=True):
+            assert torch.equal(leaf, weight.to(leaf.dtype)) and leaf.stride() == weight.stride()
+    assert_the_same_after(used, new, [images(number) for number in range(2)])
+
+
+def test_a_recorded_step_with_copies_trains_as_the_eager_one(model, copying, monkeypatch):
+    eager, ours = copying(copy.deepcopy(model)), copying(model)
+    assert recorded(ours, monkeypatch) == RECORDED
+    assert_the_same_after(ours, eager, [images(number) for number in range(3)])
 
 
 def test_a_step_waits_for_nothing(model):
