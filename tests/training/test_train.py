@@ -33,7 +33,7 @@ def finished(face_folder, tmp_path_factory):
     with redirect_stdout(StringIO()) as output:
         here(
             "train", "--loss", "pixel_bce", "--amp", "--data", face_folder, "--out", out, *SMALL, "--seed", 1,
-            "--iterations", 30, "--log-every", 20, "--eval-every", 15, "--lr", 1e-3,
+            "--iterations", 30, "--log-every", 20, "--eval-every", 15, "--lr", 1e-3, "--batch-size", 8,
         )  # fmt: skip
     return out, output.getvalue().splitlines()
 

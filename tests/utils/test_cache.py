@@ -126,7 +126,7 @@ def test_clear_removes_what_killed_builds_left_and_leaves_one_under_way(tmp_path
 
 
 def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
-    folder = make(tmp_path / "faces-v1-2000")
+    folder = make(tmp_path / "faces-v2-2000")
     (folder / "means.npy").write_bytes(b"")
     unlink = Path.unlink
     removed = []
