@@ -22,10 +22,6 @@ from fastae.utils.arguments import Range
 from fastae.utils.files import refuse_links, write_json
 from fastae.utils.json import read_json
 
-ARTICLE_SECONDS = 30 * 3600
-ARTICLE_IMAGES = 6 * 100_000 * 64
-"""Six runs of 100,000 iterations of 64 images took the article 30 hours."""
-
 
 class RunState(StrEnum):
     """The state of one run of a sweep."""
