@@ -133,9 +133,7 @@ class Sweep:
                 self._wait_for_others()
         return tuple(self._runs.values())
 
-    def _train(
-        self, names: list[str], settings: TrainConfig, *, session: Session, stops: StopSignals
-    ) -> None:
+    def _train(self, names: list[str], settings: TrainConfig, session: Session, stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
         waiting, slots = deque(names), [Slot(session) for _ in range(self._at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
@@ -148,9 +146,7 @@ class Sweep:
         if self._stopped:
             raise self._stopped
 
-    def _train_one(
-        self, name: str, settings: TrainConfig, *, slot: Slot, stops: StopSignals
-    ) -> Iterator[bool]:
+    def _train_one(self, name: str, settings: TrainConfig, slot: Slot, stops: StopSignals) -> Iterator[bool]:
         """Trains a run in a slot, and yields True after each iteration.
 
         An error of the run is recorded in sweep.json, not raised.
@@ -251,9 +247,7 @@ class Slot:
 class RunDisplay(LogLines):
     """Shows the log steps of a sweep's run as lines, and in the sweep's table."""
 
-    def __init__(
-        self, prefix: str, *, run: SweepRun, update: Callable[[SweepRun], None], at_once: int
-    ) -> None:
+    def __init__(self, prefix: str, run: SweepRun, update: Callable[[SweepRun], None], at_once: int) -> None:
         """Shows nothing yet.
 
         Args:

@@ -60,13 +60,8 @@ def caption(runs: Sequence[SweepRun], config: TrainConfig) -> str:
     )
     remaining = f"{duration(left)} left; " if left else ""
     spent = f"{remaining}{duration(seconds)} for {images:,} images"
-    article = article_seconds(images)
+    article = ARTICLE_SECONDS * images / ARTICLE_IMAGES
     if article < 1:
         return spent
     ratio = speed_ratio(seconds, article)
     return f"{spent}; the article's GPU took {duration(article)} for as many: {ratio}"
-
-
-def article_seconds(images: float) -> float:
-    """Returns the seconds that the article's experiment took for this number of images."""
-    return ARTICLE_SECONDS * images / ARTICLE_IMAGES
