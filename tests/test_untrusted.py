@@ -225,7 +225,7 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("run", {"device": nested(40)}, "one list or mapping in two places"),
+        ("run", {"device": nested(40)}, "one list or mapping twice"),
         ("run", {"device": ["x" * (1 << 20)] * 100}, "repeats its texts"),
         ("run", {"device": torch.zeros(3)}, "not JSON serializable"),
         ("run", {"device": float("nan")}, "not JSON compliant"),
@@ -233,7 +233,7 @@ def nested(depth):
         ("config", {"seed": -1}, "seed must be from 0"),
         ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
         ("progress", {"seconds": -1.0}, "seconds"),
-        ("progress", {"seconds": [nested(3)]}, "one list or mapping in two places"),
+        ("progress", {"seconds": [nested(3)]}, "one list or mapping twice"),
         ("progress", {"events": [1]}, "events"),
         ("progress", {"metrics": {"size": "all", "sha256": ""}}, "metrics"),
         ("progress", [], "progress|object"),

@@ -58,7 +58,7 @@ def _require_tree(content: bytes) -> None:
             sizes[argument] = len(str(last_argument))
         elif name in ("BINGET", "LONG_BINGET"):
             if argument not in sizes:
-                raise ValueError("it holds one list or mapping in two places, which no checkpoint does")
+                raise ValueError("it holds one list or mapping twice, which no checkpoint does")
             repeated += sizes[argument]
             if repeated > MAX_PICKLE:
                 raise ValueError("it repeats its texts, which no checkpoint does")
