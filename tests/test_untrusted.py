@@ -300,9 +300,7 @@ def test_nothing_that_is_read_can_be_run():
     modules = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy"}
     network = {"urllib.request", "http.client", "http.server", "socketserver", "requests", "httpx", "aiohttp"}
     functions = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput"}
-    sources = [
-        path for folder in ("fastae", "benchmarks", "scripts") for path in (ROOT / folder).rglob("*.py")
-    ]
+    sources = [path for name in ("fastae", "benchmarks", "scripts") for path in (ROOT / name).rglob("*.py")]
     assert len(sources) > 50
     for path in sources:
         tree = ast.parse(path.read_text())

@@ -107,9 +107,8 @@ def all_gpus(library: Any) -> list[Device]:
         try:
             found.append(_describe(library, index, library.nvmlDeviceGetHandleByIndex(index)))
         except pynvml.NVMLError as error:
-            if (
-                error.value != pynvml.NVML_ERROR_NO_PERMISSION
-            ):  # a GPU without permission is another container's
+            # A GPU that may not be used belongs to another container.
+            if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                 found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
     return found
 

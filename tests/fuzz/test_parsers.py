@@ -240,11 +240,10 @@ def intact(pictures, face_paths, tmp_path_factory):
 
 
 def read(folder, name, content, pictures):
-    (folder / "in").mkdir()
-    (folder / "in" / name).write_bytes(
-        content if isinstance(content, bytes) else json.dumps(content).encode()
-    )
-    NAMES[name](folder / "in" / name, pictures)
+    path = folder / "in" / name
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    NAMES[name](path, pictures)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
