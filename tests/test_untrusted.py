@@ -83,7 +83,7 @@ EVIL = Evil(f"touch {DONE}")
 REASONS = (
     "compressed",
     "names builtins bytearray",
-    "not one of fastae's",
+    "not written by fastae",
     "pickle exhausted",
     "not a zip file",
 )
@@ -95,7 +95,7 @@ MALICIOUS = {
     "in the model": lambda: saved(STATE | {"model": {"encoder.0.weight": EVIL}}),
     "compressed": lambda: archived(pickle.dumps(STATE), zipfile.ZIP_DEFLATED),
     "names builtins bytearray": lambda: archived(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R."),
-    "not one of fastae's": lambda: archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."),
+    "not written by fastae": lambda: archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."),
     "pickle exhausted": lambda: archived(pickle.dumps(STATE)[:-5]),
     "not a zip file": lambda: b"PK\x03\x04",
     **{f"state {state!r:.20}": lambda state=state: saved(state)

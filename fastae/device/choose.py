@@ -129,7 +129,7 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
     for feature, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
         if features.get(feature):
             return Precision(torch.bfloat16, f"bf16 AMP ({name})")
-    return Precision(None, "float32: --amp brings nothing on this CPU (no AVX512-BF16 or AMX)")
+    return Precision(None, "float32: --amp has no effect on this CPU (no AVX512-BF16 or AMX)")
 
 
 def is_ampere(device: torch.device) -> bool:

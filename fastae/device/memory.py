@@ -20,7 +20,7 @@ def require_room(needed: int, what: str, device: torch.device) -> None:
     """Raises FastaeError, naming `what`, if it needs more bytes than the device has in total."""
     total = total_memory(device)
     if needed > total:
-        raise FastaeError(f"{what} takes {needed / 1e9:,.1f} GB, and {device} has {total / 1e9:.1f} GB")
+        raise FastaeError(f"{what} takes {needed / 1e9:,.1f} GB, but {device} has {total / 1e9:.1f} GB")
 
 
 def free_memory(device: torch.device) -> int:

@@ -75,5 +75,5 @@ def _tensor_list(path: Path) -> bytes:
             raise ValueError("its parts overlap")
         pickles = [record for record in records if record.filename.endswith("data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
-            raise ValueError("it is not one of fastae's")
+            raise ValueError("it was not written by fastae")
         return archive.read(pickles[0])

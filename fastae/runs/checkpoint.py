@@ -161,7 +161,7 @@ def newest(
 
 
 def _read(path: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint. Raises FastaeError if it is damaged or not one of fastae's."""
+    """Reads and verifies one checkpoint. Raises FastaeError if it is damaged or was not written by fastae."""
     try:
         digest = _digest_of(path)
         require_file(digest)
@@ -179,15 +179,15 @@ def _read(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or any(
         not isinstance(state.get(part), kind) for part, kind in PARTS.items()
     ):
-        raise FastaeError(f"checkpoint {path} is not one of fastae's")
+        raise FastaeError(f"checkpoint {path} was not written by fastae")
     if state["iteration"] != int(path.stem):
-        raise FastaeError(f"checkpoint {path} is of iteration {state['iteration']!r:.30}")
+        raise FastaeError(f"checkpoint {path} holds iteration {state['iteration']!r:.30}")
     try:
         described = plain({**state["run"], "config": state["config"]})
         run = RunDescription.from_dict(described, f"checkpoint {path}")
         progress = convert(plain(state.get("progress", {})), Progress)
     except ValueError as error:
-        raise FastaeError(f"checkpoint {path} is not one of fastae's: {error}") from None
+        raise FastaeError(f"checkpoint {path} was not written by fastae: {error}") from None
     training = {name: state[name] for name in ("model", "optimizer", "scaler")}
     return Checkpoint(iteration=state["iteration"], training=training, run=run, progress=progress)
 
@@ -203,8 +203,8 @@ def _numbered(folder: Path) -> list[Path]:
 def without_checkpoint(folder: Path) -> list[Path]:
     """Returns the digests in `folder` whose checkpoint is missing. Raises FastaeError if it cannot be listed.
 
-    A digest is not returned if the draft of its checkpoint is there, which a process that was killed while it
-    saved has left.
+    A digest is not returned if the checkpoint's draft is there, left by a process that was killed while it
+    saved.
     """
     paths = listed(folder)
     names = [path.name for path in paths]
@@ -304,7 +304,7 @@ def _require_scaler(state: Mapping[str, Any]) -> None:
     like = torch.amp.GradScaler("cpu").state_dict()
     kinds = [{name: type(value) for name, value in each.items()} for each in (state, like)]
     if state and kinds[0] != kinds[1]:
-        raise ValueError("the loss scaler's state has other parts")
+        raise ValueError("the loss scaler's state has other entries")
     for name, value in state.items():
         if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
             raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")

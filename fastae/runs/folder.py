@@ -33,7 +33,7 @@ from fastae.utils.files import (
 from fastae.utils.json import read_json
 
 RUNS = Path("runs")
-"""The folder in which runs and sweeps are made that are given none."""
+"""The folder in which a run or a sweep is made if the user names no other."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +172,10 @@ class RunFolder:
         )
 
     def lost_progress(self, config: TrainConfig) -> str | None:
-        """Returns what shows that a run without a checkpoint has had one; None if nothing does.
+        """Returns what shows that a run without a checkpoint has had one.
 
-        In the latter case the run may begin again. Raises FastaeError if its checkpoints cannot be listed.
+        Returns None if nothing does, so that the run may begin again. Raises FastaeError if its checkpoints
+        cannot be listed.
         """
         if not self.checkpoints.is_dir():
             return f"{str(self.checkpoints)!r} is missing"
@@ -212,7 +213,7 @@ def require_run(path: Path) -> None:
     runs = sorted(found.parent.name for found in path.glob("*/config.json"))
     if runs:
         names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
-        raise FastaeError(f"{str(path)!r} holds several runs, and is none itself: name one of them ({names})")
+        raise FastaeError(f"{str(path)!r} holds several runs: name one of them ({names})")
     raise FastaeError(f"{str(path)!r} is not the folder of a run: no config.json")
 
 

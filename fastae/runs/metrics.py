@@ -65,7 +65,7 @@ class Metrics:
     """The number of lines that were skipped because they are not valid rows."""
 
     def up_to(self, iteration: int) -> Metrics:
-        """Returns the rows up to an iteration, included: those that a run keeps which continues from it."""
+        """Returns the rows up to an iteration, included. A run that continues from there keeps them."""
         return Metrics(self.train.up_to(iteration), self.held_out.up_to(iteration), self.damaged)
 
     def windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
@@ -92,9 +92,9 @@ class LoggedContent:
 
 
 class MetricsWriter(AbstractContextManager):
-    """Appends rows to a metrics.csv, after removing those of later iterations than the one it starts from.
+    """Appends rows to a metrics.csv. Rows after the iteration that a run continues from are removed first.
 
-    `is_damaged` tells whether the file had changed since the checkpoint. Its valid rows are then kept.
+    `is_damaged` is whether the file had changed since the checkpoint. Its valid rows are then kept.
     """
 
     def __init__(self, path: Path, start: int = 0, content: LoggedContent | None = None) -> None:
@@ -103,7 +103,7 @@ class MetricsWriter(AbstractContextManager):
         Args:
             path: the file, which is made if need be.
             start: the iteration up to which rows are kept; 0 keeps none.
-            content: what the file held at `start`, by the checkpoint. All that follows it is removed.
+            content: the file's content at `start`, from the checkpoint. Everything after it is removed.
 
         Raises:
             OSError: the disk is full, or `path` is not a file. The file is then as it was before.

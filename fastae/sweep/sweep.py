@@ -78,17 +78,16 @@ def run_sweep(
 
 
 class Sweep:
-    """Trains those runs of a sweep that this rank has to train."""
+    """Trains this rank's runs of a sweep, and keeps the state of all runs in sweep.json.
+
+    Args:
+        config: the sweep's settings.
+        folder: its folder, which the main rank has locked.
+        ranks: this rank, and how many there are.
+        at_once: how many runs take turns on this rank's device.
+    """
 
     def __init__(self, config: SweepConfig, folder: SweepFolder, *, ranks: Ranks, at_once: int) -> None:
-        """Trains nothing yet.
-
-        Args:
-            config: the sweep's settings.
-            folder: its folder, which the main rank has locked.
-            ranks: this rank, and how many there are.
-            at_once: how many runs take turns on this rank's device.
-        """
         self.folder = folder
         self._config = config
         self._ranks = ranks
@@ -245,17 +244,16 @@ class Slot:
 
 
 class RunDisplay(LogLines):
-    """Shows the log steps of a sweep's run as lines, and in the sweep's table."""
+    """Shows the log steps of a sweep's run as lines, and in the sweep's table.
+
+    Args:
+        prefix: the beginning of each line.
+        run: the run as it is now.
+        update: is called with the run's new figures after each log step.
+        at_once: how many runs take turns.
+    """
 
     def __init__(self, prefix: str, run: SweepRun, update: Callable[[SweepRun], None], at_once: int) -> None:
-        """Shows nothing yet.
-
-        Args:
-            prefix: the beginning of each line.
-            run: the run as it is now.
-            update: is called with the run's figures after each log step.
-            at_once: how many runs take turns.
-        """
         super().__init__(prefix)
         self._run = run
         self._update = update
@@ -302,7 +300,7 @@ def open_shared_session(
 ) -> tuple[Session, TrainConfig]:
     """Opens the session that all runs of a sweep share.
 
-    In a sweep that is resumed, the session has the loader of the runs before, and compiles as they did.
+    If the sweep is resumed, the session uses the same loader as before, and compiles as before.
 
     Args:
         folder: the sweep's folder.
@@ -312,8 +310,8 @@ def open_shared_session(
         at_once: how many runs take turns on this rank's device.
 
     Returns:
-        The session, and the user's settings with the data folder of the sweep that is resumed, if none is
-        given. What the session chose, such as the loader, is not among them.
+        The session, and the user's settings. If the user named no data folder, they have the one of the runs
+        that are resumed. Automatic choices of the session, for example the loader, are not in the settings.
     """
     begun = next((run for run in map(folder.run, names) if run.config.exists()), None)
     before = begun.describe() if begun else RunDescription(config)
