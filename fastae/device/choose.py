@@ -24,7 +24,7 @@ class Precision:
 
     @property
     def needs_scaling(self) -> bool:
-        """Whether the loss must be scaled up, as fp16's five exponent bits lose small gradients otherwise."""
+        """Whether the loss must be scaled up: with five exponent bits, fp16 loses small gradients."""
         return self.dtype is torch.float16
 
     def autocast(self, device: torch.device) -> torch.autocast:

@@ -363,7 +363,7 @@ def _entry(path: Path) -> Entry | None:
 
 
 def _delete(folder: Path) -> None:
-    """Removes a folder that has a marker, unless it has none.
+    """Removes the folder of an entry or a draft; does nothing if the folder has no marker.
 
     The marker is removed last, so that a folder whose removal is interrupted is still recognised.
     """
