@@ -15,7 +15,8 @@ from dataclasses import asdict
 from typing import Any
 
 from benchmarks.measure import isolated
-from benchmarks.roofline import ARTICLE_STEPS, BATCH, in_words
+from benchmarks.roofline import BATCH, in_words
+from fastae.article import ARTICLE_ITERATIONS
 
 LOADERS = ("resident", "host", "dali")
 LOSS = "minibatch_bce"
@@ -186,7 +187,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
     if not measured:
         return {}
     best = max(measured, key=lambda found: found["loader"]["images_per_second"])
-    scale = ARTICLE_STEPS * BATCH / batch_size
+    scale = ARTICLE_ITERATIONS * BATCH / batch_size
     # Means are used, since DALI decodes for several iterations at once, and only one of them waits for it.
     # `shares` are the times of n steps at once, relative to n steps one after the other.
     alone, fed = (batch_size / best[kind]["images_per_second"] for kind in ("fixed", "loader"))
@@ -198,7 +199,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
         "at_once": at_once,
         "step": step,
         "loader": loader,
-        "evaluations": ARTICLE_STEPS / EVAL_EVERY * best["evaluation"],
+        "evaluations": ARTICLE_ITERATIONS / EVAL_EVERY * best["evaluation"],
         "checkpoints": (step + loader) / CHECKPOINT_SECONDS * best["checkpoint"],
     }
 

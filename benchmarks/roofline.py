@@ -17,12 +17,10 @@ from dataclasses import dataclass
 import click
 from torch import nn
 
+from fastae.article import ARTICLE_ITERATIONS, ARTICLE_SECONDS
 from fastae.device.cards import CARDS
 from fastae.flops import layers
 
-ARTICLE_STEPS = 600_000
-"""The steps of all six runs, of BATCH images each."""
-ARTICLE_HOURS = 30.0
 BATCH = 64
 ACTIVATION_PASSES = 8.1
 """The number of reads and writes of all normalised activations in a step, forward and backward.
@@ -136,7 +134,7 @@ def expected_seconds(costs: list[Cost], flops: float, bandwidth: float) -> tuple
 
 def in_words(seconds: float) -> str:
     """The time of the six runs, and its ratio to the article's, in words."""
-    return f"six runs in {span(seconds)}, {3600 * ARTICLE_HOURS / seconds:.3g}x the article's speed"
+    return f"six runs in {span(seconds)}, {ARTICLE_SECONDS / seconds:.3g}x the article's speed"
 
 
 def span(seconds: float) -> str:
@@ -163,7 +161,7 @@ def lines(batch_size: int = BATCH) -> list[str]:
         least, most = expected_seconds(costs, card.half, card.bandwidth)
         shown.append(
             f"  {card.name:16} {1e3 * floor:6.2f} {1e3 * least:6.2f}-{1e3 * most:<6.2f} six runs in "
-            f"{span(ARTICLE_STEPS * least)} to {span(ARTICLE_STEPS * most)} (a prediction)"
+            f"{span(ARTICLE_ITERATIONS * least)} to {span(ARTICLE_ITERATIONS * most)} (a prediction)"
         )
     shown.append("  floor: only the arithmetic, at the full rate, which convolutions do not reach.")
     shown.append(

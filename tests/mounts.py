@@ -8,16 +8,16 @@ import pytest
 SCRIPT = 'mount -t tmpfs -o "$1" tmpfs "$0" && shift && exec "$@"'
 
 
-def mounted(place, options, *command):
-    """The command that runs `command` with a tmpfs mounted at `place`, where others do not see it."""
+def mounted(path, options, *command):
+    """The command that runs `command` with a tmpfs mounted at `path`, where others do not see it."""
     own = ["unshare", "--mount"] if os.geteuid() == 0 else ["unshare", "--mount", "--map-root-user"]
-    return [*own, "sh", "-c", SCRIPT, str(place), options, *map(str, command)]
+    return [*own, "sh", "-c", SCRIPT, str(path), options, *map(str, command)]
 
 
-def require_mounts(place):
+def require_mounts(path):
     """Skips where this user may not mount anything, as in most containers."""
     try:
-        tried = subprocess.run(mounted(place, "size=4k", "true"), capture_output=True, text=True, check=False)
+        tried = subprocess.run(mounted(path, "size=4k", "true"), capture_output=True, text=True, check=False)
     except FileNotFoundError:
         pytest.skip("there is no unshare")
     if tried.returncode:

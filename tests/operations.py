@@ -67,12 +67,12 @@ class ReplayedFunction:
 
     @torch.no_grad()
     def __call__(self, *inputs):
-        for place, value in zip(self.inputs, inputs, strict=True):
-            place.copy_(value)
+        for target, value in zip(self.inputs, inputs, strict=True):
+            target.copy_(value)
         for function, args, kwargs, results in self.calls:
-            for place, value in zip(results, tensors(function(*args, **kwargs)), strict=True):
-                if place.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
-                    place.copy_(value)
+            for target, value in zip(results, tensors(function(*args, **kwargs)), strict=True):
+                if target.untyped_storage().data_ptr() != value.untyped_storage().data_ptr():
+                    target.copy_(value)
         return self.outputs
 
 

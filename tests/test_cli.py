@@ -100,11 +100,11 @@ def test_an_out_that_is_used_or_cannot_be(tmp_path, face_folder):
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "precious").write_text("kept")
     (tmp_path / "file").write_text("kept")
-    places = [tmp_path / "used", tmp_path / "file", tmp_path / "file" / "run", "/proc/fastae/run"]
+    refused = [tmp_path / "used", tmp_path / "file", tmp_path / "file" / "run", "/proc/fastae/run"]
     if os.geteuid() != 0:  # root may write anywhere
         (tmp_path / "closed").mkdir(mode=0o500)
-        places.append(tmp_path / "closed" / "run")
-    for out in places:
+        refused.append(tmp_path / "closed" / "run")
+    for out in refused:
         assert repr(str(out)) in refuses("train", "--data", face_folder, "--out", out, *SMALL)
     assert (tmp_path / "used" / "precious").read_text() == "kept"
 
@@ -280,12 +280,12 @@ def test_a_variable_that_cannot_be_a_path_is_one_line(tmp_path, face_folder, mon
             assert refuses(*command).startswith("$FASTAE_CACHE")
 
 
-@pytest.mark.parametrize("place", [("config", "cache_dir"), ("config", "data"), ("data", "folder")])
-def test_what_cannot_be_a_path_in_a_runs_settings_is_one_line(small_run, tmp_path, place):
+@pytest.mark.parametrize("keys", [("config", "cache_dir"), ("config", "data"), ("data", "folder")])
+def test_what_cannot_be_a_path_in_a_runs_settings_is_one_line(small_run, tmp_path, keys):
     run = tmp_path / "run"
     shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("*.pt*"))
     killed_before_its_first_checkpoint(run)
     described = json.loads((run / "config.json").read_text())
-    described[place[0]][place[1]] = "a\0b"
+    described[keys[0]][keys[1]] = "a\0b"
     (run / "config.json").write_text(json.dumps(described))
     assert "NUL" in refuses("train", "--resume", run)

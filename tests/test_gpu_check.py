@@ -65,9 +65,9 @@ def test_the_rate_of_runs_at_once_is_of_all_while_all_are_busy(tmp_path, number)
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps({"config": TrainConfig(batch_size=4).as_dict()}))
         with MetricsWriter(folder / "metrics.csv") as metrics:
-            for place in range(12):
-                rate = 1.0 if place < 4 else 60.0 if place == 11 else 10.0
-                metrics.append(50 * (place + 1), TRAIN, images_per_second=rate, loss=0.5)
+            for index in range(12):
+                rate = 1.0 if index < 4 else 60.0 if index == 11 else 10.0
+                metrics.append(50 * (index + 1), TRAIN, images_per_second=rate, loss=0.5)
     assert gpu_check.rate_at_once(tmp_path, number) == pytest.approx(10.0 * number)
 
 

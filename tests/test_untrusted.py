@@ -83,7 +83,7 @@ EVIL = Evil(f"touch {DONE}")
 REASONS = (
     "compressed",
     "names builtins bytearray",
-    "not one of fastae's",
+    "not written by fastae",
     "pickle exhausted",
     "not a zip file",
 )
@@ -95,7 +95,7 @@ MALICIOUS = {
     "in the model": lambda: saved(STATE | {"model": {"encoder.0.weight": EVIL}}),
     "compressed": lambda: archived(pickle.dumps(STATE), zipfile.ZIP_DEFLATED),
     "names builtins bytearray": lambda: archived(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R."),
-    "not one of fastae's": lambda: archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."),
+    "not written by fastae": lambda: archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."),
     "pickle exhausted": lambda: archived(pickle.dumps(STATE)[:-5]),
     "not a zip file": lambda: b"PK\x03\x04",
     **{f"state {state!r:.20}": lambda state=state: saved(state)
@@ -225,7 +225,7 @@ def nested(depth):
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("run", {"device": nested(40)}, "one list or mapping in two places"),
+        ("run", {"device": nested(40)}, "one list or mapping twice"),
         ("run", {"device": ["x" * (1 << 20)] * 100}, "repeats its texts"),
         ("run", {"device": torch.zeros(3)}, "not JSON serializable"),
         ("run", {"device": float("nan")}, "not JSON compliant"),
@@ -233,7 +233,7 @@ def nested(depth):
         ("config", {"seed": -1}, "seed must be from 0"),
         ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
         ("progress", {"seconds": -1.0}, "seconds"),
-        ("progress", {"seconds": [nested(3)]}, "one list or mapping in two places"),
+        ("progress", {"seconds": [nested(3)]}, "one list or mapping twice"),
         ("progress", {"events": [1]}, "events"),
         ("progress", {"metrics": {"size": "all", "sha256": ""}}, "metrics"),
         ("progress", [], "progress|object"),
@@ -300,7 +300,7 @@ def test_nothing_that_is_read_can_be_run():
     modules = {"pickle", "_pickle", "dill", "cloudpickle", "joblib", "marshal", "shelve", "yaml", "runpy"}
     network = {"urllib.request", "http.client", "http.server", "socketserver", "requests", "httpx", "aiohttp"}
     functions = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "subprocess.getoutput"}
-    sources = [path for place in ("fastae", "benchmarks", "scripts") for path in (ROOT / place).rglob("*.py")]
+    sources = [path for name in ("fastae", "benchmarks", "scripts") for path in (ROOT / name).rglob("*.py")]
     assert len(sources) > 50
     for path in sources:
         tree = ast.parse(path.read_text())

@@ -1,1 +1,1 @@
-"""The devices that fastae computes on: what is there, what is chosen, and what the process is set to."""
+"""The devices that fastae computes on: finds them, chooses one and how to use it, and applies the choice."""

@@ -1,4 +1,4 @@
-"""Chooses what a program computes on, and how. Nothing here changes the process: `apply` does."""
+"""Chooses the device that a program computes on, and how. `apply` then applies the choice to the process."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ class Precision:
 
     @property
     def needs_scaling(self) -> bool:
-        """fp16 has five exponent bits: small gradients vanish unless the loss is scaled up."""
+        """Whether the loss must be scaled up: with five exponent bits, fp16 loses small gradients."""
         return self.dtype is torch.float16
 
     def autocast(self, device: torch.device) -> torch.autocast:
+        """Returns a context in which operations on this device have this precision."""
         return torch.autocast(device.type, self.dtype, enabled=self.dtype is not None)
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What runs compute on, and how."""
+    """The device that runs compute on, and how it is used."""
 
     device: torch.device
     precision: Precision
@@ -42,10 +43,10 @@ class Hardware:
     """Whether torch.compile is used."""
 
     compile_note: str
-    """Whether it is used, and why, in words."""
+    """Whether torch.compile is used, and why if it is not, in words."""
 
     deterministic: bool = False
-    """Whether a GPU gives the same bits from the same seed, as a CPU does anyway."""
+    """Whether a GPU gives the same bits from the same seed. A CPU always does."""
 
 
 def choose_hardware(
@@ -62,23 +63,24 @@ def choose_hardware(
     Args:
         name: auto, cpu, cuda or cuda:N.
         amp: whether mixed precision is wanted.
-        compile: whether torch.compile is wanted; None for whatever is faster.
+        compile: whether torch.compile is wanted; None to use it if it saves time.
         deterministic: whether a GPU must give the same bits from the same seed.
         images: how many images a run trains on.
         minutes: how long a run lasts at most; None if that is not limited.
 
     Raises:
-        SettingError: the device is not there, or what compiling needs is missing.
+        SettingError: the device is not there, or compiling is wanted and something that it needs is missing.
     """
     device = choose_device(name)
-    compiled, note = choose_compile(compile, device, images, minutes or math.inf)
-    return Hardware(device, choose_precision(device, amp), compiled, note, deterministic)
+    compiled, note = choose_compile(compile, device, images=images, minutes=minutes or math.inf)
+    precision = choose_precision(device, amp)
+    return Hardware(device, precision, compiled=compiled, compile_note=note, deterministic=deterministic)
 
 
 def find_device(name: str | torch.device | None = None) -> torch.device:
-    """The device of this name; None or `auto` is CUDA's current device if it works, else the CPU.
+    """Returns the device of this name; for None or 'auto', CUDA's current device if it works, else the CPU.
 
-    Raises SettingError for a device that is not there.
+    Raises SettingError if the device is not there.
     """
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() and _cuda_works() else "cpu"
@@ -99,13 +101,13 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
 
 
 def choose_device(name: str) -> torch.device:
-    """`find_device` for a program's main work: without a number, the first GPU."""
+    """Returns the device that `find_device` finds, but the first GPU if the name has no number."""
     device = find_device(name)
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
 
 
 def _cuda_works() -> bool:
-    """Whether the GPU runs a kernel: PyTorch may have none for it, or another process may own it."""
+    """Returns whether the GPU runs a kernel: PyTorch may have none for it, or another process may own it."""
     try:
         return torch.ones(1, device="cuda").sum().item() == 1
     except (RuntimeError, AssertionError):  # the latter from a CPU build
@@ -113,9 +115,9 @@ def _cuda_works() -> bool:
 
 
 def choose_precision(device: torch.device, amp: bool) -> Precision:
-    """bf16 if the device multiplies it natively, else fp16 on CUDA, else float32 with a note.
+    """Returns bf16 if the device supports it natively, else fp16 on a GPU and float32 on a CPU.
 
-    A GPU that has TF32 uses it for the convolutions and matrix products that stay float32.
+    Without `amp` it is float32. A GPU that supports TF32 uses it for the products that stay in float32.
     """
     if not amp:
         return Precision(None, "TF32" if is_ampere(device) else "float32")
@@ -127,11 +129,11 @@ def choose_precision(device: torch.device, amp: bool) -> Precision:
     for feature, name in (("amx_bf16", "AMX"), ("avx512_bf16", "AVX512-BF16")):
         if features.get(feature):
             return Precision(torch.bfloat16, f"bf16 AMP ({name})")
-    return Precision(None, "float32: --amp brings nothing on this CPU (no AVX512-BF16 or AMX)")
+    return Precision(None, "float32: --amp has no effect on this CPU (no AVX512-BF16 or AMX)")
 
 
 def is_ampere(device: torch.device) -> bool:
-    """Whether this is a GPU of NVIDIA's Ampere generation or a newer one, which multiply in bf16 and TF32.
+    """Returns whether this is a GPU of NVIDIA's Ampere generation or newer, which support bf16 and TF32.
 
     TF32 is float32 rounded to 10 bits of mantissa.
     """
@@ -139,7 +141,7 @@ def is_ampere(device: torch.device) -> bool:
 
 
 def describe(device: torch.device) -> str:
-    """The device's name for people: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
+    """Returns the device's name in words: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     name = torch.cpu.get_capabilities().get("cpu_name") or platform.machine()

@@ -1,6 +1,7 @@
-"""Whether driver, GPUs, PyTorch and DALI fit together: each is made for some versions of CUDA.
+"""Checks that driver, GPUs, PyTorch and DALI fit together: each supports certain versions of CUDA.
 
-`python -m fastae.device.compatibility` refuses a mixture, for `make setup`.
+`make setup` calls `python -m fastae.device.compatibility`, which fails if PyTorch and DALI are built for
+different versions.
 """
 
 from __future__ import annotations
@@ -18,51 +19,66 @@ from fastae.device.nvml import Absence, Gpu, NvmlError, all_gpus, offered, open_
 from fastae.utils.console import printable
 from fastae.utils.environment import dali_builds
 
-CUDA_13_FROM = (7, 5)  # compute capability: builds for CUDA 13 have no code for Volta and before
-BLACKWELL = (10, 0)  # PyTorch's builds for CUDA 12.6 have no code from here on
-CUDA_13_DRIVER = 580  # the first for CUDA 13, and the last for Volta and before
+CUDA_13_FROM = (7, 5)
+"""The lowest compute capability that builds for CUDA 13 have code for. Volta and older GPUs are below it."""
+
+BLACKWELL = (10, 0)
+"""The lowest compute capability that PyTorch's builds for CUDA 12.6 have no code for."""
+
+CUDA_13_DRIVER = 580
+"""The first branch of drivers for CUDA 13, and the last branch for Volta and older GPUs."""
 
 CUDA_12_INDEX = "https://download.pytorch.org/whl/cu126"
-"""Where PyTorch's builds for CUDA 12.6 are: up to 2.14; PyPI has those for CUDA 13."""
+"""The index of PyTorch's builds for CUDA 12.6, up to PyTorch 2.14. PyPI has the builds for CUDA 13."""
 
 INSTALL = {
     13: "pip uninstall -y torch nvidia-dali-cuda120; pip install -c constraints.txt -e '.[cuda13]'",
     12: "pip uninstall -y torch nvidia-dali-cuda130; pip install -c constraints.txt "
     f"--extra-index-url {CUDA_12_INDEX} -e '.[cuda12]'",
 }
-"""What to do for a version of CUDA."""
+"""Major version of CUDA -> the command that installs PyTorch and DALI for it."""
 
 INSTALL_DRIVER = "install NVIDIA's driver; in a container, on the host, and start it with --gpus all"
 CONTAINER = "start the container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-LOADED_DRIVER = Path("/proc/driver/nvidia/version")  # the host's, in a container too
+LOADED_DRIVER = Path("/proc/driver/nvidia/version")
+"""A file that exists if a driver is loaded. In a container this is the host's driver."""
+
 REMEDIES = {
     "NVML_ERROR_LIB_RM_VERSION_MISMATCH": "reboot: the driver was updated, and the old one is still loaded",
     "NVML_ERROR_DRIVER_NOT_LOADED": "sudo modprobe nvidia; if that fails, dkms status shows whether the "
     "module was built for this kernel, and mokutil --sb-state whether Secure Boot keeps it out",
 }
-"""By NVML's name of the error."""
+"""NVML's name of an error -> what the user can do."""
 
 NVIDIA_ON_PCI = "0x10de"
+"""NVIDIA's vendor ID on the PCI bus."""
 
 Capability = tuple[int, int]
+"""A GPU's compute capability, (major, minor)."""
 
 
 @dataclass(frozen=True)
 class Driver:
-    """What NVML says. `cuda`: the newest that it supports. capabilities: of each GPU. None if unknown."""
+    """The driver and its GPUs, as NVML reports them."""
 
     version: str
+
     cuda: tuple[int, int] | None
+    """The newest version of CUDA that the driver supports, (major, minor); None if it is not known."""
+
     gpus: tuple[Gpu, ...] = ()
+
     capabilities: tuple[Capability | None, ...] = ()
+    """The compute capability of each GPU; None for a GPU whose capability is not known."""
 
     @property
     def newest_cuda(self) -> str:
+        """The newest version of CUDA that the driver supports, in words."""
         return "CUDA {}.{}".format(*self.cuda) if self.cuda else "an unknown version of CUDA"
 
     @property
     def install(self) -> str:
-        """The line that installs builds of PyTorch and DALI that run here, or what they need first."""
+        """The command that installs PyTorch and DALI for this driver, or the driver to install instead."""
         known = [each for each in self.capabilities if each]
         is_old, is_new = any(each < CUDA_13_FROM for each in known), any(each >= BLACKWELL for each in known)
         branch = int(self.version.partition(".")[0]) if self.version[:1].isdecimal() else CUDA_13_DRIVER
@@ -75,30 +91,31 @@ class Driver:
 
 
 def read_driver(library: Any = pynvml) -> Driver:
-    """Raises NvmlError."""
+    """Reads the driver's version and its GPUs from NVML. Raises NvmlError if NVML cannot be used."""
     open_nvml(library)
     try:
         cuda = offered(library.nvmlSystemGetCudaDriverVersion)
         devices = all_gpus(library)
+        capabilities = (offered(library.nvmlDeviceGetCudaComputeCapability, handle) for _, handle in devices)
         return Driver(
-            offered(library.nvmlSystemGetDriverVersion) or "of an unknown version",
-            (cuda // 1000, cuda % 1000 // 10) if cuda else None,
-            tuple(gpu for gpu, _ in devices),
-            tuple(offered(library.nvmlDeviceGetCudaComputeCapability, handle) for _, handle in devices),
+            version=offered(library.nvmlSystemGetDriverVersion) or "of an unknown version",
+            cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
+            gpus=tuple(gpu for gpu, _ in devices),
+            capabilities=tuple(capabilities),
         )
     finally:
         offered(library.nvmlShutdown)
 
 
 def torch_cuda() -> int | None:
-    """The major version of CUDA that PyTorch is built for; None for a CPU build."""
+    """Returns the major version of CUDA that PyTorch is built for; None for a CPU build."""
     import torch
 
     return int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
 
 
 def torch_mismatch(driver: Driver) -> str:
-    """Why PyTorch cannot use the driver's GPUs; empty if it can."""
+    """Returns why PyTorch cannot use the driver's GPUs; "" if it can."""
     import torch
 
     major = torch_cuda()
@@ -115,7 +132,7 @@ def torch_mismatch(driver: Driver) -> str:
 
 
 def build_mismatch() -> str:
-    """Why PyTorch and DALI are a mixture; empty if they are not."""
+    """Returns why the installed builds of PyTorch and DALI do not fit together; "" if they do."""
     ours, theirs = torch_cuda(), list(dali_builds())
     if len(theirs) > 1:
         return "two builds of DALI are installed, which provide the same module"
@@ -125,9 +142,9 @@ def build_mismatch() -> str:
 
 
 def unusable_gpu_reason() -> str | None:
-    """Why an NVIDIA GPU of this machine cannot be used by PyTorch, and the remedy, in one line.
+    """Returns why PyTorch cannot use this machine's NVIDIA GPU, and the remedy, in one line.
 
-    None if it can, or there is none, or CUDA_VISIBLE_DEVICES hides it.
+    Returns None if PyTorch can use it, if there is no GPU, or if CUDA_VISIBLE_DEVICES hides it.
     """
     import torch
 
@@ -147,8 +164,11 @@ def unusable_gpu_reason() -> str | None:
 
 
 def missing_driver(error: NvmlError) -> tuple[str, str] | None:
-    """What is wrong with the driver if NVML cannot be used and CUDA does not work, and the remedy; None if
-    there is no NVIDIA GPU."""
+    """Returns (what is wrong with the driver, remedy); None if there is no NVIDIA GPU.
+
+    Args:
+        error: the reason why NVML cannot be used. CUDA does not work either.
+    """
     if error.absence is Absence.NVML_FAILED:
         remedy = REMEDIES.get(error.detail, "nvidia-smi shows more")
         return f"the NVIDIA driver does not answer ({error.detail})", remedy
@@ -160,7 +180,7 @@ def missing_driver(error: NvmlError) -> tuple[str, str] | None:
 
 
 def cuda_fault() -> tuple[str, str] | None:
-    """What PyTorch says if it cannot use CUDA, in one line, and the remedy; None if it can."""
+    """Returns (PyTorch's error, in one line, remedy) if PyTorch cannot use CUDA; None if it can."""
     import torch
 
     if torch.cuda.is_available():
@@ -169,7 +189,7 @@ def cuda_fault() -> tuple[str, str] | None:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # the latter from a CPU build
         text = printable(str(error).splitlines()[0])
-        # cudaErrorSystemNotReady: the switches between the GPUs of an HGX board.
+        # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up.
         is_switched = "802" in text
         starts = "systemctl start nvidia-fabricmanager, of the driver's own version"
         return text, starts if is_switched else "nvidia-smi and dmesg show more"
@@ -177,17 +197,22 @@ def cuda_fault() -> tuple[str, str] | None:
 
 
 def has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
+    """Returns whether a device on the PCI bus is NVIDIA's."""
     vendors = devices.glob("*/vendor") if devices.is_dir() else ()
     return any(vendor.read_text().strip() == NVIDIA_ON_PCI for vendor in vendors)
 
 
 def is_jetson(compatible: Path = Path("/proc/device-tree/compatible")) -> bool:
-    """Whether this is a board whose GPU is no PCI device."""
+    """Returns whether this is a Jetson board, whose GPU is not a PCI device."""
     return compatible.exists() and b"nvidia,tegra" in compatible.read_bytes()
 
 
 def _runs(built: Sequence[str], capability: Capability | None) -> bool:
-    """A GPU runs code of its major version up to its minor (sm_XY), and PTX up to its own (compute_XY)."""
+    """Returns whether a GPU of this compute capability runs one of the built architectures.
+
+    It runs code for its own major version and no later minor version (sm_XY), and PTX for any version up to
+    its own (compute_XY). An unknown capability counts as supported.
+    """
     if capability is None:
         return True
     for architecture in built:

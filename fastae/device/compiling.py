@@ -1,4 +1,4 @@
-"""Whether torch.compile can be used here, and whether it pays."""
+"""Finds out whether torch.compile can be used here, and whether it saves time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from fastae.errors import FastaeError, SettingError
 
 CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
-"""On a CPU compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s):
-a run that is shorter than either of these would end later with it."""
+"""The shortest run that is compiled on a CPU, by its images and by its minutes.
+
+Compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s). Shorter
+runs would end later with it.
+"""
 
 CPU = torch.device("cpu")
 
@@ -25,10 +28,16 @@ CPU = torch.device("cpu")
 def choose_compile(
     wanted: bool | None, device: torch.device, images: int, minutes: float = math.inf
 ) -> tuple[bool, str]:
-    """Whether to compile a run over this many images, or minutes, and a note for people.
+    """Returns whether to compile a run, and this choice in words.
 
-    wanted: what the user chose, None for whatever is faster. Raises FastaeError if it was chosen, and what
-    compiling needs is missing.
+    Args:
+        wanted: whether the user wants torch.compile; None to use it if it saves time.
+        device: the device that the run computes on.
+        images: how many images the run trains on.
+        minutes: how long the run lasts at most.
+
+    Raises:
+        SettingError: the user wants torch.compile, and something that it needs is missing.
     """
     missing = missing_to_compile(device)
     if wanted and missing:
@@ -42,14 +51,14 @@ def choose_compile(
 
 
 def can_compile(device: torch.device = CPU) -> bool:
-    """Whether all is here that torch.compile needs for this device."""
+    """Returns whether everything that torch.compile needs for this device is installed."""
     return not missing_to_compile(device)
 
 
 def missing_to_compile(device: torch.device) -> str:
-    """What torch.compile needs and is not installed, in words; "" if nothing is missing.
+    """Returns, in words, what torch.compile needs and is not installed; "" if nothing is missing.
 
-    A C++ compiler for any device. For a GPU Triton too, which compiles C that includes Python.h.
+    It needs a C++ compiler. For a GPU it also needs Triton, which compiles C code that includes Python.h.
     """
     missing = [] if shutil.which(compiler()) else [f"the C++ compiler {compiler()!r}"]
     if device.type == "cuda":
@@ -64,12 +73,16 @@ def missing_to_compile(device: torch.device) -> str:
 
 
 def compiler() -> str:
+    """Returns the command of the C++ compiler that torch.compile calls."""
     return os.environ.get("CXX") or "g++"
 
 
 def require_temporary_folder() -> None:
-    """Raises FastaeError if no temporary folder is writable: PyTorch's compiler, which even runs that do not
-    compile import, keeps its kernels below it unless a variable names another place."""
+    """Raises FastaeError if no temporary folder is writable and PyTorch's compiler needs one.
+
+    The compiler keeps its kernels there, unless TORCHINDUCTOR_CACHE_DIR names another folder. Even runs that
+    do not compile import it.
+    """
     if not os.environ.get("TORCHINDUCTOR_CACHE_DIR"):
         try:
             tempfile.gettempdir()

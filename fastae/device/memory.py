@@ -1,4 +1,4 @@
-"""The memory of a device, in bytes."""
+"""Measures the memory of a device, in bytes."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from fastae.errors import FastaeError
 from fastae.utils import limits
 
 OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
-"""Part of the message of the RuntimeError that PyTorch raises if a CPU's memory is used up."""
+"""A part of the message of the RuntimeError that PyTorch raises if the host's memory is used up."""
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether this error means that the memory of a device is used up."""
+    """Returns whether this error means that the memory of a device is used up."""
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_HOST_MEMORY in str(error)
 
 
 def require_room(needed: int, what: str, device: torch.device) -> None:
-    """Raises FastaeError, naming `what` needs so many bytes, if the device has fewer in all."""
+    """Raises FastaeError, naming `what`, if it needs more bytes than the device has in total."""
     total = total_memory(device)
     if needed > total:
-        raise FastaeError(f"{what} takes {needed / 1e9:,.1f} GB, and {device} has {total / 1e9:.1f} GB")
+        raise FastaeError(f"{what} takes {needed / 1e9:,.1f} GB, but {device} has {total / 1e9:.1f} GB")
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that can be allocated on `device` without pushing anything out."""
+    """Returns the bytes that can be allocated on `device` now, without swapping."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else limits.free_bytes()
 
 
 def total_memory(device: torch.device) -> int:
-    """Bytes that `device` has."""
+    """Returns the bytes that `device` has in total."""
     return torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else limits.total_bytes()
 
 
 def peak_memory() -> tuple[int, int] | None:
-    """The most bytes that PyTorch's allocator has given out and reserved on the current GPU; None without."""
+    """Returns the peaks of PyTorch's allocated and reserved memory on the current GPU; None without a GPU."""
     if not torch.cuda.is_initialized():
         return None
     return torch.cuda.max_memory_allocated(), torch.cuda.max_memory_reserved()

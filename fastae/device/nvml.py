@@ -1,7 +1,7 @@
 """Opens NVML, NVIDIA's management library, and finds the GPUs that a process uses.
 
-The functions come from the module `library`, which is `pynvml` (package nvidia-ml-py) or, in tests, a
-recording. Constants and exceptions are always `pynvml`'s.
+The parameter `library` of the functions is the module `pynvml` (package nvidia-ml-py) or, in tests, a
+recording of its answers. Constants and exceptions are always `pynvml`'s.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from fastae.utils.worded import Worded
 Answer = TypeVar("Answer")
 
 ERROR_NAMES = {getattr(pynvml, name): name for name in dir(pynvml) if name.startswith("NVML_ERROR_")}
+"""NVML's number of an error -> its name."""
 
-WSL_DEVICE = Path("/dev/dxg")  # the device by which WSL 2 gives access to GPUs, with Windows' driver
+WSL_DEVICE = Path("/dev/dxg")
+"""The device through which WSL 2 gives access to GPUs, with the driver of Windows."""
 
 
 class Absence(Worded):
@@ -45,7 +47,7 @@ class Gpu:
     """A GPU, or a MIG slice of one."""
 
     index: int
-    """The index in the order of the PCI bus."""
+    """The index of the board in the order of the PCI bus."""
 
     name: str
     uuid: str = ""
@@ -56,10 +58,10 @@ class Gpu:
     memory_gib: float | None = None
 
     power_limit: float | None = None
-    """Watts."""
+    """The enforced limit of the power, in watts."""
 
     max_pcie_width: int | None = None
-    """The number of PCIe lanes that the card has."""
+    """The most PCIe lanes that card and machine support."""
 
     lost: str | None = None
     """NVML's error if the GPU answers no call."""
@@ -70,7 +72,7 @@ Device = tuple[Gpu, Any]
 
 
 class NvmlError(FastaeError):
-    """NVML cannot be used. `absence` is the reason, `detail` NVML's name of the error."""
+    """NVML cannot be used. `absence` is the reason, and `detail` is NVML's name of the error."""
 
     def __init__(self, absence: Absence, detail: str) -> None:
         super().__init__(f"NVML cannot be used: {detail}")
@@ -79,7 +81,7 @@ class NvmlError(FastaeError):
 
 
 def open_nvml(library: Any = pynvml) -> Any:
-    """Initialises NVML and returns the library. The caller ends it by nvmlShutdown.
+    """Initialises NVML and returns the library. The caller must call nvmlShutdown at the end.
 
     Raises NvmlError if NVML is not installed or does not answer.
     """
@@ -94,26 +96,28 @@ def open_nvml(library: Any = pynvml) -> Any:
 
 
 def in_wsl() -> bool:
+    """Returns whether this process runs in the Windows Subsystem for Linux."""
     return WSL_DEVICE.exists()
 
 
 def all_gpus(library: Any) -> list[Device]:
-    """Every GPU that NVML shows, in the order of the PCI bus, including lost ones."""
+    """Returns every GPU that NVML shows, in the order of the PCI bus, including lost ones."""
     found: list[Device] = []
     for index in range(offered(library.nvmlDeviceGetCount) or 0):
         try:
             found.append(_describe(library, index, library.nvmlDeviceGetHandleByIndex(index)))
         except pynvml.NVMLError as error:
-            if error.value != pynvml.NVML_ERROR_NO_PERMISSION:  # otherwise it belongs to another container
+            # A GPU that may not be used belongs to another container.
+            if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                 found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
     return found
 
 
 def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
-    """The GPU or MIG slice that CUDA uses; None if NVML does not show it.
+    """Returns the GPU or MIG slice that CUDA uses; None if NVML does not show it.
 
     CUDA may report the board's UUID for a slice. Then the slice must be named in `visible`, unless the board
-    has only one: another slice is never returned.
+    has only one slice, so that the slice of another process is never returned.
 
     Args:
         library: NVML.
@@ -130,7 +134,7 @@ def gpu_of_cuda(library: Any, uuid: str, visible: str | None) -> Device | None:
 
 
 def error_name(error: Exception) -> str:
-    """The error's name in NVML's manual, such as NVML_ERROR_NOT_SUPPORTED, or the name of its class."""
+    """Returns NVML's name of the error, such as NVML_ERROR_NOT_SUPPORTED, or the name of its class."""
     if not isinstance(error, pynvml.NVMLError):
         return type(error).__name__  # pynvml also raises other classes, such as NVMLLibraryMismatchError
     return ERROR_NAMES.get(error.value, f"NVML error {error.value}")
@@ -145,19 +149,21 @@ def offered(function: Callable[..., Answer], *arguments: Any) -> Answer | None:
 
 
 def _by_uuid(library: Any, uuid: str) -> Device | None:
+    """Returns the GPU (GPU-...) or MIG slice (MIG-...) with this UUID; None if NVML does not show it."""
     handle = offered(library.nvmlDeviceGetHandleByUUID, uuid)
     if handle is None:
         return None
     is_slice = uuid.startswith("MIG-")
     board = offered(library.nvmlDeviceGetDeviceHandleFromMigDeviceHandle, handle) if is_slice else handle
-    return _describe(library, offered(library.nvmlDeviceGetIndex, board) or 0, handle, is_slice)
+    index = offered(library.nvmlDeviceGetIndex, board) or 0
+    return _describe(library, index, handle, is_slice=is_slice)
 
 
 def _slices(library: Any, device: Device) -> list[Device]:
-    """The MIG slices of a board in MIG mode."""
+    """Returns the MIG slices of a board; [] if the board is not in MIG mode, or is a slice itself."""
     gpu, handle = device
     mode = None if handle is None or gpu.is_slice else offered(library.nvmlDeviceGetMigMode, handle)
-    if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:  # [now, after the next reset]
+    if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:  # [the mode now, the mode after the next reset]
         return []
     count = offered(library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
     slices = (offered(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, index) for index in range(count))
@@ -165,6 +171,7 @@ def _slices(library: Any, device: Device) -> list[Device]:
 
 
 def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> Device:
+    """Returns a GPU or slice with what NVML reports of it, and its handle."""
     memory = offered(library.nvmlDeviceGetMemoryInfo, handle)
     limit = offered(library.nvmlDeviceGetEnforcedPowerLimit, handle)  # milliwatts
     gpu = Gpu(

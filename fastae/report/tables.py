@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from fastae.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.config import TrainConfig, flag
 from fastae.losses import LOSSES
 from fastae.report.compare import Comparison
@@ -18,7 +19,6 @@ from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
 from fastae.report.groups import Group
 from fastae.report.quality import Measurement
 from fastae.report.runs import Run, as_text
-from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS
 from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
@@ -220,9 +220,8 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
         yield f"The speed is not projected to the article's runs: it was measured with {', '.join(other)}."
     elif rates:
         seconds = ARTICLE_IMAGES * float(np.mean([1 / rate for rate in rates]))
-        factor = ARTICLE_SECONDS / seconds
-        times = f"{factor:,.3g}x faster" if factor >= 1 else f"{1 / factor:,.3g}x slower"
-        yield f"At this speed the article's six runs would take {duration(seconds)} of training: {times}."
+        ratio = speed_ratio(seconds, ARTICLE_SECONDS)
+        yield f"At this speed the article's six runs would take {duration(seconds)} of training: {ratio}."
 
 
 def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:

@@ -1,7 +1,7 @@
 """What a checkpoint file may contain, checked before PyTorch reads it.
 
 `torch.load(weights_only=True)` runs no code, but it decompresses, and makes byte arrays of any length: a file
-of 1 MB can ask for all the memory. The checkpoints that fastae writes do neither.
+of 1 MB can use up the memory. The checkpoints that fastae writes need neither.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 MAX_PICKLE = 1 << 24
-"""Bytes of the record that lists the tensors; a checkpoint's has 20 kB."""
+"""The most bytes that the pickle which lists the tensors may have. In fastae's checkpoints it has 20 kB."""
 
 NAMES = {
     "torch._utils _rebuild_tensor_v2",
@@ -20,18 +20,21 @@ NAMES = {
     "torch LongStorage",
     "collections OrderedDict",
 }
-"""The functions and classes that a checkpoint's tensors are rebuilt by."""
+"""The functions and classes that a checkpoint may name: those that rebuild its tensors."""
 
 NAMING = {"GLOBAL", "STACK_GLOBAL", "INST"}
-"""The pickle instructions that name one."""
+"""The pickle instructions that name a function or a class."""
 
 REPEATABLE = NAMING | {"BINUNICODE"}
-"""The instructions whose results may be used again: names and texts. Were a list used twice in a list that is
-used twice, and so on, a file of 1 kB would hold 2^40 lists for everything that walks through them."""
+"""The instructions whose results a checkpoint may use again: names and texts.
+
+If a list could be used twice in a list that is itself used twice, and so on, then any code that walks through
+a file of 1 kB could meet 2^40 lists.
+"""
 
 
 def require_plain(path: Path) -> None:
-    """Raises ValueError if a file of `torch.save` holds more than tensors, or more bytes than it has."""
+    """Raises ValueError unless a file of `torch.save` holds only tensors and plain values, uncompressed."""
     try:
         _require_tree(_tensor_list(path))
     except ValueError:
@@ -41,26 +44,29 @@ def require_plain(path: Path) -> None:
 
 
 def _require_tree(content: bytes) -> None:
-    """Raises ValueError if a pickle names other functions, or is larger when it is read than it is itself."""
-    sizes: dict[Any, int] = {}
-    """Of the remembered names and texts, by their number."""
-    last, argument_before, repeated = "", None, 0
+    """Raises ValueError unless a pickle names only NAMES and uses nothing twice but names and texts.
+
+    The texts that it uses again may have MAX_PICKLE characters in total.
+    """
+    sizes: dict[Any, int] = {}  # key in the pickle's memo -> length of the name or text
+    last_name, last_argument, repeated = "", None, 0
     for instruction, argument, _ in pickletools.genops(content):
         name = instruction.name
         if name in NAMING and argument not in NAMES:
             raise ValueError(f"it names {argument or 'something'!s:.60}, which no checkpoint does")
-        if name in ("BINPUT", "LONG_BINPUT") and last in REPEATABLE:
-            sizes[argument] = len(str(argument_before))
+        if name in ("BINPUT", "LONG_BINPUT") and last_name in REPEATABLE:
+            sizes[argument] = len(str(last_argument))
         elif name in ("BINGET", "LONG_BINGET"):
             if argument not in sizes:
-                raise ValueError("it holds one list or mapping in two places, which no checkpoint does")
+                raise ValueError("it holds one list or mapping twice, which no checkpoint does")
             repeated += sizes[argument]
             if repeated > MAX_PICKLE:
                 raise ValueError("it repeats its texts, which no checkpoint does")
-        last, argument_before = name, argument
+        last_name, last_argument = name, argument
 
 
 def _tensor_list(path: Path) -> bytes:
+    """Returns the pickle that lists a checkpoint's tensors. Raises ValueError if fastae did not write it."""
     with zipfile.ZipFile(path) as archive:
         records = archive.infolist()
         if any(record.compress_type != zipfile.ZIP_STORED for record in records):
@@ -69,5 +75,5 @@ def _tensor_list(path: Path) -> bytes:
             raise ValueError("its parts overlap")
         pickles = [record for record in records if record.filename.endswith("data.pkl")]
         if len(pickles) != 1 or pickles[0].file_size > MAX_PICKLE:
-            raise ValueError("it is not one of fastae's")
+            raise ValueError("it was not written by fastae")
         return archive.read(pickles[0])

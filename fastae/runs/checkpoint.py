@@ -1,8 +1,9 @@
-"""The checkpoints of a run: checkpoints/ITERATION.pt, each with its SHA-256 beside it.
+"""The checkpoints of a run: checkpoints/ITERATION.pt, each with its SHA-256 in a file beside it.
 
-They hold plain tensors and numbers, which `torch.load(weights_only=True)` reads, so they cannot run code.
-Each is written to a temporary file, flushed to the disk and renamed, and older ones are removed only then: a
-valid one exists at every moment. A damaged one is recognised, and the one before it is used.
+Checkpoints hold plain tensors and numbers, which `torch.load(weights_only=True)` reads, so they cannot run
+code. Each is written to a temporary file, flushed to the disk and renamed, and older ones are removed only
+then, so that a valid checkpoint exists at every moment. A damaged one is recognised by its SHA-256, and the
+checkpoint before it is used.
 """
 
 from __future__ import annotations
@@ -23,15 +24,15 @@ from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
 from fastae.runs.description import RunDescription
-from fastae.runs.metrics import Content
+from fastae.runs.metrics import LoggedContent
 from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync_folder
 from fastae.utils.json import convert, plain
 
 LAST = "last.pt"
-"""A link to the newest, for people and scripts; fastae itself goes by the numbers."""
+"""The name of a link to the newest checkpoint, for people and scripts; fastae itself goes by the numbers."""
 
 PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
-"""What every checkpoint holds. run: a RunDescription, as in config.json."""
+"""The entries that every checkpoint has, and their types. `run` is a RunDescription, as in config.json."""
 
 
 @dataclass(frozen=True)
@@ -39,39 +40,40 @@ class Progress:
     """How long a run was trained, and what its other files held when a checkpoint was written."""
 
     seconds: Annotated[float, Meta(ge=0)] = 0.0
-    """The time of training in all sessions: steps and waiting for data. If the run took turns with others, it
-    is the run's share."""
+    """The time of steps and waiting for data, in all sessions. If the run took turns with others, it is the
+    run's share of that time."""
 
-    metrics: Content | None = None
-    """What metrics.csv held."""
+    metrics: LoggedContent | None = None
+    """The content of metrics.csv."""
 
     events: tuple[str, ...] = ()
-    """The names of TensorBoard's event files, one per session."""
+    """The names of TensorBoard's event files, one for each session."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run continues from."""
+    """The state from which a run continues."""
 
     iteration: int
+    """The number of steps that the run was trained for."""
 
     training: Mapping[str, Any]
-    """Model, optimizer and scaler as state dicts, from `TrainingStep.state`."""
+    """The state dicts of model, optimizer and scaler, as `TrainingStep.state` returns them."""
 
     run: RunDescription
     progress: Progress
 
     def as_dict(self) -> dict[str, Any]:
-        """What the file holds: tensors and plain values."""
+        """Returns the content of the checkpoint's file: tensors and plain values."""
         run = {"config": self.run.config.as_dict(), "run": self.run.as_dict()}
         return {**self.training, "iteration": self.iteration, **run, "progress": asdict(self.progress)}
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
-    """Writes a checkpoint to the disk, then removes all but the last `keep`, and those of later iterations: a
-    run that continues from an older one has found them invalid.
+    """Writes a checkpoint to the disk, and then removes all but the last `keep` checkpoints.
 
-    Raises OSError if it cannot be written; nothing else has changed then.
+    Checkpoints of later iterations are removed, too: a run that continues from an older one has found them
+    invalid. Raises OSError if the checkpoint cannot be written; no other checkpoint is changed then.
     """
     path = folder / f"{checkpoint.iteration:07d}.pt"
     with atomic_write(path) as file:
@@ -79,7 +81,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         torch.save(checkpoint.as_dict(), cast(IO[bytes], output))
         if output.error:
             raise output.error
-        # In the format of sha256sum, and first: no checkpoint is ever without its digest.
+        # The digest, in the format of sha256sum, is written first: no checkpoint is ever without one.
         with atomic_write(_digest_of(path)) as beside:
             beside.write(f"{output.digest.hexdigest()}  {path.name}\n".encode())
     sync_folder(folder)
@@ -103,8 +105,10 @@ def remove_all(folder: Path) -> None:
 
 
 class _Output:
-    """A file for torch.save that computes the SHA-256 and keeps an OSError, which torch.save would replace by
-    a RuntimeError about positions."""
+    """A file for torch.save that computes the SHA-256 of what is written, and keeps the first OSError.
+
+    torch.save would report another error, about positions in the file, instead of an OSError.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         self.digest = hashlib.sha256()
@@ -121,11 +125,11 @@ class _Output:
         return len(content)
 
     def flush(self) -> None:
-        """For torch.save; `atomic_write` flushes."""
+        """Does nothing: torch.save needs this method, but `atomic_write` flushes the file."""
 
 
 def latest(folder: Path) -> int | None:
-    """The iteration of the newest checkpoint, valid or not."""
+    """Returns the iteration of the newest checkpoint, valid or not; None if there is none."""
     found = _numbered(folder)
     return int(found[0].stem) if found else None
 
@@ -133,13 +137,13 @@ def latest(folder: Path) -> int | None:
 def newest(
     folder: Path, warn: Callable[[str], None], model_of: Callable[[TrainConfig], nn.Module] | None = None
 ) -> Checkpoint | None:
-    """The newest valid checkpoint in `folder`, on the CPU; None if there is none.
+    """Returns the newest valid checkpoint in `folder`, on the CPU; None if there is none.
 
     Args:
         folder: the run's folder of checkpoints.
         warn: is called with one line for each newer checkpoint that is not valid.
-        model_of: makes the model that a checkpoint with these settings must fit, in shapes and types. One on
-            the meta device will do.
+        model_of: makes the model of given settings, with whose shapes and types a checkpoint's weights are
+            compared. A model on the meta device suffices. None skips the comparison.
 
     Raises:
         FastaeError: the folder cannot be listed.
@@ -157,7 +161,7 @@ def newest(
 
 
 def _read(path: Path) -> Checkpoint:
-    """Reads and verifies one file. Raises FastaeError if it is damaged or not one of fastae's."""
+    """Reads and verifies one checkpoint. Raises FastaeError if it is damaged or was not written by fastae."""
     try:
         digest = _digest_of(path)
         require_file(digest)
@@ -165,7 +169,7 @@ def _read(path: Path) -> Checkpoint:
             if digest.read_text().split()[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]:
                 raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
         require_plain(path)
-        # To the CPU first: where its tensors then go is the reader's choice, not the file's.
+        # Onto the CPU: the caller chooses the device of the tensors, not the file.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FastaeError:
         raise
@@ -175,21 +179,21 @@ def _read(path: Path) -> Checkpoint:
     if not isinstance(state, dict) or any(
         not isinstance(state.get(part), kind) for part, kind in PARTS.items()
     ):
-        raise FastaeError(f"checkpoint {path} is not one of fastae's")
+        raise FastaeError(f"checkpoint {path} was not written by fastae")
     if state["iteration"] != int(path.stem):
-        raise FastaeError(f"checkpoint {path} is of iteration {state['iteration']!r:.30}")
+        raise FastaeError(f"checkpoint {path} holds iteration {state['iteration']!r:.30}")
     try:
         described = plain({**state["run"], "config": state["config"]})
         run = RunDescription.from_dict(described, f"checkpoint {path}")
         progress = convert(plain(state.get("progress", {})), Progress)
     except ValueError as error:
-        raise FastaeError(f"checkpoint {path} is not one of fastae's: {error}") from None
+        raise FastaeError(f"checkpoint {path} was not written by fastae: {error}") from None
     training = {name: state[name] for name in ("model", "optimizer", "scaler")}
-    return Checkpoint(state["iteration"], training, run, progress)
+    return Checkpoint(iteration=state["iteration"], training=training, run=run, progress=progress)
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The checkpoints in `folder`, the newest first. Raises FastaeError if it cannot be listed."""
+    """Returns the checkpoints in `folder`, the newest first. Raises FastaeError if it cannot be listed."""
     found = [
         path for path in listed(folder) if path.suffix == ".pt" and path.stem.isdecimal() and path.is_file()
     ]
@@ -197,9 +201,10 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def without_checkpoint(folder: Path) -> list[Path]:
-    """The digests in `folder` whose checkpoint is lost. Raises FastaeError if it cannot be listed.
+    """Returns the digests in `folder` whose checkpoint is missing. Raises FastaeError if it cannot be listed.
 
-    A process that is killed while it saves may leave a digest and, instead of the checkpoint, its draft.
+    A digest is not returned if the checkpoint's draft is there, left by a process that was killed while it
+    saved.
     """
     paths = listed(folder)
     names = [path.name for path in paths]
@@ -211,7 +216,7 @@ def without_checkpoint(folder: Path) -> list[Path]:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Removes the drafts in `folder`, and the digests that have no checkpoint. Raises OSError."""
+    """Removes the drafts in `folder`, and then the digests that have no checkpoint. Raises OSError."""
     remove_drafts(folder)
     for digest in without_checkpoint(folder):
         digest.unlink(missing_ok=True)
@@ -222,17 +227,17 @@ def _digest_of(path: Path) -> Path:
 
 
 def moments_like(weight: Tensor) -> dict[str, Tensor]:
-    """What fused Adam keeps for a weight, by name: tensors of the same shape, type, device and layout."""
+    """Returns what fused Adam keeps for a weight, by name, as examples of shape, type, device and layout."""
     return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
 def is_finite(training: Mapping[str, Any]) -> bool:
-    """Whether all weights and moments are."""
+    """Returns whether all weights and Adam's moments are finite."""
     return all(value.isfinite().all() for value in _tensors(training).values())
 
 
 def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
-    """Raises ValueError, which names the first difference, if these are not finite weights of `model`."""
+    """Raises ValueError, naming the first difference, unless these are finite weights of `model`."""
     found, expected = (
         {("model", name): each[name] for name in each} for each in (weights, model.state_dict())
     )
@@ -240,16 +245,16 @@ def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def _require_fit(training: Mapping[str, Any], model: nn.Module, path: Path) -> None:
-    """Raises FastaeError, naming what is wrong, if this cannot be a state of training `model`.
+    """Raises FastaeError, naming the first difference, unless this can be the state of training `model`.
 
-    Adam's kernel does not check: with moments of other shapes it reads and writes foreign memory.
+    Adam's kernel does not check shapes: with moments of other shapes it reads and writes beyond their memory.
     """
     moments = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
     expected = _tensors({"model": model.state_dict(), "optimizer": {"state": moments}})
     try:
         found = _tensors(training)
         _require_alike(found, expected)
-        if any((value < 0).any() for place, value in found.items() if place[-1] in ("step", "exp_avg_sq")):
+        if any((value < 0).any() for key, value in found.items() if key[-1] in ("step", "exp_avg_sq")):
             raise ValueError("Adam's steps or mean squares are negative")
         _require_scaler(training["scaler"])
     except ValueError as error:
@@ -260,7 +265,10 @@ def _require_fit(training: Mapping[str, Any], model: nn.Module, path: Path) -> N
 
 
 def _tensors(training: Mapping[str, Any]) -> dict[tuple, Any]:
-    """The weights and Adam's moments by their names, in parts. Raises ValueError for another structure."""
+    """Returns the weights and Adam's moments of a training state, by key. Raises ValueError if it has none.
+
+    The keys are ("model", name of the weight) and ("optimizer", index of the weight, name of the moment).
+    """
     moments = training["optimizer"].get("state")
     if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
         raise ValueError("it has no optimizer state")
@@ -270,33 +278,33 @@ def _tensors(training: Mapping[str, Any]) -> dict[tuple, Any]:
 
 
 def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor]) -> None:
-    """Raises ValueError unless these are finite tensors of the expected names, shapes and types."""
-    if places := found.keys() ^ expected.keys():
-        place = min(places, key=str)
-        raise ValueError(f"it {'has' if place in found else 'lacks'} {_name(place)}")
-    for place, value in found.items():
-        like = expected[place]
+    """Raises ValueError unless these are finite tensors of the expected keys, shapes and types."""
+    if differing := found.keys() ^ expected.keys():
+        key = min(differing, key=str)
+        raise ValueError(f"it {'has' if key in found else 'lacks'} {_name(key)}")
+    for key, value in found.items():
+        like = expected[key]
         if not isinstance(value, Tensor):
-            raise ValueError(f"{_name(place)} is not a tensor")
+            raise ValueError(f"{_name(key)} is not a tensor")
         if (value.shape, value.dtype) != (like.shape, like.dtype):
             it_is, should_be = (f"{each.dtype} {tuple(each.shape)}" for each in (value, like))
-            raise ValueError(f"{_name(place)} is {it_is}, not {should_be}")
+            raise ValueError(f"{_name(key)} is {it_is}, not {should_be}")
         if value.untyped_storage().nbytes() < value.nbytes:
-            raise ValueError(f"{_name(place)} is one number, repeated")
+            raise ValueError(f"{_name(key)} is one number, repeated")
         if not value.isfinite().all():
-            raise ValueError(f"{_name(place)} is not finite")
+            raise ValueError(f"{_name(key)} is not finite")
 
 
-def _name(place: tuple) -> str:
-    return f"{' '.join(map(str, place)):.100}"
+def _name(key: tuple) -> str:
+    return f"{' '.join(map(str, key)):.100}"
 
 
 def _require_scaler(state: Mapping[str, Any]) -> None:
-    """Raises ValueError if this is not the state of a GradScaler; a disabled one's is empty."""
+    """Raises ValueError unless this is the state of a GradScaler, which is empty for a disabled one."""
     like = torch.amp.GradScaler("cpu").state_dict()
     kinds = [{name: type(value) for name, value in each.items()} for each in (state, like)]
     if state and kinds[0] != kinds[1]:
-        raise ValueError("the loss scaler's state has other parts")
+        raise ValueError("the loss scaler's state has other entries")
     for name, value in state.items():
         if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
             raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")

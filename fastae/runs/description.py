@@ -1,6 +1,6 @@
-"""What a run is made with: settings, data, device, versions. config.json and every checkpoint hold it.
+"""What a run is made with: settings, data, device and versions, as in config.json and in every checkpoint.
 
-Anybody may have written those files, and older versions of fastae wrote fewer fields, so every field
+Anybody may have written these files, and older versions of fastae wrote fewer fields. Therefore every field
 but the settings has a default.
 """
 
@@ -44,19 +44,19 @@ class DataDescription:
 
 @dataclass(frozen=True)
 class Environment:
-    """The versions that a run was made with, as `fastae.utils.environment` finds them."""
+    """The versions that a run was made with, as `utils.environment.describe_environment` returns them."""
 
     fastae: str | None = None
     commit: str | None = None
     python: str | None = None
     platform: str | None = None
     packages: Mapping[str, str] = field(default_factory=dict)
-    """Version by distribution."""
+    """Name of a distribution -> its version."""
 
 
 @dataclass(frozen=True)
 class RunDescription:
-    """What a run is made with, as far as it is known."""
+    """What a run is made with. A field that is not known has its default."""
 
     config: TrainConfig
     data: DataDescription = DataDescription()
@@ -86,19 +86,20 @@ class RunDescription:
     """The iterations from which the run was resumed."""
 
     def as_dict(self) -> dict[str, Any]:
-        """The description as plain JSON values."""
+        """Returns the description as plain JSON values."""
         return dataclasses.asdict(self)
 
     def resumed_from(self, earlier: RunDescription, iteration: int) -> RunDescription:
-        """This description of a session that continues, from an iteration, the run of an earlier session."""
+        """Returns this description for a session that continues an `earlier` session's run at `iteration`."""
         turns = max(earlier.at_once, self.at_once)
         return dataclasses.replace(self, at_once=turns, resumed=(*earlier.resumed, iteration))
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunDescription:
-        """The description that `as_dict` wrote; a part that is missing or of another type has its default.
+        """Returns the description that `as_dict` returned as `values`.
 
-        Raises FastaeError, naming the file `where` they are from, if the settings are not valid.
+        A part that is missing or of another type gets its default. Raises FastaeError if the settings are not
+        valid, naming `where`, the file that the values are from.
         """
         known: dict[str, Any] = {"config": TrainConfig.from_dict(values.get("config"), where)}
         for name, kind in get_type_hints(cls).items():

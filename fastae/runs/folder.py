@@ -1,4 +1,4 @@
-"""A run's folder: config.json, images.json, metrics, TensorBoard events, checkpoints, samples."""
+"""A run's folder: config.json, images.json, metrics.csv, TensorBoard's events, checkpoints, sample sheets."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,25 @@ from fastae.utils.files import (
 from fastae.utils.json import read_json
 
 RUNS = Path("runs")
+"""The folder in which a run or a sweep is made if the user names no other."""
 
 
 @dataclass(frozen=True)
 class Logged:
-    """The last loss_index of each kind of row in metrics.csv."""
+    """The last errors that a run has logged in metrics.csv: MSE x 1e7."""
 
     loss_index: float | None = None
+    """The error of the last logged training batch."""
+
     held_out: float | None = None
+    """The error of the held-out images at the last evaluation."""
 
 
 class RunFolder:
-    """The files in a run's folder, which `new_run` creates. A run has begun once it has a config.json."""
+    """The paths in a run's folder, and what is read from and written to them.
+
+    `new_run` creates the folder. A run has begun once its folder holds a config.json.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,13 +66,14 @@ class RunFolder:
         self.non_finite = path / "nan.txt"
 
     def sample(self, iteration: int) -> Path:
+        """Returns the path of the sample sheet of an iteration."""
         return self.samples / f"{iteration:07d}.png"
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Keeps other processes out of the folder.
+        """Holds the folder's lock while the block runs.
 
-        Raises FastaeError if a run is in progress in it, or if something in it is a link.
+        Raises FastaeError if another process holds it, or if the folder contains a link.
         """
         with hold_lock(FileLock(self.lock_file), self.path, "run"):
             refuse_links(self.path)
@@ -73,13 +82,21 @@ class RunFolder:
             yield
 
     def begin(self, description: RunDescription, manifest: Manifest, skipped: Iterable[FileFault]) -> None:
-        """Writes what a run is and, before its first checkpoint, which images it begins with; under the lock.
+        """Writes config.json, skipped.txt and, if the run has no checkpoint yet, images.json.
 
-        Raises FastaeError; a run that was new has then not begun.
+        The caller holds the lock.
+
+        Args:
+            description: what the run is made with.
+            manifest: the images that it begins with.
+            skipped: the files that it does not train on.
+
+        Raises:
+            FastaeError: a file cannot be written. A run that was new has then not begun.
         """
         is_new = not self.config.exists()
         try:
-            # First: a run that has a config.json, but no such folder, has lost it.
+            # Before config.json: a run that has one, but no folder of checkpoints, has lost its checkpoints.
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
             write_json(self.config, description.as_dict())
@@ -93,7 +110,7 @@ class RunFolder:
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
 
     def _remove(self) -> None:
-        """Removes what `begin` writes."""
+        """Removes what `begin` has written."""
         for file in (self.config, self.manifest_file, self.skipped):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.samples):
@@ -101,11 +118,11 @@ class RunFolder:
                 folder.rmdir()
 
     def settings(self) -> TrainConfig:
-        """The settings in config.json. Raises FastaeError if it is missing or invalid."""
+        """Returns the settings in config.json. Raises FastaeError if it is missing or invalid."""
         return self.describe().config
 
     def describe(self) -> RunDescription:
-        """What config.json says. Raises FastaeError as `settings`."""
+        """Returns the description in config.json. Raises FastaeError if it is missing or invalid."""
         require_run(self.path)
         try:
             return RunDescription.from_dict(read_json(self.config, dict[str, Any]), str(self.config))
@@ -113,9 +130,13 @@ class RunFolder:
             raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
 
     def manifest(self, description: RunDescription | None = None) -> Manifest:
-        """The images that it began with. Raises FastaeError if images.json is missing, damaged or edited.
+        """Returns the images that the run began with.
 
-        description: what a checkpoint says of the run; by default what config.json says.
+        Args:
+            description: the description of the run in a checkpoint; by default that in config.json.
+
+        Raises:
+            FastaeError: images.json is missing, is damaged, or lists other images than the description.
         """
         manifest = Manifest.read(self.manifest_file)
         fingerprint = (description or self.describe()).data.fingerprint
@@ -125,7 +146,7 @@ class RunFolder:
         return manifest
 
     def note_skipped(self, bad: Iterable[FileFault]) -> None:
-        """Lists files that cannot be trained on in skipped.txt, each once. Raises OSError."""
+        """Adds files that are not trained on to skipped.txt, unless they are listed there. Raises OSError."""
         lines = [f"{each.fault.value}\t{printable(each.path)}\n".encode() for each in bad]
         if lines and self.path.is_dir():
             with open_own(self.skipped, "a") as file:  # several ranks may append
@@ -134,12 +155,12 @@ class RunFolder:
                 file.writelines(line for line in dict.fromkeys(lines) if line not in noted)
 
     def note_non_finite(self, iteration: int, images: Iterable[str]) -> None:
-        """Lists the images of an iteration whose loss is not finite in nan.txt. Raises OSError."""
+        """Adds the images of an iteration whose loss is not finite to nan.txt. Raises OSError."""
         with open_own(self.non_finite, "a") as file:
             file.writelines(f"{iteration}\t{printable(path)}\n".encode() for path in images)
 
     def logged(self, iteration: int) -> Logged:
-        """What it has logged up to an iteration; nothing if there is no metrics.csv that can be read."""
+        """Returns the last errors up to an iteration; None for both if metrics.csv cannot be read."""
         try:
             rows = metrics.read_metrics(self.metrics).up_to(iteration)
         except (OSError, ValueError):
@@ -151,9 +172,10 @@ class RunFolder:
         )
 
     def lost_progress(self, config: TrainConfig) -> str | None:
-        """What shows that a run without a checkpoint has had one; None if it may begin again.
+        """Returns what shows that a run without a checkpoint has had one.
 
-        Raises FastaeError if its checkpoints cannot be listed.
+        Returns None if nothing does, so that the run may begin again. Raises FastaeError if its checkpoints
+        cannot be listed.
         """
         if not self.checkpoints.is_dir():
             return f"{str(self.checkpoints)!r} is missing"
@@ -165,13 +187,13 @@ class RunFolder:
             rows = metrics.read_metrics(self.metrics)
             last = int(rows.train.iterations.max(initial=0))
             seconds = float(rows.windows(config.batch_size)[1].sum())
-            # The second is not begun until the first is on the disk.
+            # Saving the second checkpoint waits until the first one is on the disk.
             if last > 2 * (config.checkpoint_every or math.inf) or seconds > 120 * config.checkpoint_minutes:
                 return f"metrics.csv reaches iteration {last:,}"
         return None
 
     def resume_hint(self) -> str:
-        """What is kept of a run that ended early, and the command that resumes it."""
+        """Returns, in words, what is saved of a run that ended early, and the command that resumes it."""
         iteration = None
         with suppress(FastaeError):  # the folder may be gone
             iteration = checkpoint.latest(self.checkpoints)
@@ -179,25 +201,27 @@ class RunFolder:
         return f"{kept}; resume with: {command('fastae')} train --resume {self.path}"
 
     def remove_drafts(self) -> None:
-        """Removes what a process that was killed has not finished writing; under the lock."""
+        """Removes the files that a killed process has not finished writing. The caller holds the lock."""
         for folder in (self.path, self.checkpoints, self.samples):
             remove_drafts(folder)
 
 
 def require_run(path: Path) -> None:
-    """Raises FastaeError, naming the runs in it if there are some, unless `path` is the folder of a run."""
+    """Raises FastaeError, naming any runs that are inside, unless `path` is the folder of a run."""
     if (path / "config.json").exists():
         return
     runs = sorted(found.parent.name for found in path.glob("*/config.json"))
     if runs:
         names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
-        raise FastaeError(f"{str(path)!r} holds several runs, and is none itself: name one of them ({names})")
+        raise FastaeError(f"{str(path)!r} holds several runs: name one of them ({names})")
     raise FastaeError(f"{str(path)!r} is not the folder of a run: no config.json")
 
 
 def require_unused(path: Path, option: str) -> None:
-    """Raises FastaeError, naming `option`, unless a run can begin in `path`: it is new, or holds hidden files
-    alone, such as the lock of a process that was killed."""
+    """Raises FastaeError, naming `option`, unless a run can begin in `path`.
+
+    The folder must be new, or contain only hidden files, such as the lock of a process that was killed.
+    """
     with suppress(OSError):
         if all(entry.name.startswith(".") for entry in path.iterdir()):
             return
@@ -206,38 +230,47 @@ def require_unused(path: Path, option: str) -> None:
 
 @contextmanager
 def new_run(path: Path | None, loss: str, option: str = "--out") -> Iterator[RunFolder]:
-    """A new run's folder, locked: `path`, or runs/TIME-LOSS. It is removed again if no run begins.
+    """Yields the locked folder of a new run: `path`, or runs/TIME-LOSS. It is removed if no run begins.
 
     Raises FastaeError, naming `option`, if the folder is in use or cannot be created.
     """
-    with held_folder(path, loss, "run", "config.json", lambda place: require_unused(place, option)) as place:
-        yield RunFolder(place)
+    require = partial(require_unused, option=option)
+    with held_folder(path, name=loss, kind="run", begun="config.json", require=require) as folder:
+        yield RunFolder(folder)
 
 
 @contextmanager
 def held_folder(
-    path: Path | None, name: str, what: str, begun: str, require: Callable[[Path], None]
+    path: Path | None, *, name: str, kind: str, begun: str, require: Callable[[Path], None]
 ) -> Iterator[Path]:
-    """The folder `path`, or a new one runs/TIME-NAME, created if need be and locked for a `what`.
+    """Yields a locked folder for a run or a sweep. It is made if need be, and removed if nothing begins.
 
-    It is removed again if the block ends without a file `begun` in it. require: raises FastaeError unless the
-    folder may be used; is called before anything is created, and under the lock. Raises FastaeError.
+    Args:
+        path: the folder; None for a new one, runs/TIME-NAME.
+        name: the end of a new folder's name.
+        kind: what the folder is for, 'run' or 'sweep', for messages.
+        begun: the name of the file that shows that the run or sweep has begun.
+        require: raises FastaeError unless the folder may be used. It is called before anything is made, and
+            again when the lock is held.
+
+    Raises:
+        FastaeError: the folder may not be used, is locked by another process, or cannot be made.
     """
-    place = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    folder = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     with ExitStack() as held:
         try:
             if path:
                 require(path)
-            place = held.enter_context(made_folder(place, new=path is None))
-            held.enter_context(hold_lock(FileLock(place / ".lock"), place, what))
-            require(place)  # another may have begun and ended in between
+            folder = held.enter_context(made_folder(folder, new=path is None))
+            held.enter_context(hold_lock(FileLock(folder / ".lock"), folder, kind))
+            require(folder)  # another process may have begun and ended one in between
         except OSError as error:
             reason = error.strerror or error
-            raise FastaeError(f"cannot write the {what} folder {str(place)!r}: {reason}") from None
+            raise FastaeError(f"cannot write the {kind} folder {str(folder)!r}: {reason}") from None
         try:
-            yield place
+            yield folder
         finally:
-            if not (place / begun).exists():
+            if not (folder / begun).exists():
                 with suppress(OSError):
-                    for lock in place.glob(".*lock"):
+                    for lock in folder.glob(".*lock"):
                         lock.unlink()

@@ -1,4 +1,4 @@
-"""A run's trained model, for those who use it: reconstruct, export, report and Python callers."""
+"""Loads a run's trained model, for `reconstruct`, `export`, `report` and callers in Python."""
 
 from __future__ import annotations
 
@@ -22,31 +22,38 @@ from fastae.utils.files import require_file
 from fastae.utils.paths import expand_home
 
 UNREADABLE = (OSError, SafetensorError, KeyError, TypeError, ValueError)
-"""What a damaged model.safetensors, or another file in its place, raises."""
+"""The errors that reading a damaged model.safetensors, or another file of this name, can raise."""
 
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """model: in evaluation mode, float32. iteration: how many steps it was trained for."""
+    """The trained model of a run."""
 
     run: RunFolder
     config: TrainConfig
+
     iteration: int
+    """The number of steps that the model was trained for."""
+
     model: AutoEncoder
+    """The model in evaluation mode, in float32."""
 
 
 def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
-    """The model of the run folder `path`, with its newest valid weights; invalid ones are logged.
+    """Returns the model of the run folder `path` with its newest valid weights. Invalid weights are logged.
 
-    They are those of model.safetensors, unless a checkpoint is newer. Raises FastaeError if `path` is not a
-    run folder, or has no weights of the shapes that its config.json implies, and for a missing device.
+    The weights are from model.safetensors, unless a checkpoint is newer.
+
+    Raises:
+        FastaeError: `path` is not a run folder, it has no weights of the shapes that its config.json implies,
+            or the device is not there.
     """
     device = find_device(device)
     run = RunFolder(expand_home(Path(path)))
     config = run.settings()
     model = meta_model(config.image_size, config.latent)  # no memory yet: config.json may claim any size
     found = _final_weights(run.weights, model)
-    # Reading a checkpoint takes three times as long: it holds Adam's moments, too.
+    # Reading a checkpoint takes three times as long, since it also holds Adam's moments.
     if not found or found[0][0] < (checkpoint.latest(run.checkpoints) or 0):
         newest = checkpoint.newest(run.checkpoints, log, lambda trained: model)
         found += [(newest.iteration, newest.training["model"])] if newest else []
@@ -54,11 +61,11 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
         raise FastaeError(f"{str(path)!r} holds no usable checkpoint: train it longer, or restore one")
     iteration, weights = max(found, key=itemgetter(0))
     model.to_empty(device=device).load_state_dict(weights)
-    return LoadedModel(run, config, iteration, model.eval())
+    return LoadedModel(run, config, iteration=iteration, model=model.eval())
 
 
 def finished_at(run: RunFolder) -> int | None:
-    """The iteration of the weights that a finished run leaves; None if there are none that can be read."""
+    """Returns the iteration of a finished run's weights; None if there are none that can be read."""
     try:
         require_file(run.weights)
         with safe_open(run.weights, framework="pt") as file:
@@ -68,7 +75,7 @@ def finished_at(run: RunFolder) -> int | None:
 
 
 def _final_weights(path: Path, model: AutoEncoder) -> list[tuple[int, Mapping[str, Any]]]:
-    """(iteration, weights) of a model.safetensors that fits the model; empty without one."""
+    """Returns [(iteration, weights)] of a model.safetensors that fits the model; [] if there is none."""
     if not path.exists():
         return []
     try:

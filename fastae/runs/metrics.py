@@ -1,9 +1,10 @@
 """metrics.csv in a run's folder: a row per log step and a row per evaluation, appended as the run proceeds.
 
-UTF-8, comma-separated, one header line. `kind` is "train" (the batch of that iteration) or "held_out" (the
-held-out images after it); a cell is empty if its column does not apply. Within a kind the iterations ascend.
-loss_index is the mean squared error x 1e7; data_wait is a share of the time, in [0, 1]; psnr is in dB;
-ssim, in [-1, 1], is missing in files of older versions.
+The file is UTF-8, comma-separated, with one header line. A row's `kind` is "train" (the batch of the row's
+iteration) or "held_out" (the held-out images after this iteration); a cell is empty if its column does not
+apply to the kind. The iterations of a kind ascend. `loss_index` is the mean squared error x 1e7, `data_wait`
+a share of the time in [0, 1], `psnr` is in dB, and `ssim` is in [-1, 1]. Older versions of fastae wrote no
+`ssim`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ METRICS = (
 )  # fmt: skip
 
 MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
-"""Limits for a file that is read. 64 MiB are some 600,000 log steps."""
+"""The most bytes of a file and of a line that are read. 64 MiB are some 600,000 log steps."""
 
 MAX_VALUE = 1e30
 """Larger numbers are read as infinite: no plot can show them."""
@@ -39,32 +40,39 @@ MAX_VALUE = 1e30
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows of one kind. iterations: int64 (n,), ascending. values: float64 (n,) by column; nan if empty."""
+    """The rows of one kind."""
 
     iterations: np.ndarray
+    """The rows' iterations: int64 (n,), ascending."""
+
     values: Mapping[str, np.ndarray]
+    """Name of a column -> its values: float64 (n,). NaN is an empty cell."""
 
     def up_to(self, iteration: int) -> Rows:
+        """Returns the rows up to an iteration, included."""
         kept = self.iterations <= iteration
         return Rows(self.iterations[kept], {name: values[kept] for name, values in self.values.items()})
 
 
 @dataclass(frozen=True)
 class Metrics:
-    """damaged: how many lines were skipped because they are not valid rows."""
+    """The content of a metrics.csv."""
 
     train: Rows
     held_out: Rows
+
     damaged: int
+    """The number of lines that were skipped because they are not valid rows."""
 
     def up_to(self, iteration: int) -> Metrics:
-        """The rows that a run which continues from this iteration keeps."""
+        """Returns the rows up to an iteration, included. A run that continues from there keeps them."""
         return Metrics(self.train.up_to(iteration), self.held_out.up_to(iteration), self.damaged)
 
     def windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Images and seconds between log steps, both (n,), from the speed that was logged.
+        """Returns the images and the seconds between log steps, both float64 (n,), from the logged speed.
 
-        Steps and the wait for data: without start, evaluations and saving.
+        The seconds consist of steps and waiting for data, without start, evaluations and saving. Log steps
+        without a valid speed are skipped.
         """
         rates = self.train.values["images_per_second"]
         images = np.diff(self.train.iterations, prepend=0) * float(batch_size)
@@ -73,22 +81,33 @@ class Metrics:
 
 
 @dataclass(frozen=True)
-class Content:
-    """What metrics.csv held when a checkpoint was written: how many bytes, and their SHA-256."""
+class LoggedContent:
+    """The content of metrics.csv when a checkpoint was written."""
 
     size: int
+    """The number of bytes."""
+
     sha256: str
+    """The SHA-256 of these bytes, in hexadecimal."""
 
 
 class MetricsWriter(AbstractContextManager):
-    """Appends rows to the file at `path`, which keeps those up to iteration `start`; with 0, none.
+    """Appends rows to a metrics.csv. Rows after the iteration that a run continues from are removed first.
 
-    content: what the file held at `start`. Whatever follows it is dropped; if it has changed, `is_damaged` is
-    true, and the valid rows up to `start` are kept.
-    Raises OSError if the disk is full or `path` is not a file; the file is then as it was before.
+    `is_damaged` is whether the file had changed since the checkpoint. Its valid rows are then kept.
     """
 
-    def __init__(self, path: Path, start: int = 0, content: Content | None = None) -> None:
+    def __init__(self, path: Path, start: int = 0, content: LoggedContent | None = None) -> None:
+        """Opens the file.
+
+        Args:
+            path: the file, which is made if need be.
+            start: the iteration up to which rows are kept; 0 keeps none.
+            content: the file's content at `start`, from the checkpoint. Everything after it is removed.
+
+        Raises:
+            OSError: the disk is full, or `path` is not a file. The file is then as it was before.
+        """
         old = _read(path) if start else b""
         self._columns = _columns(old.partition(b"\n")[0] + b"\n") or METRICS
         kept = old[: content.size] if content else b""
@@ -101,8 +120,8 @@ class MetricsWriter(AbstractContextManager):
         self._file = open_own(path, "a")
 
     def append(self, iteration: int, kind: str, **metrics: float) -> None:
-        """Adds a row, which others can read when this returns; `metrics` are some of METRICS."""
-        # Nine digits keep a float32 exactly.
+        """Appends a row, which other processes can read when this returns. `metrics` has names of METRICS."""
+        # Nine digits are enough to write a float32 exactly.
         cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in self._columns)
         line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
         self._file.write(line)
@@ -110,10 +129,10 @@ class MetricsWriter(AbstractContextManager):
         self._size += len(line)
         self._digest.update(line)
 
-    def sync(self) -> Content:
-        """What the file holds; returns when it is on the disk."""
+    def sync(self) -> LoggedContent:
+        """Flushes the file to the disk, and returns its content."""
         os.fsync(self._file.fileno())
-        return Content(self._size, self._digest.hexdigest())
+        return LoggedContent(self._size, self._digest.hexdigest())
 
     def __exit__(self, *exception: object) -> None:
         with suppress(OSError):  # a row that could not be written has been reported
@@ -121,9 +140,10 @@ class MetricsWriter(AbstractContextManager):
 
 
 def read_metrics(path: Path) -> Metrics:
-    """Reads a file from any source; lines that are not valid rows, or repeat an iteration, are skipped.
+    """Reads a metrics.csv, which anybody may have written.
 
-    Raises OSError if it cannot be read, and ValueError if it is not a metrics.csv or too large.
+    Lines that are not valid rows, or whose iteration does not ascend, are skipped. Raises OSError if the file
+    cannot be read, and ValueError if it is not a metrics.csv or is too large.
     """
     require_file(path)
     last = {TRAIN: -1, HELD_OUT: -1}
@@ -141,12 +161,12 @@ def read_metrics(path: Path) -> Metrics:
                 last[kind] = iteration
                 cells[kind].extend((iteration, *values))
             else:
-                damaged += line.endswith(b"\n")  # otherwise it is being written
+                damaged += line.endswith(b"\n")  # a line without an end is being written
     return Metrics(_rows(cells[TRAIN], columns), _rows(cells[HELD_OUT], columns), damaged)
 
 
 def _read(path: Path) -> bytes:
-    """The file, up to MAX_BYTES; nothing if there is none. Raises OSError if something else is there."""
+    """Returns the first MAX_BYTES of a file; b"" if it does not exist. Raises OSError if it is not a file."""
     if not path.exists():
         return b""
     require_file(path)
@@ -159,7 +179,7 @@ def _header(columns: Sequence[str]) -> bytes:
 
 
 def _columns(header: bytes) -> tuple[str, ...] | None:
-    """The metrics that a file with this first line has; None if it is not the first line of a metrics.csv."""
+    """Returns the metrics that a header names; None if it is not the header of a metrics.csv."""
     for columns in (METRICS, tuple(name for name in METRICS if name != "ssim")):
         if header == _header(columns):
             return columns
@@ -167,7 +187,7 @@ def _columns(header: bytes) -> tuple[str, ...] | None:
 
 
 def _valid_rows(content: bytes, last: int, columns: Sequence[str]) -> bytes:
-    """The rows up to iteration `last`; of each kind the iterations ascend."""
+    """Returns the valid lines of a file up to iteration `last`; the iterations of each kind ascend."""
     seen, kept = {TRAIN: -1, HELD_OUT: -1}, []
     for line in _lines(io.BytesIO(content)):
         row = _parse(line, columns)
@@ -178,12 +198,12 @@ def _valid_rows(content: bytes, last: int, columns: Sequence[str]) -> bytes:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file; a line that is too long comes in pieces."""
+    """Yields the lines of a file. A line of more than MAX_LINE bytes is yielded in pieces."""
     return iter(lambda: file.readline(MAX_LINE), b"")
 
 
 def _parse(line: bytes, columns: Sequence[str]) -> tuple[int, str, list[float]] | None:
-    """(iteration, kind, values in the order of the columns), or None if this is not a complete row."""
+    """Returns (iteration, kind, values in the order of `columns`); None if the line is not a complete row."""
     try:
         iteration, kind, *cells = line.decode("ascii").strip().split(",")
         values = [float(cell) if cell else math.nan for cell in cells]

@@ -1,4 +1,4 @@
-"""A sweep's folder: its plan and the state of its runs in `sweep.json`, and the runs' folders beside it."""
+"""A sweep's folder: sweep.json with the plan and the state of the runs, images.json, the runs' folders."""
 
 from __future__ import annotations
 
@@ -22,10 +22,6 @@ from fastae.utils.arguments import Range
 from fastae.utils.files import refuse_links, write_json
 from fastae.utils.json import read_json
 
-ARTICLE_SECONDS = 30 * 3600
-ARTICLE_IMAGES = 6 * 100_000 * 64
-"""Six runs of 100,000 iterations of 64 images took the article 30 hours."""
-
 
 class RunState(StrEnum):
     """The state of one run of a sweep."""
@@ -39,38 +35,56 @@ class RunState(StrEnum):
 
 @dataclass(frozen=True)
 class SweepRun:
-    """One run, with the last figures that it logged. seconds: of training, in all sessions; its share, if
-    several runs take turns."""
+    """One run of a sweep, with the last figures that it logged."""
 
     name: str
+    """The name of the run's folder: its loss, with -2, -3, ... for repeats."""
+
     loss: str
     seed: int
     state: RunState = RunState.WAITING
     iteration: int = 0
+
     loss_index: float | None = None
+    """The error of the last logged training batch: MSE x 1e7."""
+
     held_out: float | None = None
+    """The error of the held-out images at the last evaluation: MSE x 1e7."""
+
     images_per_second: float | None = None
+
     seconds: float = 0.0
+    """The time of training in all sessions. If several runs take turns, it is the run's share of it."""
+
     error: str = ""
+    """Why the run failed; empty if it did not."""
 
 
 @dataclass(frozen=True)
-class Content:
-    """sweep.json. plan: the settings that may not differ when the sweep is resumed."""
+class SweepFile:
+    """The content of sweep.json."""
 
     plan: dict[str, Any]
+    """The settings that cannot change when the sweep is resumed."""
+
     runs: tuple[SweepRun, ...]
 
 
 @dataclass(frozen=True)
 class SweepConfig:
-    """losses: names, in the article's order. repeats: runs of each, with other seeds. same_init: one seed
-    for all losses, so that weights, images and augmentation are the same."""
+    """The settings of a sweep. FastaeError is raised for invalid ones."""
 
     train: TrainConfig
+    """The settings of all runs but for their losses, folders and seeds, which are counted from its seed."""
+
     losses: tuple[str, ...] = tuple(LOSSES)
+    """The names of the losses, each once."""
+
     repeats: int = 1
+    """The number of runs of each loss, with different seeds."""
+
     same_init: bool = False
+    """Whether all losses have the same seed, and so the same initial weights, images and augmentation."""
 
     def __post_init__(self) -> None:
         unknown = [name for name in self.losses if name not in LOSSES]
@@ -79,21 +93,21 @@ class SweepConfig:
         if not self.losses or len(set(self.losses)) < len(self.losses):
             raise FastaeError("--losses must name at least one loss, and none twice")
         Range(1, 1000).require(self.repeats, "--repeats")
-        replace(self.train, seed=max(run.seed for run in self.runs()))  # raises for one that is too large
+        replace(self.train, seed=max(run.seed for run in self.runs()))  # raises if a seed is too large
 
     def runs(self) -> tuple[SweepRun, ...]:
-        """Every loss, then every loss again with the next seeds."""
+        """Returns one run of each loss in the article's order, then the repeats with the next seeds."""
         runs = []
         for repeat in range(self.repeats):
-            for place, loss in enumerate(LOSSES):
+            for index, loss in enumerate(LOSSES):
                 if loss in self.losses:
-                    offset = repeat if self.same_init else len(LOSSES) * repeat + place
+                    offset = repeat if self.same_init else len(LOSSES) * repeat + index
                     name = loss if repeat == 0 else f"{loss}-{repeat + 1}"
                     runs.append(SweepRun(name, loss, self.train.seed + offset))
         return tuple(runs)
 
     def plan(self) -> dict[str, Any]:
-        """The settings that may not differ when the sweep is resumed."""
+        """Returns the settings that cannot change when the sweep is resumed."""
         settings = {
             entry.name: getattr(self.train, entry.name)
             for entry in dataclasses.fields(TrainConfig)
@@ -105,7 +119,10 @@ class SweepConfig:
 
 
 class SweepFolder:
-    """A sweep has begun once sweep.json and images.json, the list of the images of all runs, are there."""
+    """The paths in a sweep's folder, and what is read from and written to them.
+
+    A sweep has begun once its folder holds sweep.json and images.json, the list of the images of all runs.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -113,36 +130,43 @@ class SweepFolder:
         self.manifest_file = path / NAME
 
     def run(self, name: str) -> RunFolder:
+        """Returns the folder of a run, which need not exist."""
         return RunFolder(self.path / name)
 
-    def read(self) -> Content:
-        """Raises FastaeError if sweep.json is missing or not what fastae writes."""
+    def read(self) -> SweepFile:
+        """Reads sweep.json. Raises FastaeError if it is missing, or is not what fastae writes."""
         try:
-            content: Content = read_json(self.file, Content)
+            content: SweepFile = read_json(self.file, SweepFile)
         except (OSError, ValueError) as error:
             raise FastaeError(f"{str(self.file)!r} cannot be read as a sweep: {error}") from None
-        for run in content.runs:  # the names of folders: none may lie outside
+        for run in content.runs:  # a name is a folder's, which must not lie outside
             if run.loss not in LOSSES or not re.fullmatch(rf"{run.loss}(-[0-9]+)?", run.name):
                 raise FastaeError(f"{str(self.file)!r} holds a run {run.name!r:.60}, which no sweep does")
         return content
 
     def change(self, name: str, **values: Any) -> None:
-        """Sets fields of one run. Raises OSError."""
-        with FileLock(self.path / ".sweep.json.lock"):  # other ranks change theirs
+        """Sets fields of one run in sweep.json. Raises OSError, and FastaeError as `read` does."""
+        with FileLock(self.path / ".sweep.json.lock"):  # other ranks change their own runs
             content = self.read()
             runs = tuple(replace(run, **values) if run.name == name else run for run in content.runs)
             write_json(self.file, dataclasses.asdict(replace(content, runs=runs)))
 
     def manifest(self) -> Manifest | None:
-        """The images that all runs train on; None before it has begun. Raises FastaeError."""
+        """Returns the images that all runs train on; None if the sweep has not begun.
+
+        Raises FastaeError if images.json is damaged or edited.
+        """
         return Manifest.read(self.manifest_file) if self.manifest_file.exists() else None
 
     def begin(self, config: SweepConfig, manifest: Manifest) -> None:
-        """Writes the plan and the images of a sweep that has not begun. Raises FastaeError."""
+        """Writes sweep.json and images.json, unless the sweep has begun.
+
+        Raises FastaeError if they cannot be written. The sweep has then not begun.
+        """
         if self.manifest_file.exists():
             return
         try:
-            write_json(self.file, dataclasses.asdict(Content(config.plan(), config.runs())))
+            write_json(self.file, dataclasses.asdict(SweepFile(config.plan(), config.runs())))
             manifest.write(self.manifest_file)
         except OSError as error:
             self.file.unlink(missing_ok=True)
@@ -150,7 +174,10 @@ class SweepFolder:
             raise FastaeError(f"cannot write the sweep folder {str(self.path)!r}: {reason}") from None
 
     def require_resumable(self, config: SweepConfig) -> None:
-        """Raises FastaeError unless this is the folder of this sweep, or empty. Raises OSError."""
+        """Raises FastaeError unless the folder is empty or holds a sweep with these settings.
+
+        Raises OSError if the folder cannot be listed.
+        """
         if self.file.exists():
             found, wanted = self.read().plan, config.plan()
             differing = [
@@ -169,15 +196,15 @@ class SweepFolder:
 
 @contextmanager
 def open_sweep(config: SweepConfig, path: Path | None) -> Iterator[SweepFolder]:
-    """The folder of a sweep, new or to be resumed, kept from others while the block runs.
+    """Yields the locked folder of a sweep that is new or is resumed: `path`, or runs/TIME-sweep.
 
-    Default: runs/TIME-sweep. It is removed again if the sweep does not begin. Raises FastaeError if another
-    sweep, or something else, is in it, or it cannot be written.
+    The folder is removed if the sweep does not begin. Raises FastaeError if it holds another sweep or other
+    files, is locked by another process, or cannot be written.
     """
 
-    def require(place: Path) -> None:
-        SweepFolder(place).require_resumable(config)
+    def require(folder: Path) -> None:
+        SweepFolder(folder).require_resumable(config)
 
-    with held_folder(path, "sweep", "sweep", NAME, require) as place:
-        refuse_links(place)
-        yield SweepFolder(place)
+    with held_folder(path, name="sweep", kind="sweep", begun=NAME, require=require) as folder:
+        refuse_links(folder)
+        yield SweepFolder(folder)

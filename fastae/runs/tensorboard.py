@@ -1,9 +1,11 @@
 """What a run shows in TensorBoard: scalars, image grids, settings and hyperparameters.
 
-The protocol buffers are PyTorch's, the records TensorBoard's; they are written from the calling thread. The
-thread of PyTorch's SummaryWriter would print a traceback when the disk is full; here that is an OSError.
-A resumed run writes a new file that begins with a restart at its iteration, by which TensorBoard drops the
-points that the earlier files hold beyond it (SummaryWriter's `purge_step`).
+PyTorch makes the protocol buffers, and TensorBoard's RecordWriter writes them in the calling thread, where a
+full disk raises OSError. PyTorch's SummaryWriter would print a traceback from a thread of its own.
+
+A resumed run writes a new file, which begins with a restart record at the iteration that the run continues
+from. TensorBoard then drops the points of later iterations in earlier files, as for SummaryWriter's
+`purge_step`.
 """
 
 from __future__ import annotations
@@ -27,18 +29,16 @@ from fastae.utils.console import printable
 from fastae.utils.files import open_own
 
 VERSION = "brain.Event:2"
-"""The first record of each file: its format."""
+"""The content of each file's first record, which names the format."""
 
 
 class TensorBoardWriter(AbstractContextManager):
-    """Appends to a new event file in `folder`, from any thread; methods raise OSError.
-
-    start: the iteration that the run continues from; 0 for a new run.
-    """
+    """Appends to a new event file in `folder`. Any thread may call the methods, which raise OSError."""
 
     def __init__(self, folder: Path, start: int = 0) -> None:
+        """Makes the event file. `start` is the iteration that the run continues from; 0 for a new run."""
         self.name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
-        """Of the event file."""
+        """The name of the event file."""
         self._file = open_own(folder / self.name, "x")
         self._records = RecordWriter(self._file)
         self._lock = threading.Lock()
@@ -46,17 +46,17 @@ class TensorBoardWriter(AbstractContextManager):
         self._write(Event(session_log=SessionLog(status=SessionLog.START), step=start + 1 if start else 0))
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
-        """By tag; a TensorBoard that is open on the folder sees them when this returns."""
+        """Writes scalars, tag -> value, which a TensorBoard that is open on the folder can read at once."""
         for tag, value in values.items():
             self._summary(summary.scalar(tag, value), iteration)
 
     def image(self, iteration: int, tag: str, png: bytes, shape: tuple[int, int]) -> None:
-        """An encoded PNG of `shape` (height, width)."""
+        """Writes an image, which is encoded as PNG; `shape` is its (height, width) in pixels."""
         image = Summary.Image(height=shape[0], width=shape[1], colorspace=3, encoded_image_string=png)
         self._summary(Summary(value=[Summary.Value(tag=tag, image=image)]), iteration)
 
     def settings(self, iteration: int, values: Mapping[str, Any]) -> None:
-        """A table under TEXT, one row per setting."""
+        """Writes settings, name -> JSON value, as a table for the tab TEXT."""
         rows = (
             f"| {name} | {printable(value) if isinstance(value, str) else json.dumps(value)} |"
             for name, value in values.items()
@@ -65,17 +65,17 @@ class TensorBoardWriter(AbstractContextManager):
         self._summary(summary.text("config", table), iteration)
 
     def hyperparameters(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """The run's row under HPARAMS; `metrics` are the tags of the scalars beside them."""
+        """Writes the run's row for the tab HPARAMS: its settings, and the tags of its scalars."""
         for part in summary.hparams(dict(settings), dict.fromkeys(metrics, 0.0)):
             self._summary(part, 0)
 
     def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
-        """The scalars that share a chart under CUSTOM SCALARS: title -> tags."""
+        """Writes the charts for the tab CUSTOM SCALARS: title of a chart -> tags of its scalars."""
         parts = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
         self._summary(summary.custom_scalars({"train and held-out": parts}), 0)
 
     def sync(self) -> None:
-        """Returns when all records are on the disk."""
+        """Flushes all records to the disk."""
         os.fsync(self._file.fileno())
 
     def _summary(self, values: Summary, iteration: int) -> None:

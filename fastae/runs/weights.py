@@ -1,7 +1,7 @@
-"""model.safetensors: the weights of a finished run alone, for those who only use the model.
+"""Writes model.safetensors: the weights of a finished run without Adam's moments, to use the model elsewhere.
 
-They are written tensor by tensor: safetensors' own functions want copies of all of them at once, and where
-memory does not suffice for these, they end in a panic of Rust, which is no Exception.
+The weights are written tensor by tensor. The functions of the package safetensors copy all of them at once,
+and if memory does not suffice for the copies, they end in a panic of Rust, which is not an Exception.
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
 
 KINDS = {torch.int64: "I64", torch.float32: "F32"}
-"""What a model holds, and safetensors' names for it. Wider types come first, so that all are aligned."""
+"""The types of a model's tensors -> safetensors' names. Wider types come first, so that all are aligned."""
 
 ALIGNMENT = 8
-"""Bytes; the header is filled up with blanks to a multiple of it."""
+"""The header is padded with blanks to a multiple of this number of bytes."""
 
 
 def write_weights(path: Path, weights: Mapping[str, Any], iteration: int) -> None:
-    """Writes the weights of a model after an iteration, in the format that safetensors' README defines.
+    """Writes the weights of a model in the format that safetensors' README defines.
 
-    Raises OSError.
+    Args:
+        path: the file.
+        weights: the model's state dict, on the CPU.
+        iteration: the number of steps that the model was trained for.
+
+    Raises:
+        OSError: the file cannot be written. An earlier file is then unchanged.
     """
     kinds = list(KINDS)
     ordered = dict(sorted(weights.items(), key=lambda each: (kinds.index(each[1].dtype), each[0])))
@@ -49,11 +55,11 @@ def write_weights(path: Path, weights: Mapping[str, Any], iteration: int) -> Non
     with atomic_write(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         for value in ordered.values():
-            file.write(value.contiguous().numpy())  # of a channels-last weight a copy, one at a time
+            file.write(value.contiguous().numpy())  # copies a weight that is channels-last
 
 
 def restore_weights(run: RunFolder, checkpoint: Checkpoint) -> None:
-    """Writes the weights of a finished run, if it was killed between its last checkpoint and them.
+    """Writes the weights of a finished run that was killed after its last checkpoint and before its weights.
 
     Raises FastaeError if they cannot be written.
     """

@@ -1,6 +1,6 @@
-"""`fastae sweep`: the runs of a plan over one opened data set, one after the other or several at once.
+"""`fastae sweep`: trains the runs of a sweep in one session, one after the other or several at once.
 
-Started by torchrun, the runs are dealt out: each rank trains its own, on its own GPU.
+Under torchrun, the runs are distributed over the ranks: each rank trains its own runs on its own GPU.
 """
 
 from __future__ import annotations
@@ -35,16 +35,29 @@ from fastae.utils.console import log
 from fastae.utils.paths import expand_home
 
 POLL_SECONDS = 2.0
+"""The seconds between two looks at sweep.json while the main rank waits for the others."""
+
 FIGURES = ("iteration", "loss_index", "held_out", "images_per_second", "seconds")
+"""The fields of a run that are written to sweep.json when the run ends."""
 
 
 def run_sweep(
     config: SweepConfig, path: Path | None = None, at_once: int = 1
 ) -> tuple[Path, tuple[SweepRun, ...]]:
-    """Runs what is not finished of the sweep in a folder; returns the folder and its runs.
+    """Trains the runs of a sweep that are not finished. After an interruption, the same call resumes it.
 
-    at_once: runs that take turns on one device. Raises FastaeError if the sweep cannot begin or write, and
-    Stopped after a signal; the same call resumes it.
+    Args:
+        config: the sweep's settings.
+        path: its folder; None for a new one, runs/TIME-sweep.
+        at_once: how many runs take turns on a device.
+
+    Returns:
+        The sweep's folder, and its runs as they are at the end. Some may have failed.
+
+    Raises:
+        FastaeError: the sweep cannot begin.
+        RunFailure: the sweep's folder cannot be written.
+        Stopped: a signal stopped the sweep.
     """
     if at_once > 1 and config.train.profile:
         raise FastaeError("--profile traces one run: use it without --at-once")
@@ -52,7 +65,8 @@ def run_sweep(
     path = expand_home(path) if path else None
     with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         try:
-            sweep = Sweep(config, mine or SweepFolder(Path(ranks.share("sweep"))), ranks, at_once)
+            folder = mine or SweepFolder(Path(ranks.share("sweep")))
+            sweep = Sweep(config, folder, ranks=ranks, at_once=at_once)
             runs = sweep.run()
         except OSError as error:
             reason = f"cannot write to the sweep's folder: {error.strerror or error}"
@@ -64,9 +78,16 @@ def run_sweep(
 
 
 class Sweep:
-    """The runs of a sweep's folder as this rank trains them, up to `at_once` in turns."""
+    """Trains this rank's runs of a sweep, and keeps the state of all runs in sweep.json.
 
-    def __init__(self, config: SweepConfig, folder: SweepFolder, ranks: Ranks, at_once: int) -> None:
+    Args:
+        config: the sweep's settings.
+        folder: its folder, which the main rank has locked.
+        ranks: this rank, and how many there are.
+        at_once: how many runs take turns on this rank's device.
+    """
+
+    def __init__(self, config: SweepConfig, folder: SweepFolder, *, ranks: Ranks, at_once: int) -> None:
         self.folder = folder
         self._config = config
         self._ranks = ranks
@@ -75,10 +96,15 @@ class Sweep:
         self._runs = {run.name: run for run in config.runs()}
 
     def resume_hint(self) -> str:
+        """Returns, in words, what resumes the sweep."""
         return f"the same command, with --out {self.folder.path}, resumes it"
 
     def run(self) -> tuple[SweepRun, ...]:
-        """Trains this rank's runs; the main rank then waits for the others. Raises OSError, FastaeError."""
+        """Trains this rank's runs; the main rank then waits for the other ranks. Returns all runs.
+
+        Raises FastaeError if the sweep cannot begin, OSError if its folder cannot be written, and Stopped
+        after a signal.
+        """
         if self.folder.manifest_file.exists():
             self._refresh()
             self._require_results()
@@ -88,7 +114,9 @@ class Sweep:
         if todo:
             self._at_once = min(self._at_once, len(todo))
             names = list(self._runs)
-            session, settings = open_shared_session(self.folder, settings, names, self._ranks, self._at_once)
+            session, settings = open_shared_session(
+                self.folder, settings, names=names, ranks=self._ranks, at_once=self._at_once
+            )
         if self._ranks.is_main:
             if todo:
                 self.folder.begin(self._config, session.folder.manifest)
@@ -99,47 +127,54 @@ class Sweep:
         with SweepTable(lambda: tuple(self._runs.values()), settings):
             if todo:
                 with StopSignals() as stops:
-                    self._train(session, settings, todo, stops)
+                    self._train(todo, settings, session=session, stops=stops)
             if self._ranks.is_main:
                 self._wait_for_others()
         return tuple(self._runs.values())
 
-    def _train(self, session: Session, settings: TrainConfig, names: list[str], stops: StopSignals) -> None:
+    def _train(self, names: list[str], settings: TrainConfig, session: Session, stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
         waiting, slots = deque(names), [Slot(session) for _ in range(self._at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
                 if slot.job is None and waiting and not self._stopped:
-                    slot.job = self._train_one(session, settings, waiting.popleft(), stops, slot)
+                    slot.job = self._train_one(waiting.popleft(), settings, slot=slot, stops=stops)
                 if slot.job:
                     with slot.stream():
                         slot.job = slot.job if next(slot.job, None) else None
         if self._stopped:
             raise self._stopped
 
-    def _train_one(
-        self, session: Session, settings: TrainConfig, name: str, stops: StopSignals, slot: Slot
-    ) -> Iterator[bool]:
-        """Trains a run, an iteration per step of this iterator; its failure is recorded, not raised."""
+    def _train_one(self, name: str, settings: TrainConfig, slot: Slot, stops: StopSignals) -> Iterator[bool]:
+        """Trains a run in a slot, and yields True after each iteration.
+
+        An error of the run is recorded in sweep.json, not raised.
+        """
         self._change(name, state=RunState.RUNNING, error="")
         run, path = self._runs[name], self.folder.path / name
         config = replace(settings, loss=run.loss, seed=run.seed, out=str(path))
         prefix = f"{name}: " if self._at_once > 1 else ""
         outcome: dict[str, Any] = {"state": RunState.STOPPED}
         try:
-            with begun_or_new(path, config, session) as (folder, newest):
+            with begun_or_new(path, config, slot.models.session) as (folder, newest):
                 start = newest.iteration if newest else 0
                 seconds = newest.progress.seconds if newest else 0.0
                 logged = folder.logged(start)
                 run = replace(run, iteration=start, seconds=seconds)
                 self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
-                display = RunDisplay(self._runs[name], self._update, self._at_once, prefix)
+                display = RunDisplay(prefix, run=self._runs[name], update=self._update, at_once=self._at_once)
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
                 if not ended_by(config, start, seconds):
                     with open_trainer(
-                        slot.models, config, folder, stops, display, newest, at_once=self._at_once
+                        slot.models,
+                        config,
+                        folder,
+                        stops=stops,
+                        display=display,
+                        newest=newest,
+                        at_once=self._at_once,
                     ) as trainer:
                         while trainer.advance():
                             yield True
@@ -161,56 +196,64 @@ class Sweep:
             self._change(name, **figures, **outcome)
 
     def _wait_for_others(self) -> None:
-        """Returns when no rank has a run to do; if one dies, torchrun ends this one."""
+        """Waits until no run is waiting or running. If another rank dies, torchrun ends this one."""
         self._refresh()
         while any(run.state in (RunState.WAITING, RunState.RUNNING) for run in self._runs.values()):
             time.sleep(POLL_SECONDS)
             self._refresh()
 
     def _update(self, run: SweepRun) -> None:
+        """Replaces the run of this name, but not in sweep.json."""
         self._runs[run.name] = run
 
     def _change(self, name: str, **values: Any) -> None:
-        """Sets fields of a run, also in sweep.json. Raises OSError."""
+        """Sets fields of a run, here and in sweep.json. Raises OSError."""
         self._update(replace(self._runs[name], **values))
         self.folder.change(name, **values)
 
     def _require_results(self) -> None:
-        """Corrects the state of runs by their weights, which a finished run has, whatever sweep.json says."""
+        """Corrects states in sweep.json that do not agree with the weights, which only a finished run has."""
         for run in self._runs.values():
             has_weights = finished_at(self.folder.run(run.name)) is not None
             if has_weights and self._config.train.keep == 0:
-                self._update(replace(run, state=RunState.FINISHED))  # no checkpoint could show it
+                self._update(replace(run, state=RunState.FINISHED))  # with keep 0 it has no checkpoint
             elif run.state is RunState.FINISHED and not has_weights:
                 log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
                 self._update(replace(run, state=RunState.WAITING))
 
     def _refresh(self) -> None:
+        """Reads the runs from sweep.json, which other ranks write, too."""
         self._runs = {run.name: run for run in self.folder.read().runs}
 
 
 class Slot:
-    """A place for one run at a time: the model that is trained in it, and a stream of its own on a GPU."""
+    """A model that runs train one after the other, and the stream on a GPU in which they do."""
 
     def __init__(self, session: Session) -> None:
         self.models = Models(session)
         self.job: Iterator[bool] | None = None
+        """The training of the run in this slot, from `Sweep._train_one`; None if the slot is free."""
         device = session.hardware.device
-        # PyTorch hands out 32 streams of a priority in turn: recordings and uploads, which take one for each
-        # run, must not come to share this one.
+        # PyTorch has 32 streams of each priority, and reuses them in turn. Captures and uploads take a stream
+        # of the default priority for each run. With another priority, this stream is never one of them.
         self._stream = torch.cuda.Stream(device, priority=-1) if device.type == "cuda" else None
 
     def stream(self) -> AbstractContextManager:
+        """Returns a context in which the device's work is queued in this slot's stream."""
         return torch.cuda.stream(self._stream) if self._stream else nullcontext()
 
 
 class RunDisplay(LogLines):
-    """Shows a run's log steps, and has the table show them by calling `update`.
+    """Shows the log steps of a sweep's run as lines, and in the sweep's table.
 
-    at_once: runs that take turns.
+    Args:
+        prefix: the beginning of each line.
+        run: the run as it is now.
+        update: is called with the run's new figures after each log step.
+        at_once: how many runs take turns.
     """
 
-    def __init__(self, run: SweepRun, update: Callable[[SweepRun], None], at_once: int, prefix: str) -> None:
+    def __init__(self, prefix: str, run: SweepRun, update: Callable[[SweepRun], None], at_once: int) -> None:
         super().__init__(prefix)
         self._run = run
         self._update = update
@@ -232,9 +275,10 @@ class RunDisplay(LogLines):
 def begun_or_new(
     path: Path, config: TrainConfig, session: Session
 ) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
-    """A run's folder, locked, and its newest checkpoint; a new folder for a run that has not begun.
+    """Yields a run's locked folder and its newest checkpoint, which is None if the run has none.
 
-    Raises FastaeError if it began with other images than those of the session.
+    The folder is made if the run has not begun. Raises FastaeError if the run began with other images than
+    those of the session.
     """
     run = RunFolder(path)
     if run.config.exists():
@@ -252,11 +296,22 @@ def begun_or_new(
 
 
 def open_shared_session(
-    folder: SweepFolder, config: TrainConfig, names: list[str], ranks: Ranks, at_once: int
+    folder: SweepFolder, config: TrainConfig, *, names: list[str], ranks: Ranks, at_once: int
 ) -> tuple[Session, TrainConfig]:
-    """What all runs share: images and, in a sweep that is resumed, loader and compiling; and their settings.
+    """Opens the session that all runs of a sweep share.
 
-    The settings are as the user gave them, now or when the sweep began: what was chosen is not among them.
+    If the sweep is resumed, the session uses the same loader as before, and compiles as before.
+
+    Args:
+        folder: the sweep's folder.
+        config: the settings that the user gave.
+        names: the names of all runs.
+        ranks: this rank, and how many there are.
+        at_once: how many runs take turns on this rank's device.
+
+    Returns:
+        The session, and the user's settings. If the user named no data folder, they have the one of the runs
+        that are resumed. Automatic choices of the session, for example the loader, are not in the settings.
     """
     begun = next((run for run in map(folder.run, names) if run.config.exists()), None)
     before = begun.describe() if begun else RunDescription(config)

@@ -1,4 +1,4 @@
-"""The runs of a sweep: a live table on a terminal; elsewhere the table at the end."""
+"""The table of a sweep's runs: live on a terminal; otherwise printed once, at the end."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from contextlib import AbstractContextManager
 from rich.live import Live
 from rich.table import Table
 
+from fastae.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.config import TrainConfig
-from fastae.runs.sweep_folder import ARTICLE_IMAGES, ARTICLE_SECONDS, RunState, SweepRun
+from fastae.runs.sweep_folder import RunState, SweepRun
 from fastae.utils.console import console, duration
 
 
 class SweepTable(AbstractContextManager):
-    """Shows what `runs()` returns, for as long as the block runs, and once more at its end."""
+    """Shows the runs that `runs()` returns while the block runs, and once more at its end."""
 
     def __init__(self, runs: Callable[[], Sequence[SweepRun]], config: TrainConfig) -> None:
         self._runs = runs
@@ -45,7 +46,7 @@ class SweepTable(AbstractContextManager):
 
 
 def caption(runs: Sequence[SweepRun], config: TrainConfig) -> str:
-    """Time left, and time spent compared with the article's."""
+    """Returns the time left, and the time spent compared with the article's; empty before the first step."""
     images = config.batch_size * sum(run.iteration for run in runs)
     seconds = sum(run.seconds for run in runs)
     if not images or not seconds:
@@ -59,13 +60,8 @@ def caption(runs: Sequence[SweepRun], config: TrainConfig) -> str:
     )
     remaining = f"{duration(left)} left; " if left else ""
     spent = f"{remaining}{duration(seconds)} for {images:,} images"
-    article = article_seconds(images)
+    article = ARTICLE_SECONDS * images / ARTICLE_IMAGES
     if article < 1:
         return spent
-    factor, word = (article / seconds, "faster") if article > seconds else (seconds / article, "slower")
-    return f"{spent}; the article's GPU took {duration(article)} for as many: {factor:,.1f} times {word}"
-
-
-def article_seconds(images: float) -> float:
-    """What the article needed for so many images."""
-    return ARTICLE_SECONDS * images / ARTICLE_IMAGES
+    ratio = speed_ratio(seconds, article)
+    return f"{spent}; the article's GPU took {duration(article)} for as many: {ratio}"

@@ -18,7 +18,7 @@ class Range:
     most: float
 
     def __str__(self) -> str:
-        """The range as --help shows it. Bounds that only prevent an overflow are not shown."""
+        """Returns the range as --help shows it, without bounds that only prevent an overflow."""
         if self.most < 100_000:
             return f"{self.least:g} to {self.most:g}"
         return f"{self.least:g} or more" if self.least >= 1 or self.least == 0 else "more than 0"
@@ -31,18 +31,25 @@ class Range:
 
 BATCH_SIZE = Range(1, 1_000_000)
 SEED = Range(0, 2**63 - 1)
+
 IMAGE_SIZE_MULTIPLE = 16
-"""The side of the model's images is a multiple of this: the encoder halves it four times."""
+"""The side of the model's images must be a multiple of this number: the encoder halves it four times."""
 
 IMAGE_SIZE = Range(IMAGE_SIZE_MULTIPLE, 4096)
+"""The side of the model's images in pixels."""
+
 LATENT = Range(1, 2**20)
+"""The number of the latent's features."""
+
 CROP = Range(1, 65_500)
+"""The side in pixels of the square that is cut out of an image."""
+
 THREADS = Range(1, 256)
 SHARE = Range(0, 1)
 
 
 def require_int(value: object, name: str, within: Range) -> int:
-    """Returns `value` as an int if it is an integer of Python or NumPy within the range; else raises."""
+    """Returns `value` as an int. Raises unless it is an integer of Python or NumPy within the range."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -74,7 +81,7 @@ def require_choice(value: object, name: str, choices: Collection[str]) -> None:
 
 
 def require_image_size(value: object) -> int:
-    """Returns `value` as an int if it is a side, in pixels, of images that the model takes; else raises."""
+    """Returns `value` as an int. Raises unless it is a side, in pixels, of images that the model can take."""
     size = require_int(value, "image_size", IMAGE_SIZE)
     if size % IMAGE_SIZE_MULTIPLE:
         raise SettingError("image_size", f"must be a multiple of {IMAGE_SIZE_MULTIPLE}, not {size}")

@@ -1,8 +1,8 @@
 """The cache of files that fastae can make again: $FASTAE_CACHE, or the user's cache folder.
 
-An entry is a folder with a file `entry.json`, which shows that fastae made it, and from what data. A cache
-folder may hold other things: `fastae cache clear` removes no folder without an `entry.json`. An entry is
-built under a lock as a draft, which is a hidden folder beside the entry's path. A draft whose lock is free
+An entry is a folder with a file `entry.json`, which shows that fastae made the folder, and from what data.
+A cache folder may hold other things: `fastae cache clear` removes no folder without an `entry.json`. An entry
+is built under a lock as a draft, which is a hidden folder beside the entry's path. A draft whose lock is free
 was therefore left by a process that died.
 
 `entry.json` also holds digests of the entry's files. They are compared whenever the entry is opened, and an
@@ -35,6 +35,8 @@ from fastae.utils.json import read_json
 from fastae.utils.paths import user_path
 
 VARIABLE = "FASTAE_CACHE"
+"""The environment variable that names the cache folder."""
+
 MARKER = "entry.json"
 """The file that marks an entry. Its modification time is the time of the entry's last use."""
 
@@ -90,16 +92,16 @@ class Entry:
 
 
 def cache_folder(named: str | None = None) -> Path:
-    """The cache folder, which need not exist: `named` (--cache-dir), else $FASTAE_CACHE, else the user's.
+    """Returns the cache folder, which need not exist: `named` by --cache-dir, $FASTAE_CACHE, or the user's.
 
-    Raises FastaeError if the folder's name cannot be a path.
+    Raises FastaeError if the folder's name is not a valid path.
     """
     folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
     return Path(user_path(folder, "--cache-dir" if named else f"${VARIABLE}"))
 
 
 def is_writable(cache: Path) -> bool:
-    """Whether files can be made in `cache`, which is created if need be. A full disk counts as writable."""
+    """Returns whether files can be made in `cache`, which is made if need be. A full disk is writable."""
     try:
         cache.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=cache):
@@ -109,14 +111,17 @@ def is_writable(cache: Path) -> bool:
 
 
 def check_records(cache: Path) -> Path | None:
-    """The folder for the results of the quick check of data folders; None if it cannot be made."""
+    """Returns the folder for the results of the quick check of data folders; None if it cannot be made."""
     return working_entry(cache / "file-checks", "checks", "of every data folder")
 
 
 def working_entry(folder: Path, kind: str, data: str) -> Path | None:
-    """Makes an entry without digests, for files that change with every use; None if it cannot be made."""
+    """Makes an entry without digests, for files that change while they are used.
+
+    Returns its folder; None if it cannot be made.
+    """
     with suppress(OSError):
-        ensure_entry(folder, kind, data, lambda draft: None, lambda folder: None)
+        ensure_entry(folder, kind, data, fill=lambda draft: None, fault=lambda folder: None)
     return folder if read_marker(folder) else None
 
 
@@ -129,7 +134,7 @@ def keep_kernels(cache: Path) -> None:
 
 
 def damage(folder: Path) -> str | None:
-    """How an entry's files differ from what was written, in words; None if every bit is the same.
+    """Returns, in words, how an entry's files differ from their digests; None if they do not.
 
     All files of the entry are read. Other files in the folder are ignored: file servers add their own.
     """
@@ -168,8 +173,8 @@ def ensure_entry(
         kind: the marker's `kind`.
         data: the marker's `data`.
         fill: writes the entry's files into the draft folder that it is given.
-        fault: says what is wrong with the entry, in words that are logged before it is rebuilt; None if
-            nothing is.
+        fault: returns what is wrong with the entry, in words that are logged before it is rebuilt; None if
+            nothing is wrong.
 
     Raises:
         OSError: the entry cannot be written.
@@ -191,7 +196,10 @@ def ensure_entry(
 
 @contextmanager
 def lock_entry(folder: Path, wait: bool = True) -> Iterator[bool]:
-    """Holds the lock of the entry `folder`. Without `wait`, yields False if another process holds it."""
+    """Holds the lock of the entry `folder`, and yields True.
+
+    If another process holds the lock, waits for it, or yields False if `wait` is False.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.with_name(f".{folder.name}.lock"))
     try:
@@ -212,10 +220,10 @@ def lock_entry(folder: Path, wait: bool = True) -> Iterator[bool]:
 
 @contextmanager
 def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
-    """Yields a folder to fill, which becomes the entry `folder` if the block succeeds, else is removed.
+    """Yields a draft to fill, which becomes the entry `folder` if the block succeeds, else is removed.
 
     The entry appears once its files and their digests are on the disk. The caller holds the entry's lock
-    (`lock_entry`). Drafts of any entry that killed processes left are removed first.
+    (`lock_entry`). Drafts of other entries that killed processes left are removed first.
     """
     with suppress(FastaeError):
         for entry in entries(folder.parent):
@@ -226,7 +234,7 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
         _delete(draft)
         draft.mkdir(exist_ok=True)
         created = datetime.now(UTC).isoformat(timespec="seconds")
-        marker = Marker(kind, data, created, __version__)
+        marker = Marker(kind, data, created=created, fastae=__version__)
         write_json(draft / MARKER, asdict(marker))
         yield draft
         paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
@@ -240,13 +248,13 @@ def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
 
 
 def touch(folder: Path) -> None:
-    """Records that an entry is used now, if it is writable."""
+    """Records that an entry is used now, unless it is read-only."""
     with suppress(OSError):
         os.utime(folder / MARKER)
 
 
 def entries(cache: Path) -> list[Entry]:
-    """The entries of a cache folder, drafts included. Raises FastaeError if the folder cannot be read."""
+    """Returns the entries of a cache folder and drafts. Raises FastaeError if the folder cannot be read."""
     try:
         paths = sorted(cache.iterdir()) if cache.is_dir() else []
         return [entry for path in paths if (entry := _entry(path))]
@@ -255,7 +263,7 @@ def entries(cache: Path) -> list[Entry]:
 
 
 def read_marker(folder: Path) -> Marker | None:
-    """The marker of an entry; None if fastae did not make the folder."""
+    """Returns the marker of an entry; None if fastae did not make the folder."""
     try:
         return None if folder.is_symlink() else read_json(folder / MARKER, Marker)
     except (OSError, ValueError):
@@ -282,13 +290,13 @@ def remove(entry: Entry) -> bool:
 
 
 def _blocks(path: Path) -> range:
-    """The offsets at which the blocks of a file begin. Raises OSError, also if it is not a regular file."""
+    """Returns the offsets of a file's blocks. Raises OSError, also if it is not a regular file."""
     require_file(path)
     return range(0, path.stat().st_size, BLOCK)
 
 
 def _digests(paths: Iterable[Path]) -> dict[Path, list[int]]:
-    """The CRC-32 of each block of these files. Raises OSError."""
+    """Returns path -> CRC-32 of each of the file's blocks. Raises OSError if a file cannot be read."""
     blocks = [(path, start) for path in paths for start in _blocks(path)]
     digests: dict[Path, list[int]] = {path: [] for path in paths}
     with ThreadPoolExecutor(THREADS) as pool:
@@ -317,10 +325,10 @@ def _flush(paths: Iterable[Path]) -> None:
 
 
 def _swap(draft: Path, folder: Path) -> None:
-    """Renames a draft to the path of its entry, and removes what was there: of a link, the link alone.
+    """Renames a draft to the path of its entry, and removes what was at this path.
 
-    What was there is renamed before it is removed, so that a run that reads the entry's files finds them
-    missing for a moment only.
+    An old entry is renamed before it is removed, so that a run that reads its files misses them only for a
+    moment. If a link is at the path, the link is removed, not the folder that it leads to.
     """
     old = _draft(folder.with_name(f"{folder.name}.old"))
     _discard(old)
@@ -332,6 +340,7 @@ def _swap(draft: Path, folder: Path) -> None:
 
 
 def _discard(path: Path) -> None:
+    """Removes a folder, a file or a link, if it exists. Links are not followed."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -339,20 +348,25 @@ def _discard(path: Path) -> None:
 
 
 def _draft(folder: Path) -> Path:
+    """Returns the path of the draft of the entry `folder`."""
     return folder.with_name(f".{folder.name}.partial")
 
 
 def _entry(path: Path) -> Entry | None:
+    """Returns the entry, or the draft, at `path`; None if there is none."""
     if marker := read_marker(path):
         name = path.name.removeprefix(".").removesuffix(".partial")
-        with suppress(OSError):  # it may be removed or renamed just now
+        with suppress(OSError):  # another process may remove or rename it just now
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
-            return Entry(name, path, marker, size, (path / MARKER).stat().st_mtime)
+            return Entry(name, path, marker, size=size, used=(path / MARKER).stat().st_mtime)
     return None
 
 
 def _delete(folder: Path) -> None:
-    """Removes a folder that has a marker, and the marker last, so that a partly removed one is recognised."""
+    """Removes the folder of an entry or a draft; does nothing if the folder has no marker.
+
+    The marker is removed last, so that a folder whose removal is interrupted is still recognised.
+    """
     if read_marker(folder):
         for path in folder.iterdir():
             if path.name != MARKER:

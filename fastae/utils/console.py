@@ -17,7 +17,10 @@ Item = TypeVar("Item")
 
 
 class _Output:
-    """The current sys.stdout. Once its reader or terminal is gone, output is discarded instead of raising."""
+    """A stream that writes to the current sys.stdout.
+
+    Once the reader or the terminal is gone, output is discarded instead of raising OSError.
+    """
 
     def write(self, text: str) -> int:
         return self._try(lambda: sys.stdout.write(text))
@@ -39,7 +42,7 @@ class _Output:
 class HarmlessConsole(Console):
     """A console that escapes control characters, so that a file's name cannot control the terminal.
 
-    Markup is off, since a name may contain brackets. NO_COLOR is respected.
+    Markup is off, since a file's name may contain brackets. NO_COLOR is respected.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -58,7 +61,7 @@ def log(text: str, style: str | None = None) -> None:
 
 
 def printable(text: str) -> str:
-    """The text on one line, with control characters and undecodable bytes escaped."""
+    """Returns the text on one line, with control characters and undecodable bytes escaped."""
     if text.isprintable():
         return text
     return "".join(
@@ -77,17 +80,17 @@ def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterato
 
 
 def counted(number: int, noun: str) -> str:
-    """'1 image', '2,000 images'."""
+    """Returns a number with its noun: '1 image', '2,000 images'."""
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def size(count: float) -> str:
-    """'72 MB', '9.96 GB'."""
+    """Returns a number of bytes in words: '72 MB', '9.96 GB'."""
     return f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
 
 
 def duration(seconds: float) -> str:
-    """'45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
+    """Returns a duration in words: '45 s', '3 min 20 s', '7 h 05 min', '4 d 3 h'."""
     if not math.isfinite(seconds):
         return f"{seconds} s"
     seconds = round(seconds)

@@ -1,4 +1,4 @@
-"""The versions, commit and platform that a run or a measurement was made with, for its record."""
+"""Finds the versions, the commit and the platform that a run or a measurement is made with."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from pathlib import Path
 from typing import Any
 
 DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
-"""CUDA's major version -> package. Both provide the module nvidia.dali: exactly one may be installed."""
+"""Major version of CUDA -> DALI's package for it. Exactly one may be installed: both provide nvidia.dali."""
 
 DISTRIBUTIONS = ("torch", *DALI_BUILDS.values(), "numpy", "tensorboard", "pillow")
+"""The packages whose versions are recorded."""
 
 
 def dali_builds() -> dict[int, str]:
-    """The entries of DALI_BUILDS that are installed."""
+    """Returns the entries of DALI_BUILDS that are installed."""
     return {major: name for major, name in DALI_BUILDS.items() if version(name)}
 
 
 def describe_environment() -> dict[str, Any]:
-    """fastae's version and commit, Python, the packages that matter, and the platform, as JSON values."""
+    """Returns the versions of fastae, Python and the DISTRIBUTIONS, the commit and the platform."""
     return {
         "fastae": __version__,
         "commit": commit(),
@@ -34,7 +35,7 @@ def describe_environment() -> dict[str, Any]:
 
 
 def version(distribution: str) -> str | None:
-    """The installed version of a package; None if it is not installed."""
+    """Returns the installed version of a package; None if it is not installed."""
     try:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
@@ -42,7 +43,7 @@ def version(distribution: str) -> str | None:
 
 
 def has_nvml() -> bool:
-    """Whether the driver's management library (NVML) is installed and can be initialised."""
+    """Returns whether the driver's management library (NVML) is installed and can be initialised."""
     import pynvml
 
     try:
@@ -58,16 +59,19 @@ __version__ = version("fastae") or "0+unknown"
 
 
 def command(name: str) -> str:
-    """How a shell calls a program of this environment: by name if it is on the PATH, else by path."""
+    """Returns how a shell calls a program of this environment: by name if it is on the PATH, else by path."""
     own = Path(sys.executable).with_name(name)
     return name if shutil.which(name) or not own.exists() else os.path.relpath(own)
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code runs from, with '+' if it was changed since."""
+    """Returns the commit of the checkout that this code is in, with '+' if a file has been changed since.
+
+    Returns None if the code is installed as a package, or git is not there.
+    """
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():
-        return None  # installed as a package: a repository in a parent folder is not fastae's
+        return None  # a repository in a folder above is not fastae's
     git = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,7 +1,7 @@
-"""Files and folders that are either complete or absent: written beside their final path, then renamed.
+"""Writes files and folders that are either complete or absent: a draft is renamed to the final path.
 
 Every file that a command writes into the folder of a run, a sweep or a report is opened here. Somebody else
-may have made that folder, with links under the names that are written: no link is followed.
+may have made that folder, with links under the names that are written. Therefore no link is followed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ DRAFT = ".partial-"
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
-    """A binary file that appears at `path` if the block succeeds, and leaves nothing otherwise.
+    """Yields a binary file that appears at `path` if the block succeeds, and leaves nothing otherwise.
 
-    If `durable`, it survives a power failure, at the cost of some milliseconds.
-    Raises OSError if something other than a regular file is there: a link, a device or a pipe.
+    Args:
+        path: the final path.
+        durable: whether the file must survive a power failure, at the cost of some milliseconds.
+
+    Raises:
+        OSError: the file cannot be written, or a link, a device, a pipe or a folder is at `path`.
     """
     with draft(path) as partial, open_own(partial, "w") as file:
         yield file
@@ -44,7 +48,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[BinaryIO]:
 def draft(path: Path) -> Iterator[Path]:
     """Yields an empty file beside `path` that becomes `path` if the block succeeds, else is removed.
 
-    This is for libraries that write to a path. The draft's name cannot be guessed, and ends like that of
+    This is for libraries that write to a path. The draft's name cannot be guessed, and has the suffix of
     `path`. Raises OSError as `atomic_write` does.
     """
     _require_regular(path)
@@ -58,14 +62,15 @@ def draft(path: Path) -> Iterator[Path]:
 
 
 def draft_of(path: Path) -> Path:
-    """An unused name beside `path` that cannot be guessed."""
+    """Returns a path for a draft beside `path`, whose name is new and cannot be guessed."""
     return path.with_name(f"{DRAFT}{secrets.token_hex(8)}-{path.name}")
 
 
 def open_own(path: Path, mode: Literal["x", "w", "a"]) -> BinaryIO:
-    """Opens a binary file for writing, as Python's `open` with this mode does, if it is a regular file.
+    """Opens a binary file for writing, as Python's `open` does with this mode.
 
-    Raises OSError otherwise, without following a link or waiting for a pipe.
+    Raises OSError, without following a link or waiting for a pipe, if something other than a regular file is
+    at `path`.
     """
     _require_regular(path)
     flags = {"x": os.O_EXCL, "w": os.O_TRUNC, "a": os.O_APPEND}[mode] | os.O_WRONLY | os.O_CREAT
@@ -99,7 +104,7 @@ def refuse_links(folder: Path, but: str | None = None) -> None:
 
 
 def listed(folder: Path) -> list[Path]:
-    """The paths in a folder, none if it does not exist. Raises FastaeError if it cannot be listed."""
+    """Returns the paths in a folder; [] if it does not exist. Raises FastaeError if it cannot be listed."""
     try:
         return sorted(folder.iterdir())
     except FileNotFoundError:
@@ -121,7 +126,7 @@ def require_file(path: Path) -> None:
 
 
 def open_unblocked(path: str) -> BufferedReader:
-    """Opens a file for reading bytes. A pipe is not waited for: reading it yields nothing. Raises OSError."""
+    """Opens a file for reading bytes, without waiting for a pipe, which is then empty. Raises OSError."""
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123
 
 
@@ -144,7 +149,7 @@ def hold_lock(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
         what: the kind of process that holds the lock, such as 'run', for messages.
 
     Raises:
-        FastaeError: another process holds the lock, or it cannot be made.
+        FastaeError: another process holds the lock, or the lock's file cannot be made.
     """
     try:
         lock.acquire(timeout=0)
@@ -160,10 +165,11 @@ def hold_lock(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
 
 @contextmanager
 def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
-    """Makes a folder at `path`; with `new`, at the first of PATH, PATH-2, PATH-3, ... that does not exist.
+    """Makes a folder at `path`, unless it exists, and yields its path.
 
-    The folder and its parents are removed when the block ends, if they were made here and are empty.
-    Raises OSError if the folder cannot be made.
+    With `new`, it is made at the first of PATH, PATH-2, PATH-3, ... that does not exist. When the block
+    ends, the folder and its parents are removed, if they were made here and are empty. Raises OSError if the
+    folder cannot be made.
     """
     names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
     made: list[Path] = []

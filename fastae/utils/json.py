@@ -1,4 +1,4 @@
-"""Reads JSON files from untrusted sources: of limited size, and as the expected types only."""
+"""Reads JSON files from untrusted sources: their size is limited, and their types are checked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from fastae.utils.files import require_file
 
 MAX_BYTES = 1 << 24
-"""The default limit of a file's size. The files that fastae writes have some ten kB."""
+"""The default limit of a file's size in bytes. The files that fastae writes have some ten kB."""
 
 
 def read_json(path: Path, kind: Any = Any, limit: int = MAX_BYTES) -> Any:
@@ -38,7 +38,7 @@ def read_json(path: Path, kind: Any = Any, limit: int = MAX_BYTES) -> Any:
 
 
 def convert(value: Any, kind: Any) -> Any:
-    """Converts JSON values to `kind`. Raises ValueError if they are of another type."""
+    """Returns a JSON value as an instance of `kind`. Raises ValueError if it is of another type."""
     try:
         return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
@@ -46,7 +46,7 @@ def convert(value: Any, kind: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A value as it would be read back from a JSON file. Raises ValueError if JSON cannot represent it."""
+    """Returns a value as a JSON file would hold it. Raises ValueError if JSON cannot represent it."""
     try:
         return json.loads(json.dumps(value, allow_nan=False))
     except (TypeError, RecursionError) as error:

@@ -1,4 +1,4 @@
-"""The memory and cores of the host that this process may use, and how the C library reuses memory.
+"""Finds the memory and the cores of the host that this process may use, and tunes the C library's allocator.
 
 The limits of control groups (cgroups(7), versions 1 and 2) are respected.
 """
@@ -16,38 +16,40 @@ from typing import NamedTuple
 from fastae.errors import FastaeError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""The numbers of two parameters of glibc's mallopt(3)."""
+
 LARGEST_INT = 2**31 - 1
 
 NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
-"""The messages of Python's and C++'s errors if the kernel refuses to start a thread."""
+"""Texts in Python's and C++'s errors if the kernel refuses to start a thread."""
 
 NO_FILE = (errno.EMFILE, errno.ENFILE)
-"""The error numbers for a process, or a machine, that has as many files open as it may."""
+"""The numbers of the errors if the process, or the machine, can open no more files."""
 
 ROOT = Path("/")
 """The folder that contains proc and sys; a test replaces it."""
 
 
 def free_bytes() -> int:
-    """Bytes that can be allocated before the host swaps or the kernel kills this process.
+    """Returns the bytes that can be allocated before the host swaps or the kernel kills this process.
 
-    This is MemAvailable, or what the tightest control group leaves if that is less. Without a /proc, it is
-    the memory that is not in use at all.
+    They are MemAvailable, or what the tightest control group leaves if that is less. Without a /proc, only
+    memory that is not in use at all is counted.
     """
     left = (limit - used for limit, used in _memory_limits())
     return max(0, min([_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left]))
 
 
 def total_bytes() -> int:
-    """Bytes that this process could allocate if nothing else ran."""
+    """Returns the bytes that this process could allocate if nothing else ran."""
     return min([_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in _memory_limits())])
 
 
 def peak_bytes() -> int:
-    """The peak of this process's resident memory, in bytes."""
+    """Returns the peak of this process's resident memory, in bytes."""
     try:
         return _bytes_in("proc/self/status", "VmHWM")
-    except OSError:  # some containers have no such file; this figure includes the parent process's
+    except OSError:  # some containers lack the entry; this figure includes the parent process's peak
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -71,26 +73,26 @@ def count_cores() -> Cores:
 
 
 def usable_cores() -> float:
-    """The number of CPUs that this process may use, by its affinity and its control groups' quotas."""
+    """Returns the number of CPUs that this process may use, by its affinity and control groups' quotas."""
     return min([float(len(os.sched_getaffinity(0))), *_quotas()])
 
 
 def thread_limit(error: Exception) -> str | None:
-    """The remedy, in words, if a thread could not be started; None for any other error."""
+    """Returns what is wrong and the remedy if a thread could not be started; None for any other error."""
     if not any(text in str(error) for text in NO_THREAD):
         return None
     return "no more threads can be started: raise the limit of processes (ulimit -u, or the container's pids)"
 
 
 def require_files(error: OSError) -> None:
-    """Raises FastaeError if the error is that the process, or the machine, can open no more files."""
+    """Raises FastaeError if the error means that the process, or the machine, can open no more files."""
     if error.errno in NO_FILE:
         reason = os.strerror(error.errno)
         raise FastaeError(f"cannot open {error.filename!r}: {reason}; raise the limit (ulimit -n)") from None
 
 
 def local_ranks() -> int:
-    """The number of processes that torchrun started on this machine, this one included."""
+    """Returns the number of processes that torchrun started on this machine, this one included."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
@@ -109,7 +111,7 @@ def keep_freed_memory() -> bool:
 
 
 def _physical(cpus: Iterable[int]) -> int:
-    """The number of physical cores of these CPUs: the two threads of one core count once."""
+    """Returns the number of physical cores of these CPUs: the two threads of one core count once."""
     topology = (ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in cpus)
     return len({_read(file) or str(file) for file in topology})
 
@@ -127,16 +129,19 @@ def _quotas() -> Iterator[float]:
 
 
 def _control_groups(controller: str = "") -> list[Path]:
-    """The folders of this process's control group and its ancestors, which limit it too.
+    """Returns the folders of this process's control group and its ancestors, which limit the process, too.
 
-    `controller` is the name of one of version 1, which has a tree for each; it is empty for version 2. In a
-    container the mount may be the container's group, and the path the host's: then only the mount exists.
+    In a container, the mounted folder may be that of the container's group while the group's path is the
+    host's. Then only the mounted folder exists.
+
+    Args:
+        controller: the name of a controller of version 1, which has a tree for each; "" for version 2.
     """
     lines = _read(ROOT / "proc/self/cgroup").splitlines()  # NUMBER:CONTROLLERS:PATH
     entries = [line.split(":", 2) for line in lines if line.count(":") >= 2]
     path = next((each[2].strip("/") for each in entries if controller in each[1].split(",")), "")
     mount = ROOT / "sys/fs/cgroup" / controller
-    group = mount / ("" if ".." in path else path)  # "..": the group is outside of the mount
+    group = mount / ("" if ".." in path else path)  # with "..", the group is outside of the mount
     return [each for each in (group, *group.parents) if each.is_relative_to(mount)]
 
 
@@ -156,7 +161,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def _memory(entry: str, pages: str) -> int:
-    """An entry of /proc/meminfo in bytes; without a /proc, the figure of sysconf(3)."""
+    """Returns an entry of /proc/meminfo in bytes; without a /proc, the figure of sysconf(3)."""
     try:
         return _bytes_in("proc/meminfo", entry)
     except OSError:
@@ -164,7 +169,7 @@ def _memory(entry: str, pages: str) -> int:
 
 
 def _bytes_in(file: str, name: str) -> int:
-    """An entry of a file in /proc, converted from kB to bytes. Raises OSError if there is none."""
+    """Returns an entry of a file in /proc, converted from kB to bytes. Raises OSError if there is none."""
     for line in (ROOT / file).read_text().splitlines():
         if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
@@ -172,6 +177,7 @@ def _bytes_in(file: str, name: str) -> int:
 
 
 def _read(file: Path) -> str:
+    """Returns a file's text; "" if it cannot be read."""
     try:
         return file.read_text()
     except OSError:

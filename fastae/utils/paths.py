@@ -1,6 +1,6 @@
-"""Checks of paths as users write them: with `~`, and possibly not valid in any file system.
+"""Checks paths that users write, which may begin with `~`, and may not be valid in any file system.
 
-They are checked once, at the entry points: later an invalid path would raise ValueError, UnicodeEncodeError
+Paths are checked once, at the entry points. Later an invalid path would raise ValueError, UnicodeEncodeError
 or OSError, depending on which function uses it first.
 """
 
@@ -26,7 +26,7 @@ URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
 def expand_home(path: PathText) -> PathText:
-    """The path with a leading `~` or `~NAME` replaced by that user's home folder, as a shell does it.
+    """Returns the path with a leading `~` or `~NAME` replaced by the user's home folder, as a shell does it.
 
     As in a shell, `~NAME` is kept if there is no user NAME. Raises FastaeError if the user's own home folder
     is not known.
@@ -38,7 +38,7 @@ def expand_home(path: PathText) -> PathText:
 
 
 def user_path(text: str, name: str) -> str:
-    """The path that a user wrote, with `~` expanded.
+    """Returns a path that a user wrote, with `~` expanded.
 
     Raises SettingError, naming the argument `name`, for a URL and for a path that no file system can have.
     """
@@ -62,7 +62,10 @@ def user_path(text: str, name: str) -> str:
 
 
 def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:
-    """Paths as strings, `~` expanded. Raises SettingError, naming the argument `name`, for other values."""
+    """Returns paths as strings, with `~` expanded.
+
+    Raises SettingError, naming the argument `name`, for values that are not valid paths.
+    """
     found = []
     for path in paths:
         text = os.fspath(path) if isinstance(path, os.PathLike) else path

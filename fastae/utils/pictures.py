@@ -1,4 +1,4 @@
-"""Pictures of originals beside their reconstructions, as arrays and as PNGs."""
+"""Draws originals beside their reconstructions, as arrays and as PNGs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from torch import Tensor
 from fastae.utils.files import atomic_write
 
 WHITE = 255
+
 GAP = 2
-"""White pixels between images."""
+"""The number of white pixels between images."""
 
 TITLE, MARGIN = 24, 92
 """Pixels above and left of a sample sheet's grid, for the iteration and the names of its rows."""
 
 
 def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
-    """A picture with rows of originals, each above the row of their reconstructions.
+    """Returns a picture with rows of originals, each above the row of their reconstructions.
 
     Args:
         originals: images (N, 3, S, S) in [0, 1].
@@ -40,27 +41,27 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.nd
 
 
 def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> np.ndarray:
-    """`pairs` with the iteration above them and a name beside each row: uint8 (H, W, 3)."""
+    """Returns `pairs` with the iteration above them and a name beside each row: uint8 (H, W, 3)."""
     grid = pairs(originals, reconstructions)
     height, width, _ = grid.shape
     sheet = Image.new("RGB", (MARGIN + width, TITLE + height), "white")
     sheet.paste(Image.fromarray(grid), (MARGIN, TITLE))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((4, TITLE // 2), f"iteration {iteration:,}", "black", font, anchor="lm")
+    draw.text((4, TITLE // 2), f"iteration {iteration:,}", fill="black", font=font, anchor="lm")
     side = originals.shape[-1]
     for row, top in enumerate(range(TITLE, TITLE + height, side + GAP)):
         name = ("original", "reconstruction")[row % 2]
-        draw.text((MARGIN - 6, top + side // 2), name, "black", font, anchor="rm")
+        draw.text((MARGIN - 6, top + side // 2), name, fill="black", font=font, anchor="rm")
     return np.array(sheet)
 
 
 def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
-    """One image beside its reconstruction, both (3, S, S) in [0, 1]: uint8 (S, 2 S + GAP, 3)."""
+    """Returns an image beside its reconstruction, both (3, S, S) in [0, 1], as uint8 (S, 2 S + GAP, 3)."""
     return _row(torch.stack([original, reconstruction]), 2)[:-GAP, :-GAP]
 
 
 def encode_png(picture: np.ndarray) -> bytes:
-    """The content of a PNG file of a uint8 (H, W, 3 or 4) array."""
+    """Returns the content of a PNG file with a uint8 array (H, W, 3 or 4)."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, format="png")
     return file.getvalue()
@@ -73,6 +74,7 @@ def save_png(picture: np.ndarray, path: Path) -> None:
 
 
 def _row(images: Tensor, columns: int) -> np.ndarray:
+    """Returns images (N, 3, S, S) in [0, 1] in a row of `columns`, with a gap right of and below each."""
     pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     margin = ((0, 0), (0, GAP), (0, GAP), (0, 0))
     row = np.concatenate(list(np.pad(pixels, margin, constant_values=WHITE)), axis=1)

@@ -1,4 +1,4 @@
-"""Imports Matplotlib when something is drawn, with a folder that it can write to."""
+"""Imports Matplotlib once something is drawn, with a folder that Matplotlib can write to."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, working_entry
 
 VARIABLE = "MPLCONFIGDIR"
+"""Matplotlib's variable for the folder in which it keeps its list of the system's fonts."""
 
 
 def import_matplotlib() -> Any:
-    """Returns the package with its modules figure, patches and ticker. The import takes half a second.
+    """Returns the package Matplotlib with its modules figure, patches and ticker. The import takes 0.5 s.
 
     Raises FastaeError if there is no writable folder for Matplotlib's list of the system's fonts.
     """
@@ -35,7 +36,7 @@ def import_matplotlib() -> Any:
 
 
 def _folder_in_cache() -> Path | None:
-    """A folder in fastae's cache, so that the list is made once; None if it is not writable."""
+    """Returns a folder in fastae's cache, where the list of fonts is kept; None if it is not writable."""
     try:
         folder = working_entry(cache_folder() / "matplotlib", "fonts", "Matplotlib's list of fonts")
     except FastaeError:
@@ -44,7 +45,7 @@ def _folder_in_cache() -> Path | None:
 
 
 def _temporary_folder() -> Path:
-    """A folder that is removed when the process ends."""
+    """Makes and returns a folder that is removed when the process ends."""
     try:
         folder = tempfile.mkdtemp(prefix="fastae-matplotlib-")
     except OSError:
@@ -54,7 +55,7 @@ def _temporary_folder() -> Path:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Whether files can be made in a folder. It is created if need be, as Matplotlib does."""
+    """Returns whether files can be made in a folder, which is made if need be, as Matplotlib does."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

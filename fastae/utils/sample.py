@@ -1,4 +1,4 @@
-"""Evenly spaced samples, without randomness."""
+"""Takes evenly spaced samples, without randomness."""
 
 from __future__ import annotations
 

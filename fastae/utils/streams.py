@@ -1,4 +1,4 @@
-"""The process's standard streams: open from its start, and able to print any text."""
+"""Makes the process's standard streams open from its start, and able to print any text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import sys
 
 
 def open_streams() -> None:
-    """Opens standard streams that are closed, on /dev/null; must be called first.
+    """Opens standard streams that are closed on /dev/null, and makes output escape what it cannot encode.
 
-    Otherwise the next file that is opened, a checkpoint for example, would get the stream's number, and with
-    it whatever is printed. Characters that the terminal's encoding lacks are escaped from then on.
+    This must be called before any file is opened. Otherwise the next file that is opened, a checkpoint for
+    example, would get the number of the closed stream, and everything that is printed would be written to it.
     """
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:

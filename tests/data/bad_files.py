@@ -17,9 +17,9 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
     image = Image.open(io.BytesIO(good))
     frame, scan = good.index(b"\xff\xc0"), good.index(b"\xff\xda")
 
-    def with_frame(place: int, content: bytes) -> bytes:
+    def with_frame(offset: int, content: bytes) -> bytes:
         """Other bytes in the frame header."""
-        return good[: frame + place] + content + good[frame + place + len(content) :]
+        return good[: frame + offset] + content + good[frame + offset + len(content) :]
 
     # A decoder that skips an unknown marker as if it had a length sees another frame behind it.
     hidden = good[:2] + b"\xff\x02\x00\x13" + good[frame : frame + 17] + good[2:]

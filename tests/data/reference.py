@@ -79,11 +79,11 @@ def batch(paths, params, size=128, crop=None):
     images = [
         augment(
             resize(cut_out(decode(paths[index]), crop), size),
-            params.flip[place],
-            float(params.brightness[place]),
-            float(params.contrast[place]),
-            float(params.saturation[place]),
+            params.flip[row],
+            float(params.brightness[row]),
+            float(params.contrast[row]),
+            float(params.saturation[row]),
         )
-        for place, index in enumerate(params.indices)
+        for row, index in enumerate(params.indices)
     ]
     return np.stack(images).transpose(0, 3, 1, 2)

@@ -176,9 +176,9 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
             action()
     (tmp_path / "a.png").touch()
     (tmp_path / "celeba.zip").touch()
-    for place in (tmp_path, tmp_path / "celeba.zip"):
+    for path in (tmp_path, tmp_path / "celeba.zip"):
         with pytest.raises(FastaeError, match="fastae prepare celeba"):
-            find_jpegs(str(place))
+            find_jpegs(str(path))
     (tmp_path / "celeba.zip").unlink()
     with pytest.raises(FastaeError, match="ignored 1 PNG file"):
         open_folder(tmp_path)

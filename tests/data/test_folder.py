@@ -83,8 +83,8 @@ def test_a_folder_of_another_format_names_a_command_that_converts_it(root, face_
     """The command is run as a shell runs it."""
     folder = root / "my $HOME's"
     (folder / "deep").mkdir(parents=True)
-    for number, place in enumerate([folder, folder / "deep"]):
-        Image.open(face_paths[number]).save(place / f"{number}.{suffix}", kind)
+    for number, parent in enumerate([folder, folder / "deep"]):
+        Image.open(face_paths[number]).save(parent / f"{number}.{suffix}", kind)
     with pytest.raises(FastaeError) as caught:
         open_folder(folder)
     message = str(caught.value)

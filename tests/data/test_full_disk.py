@@ -17,32 +17,32 @@ from ..mounts import mounted, require_mounts
 
 
 def test_a_full_disk_is_one_line_each_and_leaves_no_half_of_anything(tmp_path, face_folder, face_paths):
-    place, archive = tmp_path / "disk", tmp_path / "celeba.zip"
-    place.mkdir()
-    require_mounts(place)
+    disk, archive = tmp_path / "disk", tmp_path / "celeba.zip"
+    disk.mkdir()
+    require_mounts(disk)
     with zipfile.ZipFile(archive, "w") as made:
         for face in face_paths:
             made.write(face, f"img_align_celeba/{face[-10:]}")
-    worker = [sys.executable, "-m", "tests.data.test_full_disk", place, face_folder, archive]
-    command = mounted(place, "size=128k", *worker)
+    worker = [sys.executable, "-m", "tests.data.test_full_disk", disk, face_folder, archive]
+    command = mounted(disk, "size=128k", *worker)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     found = json.loads(result.stdout.splitlines()[-1])
     for name in ("resident", "faces", "celeba"):
-        assert "No space left on device" in found[name] and str(place / name) in found[name]
+        assert "No space left on device" in found[name] and str(disk / name) in found[name]
     checks = {"faces/file-checks", "faces/file-checks/entry.json"}
     assert set(found["left"]) <= {"faces", "resident"} | checks and found["partial"] == []
     assert 0 < found["whole"] < len(face_paths)
     assert found["checks"] == found["celeba again"] == found["resident again"] == "done"
 
 
-def work(place: Path, images: str, archive: Path) -> None:
+def work(disk: Path, images: str, archive: Path) -> None:
     """Fills a file system of 128 KiB in every way that data are kept; prints what each raised and left."""
     found = {}
 
     def attempt(name, action):
         try:
-            action(place / name.removesuffix(" again"))
+            action(disk / name.removesuffix(" again"))
             found[name] = "done"
         except FastaeError as error:
             found[name] = str(error)
@@ -61,12 +61,12 @@ def work(place: Path, images: str, archive: Path) -> None:
 
     attempt("resident", keep)
     attempt("faces", lambda cache: open_source(None, cache=cache))
-    found["left"] = sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+    found["left"] = sorted(str(path.relative_to(disk)) for path in disk.rglob("*"))
     attempt("celeba", lambda out: prepare_celeba(archive, out, 40))
-    found["partial"] = [path.name for path in place.rglob(".*partial*")]
-    found["whole"] = len(list((place / "celeba" / "img_align_celeba").iterdir()))
+    found["partial"] = [path.name for path in disk.rglob(".*partial*")]
+    found["whole"] = len(list((disk / "celeba" / "img_align_celeba").iterdir()))
     attempt("checks", lambda records: open_folder(images, records=records))
-    subprocess.run(["mount", "-o", "remount,size=8m", place], check=True)
+    subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
     attempt("celeba again", lambda out: prepare_celeba(archive, out, 40))
     attempt("resident again", keep)
     print(json.dumps(found))

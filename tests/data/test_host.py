@@ -52,8 +52,8 @@ class LateUploads:
         slot.uploaded.clear()
 
         def copy():
-            for source, place in zip(slot.host, slot.device, strict=True):
-                place.copy_(source)
+            for source, target in zip(slot.host, slot.device, strict=True):
+                target.copy_(source)
             slot.uploaded.set()
 
         self.queue.append(copy)
@@ -113,7 +113,7 @@ def test_the_last_batch_in_order_is_shorter(loaders):
 
 
 def test_a_consumer_that_lags_finds_its_batch_untouched(loaders, store, uploads):
-    """The host: a batch is still held when the thread has filled all other places."""
+    """The host: a batch is still held when the thread has filled all other slots."""
     loader, _ = loaders
     stream = loader.inputs()
     for iteration in range(10):

@@ -95,8 +95,8 @@ def test_the_square_of_a_whole_image_is_the_region_that_is_decoded_on_a_cpu(tmp_
     def both():
         encoded, _ = fn.readers.file(files=paths)
         largest = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
-        place = {"crop_h": side or largest, "crop_w": side or largest}
-        return fn.decoders.image_crop(encoded, **place), cut_square(
+        sides = {"crop_h": side or largest, "crop_w": side or largest}
+        return fn.decoders.image_crop(encoded, **sides), cut_square(
             fn.decoders.image(encoded), side or largest
         )
 

@@ -61,14 +61,14 @@ def test_what_differs_gives_another_fingerprint():
 
 
 @pytest.mark.parametrize("fault", ["gone", "empty"])
-@pytest.mark.parametrize("place", [0, 5, 37, 38])
-def test_a_lost_file_is_replaced_by_the_next(root, fault, place):
+@pytest.mark.parametrize("index", [0, 5, 37, 38])
+def test_a_lost_file_is_replaced_by_the_next(root, fault, index):
     before = open_folder(root)
     expected = [*before.train, *before.held_out]
-    lost = Path(expected[place])
+    lost = Path(expected[index])
     lost.unlink() if fault == "gone" else lost.write_bytes(b"")
     found = open_folder(root, manifest=before.manifest)
-    expected[place] = before.held_out[1] if place == 38 else before.train[(place + 1) % 38]
+    expected[index] = before.held_out[1] if index == 38 else before.train[(index + 1) % 38]
     assert [*found.train, *found.held_out] == expected
     assert [(each.path, each.fault.value) for each in found.skipped] == [(str(lost), fault)]
     assert found.manifest == before.manifest

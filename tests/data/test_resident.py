@@ -339,13 +339,13 @@ def test_the_same_files_elsewhere_are_not_decoded_again(face_paths, tmp_path, mo
     assert entries(cache)[0].used > 1.7e9
 
 
-@pytest.mark.parametrize("place", [700, -700])
-def test_other_bytes_of_the_same_size_make_another_store(face_paths, tmp_path, place):
+@pytest.mark.parametrize("offset", [700, -700])
+def test_other_bytes_of_the_same_size_make_another_store(face_paths, tmp_path, offset):
     paths = copies_of(face_paths[:10], tmp_path / "data")
     decoder = open_decoder(CropResize(), torch.device("cpu"))
     before = resident._fingerprint(ImageFiles(paths), decoder)
     content = bytearray(Path(paths[9]).read_bytes())
-    content[place] ^= 1
+    content[offset] ^= 1
     Path(paths[9]).write_bytes(content)
     assert resident._fingerprint(ImageFiles(paths), decoder) != before
 

@@ -93,13 +93,13 @@ def rearrange(jpeg: bytes, chance: random.Random, other: bytes) -> bytes:
 
 def cut_at_markers(jpeg: bytes) -> list[bytes]:
     """Cut before each marker; compressed data follow their scan's header."""
-    cuts, place = [0], 2
-    while 0 <= (place := jpeg.find(b"\xff", place)) < len(jpeg) - 1:
-        if jpeg[place + 1] in (0x00, 0xFF):  # a byte of the data, fill
-            place += 1
+    cuts, offset = [0], 2
+    while 0 <= (offset := jpeg.find(b"\xff", offset)) < len(jpeg) - 1:
+        if jpeg[offset + 1] in (0x00, 0xFF):  # a byte of the data, fill
+            offset += 1
         else:
-            cuts.append(place)
+            cuts.append(offset)
             # Those from D0 to D9 stand alone.
-            length = 0 if 0xD0 <= jpeg[place + 1] <= 0xD9 else int.from_bytes(jpeg[place + 2 : place + 4])
-            place += 2 + length
+            length = 0 if 0xD0 <= jpeg[offset + 1] <= 0xD9 else int.from_bytes(jpeg[offset + 2 : offset + 4])
+            offset += 2 + length
     return [jpeg[start:end] for start, end in zip(cuts, [*cuts[1:], None], strict=True)]

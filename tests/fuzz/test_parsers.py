@@ -60,7 +60,7 @@ anything = st.recursive(
 
 @st.composite
 def changed(draw: Callable, value: Any) -> Any:
-    """A JSON value with something else at one place in it, one thing less or one more."""
+    """A JSON value with something else at one point in it, one thing less or one more."""
     if not isinstance(value, dict | list) or not value or draw(st.integers(0, 5)) == 0:
         return draw(anything)
     key = draw(st.sampled_from(list(value) if isinstance(value, dict) else range(len(value))))
@@ -83,8 +83,8 @@ def damaged(draw: Callable, content: bytes) -> bytes:
     content = bytearray(content)
     for _ in range(draw(st.integers(1, 4))):
         # The ends are where headers and directories are.
-        place = draw(st.integers(0, 200) | st.integers(0, len(content)) | st.integers(-400, -1))
-        content[place : place + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
+        start = draw(st.integers(0, 200) | st.integers(0, len(content)) | st.integers(-400, -1))
+        content[start : start + draw(st.integers(0, 3))] = draw(st.binary(max_size=3))
     if draw(st.integers(0, 4)) == 0:
         del content[draw(st.integers(0, len(content))) :]
     return bytes(content)
@@ -239,10 +239,11 @@ def intact(pictures, face_paths, tmp_path_factory):
     return lambda name: contents.get(name, [b""])
 
 
-def read(place, name, content, pictures):
-    (place / "in").mkdir()
-    (place / "in" / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    NAMES[name](place / "in" / name, pictures)
+def read(folder, name, content, pictures):
+    path = folder / "in" / name
+    path.parent.mkdir()
+    path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+    NAMES[name](path, pictures)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
@@ -253,8 +254,8 @@ def test_any_content_is_read_or_refused(intact, pictures, tmp_path_factory, name
     good = data.draw(st.sampled_from(intact(name)))
     change = damaged(good) if isinstance(good, bytes) else changed(good)
     content = data.draw(st.binary() | change | change)
-    with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as place, suppress(FastaeError):
-        read(Path(place), name, content, pictures)
+    with tempfile.TemporaryDirectory(dir=tmp_path_factory.getbasetemp()) as folder, suppress(FastaeError):
+        read(Path(folder), name, content, pictures)
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "train-0.parquet"])

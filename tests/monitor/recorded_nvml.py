@@ -295,7 +295,7 @@ ANSWERS = {
 
 def machine_of(*states, **options):
     """A machine with a card for each series of states."""
-    cards = [Card(list(each), uuid=f"GPU-{place}", index=place) for place, each in enumerate(states)]
+    cards = [Card(list(each), uuid=f"GPU-{index}", index=index) for index, each in enumerate(states)]
     return RecordedNvml(*cards, **options)
 
 

@@ -130,7 +130,7 @@ def test_what_the_models_arithmetic_comes_to(judge):
 
 def by_hand(spans, **columns):
     """A recording of one sample a second: (phase, seconds) and the values of each column."""
-    starts = [sum(length for _, length in spans[:place]) for place in range(len(spans))]
+    starts = [sum(length for _, length in spans[:index]) for index in range(len(spans))]
     made = {}
     for name, values in columns.items():
         owner, _, metric = name.partition("_")

@@ -60,7 +60,7 @@ def test_a_resumed_run_keeps_its_earlier_sessions(simulate, tmp_path):
         write_report(reports[-1], recording, tmp_path, "a title")
     assert read_sessions(tmp_path) == reports and read_report(tmp_path) == reports[-1]
     rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
-    assert [rows[place]["session"] for place in (0, -1)] == ["1", "3"]
+    assert [rows[index]["session"] for index in (0, -1)] == ["1", "3"]
     times = [float(row["time [s]"]) for row in rows]
     assert times == sorted(times) and times[-1] == pytest.approx(60, abs=1)
     busy = {each: {row["gpu0/gpu_busy [%]"] for row in rows if row["session"] == each} for each in "123"}
@@ -135,7 +135,7 @@ def test_several_gpus_have_a_row_each_and_their_spread(simulate):
     recording = simulate(library=machine_of(*7 * [BUSY], HALF_BUSY), loop=DEVICE_LIMITED).recording()
     report = report_on(recording)
     found = [row[0] for row in rows(report.summary) if row[0].endswith("busy")]
-    assert found == [f"GPU {place} busy" for place in range(8)]
+    assert found == [f"GPU {index} busy" for index in range(8)]
     assert any("55 %" in line and "98 %" in line and "GPU 7" in line for _, line in findings(report))
 
 

@@ -65,7 +65,7 @@ def test_a_power_field_that_is_refused_is_replaced_and_the_others_stay(read):
 
 def test_the_reasons_that_apply_are_sampled(read):
     cap = pynvml.nvmlClocksEventReasonSwPowerCap
-    values, _ = read(*(BUSY[0].but(reasons=cap * (place % 2)) for place in range(100)), seconds=20.0)
+    values, _ = read(*(BUSY[0].but(reasons=cap * (index % 2)) for index in range(100)), seconds=20.0)
     found = {name: array.mean() for name, array in values.items() if name.startswith("throttled_")}
     assert {name for name, mean in found.items() if mean} == {"throttled_SwPowerCap"}
     assert found["throttled_SwPowerCap"] == pytest.approx(50, abs=3)

@@ -69,7 +69,7 @@ def test_the_kernels_that_take_the_most_time_and_how_long_the_gpu_was_idle(tmp_p
     assert [line.split()[0] for line in kernels] == ["60.0%", "20.0%", "20.0%"] and "convolution" in kernels[
         0
     ]
-    many = written(tmp_path, [event("kernel", f"kernel {place}", place, 1) for place in range(50)])
+    many = written(tmp_path, [event("kernel", f"kernel {index}", index, 1) for index in range(50)])
     assert len(many) == 1 + SHOWN
 
 

@@ -60,8 +60,8 @@ def test_the_table_and_the_trace_of_a_run(run, capsys):
     out, output = run
     assert not here("gpu", out) and "\nverdict " in capsys.readouterr().out
     lines = output.splitlines()
-    place = lines.index(f"profile   {out}/trace.json.gz")
-    assert all("%" in line and " ms " in line for line in lines[place + 1 : place + 11])
+    start = lines.index(f"profile   {out}/trace.json.gz")
+    assert all("%" in line and " ms " in line for line in lines[start + 1 : start + 11])
     assert "FLOP/s" in output and "\npeak memory " in output
     events = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))["traceEvents"]
     steps = [each for each in events if each.get("name") == "Optimizer.step#Adam.step"]
@@ -149,10 +149,10 @@ def test_a_gpu_that_nvml_does_not_show(tmp_path, library, absence, detail):
     assert report.absence is absence and report.absence_detail == detail and report.summary.gpus == ()
 
 
-@pytest.mark.parametrize(("ranks", "found"), [(1, ["uuid 3"]), (4, [f"uuid {place}" for place in range(4)])])
+@pytest.mark.parametrize(("ranks", "found"), [(1, ["uuid 3"]), (4, [f"uuid {index}" for index in range(4)])])
 def test_the_gpus_of_a_run(monkeypatch, ranks, found):
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # a sweep under torchrun: several runs of one rank each
-    properties = lambda place: SimpleNamespace(uuid=f"uuid {place}")  # noqa: E731
+    properties = lambda index: SimpleNamespace(uuid=f"uuid {index}")  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     assert local_gpus(torch.device("cuda", 3), ranks) == found
     assert local_gpus(torch.device("cpu"), ranks) == []

@@ -131,7 +131,7 @@ def test_what_is_read_within_a_second_after_a_change_of_phase_counts_for_neither
     states = [
         each for _ in range(60) for each in (*busy(20) * 1, *busy(98) * 3, *busy(98) * 1, *busy(20) * 3)
     ]
-    phases = [(2 * place, (Phase.TRAIN, Phase.EVAL)[place % 2]) for place in range(60)]
+    phases = [(2 * index, (Phase.TRAIN, Phase.EVAL)[index % 2]) for index in range(60)]
     recording = simulate(states, loop=loop(0.0, 0.4), seconds=100.0, phases=phases).recording()
     summary = summarize(recording, RESIDENT, Cores(8, 8, 8))
     assert summary.measured is Phase.TRAIN and summary.gpus[0].statistics["gpu_busy"].p5 == 98

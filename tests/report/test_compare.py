@@ -26,8 +26,8 @@ def ends_at(value):
 
 
 def test_runs_alike_have_no_marks_and_are_ranked_at_the_end(tmp_path):
-    for place, loss in enumerate(LOSSES):
-        make_run(tmp_path / loss, loss, seed=place, **ends_at(300_000.0 - 1000 * place))
+    for index, loss in enumerate(LOSSES):
+        make_run(tmp_path / loss, loss, seed=index, **ends_at(300_000.0 - 1000 * index))
     found = compared(tmp_path)
     assert not found.warnings and (found.at, len(found.compared)) == (100, 6)
     assert list(found.errors) == list(reversed(LOSSES))

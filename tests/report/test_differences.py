@@ -31,7 +31,7 @@ def test_intervals_are_those_of_the_t_tests(first, second):
         expected = stats.ttest_rel(one[:size], other[:size]).confidence_interval(0.95)
         assert paired.is_paired and ends(paired) == pytest.approx(tuple(expected))
     if np.ptp(one) and np.ptp(other):
-        separate = subtract(dict(enumerate(one)), {100 + place: value for place, value in enumerate(other)})
+        separate = subtract(dict(enumerate(one)), {100 + index: value for index, value in enumerate(other)})
         expected = stats.ttest_ind(one, other, equal_var=False).confidence_interval(0.95)
         assert not separate.is_paired and ends(separate) == pytest.approx(tuple(expected))
 
@@ -72,12 +72,12 @@ def test_the_comparisons_are_of_the_elements_and_within_each_of_the_reductions()
 
 def made_sweep(folder, same_init, losses=tuple(LOSSES), repeats=3):
     """Runs whose held-out error and PSNR are known functions of loss and seed; returns them compared."""
-    for place, loss in enumerate(losses):
+    for index, loss in enumerate(losses):
         for repeat in range(repeats):
-            seed = repeat if same_init else len(losses) * repeat + place
-            error = 300_000 + 1000 * repeat + 10 * repeat * ("mse" in loss) + 100 * place
+            seed = repeat if same_init else len(losses) * repeat + index
+            error = 300_000 + 1000 * repeat + 10 * repeat * ("mse" in loss) + 100 * index
             make_run(
-                folder / f"{loss}-{repeat}", loss, seed=seed, held_out={0: 9e5, 100: error}, psnr=20 + place
+                folder / f"{loss}-{repeat}", loss, seed=seed, held_out={0: 9e5, 100: error}, psnr=20 + index
             )
     return compare(find_runs([folder])[0])
 
@@ -86,7 +86,7 @@ def test_an_element_is_the_mean_over_the_reductions_of_a_seed(tmp_path):
     found = differences(made_sweep(tmp_path, same_init=True), {})
     assert len(found) == 7
     error = found[ELEMENT]["held-out error"]
-    # mse lies one place after bce of the same reduction: 100 + (0, 10, 20).
+    # For each reduction, mse comes directly after bce: 100 + (0, 10, 20).
     assert error.value == pytest.approx(110) and error.samples == "3 pairs" and error.is_decided
     assert error.half == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-5)
     assert found[ELEMENT]["PSNR"].value == pytest.approx(1)

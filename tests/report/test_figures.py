@@ -87,7 +87,7 @@ def test_curves_of_one_loss_are_named_and_no_two_look_alike():
 
 def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
     label = "pixel_mse --learning-rate 0.1 --batch-size 8 (folder $x$ of another name)"
-    svg = draw_curves([curve("pixel_mse", series(2, 1), label=f"{place} {label}") for place in range(9)])
+    svg = draw_curves([curve("pixel_mse", series(2, 1), label=f"{index} {label}") for index in range(9)])
     lines = [text for text in texts(svg) if text and "--" in text]
     assert len(lines) == 9 and all(text.endswith("--batch-size 8 (folder $x$") for text in lines)
     assert texts(svg).count("of another name)") == 9
@@ -127,10 +127,10 @@ def test_an_image_is_shown_at_128_pixels_at_least(side, shown):
 @settings(max_examples=50, deadline=None)
 def test_smoothing_is_the_weighted_mean_that_tensorboard_shows(values, weight):
     smoothed = smooth(np.array(values), weight)
-    for place in range(len(values) if len(set(values)) > 1 else 0):
-        weights = weight ** np.arange(place, -1, -1.0)
-        expected = np.average(values[: place + 1], weights=weights)
-        assert smoothed[place] == pytest.approx(expected, rel=1e-6, abs=1e-3)
+    for index in range(len(values) if len(set(values)) > 1 else 0):
+        weights = weight ** np.arange(index, -1, -1.0)
+        expected = np.average(values[: index + 1], weights=weights)
+        assert smoothed[index] == pytest.approx(expected, rel=1e-6, abs=1e-3)
 
 
 def test_smoothing_leaves_constants_and_what_is_not_finite_alone():

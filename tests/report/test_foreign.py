@@ -183,8 +183,8 @@ def test_whatever_values_it_claims_there_is_a_page(shift, tmp_path):
         run = make_run(tmp_path / loss, loss, train=nothing, held_out=nothing)
         described = claim(run, **CLAIMS[(number + shift) % 3])
         names = ("data", "device", "step", "environment", "world_size", "resumed", "loader", "compiled")
-        for place, name in enumerate(names):
-            described[name] = ANYTHING[(place + 4 * shift + number) % len(ANYTHING)]
+        for index, name in enumerate(names):
+            described[name] = ANYTHING[(index + 4 * shift + number) % len(ANYTHING)]
         (run / "config.json").write_text(json.dumps(described))
         with (run / NAME).open("a") as file:
             for row in range(12 * (shift > 0)):  # first without: errors of zero

@@ -60,7 +60,7 @@ def test_error_psnr_and_ssim_of_a_known_difference():
 
 def test_the_best_the_median_and_the_worst_are_picked():
     errors = np.random.default_rng(1).permutation(100)
-    groups = {kind: errors[places].tolist() for kind, places in pick(errors).items()}
+    groups = {kind: errors[indices].tolist() for kind, indices in pick(errors).items()}
     assert groups == {"best": [0, 1, 2], "median": [48, 49, 50], "worst": [97, 98, 99]}
     assert pick(np.array([3.0, 1.0, 2.0])) == {"all": [1, 2, 0]}
 

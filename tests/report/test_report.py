@@ -97,8 +97,8 @@ def test_the_page_says_how_it_is_smoothed_and_that_bands_are_seeds(tmp_path):
 
 def test_differences_are_a_table_with_what_is_not_decided(tmp_path):
     for seed in range(3):
-        for place, loss in enumerate(("pixel_bce", "pixel_mse")):
-            error = 300_000 - 1000 * place + 3000 * seed * place
+        for index, loss in enumerate(("pixel_bce", "pixel_mse")):
+            error = 300_000 - 1000 * index + 3000 * seed * index
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, held_out={0: 9e5, 100: error})
     page = make_report([tmp_path])
     words = words_of(page).partition("Differences")[2]

@@ -62,7 +62,7 @@ def test_a_disk_that_is_full_while_saving_costs_no_checkpoint_and_is_reported_at
 
 @pytest.mark.parametrize("latent", [2**20, 2**33])
 def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(face_folder, tmp_path, latent):
-    with pytest.raises(FastaeError, match=str(latent) if latent > 2**20 else "GB, and cpu has") as no:
+    with pytest.raises(FastaeError, match=str(latent) if latent > 2**20 else "GB, but cpu has") as no:
         train(settings(face_folder, tmp_path / "run", device="cpu", latent=latent))
     assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
 

@@ -48,24 +48,24 @@ def names(folder):
 
 
 def test_only_what_fastae_marked_is_listed_and_removed(tmp_path, capsys):
-    place = tmp_path / "cache"
+    cache = tmp_path / "cache"
     precious = ["faces-of-my-family/a.jpg", "checks-to-deposit/b", "resident-evil/c", ".faces-x.partial/d"]
     for name in precious:
-        (place / name).parent.mkdir(parents=True)
-        (place / name).write_text("kept")
-    (place / "checksums.sha256").write_text("kept")
-    (place / "mine").mkdir()
-    (place / "mine" / "entry.json").write_text('{"kind": "faces", "title": "a diary"}')
+        (cache / name).parent.mkdir(parents=True)
+        (cache / name).write_text("kept")
+    (cache / "checksums.sha256").write_text("kept")
+    (cache / "mine").mkdir()
+    (cache / "mine" / "entry.json").write_text('{"kind": "faces", "title": "a diary"}')
     elsewhere = make(tmp_path / "elsewhere" / "resident-1")
-    (place / "resident-link").symlink_to(elsewhere)
-    before = names(place)
-    make(place / "resident-2")
-    assert check_records(place)
-    here("cache", "list", "--cache-dir", place)
+    (cache / "resident-link").symlink_to(elsewhere)
+    before = names(cache)
+    make(cache / "resident-2")
+    assert check_records(cache)
+    here("cache", "list", "--cache-dir", cache)
     listed = capsys.readouterr().out
     assert "resident-2" in listed and not [name for name in before if name in listed]
-    assert here("cache", "clear", "--cache-dir", place, "--yes") == 0
-    assert names(place) == before and all((place / name).exists() for name in precious)
+    assert here("cache", "clear", "--cache-dir", cache, "--yes") == 0
+    assert names(cache) == before and all((cache / name).exists() for name in precious)
     assert (elsewhere / "pixels.npy").exists()
 
 

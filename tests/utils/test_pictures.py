@@ -17,8 +17,8 @@ def test_originals_stand_over_their_reconstructions(number, columns, rows, tmp_p
     originals = shades[:, None, None, None].expand(number, 3, SIDE, SIDE)
     picture = pairs(originals, 1 - originals)
     assert picture.shape == (2 * rows * CELL, columns * CELL, 3) and picture.dtype == np.uint8
-    for place, shade in enumerate(shades.tolist()):
-        top, left = 2 * (place // 8) * CELL, (place % 8) * CELL
+    for index, shade in enumerate(shades.tolist()):
+        top, left = 2 * (index // 8) * CELL, (index % 8) * CELL
         assert abs(int(picture[top, left, 0]) - 255 * shade) <= 0.51
         assert abs(int(picture[top + CELL, left, 0]) - 255 * (1 - shade)) <= 0.51
     if number % columns:
