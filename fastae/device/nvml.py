@@ -95,6 +95,15 @@ def open_nvml(library: Any = pynvml) -> Any:
     return library
 
 
+def has_nvml() -> bool:
+    """Whether NVML is installed and can be initialised."""
+    try:
+        open_nvml().nvmlShutdown()
+    except NvmlError:
+        return False
+    return True
+
+
 def in_wsl() -> bool:
     """Returns whether this process runs in the Windows Subsystem for Linux."""
     return WSL_DEVICE.exists()

@@ -42,18 +42,6 @@ def version(distribution: str) -> str | None:
         return None
 
 
-def has_nvml() -> bool:
-    """Returns whether the driver's management library (NVML) is installed and can be initialised."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        return False
-    pynvml.nvmlShutdown()
-    return True
-
-
 __version__ = version("fastae") or "0+unknown"
 """The version of the installed package, which pyproject.toml states."""
 

@@ -29,7 +29,7 @@ from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemor
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
 from fastae.data.loaders.tuning import Tuning
-from fastae.utils.environment import has_nvml
+from fastae.device.nvml import has_nvml
 from fastae.utils.limits import thread_limit
 
 # A container without the capability "utility" has no NVML, without which the GPU's decoder fails to start.
