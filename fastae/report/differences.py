@@ -10,14 +10,13 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
 
 from fastae.losses import ELEMENTS, REDUCTIONS
 from fastae.report.compare import Comparison, by_seed
-from fastae.report.quality import Measurement
+from fastae.report.runs import METRICS
 
 CONFIDENCE = 0.95
 MINUS = "−"
@@ -77,20 +76,15 @@ def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
             yield f"{first} {MINUS} {second}", [first], [second]
 
 
-def differences(
-    comparison: Comparison, measured: Mapping[Path, Measurement]
-) -> dict[str, dict[str, Difference]]:
-    """Comparison -> metric -> difference, for differences that have an interval."""
-    metrics = _metrics(comparison, measured)
-    found = {
-        name: {
-            metric: difference
-            for metric, values in metrics.items()
-            if (difference := subtract(_pool(values, losses), _pool(values, others)))
-        }
-        for name, losses, others in comparisons()
-    }
-    return {name: each for name, each in found.items() if each}
+def differences(comparison: Comparison) -> dict[str, dict[str, Difference]]:
+    """Comparison -> heading of a metric -> difference, for differences that have an interval."""
+    found: dict[str, dict[str, Difference]] = {}
+    for heading, metric in METRICS.items():
+        values = by_seed(comparison.compared, metric, comparison.at)
+        for name, losses, others in comparisons():
+            if difference := subtract(_pool(values, losses), _pool(values, others)):
+                found.setdefault(name, {})[heading] = difference
+    return found
 
 
 def subtract(one: Samples, other: Samples) -> Difference | None:
@@ -118,24 +112,6 @@ def subtract(one: Samples, other: Samples) -> Difference | None:
 def _quantile(freedom: float) -> float:
     """The half-width of an interval in standard errors."""
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
-
-
-def _metrics(
-    comparison: Comparison, measured: Mapping[Path, Measurement]
-) -> dict[str, dict[str, dict[int, float]]]:
-    """Metric -> loss -> seed -> value, all at the iteration at which the losses are compared.
-
-    PSNR and SSIM are measured from the runs' weights if all of these are of this iteration. Otherwise PSNR is
-    the logged one, and there is no SSIM.
-    """
-    runs, at = comparison.compared, comparison.at
-    found = {"held-out error": by_seed(runs, lambda run: run.held_out.at(at))}
-    if all(run.path in measured and measured[run.path].iteration == at for run in runs):
-        found["PSNR"] = by_seed(runs, lambda run: measured[run.path].psnr)
-        found["SSIM"] = by_seed(runs, lambda run: measured[run.path].ssim)
-    else:
-        found["PSNR"] = by_seed(runs, lambda run: run.psnr.at(at))
-    return found
 
 
 def _pool(values: Mapping[str, Samples], losses: Sequence[str]) -> dict[int, float]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,13 @@ import numpy as np
 from fastae.errors import FastaeError
 from fastae.report.commands import commands
 from fastae.report.compare import compare
-from fastae.report.differences import differences
+from fastae.report.differences import CONFIDENCE, differences
 from fastae.report.figures import Curve, draw_curves, draw_strips, short
+from fastae.report.gallery import make_gallery
 from fastae.report.groups import Group, group_seeds
-from fastae.report.page import Chart, Page, render
-from fastae.report.quality import make_gallery, measure
+from fastae.report.page import render
 from fastae.report.runs import Run, Series, find_runs
-from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
+from fastae.report.tables import answer, difference_table, hours, percent, settings, table, undecided
 from fastae.utils.console import log, printable, track
 from fastae.utils.device import choose_device
 from fastae.utils.environment import __version__
@@ -29,6 +30,21 @@ PAGE = "report.html"
 PICTURES = "reconstructions.png"
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A figure with curves."""
+
+    name: str
+    """The name of its file, without a suffix."""
+
+    title: str
+
+    alt: str
+    """A description for readers who cannot see it."""
+
+    svg: bytes
+
+
 def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
     """Writes the page and its figures; returns the page's path.
 
@@ -36,7 +52,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
         folders: run folders, or folders with runs one or two levels below.
         out: the page. Default: report.html in the folder, or in the common parent of several folders. The
             figures are written into a folder beside the page that has the page's name without the suffix.
-        data: the folder of the runs' images, as for `measure`.
+        data: the folder of the runs' images, as for `make_gallery`.
 
     Raises:
         FastaeError: an argument is wrong, a file cannot be written, or the page would replace one that has
@@ -48,64 +64,49 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     folders = list(map(expand_home, folders))
     out = _choose_out(folders, expand_home(out) if out else None)
     runs, warnings = find_runs(folders)
-    page, figures = _page(runs, warnings, data, arguments)
-    if PICTURES not in figures and out.exists() and (out.with_suffix("") / PICTURES).exists():
-        reason = next(iter(page.unmeasured), "there is nothing to show")
-        raise FastaeError(
-            f"{str(out)!r} has reconstructions that a new page would lack ({reason}); or set another --out"
-        )
-    _write(out, render(page), figures)
-    for warning in [*page.warnings, *page.unmeasured]:
-        log(f"warning   {printable(warning)}", "yellow")
-    log(f"answer    {page.headline}", "bold")
-    log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
-    return out
-
-
-def _page(
-    runs: Sequence[Run], warnings: Sequence[str], data: str | None, arguments: Sequence[Sequence[str]]
-) -> tuple[Page, dict[str, bytes]]:
-    """Makes the page, and its figures by file name."""
     comparison, groups = compare(runs), group_seeds(runs)
-    compared = {run.path for run in comparison.compared}
-    groups.sort(key=lambda group: group.runs[0].path not in compared)
-    measured, unmeasured = measure(track(runs, "reconstructing"), choose_device("auto"), data)
-    gallery = make_gallery(groups, measured)
-    charts = _charts(groups)
-    found = differences(comparison, measured)
+    groups.sort(key=lambda group: group.runs[0] not in comparison.compared)
+    gallery, missing = make_gallery(track(groups, "reconstructing"), choose_device("auto"), data)
+    if not gallery and out.exists() and (out.with_suffix("") / PICTURES).exists():
+        raise FastaeError(
+            f"{str(out)!r} is not replaced, since the new page would lack its reconstructions: {missing[0]}; "
+            "or set another --out"
+        )
+    warnings = [*warnings, *comparison.warnings, *missing]
+    charts, found = draw_charts(groups), differences(comparison)
     headline, sentences = answer(comparison, groups[0].label, found)
-    difference_head, difference_rows = difference_table(found)
-    head, rows = table(groups, measured)
     differing, common = settings(runs)
-    page = Page(
+    page = render(
         is_single=len(runs) == 1,
         has_seeds=any(len(group.runs) > 1 for group in groups),
         headline=headline,
         sentences=sentences,
         made=time.strftime("%-d %B %Y, %H:%M"),
         version=__version__,
-        warnings=[*warnings, *comparison.warnings],
-        unmeasured=unmeasured,
+        warnings=warnings,
         charts=charts,
         gallery=gallery,
-        head=head,
-        rows=rows,
-        difference_head=difference_head,
-        difference_rows=difference_rows,
+        numbers=table(groups),
+        differences=difference_table(found),
+        confidence=percent(CONFIDENCE),
         undecided=undecided(comparison, found) if found else (),
-        hours=list(hours(runs)),
+        hours=hours(runs),
         differing=differing,
         common=common,
-        commands=list(commands(runs, arguments)),
+        commands=commands(runs, arguments),
     )
     figures = {f"{chart.name}.svg": chart.svg for chart in charts}
     if gallery:
-        shown = [row.pictures for rows in gallery.groups.values() for row in rows]
-        figures[PICTURES] = draw_strips(shown)
-    return page, figures
+        figures[PICTURES] = draw_strips([row.pictures for rows in gallery.groups.values() for row in rows])
+    _write(out, page, figures)
+    for warning in warnings:
+        log(f"warning   {printable(warning)}", "yellow")
+    log(f"answer    {headline}", "bold")
+    log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
+    return out
 
 
-def _charts(groups: Sequence[Group]) -> list[Chart]:
+def draw_charts(groups: Sequence[Group]) -> list[Chart]:
     """The charts that have data.
 
     They are the article's first figure (training batches), held-out images, and the second half of the
@@ -115,9 +116,12 @@ def _charts(groups: Sequence[Group]) -> list[Chart]:
     held_out = _curves(groups, lambda run: run.held_out)
     half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
     later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
-    charts = [_chart("train", "Training batches", train), _chart("held-out", "Held-out images", held_out)]
+    charts = [
+        _chart("train", f"Training batches{_smoothed(train)}", train),
+        _chart("held-out", "Held-out images", held_out),
+    ]
     if len(later) > 1:
-        charts.append(_chart("held-out-later", f"Held-out images from iteration {half:,} on", later, half))
+        charts.append(_chart("held-out-later", f"Held-out images from iteration {half:,} on", later))
     return [chart for chart in charts if chart]
 
 
@@ -132,13 +136,12 @@ def _curves(
     ]
 
 
-def _chart(name: str, title: str, curves: Sequence[Curve], start: int = 0) -> Chart | None:
+def _chart(name: str, title: str, curves: Sequence[Curve]) -> Chart | None:
     if not curves:
         return None
     ends = ", ".join(f"{curve.label} {_end(curve)}" for curve in curves)
     alt = f"{title}: squared error × 10⁷ by iteration. At the end: {ends}."
-    weights = [curve.smoothing for curve in curves if curve.is_smoothed]
-    return Chart(name, title, alt, draw_curves(curves, start), weights)
+    return Chart(name, title, alt, draw_curves(curves))
 
 
 def _end(curve: Curve) -> str:
@@ -146,6 +149,15 @@ def _end(curve: Curve) -> str:
     drawn = curve.drawn.mean(axis=0)
     finite = drawn[np.isfinite(drawn)]
     return short(float(finite[-1])) if len(finite) else "unknown"
+
+
+def _smoothed(curves: Sequence[Curve]) -> str:
+    """Words on the weights by which curves are smoothed, such as ", smoothed by 0.17 to 0.95"."""
+    weights = [curve.smoothing for curve in curves]
+    if not any(weights):
+        return ""
+    ends = dict.fromkeys(f"{weight:.2g}" for weight in (min(weights), max(weights)))
+    return f", smoothed by {' to '.join(ends)}"
 
 
 def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:

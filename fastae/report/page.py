@@ -4,92 +4,22 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from fastae.losses import loss_index
-from fastae.report.commands import Command
-from fastae.report.differences import CONFIDENCE
 from fastae.report.figures import draw_strips, short
-from fastae.report.quality import Gallery
-from fastae.report.tables import DifferenceRow, TableRow, percent
 from fastae.utils.console import printable
 
 NBSP = "\u00a0"
 """A no-break space, which keeps a number and its unit together. `printable` would escape it."""
 
 
-@dataclass(frozen=True)
-class Chart:
-    """A figure of the report."""
-
-    name: str
-    """The name of its file, without a suffix."""
-
-    title: str
-
-    alt: str
-    """A description for readers who cannot see it."""
-
-    svg: bytes
-    """The figure for a light page, with a transparent background."""
-
-    smoothing: Sequence[float]
-    """The weights by which its curves are smoothed."""
-
-
-@dataclass(frozen=True)
-class Page:
-    """The content of template.html.j2, which escapes all text."""
-
-    is_single: bool
-    """Whether the report is on a single run."""
-
-    has_seeds: bool
-    """Whether some runs differ only in their seeds."""
-
-    headline: str
-    sentences: Sequence[str]
-    made: str
-    version: str
-    warnings: Sequence[str]
-
-    unmeasured: Sequence[str]
-    """Warnings about runs without reconstructions."""
-
-    charts: Sequence[Chart]
-    gallery: Gallery | None
-    head: Sequence[str]
-    rows: Sequence[TableRow]
-    difference_head: Sequence[str]
-    difference_rows: Sequence[DifferenceRow]
-
-    undecided: Sequence[str]
-    """Sentences about what the differences do not show."""
-
-    hours: Sequence[str]
-
-    differing: Sequence[tuple[str, str]]
-    """(name, value) of settings that differ between the runs or from their defaults."""
-
-    common: Sequence[tuple[str, str]]
-    """(name, value) of all other settings."""
-
-    commands: Sequence[Command]
-
-    @property
-    def smoothing(self) -> str:
-        """The weights of the smoothed curves, such as "0.5" or "0.17 to 0.95"; empty if there are none."""
-        weights = [weight for chart in self.charts for weight in chart.smoothing]
-        if not any(weights):
-            return ""
-        return " to ".join(dict.fromkeys(f"{weight:.2g}" for weight in (min(weights), max(weights))))
-
-
-def render(page: Page) -> bytes:
+def render(**content: Any) -> bytes:
+    """The page as HTML. `content` are the variables of template.html.j2, which escapes all text."""
     environment = Environment(
         loader=PackageLoader("fastae.report", "."),
         autoescape=True,
@@ -105,8 +35,7 @@ def render(page: Page) -> bytes:
         "unbroken": unbroken,
     }
     environment.filters.update(filters)
-    text = environment.get_template("template.html.j2").render(page=page, confidence=percent(CONFIDENCE))
-    return text.encode()
+    return environment.get_template("template.html.j2").render(**content).encode()
 
 
 def _visible(value: object) -> object:

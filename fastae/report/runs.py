@@ -26,6 +26,9 @@ from fastae.utils.console import printable
 
 CONFIG = "config.json"
 
+METRICS = {"held-out error": "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
+"""Heading -> column of metrics.csv: what is measured of the held-out images."""
+
 MAX_TEXT = 200
 """The most characters shown of a text in config.json."""
 
@@ -42,6 +45,11 @@ class Series:
 
     def __len__(self) -> int:
         return len(self.steps)
+
+    @property
+    def last(self) -> float:
+        """The last value; nan if there is none."""
+        return float(self.values[-1]) if len(self) else math.nan
 
     def finite(self) -> Series:
         known = np.isfinite(self.values)
@@ -94,12 +102,11 @@ class Run:
     @property
     def held_out(self) -> Series:
         """loss_index of the held-out images."""
-        return _series(self.metrics.held_out, "loss_index")
+        return self.evaluated("loss_index")
 
-    @property
-    def psnr(self) -> Series:
-        """The logged PSNR of the held-out images, in dB."""
-        return _series(self.metrics.held_out, "psnr")
+    def evaluated(self, metric: str) -> Series:
+        """A metric of the held-out images, which is one of METRICS; nan where it was not logged."""
+        return _series(self.metrics.held_out, metric)
 
     @property
     def iteration(self) -> int:

@@ -9,7 +9,6 @@ from scipy import stats
 from fastae.losses import LOSSES
 from fastae.report.compare import compare
 from fastae.report.differences import ELEMENT, comparisons, differences, subtract
-from fastae.report.quality import Measurement
 from fastae.report.runs import find_runs
 
 from .made import make_run
@@ -70,53 +69,45 @@ def test_the_comparisons_are_of_the_elements_and_within_each_of_the_reductions()
     assert all(len({loss.split("_")[1] for loss in pair}) == 1 for pair in pairs)
 
 
-def made_sweep(folder, same_init, losses=tuple(LOSSES), repeats=3):
-    """Runs whose held-out error and PSNR are known functions of loss and seed; returns them compared."""
-    for place, loss in enumerate(losses):
+def made_sweep(folder, same_init, repeats=3, with_ssim=True):
+    """Runs whose held-out error, PSNR and SSIM are known functions of loss and seed; returns them compared.
+
+    The first one was last evaluated at iteration 50, the others at 100, where all numbers are 0.
+    """
+    for place, loss in enumerate(LOSSES):
         for repeat in range(repeats):
-            seed = repeat if same_init else len(losses) * repeat + place
             error = 300_000 + 1000 * repeat + 10 * repeat * ("mse" in loss) + 100 * place
+            ends = {0: 9e5, 50: error} | ({100: 0.0} if place else {})
+            numbers = {"psnr": 20.0 + place} | ({"ssim": 0.1 * place} if with_ssim else {})
+            seed = repeat if same_init else len(LOSSES) * repeat + place
             make_run(
-                folder / f"{loss}-{repeat}", loss, seed=seed, held_out={0: 9e5, 100: error}, psnr=20 + place
-            )
+                folder / f"{loss}-{repeat}", loss, seed=seed, train={1: 9e5, max(ends): error}, held_out=ends,
+                quality=lambda step, numbers=numbers: numbers if step == 50 else {"psnr": 0.0, "ssim": 0.0},
+            )  # fmt: skip
     return compare(find_runs([folder])[0])
 
 
 def test_an_element_is_the_mean_over_the_reductions_of_a_seed(tmp_path):
-    found = differences(made_sweep(tmp_path, same_init=True), {})
+    found = differences(made_sweep(tmp_path, same_init=True))
     assert len(found) == 7
     error = found[ELEMENT]["held-out error"]
     # mse lies one place after bce of the same reduction: 100 + (0, 10, 20).
     assert error.value == pytest.approx(110) and error.samples == "3 pairs" and error.is_decided
     assert error.half == pytest.approx(4.302653 * 10 / 3**0.5, rel=1e-5)
-    assert found[ELEMENT]["PSNR"].value == pytest.approx(1)
+    assert [found[ELEMENT][name].value for name in ("PSNR", "SSIM")] == pytest.approx([1, 0.1])
     pixel = found["minibatch_bce − pixel_bce"]["held-out error"]
     assert (pixel.value, pixel.half) == (-200, 0)
 
 
-def test_losses_with_seeds_of_their_own_are_not_paired(tmp_path):
-    found = differences(made_sweep(tmp_path, same_init=False), {})
+def test_losses_with_seeds_of_their_own_are_not_paired_and_what_was_not_logged_has_no_difference(tmp_path):
+    found = differences(made_sweep(tmp_path, same_init=False, with_ssim=False))
+    assert [*found[ELEMENT]] == ["held-out error", "PSNR"]
     assert found[ELEMENT]["held-out error"].sizes == (9, 9)
     assert found["minibatch_bce − pixel_bce"]["held-out error"].samples == "3 and 3 runs, unpaired"
     assert not any(each.is_paired for row in found.values() for each in row.values())
 
 
 def test_a_run_per_loss_has_no_interval_but_for_the_elements_if_the_seeds_differ(tmp_path):
-    assert differences(made_sweep(tmp_path / "same", same_init=True, repeats=1), {}) == {}
-    found = differences(made_sweep(tmp_path / "other", same_init=False, repeats=1), {})
+    assert differences(made_sweep(tmp_path / "same", same_init=True, repeats=1)) == {}
+    found = differences(made_sweep(tmp_path / "other", same_init=False, repeats=1))
     assert [*found] == [ELEMENT] and found[ELEMENT]["held-out error"].sizes == (3, 3)
-
-
-def test_psnr_and_ssim_are_of_the_weights_only_if_all_are_of_the_iteration(tmp_path):
-    comparison = made_sweep(tmp_path, same_init=True, losses=("pixel_bce", "pixel_mse"))
-
-    def measured(iteration):
-        return {
-            run.path: Measurement(iteration, None, None, None, psnr=30.0 + run.config.seed, ssim=0.5)
-            for run in comparison.compared
-        }
-
-    of_weights = differences(comparison, measured(100))[ELEMENT]
-    assert of_weights["PSNR"].value == 0 and of_weights["SSIM"].half == 0
-    logged = differences(comparison, measured(99))[ELEMENT]
-    assert logged["PSNR"].value == 1 and "SSIM" not in logged

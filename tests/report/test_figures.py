@@ -12,10 +12,11 @@ from PIL import Image
 
 from fastae.losses import LOSSES
 from fastae.report.figures import (
-    HUES,
+    COLORS,
     Curve,
     draw_curves,
     draw_strips,
+    marked_points,
     short,
     smooth,
     smoothing_weight,
@@ -42,7 +43,7 @@ def test_a_figure_names_each_loss_once_in_text_and_no_address():
     svg = draw_curves(drawn)
     assert svg == draw_curves(drawn), "the same figure is the same file"
     assert {*LOSSES, "iteration"} <= set(texts(svg)) and texts(svg).count("pixel_mse") == 1
-    assert all(hue.encode() in svg for hue in HUES.values())
+    assert all(color.encode() in svg for color in COLORS.values())
     assert all(part.startswith("://www.w3.org/") for part in svg.decode().split("http")[1:])
 
 
@@ -82,7 +83,18 @@ def test_curves_of_one_loss_are_named_and_no_two_look_alike():
         (each["color"], str(each["linestyle"])) for each in styles(["pixel_mse"] * 12 + ["pixel_bce"] * 12)
     ]
     assert len(set(looks)) == 24
-    assert [each["color"] for each in styles(list(LOSSES))] == [HUES[loss.split("_")[0]] for loss in LOSSES]
+
+
+@pytest.mark.parametrize("points", [1, 2, 3, 7, 13, 100])
+def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(points):
+    marked = {}
+    for index, loss in enumerate(LOSSES):
+        first, distance = marked_points(points, index)
+        marked[loss] = set(range(first, points, distance))
+    for element in ("bce", "mse"):
+        of_element = [places for loss, places in marked.items() if element in loss]
+        assert all(of_element) and (points < 3 or not set.intersection(*of_element))
+        assert points < 3 or sum(map(len, of_element)) == len(set.union(*of_element))
 
 
 def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():

@@ -1,4 +1,4 @@
-"""Runs each model on its held-out images in float32: reconstructions, their errors, PSNR and SSIM.
+"""The gallery: held-out images beside their reconstructions by one run of each loss, from its newest weights.
 
 The images are read from the folder that the user names. The folder that config.json names is used only under
 the conditions of `known_folder`, since anybody may have written config.json, and the page shows the images.
@@ -13,7 +13,6 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from skimage.metrics import structural_similarity
 from torch import Tensor
 
 from fastae.data import CropResize, load_images
@@ -23,11 +22,11 @@ from fastae.data.files.folder import name_below
 from fastae.data.files.manifest import DIGESTS, Manifest
 from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
-from fastae.losses import psnr, squared_error
+from fastae.losses import squared_error
 from fastae.report.groups import Group
 from fastae.report.runs import Run, as_text
 from fastae.runs.folder import RunFolder
-from fastae.runs.loaded_model import load_model
+from fastae.runs.loaded_model import LoadedModel, load_model
 from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.device import Precision
@@ -50,6 +49,9 @@ SHOWN = 3
 class HeldOut:
     """The held-out images of a run."""
 
+    source: tuple[object, ...]
+    """What determines them: equal for runs that were evaluated on the same images."""
+
     names: tuple[str, ...]
     """The files' names, relative to the data folder."""
 
@@ -58,25 +60,20 @@ class HeldOut:
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """The quality of a run's model on its held-out images."""
+class Column:
+    """What a run's model makes of the held-out images."""
+
+    label: str
+    """The label of the group of runs that the run represents."""
 
     iteration: int
     """The iteration of the weights."""
-
-    held_out: HeldOut
 
     reconstructions: np.ndarray
     """uint8 (N, S, S, 3)."""
 
     errors: np.ndarray
     """The mean squared error of each image, (N,)."""
-
-    psnr: float
-    """The mean PSNR of the images in dB, for a peak of 1."""
-
-    ssim: float
-    """The mean SSIM of the images, in [-1, 1]."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,7 @@ class Row:
 class Gallery:
     """The reconstructions that the page shows."""
 
-    columns: tuple[str, ...]
-    """The labels of the groups of runs. A group is represented by its first run."""
-
-    iterations: tuple[int, ...]
-    """The iteration of each column's weights."""
+    columns: Sequence[Column]
 
     groups: Mapping[str, Sequence[Row]]
     """"best", "median" and "worst", or "all" -> rows."""
@@ -109,36 +102,40 @@ class Gallery:
     """The number of held-out images, from which the rows are chosen."""
 
 
-def measure(
-    runs: Iterable[Run], device: torch.device, data: str | None = None
-) -> tuple[dict[Path, Measurement], list[str]]:
-    """Measures the quality of each run's model.
+def make_gallery(
+    groups: Iterable[Group], device: torch.device, data: str | None = None
+) -> tuple[Gallery | None, list[str]]:
+    """Makes the gallery, with the first run of each group that can reconstruct the gallery's images.
 
     Args:
-        runs: the runs.
+        groups: the groups of runs. The images are those of the first run of which they are found.
         device: the device of the models.
-        data: the folder of the runs' images. Default: `known_folder`, else $FASTAE_DATA, else the synthetic
-            faces.
+        data: the folder of the images. Default: `known_folder`, else $FASTAE_DATA, else the synthetic faces.
 
     Returns:
-        Measurements by run folder, and warnings about runs without one.
+        The gallery, or None if no run has weights and images; and warnings about runs that lack them.
     """
-    found: dict[Path, Measurement] = {}
-    opened: dict[tuple[object, ...], HeldOut] = {}
+    held_out: HeldOut | None = None
+    columns: list[Column] = []
     warnings: list[str] = []
-    for run in runs:
-        try:
-            loaded = load_model(run.path, device)
-            config, manifest = run.config, RunFolder(run.path).manifest()
-            key = (manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images)
-            if key not in opened:
-                opened[key] = open_held_out(run, manifest, data, device, warnings.append)
-            chunks = opened[key].images.split(max(1, MAX_BATCH // config.image_size**2))
-            reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
-            found[run.path] = judge(opened[key], reconstructions, loaded.iteration)
-        except (FastaeError, OSError) as error:
-            warnings.append(f"no reconstructions, PSNR and SSIM: {error}")
-    return found, list(dict.fromkeys(warnings))
+    bare: list[str] = []
+    for group in groups:
+        runs = [run for run in group.runs if _has_weights(run)]
+        bare += [] if runs else [group.label]
+        for run in runs:
+            try:
+                loaded = load_model(run.path, device)
+                manifest = RunFolder(run.path).manifest()
+                held_out = held_out or open_held_out(run, manifest, data, device, warnings.append)
+            except (FastaeError, OSError) as error:
+                warnings.append(f"no reconstructions: {error}")
+                continue
+            if held_out.source == _source(run, manifest):
+                columns.append(_column(group.label, loaded, held_out.images))
+                break
+    if bare:
+        warnings.append(f"no reconstructions by {', '.join(bare)}: their folders hold no weights")
+    return (_arrange(held_out, columns) if held_out else None), list(dict.fromkeys(warnings))
 
 
 def open_held_out(
@@ -152,7 +149,7 @@ def open_held_out(
     data = data or known_folder(run, manifest)
     if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
         where = as_text(run.description.data.folder)
-        raise FastaeError(f"give the folder of the images by --data DIR (config.json names {where!r})")
+        raise FastaeError(f"give the folder of the images by --data DIR; config.json names {where!r}")
     folder, _ = open_source(data, config.crop, manifest=manifest)
     indices = evenly_spaced(range(len(folder.held_out)), config.eval_images)
     size = len(indices) * 3 * 4 * config.image_size**2
@@ -171,7 +168,8 @@ def open_held_out(
     paths = [folder.held_out[index] for index in indices]
     while replaced.keys() & set(paths):  # a replacement may have been replaced too
         paths = [replaced.get(path, path) for path in paths]
-    return HeldOut(tuple(name_below(folder.root, path) for path in paths), images)
+    names = tuple(name_below(folder.root, path) for path in paths)
+    return HeldOut(_source(run, manifest), names, images)
 
 
 def known_folder(run: Run, manifest: Manifest) -> str | None:
@@ -195,61 +193,36 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     return named if is_known and Path(named).is_dir() else None
 
 
-def judge(held_out: HeldOut, reconstructions: Tensor, iteration: int) -> Measurement:
-    """Measures reconstructions (N, 3, S, S) in [0, 1], on the device of the images."""
-    errors = squared_error(reconstructions, held_out.images).mean(dim=(1, 2, 3)).double().cpu().numpy()
-    pairs = zip(*map(_channels_last, (held_out.images, reconstructions)), strict=True)
-    return Measurement(
-        iteration,
-        held_out,
-        to_bytes(reconstructions),
-        errors,
-        psnr=float(np.mean([psnr(error) for error in errors])),
-        ssim=float(np.mean([ssim(*pair) for pair in pairs])),
-    )
+def _has_weights(run: Run) -> bool:
+    """Whether the folder has what training leaves for weights; not if only its numbers were copied."""
+    folder = RunFolder(run.path)
+    return folder.weights.exists() or folder.checkpoints.exists()
 
 
-def ssim(one: np.ndarray, other: np.ndarray) -> float:
-    """The structural similarity of two images (S, S, 3) in [0, 1], as defined by Wang et al. (2004).
-
-    The window is Gaussian with sigma 1.5 (11 pixels). The result is the mean over the channels.
-    """
-    return float(
-        structural_similarity(
-            one, other, data_range=1.0, channel_axis=-1,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-        )
-    )  # fmt: skip
+def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
+    config = run.config
+    return manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images
 
 
-def make_gallery(groups: Sequence[Group], found: Mapping[Path, Measurement]) -> Gallery | None:
-    """Makes the gallery, with the first run of each group that has the gallery's held-out images.
+def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
+    chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
+    reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
+    errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
+    return Column(label, loaded.iteration, to_bytes(reconstructions), errors)
 
-    These images are those of the first measured run; `groups` are in order of interest. Returns None if no
-    run was measured.
-    """
-    measured = [[found[run.path] for run in group.runs if run.path in found] for group in groups]
-    held_out = next((each.held_out for group in measured for each in group), None)
-    if held_out is None:
-        return None
-    chosen = {
-        group.label: alike[0]
-        for group, each in zip(groups, measured, strict=True)
-        if (alike := [one for one in each if one.held_out is held_out])
-    }
-    shown = list(chosen.values())
-    errors = np.stack([each.errors for each in shown])
-    pictures = np.stack([to_bytes(held_out.images), *(each.reconstructions for each in shown)])
-    groups_of_rows = {
+
+def _arrange(held_out: HeldOut, columns: Sequence[Column]) -> Gallery:
+    """Picks the images that are shown, by their error averaged over the columns."""
+    errors = np.stack([column.errors for column in columns])
+    pictures = np.stack([to_bytes(held_out.images), *(column.reconstructions for column in columns)])
+    rows = {
         kind: [
             Row(PurePosixPath(held_out.names[index]).stem, pictures[:, index], errors[:, index])
             for index in indices
         ]
         for kind, indices in pick(errors.mean(axis=0)).items()
     }
-    return Gallery(
-        tuple(chosen), tuple(each.iteration for each in shown), groups_of_rows, len(held_out.names)
-    )
+    return Gallery(columns, rows, len(held_out.names))
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:
@@ -266,8 +239,5 @@ def pick(errors: np.ndarray) -> dict[str, list[int]]:
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3). NaN becomes black."""
-    return (np.nan_to_num(_channels_last(images)) * 255).round().astype(np.uint8)
-
-
-def _channels_last(images: Tensor) -> np.ndarray:
-    return images.float().permute(0, 2, 3, 1).cpu().numpy()
+    pixels = images.float().permute(0, 2, 3, 1).cpu().numpy()
+    return (np.nan_to_num(pixels) * 255).round().astype(np.uint8)
