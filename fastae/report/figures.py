@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -36,13 +35,15 @@ WIDTHS = {"minibatch": 5.0, "pixel": 2.6, "sample": 1.0}
 """Line widths in points."""
 
 MARKERS = {"minibatch": "o", "pixel": "s", "sample": "^"}
+"""They are filled for cross entropy and hollow for squared error."""
+
 MARKED = 8
 """About as many points of a curve have a marker."""
 
 FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
-FURTHER_DASHES = {"bce": ("-", ":"), "mse": ("--", "-.")}
+FURTHER_DASHES = ("-", "--", ":", "-.")
 FURTHER_WIDTH = 1.8
-"""The style of further curves of a loss. The second dashes are for when the colors are used up."""
+"""The styles of further curves of a loss: all colors, then all with the next dashes."""
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT, LEGEND_LINE = 5.6, 3.6, 0.2
@@ -62,6 +63,7 @@ SETTINGS: dict[Any, Any] = {
     "font.size": 10.5,
     "svg.fonttype": "none",  # text stays searchable text, in the page's fonts
     "svg.hashsalt": "fastae",  # equal figures are equal files
+    "text.parse_math": False,  # a folder's name may contain dollar signs
     "path.simplify_threshold": 1.0,  # a million noisy points take 30 kB
     "figure.facecolor": PAPER,
     "axes.spines.top": False,
@@ -120,7 +122,8 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
     The curve of several seeds is their mean, with a band from the lowest to the highest.
     """
     matplotlib = import_matplotlib()
-    legend = [_wrapped(curve.label) for curve in curves] if len(curves) > 1 else []
+    labels = [curve.label for curve in curves] if len(curves) > 1 else []
+    legend = [textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False) for label in labels]
     columns = max(1, min(3, LEGEND_CHARACTERS // (3 + max(map(len, legend), default=1))))
     lines = sum(1 + text.count("\n") for text in legend) / columns
     with matplotlib.rc_context(SETTINGS):
@@ -145,11 +148,8 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
             _scale_log(axes, matplotlib.ticker)
         axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
         if legend:
-            shown = figure.legend(
-                drawn, legend, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6
-            )
-            for text in shown.get_texts():
-                text.set_parse_math(False)  # a folder's name may contain dollar signs
+            place = "outside lower center"
+            figure.legend(drawn, legend, loc=place, ncols=columns, frameon=False, handlelength=2.6)
         return _svg(figure)
 
 
@@ -181,7 +181,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 def short(value: float, _: object = None) -> str:
     """A number in three digits: 1,234,000 -> "1.23 M", 40,000 -> "40 k"."""
-    for size, unit in ((1e6, "\u00a0M"), (1e3, "\u00a0k")):
+    for size, unit in ((1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
@@ -190,11 +190,6 @@ def short(value: float, _: object = None) -> str:
 def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
     """Draws rows of pictures as PNG. A row is uint8 (L, S, S, 3), L pictures with transparent gaps."""
     return encode_png(np.concatenate(list(map(_strip, rows))))
-
-
-def _wrapped(label: str) -> str:
-    """Wraps a label into lines that fit into the legend, without breaking options."""
-    return textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False)
 
 
 def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
@@ -213,16 +208,15 @@ def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
 
 
 def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the style of each curve. All differ, unless an element has more than 15 curves."""
-    further: Counter[str] = Counter()
+    """Yields the style of each curve. All differ, unless there are more than 24 further curves."""
+    further = 0
     for index, loss in enumerate(losses):
         reduction, element = loss.split("_")
-        if loss not in losses[:index]:
-            color, dashes, width = COLORS[loss], "-", WIDTHS[reduction]
-        else:
-            round_, place = divmod(further[element], len(FURTHER_COLORS))
-            color, dashes, width = FURTHER_COLORS[place], FURTHER_DASHES[element][round_ % 2], FURTHER_WIDTH
-            further[element] += 1
+        color, dashes, width = COLORS[loss], "-", WIDTHS[reduction]
+        if loss in losses[:index]:
+            color = FURTHER_COLORS[further % len(FURTHER_COLORS)]
+            dashes = FURTHER_DASHES[further // len(FURTHER_COLORS) % len(FURTHER_DASHES)]
+            width, further = FURTHER_WIDTH, further + 1
         face, edge = (color, PAPER) if element == "bce" else (PAPER, color)
         yield {
             "color": color, "linestyle": dashes, "linewidth": width, "marker": MARKERS[reduction],

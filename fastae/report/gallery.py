@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +18,6 @@ from torch import Tensor
 from fastae.data import CropResize, load_images
 from fastae.data.faces import synthetic as faces
 from fastae.data.files.check import FileFault, was_checked
-from fastae.data.files.folder import name_below
 from fastae.data.files.manifest import DIGESTS, Manifest
 from fastae.data.source import VARIABLE, open_source
 from fastae.errors import FastaeError
@@ -53,7 +52,7 @@ class HeldOut:
     """What determines them: equal for runs that were evaluated on the same images."""
 
     names: tuple[str, ...]
-    """The files' names, relative to the data folder."""
+    """The files' names, without folders and suffixes."""
 
     images: Tensor
     """float32 (N, 3, S, S) in [0, 1]."""
@@ -77,29 +76,20 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One held-out image and its reconstructions by L models."""
-
-    name: str
-
-    pictures: np.ndarray
-    """The original and its reconstructions, uint8 (1 + L, S, S, 3)."""
-
-    errors: np.ndarray
-    """The mean squared error of each reconstruction, (L,)."""
-
-
-@dataclass(frozen=True)
 class Gallery:
     """The reconstructions that the page shows."""
 
+    held_out: HeldOut
+
     columns: Sequence[Column]
 
-    groups: Mapping[str, Sequence[Row]]
-    """"best", "median" and "worst", or "all" -> rows."""
+    groups: Mapping[str, Sequence[int]]
+    """"best", "median" and "worst", or "all" -> indices of images, by their mean error over the columns."""
 
-    count: int
-    """The number of held-out images, from which the rows are chosen."""
+    def row(self, index: int) -> np.ndarray:
+        """An image and its reconstructions, uint8 (1 + columns, S, S, 3)."""
+        original = to_bytes(self.held_out.images[index : index + 1])
+        return np.concatenate([original, *(column.reconstructions[[index]] for column in self.columns)])
 
 
 def make_gallery(
@@ -135,7 +125,10 @@ def make_gallery(
                 break
     if bare:
         warnings.append(f"no reconstructions by {', '.join(bare)}: their folders hold no weights")
-    return (_arrange(held_out, columns) if held_out else None), list(dict.fromkeys(warnings))
+    warnings = list(dict.fromkeys(warnings))
+    if held_out is None:
+        return None, warnings
+    return Gallery(held_out, columns, pick(np.mean([column.errors for column in columns], axis=0))), warnings
 
 
 def open_held_out(
@@ -168,8 +161,7 @@ def open_held_out(
     paths = [folder.held_out[index] for index in indices]
     while replaced.keys() & set(paths):  # a replacement may have been replaced too
         paths = [replaced.get(path, path) for path in paths]
-    names = tuple(name_below(folder.root, path) for path in paths)
-    return HeldOut(_source(run, manifest), names, images)
+    return HeldOut(_source(run, manifest), tuple(Path(path).stem for path in paths), images)
 
 
 def known_folder(run: Run, manifest: Manifest) -> str | None:
@@ -209,20 +201,6 @@ def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
     reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
     return Column(label, loaded.iteration, to_bytes(reconstructions), errors)
-
-
-def _arrange(held_out: HeldOut, columns: Sequence[Column]) -> Gallery:
-    """Picks the images that are shown, by their error averaged over the columns."""
-    errors = np.stack([column.errors for column in columns])
-    pictures = np.stack([to_bytes(held_out.images), *(column.reconstructions for column in columns)])
-    rows = {
-        kind: [
-            Row(PurePosixPath(held_out.names[index]).stem, pictures[:, index], errors[:, index])
-            for index in indices
-        ]
-        for kind, indices in pick(errors.mean(axis=0)).items()
-    }
-    return Gallery(columns, rows, len(held_out.names))
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:

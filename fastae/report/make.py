@@ -6,20 +6,22 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastae.errors import FastaeError
 from fastae.report.commands import commands
-from fastae.report.compare import compare
-from fastae.report.differences import CONFIDENCE, differences
+from fastae.report.compare import Comparison, compare
+from fastae.report.differences import differences
 from fastae.report.figures import Curve, draw_curves, draw_strips, short
 from fastae.report.gallery import make_gallery
 from fastae.report.groups import Group, group_seeds
 from fastae.report.page import render
 from fastae.report.runs import Run, Series, find_runs
-from fastae.report.tables import answer, difference_table, hours, percent, settings, table, undecided
+from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
 from fastae.utils.console import log, printable, track
 from fastae.utils.device import choose_device
 from fastae.utils.environment import __version__
@@ -69,41 +71,41 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     gallery, missing = make_gallery(track(groups, "reconstructing"), choose_device("auto"), data)
     if not gallery and out.exists() and (out.with_suffix("") / PICTURES).exists():
         raise FastaeError(
-            f"{str(out)!r} is not replaced, since the new page would lack its reconstructions: {missing[0]}; "
-            "or set another --out"
+            f"{str(out)!r} is kept, since a new page would have {missing[0]}; or set another --out"
         )
     warnings = [*warnings, *comparison.warnings, *missing]
-    charts, found = draw_charts(groups), differences(comparison)
-    headline, sentences = answer(comparison, groups[0].label, found)
-    differing, common = settings(runs)
-    page = render(
-        is_single=len(runs) == 1,
-        has_seeds=any(len(group.runs) > 1 for group in groups),
-        headline=headline,
-        sentences=sentences,
-        made=time.strftime("%-d %B %Y, %H:%M"),
-        version=__version__,
-        warnings=warnings,
-        charts=charts,
-        gallery=gallery,
-        numbers=table(groups),
-        differences=difference_table(found),
-        confidence=percent(CONFIDENCE),
-        undecided=undecided(comparison, found) if found else (),
-        hours=hours(runs),
-        differing=differing,
-        common=common,
-        commands=commands(runs, arguments),
-    )
-    figures = {f"{chart.name}.svg": chart.svg for chart in charts}
+    content = _content(runs, groups, comparison)
+    page = render(**content, gallery=gallery, warnings=warnings, commands=commands(runs, arguments))
+    figures = {f"{chart.name}.svg": chart.svg for chart in content["charts"]}
     if gallery:
-        figures[PICTURES] = draw_strips([row.pictures for rows in gallery.groups.values() for row in rows])
+        figures[PICTURES] = draw_strips([gallery.row(each) for each in chain(*gallery.groups.values())])
     _write(out, page, figures)
     for warning in warnings:
         log(f"warning   {printable(warning)}", "yellow")
-    log(f"answer    {headline}", "bold")
+    log(f"answer    {content['headline']}", "bold")
     log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
     return out
+
+
+def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Comparison) -> dict[str, Any]:
+    """What the page shows of the runs' numbers and settings."""
+    found = differences(comparison)
+    headline, sentences = answer(comparison, groups[0].label, found)
+    differing, common = settings(runs)
+    return {
+        "is_single": len(runs) == 1,
+        "headline": headline,
+        "sentences": sentences,
+        "made": time.strftime("%-d %B %Y, %H:%M"),
+        "version": __version__,
+        "charts": draw_charts(groups),
+        "numbers": table(groups),
+        "differences": difference_table(found),
+        "undecided": undecided(comparison, found) if found else (),
+        "hours": hours(runs),
+        "differing": differing,
+        "common": common,
+    }
 
 
 def draw_charts(groups: Sequence[Group]) -> list[Chart]:
@@ -117,12 +119,11 @@ def draw_charts(groups: Sequence[Group]) -> list[Chart]:
     half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
     later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
     charts = [
-        _chart("train", f"Training batches{_smoothed(train)}", train),
-        _chart("held-out", "Held-out images", held_out),
+        ("train", f"Training batches{_smoothed(train)}", train),
+        ("held-out", "Held-out images", held_out),
+        ("held-out-later", f"Held-out images from iteration {half:,} on", later if len(later) > 1 else []),
     ]
-    if len(later) > 1:
-        charts.append(_chart("held-out-later", f"Held-out images from iteration {half:,} on", later))
-    return [chart for chart in charts if chart]
+    return [_chart(name, title, curves) for name, title, curves in charts if curves]
 
 
 def _curves(
@@ -136,9 +137,7 @@ def _curves(
     ]
 
 
-def _chart(name: str, title: str, curves: Sequence[Curve]) -> Chart | None:
-    if not curves:
-        return None
+def _chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
     ends = ", ".join(f"{curve.label} {_end(curve)}" for curve in curves)
     alt = f"{title}: squared error × 10⁷ by iteration. At the end: {ends}."
     return Chart(name, title, alt, draw_curves(curves))
@@ -162,10 +161,8 @@ def _smoothed(curves: Sequence[Curve]) -> str:
 
 def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
     if out is None:
-        if len(folders) == 1:
-            return folders[0] / PAGE
-        known = [folder.absolute() for folder in folders if folder.is_dir()]  # `find_runs` rejects the others
-        return (Path(os.path.commonpath(known)) if known else Path()) / PAGE
+        several = len(folders) > 1
+        return Path(os.path.commonpath([each.absolute() if several else each for each in folders])) / PAGE
     if out.suffix.lower() not in (".html", ".htm"):
         raise FastaeError(f"--out {str(out)!r} must end in .html: its figures go into a folder of that name")
     if out.is_dir():

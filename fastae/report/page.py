@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-from collections.abc import Callable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -13,9 +12,6 @@ from markupsafe import Markup, escape
 from fastae.losses import loss_index
 from fastae.report.figures import draw_strips, short
 from fastae.utils.console import printable
-
-NBSP = "\u00a0"
-"""A no-break space, which keeps a number and its unit together. `printable` would escape it."""
 
 
 def render(**content: Any) -> bytes:
@@ -28,13 +24,8 @@ def render(**content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters: dict[str, Callable[..., str]] = {
-        "svg": lambda svg: _data_uri(svg, "image/svg+xml"),
-        "strip": lambda row: _data_uri(draw_strips([row.pictures]), "image/png"),
-        "error": lambda error: short(loss_index(error)),
-        "unbroken": unbroken,
-    }
-    environment.filters.update(filters)
+    used = (data_uri, draw_strips, loss_index, short, unbroken)
+    environment.filters |= {function.__name__: function for function in used}
     return environment.get_template("template.html.j2").render(**content).encode()
 
 
@@ -43,21 +34,17 @@ def _visible(value: object) -> object:
 
     Markup is returned unchanged, since it was made of text that is escaped already.
     """
-    return _printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def _printable(text: str) -> str:
-    return NBSP.join(map(printable, text.split(NBSP)))
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def unbroken(text: str) -> Markup:
     """The text as HTML that has no line breaks within options or between an option and its value."""
-    parts = re.split(r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)]+)?)", _printable(text))
+    parts = re.split(r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)]+)?)", printable(text))
     return Markup().join(
         Markup('<span class="unbroken">{}</span>').format(part) if index % 2 else escape(part)
         for index, part in enumerate(parts)
     )
 
 
-def _data_uri(content: bytes, mime: str) -> str:
+def data_uri(content: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"

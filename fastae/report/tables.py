@@ -128,7 +128,7 @@ def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
         known = [row.get(heading) for heading in metrics]
         cells = [Cell(each.number, each.interval, each.is_decided) if each else Cell(NONE) for each in known]
         rows.append(Row([Cell(name, next(iter(row.values())).samples), *cells]))
-    return Table(["difference", *metrics], rows)
+    return Table([f"difference, {percent(CONFIDENCE)} interval", *metrics], rows)
 
 
 def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
@@ -222,21 +222,21 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
     """(name, value) of settings that differ between the runs or from the defaults, and of all others."""
     defaults = {flag(field.name): field.default for field in fields(TrainConfig)}
     described = {run.name: dict(_settings(run)) for run in runs}
-    differing, common = [], []
+    differing: list[tuple[str, str]] = []
+    common: list[tuple[str, str]] = []
     for name in dict.fromkeys(name for each in described.values() for name in each):
         having: dict[Any, list[str]] = {}
         for run, values in described.items():
             having.setdefault(values.get(name), []).append(run)
         value = next(iter(having))
+        default = defaults.get(name, value)
         if len(having) > 1:
-            differing.append(
-                (name, "; ".join(f"{_shown(each)} ({', '.join(of)})" for each, of in having.items()))
-            )
-        elif name in defaults and value != defaults[name]:
-            default = "" if defaults[name] is None else f" (default: {_shown(defaults[name])})"
-            differing.append((name, f"{_shown(value)}{default}"))
+            text = "; ".join(f"{_shown(each)} ({', '.join(of)})" for each, of in having.items())
+        elif default in (value, None):
+            text = _shown(value)
         else:
-            common.append((name, _shown(value)))
+            text = f"{_shown(value)} (default: {_shown(default)})"
+        (common if having.keys() == {default} else differing).append((name, text))
     return differing, common
 
 

@@ -58,7 +58,7 @@ def test_seeds_are_given_beside_the_means(tmp_path):
     # The pairs differ by -20, -4 and -12 thousand: mean -12, deviation 8; t of 2 degrees is 4.3027.
     assert all(text in element for text in ("−12,000", "−31,873 to +7,873", "3 pairs"))
     differing = difference_table(found)
-    assert differing.head == ["difference", "held-out error"]
+    assert differing.head == ["difference, 95 % interval", "held-out error"]
     assert differing.rows[0].cells[1].detail in element and not differing.rows[0].cells[1].is_bold
     assert "(held-out error)" in undecided(comparison, found)[0]
     means = [texts(row) for row in table(groups).rows if row.seeds == 3]
