@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import signal
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,18 +33,6 @@ def no_wait():
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="module")
-def made(face_folder, tmp_path_factory):
-    """A run with its images."""
-    return make_run(tmp_path_factory.mktemp("made") / "run", data=face_folder, weights=0)
-
-
-@pytest.fixture
-def run(made, tmp_path):
-    """One to change."""
-    return shutil.copytree(made, tmp_path / "run")
 
 
 def claim(run, **settings):

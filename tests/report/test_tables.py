@@ -76,16 +76,6 @@ def test_a_run_alone_is_not_compared_nor_are_runs_that_have_only_begun(tmp_path)
     assert "Nothing" in headline
 
 
-def test_settings_of_a_loss_are_told_apart_and_are_not_called_seeds(tmp_path):
-    make_run(tmp_path / "a", "pixel_mse", seed=1, **final(290_000.0))
-    make_run(tmp_path / "b", "pixel_mse", seed=2, lr=5e-4, **final(280_000.0))
-    groups, *_, (headline, _) = report_on(tmp_path)
-    assert "pixel_mse --lr 0.0001" in headline and "290,000" in headline
-    names = [row.cells[0] for row in table(groups).rows]
-    assert [name.text for name in names] == ["pixel_mse --lr 0.0001", "pixel_mse --lr 0.0005"]
-    assert not any("seed" in name.detail for name in names)
-
-
 def test_the_table_has_the_last_values_as_they_were_logged_and_no_empty_column(tmp_path):
     train = {1: 900e3, 50: 100e3, 100: 300e3}
     held_out = {0: 900e3, 50: 280e3, 100: 310e3}

@@ -1,0 +1,18 @@
+"""A run with its images, made once for all tests of the report."""
+
+import shutil
+
+import pytest
+
+from .made import make_run
+
+
+@pytest.fixture(scope="session")
+def made(face_folder, tmp_path_factory):
+    return make_run(tmp_path_factory.mktemp("made") / "run", data=face_folder, weights=0)
+
+
+@pytest.fixture
+def run(made, tmp_path):
+    """A copy, which may be changed."""
+    return shutil.copytree(made, tmp_path / "run")
