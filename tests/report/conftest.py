@@ -1,4 +1,4 @@
-"""A run with its images, made once for all tests of the report."""
+"""A run with its images, made once for all tests of the report; a user's cache."""
 
 import shutil
 
@@ -16,3 +16,9 @@ def made(face_folder, tmp_path_factory):
 def run(made, tmp_path):
     """A copy, which may be changed."""
     return shutil.copytree(made, tmp_path / "run")
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """A user's cache that knows no folder yet."""
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))

@@ -96,9 +96,7 @@ def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
     assert height(svg) > height(figures.draw_curves([curve("pixel_mse", series(2, 1))]))
 
 
-@pytest.mark.parametrize(
-    ("points", "weight"), [(0, 0), (1, 0), (20, 0), (100, 0), (200, 0.5), (2000, 0.95), (10**6, 0.95)]
-)
+@pytest.mark.parametrize(("points", "weight"), [(0, 0), (100, 0), (200, 0.5), (2000, 0.95), (10**6, 0.95)])
 def test_smoothing_suits_the_number_of_points(points, weight):
     assert figures.smoothing_weight(points) == pytest.approx(weight)
     values = np.linspace(1, 0.5, points)

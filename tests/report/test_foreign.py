@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,20 +18,14 @@ from fastae.runs.metrics import METRICS, NAME
 from .made import make_run
 
 
-@contextmanager
+@pytest.fixture
 def no_wait():
     """Has a wait for the other end of a pipe fail; what does not wait is not measured."""
-
-    def wake(*_):
-        pytest.fail("it waited")
-
-    before = signal.signal(signal.SIGALRM, wake)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waited"))
     signal.alarm(60)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def claim(run, **settings):
@@ -49,7 +42,7 @@ def pictures(page):
 
 
 @pytest.mark.parametrize("how", ["pipe", "device"])
-def test_pipes_and_devices_are_not_read(how, run, face_folder):
+def test_pipes_and_devices_are_not_read(how, run, face_folder, no_wait):
     def put(path):
         path.unlink(missing_ok=True)
         os.mkfifo(path) if how == "pipe" else path.symlink_to("/dev/zero")
@@ -57,17 +50,10 @@ def test_pipes_and_devices_are_not_read(how, run, face_folder):
     (run / "samples").mkdir()
     for name in ("events.out.tfevents.0", "samples/0000100.png", "nan.txt", "gpu.json", "model.safetensors"):
         put(run / name)
-    with no_wait():
-        assert pictures(make_report([run], data=str(face_folder))) == 0
-        put(run / NAME)
-        with pytest.raises(FastaeError, match=NAME):
-            make_report([run])
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A user's cache that knows no folder yet."""
-    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))
+    assert pictures(make_report([run], data=str(face_folder))) == 0
+    put(run / NAME)
+    with pytest.raises(FastaeError, match=NAME):
+        make_report([run])
 
 
 def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(

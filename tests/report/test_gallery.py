@@ -58,8 +58,7 @@ def test_models_are_run_on_the_held_out_images_that_training_evaluated_on(run, f
         assert errors[:, index] == pytest.approx(shown, rel=0.01) and errors[0, index] != errors[1, index]
 
 
-def test_images_that_nobody_named_are_asked_for_once_for_all_runs(run, face_folder, monkeypatch):
-    monkeypatch.setenv("FASTAE_CACHE", str(run.parent / "cache"))
+def test_images_that_nobody_named_are_asked_for_once_for_all_runs(run, face_folder, cache):
     shutil.copytree(run, run.parent / "again")
     gallery, (warning,) = gallery_of(run.parent)
     assert gallery is None and "--data DIR" in warning and str(face_folder) in warning
