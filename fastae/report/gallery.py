@@ -111,7 +111,8 @@ def make_gallery(
     bare: list[str] = []
     for group in groups:
         runs = [run for run in group.runs if _has_weights(run)]
-        bare += [] if runs else [group.label]
+        if not runs:
+            bare.append(group.label)
         for run in runs:
             try:
                 loaded = load_model(run.path, device)

@@ -70,10 +70,11 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     assert "--loader" not in words.partition("Commands that repeat this")[2]  # chosen by fastae
 
 
-def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, cache):
+def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", weights=0, data=face_folder)
     page = make_report([run], data=str(face_folder))
     before = page.read_bytes()
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))  # where the folder is not known
     with pytest.raises(FastaeError, match=r"report\.html.*--data DIR.*--out"):
         make_report([run])
     assert page.read_bytes() == before and {path.name for path in (run / "report").iterdir()} == FIGURES
