@@ -48,7 +48,6 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     answer, where = capsys.readouterr().out.splitlines()[-2:]
     assert "Too short" in answer and str(page) in where
     assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
-    assert Image.open(sweep / "report" / "reconstructions.png").size == (3 * 132, 2 * 128)
     assert not list(sweep.rglob(".partial-*")) and addresses(page)
     words = words_of(page)
     repeated = f"fastae sweep --losses minibatch_bce,pixel_mse --same-init --out {sweep} --iterations 6"
@@ -93,7 +92,6 @@ def test_numbers_alone_make_a_page(tmp_path):
     numbers, _, found = words_of(page).partition("Differences")
     assert "mean of 3 seeds 100 302,000 ± 3,000 21.00 0.7500" in numbers and "bands reach" in numbers
     assert "squared error − cross entropy 3 pairs +2,000" in found and "do not decide" in found
-    assert page.read_text().count("<strong>") == 0
     assert (tmp_path / "report" / "held-out.svg").read_bytes().count(b'id="FillBetween') == 2
 
 
