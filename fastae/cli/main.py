@@ -130,7 +130,7 @@ def sweep(
 @click.option("--out", metavar="FILE", type=PathType(), help="Page to write. Default: DIR/report.html.")
 @click.option(
     "--data", metavar="DIR", type=PathType(str),
-    help="The runs' images, for reconstructions, PSNR and SSIM. Default: the folder that they were trained "
+    help="The runs' images, for reconstructions. Default: the folder that they were trained "
     "on if it is here, else $FASTAE_DATA, else the synthetic faces.",
 )  # fmt: skip
 def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:

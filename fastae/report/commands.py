@@ -36,16 +36,15 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
 
 def options(config: TrainConfig, skip: Sequence[str] = ()) -> list[Sequence[str]]:
     """The settings that differ from their defaults and are not in `skip`, as options with their values."""
-    found: list[Sequence[str]] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if value == field.default or field.name in skip:
-            continue
-        if isinstance(value, bool):
-            found.append([flag(field.name if value else f"no_{field.name}")])
-        else:
-            found.append([flag(field.name), str(value)])
-    return found
+    values = {
+        field.name: value
+        for field in dataclasses.fields(config)
+        if (value := getattr(config, field.name)) != field.default and field.name not in skip
+    }
+    return [
+        [flag(name if value else f"no_{name}")] if isinstance(value, bool) else [flag(name), str(value)]
+        for name, value in values.items()
+    ]
 
 
 def _command(name: str, arguments: Sequence[Sequence[str]]) -> Command:
@@ -60,8 +59,7 @@ def _sweep_options(sweep: SweepConfig, runs: Sequence[Run]) -> Iterator[Sequence
         yield ["--repeats", str(sweep.repeats)]
     if sweep.same_init:
         yield ["--same-init"]
-    turns = [run.description.at_once for run in runs]
-    if (at_once := max((n for n in turns if n <= len(runs)), default=1)) > 1:
+    if (at_once := max(run.description.at_once for run in runs)) > 1:
         yield ["--at-once", str(at_once)]
     # A run's --out is below the sweep's, whose default contains the time.
     out = Path(runs[0].config.out or "").parent
@@ -77,8 +75,6 @@ def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
         train = runs[0].config.as_dict() | {"seed": plan.get("seed")}
         sweep: SweepConfig = convert({"train": train, **own}, SweepConfig)
     except (FastaeError, ValueError):
-        return None
-    if len(sweep.losses) * sweep.repeats != len(runs):
         return None
     found = {(run.path.name, run.loss, run.config.seed) for run in runs}
     return sweep if found == {(run.name, run.loss, run.seed) for run in sweep.runs()} else None

@@ -50,18 +50,6 @@ class Comparison:
     warnings: Sequence[str]
     """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
 
-    @property
-    def difference(self) -> float:
-        """The mean error of the worst loss minus that of the best one, in loss_index."""
-        means = [errors.mean() for errors in self.errors.values()]
-        return float(means[-1] - means[0])
-
-    @property
-    def deviation(self) -> float | None:
-        """The largest standard deviation among the seeds of one loss; None if each loss has one seed."""
-        several = [errors.std(ddof=1) for errors in self.errors.values() if len(errors) > 1]
-        return float(max(several)) if several else None
-
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
@@ -74,21 +62,21 @@ def compare(runs: Sequence[Run]) -> Comparison:
     compared = [run for run in runs if not reasons[run.path]]
     steps = [set(run.held_out.finite().steps.tolist()) for run in compared]
     at = max(set.intersection(*steps), default=0) if steps else 0
-    samples = by_seed(compared, lambda run: run.held_out.at(at))
+    samples = by_seed(compared, "loss_index", at)
     errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
     ranked = dict(sorted(errors.items(), key=lambda item: item[1].mean()))
-    marks = {
-        run.name: [*_states(run), *(f"not compared: {why}" for why in reasons[run.path])] for run in runs
-    }
-    warnings = [f"{name}: {mark}" for name in marks for mark in marks[name]]
+    warnings = []
+    for run in runs:
+        warnings += [f"{run.name}: {state}" for state in _states(run)]
+        warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run.path]]
     return Comparison(tuple(compared), at, ranked, warnings)
 
 
-def by_seed(runs: Sequence[Run], value: Callable[[Run], float]) -> dict[str, dict[int, float]]:
-    """Loss -> seed -> value of a run, or the mean of the values of runs with the same seed."""
+def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:
+    """Loss -> seed -> a metric of the held-out images at an iteration, averaged over runs with that seed."""
     found: dict[str, dict[int, list[float]]] = {}
     for run in runs:
-        found.setdefault(run.loss, {}).setdefault(run.config.seed, []).append(value(run))
+        found.setdefault(run.loss, {}).setdefault(run.config.seed, []).append(run.evaluated(metric).at(at))
     return {
         loss: {seed: float(np.mean(values)) for seed, values in seeds.items()}
         for loss, seeds in found.items()

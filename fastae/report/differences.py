@@ -7,17 +7,17 @@ entropy, and the reductions of one element with each other, which differ only by
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 
 import numpy as np
-from scipy.special import stdtrit
+from scipy import stats
 
 from fastae.losses import ELEMENTS, REDUCTIONS
 from fastae.report.compare import Comparison, by_seed
-from fastae.report.quality import Measurement
+from fastae.report.runs import METRICS
 
 CONFIDENCE = 0.95
 MINUS = "−"
@@ -34,11 +34,8 @@ class Difference:
     value: float
     half: float
 
-    sizes: tuple[int, int]
-    """The number of values in each sample."""
-
-    is_paired: bool
-    """Whether the values are paired by their seeds."""
+    samples: str
+    """The sizes of the samples, in words."""
 
     @property
     def is_decided(self) -> bool:
@@ -52,12 +49,6 @@ class Difference:
     @property
     def interval(self) -> str:
         return f"{self._rounded(self.value - self.half)} to {self._rounded(self.value + self.half)}"
-
-    @property
-    def samples(self) -> str:
-        """The sizes of the samples, in words."""
-        one, other = self.sizes
-        return f"{one} pairs" if self.is_paired else f"{one} and {other} runs, unpaired"
 
     def _rounded(self, value: float) -> str:
         """Rounds to two digits of `half`, or of the value if the interval is a point."""
@@ -77,20 +68,15 @@ def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
             yield f"{first} {MINUS} {second}", [first], [second]
 
 
-def differences(
-    comparison: Comparison, measured: Mapping[Path, Measurement]
-) -> dict[str, dict[str, Difference]]:
-    """Comparison -> metric -> difference, for differences that have an interval."""
-    metrics = _metrics(comparison, measured)
-    found = {
-        name: {
-            metric: difference
-            for metric, values in metrics.items()
-            if (difference := subtract(_pool(values, losses), _pool(values, others)))
-        }
-        for name, losses, others in comparisons()
-    }
-    return {name: each for name, each in found.items() if each}
+def differences(comparison: Comparison) -> dict[str, dict[str, Difference]]:
+    """Comparison -> heading of a metric -> difference, for differences that have an interval."""
+    found: dict[str, dict[str, Difference]] = {}
+    for heading, metric in METRICS.items():
+        values = by_seed(comparison.compared, metric, comparison.at)
+        for name, losses, others in comparisons():
+            if difference := subtract(_pool(values, losses), _pool(values, others)):
+                found.setdefault(name, {})[heading] = difference
+    return found
 
 
 def subtract(one: Samples, other: Samples) -> Difference | None:
@@ -98,44 +84,20 @@ def subtract(one: Samples, other: Samples) -> Difference | None:
 
     Returns None if a sample has fewer than two values.
     """
-    if len(common := sorted(one.keys() & other.keys())) > 1:
-        pairs = np.array([one[seed] - other[seed] for seed in common])
-        error = pairs.std(ddof=1) / math.sqrt(len(pairs))
-        sizes = len(pairs), len(pairs)
-        return Difference(float(pairs.mean()), _quantile(len(pairs) - 1) * error, sizes, is_paired=True)
-    if min(len(one), len(other)) < 2:
+    common = sorted(one.keys() & other.keys())
+    is_paired = len(common) > 1
+    if not is_paired and min(len(one), len(other)) < 2:
         return None
-    first, second = np.array(list(one.values())), np.array(list(other.values()))
-    squares = np.array([each.var(ddof=1) / len(each) for each in (first, second)])
-    freedom = np.array([len(first) - 1, len(second) - 1])
-    error = math.sqrt(squares.sum())
-    # Welch and Satterthwaite's degrees of freedom; any number will do if the variance is zero.
-    effective = squares.sum() ** 2 / (squares**2 / freedom).sum() if error else freedom.sum()
-    value = float(first.mean() - second.mean())
-    return Difference(value, _quantile(effective) * error, (len(first), len(second)), is_paired=False)
-
-
-def _quantile(freedom: float) -> float:
-    """The half-width of an interval in standard errors."""
-    return float(stdtrit(freedom, (1 + CONFIDENCE) / 2))
-
-
-def _metrics(
-    comparison: Comparison, measured: Mapping[Path, Measurement]
-) -> dict[str, dict[str, dict[int, float]]]:
-    """Metric -> loss -> seed -> value, all at the iteration at which the losses are compared.
-
-    PSNR and SSIM are measured from the runs' weights if all of these are of this iteration. Otherwise PSNR is
-    the logged one, and there is no SSIM.
-    """
-    runs, at = comparison.compared, comparison.at
-    found = {"held-out error": by_seed(runs, lambda run: run.held_out.at(at))}
-    if all(run.path in measured and measured[run.path].iteration == at for run in runs):
-        found["PSNR"] = by_seed(runs, lambda run: measured[run.path].psnr)
-        found["SSIM"] = by_seed(runs, lambda run: measured[run.path].ssim)
-    else:
-        found["PSNR"] = by_seed(runs, lambda run: run.psnr.at(at))
-    return found
+    first, second = (
+        [each[seed] for seed in common] if is_paired else [*each.values()] for each in (one, other)
+    )
+    with warnings.catch_warnings(action="ignore"):  # of values that are all equal, whose interval is a point
+        test = (
+            stats.ttest_rel(first, second) if is_paired else stats.ttest_ind(first, second, equal_var=False)
+        )
+        low, high = test.confidence_interval(CONFIDENCE)
+    samples = f"{len(common)} pairs" if is_paired else f"{len(first)} and {len(second)} runs, unpaired"
+    return Difference(float(np.mean(first) - np.mean(second)), float(high - low) / 2, samples)
 
 
 def _pool(values: Mapping[str, Samples], losses: Sequence[str]) -> dict[int, float]:

@@ -1,15 +1,14 @@
-"""Draws the report's figures: curves as SVG with a transparent background, rows of images as PNG.
+"""Draws the report's figures: curves as SVG on a white background, rows of images as PNG.
 
-The hue of a curve shows the reduction (in Okabe and Ito's palette, for color-blind readers), the dashes show
-the element. Further settings of a loss have other hues. On a dark page, the style sheet inverts the lightness
-of a chart.
+Curves may coincide, since the gradients of an element's reductions differ by a constant factor only. So the
+hue of a curve shows the element. Its width and shade show the reduction, also where a narrower curve covers
+it, and the three reductions have their markers at different iterations.
 """
 
 from __future__ import annotations
 
 import io
 import textwrap
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -27,16 +26,24 @@ SMOOTHING = 0.95
 UNSMOOTHED = 100
 """The most points of a curve that is not smoothed. The article's 2,000 points are smoothed by SMOOTHING."""
 
-INK, GRID = "#3d434b", "#d9dce1"
-HUES = {"minibatch": "#0072b2", "pixel": "#d55e00", "sample": "#009e73"}
-DASHES: dict[str, Any] = {"bce": "-", "mse": (0, (3, 1.4))}
-WIDTHS = {"minibatch": 3.4, "pixel": 2.2, "sample": 1.1}
-"""Line widths in points. If lines coincide, the thinner is drawn over the thicker, and both are visible."""
+PAPER, INK, GRID = "white", "#3d434b", "#d9dce1"
+COLORS = {
+    "minibatch_bce": "#f3ab63", "pixel_bce": "#dd6b0d", "sample_bce": "#7a2c00",
+    "minibatch_mse": "#7fbbe8", "pixel_mse": "#2079bd", "sample_mse": "#0a2f5c",
+}  # fmt: skip
+WIDTHS = {"minibatch": 5.0, "pixel": 2.6, "sample": 1.0}
+"""Line widths in points."""
 
-FURTHER_HUES = ("#cc79a7", "#e69f00", "#56b4e9", "#8c6d31", "#6f4fa3", "#8a8f98")
-FURTHER_DASHES: dict[str, Any] = {"bce": ":", "mse": "-."}
+MARKERS = {"minibatch": "o", "pixel": "s", "sample": "^"}
+"""They are filled for cross entropy and hollow for squared error."""
+
+MARKED = 8
+"""About as many points of a curve have a marker."""
+
+FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
+FURTHER_DASHES = ("-", "--", ":", "-.")
 FURTHER_WIDTH = 1.8
-"""The style of further curves of a loss. The dashes are for when the hues of an element are used up."""
+"""The styles of further curves of a loss: all colors, then all with the next dashes."""
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT, LEGEND_LINE = 5.6, 3.6, 0.2
@@ -48,9 +55,6 @@ HEIGHT includes two lines of legend.
 LEGEND_CHARACTERS = 60
 """The number of characters that fit into a line of the legend, beside the samples of the curves."""
 
-FEW = 60
-"""Curves of one seed that have fewer points than this get a marker at each point."""
-
 PIXELS = 128
 """The least side of a shown image. Smaller ones are enlarged."""
 
@@ -59,7 +63,9 @@ SETTINGS: dict[Any, Any] = {
     "font.size": 10.5,
     "svg.fonttype": "none",  # text stays searchable text, in the page's fonts
     "svg.hashsalt": "fastae",  # equal figures are equal files
+    "text.parse_math": False,  # a folder's name may contain dollar signs
     "path.simplify_threshold": 1.0,  # a million noisy points take 30 kB
+    "figure.facecolor": PAPER,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GRID,
@@ -110,42 +116,40 @@ class Curve:
         return replace(self, seeds=tuple(each.since(iteration) for each in self.seeds))
 
 
-def draw_curves(curves: Sequence[Curve], start: int = 0) -> bytes:
+def draw_curves(curves: Sequence[Curve]) -> bytes:
     """Draws loss_index by iteration on a logarithmic axis as SVG, with a legend if there are several curves.
 
-    The curve of several seeds is their mean, with a band from the lowest to the highest. The figure begins at
-    iteration `start`.
+    The curve of several seeds is their mean, with a band from the lowest to the highest.
     """
     matplotlib = import_matplotlib()
-    legend = [_wrapped(curve.label) for curve in curves] if len(curves) > 1 else []
+    labels = [curve.label for curve in curves] if len(curves) > 1 else []
+    legend = [textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False) for label in labels]
     columns = max(1, min(3, LEGEND_CHARACTERS // (3 + max(map(len, legend), default=1))))
     lines = sum(1 + text.count("\n") for text in legend) / columns
     with matplotlib.rc_context(SETTINGS):
         height = HEIGHT + LEGEND_LINE * max(0, lines - 2)
         figure = matplotlib.figure.Figure(figsize=(WIDTH, height), dpi=96, layout="constrained")
-        figure.patch.set_alpha(0)
         axes = figure.add_subplot()
-        axes.patch.set_alpha(0)
         axes.set_axisbelow(True)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
+        looks = styles([curve.loss for curve in curves])
         drawn = [
-            _draw_curve(axes, curve, style)
-            for curve, style in zip(curves, styles([curve.loss for curve in curves]), strict=True)
+            _draw_curve(axes, curve, style | {"markevery": marked_points(len(curve.steps), index)})
+            for index, (curve, style) in enumerate(zip(curves, looks, strict=True))
         ]
         axes.set_xlabel("iteration")
-        last = max((int(curve.steps[-1]) for curve in curves if len(curve.steps)), default=0)
-        axes.set_xlim(start, max(last, start + 1))
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True))
+        axes.set_ylabel("mean squared error × 10⁷")
+        steps = np.concatenate([curve.steps for curve in curves])
+        if len(steps):
+            axes.set_xlim(steps.min(), max(steps.max(), steps.min() + 1))
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=(1, 2, 2.5, 5, 10)))
         axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
         if any((series.finite().values > 0).any() for curve in curves for series in curve.seeds):
             _scale_log(axes, matplotlib.ticker)
         axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
         if legend:
-            shown = figure.legend(
-                drawn, legend, loc="outside lower center", ncols=columns, frameon=False, handlelength=2.2
-            )
-            for text in shown.get_texts():
-                text.set_parse_math(False)  # a folder's name may contain dollar signs
+            place = "outside lower center"
+            figure.legend(drawn, legend, loc=place, ncols=columns, frameon=False, handlelength=2.6)
         return _svg(figure)
 
 
@@ -177,7 +181,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 def short(value: float, _: object = None) -> str:
     """A number in three digits: 1,234,000 -> "1.23 M", 40,000 -> "40 k"."""
-    for size, unit in ((1e6, "\u00a0M"), (1e3, "\u00a0k")):
+    for size, unit in ((1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
     return f"{value:.3g}"
@@ -188,38 +192,46 @@ def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
     return encode_png(np.concatenate(list(map(_strip, rows))))
 
 
-def _wrapped(label: str) -> str:
-    """Wraps a label into lines that fit into the legend, without breaking options."""
-    return textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False)
-
-
 def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
     """Draws a curve, over its band and its raw values; returns the line."""
     steps, drawn = curve.steps, curve.drawn
     if curve.smoothing:
         raw = curve.values.mean(axis=0)
         axes.plot(steps, raw, color=style["color"], linewidth=0.8, alpha=0.3, zorder=1)
-    elif len(steps) < FEW and len(drawn) == 1:
-        style |= {"marker": "o", "markersize": 4, "clip_on": False}
     if len(drawn) > 1:
         low, high = drawn.min(axis=0), drawn.max(axis=0)
-        axes.fill_between(steps, low, high, color=style["color"], alpha=0.2, linewidth=0, zorder=1)
-    (line,) = axes.plot(steps, drawn.mean(axis=0), **style)
+        axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=1)
+    mean = drawn.mean(axis=0)
+    axes.plot(steps, mean, **style | {"linestyle": "none", "zorder": 3})  # markers over the other lines
+    (line,) = axes.plot(steps, mean, **style)
     return line
 
 
 def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Yields the style of each curve. All differ, unless an element has more than 15 curves."""
-    further: Counter[str] = Counter()
+    """Yields the style of each curve. All differ, unless there are more than 24 further curves."""
+    further = 0
     for index, loss in enumerate(losses):
         reduction, element = loss.split("_")
-        if loss not in losses[:index]:
-            yield {"color": HUES[reduction], "linestyle": DASHES[element], "linewidth": WIDTHS[reduction]}
-            continue
-        dashes = (DASHES, FURTHER_DASHES)[further[element] // len(FURTHER_HUES) % 2][element]
-        color = FURTHER_HUES[further[element] % len(FURTHER_HUES)]
-        further[element] += 1
-        yield {"color": color, "linestyle": dashes, "linewidth": FURTHER_WIDTH}
+        color, dashes, width = COLORS[loss], "-", WIDTHS[reduction]
+        if loss in losses[:index]:
+            color = FURTHER_COLORS[further % len(FURTHER_COLORS)]
+            dashes = FURTHER_DASHES[further // len(FURTHER_COLORS) % len(FURTHER_DASHES)]
+            width, further = FURTHER_WIDTH, further + 1
+        face, edge = (color, PAPER) if element == "bce" else (PAPER, color)
+        yield {
+            "color": color, "linestyle": dashes, "linewidth": width, "marker": MARKERS[reduction],
+            "markersize": 6, "markerfacecolor": face, "markeredgecolor": edge, "clip_on": False,
+        }  # fmt: skip
+
+
+def marked_points(points: int, index: int) -> tuple[int, int]:
+    """The first of a curve's points that has a marker, and the distance to the next one.
+
+    Of curves with the same points, three in succession have theirs at different ones, and so have the three
+    reductions of an element.
+    """
+    distance = max(min(points, 3), points // MARKED, 1)
+    return index * distance // 3 % distance, distance
 
 
 def _scale_log(axes: Any, ticker: Any) -> None:

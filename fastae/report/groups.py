@@ -41,17 +41,13 @@ def group_seeds(runs: Sequence[Run]) -> list[Group]:
     alike: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         alike.setdefault((run.loss, *(value(run) for value in SETTINGS.values())), []).append(run)
-    described = {
-        same[0].path: " ".join((same[0].loss, *_differing(same[0], runs))) for same in alike.values()
-    }
     groups = []
     for same in alike.values():
+        label = " ".join((same[0].loss, *_differing(same[0], runs)))
         together = _one_per_seed(same)
-        taken = {run.path for run in together}
-        divided = [together, *((run,) for run in same if run.path not in taken)]
-        for each in filter(None, divided):
+        for each in filter(None, (together, *((run,) for run in same if run not in together))):
             name = f" ({printable(each[0].name)})" if len(same) > len(each) == 1 else ""
-            groups.append(Group(f"{described[same[0].path]}{name}", each))
+            groups.append(Group(f"{label}{name}", each))
     return groups
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,12 +16,12 @@ from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.report.commands import commands
-from fastae.report.compare import compare
+from fastae.report.compare import Comparison, compare
 from fastae.report.differences import differences
 from fastae.report.figures import Curve, draw_curves, draw_strips, short
+from fastae.report.gallery import make_gallery
 from fastae.report.groups import Group, group_seeds
-from fastae.report.page import Chart, Page, render
-from fastae.report.quality import make_gallery, measure
+from fastae.report.page import render
 from fastae.report.runs import Run, Series, find_runs
 from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
 from fastae.utils.console import log, printable, track
@@ -30,6 +33,21 @@ PAGE = "report.html"
 PICTURES = "reconstructions.png"
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A figure with curves."""
+
+    name: str
+    """The name of its file, without a suffix."""
+
+    title: str
+
+    alt: str
+    """A description for readers who cannot see it."""
+
+    svg: bytes
+
+
 def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
     """Writes the page and its figures; returns the page's path.
 
@@ -37,7 +55,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
         folders: run folders, or folders with runs one or two levels below.
         out: the page. Default: report.html in the folder, or in the common parent of several folders. The
             figures are written into a folder beside the page that has the page's name without the suffix.
-        data: the folder of the runs' images, as for `measure`.
+        data: the folder of the runs' images, as for `make_gallery`.
 
     Raises:
         FastaeError: an argument is wrong, a file cannot be written, or the page would replace one that has
@@ -49,64 +67,49 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     folders = list(map(expand_home, folders))
     out = _choose_out(folders, expand_home(out) if out else None)
     runs, warnings = find_runs(folders)
-    page, figures = _page(runs, warnings, data, arguments)
-    if PICTURES not in figures and out.exists() and (out.with_suffix("") / PICTURES).exists():
-        reason = next(iter(page.unmeasured), "there is nothing to show")
+    comparison, groups = compare(runs), group_seeds(runs)
+    groups.sort(key=lambda group: group.runs[0] not in comparison.compared)
+    gallery, missing = make_gallery(track(groups, "reconstructing"), use_device(choose_device("auto")), data)
+    if not gallery and out.exists() and (out.with_suffix("") / PICTURES).exists():
         raise FastaeError(
-            f"{str(out)!r} has reconstructions that a new page would lack ({reason}); or set another --out"
+            f"{str(out)!r} is kept, since a new page would have {missing[0]}; or set another --out"
         )
-    _write(out, render(page), figures)
-    for warning in [*page.warnings, *page.unmeasured]:
+    warnings = [*warnings, *comparison.warnings, *missing]
+    content = _content(runs, groups, comparison)
+    page = render(**content, gallery=gallery, warnings=warnings, commands=commands(runs, arguments))
+    figures = {f"{chart.name}.svg": chart.svg for chart in content["charts"]}
+    if gallery:
+        figures[PICTURES] = draw_strips([gallery.row(each) for each in chain(*gallery.groups.values())])
+    _write(out, page, figures)
+    for warning in warnings:
         log(f"warning   {printable(warning)}", "yellow")
-    log(f"answer    {page.headline}", "bold")
+    log(f"answer    {content['headline']}", "bold")
     log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
     return out
 
 
-def _page(
-    runs: Sequence[Run], warnings: Sequence[str], data: str | None, arguments: Sequence[Sequence[str]]
-) -> tuple[Page, dict[str, bytes]]:
-    """Makes the page, and its figures by file name."""
-    comparison, groups = compare(runs), group_seeds(runs)
-    compared = {run.path for run in comparison.compared}
-    groups.sort(key=lambda group: group.runs[0].path not in compared)
-    measured, unmeasured = measure(track(runs, "reconstructing"), use_device(choose_device("auto")), data)
-    gallery = make_gallery(groups, measured)
-    charts = _charts(groups)
-    found = differences(comparison, measured)
+def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Comparison) -> dict[str, Any]:
+    """What the page shows of the runs' numbers and settings."""
+    found = differences(comparison)
     headline, sentences = answer(comparison, groups[0].label, found)
-    difference_head, difference_rows = difference_table(found)
-    head, rows = table(groups, measured)
     differing, common = settings(runs)
-    page = Page(
-        is_single=len(runs) == 1,
-        has_seeds=any(len(group.runs) > 1 for group in groups),
-        headline=headline,
-        sentences=sentences,
-        made=time.strftime("%-d %B %Y, %H:%M"),
-        version=__version__,
-        warnings=[*warnings, *comparison.warnings],
-        unmeasured=unmeasured,
-        charts=charts,
-        gallery=gallery,
-        head=head,
-        rows=rows,
-        difference_head=difference_head,
-        difference_rows=difference_rows,
-        undecided=undecided(comparison, found) if found else (),
-        hours=list(hours(runs)),
-        differing=differing,
-        common=common,
-        commands=list(commands(runs, arguments)),
-    )
-    figures = {f"{chart.name}.svg": chart.svg for chart in charts}
-    if gallery:
-        shown = [row.pictures for rows in gallery.groups.values() for row in rows]
-        figures[PICTURES] = draw_strips(shown)
-    return page, figures
+    return {
+        "is_single": len(runs) == 1,
+        "headline": headline,
+        "sentences": sentences,
+        "made": time.strftime("%-d %B %Y, %H:%M"),
+        "version": __version__,
+        "charts": draw_charts(groups),
+        "numbers": table(groups),
+        "differences": difference_table(found),
+        "undecided": undecided(comparison, found) if found else (),
+        "hours": hours(runs),
+        "differing": differing,
+        "common": common,
+    }
 
 
-def _charts(groups: Sequence[Group]) -> list[Chart]:
+def draw_charts(groups: Sequence[Group]) -> list[Chart]:
     """The charts that have data.
 
     They are the article's first figure (training batches), held-out images, and the second half of the
@@ -116,10 +119,12 @@ def _charts(groups: Sequence[Group]) -> list[Chart]:
     held_out = _curves(groups, lambda run: run.held_out)
     half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
     later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
-    charts = [_chart("train", "Training batches", train), _chart("held-out", "Held-out images", held_out)]
-    if len(later) > 1:
-        charts.append(_chart("held-out-later", f"Held-out images from iteration {half:,} on", later, half))
-    return [chart for chart in charts if chart]
+    charts = [
+        ("train", f"Training batches{_smoothed(train)}", train),
+        ("held-out", "Held-out images", held_out),
+        ("held-out-later", f"Held-out images from iteration {half:,} on", later if len(later) > 1 else []),
+    ]
+    return [_chart(name, title, curves) for name, title, curves in charts if curves]
 
 
 def _curves(
@@ -133,13 +138,10 @@ def _curves(
     ]
 
 
-def _chart(name: str, title: str, curves: Sequence[Curve], start: int = 0) -> Chart | None:
-    if not curves:
-        return None
+def _chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
     ends = ", ".join(f"{curve.label} {_end(curve)}" for curve in curves)
     alt = f"{title}: squared error × 10⁷ by iteration. At the end: {ends}."
-    weights = [curve.smoothing for curve in curves if curve.is_smoothed]
-    return Chart(name, title, alt, draw_curves(curves, start), weights)
+    return Chart(name, title, alt, draw_curves(curves))
 
 
 def _end(curve: Curve) -> str:
@@ -149,12 +151,19 @@ def _end(curve: Curve) -> str:
     return short(float(finite[-1])) if len(finite) else "unknown"
 
 
+def _smoothed(curves: Sequence[Curve]) -> str:
+    """Words on the weights by which curves are smoothed, such as ", smoothed by 0.17 to 0.95"."""
+    weights = [curve.smoothing for curve in curves]
+    if not any(weights):
+        return ""
+    ends = dict.fromkeys(f"{weight:.2g}" for weight in (min(weights), max(weights)))
+    return f", smoothed by {' to '.join(ends)}"
+
+
 def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
     if out is None:
-        if len(folders) == 1:
-            return folders[0] / PAGE
-        known = [folder.absolute() for folder in folders if folder.is_dir()]  # `find_runs` rejects the others
-        return (Path(os.path.commonpath(known)) if known else Path()) / PAGE
+        several = len(folders) > 1
+        return Path(os.path.commonpath([each.absolute() if several else each for each in folders])) / PAGE
     if out.suffix.lower() not in (".html", ".htm"):
         raise FastaeError(f"--out {str(out)!r} must end in .html: its figures go into a folder of that name")
     if out.is_dir():

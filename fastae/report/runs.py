@@ -21,10 +21,13 @@ from fastae.monitor.files import read_sessions
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
-from fastae.runs.metrics import NAME, Metrics, Rows, read_metrics
+from fastae.runs.metrics import NAME, Metrics, read_metrics
 from fastae.utils.console import printable
 
 CONFIG = "config.json"
+
+METRICS = {"held-out error": "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
+"""Heading -> column of metrics.csv: what is measured of the held-out images."""
 
 MAX_TEXT = 200
 """The most characters shown of a text in config.json."""
@@ -43,6 +46,11 @@ class Series:
     def __len__(self) -> int:
         return len(self.steps)
 
+    @property
+    def last(self) -> float:
+        """The last value; nan if there is none."""
+        return float(self.values[-1]) if len(self) else math.nan
+
     def finite(self) -> Series:
         known = np.isfinite(self.values)
         return Series(self.steps[known], self.values[known])
@@ -56,7 +64,7 @@ class Series:
         return float(found[0]) if len(found) else math.nan
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """One run, as read from its folder."""
 
@@ -69,15 +77,6 @@ class Run:
 
     metrics: Metrics
 
-    kwh: float
-    """The energy of all of the run's GPUs; nan if unknown."""
-
-    weights_of: int | None = None
-    """The iteration of the run's final weights; None if the run has not finished."""
-
-    took_turns: bool = False
-    """Whether it took turns with other runs of a sweep, so that its energy and speed are unknown."""
-
     @property
     def config(self) -> TrainConfig:
         return self.description.config
@@ -87,19 +86,23 @@ class Run:
         return self.config.loss
 
     @property
+    def took_turns(self) -> bool:
+        """Whether it took turns with other runs of a sweep, so that its energy and speed are unknown."""
+        return self.description.at_once != 1
+
+    @property
     def train(self) -> Series:
         """loss_index (MSE x 1e7) of training batches."""
-        return _series(self.metrics.train, "loss_index")
+        return Series(self.metrics.train.iterations, self.metrics.train.values["loss_index"])
 
     @property
     def held_out(self) -> Series:
         """loss_index of the held-out images."""
-        return _series(self.metrics.held_out, "loss_index")
+        return self.evaluated("loss_index")
 
-    @property
-    def psnr(self) -> Series:
-        """The logged PSNR of the held-out images, in dB."""
-        return _series(self.metrics.held_out, "psnr")
+    def evaluated(self, metric: str) -> Series:
+        """A metric of the held-out images, which is one of METRICS; nan where it was not logged."""
+        return Series(self.metrics.held_out.iterations, self.metrics.held_out.values[metric])
 
     @property
     def iteration(self) -> int:
@@ -110,7 +113,7 @@ class Run:
     def finished(self) -> bool:
         """Whether it has done all iterations or, if limited by --minutes, has final weights."""
         return self.iteration >= self.config.iterations or (
-            self.config.minutes is not None and self.weights_of == self.iteration > 0
+            self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration > 0
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -131,6 +134,20 @@ class Run:
     def seconds(self) -> float:
         """The training time of all sessions: steps and waiting for data, without start-up and evaluations."""
         return float(self.windows()[1].sum())
+
+    @property
+    def kwh(self) -> float:
+        """The energy of all of the run's GPUs; nan unless it was measured in all sessions.
+
+        A session that was killed has measured nothing.
+        """
+        try:
+            energies = [report.summary.kwh for report in read_sessions(self.path)]
+        except FastaeError:
+            return math.nan
+        known = [kwh for kwh in energies if kwh is not None]
+        is_complete = len(known) == len(energies) == 1 + len(self.description.resumed)
+        return sum(known) if is_complete and not self.took_turns else math.nan
 
 
 def as_text(value: object) -> str:
@@ -186,29 +203,12 @@ def _find(folders: Sequence[Path]) -> dict[Path, bool]:
 
 
 def _read(path: Path) -> Run:
-    folder = RunFolder(path)
-    description = folder.describe()
+    description = RunFolder(path).describe()
     try:
         metrics = read_metrics(path / NAME)
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
-    took_turns = description.at_once != 1
-    kwh = math.nan if took_turns else _kwh(path, 1 + len(description.resumed))
-    return Run(path.name, path, description, metrics, kwh, finished_at(folder), took_turns)
-
-
-def _kwh(path: Path, sessions: int) -> float:
-    """The energy if it was measured for all GPUs in all sessions, else nan. Killed sessions have none."""
-    try:
-        energies = [report.summary.kwh for report in read_sessions(path)]
-    except FastaeError:
-        return math.nan
-    known = [kwh for kwh in energies if kwh is not None]
-    return sum(known) if len(known) == len(energies) == sessions else math.nan
-
-
-def _series(rows: Rows, name: str) -> Series:
-    return Series(rows.iterations, rows.values[name])
+    return Run(path.name, path, description, metrics)
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import compress
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,7 @@ from fastae.losses import LOSSES
 from fastae.report.compare import Comparison
 from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
 from fastae.report.groups import Group
-from fastae.report.quality import Measurement
-from fastae.report.runs import Run, as_text
+from fastae.report.runs import METRICS, Run, as_text
 from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
@@ -32,7 +30,7 @@ COLUMNS: dict[str, Callable[[float], str]] = {
     "iterations": "{:,.0f}".format,
     "held-out error": "{:,.0f}".format,
     "PSNR": "{:.2f}".format,
-    "SSIM": "{:.3f}".format,
+    "SSIM": "{:.4f}".format,
     "images/s": "{:,.1f}".format,
     "training": duration,
     "energy": "{:.3g} kWh".format,
@@ -40,35 +38,39 @@ COLUMNS: dict[str, Callable[[float], str]] = {
 
 
 @dataclass(frozen=True)
-class TableRow:
-    """A row of the table of runs."""
+class Cell:
+    """A cell of a table."""
 
-    cells: tuple[str, ...]
-    """The cells, in the order of the table's head."""
+    text: str
 
     detail: str = ""
-    """The small text below the first cell."""
+    """A small text below it."""
 
-    is_mean: bool = False
-    """Whether the row is the mean of several runs."""
+    is_bold: bool = False
 
 
 @dataclass(frozen=True)
-class DifferenceRow:
-    """A row of the table of differences."""
+class Row:
+    """A row of a table."""
 
-    name: str
+    cells: Sequence[Cell]
+    """The cells, of which the first is the row's name."""
 
-    samples: str
-    """The sizes of the samples, in words."""
+    seeds: int = 1
+    """The number of seeds whose mean the row is."""
 
-    cells: tuple[Difference | None, ...]
-    """The cells, in the order of the table's head; None if there is no interval."""
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report."""
+
+    head: Sequence[str]
+    rows: Sequence[Row]
 
 
 def answer(
     comparison: Comparison, label: str, found: Mapping[str, Mapping[str, Difference]]
-) -> tuple[str, tuple[str, ...]]:
+) -> tuple[str, list[str]]:
     """Makes a headline and at most three sentences from the numbers.
 
     Args:
@@ -78,44 +80,38 @@ def answer(
     """
     at, errors = comparison.at, comparison.errors
     if not at:
-        return "Nothing to compare yet", (
-            "The runs share no iteration, after the first, at which all of them were evaluated.",
-        )
+        return "Nothing to compare yet", [
+            "The runs share no iteration, after the first, at which all of them were evaluated."
+        ]
+    means = {loss: _mean(values, "{:,.0f}".format) for loss, values in errors.items()}
     ranked = list(errors)
     best, worst = ranked[0], ranked[-1]
-    lowest, highest = errors[best].mean(), errors[worst].mean()
     length = trained_share(comparison)
-    deviation = comparison.deviation
     if len(errors) == 1:
-        seeds = "" if deviation is None else f" (± {deviation:,.0f} over {len(errors[best])} seeds)"
-        headline = f"{label}: a held-out error of {lowest:,.0f}{seeds} after {at:,} iterations"
         start = comparison.compared[0].held_out.at(0)
         began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
-        return headline, (f"That is {percent(length)} of the article's training.{began}",)
-    apart = percent(comparison.difference / highest if highest else 0.0)
+        headline = f"{label}: a held-out error of {means[best]} after {at:,} iterations"
+        return headline, [f"That is {percent(length)} of the article's training.{began}"]
+    highest = errors[worst].mean()
+    apart = percent((highest - errors[best].mean()) / highest if highest else 0.0)
     if length < LONG_ENOUGH:
         headline = f"Too short to tell: {percent(length)} of the article's training"
     else:
         headline = f"The {len(errors)} losses end within {apart} of each other"
     sentences = [
-        f"At iteration {at:,} the held-out error is lowest for {best}, {lowest:,.0f}, and highest for "
-        f"{worst}, {highest:,.0f}, {apart} apart."
+        f"At iteration {at:,} the held-out error is lowest for {best}, {means[best]}, and highest for "
+        f"{worst}, {means[worst]}, {apart} apart."
     ]
-    if deviation is None:
+    if max(map(len, errors.values())) == 1:
         sentences.append(
             "Each loss was trained with one seed; fastae sweep --repeats shows the effect of other seeds."
-        )
-    else:
-        sentences.append(
-            f"Their difference is {comparison.difference:,.0f}, and the standard deviation over the seeds of "
-            f"one loss is up to {deviation:,.0f}."
         )
     if element := found.get(ELEMENT, {}).get("held-out error"):
         sentences.append(
             f"Squared error minus cross entropy is {element.number} ({percent(CONFIDENCE)} interval: "
             f"{element.interval}; {element.samples})."
         )
-    return headline, tuple(sentences)
+    return headline, sentences
 
 
 def trained_share(comparison: Comparison) -> float:
@@ -124,16 +120,15 @@ def trained_share(comparison: Comparison) -> float:
     return images * len(LOSSES) / ARTICLE_IMAGES
 
 
-def difference_table(
-    found: Mapping[str, Mapping[str, Difference]],
-) -> tuple[list[str], list[DifferenceRow]]:
-    """The head and the rows of the table of differences."""
-    head = list(dict.fromkeys(metric for row in found.values() for metric in row))
-    rows = [
-        DifferenceRow(name, next(iter(row.values())).samples, tuple(map(row.get, head)))
-        for name, row in found.items()
-    ]
-    return ["difference", *head], rows
+def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
+    """The table of differences; an interval that excludes 0 is bold."""
+    metrics = [heading for heading in METRICS if any(heading in row for row in found.values())]
+    rows = []
+    for name, row in found.items():
+        known = [row.get(heading) for heading in metrics]
+        cells = [Cell(each.number, each.interval, each.is_decided) if each else Cell(NONE) for each in known]
+        rows.append(Row([Cell(name, next(iter(row.values())).samples), *cells]))
+    return Table([f"difference, {percent(CONFIDENCE)} interval", *metrics], rows)
 
 
 def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
@@ -154,47 +149,45 @@ def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Differenc
     )
 
 
-def table(groups: Sequence[Group], measured: Mapping[Path, Measurement]) -> tuple[list[str], list[TableRow]]:
-    """The head and the rows of the table of runs.
+def table(groups: Sequence[Group]) -> Table:
+    """The table of runs.
 
     There is a row for each run and, below several seeds of a group, a row with their mean and standard
     deviation. Columns without a value are omitted.
     """
-    runs = [run for group in groups for run in group.runs]
     has_seeds = any(len(group.runs) > 1 for group in groups)
-    numbers = {run.path: _numbers(run, measured.get(run.path)) for run in runs}
-    known = np.isfinite(np.array(list(numbers.values()))).any(axis=0)
+    numbers = {run.path: _numbers(run) for group in groups for run in group.runs}
+    known = np.isfinite(np.stack(list(numbers.values()))).any(axis=0)
+    forms = list(compress(COLUMNS.values(), known))
     rows = []
     for group in groups:
-        for run in group.runs:
+        seeds = np.stack([numbers[run.path][known] for run in group.runs])
+        for run, values in zip(group.runs, seeds, strict=True):
             names = [run.name] * (run.name != group.loss) + [f"seed {run.config.seed}"] * has_seeds
-            rows.append(TableRow((group.label, *_cells(numbers[run.path], known)), ", ".join(names)))
-        if len(group.runs) > 1:
-            seeds = [numbers[run.path] for run in group.runs]
-            with np.errstate(invalid="ignore"):  # the PSNR is infinite if the error is zero
-                means, deviations = np.mean(seeds, axis=0), np.std(seeds, axis=0, ddof=1)
-            both = zip(_cells(means, known), _cells(deviations, known), strict=True)
-            cells = (
-                mean if deviation in (NONE, "0") else f"{mean} ± {deviation}" for mean, deviation in both
-            )
-            rows.append(TableRow((group.label, *cells), f"mean of {len(seeds)} seeds", is_mean=True))
-    return ["loss", *compress(COLUMNS, known)], rows
+            cells = [Cell(_text(value, form)) for value, form in zip(values, forms, strict=True)]
+            rows.append(Row([Cell(group.label, ", ".join(names)), *cells]))
+        if len(seeds) > 1:
+            cells = [Cell(_mean(values, form)) for values, form in zip(seeds.T, forms, strict=True)]
+            rows.append(Row([Cell(group.label, f"mean of {len(seeds)} seeds"), *cells], len(seeds)))
+    return Table(["loss", *compress(COLUMNS, known)], rows)
 
 
-def _numbers(run: Run, measured: Measurement | None) -> list[float]:
-    """A run's values in COLUMNS; nan if unknown. loss_index is the last logged one."""
-    logged = run.metrics.held_out.values
-    last, psnr = (
-        float(logged[name][-1]) if len(logged[name]) else math.nan for name in ("loss_index", "psnr")
-    )
-    quality = (measured.psnr, measured.ssim) if measured else (psnr, math.nan)
-    return [run.iteration, last, *quality, run.images_per_second, run.seconds or math.nan, run.kwh]
+def _numbers(run: Run) -> np.ndarray:
+    """A run's values in COLUMNS; nan if unknown. Those of the held-out images are the last logged ones."""
+    quality = [run.evaluated(metric).last for metric in METRICS.values()]
+    return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 
-def _cells(numbers: Sequence[float], known: Sequence[bool]) -> list[str]:
-    """The cells of the known columns."""
-    cells = (form(n) if math.isfinite(n) else NONE for n, form in zip(numbers, COLUMNS.values(), strict=True))
-    return list(compress(cells, known))
+def _text(value: float, form: Callable[[float], str]) -> str:
+    return form(value) if math.isfinite(value) else NONE
+
+
+def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
+    """The mean of values (n,) and, if they differ, their standard deviation; a dash if one is not finite."""
+    if not np.isfinite(values).all():
+        return NONE
+    deviation = f" ± {form(values.std(ddof=1))}" if np.ptp(values) else ""
+    return f"{form(values.mean())}{deviation}"
 
 
 def hours(runs: Sequence[Run]) -> Iterator[str]:
@@ -228,21 +221,21 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
     """(name, value) of settings that differ between the runs or from the defaults, and of all others."""
     defaults = {flag(field.name): field.default for field in fields(TrainConfig)}
     described = {run.name: dict(_settings(run)) for run in runs}
-    differing, common = [], []
+    differing: list[tuple[str, str]] = []
+    common: list[tuple[str, str]] = []
     for name in dict.fromkeys(name for each in described.values() for name in each):
         having: dict[Any, list[str]] = {}
         for run, values in described.items():
             having.setdefault(values.get(name), []).append(run)
         value = next(iter(having))
+        default = defaults.get(name, value)
         if len(having) > 1:
-            differing.append(
-                (name, "; ".join(f"{_shown(each)} ({', '.join(of)})" for each, of in having.items()))
-            )
-        elif name in defaults and value != defaults[name]:
-            default = "" if defaults[name] is None else f" (default: {_shown(defaults[name])})"
-            differing.append((name, f"{_shown(value)}{default}"))
+            text = "; ".join(f"{_shown(each)} ({', '.join(of)})" for each, of in having.items())
+        elif default in (value, None):
+            text = _shown(value)
         else:
-            common.append((name, _shown(value)))
+            text = f"{_shown(value)} (default: {_shown(default)})"
+        (common if having.keys() == {default} else differing).append((name, text))
     return differing, common
 
 

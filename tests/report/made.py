@@ -35,14 +35,14 @@ def make_run(
     gpu=None,
     weights=None,
     rate=100.0,
-    psnr=None,
+    quality=lambda step: {},
     described=None,
     **settings,
 ):
     """A run of `loss` that logged these loss_index: iteration -> value.
 
-    weights: seed of the model, None for no weights. gpu: UsageReports for gpu.json. psnr: of the held-out
-    images, as logged. described: more of config.json.
+    weights: seed of the model, None for no weights. gpu: UsageReports for gpu.json. quality: iteration ->
+    the PSNR and SSIM that were logged. described: more of config.json.
     """
     config = TrainConfig(loss=loss, data=str(data), **{**SMALL, **settings})
     train = train if train is not None else {1: 900_000.0, 50: 400_000.0, 100: 300_000.0}
@@ -70,8 +70,7 @@ def make_run(
             if step in train:
                 metrics.append(step, TRAIN, loss_index=train[step], images_per_second=rate)
             if step in held_out:
-                also = {} if psnr is None else {"psnr": psnr}
-                metrics.append(step, HELD_OUT, loss_index=held_out[step], **also)
+                metrics.append(step, HELD_OUT, loss_index=held_out[step], **quality(step))
     if gpu:
         (folder / REPORT).write_text(json.dumps([dataclasses.asdict(each) for each in gpu]))
     if weights is not None:

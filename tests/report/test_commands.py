@@ -1,9 +1,12 @@
 """The commands that repeat runs: what was typed, a whole sweep in one."""
 
 import json
+import shlex
 
+import click
 import pytest
 
+from fastae.cli.options import options_of
 from fastae.config import TrainConfig
 from fastae.data.files.manifest import Manifest
 from fastae.losses import LOSSES
@@ -67,9 +70,19 @@ def test_the_folder_that_a_sweep_named_by_the_time_was_not_typed_and_turns_were(
     assert "--out" not in second and "--at-once" not in second
 
 
-def test_an_option_and_its_value_are_one_piece_and_a_run_has_its_folder(tmp_path):
-    run = make_run(tmp_path / "run", out="a folder/run", amp=True, channels_last=False, data="it's")
-    (command, report) = commands(find_runs([run])[0], [["x y"], ["--data", "it's"]])
-    assert command[:2] == ("fastae", "train")
-    assert {"--amp", "--no-channels-last", "--out 'a folder/run'", "--image-size 32"} <= set(command)
+def test_an_option_and_its_value_are_one_piece_and_give_the_settings_again(tmp_path):
+    settings = {
+        "loss": "sample_bce", "seed": 3, "amp": True, "channels_last": False, "minutes": 2.5,
+        "data": "/a folder/with 'quotes' $HOME", "out": "a folder/run",
+    }  # fmt: skip
+    runs, _ = find_runs([make_run(tmp_path / "run", **settings)])
+
+    @click.command()
+    @options_of(TrainConfig)
+    def parse(**values):
+        return TrainConfig(**values)
+
+    (_, name, *pieces), report = commands(runs, [["x y"], ["--data", "it's"]])
+    assert name == "train" and {"--amp", "--no-channels-last", "--out 'a folder/run'"} <= set(pieces)
+    assert parse.main(shlex.split(" ".join(pieces)), standalone_mode=False) == runs[0].config
     assert report == ("fastae", "report", "'x y'", """--data 'it'"'"'s'""")

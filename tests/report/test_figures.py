@@ -11,16 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fastae.losses import LOSSES
-from fastae.report.figures import (
-    HUES,
-    Curve,
-    draw_curves,
-    draw_strips,
-    short,
-    smooth,
-    smoothing_weight,
-    styles,
-)
+from fastae.report import figures
 from fastae.report.runs import Series
 
 
@@ -29,7 +20,7 @@ def series(*values):
 
 
 def curve(loss, *seeds, label=None, is_smoothed=False):
-    return Curve(loss, label or loss, tuple(seeds), is_smoothed)
+    return figures.Curve(loss, label or loss, tuple(seeds), is_smoothed)
 
 
 def texts(svg):
@@ -37,12 +28,16 @@ def texts(svg):
     return [each.text for each in root.iter("{http://www.w3.org/2000/svg}text")]
 
 
+def height(svg):
+    return float(ElementTree.fromstring(svg).get("viewBox").split()[3])
+
+
 def test_a_figure_names_each_loss_once_in_text_and_no_address():
     drawn = [curve(loss, series(*range(300, 1, -1)), is_smoothed=True) for loss in LOSSES]
-    svg = draw_curves(drawn)
-    assert svg == draw_curves(drawn), "the same figure is the same file"
+    svg = figures.draw_curves(drawn)
+    assert svg == figures.draw_curves(drawn), "the same figure is the same file"
     assert {*LOSSES, "iteration"} <= set(texts(svg)) and texts(svg).count("pixel_mse") == 1
-    assert all(hue.encode() in svg for hue in HUES.values())
+    assert all(color.encode() in svg for color in figures.COLORS.values())
     assert all(part.startswith("://www.w3.org/") for part in svg.decode().split("http")[1:])
 
 
@@ -54,12 +49,12 @@ def test_any_values_are_drawn(values):
         for repeated in (1, 60):
             seed = series(*(values * repeated))
             drawn = [curve("sample_bce", seed, is_smoothed=is_smoothed), curve("pixel_mse", seed, seed)]
-            assert "iteration" in texts(draw_curves(drawn))
+            assert "iteration" in texts(figures.draw_curves(drawn))
 
 
 def test_a_long_curve_is_a_small_figure():
     noise = np.random.default_rng(0).random(100_000) + 1
-    assert len(draw_curves([curve("sample_bce", series(*noise), is_smoothed=True)])) < 200_000
+    assert len(figures.draw_curves([curve("sample_bce", series(*noise), is_smoothed=True)])) < 200_000
 
 
 def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged():
@@ -68,41 +63,42 @@ def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged():
     assert seeds.steps.tolist() == [1, 2, 4]
     assert seeds.drawn.mean(axis=0).tolist() == [6, 5, 3]
     assert seeds.since(2).steps.tolist() == [2, 4]
-    alone, several = (
-        draw_curves([each]).count(b'id="FillBetween') for each in (curve("pixel_mse", short_one), seeds)
-    )
-    assert (alone, several) == (0, 1)
+    drawn = [figures.draw_curves([each]) for each in (curve("pixel_mse", short_one), seeds)]
+    assert [svg.count(b'id="FillBetween') for svg in drawn] == [0, 1]
 
 
 def test_curves_of_one_loss_are_named_and_no_two_look_alike():
     labels = [f"pixel_mse --lr {lr}" for lr in range(12)]
-    svg = draw_curves([curve("pixel_mse", series(9, 5, 4), label=label) for label in labels])
+    svg = figures.draw_curves([curve("pixel_mse", series(9, 5, 4), label=label) for label in labels])
     assert set(labels) <= set(texts(svg))
-    looks = [
-        (each["color"], str(each["linestyle"])) for each in styles(["pixel_mse"] * 12 + ["pixel_bce"] * 12)
-    ]
-    assert len(set(looks)) == 24
-    assert [each["color"] for each in styles(list(LOSSES))] == [HUES[loss.split("_")[0]] for loss in LOSSES]
+    looks = figures.styles(["pixel_mse"] * 12 + ["pixel_bce"] * 12)
+    assert len({(look["color"], look["linestyle"]) for look in looks}) == 24
+
+
+@pytest.mark.parametrize("points", [1, 2, 3, 7, 13, 100])
+def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(points):
+    marked = {}
+    for index, loss in enumerate(LOSSES):
+        first, distance = figures.marked_points(points, index)
+        marked[loss] = set(range(first, points, distance))
+    for element in ("bce", "mse"):
+        of_element = [places for loss, places in marked.items() if element in loss]
+        assert all(of_element) and (points < 3 or not set.intersection(*of_element))
+        assert points < 3 or sum(map(len, of_element)) == len(set.union(*of_element))
 
 
 def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
     label = "pixel_mse --learning-rate 0.1 --batch-size 8 (folder $x$ of another name)"
-    svg = draw_curves([curve("pixel_mse", series(2, 1), label=f"{index} {label}") for index in range(9)])
+    svg = figures.draw_curves([curve("pixel_mse", series(2, 1), label=f"{n} {label}") for n in range(9)])
     lines = [text for text in texts(svg) if text and "--" in text]
     assert len(lines) == 9 and all(text.endswith("--batch-size 8 (folder $x$") for text in lines)
     assert texts(svg).count("of another name)") == 9
-    few = draw_curves([curve("pixel_mse", series(2, 1))])
-    height, height_of_few = (
-        float(ElementTree.fromstring(each).get("viewBox").split()[3]) for each in (svg, few)
-    )
-    assert height > height_of_few
+    assert height(svg) > height(figures.draw_curves([curve("pixel_mse", series(2, 1))]))
 
 
-@pytest.mark.parametrize(
-    ("points", "weight"), [(0, 0), (1, 0), (20, 0), (100, 0), (200, 0.5), (2000, 0.95), (10**6, 0.95)]
-)
+@pytest.mark.parametrize(("points", "weight"), [(0, 0), (100, 0), (200, 0.5), (2000, 0.95), (10**6, 0.95)])
 def test_smoothing_suits_the_number_of_points(points, weight):
-    assert smoothing_weight(points) == pytest.approx(weight)
+    assert figures.smoothing_weight(points) == pytest.approx(weight)
     values = np.linspace(1, 0.5, points)
     drawn = curve("pixel_mse", Series(np.arange(points), values), is_smoothed=True).drawn[0]
     # It lags behind by a hundredth of the curve, of which this one falls by half.
@@ -110,7 +106,7 @@ def test_smoothing_suits_the_number_of_points(points, weight):
 
 
 def test_numbers_are_short():
-    assert [short(value).replace("\xa0", " ") for value in (0, 950, 1234, 999_999, 1_234_567)] == [
+    assert [figures.short(value) for value in (0, 950, 1234, 999_999, 1_234_567)] == [
         "0", "950", "1.23 k", "1 M", "1.23 M",
     ]  # fmt: skip
 
@@ -118,7 +114,7 @@ def test_numbers_are_short():
 @pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 144), (128, 128), (256, 256)])
 def test_an_image_is_shown_at_128_pixels_at_least(side, shown):
     pictures = np.random.default_rng(0).integers(0, 255, (2, side, side, 3), np.uint8)
-    strip = np.asarray(Image.open(io.BytesIO(draw_strips([pictures]))))
+    strip = np.asarray(Image.open(io.BytesIO(figures.draw_strips([pictures]))))
     assert strip.shape == (shown, 2 * (shown + 4), 4)
     assert np.array_equal(strip[:: shown // side, 2 : shown + 2 : shown // side, :3], pictures[0])
 
@@ -126,7 +122,7 @@ def test_an_image_is_shown_at_128_pixels_at_least(side, shown):
 @given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50), st.floats(0, 0.99))
 @settings(max_examples=50, deadline=None)
 def test_smoothing_is_the_weighted_mean_that_tensorboard_shows(values, weight):
-    smoothed = smooth(np.array(values), weight)
+    smoothed = figures.smooth(np.array(values), weight)
     for index in range(len(values) if len(set(values)) > 1 else 0):
         weights = weight ** np.arange(index, -1, -1.0)
         expected = np.average(values[: index + 1], weights=weights)
@@ -134,7 +130,7 @@ def test_smoothing_is_the_weighted_mean_that_tensorboard_shows(values, weight):
 
 
 def test_smoothing_leaves_constants_and_what_is_not_finite_alone():
-    assert smooth(np.full(5, 0.1), 0.95).tolist() == [0.1] * 5 and len(smooth(np.array([]), 0.95)) == 0
-    smoothed = smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
+    assert figures.smooth(np.full(5, 0.1), 0.95).tolist() == [0.1] * 5
+    smoothed = figures.smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
     # By hand: 10; (0.95 * 0.5 + 0.05 * 20) / (1 - 0.95^2); ...
     assert smoothed == pytest.approx([10, math.nan, 15.128205, math.inf, 23.847502], abs=1e-6, nan_ok=True)

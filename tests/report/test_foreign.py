@@ -2,49 +2,30 @@
 
 import json
 import os
-import shutil
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 
 from fastae.errors import FastaeError
-from fastae.report import quality
+from fastae.report import gallery
+from fastae.report.groups import group_seeds
 from fastae.report.make import make_report
 from fastae.report.runs import find_runs
-from fastae.runs.metrics import NAME
+from fastae.runs.metrics import METRICS, NAME
 
 from .made import make_run
 
 
-@contextmanager
+@pytest.fixture
 def no_wait():
     """Has a wait for the other end of a pipe fail; what does not wait is not measured."""
-
-    def wake(*_):
-        pytest.fail("it waited")
-
-    before = signal.signal(signal.SIGALRM, wake)
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waited"))
     signal.alarm(60)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-@pytest.fixture(scope="module")
-def made(face_folder, tmp_path_factory):
-    """A run with its images."""
-    return make_run(tmp_path_factory.mktemp("made") / "run", data=face_folder, weights=0)
-
-
-@pytest.fixture
-def run(made, tmp_path):
-    """One to change."""
-    return shutil.copytree(made, tmp_path / "run")
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 def claim(run, **settings):
@@ -61,7 +42,7 @@ def pictures(page):
 
 
 @pytest.mark.parametrize("how", ["pipe", "device"])
-def test_pipes_and_devices_are_not_read(how, run, face_folder):
+def test_pipes_and_devices_are_not_read(how, run, face_folder, no_wait):
     def put(path):
         path.unlink(missing_ok=True)
         os.mkfifo(path) if how == "pipe" else path.symlink_to("/dev/zero")
@@ -69,17 +50,10 @@ def test_pipes_and_devices_are_not_read(how, run, face_folder):
     (run / "samples").mkdir()
     for name in ("events.out.tfevents.0", "samples/0000100.png", "nan.txt", "gpu.json", "model.safetensors"):
         put(run / name)
-    with no_wait():
-        assert pictures(make_report([run], data=str(face_folder))) == 0
-        put(run / NAME)
-        with pytest.raises(FastaeError, match=NAME):
-            make_report([run])
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """A user's cache that knows no folder yet."""
-    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))
+    assert pictures(make_report([run], data=str(face_folder))) == 0
+    put(run / NAME)
+    with pytest.raises(FastaeError, match=NAME):
+        make_report([run])
 
 
 def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(
@@ -88,13 +62,17 @@ def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(
     (run / "samples").mkdir()
     (run / "samples" / "0000100.png").symlink_to(face_paths[0])
     with monkeypatch.context() as patch:
-        patch.setattr(quality, "open_source", lambda *_, **__: pytest.fail("it is opened"))
+        patch.setattr(gallery, "open_source", lambda *_, **__: pytest.fail("it is opened"))
         patch.setattr(Path, "is_dir", lambda path: str(path) != str(face_folder) or pytest.fail("touched"))
         assert pictures(make_report([run])) == 0
     monkeypatch.setenv("FASTAE_DATA", str(face_folder))
     assert pictures(make_report([run])) == 2  # the user has named it
     monkeypatch.delenv("FASTAE_DATA")
     assert pictures(make_report([run])) == 2  # and is known to have read it
+
+
+def gallery_of(run, data=None):
+    return gallery.make_gallery(group_seeds(find_runs([run])[0]), torch.device("cpu"), data and str(data))
 
 
 def forge(run, face_folder, how):
@@ -117,49 +95,34 @@ def forge(run, face_folder, how):
     (run / "images.json").write_text(json.dumps(listed))
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "no digests",
-        "some digests",
-        "other digests",
-        "other sizes",
-        "another way",
-        "",
-        "a\0b",
-        "\ud800",
-        ".",
-        5,
-        None,
-    ],
-)
+FORGED = (
+    "no digests", "some digests", "other digests", "other sizes", "another way",
+    "", "a\0b", "\ud800", ".", 5, None,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("how", FORGED)
 def test_a_folder_that_its_user_has_read_is_shown_to_nobody_who_does_not_know_its_files(
     how, run, cache, face_folder, monkeypatch
 ):
-    def measured(data=None):
-        return quality.measure(find_runs([run])[0], torch.device("cpu"), data)[0]
-
-    assert measured(str(face_folder)) and measured()
+    assert gallery_of(run, face_folder)[0] and gallery_of(run)[0]
     monkeypatch.chdir(face_folder)
     forge(run, face_folder, how)
-    assert not measured()
+    assert not gallery_of(run)[0]
 
 
 def test_sizes_that_it_claims_take_no_memory_and_threads_are_not_started(run, face_folder, monkeypatch):
-    def measured():
-        return quality.measure(find_runs([run])[0], torch.device("cpu"), str(face_folder))
-
     claim(run, threads=256)
-    assert measured()[0]
+    assert gallery_of(run, face_folder)[0]
     with monkeypatch.context() as patch:
-        patch.setattr(quality, "load_images", lambda *_, **__: pytest.fail("images are read"))
+        patch.setattr(gallery, "load_images", lambda *_, **__: pytest.fail("images are read"))
         for limit in ("MAX_SIDE", "MAX_SET"):
             with monkeypatch.context() as inner:
-                inner.setattr(quality, limit, 31)
-                found, (warning,) = measured()
+                inner.setattr(gallery, limit, 31)
+                found, (warning,) = gallery_of(run, face_folder)
             assert not found and "32 pixels" in warning
         claim(run, image_size=4096)  # the weights do not fit
-        assert not measured()[0]
+        assert not gallery_of(run, face_folder)[0]
     claim(run, threads=100_000)
     with pytest.raises(FastaeError, match="threads must be"):
         find_runs([run])
@@ -188,7 +151,10 @@ def test_whatever_values_it_claims_there_is_a_page(shift, tmp_path):
         (run / "config.json").write_text(json.dumps(described))
         with (run / NAME).open("a") as file:
             for row in range(12 * (shift > 0)):  # first without: errors of zero
-                cells = [NUMBERS[(row * (shift + 1) + column + number) % len(NUMBERS)] for column in range(8)]
+                cells = [
+                    NUMBERS[(row * (shift + 1) + column + number) % len(NUMBERS)]
+                    for column in range(len(METRICS))
+                ]
                 kind = ("train", "held_out")[row % 2]
                 file.write(",".join((str(200 + row * 10 ** (3 * shift)), kind, *cells)) + "\n")
     assert make_report([tmp_path]).is_file()

@@ -54,15 +54,13 @@ def test_a_seed_that_was_trained_twice_and_a_run_that_failed_are_by_themselves(t
     make_run(tmp_path / "seed-again", seed=1)
     make_run(tmp_path / "young", seed=2, train={1: 9e5, 40: 4e5}, held_out={0: 9e5})
     make_run(tmp_path / "lost", seed=3, train={1: 9e5, 100: math.nan})
+    for name in ("a", "b"):
+        make_run(tmp_path / name, "pixel_mse")
     assert groups_of(tmp_path) == {
+        "pixel_mse (a)": ["a"],
+        "pixel_mse (b)": ["b"],
         "minibatch_bce": ["seed-0", "seed-1"],
         "minibatch_bce (seed-again)": ["seed-again"],
         "minibatch_bce (young)": ["young"],
         "minibatch_bce (lost)": ["lost"],
     }
-
-
-def test_two_runs_of_one_seed_are_told_apart_by_their_names(tmp_path):
-    for name in ("a", "b"):
-        make_run(tmp_path / name)
-    assert groups_of(tmp_path) == {"minibatch_bce (a)": ["a"], "minibatch_bce (b)": ["b"]}

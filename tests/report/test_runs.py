@@ -2,13 +2,9 @@
 
 import math
 
-import click
 import pytest
 
-from fastae.cli.options import options_of
-from fastae.config import TrainConfig
 from fastae.errors import FastaeError
-from fastae.report.commands import options
 from fastae.report.runs import find_runs
 from fastae.runs.metrics import NAME
 
@@ -31,13 +27,6 @@ def test_runs_are_found_one_and_two_levels_below_in_the_articles_order(tmp_path)
         ("y", "minibatch_bce", 0), ("z", "minibatch_bce", 1), ("a", "sample_mse", 0),
     ]  # fmt: skip
     assert warnings == []
-
-
-def test_runs_are_named_one_by_one_each_counted_once(tmp_path):
-    one = make_run(tmp_path / "one" / "run")
-    other = make_run(tmp_path / "other" / "run", "pixel_mse")
-    runs, _ = find_runs([one, other, tmp_path / "one", one])
-    assert [run.name for run in runs] == ["one/run", "other/run"]
 
 
 def test_a_folder_that_is_no_run_is_refused_if_named_and_skipped_if_found(tmp_path):
@@ -101,22 +90,6 @@ def test_energy_is_claimed_only_if_all_gpus_were_measured_in_all_of_the_run(tmp_
     assert all(math.isnan(energies[name]) for name in "cdeg"), "a session or a GPU is missing"
 
 
-def test_options_give_the_settings_again(tmp_path):
-    config = TrainConfig(
-        "sample_bce", seed=3, amp=True, channels_last=False, compile=False, minutes=2.5,
-        data="/a folder/with 'quotes' $HOME",
-    )  # fmt: skip
-
-    @click.command()
-    @options_of(TrainConfig)
-    def parse(**values):
-        return TrainConfig(**values)
-
-    assert (
-        parse.main([word for option in options(config) for word in option], standalone_mode=False) == config
-    )
-
-
 @pytest.mark.parametrize(
     ("settings", "train", "held_out", "finished"),
     [
@@ -134,9 +107,7 @@ def test_a_run_ends_with_its_iterations_or_with_the_evaluation_at_its_minutes(
     assert only(make_run(tmp_path / "run", train=train, held_out=held_out, **settings)).finished is finished
 
 
-def test_every_run_has_a_name_of_its_own(tmp_path):
-    folders = [tmp_path / name for name in ("a/s/r", "b/s/r", "b/t/r", "q")]
-    for folder in folders:
-        make_run(folder)
-    names = [run.name for run in find_runs(folders)[0]]
-    assert names == ["a/s/r", "b/s/r", "t/r", "q"]
+def test_every_run_is_counted_once_and_has_a_name_of_its_own(tmp_path):
+    folders = [make_run(tmp_path / name) for name in ("a/s/r", "b/s/r", "b/t/r", "q")]
+    runs, _ = find_runs([*folders, tmp_path / "b", tmp_path / "q"])
+    assert [run.name for run in runs] == ["a/s/r", "b/s/r", "t/r", "q"]

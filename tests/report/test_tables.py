@@ -5,7 +5,6 @@ import pytest
 from fastae.report.compare import compare
 from fastae.report.differences import differences
 from fastae.report.groups import group_seeds
-from fastae.report.quality import Measurement
 from fastae.report.runs import find_runs
 from fastae.report.tables import answer, difference_table, hours, percent, settings, table, undecided
 
@@ -18,11 +17,15 @@ def final(value, at=100):
     return {"train": {1: 9e5, at: value}, "held_out": {0: 9e5, at: value}}
 
 
+def texts(row):
+    return [cell.text for cell in row.cells]
+
+
 def report_on(folder):
     """The groups of its runs, their comparison and differences, and the answer."""
     runs, _ = find_runs([folder])
     groups, comparison = group_seeds(runs), compare(runs)
-    found = differences(comparison, {})
+    found = differences(comparison)
     return groups, comparison, found, answer(comparison, groups[0].label, found)
 
 
@@ -46,19 +49,20 @@ def test_half_of_the_articles_images_are_long_enough(at, batch_size, short, tmp_
     assert ("too short" in headline.lower()) is short and ("10 %" in headline) is not short
 
 
-def test_seeds_are_given_beside_the_difference(tmp_path):
+def test_seeds_are_given_beside_the_means(tmp_path):
     for loss, values in {"minibatch_bce": (310e3, 300e3, 305e3), "pixel_mse": (290e3, 296e3, 293e3)}.items():
         for seed, value in enumerate(values):
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **LONG, **final(value, 100_000))
-    groups, comparison, found, (_, (_, seeds, element)) = report_on(tmp_path)
-    assert "12,000" in seeds and "5,000" in seeds
+    groups, comparison, found, (_, (ends, element)) = report_on(tmp_path)
+    assert "293,000 ± 3,000" in ends and "305,000 ± 5,000" in ends
     # The pairs differ by -20, -4 and -12 thousand: mean -12, deviation 8; t of 2 degrees is 4.3027.
     assert all(text in element for text in ("−12,000", "−31,873 to +7,873", "3 pairs"))
-    head, (row,) = difference_table(found)
-    assert head == ["difference", "held-out error"] and row.cells[0].interval in element
+    differing = difference_table(found)
+    assert differing.head == ["difference, 95 % interval", "held-out error"]
+    assert differing.rows[0].cells[1].detail in element and not differing.rows[0].cells[1].is_bold
     assert "(held-out error)" in undecided(comparison, found)[0]
-    means = [row for row in table(groups, {})[1] if row.is_mean]
-    assert [(row.cells[0], row.cells[2]) for row in means] == [
+    means = [texts(row) for row in table(groups).rows if row.seeds == 3]
+    assert [(name, error) for name, _, error, *_ in means] == [
         ("minibatch_bce", "305,000 ± 5,000"), ("pixel_mse", "293,000 ± 3,000"),
     ]  # fmt: skip
 
@@ -72,29 +76,23 @@ def test_a_run_alone_is_not_compared_nor_are_runs_that_have_only_begun(tmp_path)
     assert "Nothing" in headline
 
 
-def test_settings_of_a_loss_are_told_apart_and_are_not_called_seeds(tmp_path):
-    make_run(tmp_path / "a", "pixel_mse", seed=1, **final(290_000.0))
-    make_run(tmp_path / "b", "pixel_mse", seed=2, lr=5e-4, **final(280_000.0))
-    groups, *_, (headline, _) = report_on(tmp_path)
-    assert "pixel_mse --lr 0.0001" in headline and "290,000" in headline
-    rows = table(groups, {})[1]
-    assert [row.cells[0] for row in rows] == ["pixel_mse --lr 0.0001", "pixel_mse --lr 0.0005"]
-    assert not any("seed" in row.detail for row in rows)
-
-
 def test_the_table_has_the_last_values_as_they_were_logged_and_no_empty_column(tmp_path):
     train = {1: 900e3, 50: 100e3, 100: 300e3}
     held_out = {0: 900e3, 50: 280e3, 100: 310e3}
-    path = make_run(tmp_path / "a", train=train, held_out=held_out, rate=1000.0, gpu=gpu_report(0.5))
-    groups, *_ = report_on(tmp_path)
-    measured = Measurement(100, None, None, None, psnr=21.234, ssim=0.5678)
-    head, (row,) = table(groups, {path: measured})
-    assert dict(zip(head, row.cells, strict=True)) == {
+    quality = {100: {"psnr": 21.234, "ssim": 0.56789}}
+    make_run(
+        tmp_path / "a", train=train, held_out=held_out, rate=1000.0, gpu=gpu_report(0.5),
+        quality=lambda step: quality.get(step, {"psnr": 1.0}),
+    )  # fmt: skip
+    shown = table(report_on(tmp_path)[0])
+    assert dict(zip(shown.head, texts(shown.rows[0]), strict=True)) == {
         "loss": "minibatch_bce", "iterations": "100", "held-out error": "310,000", "PSNR": "21.23",
-        "SSIM": "0.568", "images/s": "1,000.0", "training": "0 s", "energy": "0.5 kWh",
+        "SSIM": "0.5679", "images/s": "1,000.0", "training": "0 s", "energy": "0.5 kWh",
     }  # fmt: skip
-    head, (row,) = table(groups, {})
-    assert not {"PSNR", "SSIM"} & set(head) and len(row.cells) == len(head)
+    make_run(tmp_path / "old" / "b")
+    assert table(report_on(tmp_path / "old")[0]).head == [
+        "loss", "iterations", "held-out error", "images/s", "training",
+    ]  # fmt: skip
 
 
 def test_the_articles_work_is_projected_from_its_own_alone(tmp_path):

@@ -1,0 +1,222 @@
+"""The gallery: held-out images beside their reconstructions by one run of each loss, from its newest weights.
+
+The images are read from the folder that the user names. The folder that config.json names is used only under
+the conditions of `known_folder`, since anybody may have written config.json, and the page shows the images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastae.data import CropResize, load_images
+from fastae.data.faces import synthetic as faces
+from fastae.data.files.check import FileFault, was_checked
+from fastae.data.files.manifest import DIGESTS, Manifest
+from fastae.data.source import VARIABLE, open_source
+from fastae.device.choose import Precision
+from fastae.errors import FastaeError
+from fastae.losses import squared_error
+from fastae.report.groups import Group
+from fastae.report.runs import Run, as_text
+from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import LoadedModel, load_model
+from fastae.training.evaluate import reconstruct
+from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.paths import user_path
+from fastae.utils.sample import evenly_spaced
+
+FLOAT32 = Precision(None, "float32")
+
+MAX_SIDE, MAX_SET = 1024, 1 << 32
+"""The most pixels of a side, and bytes of the held-out images of a data set: config.json may claim any."""
+
+MAX_BATCH = 64 * 128 * 128
+"""The number of pixels that go through the model at once."""
+
+SHOWN = 3
+"""The number of images in each of the groups best, median and worst."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The held-out images of a run."""
+
+    source: tuple[object, ...]
+    """What determines them: equal for runs that were evaluated on the same images."""
+
+    names: tuple[str, ...]
+    """The files' names, without folders and suffixes."""
+
+    images: Tensor
+    """float32 (N, 3, S, S) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """What a run's model makes of the held-out images."""
+
+    label: str
+    """The label of the group of runs that the run represents."""
+
+    iteration: int
+    """The iteration of the weights."""
+
+    reconstructions: np.ndarray
+    """uint8 (N, S, S, 3)."""
+
+    errors: np.ndarray
+    """The mean squared error of each image, (N,)."""
+
+
+@dataclass(frozen=True)
+class Gallery:
+    """The reconstructions that the page shows."""
+
+    held_out: HeldOut
+
+    columns: Sequence[Column]
+
+    groups: Mapping[str, Sequence[int]]
+    """"best", "median" and "worst", or "all" -> indices of images, by their mean error over the columns."""
+
+    def row(self, index: int) -> np.ndarray:
+        """An image and its reconstructions, uint8 (1 + columns, S, S, 3)."""
+        original = to_bytes(self.held_out.images[index : index + 1])
+        return np.concatenate([original, *(column.reconstructions[[index]] for column in self.columns)])
+
+
+def make_gallery(
+    groups: Iterable[Group], device: torch.device, data: str | None = None
+) -> tuple[Gallery | None, list[str]]:
+    """Makes the gallery, with the first run of each group that can reconstruct the gallery's images.
+
+    Args:
+        groups: the groups of runs. The images are those of the first run of which they are found.
+        device: the device of the models.
+        data: the folder of the images. Default: `known_folder`, else $FASTAE_DATA, else the synthetic faces.
+
+    Returns:
+        The gallery, or None if no run has weights and images; and warnings about runs that lack them.
+    """
+    held_out: HeldOut | None = None
+    columns: list[Column] = []
+    warnings: list[str] = []
+    bare: list[str] = []
+    for group in groups:
+        runs = [run for run in group.runs if _has_weights(run)]
+        if not runs:
+            bare.append(group.label)
+        for run in runs:
+            try:
+                loaded = load_model(run.path, device)
+                manifest = RunFolder(run.path).manifest()
+                held_out = held_out or open_held_out(run, manifest, data, device, warnings.append)
+            except (FastaeError, OSError) as error:
+                warnings.append(f"no reconstructions: {error}")
+                continue
+            if held_out.source == _source(run, manifest):
+                columns.append(_column(group.label, loaded, held_out.images))
+                break
+    if bare:
+        warnings.append(f"no reconstructions by {', '.join(bare)}: their folders hold no weights")
+    warnings = list(dict.fromkeys(warnings))
+    if held_out is None:
+        return None, warnings
+    return Gallery(held_out, columns, pick(np.mean([column.errors for column in columns], axis=0))), warnings
+
+
+def open_held_out(
+    run: Run, manifest: Manifest, data: str | None, device: torch.device, warn: Callable[[str], None]
+) -> HeldOut:
+    """Loads the images that the run was evaluated on. Undecodable files are replaced as in training.
+
+    Raises FastaeError if the images are not found, differ from the run's, or are too large.
+    """
+    config = run.config
+    data = data or known_folder(run, manifest)
+    if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
+        where = as_text(run.description.data.folder)
+        raise FastaeError(f"give the folder of the images by --data DIR; config.json names {where!r}")
+    folder, _ = open_source(data, config.crop, manifest=manifest)
+    indices = evenly_spaced(range(len(folder.held_out)), config.eval_images)
+    size = len(indices) * 3 * 4 * config.image_size**2
+    if config.image_size > MAX_SIDE or size > MAX_SET:
+        raise FastaeError(
+            f"{len(indices):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too much"
+        )
+    replaced: dict[str, str] = {}
+
+    def on_replaced(bad: FileFault, substitute: str) -> None:
+        replaced[bad.path] = substitute
+        warn(f"{bad.path}: {bad.fault.value}; replaced by {substitute}")
+
+    crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
+    images = load_images(folder.held_out, crop_resize, device, indices=indices, on_replaced=on_replaced)
+    paths = [folder.held_out[index] for index in indices]
+    while replaced.keys() & set(paths):  # a replacement may have been replaced too
+        paths = [replaced.get(path, path) for path in paths]
+    return HeldOut(_source(run, manifest), tuple(Path(path).stem for path in paths), images)
+
+
+def known_folder(run: Run, manifest: Manifest) -> str | None:
+    """The folder of images that config.json names, if it may be opened; otherwise None.
+
+    A folder may be opened only if fastae has read it before, according to this user's cache. So a config.json
+    from elsewhere cannot cause a network folder to be mounted or a disk to be searched. Since the page shows
+    the images, the author of the manifest must also know the files: the manifest must contain all digests,
+    which `open_folder` compares, like names and sizes.
+    """
+    named = run.description.data.folder
+    digested = evenly_spaced([*manifest.train, *manifest.held_out], DIGESTS)
+    if named is None or not set(digested) <= manifest.digests.keys():
+        return None
+    try:
+        user_path(named, "data")
+    except FastaeError:
+        return None
+    # fastae writes absolute paths without "..", which behind a link does not lead where abspath says.
+    is_known = named == os.path.abspath(named) and was_checked(named, check_records(cache_folder()))  # noqa: PTH100
+    return named if is_known and Path(named).is_dir() else None
+
+
+def _has_weights(run: Run) -> bool:
+    """Whether the folder has what training leaves for weights; not if only its numbers were copied."""
+    folder = RunFolder(run.path)
+    return folder.weights.exists() or folder.checkpoints.exists()
+
+
+def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
+    config = run.config
+    return manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images
+
+
+def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
+    chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
+    reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
+    errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
+    return Column(label, loaded.iteration, to_bytes(reconstructions), errors)
+
+
+def pick(errors: np.ndarray) -> dict[str, list[int]]:
+    """The indices of the best, median and worst of the errors (N,), each group from best to worst.
+
+    If there are too few for three groups, all are in one group, "all".
+    """
+    ranked = np.argsort(errors, kind="stable").tolist()
+    if len(ranked) <= 3 * SHOWN:
+        return {"all": ranked}
+    middle = (len(ranked) - SHOWN) // 2
+    return {"best": ranked[:SHOWN], "median": ranked[middle : middle + SHOWN], "worst": ranked[-SHOWN:]}
+
+
+def to_bytes(images: Tensor) -> np.ndarray:
+    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3). NaN becomes black."""
+    pixels = images.float().permute(0, 2, 3, 1).cpu().numpy()
+    return (np.nan_to_num(pixels) * 255).round().astype(np.uint8)

@@ -1,0 +1,125 @@
+"""Makes the figures and tables of docs/results.md from the numbers of a sweep's runs.
+
+    python -m scripts.results docs/results/NAME...
+    python -m scripts.results --copy SWEEP docs/results/NAME
+
+writes, from the repository's root, docs/images/results-NAME-*.svg and what is between the comments
+`<!-- NAME -->` and `<!-- /NAME -->` in docs/results.md. `--copy` first copies a sweep's numbers: metrics.csv
+and sweep.json as they are, and config.json without its paths and the host's kernel.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import click
+
+from fastae.errors import FastaeError
+from fastae.report.compare import compare
+from fastae.report.differences import differences
+from fastae.report.groups import group_seeds
+from fastae.report.make import draw_charts
+from fastae.report.runs import METRICS, find_runs
+from fastae.report.tables import Cell, Row, Table, difference_table, hours, table, undecided
+from fastae.runs.folder import RunFolder
+from fastae.runs.sweep_folder import SweepFolder
+from fastae.utils.console import log
+from fastae.utils.files import write_json
+
+PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
+SHOWN = ("loss", *METRICS, "iterations")
+
+
+@click.command()
+@click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--copy", "sweep", metavar="SWEEP", type=click.Path(path_type=Path), help="Fill DIR from it.")
+def main(folders: tuple[Path, ...], sweep: Path | None) -> None:
+    """Make the figures and tables of docs/results.md from the runs in each DIR."""
+    if sweep and len(folders) > 1:
+        raise click.UsageError("--copy fills one DIR")
+    try:
+        for folder in folders:
+            if sweep:
+                copy_numbers(sweep, folder)
+            fill(PAGE, folder.name, "\n\n".join(results(folder)))
+    except FastaeError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def copy_numbers(sweep: Path, out: Path) -> None:
+    """Copies what the results are made from, without what is private to the machine."""
+    for run in find_runs([sweep])[0]:
+        old, new = RunFolder(run.path), RunFolder(out / run.path.name)
+        new.path.mkdir(parents=True, exist_ok=True)
+        described = replace(
+            run.description,
+            config=replace(run.config, data=None, out=None, cache_dir=None),
+            data=replace(run.description.data, source=None, folder=None),
+            environment=replace(run.description.environment, platform=None),
+        )
+        write_json(new.config, described.as_dict())
+        shutil.copyfile(old.metrics, new.metrics)
+    plan = SweepFolder(sweep).read()
+    runs = tuple(replace(run, error="") for run in plan.runs)
+    write_json(SweepFolder(out).file, asdict(replace(plan, runs=runs)))
+    size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    log(f"{out}: {size / 1e3:,.0f} kB")
+
+
+def results(folder: Path) -> Iterator[str]:
+    """Writes the figures; yields the paragraphs: figures, tables, what is not decided, time and machine."""
+    runs, warnings = find_runs([folder])
+    groups, comparison = group_seeds(runs), compare(runs)
+    found = differences(comparison)
+    for warning in (*warnings, *comparison.warnings):
+        log(f"warning   {warning}")
+    for chart in draw_charts(groups):
+        if chart.name != "train":
+            image = IMAGES / f"results-{folder.name}-{chart.name}.svg"
+            image.write_bytes(chart.svg)
+            yield f"![{chart.alt}]({image.relative_to(PAGE.parent)})"
+    yield markdown(averages(table(groups)))
+    if found:
+        yield markdown(difference_table(found))
+        yield " ".join(undecided(comparison, found))
+    yield next(hours(runs))
+
+
+def averages(numbers: Table) -> Table:
+    """The last row of each loss in the table of runs: the mean over its seeds if there are several."""
+    columns = [numbers.head.index(name) for name in SHOWN if name in numbers.head]
+    rows = {row.cells[0].text: row for row in numbers.rows}
+    cells = [[Cell(row.cells[column].text) for column in columns] for row in rows.values()]
+    seeds = [Cell(str(row.seeds)) for row in rows.values()]
+    head = [*(numbers.head[column] for column in columns), "seeds"]
+    return Table(head, [Row([*each, count]) for each, count in zip(cells, seeds, strict=True)])
+
+
+def markdown(shown: Table) -> str:
+    """The table in Markdown, with a cell's detail in parentheses."""
+    lines = [shown.head, ["---", *["---:"] * (len(shown.head) - 1)]]
+    lines += [[_text(cell) for cell in row.cells] for row in shown.rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _text(cell: Cell) -> str:
+    text = f"**{cell.text}**" if cell.is_bold else cell.text
+    return f"{text} ({cell.detail})" if cell.detail else text
+
+
+def fill(page: Path, name: str, text: str) -> None:
+    """Replaces what is between the comments with this name."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, is_begun, rest = page.read_text().partition(begin)
+    _, is_ended, after = rest.partition(end)
+    if not (is_begun and is_ended):
+        raise FastaeError(f"{page} has no place for these results: add the lines {begin} and {end}")
+    page.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    log(f"{page}: {name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Which runs and images the gallery shows, and how they are found."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fastae.report.gallery import make_gallery, pick
+from fastae.report.groups import group_seeds
+from fastae.report.runs import find_runs
+
+from ..data.bad_files import bad_table
+from .made import make_run
+
+
+@pytest.fixture
+def data(face_folder, tmp_path):
+    """A data folder to change."""
+    return shutil.copytree(face_folder, tmp_path / "faces")
+
+
+def gallery_of(folder, data=None):
+    return make_gallery(group_seeds(find_runs([folder])[0]), torch.device("cpu"), data and str(data))
+
+
+def names_of(folder, data):
+    """The names of the images that are shown, and the warnings."""
+    gallery, warnings = gallery_of(folder, data)
+    return sorted(
+        gallery.held_out.names[each] for group in gallery.groups.values() for each in group
+    ), warnings
+
+
+def labels_of(gallery):
+    return [column.label for column in gallery.columns]
+
+
+def test_the_best_the_median_and_the_worst_are_picked():
+    errors = np.random.default_rng(1).permutation(100)
+    groups = {kind: errors[places].tolist() for kind, places in pick(errors).items()}
+    assert groups == {"best": [0, 1, 2], "median": [48, 49, 50], "worst": [97, 98, 99]}
+    assert pick(np.array([3.0, 1.0, 2.0])) == {"all": [1, 2, 0]}
+
+
+def test_models_are_run_on_the_held_out_images_that_training_evaluated_on(run, face_folder):
+    make_run(run.parent / "other", "pixel_bce", data=face_folder, weights=1)
+    gallery, warnings = gallery_of(run.parent, face_folder)
+    assert labels_of(gallery) == ["minibatch_bce", "pixel_bce"] and warnings == []
+    assert [column.iteration for column in gallery.columns] == [100, 100]
+    assert set(gallery.held_out.names) == {path.stem for path in sorted(face_folder.glob("*.jpg"))[-2:]}
+    ((best, worst),) = gallery.groups.values()
+    errors = np.array([column.errors for column in gallery.columns])
+    assert errors[:, best].mean() <= errors[:, worst].mean()
+    for index in (best, worst):
+        original, *others = gallery.row(index) / 255
+        shown = [np.square(other - original).mean() for other in others]
+        assert errors[:, index] == pytest.approx(shown, rel=0.01) and errors[0, index] != errors[1, index]
+
+
+def test_images_that_nobody_named_are_asked_for_once_for_all_runs(run, face_folder, cache):
+    shutil.copytree(run, run.parent / "again")
+    gallery, (warning,) = gallery_of(run.parent)
+    assert gallery is None and "--data DIR" in warning and str(face_folder) in warning
+
+
+def test_settings_of_a_loss_have_columns_of_their_own_and_of_seeds_one_that_has_weights(
+    tmp_path, face_folder
+):
+    for name, settings in {"a": {"lr": 1e-3}, "b": {"seed": 1, "weights": None}, "c": {"seed": 2}}.items():
+        make_run(tmp_path / name, "pixel_mse", data=face_folder, **{"weights": 0, **settings})
+    gallery, warnings = gallery_of(tmp_path, face_folder)
+    assert labels_of(gallery) == ["pixel_mse --lr 0.001", "pixel_mse"] and warnings == []
+
+
+def test_damaged_weights_and_runs_without_any_are_named(run, face_folder):
+    make_run(run.parent / "copied", "pixel_bce", data=face_folder)
+    weights = run / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    gallery, (damaged, bare) = gallery_of(run.parent, face_folder)
+    assert gallery is None and str(run) in damaged and "pixel_bce" in bare
+
+
+def test_a_run_has_its_own_images_although_more_have_come_in_and_all_were_moved(tmp_path, data):
+    first = make_run(tmp_path / "runs" / "first", data=data, weights=0)
+    last = sorted(data.glob("*.jpg"))[-2:]
+    for number in range(3):
+        shutil.copy(last[0], data / f"zzz{number}.jpg")
+    second = make_run(tmp_path / "runs" / "second", "pixel_mse", data=data, weights=0)
+    moved = data.rename(tmp_path / "moved")
+    assert names_of(first, moved) == ([path.stem for path in last], [])
+    assert names_of(second, moved) == (["zzz1", "zzz2"], [])
+    assert len(gallery_of(tmp_path / "runs", moved)[0].columns) == 1
+
+
+def test_a_held_out_file_that_does_not_decode_is_replaced_as_in_training(tmp_path, data):
+    *_, replacement, bad = sorted(data.glob("*.jpg"))
+    bad.write_bytes(bad_table(bad.read_bytes()))
+    names, (warning,) = names_of(make_run(tmp_path / "run", data=data, weights=0), data)
+    assert names == [replacement.stem, replacement.stem] and str(bad) in warning
+
+
+@pytest.mark.parametrize("how", ["other images", "no list", "another list"])
+def test_images_that_are_not_the_runs_are_not_shown(run, data, how):
+    named = "images.json"
+    listed = run / named
+    if how == "other images":
+        path = sorted(data.glob("*.jpg"))[-1]
+        path.write_bytes(path.read_bytes() + bytes(1))
+        named = path.name
+    elif how == "another list":
+        listed.write_text(listed.read_text().replace("000001.jpg", "0.jpg", 1))
+    else:
+        listed.unlink()
+    gallery, (warning,) = gallery_of(run, data)
+    assert gallery is None and named in warning
