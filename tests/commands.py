@@ -6,8 +6,9 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -85,6 +86,15 @@ def wait_for(process, text, seconds=600):
             return lines
         assert time.monotonic() < deadline, f"no {text!r} in time: {lines}"
     raise AssertionError(f"it ended without {text!r}: {lines} {process.stderr.read()}")
+
+
+def wait_until_ended(pid, seconds=60):
+    """Killed, a process may take a moment to die; it is a zombie while nobody has asked for its exit code."""
+    status, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + seconds
+    with suppress(FileNotFoundError, ProcessLookupError):
+        while status.read_text().rpartition(")")[2].split()[0] != "Z":
+            assert time.monotonic() < deadline, "it still runs"
+            time.sleep(0.01)
 
 
 def last_state(run):

@@ -44,11 +44,23 @@ def face_paths(face_folder):
 
 
 @pytest.fixture(scope="session")
+def good(face_paths):
+    """The bytes of a good JPEG: of the first of these paths."""
+    return Path(face_paths[0]).read_bytes()
+
+
+@pytest.fixture(scope="session")
 def small_run(face_folder, tmp_path_factory):
     """The folder of a finished run: 4 iterations on synthetic faces, 32x32, 16 numbers a code."""
     out = tmp_path_factory.mktemp("small_run") / "run"
     train(small_config(face_folder, out, batch_size=8, iterations=4, lr=1e-3, cache=False))
     return out
+
+
+@pytest.fixture
+def run(small_run, tmp_path):
+    """A copy of it, to be changed."""
+    return copied(small_run, tmp_path / "run")
 
 
 def small_config(data, out=None, **others):

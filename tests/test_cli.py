@@ -22,7 +22,6 @@ from fastae.tools.reconstruct import reconstruct_files
 from fastae.training.resume import resume_run
 
 from .commands import SMALL, fastae, here, killed_before_its_first_checkpoint, refused, refuses
-from .conftest import copied
 
 
 def test_help_imports_nothing_heavy():
@@ -234,37 +233,32 @@ def visible(folder):
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def test_the_home_folder_in_options_and_variables(tmp_path, face_folder, small_run, monkeypatch, capsys):
+def test_the_home_folder_in_options_and_variables(tmp_path, face_folder, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(face_folder)
-    copied(small_run, tmp_path / "run")
     monkeypatch.setenv("FASTAE_DATA", "~/data")
     monkeypatch.setenv("FASTAE_CACHE", "~/cache")
     here("train", *RUN_SMALL, "--out", "~/new")
     here("check", "~/data")
-    here("reconstruct", "~/run", "~/data/000001.jpg", "--out", "~/pictures")
-    here("report", "~/run", "--out", "~/page.html", "--data", "~/data")
     here("cache", "list", "--cache-dir", "~/cache")
-    made = {"new", "cache", "pictures", "page", "page.html"}
-    assert visible(tmp_path) == made | {"data", "run"}
+    assert visible(tmp_path) == {"data", "new", "cache"}
 
 
-def test_the_home_folder_in_python(tmp_path, face_folder, small_run, monkeypatch):
+def test_the_home_folder_in_python(tmp_path, face_folder, run, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(face_folder)
-    copied(small_run, tmp_path / "run")
     config = TrainConfig(data="~/data", out=Path("~/out"), cache_dir="~root")
     assert (config.data, config.out) == (f"{tmp_path}/data", f"{tmp_path}/out")
     assert config.cache_dir == str(Path("~root").expanduser())
     loader = open_loader("~/data", batch_size=2, device="cpu", seed=0, kind="resident", cache="~/cache")
     assert len(loader) == 19
     assert load_model("~/run").iteration == 4
-    assert resume_run(Path("~/run"), {}) == tmp_path / "run"
-    assert make_report([Path("~/run")], data="~/data") == tmp_path / "run" / "report.html"
+    assert resume_run(Path("~/run"), {}) == run
+    assert make_report([Path("~/run")], Path("~/page.html"), data="~/data") == tmp_path / "page.html"
     assert reconstruct_files(Path("~/run"), ["~/data/000001.jpg"], Path("~/pictures"), "cpu") == 0
-    assert visible(tmp_path) == {"data", "run", "cache", "pictures"}
+    assert visible(tmp_path) == {"data", "run", "cache", "pictures", "page", "page.html"}
     assert TrainConfig(out="~nobody-of-that-name/x").out == "~nobody-of-that-name/x"
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import pytest
@@ -14,12 +13,7 @@ from fastae.runs.metrics import TRAIN, MetricsWriter
 from scripts import gpu_check
 from scripts.gpu_check import parts, run_part
 
-
-def alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
+from .commands import wait_until_ended
 
 
 def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
@@ -29,11 +23,7 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
         ended = run_part(["sh", "-c", "setsid sleep 600 & echo $!; wait"], log, seconds=1)
     assert ended == "stopped after 1 s"
     (pid,) = path.read_text().split()
-    for _ in range(1000):  # killed, it may take a moment to die
-        if not alive(pid):
-            return
-        time.sleep(0.01)
-    raise AssertionError("it still runs")
+    wait_until_ended(pid)
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])

@@ -9,7 +9,7 @@ from fastae.runs.sweep_folder import SweepConfig, open_sweep
 from fastae.utils.files import DRAFT, atomic_write, draft, open_own
 
 from .commands import here, last_state, refuses
-from .conftest import copied, small_config
+from .conftest import small_config
 
 
 @pytest.fixture
@@ -23,11 +23,6 @@ def outside(tmp_path):
     yield folder
     assert sorted(path for path in folder.rglob("*") if path.is_file()) == sorted(files)
     assert {path: path.read_text() for path in files} == files
-
-
-@pytest.fixture
-def run(small_run, tmp_path):
-    return copied(small_run, tmp_path / "run")
 
 
 def plant(path, target):

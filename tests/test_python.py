@@ -19,10 +19,10 @@ KINDS = pytest.mark.parametrize("kind", ["dali", "resident"])
 EAGER = Tuning(compiled=False)
 
 
-def test_a_name_is_listed_and_found_before_its_first_use():
+def test_a_name_is_listed_and_found_before_its_first_use_and_torch_is_not_imported_for_it():
     code = (
-        "import fastae; assert {'open_loader', 'data', 'FastaeError', '__version__'} <= set(dir(fastae)); "
-        "assert set(fastae.__all__) <= set(dir(fastae)); "
+        "import sys, fastae; assert {'data', '__version__', *fastae.__all__} <= set(dir(fastae)); "
+        "assert 'torch' not in sys.modules; [getattr(fastae, name) for name in fastae.__all__]; "
         "print(fastae.data.Augmentation, fastae.data.CropResize, fastae.data.Tuning, fastae.__version__)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

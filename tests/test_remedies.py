@@ -12,12 +12,6 @@ from fastae.training.progress import ProgressBar
 from fastae.utils.console import HarmlessConsole, size
 
 from .commands import SMALL, here, last_state, refuses
-from .conftest import copied
-
-
-@pytest.fixture
-def run(small_run, tmp_path):
-    return copied(small_run, tmp_path / "run")
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
@@ -58,11 +52,6 @@ def test_the_help_shows_valid_numbers(capsys):
     shown = " ".join(capsys.readouterr().out.split())
     for part in ("[16 to 4096]", "[1 or more; default: 64]", "[more than 0; default: 0.0001]"):
         assert part in shown or part.replace("; default", "] [default") in shown, part
-
-
-def test_a_fatal_error_has_no_hint_before_it(tmp_path, capsys):
-    refuses("train", "--data", tmp_path, "--out", tmp_path / "run")
-    assert "hint" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("minutes", "shown"), [(None, "50/100"), (2.5, "50")])

@@ -7,7 +7,6 @@ import json
 import os
 import pickle
 import re
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -66,16 +65,6 @@ def plant(folder, content, iteration=1):
     path.write_bytes(content)
     path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
     return path
-
-
-@pytest.fixture
-def run(small_run, tmp_path):
-    """A copy of a finished run, whose checkpoints may be added to but not changed."""
-
-    def copy(source, target):
-        (os.link if source.endswith((".pt", ".safetensors")) else shutil.copy)(source, target)
-
-    return shutil.copytree(small_run, tmp_path / "run", symlinks=True, copy_function=copy)
 
 
 DONE = "malicious-pickle-was-run"
@@ -227,13 +216,11 @@ def nested(depth):
     [
         ("run", {"device": nested(40)}, "one list or mapping twice"),
         ("run", {"device": ["x" * (1 << 20)] * 100}, "repeats its texts"),
-        ("run", {"device": torch.zeros(3)}, "not JSON serializable"),
         ("run", {"device": float("nan")}, "not JSON compliant"),
         ("config", {"seed": torch.zeros(3)}, "not JSON serializable"),
         ("config", {"seed": -1}, "seed must be from 0"),
         ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
         ("progress", {"seconds": -1.0}, "seconds"),
-        ("progress", {"seconds": [nested(3)]}, "one list or mapping twice"),
         ("progress", {"events": [1]}, "events"),
         ("progress", {"metrics": {"size": "all", "sha256": ""}}, "metrics"),
         ("progress", [], "progress|object"),

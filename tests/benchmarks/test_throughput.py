@@ -4,8 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -13,6 +11,8 @@ from PIL import Image
 from benchmarks import endtoend, loaders, record, steps
 from benchmarks.measure import Figure, isolated
 from fastae.errors import FastaeError
+
+from ..commands import wait_until_ended
 
 RATE = {"unit": "images/s", "median": 100.0, "low": 90.0, "high": 110.0, "repeats": 5}
 
@@ -88,18 +88,7 @@ def test_a_variant_that_hangs_ends_with_its_workers_and_is_absent(misbehaves):
     found = isolated("misbehaves:hangs", {}, logged.append, limit=3, **misbehaves)
     assert found == {"absent": "no answer in 3 s"}
     assert loaders.lines({"tf.data": found})[0].endswith(found["absent"])
-    status = Path(f"/proc/{int(logged[-1].split()[1])}/stat")
-    deadline = time.monotonic() + 60  # SIGKILL is sent by then, but the kernel takes its moment
-
-    def ended():
-        try:
-            return ") Z " in status.read_text()
-        except OSError:
-            return True
-
-    while not ended():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    wait_until_ended(logged[-1].split()[1])
 
 
 def test_absent_variants_are_shown_with_the_reason():

@@ -22,11 +22,6 @@ from fastae.errors import FastaeError
 from .bad_files import claiming
 
 
-@pytest.fixture
-def good(face_paths):
-    return Path(face_paths[0]).read_bytes()
-
-
 def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, good, face_paths):
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
     os.link(face_paths[1], tmp_path / "a.jpg")
@@ -175,17 +170,6 @@ def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
             os.rmdir(folder)  # noqa: PTH106
 
 
-def test_loops_of_links_end(tmp_path, good):
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "folder" / "a.jpg").write_bytes(good)
-    (tmp_path / "folder" / "up").symlink_to(tmp_path)
-    (tmp_path / "here").symlink_to(".")
-    (tmp_path / "round").symlink_to("round")
-    assert find_jpegs(str(tmp_path)) == [str(tmp_path / "folder" / "a.jpg")]
-    with pytest.raises(FastaeError, match="round' does not exist"):
-        find_jpegs(str(tmp_path / "round"))
-
-
 @contextmanager
 def as_nobody():
     """Root may read everything, so root is not root within this."""
@@ -217,12 +201,14 @@ def test_a_folder_that_may_not_be_read_is_named_not_passed_over(good):
         shutil.rmtree(root)
 
 
-def test_a_name_that_is_too_long_is_one_line():
-    with pytest.raises(FastaeError, match="x' does not exist"):
-        find_jpegs("x" * 300)
+def test_a_name_that_is_too_long_and_a_link_to_itself_do_not_exist(tmp_path):
+    (tmp_path / "round").symlink_to("round")
+    for path in ("x" * 300, tmp_path / "round"):
+        with pytest.raises(FastaeError, match="does not exist"):
+            find_jpegs(str(path))
 
 
-@pytest.mark.parametrize("content", ["huge", "binary", "a pipe"])
+@pytest.mark.parametrize("content", ["huge", "a pipe"])
 def test_a_partition_file_that_is_none(tmp_path, face_paths, content):
     for number in range(3):
         os.link(face_paths[number], tmp_path / f"{number}.jpg")
@@ -231,8 +217,7 @@ def test_a_partition_file_that_is_none(tmp_path, face_paths, content):
         os.mkfifo(partition)
         assert open_folder(tmp_path).manifest.split == "the last 5 % by name"
         return
-    partition.write_bytes(b"\xff\x1b[31m \0" if content == "binary" else b"")
-    if content == "huge":
-        os.truncate(partition, 1 << 40)
+    partition.touch()
+    os.truncate(partition, 1 << 40)
     with pytest.raises(FastaeError, match=r"list_eval_partition\.txt"):
         open_folder(tmp_path)

@@ -6,7 +6,6 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -198,11 +197,6 @@ def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
     assert torch.equal(several[69:], single)
 
 
-def test_a_folder_trains_on_its_training_part_alone(face_folder):
-    opened = open_faces(face_folder)
-    assert [Path(path).name for path in opened.files.paths] == [f"{n:06d}.jpg" for n in range(1, 39)]
-
-
 class DecoderOfAGpu(Decoder):
     """DALI's graph for GPUs, run on the CPU."""
 
@@ -226,20 +220,6 @@ def test_batches_that_a_gpu_decodes_together_are_taken_apart_again(face_paths, s
         assert one.shape == other.shape and (one - other).abs().max() <= 1e-5
 
 
-def test_file_names_of_any_bytes(tmp_path, face_paths):
-    names = [b"new\nline.jpg", b"caf\xe9.jpg", "\N{GRINNING FACE} [b].jpg".encode(), b"x" * 251 + b".jpg"]
-    for name in names:
-        (tmp_path / Path(name.decode(errors="surrogateescape"))).write_bytes(Path(face_paths[0]).read_bytes())
-    assert len(next(open_faces(tmp_path, batch_size=3).batches())) == 3
-
-
-def test_refuses_what_cannot_work(face_paths):
-    with pytest.raises(
-        FastaeError, match="batch_size 41 is more than the 40 images of the split: use at most 40"
-    ):
-        open_faces(face_paths, batch_size=41)
-
-
 @pytest.mark.parametrize("installed", [[], list(environment.DALI_BUILDS.values())], ids=["none", "two"])
 def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed):
     monkeypatch.setattr(environment, "version", lambda name: "2.4.0" if name in installed else None)
@@ -247,25 +227,6 @@ def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed)
         FastaeError, match="pip uninstall nvidia-dali" if installed else "pip install nvidia-dali"
     ):
         open_faces(face_paths)
-
-
-def test_a_plan_travels_in_one_tensor():
-    params = Sampler(20, 6, 0, STRONG).at(2)
-    words = ParamTensors.pack(params)
-    assert words.dtype == torch.int32 and words.shape == (5, 6)
-    for name, value in ParamTensors.unpack(words)._asdict().items():
-        assert value.dtype == torch.from_numpy(getattr(params, name)).dtype
-        assert np.array_equal(value, getattr(params, name)), name
-
-
-def test_the_data_path_imports_nothing_of_training():
-    code = (
-        "import sys, fastae.data; "
-        "print([m for m in ('tensorboard', 'fastae.config', 'fastae.training.runner', 'fastae.model') "
-        "if m in sys.modules])"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
 
 
 @pytest.mark.parametrize(

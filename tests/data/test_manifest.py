@@ -115,12 +115,6 @@ def test_other_images_of_the_same_names_sizes_and_dates_are_refused(root):
         open_folder(root, manifest=before.manifest)
 
 
-def test_a_digest_of_a_file_that_was_lost_is_not_compared(root):
-    before = open_folder(root)
-    (root / next(iter(before.manifest.digests))).unlink()
-    assert len(open_folder(root, manifest=before.manifest).skipped) == 1
-
-
 def test_what_is_no_data_set_of_the_run_is_refused(root):
     before = open_folder(root)
     with pytest.raises(FastaeError, match="all files to train on"):

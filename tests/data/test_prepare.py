@@ -234,10 +234,3 @@ def test_a_source_without_images_leaves_no_folder(tmp_path):
         with pytest.raises(FastaeError):
             prepare_celeba(tmp_path / source, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-
-
-def test_the_command_prints_counts_and_the_licence(archive, tmp_path, capsys):
-    assert here("prepare", "celeba", archive, "--out", tmp_path / "out", "--count", 8) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("non-commercial research") == 1
-    assert "6 of 8 images in " in printed and "6 to train on, 0 to validate on" in printed

@@ -74,7 +74,7 @@ def test_the_second_opening_builds_nothing_and_takes_no_lock(face_paths, tmp_pat
     assert str(store / "pixels.npy") in Path("/proc/self/maps").read_text()  # shared, not copied
 
 
-@pytest.mark.parametrize("change", ["size", "content", "list", "crop", "antialias", "decoder", "gpu"])
+@pytest.mark.parametrize("change", ["size", "head", "tail", "list", "crop", "antialias", "decoder", "gpu"])
 def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_path, change, monkeypatch):
     paths = copies_of(face_paths[:10], tmp_path / "data")
     decoder = open_decoder(CropResize(), torch.device("cpu"))
@@ -88,8 +88,10 @@ def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_pat
         decoder = replace(decoder, crop_resize=CropResize(**changes[change]))
     elif change == "list":
         paths = paths[1:]
-    elif change == "content":
-        Path(paths[3]).write_bytes(Path(face_paths[20]).read_bytes())
+    elif change in ("head", "tail"):  # other bytes of the same size
+        content = bytearray(Path(paths[9]).read_bytes())
+        content[700 if change == "head" else -700] ^= 1
+        Path(paths[9]).write_bytes(content)
     elif change == "decoder":
         monkeypatch.setattr(resident, "version", lambda name: "9" if "nvjpeg" in name else None)
     else:
@@ -140,10 +142,6 @@ def flip_a_bit_of_each_image(pixels):
     pixels[:, 100, 1, 100] ^= 1
 
 
-def zero_all_images_but_sixteen(pixels):
-    pixels[np.arange(len(pixels)) % 3 > 0] = 0
-
-
 def with_pipe(name):
     """A damage: a pipe instead of this file, which would wait for a writer."""
 
@@ -163,8 +161,6 @@ def change_a_digest(store):
 NESTED_HEADER = np.lib.format.magic(1, 0) + (60_000).to_bytes(2, "little") + b"(" * 60_000
 DAMAGES = {
     "a bit of each image": changed("pixels.npy", flip_a_bit_of_each_image),
-    "zeroed images": changed("pixels.npy", zero_all_images_but_sixteen),
-    "zeroed means": changed("means.npy", lambda means: means.fill(0)),
     "means that are no numbers": changed("means.npy", lambda means: means.fill(np.nan)),
     "cut short": lambda store: os.truncate(store / "pixels.npy", 1_000_000),
     "a terabyte": lambda store: os.truncate(store / "pixels.npy", 1 << 40),
@@ -306,21 +302,6 @@ def test_auto_needs_room_on_the_disk_unless_the_images_are_there_already(face_pa
     assert chosen.kind == "resident" and chosen.note
 
 
-def test_memory_stays_flat_over_epochs(face_paths, tmp_path):
-    def resident_megabytes():
-        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
-
-    for kind in ("dali", "resident"):
-        stream = open_(face_paths, tmp_path, kind=kind).batches()
-        epoch = len(face_paths) // 8
-        for _ in itertools.islice(stream, 5 * epoch):
-            pass
-        before = resident_megabytes()
-        for _ in itertools.islice(stream, 20 * epoch):
-            pass
-        assert resident_megabytes() - before < 30
-
-
 def copies_of(paths, folder):
     """The same files in a folder of their own, as of another time."""
     folder.mkdir(parents=True)
@@ -333,26 +314,11 @@ def copies_of(paths, folder):
 def test_the_same_files_elsewhere_are_not_decoded_again(face_paths, tmp_path, monkeypatch):
     cache = tmp_path / "cache"
     first = batches(copies_of(face_paths, tmp_path / "here"), cache)
-    (store,) = stores(cache)
     (entry,) = entries(cache)
     assert f"{len(face_paths)} images of {tmp_path}/here" in entry.marker.data
-    os.utime(store / "entry.json", (1e9, 1e9))
     monkeypatch.setattr(resident, "_build", None)  # building again would fail
     there = copies_of(face_paths, tmp_path / "un" / "der" / "there")
-    again = batches(there, cache)
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert entries(cache)[0].used > 1.7e9
-
-
-@pytest.mark.parametrize("offset", [700, -700])
-def test_other_bytes_of_the_same_size_make_another_store(face_paths, tmp_path, offset):
-    paths = copies_of(face_paths[:10], tmp_path / "data")
-    decoder = open_decoder(CropResize(), torch.device("cpu"))
-    before = resident._fingerprint(ImageFiles(paths), decoder)
-    content = bytearray(Path(paths[9]).read_bytes())
-    content[offset] ^= 1
-    Path(paths[9]).write_bytes(content)
-    assert resident._fingerprint(ImageFiles(paths), decoder) != before
+    assert all(map(torch.equal, first, batches(there, cache)))
 
 
 def test_images_that_do_not_fit_into_memory_are_refused_not_killed(face_paths, monkeypatch):

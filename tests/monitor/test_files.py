@@ -20,7 +20,6 @@ from fastae.utils.limits import Cores
 
 from .conftest import DALI, DATA_LIMITED, DEVICE_LIMITED
 from .recorded_nvml import (
-    AT_POWER_LIMIT,
     BUSY,
     COMPUTE_BOUND,
     HALF_BUSY,
@@ -116,12 +115,6 @@ def test_one_line_and_the_table_have_the_figures(simulate):
                  *(line for _, line in findings(report))):  # fmt: skip
         assert part in text
     assert "energy counter" not in text, "a counter's mean says nothing"
-
-
-def test_the_power_limit_is_evidence_and_no_trouble(simulate):
-    found = list(findings(report_on(simulate(AT_POWER_LIMIT, loop=DEVICE_LIMITED).recording())))
-    assert any("100 % of the time" in line for word, line in found if word == "")
-    assert not [line for word, line in found if word == "trouble"]
 
 
 def test_a_run_on_the_cpu_does_not_wait_for_a_device(simulate):

@@ -3,8 +3,8 @@
 import pynvml
 import pytest
 
+from fastae.device import nvml
 from fastae.device.nvml import Absence, NvmlError, all_gpus, gpu_of_cuda, offered, open_nvml
-from fastae.monitor import nvml
 
 from .recorded_nvml import BUSY, IDLE, SLICE, Card, RecordedNvml, mig_machine
 

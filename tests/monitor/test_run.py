@@ -12,17 +12,15 @@ from types import SimpleNamespace
 import pynvml
 import pytest
 import torch
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fastae.device.nvml import Absence
 from fastae.monitor import monitor as module
-from fastae.monitor.files import read_report, read_sessions
+from fastae.monitor.files import read_report
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo, Verdict
 
-from ..commands import SMALL, here
-from ..test_cli import refuses
+from ..commands import SMALL, curve, here, refuses
 from .recorded_nvml import BUSY, FALLS_OFF_THE_BUS, HALF_BUSY, machine_of, mig_machine
 
 INFO = RunInfo("dali", compiled=False, amp=False, batch_size=4)
@@ -69,10 +67,8 @@ def test_the_table_and_the_trace_of_a_run(run, capsys):
 
 
 def test_the_hosts_metrics_are_in_tensorboard(run):
-    events = EventAccumulator(str(run[0]))
-    events.Reload()
-    assert events.Scalars("utilisation/host memory (GiB)")
-    assert all(event.value >= 0 for event in events.Scalars("utilisation/host CPU (cores)"))
+    assert curve(run[0], "utilisation/host memory (GiB)")
+    assert all(value >= 0 for _, value in curve(run[0], "utilisation/host CPU (cores)"))
 
 
 def test_off_leaves_nothing(small_run, tmp_path):
@@ -120,20 +116,6 @@ def test_a_gpu_that_fails_is_in_the_log_at_the_end_of_the_run(tmp_path, capsys):
     *troubles, usage = capsys.readouterr().out.splitlines()
     assert usage.startswith("usage ") and all(line.startswith("trouble ") for line in troubles)
     assert any("XID 45, 79" in line for line in troubles) and any("GPU_IS_LOST" in line for line in troubles)
-
-
-def test_a_second_session_in_the_same_folder_is_added(tmp_path):
-    for _ in range(2):
-        watched(tmp_path, machine_of(BUSY), ["0"])
-    assert len(read_sessions(tmp_path)) == 2
-
-
-@pytest.mark.parametrize(("gpus", "is_known"), [(["1", "2"], True), (["1"], False)])
-def test_all_gpus_of_several_ranks_are_sampled(tmp_path, gpus, is_known):
-    info = RunInfo("dali", compiled=False, amp=False, batch_size=4, ranks=2)
-    summary = watched(tmp_path, machine_of(BUSY, BUSY, BUSY), gpus, info).summary
-    assert [gpu.record.gpu.uuid[4:] for gpu in summary.gpus] == gpus
-    assert (summary.images_per_joule is not None) is is_known, "energy needs all GPUs of the job"
 
 
 @pytest.mark.parametrize(

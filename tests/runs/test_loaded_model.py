@@ -11,17 +11,14 @@ from safetensors.torch import save_file
 from fastae.errors import FastaeError
 from fastae.runs.loaded_model import load_model
 
-from ..conftest import copied
-
 GOOD = {"iteration": "5"}
 
 
 @pytest.fixture
-def run(small_run, tmp_path):
-    """A copy of a run whose checkpoint is of iteration 4, without its model.safetensors."""
-    copied(small_run, tmp_path / "run")
-    (tmp_path / "run" / "model.safetensors").unlink()
-    return tmp_path / "run"
+def run(run):
+    """A run whose checkpoint is of iteration 4, without its model.safetensors."""
+    (run / "model.safetensors").unlink()
+    return run
 
 
 def save_weights(run, metadata=GOOD, **others):

@@ -110,8 +110,7 @@ def reason_against(path, crop_resize=SMALL):
     return str(caught.value)
 
 
-def test_each_unusable_file_is_refused(tmp_path, face_paths, photo):
-    good = Path(face_paths[0]).read_bytes()
+def test_each_unusable_file_is_refused(tmp_path, good, photo):
     for name, content in (
         ("empty.png", b""),
         ("text.png", b"no picture"),
@@ -129,8 +128,7 @@ def test_each_unusable_file_is_refused(tmp_path, face_paths, photo):
     assert reason_against(tmp_path / "text.png" / "x.png") == Fault.UNREADABLE
 
 
-def test_no_broken_file_is_more_than_unusable(tmp_path, face_paths):
-    good = Path(face_paths[0]).read_bytes()
+def test_no_broken_file_is_more_than_unusable(tmp_path, good):
     (tmp_path / "good.jpg").write_bytes(good)
     bad_files.make(tmp_path, good)
     for path in sorted(tmp_path.iterdir()):
@@ -154,9 +152,7 @@ def test_folders_give_their_images_sorted_and_files_stay_in_order(tmp_path):
     assert "folder" in reason_against(tmp_path / "c")
 
 
-def test_pictures_have_unique_and_harmless_names():
-    names = [picture_name(row, path) for row, path in enumerate(("a/x.png", "b/x.jpg", "x.jpg"))]
-    assert names == ["0000-x.png", "0001-x.png", "0002-x.png"]
+def test_pictures_have_harmless_names():
     assert picture_name(3, "d/\x1b[31m\n\udcff.jpg") == "0003-_[31m__.png"
     assert len(picture_name(4, "\N{GRINNING FACE}" * 60 + ".jpg").encode()) < 230
 

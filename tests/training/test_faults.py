@@ -123,12 +123,23 @@ def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypa
     assert not files(tmp_path / "run")
 
 
-def test_out_of_memory_names_a_smaller_batch_and_a_smaller_loader(face_folder, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory .* --batch-size 2 or --loader dali"),
+        (MemoryError(), "out of memory"),
+        (RuntimeError("can't start new thread"), "ulimit -u.*nothing was saved yet; resume with"),
+    ],
+    ids=repr,
+)
+def test_memory_and_threads_that_run_out_in_a_step_have_their_remedy(
+    face_folder, tmp_path, monkeypatch, error, line
+):
     def exhausted(self, *inputs):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB")
+        raise error
 
     monkeypatch.setattr(TrainingStep, "_step", exhausted)
-    with pytest.raises(RunFailure, match=r"out of memory .* --batch-size 2 or --loader dali"):
+    with pytest.raises(RunFailure, match=line):
         train(settings(face_folder, tmp_path / "run"))
 
 
@@ -186,24 +197,6 @@ def test_no_more_threads_are_one_line_with_the_limit(face_folder, tmp_path, monk
     with pytest.raises(FastaeError, match=r"no more threads.*ulimit -u") as no:
         train(settings(face_folder, tmp_path / "run"))
     assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
-
-
-def test_threads_that_run_out_in_mid_run_are_one_line(face_folder, tmp_path, monkeypatch):
-    def exhausted(self, *inputs):
-        raise RuntimeError("can't start new thread")
-
-    monkeypatch.setattr(TrainingStep, "_step", exhausted)
-    with pytest.raises(RunFailure, match=r"ulimit -u.*nothing was saved yet; resume with"):
-        train(settings(face_folder, tmp_path / "run"))
-
-
-def test_memory_that_runs_out_in_python_is_out_of_memory(face_folder, tmp_path, monkeypatch):
-    def exhausted(self, *inputs):
-        raise MemoryError
-
-    monkeypatch.setattr(TrainingStep, "_step", exhausted)
-    with pytest.raises(RunFailure, match="out of memory"):
-        train(settings(face_folder, tmp_path / "run"))
 
 
 def test_without_a_temporary_folder_nothing_is_begun(face_folder, tmp_path, monkeypatch):

@@ -133,8 +133,3 @@ def test_the_same_seed_gives_the_same_weights(face_folder, tmp_path):
     one, again, other = weights("a", 5), weights("b", 5), weights("c", 6)
     assert same_state(one, again)
     assert not torch.equal(one["encoder.0.weight"], other["encoder.0.weight"])
-
-
-def test_minutes_ends_a_run_early_and_well(face_folder, tmp_path):
-    run = train(small_config(face_folder, tmp_path / "run", iterations=100_000, minutes=0.01))
-    assert 1 <= last_state(run)["iteration"] < 100_000 and (run / "model.safetensors").exists()
