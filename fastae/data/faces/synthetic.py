@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from fastae.data.faces import portrait
@@ -28,6 +29,9 @@ QUALITY = 86
 
 def write(folder: Path, count: int = COUNT) -> None:
     """Draws faces 1..count into an existing folder as 000001.jpg, 000002.jpg, ..."""
+    # After a block of this size was freed once, glibc keeps freed memory for reuse. Otherwise the pages of
+    # each temporary array are mapped again, which takes a fourth of the time.
+    np.empty(24 << 20, np.uint8)
     # One thread: with arrays this small, a second one only competes for the interpreter lock.
     for index in range(1, count + 1):
         picture = Image.fromarray(portrait.draw(index))
