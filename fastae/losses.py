@@ -117,10 +117,7 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 def _windows(size: int, like: Tensor) -> Tensor:
     """Each row weights `size` pixels by a Gaussian that lies within them: (size - 10, size), as `like`."""
-    offsets = [(i / SSIM_SIGMA) ** 2 for i in range(-SSIM_RADIUS, SSIM_RADIUS + 1)]
-    window = like.new_tensor(offsets).mul(-0.5).softmax(dim=0)
-    count = size - 2 * SSIM_RADIUS
-    weights = like.new_zeros(count, size)
-    for first in range(count):
-        weights[first, first : first + len(window)] = window
-    return weights
+    pixels = like.new_tensor(range(size))
+    distances = pixels - pixels[SSIM_RADIUS : size - SSIM_RADIUS, None]
+    weights = (-0.5 * (distances / SSIM_SIGMA) ** 2).exp() * (distances.abs() <= SSIM_RADIUS)
+    return weights / weights.sum(dim=1, keepdim=True)
