@@ -43,19 +43,15 @@ def measure(
 
     from fastae.data import Tuning, open_loader
     from fastae.data.source import open_source
-    from fastae.device.apply import use_kernels, use_tf32
-    from fastae.device.choose import choose_precision
+    from fastae.device.apply import apply
+    from fastae.device.choose import Hardware, choose_device, choose_precision
     from fastae.training.evaluate import evaluate
     from fastae.training.step_timer import StepTimer, Window
-    from fastae.utils.limits import keep_freed_memory
 
-    target = torch.device(device)
+    target = choose_device(device)
     on_gpu = target.type == "cuda"
-    if not on_gpu:
-        keep_freed_memory()
-    use_tf32(target)
-    use_kernels(target, deterministic=False)
     precision = choose_precision(target, amp=True)
+    apply(Hardware(target, precision, compiled, compile_note=""))
     root = open_source(images)[0].root
     loader = open_loader(
         root,
