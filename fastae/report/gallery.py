@@ -98,7 +98,7 @@ def make_gallery(
     """Makes the gallery, with the first run of each group that can reconstruct the gallery's images.
 
     Args:
-        groups: the groups of runs. The images are those of the first run of which they are found.
+        groups: the groups of runs. The gallery has the images of the first run whose images are found.
         device: the device of the models.
         data: the folder of the images. Default: `known_folder`, else $FASTAE_DATA, else the synthetic faces.
 

@@ -54,7 +54,7 @@ class Row:
     """A row of a table."""
 
     cells: Sequence[Cell]
-    """The cells, of which the first is the row's name."""
+    """The row's name, and then its values."""
 
     seeds: int = 1
     """The number of seeds whose mean the row is."""

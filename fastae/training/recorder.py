@@ -63,7 +63,7 @@ class Recorder:
         held: closes what is opened here, in reverse order.
         run: the run's folder.
         description: what the run is made with.
-        monitor: is told the phases and the speed.
+        monitor: records the phases and the speed for the utilisation report.
         display: shows the log steps.
         start: the iteration that the run continues from; 0 for a new run.
         progress: what the checkpoint says that the run continues from.

@@ -59,7 +59,7 @@ class ReplacedFiles:
     def __init__(self) -> None:
         self.found: list[FileFault] = []
         self.runs: list[RunFolder] = []
-        """The runs in progress, each of which lists these files in its folder."""
+        """The runs in progress. Each lists these files in its folder."""
 
     def add(self, bad: FileFault, substitute: str) -> None:
         """Notes a bad file, and the path of the file that replaces it. Loaders call this."""

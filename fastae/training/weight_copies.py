@@ -61,7 +61,7 @@ class CopyingAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, _closure: None = None) -> None:  # type: ignore[override]
-        """Updates all weights, each of which must have a gradient."""
+        """Updates all weights. Each of them must have a gradient."""
         if not self.state:
             for copy, weight in zip(self._copies, self._weights, strict=True):
                 self.state[copy] = {key: torch.zeros_like(like) for key, like in moments_like(weight).items()}

@@ -171,7 +171,7 @@ def body(person: Person, canvas: Canvas) -> None:
 
 
 def ears(person: Person, canvas: Canvas) -> None:
-    """Both ears, of which hair may show only a part."""
+    """Both ears, before the hair is drawn over them."""
     outline = ellipse(np.abs(canvas.x + 0.7 * person.turn) - 45, canvas.y - 8, 6, 13)
     canvas.paint(person.skin * BLOOD**0.4 * (0.8 - 0.4 * np.exp(-((outline + 3) ** 2))), cover(outline))
 

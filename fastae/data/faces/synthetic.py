@@ -1,6 +1,6 @@
 """The built-in data set: 2,000 synthetic faces as JPEGs, so that nothing needs downloading.
 
-The faces are drawn once into the cache folder, in about 11 s on one core: 178x218 pixels, baseline, 4:2:0,
+The faces are drawn once into the cache folder, in about 12 s on one core: 178x218 pixels, baseline, 4:2:0,
 7.2 kB on average, framed like aligned CelebA. They are drawn again if a file is missing or has changed. One
 machine draws the same bytes every time, but another processor or version of NumPy or Pillow may round
 differently. So the files are compared with digests taken when they were drawn.
