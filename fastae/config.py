@@ -41,8 +41,8 @@ def setting(
     default: Any,
     group: str,
     text: str,
-    within: Range | None = None,
     *,
+    within: Range | None = None,
     free: bool = False,
     choices: Collection[str] = (),
     path: bool = False,
@@ -73,28 +73,32 @@ class TrainConfig:
     """The settings of one run. The defaults are the article's, as far as the article states them."""
 
     loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
-    iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", COUNT, free=True)
+    iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", within=COUNT, free=True)
     minutes: float | None = setting(
-        None, EXPERIMENT, "Stop after this training time, if before --iterations.", MINUTES, free=True
+        None, EXPERIMENT, "Stop after this training time, if before --iterations.", within=MINUTES, free=True
     )
-    batch_size: int = setting(64, EXPERIMENT, "Images per step.", BATCH_SIZE)
-    lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", Range(1e-30, 1e38))
-    seed: int = setting(0, EXPERIMENT, "Seed of initial weights, image order and augmentation.", SEED)
-    latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", LATENT)
+    batch_size: int = setting(64, EXPERIMENT, "Images per step.", within=BATCH_SIZE)
+    lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", within=Range(1e-30, 1e38))
+    seed: int = setting(0, EXPERIMENT, "Seed of initial weights, image order and augmentation.", within=SEED)
+    latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", within=LATENT)
     data: str | None = setting(
         None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
         free=True, path=True, metavar="DIR",
     )  # fmt: skip
-    image_size: int = setting(128, DATA, "Side that images are resized to, a multiple of 16.", IMAGE_SIZE)
+    image_size: int = setting(
+        128, DATA, "Side that images are resized to, a multiple of 16.", within=IMAGE_SIZE
+    )
     crop: int | None = setting(
-        None, DATA, "Side of the central square that is cut out first. Default: the largest.", CROP
+        None, DATA, "Side of the central square that is cut out first. Default: the largest.", within=CROP
     )
     antialias: bool = setting(
         False, DATA, "Antialiased resize. Off by default, as in TensorFlow and the article."
     )
-    brightness: float = setting(0.125, DATA, "Random brightness is within +- this value.", SHARE)
-    contrast: float = setting(0.2, DATA, "Random contrast factor is within 1 +- this value.", SHARE)
-    saturation: float = setting(0.2, DATA, "Random saturation factor is within 1 +- this value.", SHARE)
+    brightness: float = setting(0.125, DATA, "Random brightness is within +- this value.", within=SHARE)
+    contrast: float = setting(0.2, DATA, "Random contrast factor is within 1 +- this value.", within=SHARE)
+    saturation: float = setting(
+        0.2, DATA, "Random saturation factor is within 1 +- this value.", within=SHARE
+    )
     device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", free=True, metavar="DEVICE")
     amp: bool = setting(False, SPEED, "Mixed precision: bf16 if natively supported, else fp16 on CUDA.")
     compile: bool | None = setting(
@@ -112,33 +116,37 @@ class TrainConfig:
         free=True, path=True, metavar="DIR",
     )  # fmt: skip
     threads: int | None = setting(
-        None, SPEED, "CPU threads that decode. Default: by the number of cores.", THREADS, free=True
+        None, SPEED, "CPU threads that decode. Default: by the number of cores.", within=THREADS, free=True
     )
     deterministic: bool = setting(False, SPEED, "Bitwise reproducible on a GPU too, but slower.")
     sync_bn: bool = setting(False, SPEED, "Batch norm over all ranks' images instead of each rank's.")
     out: str | None = setting(
         None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", path=True, metavar="DIR"
     )
-    log_every: int = setting(50, RUN_FOLDER, "Iterations between log lines.", Range(1, 1_000_000), free=True)
-    eval_every: int = setting(1_000, RUN_FOLDER, "Iterations between evaluations.", COUNT, free=True)
+    log_every: int = setting(
+        50, RUN_FOLDER, "Iterations between log lines.", within=Range(1, 1_000_000), free=True
+    )
+    eval_every: int = setting(1_000, RUN_FOLDER, "Iterations between evaluations.", within=COUNT, free=True)
     eval_images: int = setting(
-        256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", COUNT
+        256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", within=COUNT
     )
     gpu_sample_hz: float = setting(
-        2.0, RUN_FOLDER, "Readings of GPU and host per second for the report; 0 is off.", Range(0, 1000),
-        free=True,
+        2.0, RUN_FOLDER, "Readings of GPU and host per second for the report; 0 is off.",
+        within=Range(0, 1000), free=True,
     )  # fmt: skip
     profile: int = setting(
-        0, RUN_FOLDER, "Steps to trace with PyTorch's profiler, after the warm-up.", Range(0, 1000),
+        0, RUN_FOLDER, "Steps to trace with PyTorch's profiler, after the warm-up.", within=Range(0, 1000),
         free=True, metavar="N",
     )  # fmt: skip
     checkpoint_every: int | None = setting(
-        None, FAULTS, "Iterations between checkpoints. Default: by time alone.", COUNT, free=True
+        None, FAULTS, "Iterations between checkpoints. Default: by time alone.", within=COUNT, free=True
     )
-    checkpoint_minutes: float = setting(10.0, FAULTS, "Minutes between checkpoints.", MINUTES, free=True)
+    checkpoint_minutes: float = setting(
+        10.0, FAULTS, "Minutes between checkpoints.", within=MINUTES, free=True
+    )
     keep: int = setting(
         2, FAULTS, "Checkpoints that an unfinished run keeps. A finished run keeps the last one, or with 0 "
-        "only its weights.", Range(0, COUNT.most), free=True,
+        "only its weights.", within=Range(0, COUNT.most), free=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -112,7 +112,7 @@ def sweep(
     from fastae.runs.sweep_folder import SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
-    config = SweepConfig(TrainConfig(**settings), names, repeats, same_init)
+    config = SweepConfig(TrainConfig(**settings), names, repeats=repeats, same_init=same_init)
     from fastae.report.make import make_report
     from fastae.runs.sweep_folder import RunState
     from fastae.sweep.sweep import run_sweep

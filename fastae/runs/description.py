@@ -7,12 +7,13 @@ but the settings has a default.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from fastae.config import TrainConfig
+from fastae.utils.console import printable
 from fastae.utils.json import convert
 
 
@@ -93,6 +94,26 @@ class RunDescription:
         """Returns this description for a session that continues an `earlier` session's run at `iteration`."""
         turns = max(earlier.at_once, self.at_once)
         return dataclasses.replace(self, at_once=turns, resumed=(*earlier.resumed, iteration))
+
+    def differences(self, earlier: RunDescription) -> Iterator[str]:
+        """Yields lines about what differs from an `earlier` session and changes a run's results."""
+        before, now = (
+            {
+                "device": each.device,
+                "loader": each.loader,
+                "compiled": each.compiled,
+                **each.environment.packages,
+            }
+            for each in (earlier, self)
+        )
+        for name, value in now.items():
+            if before.get(name) not in (None, value):
+                yield f"{name} was {printable(str(before[name]))}, is {value}: equal to rounding only"
+        if earlier.world_size != self.world_size:
+            effect = "equal to rounding only"
+            if not self.config.sync_bn:
+                effect = "batch norm sees other parts of a batch"
+            yield f"ranks were {earlier.world_size}, are {self.world_size}: {effect}"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunDescription:

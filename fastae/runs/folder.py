@@ -171,11 +171,11 @@ class RunFolder:
             float(held_out[-1]) if len(held_out) else None,
         )
 
-    def lost_progress(self, config: TrainConfig) -> str | None:
+    def lost_progress(self) -> str | None:
         """Returns what shows that a run without a checkpoint has had one.
 
         Returns None if nothing does, so that the run may begin again. Raises FastaeError if its checkpoints
-        cannot be listed.
+        cannot be listed, or if config.json is not valid.
         """
         if not self.checkpoints.is_dir():
             return f"{str(self.checkpoints)!r} is missing"
@@ -184,7 +184,7 @@ class RunFolder:
         if self.weights.exists():
             return f"{self.weights.name} holds the weights of a finished run"
         with suppress(OSError, ValueError):
-            rows = metrics.read_metrics(self.metrics)
+            config, rows = self.settings(), metrics.read_metrics(self.metrics)
             last = int(rows.train.iterations.max(initial=0))
             seconds = float(rows.windows(config.batch_size)[1].sum())
             # Saving the second checkpoint waits until the first one is on the disk.

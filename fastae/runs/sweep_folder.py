@@ -144,11 +144,11 @@ class SweepFolder:
                 raise FastaeError(f"{str(self.file)!r} holds a run {run.name!r:.60}, which no sweep does")
         return content
 
-    def change(self, name: str, **values: Any) -> None:
-        """Sets fields of one run in sweep.json. Raises OSError, and FastaeError as `read` does."""
+    def change(self, changed: SweepRun) -> None:
+        """Writes a run to sweep.json, where it is by its name. Raises OSError, and FastaeError as `read`."""
         with FileLock(self.path / ".sweep.json.lock"):  # other ranks change their own runs
             content = self.read()
-            runs = tuple(replace(run, **values) if run.name == name else run for run in content.runs)
+            runs = tuple(changed if run.name == changed.name else run for run in content.runs)
             write_json(self.file, dataclasses.asdict(replace(content, runs=runs)))
 
     def manifest(self) -> Manifest | None:

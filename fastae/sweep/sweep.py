@@ -17,7 +17,7 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
-from fastae.runs.checkpoint import Checkpoint
+from fastae.runs.checkpoint import Checkpoint, Progress
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
 from fastae.runs.loaded_model import finished_at
@@ -26,7 +26,7 @@ from fastae.runs.weights import restore_weights
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
 from fastae.training.progress import LogLines
-from fastae.training.resume import as_before, ended_by, log_differences, reopen
+from fastae.training.resume import as_before, ended_by, reopen
 from fastae.training.run_ahead import TrainMetrics
 from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
@@ -36,9 +36,6 @@ from fastae.utils.paths import expand_home
 
 POLL_SECONDS = 2.0
 """The seconds between two looks at sweep.json while the main rank waits for the others."""
-
-FIGURES = ("iteration", "loss_index", "held_out", "images_per_second", "seconds")
-"""The fields of a run that are written to sweep.json when the run ends."""
 
 
 def run_sweep(
@@ -151,22 +148,21 @@ class Sweep:
         An error of the run is recorded in sweep.json, not raised.
         """
         self._change(name, state=RunState.RUNNING, error="")
-        run, path = self._runs[name], self.folder.path / name
-        config = replace(settings, loss=run.loss, seed=run.seed, out=str(path))
-        prefix = f"{name}: " if self._at_once > 1 else ""
-        outcome: dict[str, Any] = {"state": RunState.STOPPED}
+        run, folder = self._runs[name], self.folder.run(name)
+        config = replace(settings, loss=run.loss, seed=run.seed, out=str(folder.path))
+        state, reason = RunState.STOPPED, ""
         try:
-            with begun_or_new(path, config, slot.models.session) as (folder, newest):
-                start = newest.iteration if newest else 0
-                seconds = newest.progress.seconds if newest else 0.0
-                logged = folder.logged(start)
-                run = replace(run, iteration=start, seconds=seconds)
-                self._update(replace(run, loss_index=logged.loss_index, held_out=logged.held_out))
-                display = RunDisplay(prefix, run=self._runs[name], update=self._update, at_once=self._at_once)
+            with begun_or_new(folder, config, slot.models.session) as newest:
+                start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
                 number = list(self._runs).index(name) + 1
                 verb = "resumes" if start else "begins"
                 log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
-                if not ended_by(config, start, seconds):
+                logged = folder.logged(start)
+                run = replace(run, iteration=start, seconds=progress.seconds)
+                run = replace(run, loss_index=logged.loss_index, held_out=logged.held_out)
+                self._update(run)
+                if not ended_by(config, start, progress.seconds):
+                    display = RunDisplay(run, self._update, self._at_once)
                     with open_trainer(
                         slot.models,
                         config,
@@ -180,20 +176,17 @@ class Sweep:
                             yield True
                         trainer.log_result()
                         trainer.finish()
-                    self._update(replace(self._runs[name], held_out=trainer.evaluations[-1][1]))
                 elif newest:
                     restore_weights(folder, newest)
-            outcome["state"] = RunState.FINISHED
+            state = RunState.FINISHED
         except Stopped as stopped:
-            logged = RunFolder(path).logged(self._config.train.iterations)
-            self._update(replace(self._runs[name], held_out=logged.held_out))
             self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
         except FastaeError as error:
-            outcome |= {"state": RunState.FAILED, "error": str(error)}
+            state, reason = RunState.FAILED, str(error)
             log(f"{name} failed: {error}")
         finally:
-            figures = {figure: getattr(self._runs[name], figure) for figure in FIGURES}
-            self._change(name, **figures, **outcome)
+            held_out = folder.logged(config.iterations).held_out
+            self._change(name, state=state, error=reason, held_out=held_out)
 
     def _wait_for_others(self) -> None:
         """Waits until no run is waiting or running. If another rank dies, torchrun ends this one."""
@@ -209,7 +202,7 @@ class Sweep:
     def _change(self, name: str, **values: Any) -> None:
         """Sets fields of a run, here and in sweep.json. Raises OSError."""
         self._update(replace(self._runs[name], **values))
-        self.folder.change(name, **values)
+        self.folder.change(self._runs[name])
 
     def _require_results(self) -> None:
         """Corrects states in sweep.json that do not agree with the weights, which only a finished run has."""
@@ -247,14 +240,13 @@ class RunDisplay(LogLines):
     """Shows the log steps of a sweep's run as lines, and in the sweep's table.
 
     Args:
-        prefix: the beginning of each line.
         run: the run as it is now.
         update: is called with the run's new figures after each log step.
-        at_once: how many runs take turns.
+        at_once: how many runs take turns. If there are several, each line begins with the run's name.
     """
 
-    def __init__(self, prefix: str, run: SweepRun, update: Callable[[SweepRun], None], at_once: int) -> None:
-        super().__init__(prefix)
+    def __init__(self, run: SweepRun, update: Callable[[SweepRun], None], at_once: int) -> None:
+        super().__init__(prefix=f"{run.name}: " if at_once > 1 else "")
         self._run = run
         self._update = update
         self._at_once = at_once
@@ -272,15 +264,12 @@ class RunDisplay(LogLines):
 
 
 @contextmanager
-def begun_or_new(
-    path: Path, config: TrainConfig, session: Session
-) -> Iterator[tuple[RunFolder, Checkpoint | None]]:
-    """Yields a run's locked folder and its newest checkpoint, which is None if the run has none.
+def begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Iterator[Checkpoint | None]:
+    """Locks a run's folder, and yields the run's newest checkpoint, which is None if there is none.
 
     The folder is made if the run has not begun. Raises FastaeError if the run began with other images than
     those of the session.
     """
-    run = RunFolder(path)
     if run.config.exists():
         with run.lock():
             newest = reopen(run, config)
@@ -289,10 +278,10 @@ def begun_or_new(
                     "it began with other images than the sweep; "
                     f"fastae train --resume {run.path} resumes it alone"
                 )
-            yield run, newest
+            yield newest
     else:
-        with new_run(path, config.loss, "the run folder") as run:
-            yield run, None
+        with new_run(run.path, config.loss, "the run folder"):
+            yield None
 
 
 def open_shared_session(
@@ -318,6 +307,5 @@ def open_shared_session(
     chosen = as_before(config, {"data": config.data} if config.data else {}, before)
     own = replace(chosen, device=device_of(config.device, ranks))
     session = open_session(own, manifest=folder.manifest(), at_once=at_once)
-    log_differences(session, config, before)
     data = config.data or before.config.data
     return session, replace(config, data=data)

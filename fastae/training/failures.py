@@ -6,7 +6,6 @@ from subprocess import CalledProcessError
 
 import torch
 
-from fastae.config import TrainConfig
 from fastae.data.loaders.loader import Loader, ResidentLoader
 from fastae.device.memory import is_out_of_memory
 from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
@@ -20,20 +19,18 @@ SIGNALS_APART = 1.0
 """The seconds for which a signal is awaited if it may have ended a compiler already."""
 
 
-def explain(
-    error: Exception, session: Session, config: TrainConfig, run: RunFolder, stops: StopSignals
-) -> Exception:
+def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSignals) -> Exception:
     """Returns the error with a message for users if its cause is outside of fastae; otherwise as it is."""
     hint = run.resume_hint()
     if isinstance(error, Stopped):
         return Stopped(error.caught, f"{error}; {hint}")
     if isinstance(error, NotFinite):
-        remedy = "a lower --lr" + (" or --no-amp" if config.amp else "")
+        remedy = "a lower --lr" + (" or --no-amp" if session.hardware.precision.dtype else "")
         return RunFailure(f"{error}; resuming would repeat it: start a new run with {remedy}")
     if isinstance(error, TrainingFault):
         return RunFailure(f"{error}; {hint}")
     if is_out_of_memory(error):
-        return RunFailure(advice(config, session.loader, session.hardware.device))
+        return RunFailure(advice(session.loader, session.hardware.device))
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
     if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
@@ -58,11 +55,12 @@ def _is_compilers(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
-def advice(config: TrainConfig, loader: Loader, device: torch.device) -> str:
+def advice(loader: Loader, device: torch.device) -> str:
     """Returns one line that says what takes less memory on `device`."""
-    remedies = [f"--batch-size {config.batch_size // 2}"] if config.batch_size > 1 else []
+    batch_size = loader.sampler.batch_size
+    remedies = [f"--batch-size {batch_size // 2}"] if batch_size > 1 else []
     if isinstance(loader, ResidentLoader):
         kind, saved = "host" if device.type == "cuda" else "dali", loader.store.pixels.nbytes
         remedies.append(f"--loader {kind} ({saved / 1e9:.1f} GB less on {device})")
     remedy = " or ".join(remedies) or "a smaller --image-size, or another device"
-    return f"out of memory at batch size {config.batch_size}: try {remedy}"
+    return f"out of memory at batch size {batch_size}: try {remedy}"

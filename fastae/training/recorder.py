@@ -74,6 +74,7 @@ class Recorder:
         held: ExitStack,
         run: RunFolder,
         description: RunDescription,
+        *,
         monitor: Monitor,
         display: LogLines,
         start: int,
@@ -130,9 +131,12 @@ class Recorder:
     def log_step(self, metrics: TrainMetrics, remaining: float) -> None:
         """Records a log step, `remaining` seconds before the run ends."""
         window = metrics.window
-        images = window.iterations * self._config.batch_size
-        data_seconds = window.data_wait * window.seconds
-        self._monitor.record(images, window.seconds, data_seconds, metrics.device_seconds)
+        self._monitor.record(
+            images=window.iterations * self._config.batch_size,
+            seconds=window.seconds,
+            data_wait=window.data_wait * window.seconds,
+            device_wait=metrics.device_seconds,
+        )
         self._append(
             metrics.iteration,
             TRAIN,
@@ -182,9 +186,9 @@ class Recorder:
         self._run.samples.mkdir(exist_ok=True)  # somebody may have removed it
         with atomic_write(self._run.sample(iteration)) as file:
             file.write(png)
-        self._tensorboard.image(iteration, PICTURE_TAG, png, sheet.shape[:2])
+        self._tensorboard.image(iteration, PICTURE_TAG, png, shape=sheet.shape[:2])
 
-    def save(self, iteration: int, seconds: float, training: Mapping[str, Any], final: bool) -> None:
+    def save(self, iteration: int, *, seconds: float, training: Mapping[str, Any], final: bool) -> None:
         """Starts to write a checkpoint. The run's other files are on the disk before it is.
 
         Args:
@@ -195,7 +199,7 @@ class Recorder:
         """
         self._tensorboard.sync()
         progress = Progress(seconds, self._metrics.sync(), self._events)
-        found = Checkpoint(iteration, training, self._description, progress)
+        found = Checkpoint(iteration, training, run=self._description, progress=progress)
         self._saver.save(found, weights=self._run.weights if final else None)
 
     def end_display(self) -> None:

@@ -23,8 +23,8 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.weights import restore_weights
 from fastae.training.distributed import ALONE, Ranks, launched
 from fastae.training.runner import train_in
-from fastae.training.session import Session, open_session
-from fastae.utils.console import log, printable
+from fastae.training.session import open_session
+from fastae.utils.console import log
 from fastae.utils.paths import expand_home
 
 FIXED = [
@@ -64,8 +64,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
                 return path
         manifest = run.manifest(before) if newest or run.manifest_file.exists() else None
         session = open_session(as_before(config, given, before), ranks, manifest)
-        log_differences(session, config, before)
-        train_in(session, config, run, newest)
+        train_in(session, config, run, newest=newest)
     return path
 
 
@@ -93,7 +92,7 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
         raise FastaeError(
             f"the run in {str(run.path)!r} is finished, and kept no checkpoint (--keep 0): start a new run"
         )
-    elif lost := run.lost_progress(config):
+    elif lost := run.lost_progress():
         raise FastaeError(
             f"the run in {str(run.path)!r} has lost its checkpoints ({lost}): "
             "restore them, or start a new run"
@@ -131,18 +130,3 @@ def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescript
     chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
     kept = {name: value for name, value in chosen.items() if name not in given and value is not None}
     return TrainConfig.from_dict(config.as_dict() | kept, "what the run says of itself")
-
-
-def log_differences(session: Session, config: TrainConfig, before: RunDescription) -> None:
-    """Logs what differs from the run so far and changes its results, most of it only by rounding."""
-    now = session.describe(config)
-    then, is_now = (
-        {"device": each.device, "loader": each.loader, "compiled": each.compiled, **each.environment.packages}
-        for each in (before, now)
-    )
-    for name, value in is_now.items():
-        if then.get(name) not in (None, value):
-            log(f"differs   {name} was {printable(str(then[name]))}, is {value}: equal to rounding only")
-    if before.world_size != now.world_size:
-        effect = "equal to rounding only" if config.sync_bn else "batch norm sees other parts of a batch"
-        log(f"differs   ranks were {before.world_size}, are {now.world_size}: {effect}")

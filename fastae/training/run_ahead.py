@@ -122,7 +122,15 @@ def _measure(
 ) -> TrainMetrics:
     seconds = waited + (_wait_for(ready) if ready else 0.0)
     loss, error, norm, *losses = values.tolist()
-    return TrainMetrics(iteration, losses, loss, loss_index(error), norm, marks.measure(), seconds)
+    return TrainMetrics(
+        iteration=iteration,
+        losses=losses,
+        loss=loss,
+        loss_index=loss_index(error),
+        gradient_norm=norm,
+        window=marks.measure(),
+        device_seconds=seconds,
+    )
 
 
 def _wait_for(event: torch.cuda.Event) -> float:

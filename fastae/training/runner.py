@@ -46,16 +46,17 @@ def train_in(session: Session, config: TrainConfig, run: RunFolder, newest: Chec
     """Trains one run to its end in an open session: a new one, or one that continues from a checkpoint."""
     # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
-        _train_joined(session, config, run, newest, stops)
+        _train_joined(session, config, run, newest=newest, stops=stops)
     if session.ranks.is_main:
         log_folder(run)
 
 
 def _train_joined(
-    session: Session, config: TrainConfig, run: RunFolder, newest: Checkpoint | None, stops: StopSignals
+    session: Session, config: TrainConfig, run: RunFolder, *, newest: Checkpoint | None, stops: StopSignals
 ) -> None:
     """Trains a run whose ranks are joined. The model, which DDP shares, is freed when this returns."""
-    with open_trainer(Models(session), config, run, stops, ProgressBar(), newest) as trainer:
+    models, display = Models(session), ProgressBar()
+    with open_trainer(models, config, run, stops=stops, display=display, newest=newest) as trainer:
         while trainer.advance():
             pass
         if session.ranks.is_main:
@@ -93,7 +94,7 @@ def open_trainer(
         with ExitStack() as held:
             loader = session.loader.reseeded(config.seed)
             step = models.step(config, loader.make_batch)
-            monitor = held.enter_context(open_monitor(session, config, run, loader.kind, at_once))
+            monitor = held.enter_context(open_monitor(session, config, run, at_once=at_once))
             if session.hardware.compiled:
                 monitor.enter(Phase.COMPILE)
             graph = step.record(loader.example()) if session.ranks.size == 1 else ""
@@ -101,6 +102,8 @@ def open_trainer(
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)
+                for line in description.differences(newest.run):
+                    log(f"differs   {line}")
                 description = description.resumed_from(newest.run, start)
             log(f"device    {description.device}")
             log(f"step      {description.step}")
@@ -108,7 +111,15 @@ def open_trainer(
             recorder = None
             if session.ranks.is_main:
                 run.begin(description, session.folder.manifest, session.skipped)
-                recorder = Recorder(held, run, description, monitor, display, start, progress)
+                recorder = Recorder(
+                    held,
+                    run,
+                    description,
+                    monitor=monitor,
+                    display=display,
+                    start=start,
+                    progress=progress,
+                )
             session.replaced.runs.append(run)
             held.callback(session.replaced.runs.remove, run)
             yield Trainer(
@@ -123,14 +134,14 @@ def open_trainer(
                 clock=Clock(progress.seconds, at_once),
             )
     except Exception as error:
-        raise explain(error, session, config, run, stops) from None
+        raise explain(error, session, run, stops=stops) from None
 
 
-def open_monitor(session: Session, config: TrainConfig, run: RunFolder, loader: str, at_once: int) -> Monitor:
+def open_monitor(session: Session, config: TrainConfig, run: RunFolder, *, at_once: int) -> Monitor:
     """Makes the monitor of a run. Of several ranks, only the main one samples."""
     hardware, ranks = session.hardware, session.ranks
     info = RunInfo(
-        loader=loader,
+        loader=session.loader.kind,
         compiled=hardware.compiled,
         amp=config.amp,
         batch_size=config.batch_size,
@@ -141,7 +152,7 @@ def open_monitor(session: Session, config: TrainConfig, run: RunFolder, loader: 
         peak_flops=peak_flops(hardware.device, hardware.precision),
     )
     hz = config.gpu_sample_hz if ranks.is_main else 0
-    return Monitor(run.path, hz, local_gpus(hardware.device, ranks.size), info)
+    return Monitor(run.path, hz, local_gpus(hardware.device, ranks.size), info=info)
 
 
 def log_folder(run: RunFolder) -> None:

@@ -160,7 +160,11 @@ class Models:
         element = element_of(config.loss)
         if element not in self._objectives:
             objective = objective_of(
-                self._model, config.loss, hardware.precision, hardware.compiled, ranks.size
+                self._model,
+                config.loss,
+                hardware.precision,
+                compiled=hardware.compiled,
+                world_size=ranks.size,
             )
             if ranks.size > 1:
                 # PyTorch 2.13 renames an argument, and warns of the name that 2.11 has.
@@ -201,11 +205,16 @@ def open_session(
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
     hardware = open_hardware(config, ranks)
-    folder, source = open_source(config.data, config.crop, cache, manifest)
+    folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
     replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
     folder, held_out = load_held_out(
-        folder, config, hardware.device, crop_resize, replaced, is_resumed=manifest is not None
+        folder,
+        config,
+        crop_resize,
+        device=hardware.device,
+        replaced=replaced,
+        is_resumed=manifest is not None,
     )
     log(f"data      {source}")
     log(
@@ -218,15 +227,32 @@ def open_session(
         lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
         log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")
     files = ImageFiles(folder.train, replaced.add)
-    sampler = Sampler(len(files), config.batch_size, config.seed, config.augmentation, ranks.rank, ranks.size)
+    sampler = Sampler(
+        count=len(files),
+        batch_size=config.batch_size,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        part=ranks.rank,
+        parts=ranks.size,
+    )
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config, hardware))
     kind = cast(LoaderKind, config.loader)
-    loader = build_loader(files, sampler, decoder, kind, cache if config.cache else None, at_once)
+    kept_in = cache if config.cache else None
+    loader = build_loader(files, sampler, decoder, kind=kind, cache=kept_in, at_once=at_once)
     log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
     if not config.amp and choose_precision(hardware.device, amp=True).dtype:
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
     environment = convert(describe_environment(), Environment)
-    return Session(ranks, hardware, environment, folder, source, replaced, held_out, loader)
+    return Session(
+        ranks=ranks,
+        hardware=hardware,
+        environment=environment,
+        folder=folder,
+        source=source,
+        replaced=replaced,
+        held_out=held_out,
+        loader=loader,
+    )
 
 
 def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
@@ -263,10 +289,10 @@ def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
 def load_held_out(
     folder: ImageFolder,
     config: TrainConfig,
-    device: torch.device,
     crop_resize: CropResize,
-    replaced: ReplacedFiles,
     *,
+    device: torch.device,
+    replaced: ReplacedFiles,
     is_resumed: bool,
 ) -> tuple[ImageFolder, Tensor]:
     """Decodes the images to evaluate on, and returns them with their folder.
@@ -280,7 +306,7 @@ def load_held_out(
                 held_out,
                 crop_resize,
                 device,
-                Tuning(threads=config.threads),
+                tuning=Tuning(threads=config.threads),
                 indices=evenly_spaced(range(len(held_out)), config.eval_images),
                 on_replaced=replaced.add,
             )

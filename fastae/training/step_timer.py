@@ -68,7 +68,7 @@ class StepTimer:
         """Ends the window, which has at least one iteration, and starts a new one. Returns its marks."""
         marks, self._marks = self._marks, self._marks[-1:]
         excluded, self._excluded = self._excluded, []
-        return Marks(marks, excluded, self._on_gpu, self._batch_size)
+        return Marks(marks, excluded, on_gpu=self._on_gpu, batch_size=self._batch_size)
 
     def _mark(self) -> Any:
         if not self._on_gpu:

@@ -104,8 +104,6 @@ class Trainer:
         clock: Clock,
     ) -> None:
         self.iteration = self._start = start
-        self.evaluations: list[tuple[int, float]] = []
-        """Iteration and loss_index of each evaluation so far."""
         self._config = config
         self._session = session
         self._ranks = session.ranks
@@ -170,10 +168,12 @@ class Trainer:
         """Logs the result of a finished run: held-out error, speed without the first step, and memory."""
         if self._recorder:
             self._recorder.end_display()
-        first = self._run.logged(0).held_out  # before the first iteration, in whichever session that was
-        ends = dict.fromkeys([(0, first)] if first is not None else [])
-        ends |= dict.fromkeys([self.evaluations[-1]])
-        indices = ", ".join(f"{index:,.0f} at iteration {iteration:,}" for iteration, index in ends)
+        ends = {iteration: self._run.logged(iteration).held_out for iteration in (0, self.iteration)}
+        indices = ", ".join(
+            f"{index:,.0f} at iteration {iteration:,}"
+            for iteration, index in ends.items()
+            if index is not None
+        )
         log(f"\nheld-out loss_index {indices}", "bold")
         first_step = f"first step {self._windows[0].seconds:.1f} s, " if self._start == 0 else ""
         windows = self._windows[1:] if first_step and len(self._windows) > 1 else self._windows
@@ -279,11 +279,8 @@ class Trainer:
         if self._recorder:
             self._record()
             self._recorder.phase(Phase.EVAL)
-            session = self._session
-            found = evaluate(
-                self._step.model, session.held_out, self._config.loss, session.hardware.precision
-            )
-            self.evaluations.append((self.iteration, found.loss_index))
+            precision = self._session.hardware.precision
+            found = evaluate(self._step.model, self._session.held_out, self._config.loss, precision=precision)
             self._recorder.log_evaluation(self.iteration, found)
 
     def _checkpoint_is_due(self) -> bool:
@@ -301,6 +298,7 @@ class Trainer:
         if self._recorder:
             # The windows contain the steps and their wait for data, but no start, evaluation or saving.
             seconds = self._clock.after(sum(window.seconds for window in self._windows))
-            self._recorder.save(self.iteration, seconds, self._step.state(), final)
+            training = self._step.state()
+            self._recorder.save(self.iteration, seconds=seconds, training=training, final=final)
             self._timer.exclude()
         self._saved_at = time.monotonic()
