@@ -174,8 +174,6 @@ class Sweep:
                     ) as trainer:
                         while trainer.advance():
                             yield True
-                        trainer.log_result()
-                        trainer.finish()
                 elif newest:
                     restore_weights(folder, newest)
             state = RunState.FINISHED

@@ -59,9 +59,6 @@ def _train_joined(
     with open_trainer(models, config, run, stops=stops, display=display, newest=newest) as trainer:
         while trainer.advance():
             pass
-        if session.ranks.is_main:
-            trainer.log_result()
-        trainer.finish()
 
 
 @contextmanager

@@ -76,7 +76,7 @@ class Clock:
 
 
 class Trainer:
-    """Trains a run: call `advance` until it returns False, then `finish`.
+    """Trains a run: call `advance` until it returns False.
 
     Args:
         session: what the run shares with others.
@@ -123,6 +123,8 @@ class Trainer:
     def advance(self) -> bool:
         """Trains one iteration. Returns False if it was the last: the iterations or the minutes are over.
 
+        The last one logs the run's result, and returns when the last checkpoint is on the disk.
+
         Raises:
             TrainingFault: training cannot continue.
             Stopped: a signal has stopped the run, which is saved.
@@ -153,8 +155,11 @@ class Trainer:
             self._save(final=over)
             if not over and not stopped:
                 self._enter_phase()
-        if stopped:
+        if over:
+            self._log_result()
+        if over or stopped:
             self.finish()
+        if stopped:
             caught = self._stops.caught or signal.SIGTERM  # another rank's, if not this one's
             raise Stopped(caught, f"stopped by {caught.name} at iteration {self.iteration:,}")
         return not over
@@ -164,10 +169,11 @@ class Trainer:
         if self._recorder:
             self._recorder.wait()
 
-    def log_result(self) -> None:
+    def _log_result(self) -> None:
         """Logs the result of a finished run: held-out error, speed without the first step, and memory."""
-        if self._recorder:
-            self._recorder.end_display()
+        if not self._recorder:
+            return
+        self._recorder.end_display()
         ends = {iteration: self._run.logged(iteration).held_out for iteration in (0, self.iteration)}
         indices = ", ".join(
             f"{index:,.0f} at iteration {iteration:,}"
