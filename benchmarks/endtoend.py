@@ -68,7 +68,7 @@ def measure(
 
     def recorded() -> tuple[Any, str]:
         step = _step(batch_size, target, precision, compiled, loader.make_batch)
-        return step, step.record(fixed_input)
+        return step, step.capture(fixed_input)
 
     step, graph = recorded()
     timer = StepTimer(target, batch_size)

@@ -221,7 +221,7 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
             precision=precision,
             objective=objective_of(model, LOSS, precision, compiled=True, world_size=world_size),
         )
-        if level >= 6 and (note := step.record([images])) != "one CUDA graph per step":
+        if level >= 6 and (note := step.capture([images])) != "one CUDA graph per step":
             raise SystemExit(note)
         return lambda: step(images)[0]
 

@@ -75,12 +75,16 @@ class TrainConfig:
     loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
     iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", within=COUNT, free=True)
     minutes: float | None = setting(
-        None, EXPERIMENT, "Stop after this training time, if before --iterations.", within=MINUTES, free=True
+        None,
+        EXPERIMENT,
+        "Stop after this training time, or after --iterations, whichever is first.",
+        within=MINUTES,
+        free=True,
     )
     batch_size: int = setting(64, EXPERIMENT, "Images per step.", within=BATCH_SIZE)
     lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", within=Range(1e-30, 1e38))
     seed: int = setting(0, EXPERIMENT, "Seed of initial weights, image order and augmentation.", within=SEED)
-    latent: int = setting(512, EXPERIMENT, "Length of the code that images are reduced to.", within=LATENT)
+    latent: int = setting(512, EXPERIMENT, "Size of the latent code.", within=LATENT)
     data: str | None = setting(
         None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
         free=True, path=True, metavar="DIR",
@@ -131,7 +135,7 @@ class TrainConfig:
         256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", within=COUNT
     )
     gpu_sample_hz: float = setting(
-        2.0, RUN_FOLDER, "Readings of GPU and host per second for the report; 0 is off.",
+        2.0, RUN_FOLDER, "Samples of GPU and CPU use per second; 0 disables the report.",
         within=Range(0, 1000), free=True,
     )  # fmt: skip
     profile: int = setting(

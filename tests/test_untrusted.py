@@ -271,7 +271,7 @@ def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):
     for name in ("../precious", str(tmp_path), ".", "", "pixel_bce/..", "pixel_bce-1/../../precious"):
         entry = {"name": name, "loss": "pixel_bce", "seed": 0}
         (tmp_path / "sweep.json").write_text(json.dumps({"plan": {}, "runs": [entry]}))
-        with pytest.raises(FastaeError, match="which no sweep does"):
+        with pytest.raises(FastaeError, match="invalid name of a run"):
             SweepFolder(tmp_path).read()
 
 

@@ -53,15 +53,15 @@ def _require_tree(content: bytes) -> None:
     for instruction, argument, _ in pickletools.genops(content):
         name = instruction.name
         if name in NAMING and argument not in NAMES:
-            raise ValueError(f"it names {argument or 'something'!s:.60}, which no checkpoint does")
+            raise ValueError(f"it names {argument or 'something'!s:.60}, which a checkpoint must not")
         if name in ("BINPUT", "LONG_BINPUT") and last_name in REPEATABLE:
             sizes[argument] = len(str(last_argument))
         elif name in ("BINGET", "LONG_BINGET"):
             if argument not in sizes:
-                raise ValueError("it holds one list or mapping twice, which no checkpoint does")
+                raise ValueError("it holds one list or mapping twice, which a checkpoint must not")
             repeated += sizes[argument]
             if repeated > MAX_PICKLE:
-                raise ValueError("it repeats its texts, which no checkpoint does")
+                raise ValueError("it repeats its texts too often for a checkpoint")
         last_name, last_argument = name, argument
 
 

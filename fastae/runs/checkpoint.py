@@ -290,7 +290,7 @@ def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor])
             it_is, should_be = (f"{each.dtype} {tuple(each.shape)}" for each in (value, like))
             raise ValueError(f"{_name(key)} is {it_is}, not {should_be}")
         if value.untyped_storage().nbytes() < value.nbytes:
-            raise ValueError(f"{_name(key)} is one number, repeated")
+            raise ValueError(f"{_name(key)} is an expanded view of fewer numbers")
         if not value.isfinite().all():
             raise ValueError(f"{_name(key)} is not finite")
 

@@ -108,11 +108,11 @@ class RunDescription:
         )
         for name, value in now.items():
             if before.get(name) not in (None, value):
-                yield f"{name} was {printable(str(before[name]))}, is {value}: equal to rounding only"
+                yield f"{name} was {printable(str(before[name]))}, is {value}: results agree up to rounding"
         if earlier.world_size != self.world_size:
-            effect = "equal to rounding only"
+            effect = "results agree up to rounding"
             if not self.config.sync_bn:
-                effect = "batch norm sees other parts of a batch"
+                effect = "the statistics of batch norm are of another number of images"
             yield f"ranks were {earlier.world_size}, are {self.world_size}: {effect}"
 
     @classmethod

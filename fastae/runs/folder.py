@@ -180,7 +180,7 @@ class RunFolder:
         if not self.checkpoints.is_dir():
             return f"{str(self.checkpoints)!r} is missing"
         if digests := checkpoint.without_checkpoint(self.checkpoints):
-            return f"{digests[-1].stem} is missing, and its digest is not"
+            return f"{digests[-1].stem} is missing, although its .sha256 is there"
         if self.weights.exists():
             return f"{self.weights.name} holds the weights of a finished run"
         with suppress(OSError, ValueError):
@@ -235,12 +235,12 @@ def new_run(path: Path | None, loss: str, option: str = "--out") -> Iterator[Run
     Raises FastaeError, naming `option`, if the folder is in use or cannot be created.
     """
     require = partial(require_unused, option=option)
-    with held_folder(path, name=loss, kind="run", begun="config.json", require=require) as folder:
+    with locked_folder(path, name=loss, kind="run", begun="config.json", require=require) as folder:
         yield RunFolder(folder)
 
 
 @contextmanager
-def held_folder(
+def locked_folder(
     path: Path | None, *, name: str, kind: str, begun: str, require: Callable[[Path], None]
 ) -> Iterator[Path]:
     """Yields a locked folder for a run or a sweep. It is made if need be, and removed if nothing begins.
@@ -257,12 +257,12 @@ def held_folder(
         FastaeError: the folder may not be used, is locked by another process, or cannot be made.
     """
     folder = path or RUNS / f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
-    with ExitStack() as held:
+    with ExitStack() as stack:
         try:
             if path:
                 require(path)
-            folder = held.enter_context(made_folder(folder, new=path is None))
-            held.enter_context(hold_lock(FileLock(folder / ".lock"), folder, kind))
+            folder = stack.enter_context(made_folder(folder, new=path is None))
+            stack.enter_context(hold_lock(FileLock(folder / ".lock"), folder, kind))
             require(folder)  # another process may have begun and ended one in between
         except OSError as error:
             reason = error.strerror or error

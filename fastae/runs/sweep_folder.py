@@ -17,7 +17,7 @@ from fastae.config import TrainConfig, flag
 from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
-from fastae.runs.folder import RunFolder, held_folder
+from fastae.runs.folder import RunFolder, locked_folder
 from fastae.utils.arguments import Range
 from fastae.utils.files import refuse_links, write_json
 from fastae.utils.json import read_json
@@ -141,11 +141,11 @@ class SweepFolder:
             raise FastaeError(f"{str(self.file)!r} cannot be read as a sweep: {error}") from None
         for run in content.runs:  # a name is a folder's, which must not lie outside
             if run.loss not in LOSSES or not re.fullmatch(rf"{run.loss}(-[0-9]+)?", run.name):
-                raise FastaeError(f"{str(self.file)!r} holds a run {run.name!r:.60}, which no sweep does")
+                raise FastaeError(f"{str(self.file)!r} contains an invalid name of a run: {run.name!r:.60}")
         return content
 
     def change(self, changed: SweepRun) -> None:
-        """Writes a run to sweep.json, where it is by its name. Raises OSError, and FastaeError as `read`."""
+        """Replaces the run of this name in sweep.json. Raises OSError, and FastaeError as `read` does."""
         with FileLock(self.path / ".sweep.json.lock"):  # other ranks change their own runs
             content = self.read()
             runs = tuple(changed if run.name == changed.name else run for run in content.runs)
@@ -205,6 +205,6 @@ def open_sweep(config: SweepConfig, path: Path | None) -> Iterator[SweepFolder]:
     def require(folder: Path) -> None:
         SweepFolder(folder).require_resumable(config)
 
-    with held_folder(path, name="sweep", kind="sweep", begun=NAME, require=require) as folder:
+    with locked_folder(path, name="sweep", kind="sweep", begun=NAME, require=require) as folder:
         refuse_links(folder)
         yield SweepFolder(folder)

@@ -62,7 +62,7 @@ def run_sweep(
     path = expand_home(path) if path else None
     with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         try:
-            folder = mine or SweepFolder(Path(ranks.share("sweep")))
+            folder = mine or SweepFolder(Path(ranks.broadcast("sweep")))
             sweep = Sweep(config, folder, ranks=ranks, at_once=at_once)
             runs = sweep.run()
         except OSError as error:
@@ -119,8 +119,8 @@ class Sweep:
                 self.folder.begin(self._config, session.folder.manifest)
             for run in self._runs.values():
                 if run.state is not RunState.FINISHED:
-                    self._change(run.name, state=RunState.WAITING)
-            self._ranks.share("sweep", str(self.folder.path))
+                    self._set_and_write(run.name, state=RunState.WAITING)
+            self._ranks.broadcast("sweep", str(self.folder.path))
         with SweepTable(lambda: tuple(self._runs.values()), settings):
             if todo:
                 with StopSignals() as stops:
@@ -147,7 +147,7 @@ class Sweep:
 
         An error of the run is recorded in sweep.json, not raised.
         """
-        self._change(name, state=RunState.RUNNING, error="")
+        self._set_and_write(name, state=RunState.RUNNING, error="")
         run, folder = self._runs[name], self.folder.run(name)
         config = replace(settings, loss=run.loss, seed=run.seed, out=str(folder.path))
         state, reason = RunState.STOPPED, ""
@@ -160,9 +160,9 @@ class Sweep:
                 logged = folder.logged(start)
                 run = replace(run, iteration=start, seconds=progress.seconds)
                 run = replace(run, loss_index=logged.loss_index, held_out=logged.held_out)
-                self._update(run)
+                self._set(run)
                 if not ended_by(config, start, progress.seconds):
-                    display = RunDisplay(run, self._update, self._at_once)
+                    display = RunDisplay(run, self._set, self._at_once)
                     with open_trainer(
                         slot.models,
                         config,
@@ -184,7 +184,7 @@ class Sweep:
             log(f"{name} failed: {error}")
         finally:
             held_out = folder.logged(config.iterations).held_out
-            self._change(name, state=state, error=reason, held_out=held_out)
+            self._set_and_write(name, state=state, error=reason, held_out=held_out)
 
     def _wait_for_others(self) -> None:
         """Waits until no run is waiting or running. If another rank dies, torchrun ends this one."""
@@ -193,13 +193,13 @@ class Sweep:
             time.sleep(POLL_SECONDS)
             self._refresh()
 
-    def _update(self, run: SweepRun) -> None:
+    def _set(self, run: SweepRun) -> None:
         """Replaces the run of this name, but not in sweep.json."""
         self._runs[run.name] = run
 
-    def _change(self, name: str, **values: Any) -> None:
+    def _set_and_write(self, name: str, **values: Any) -> None:
         """Sets fields of a run, here and in sweep.json. Raises OSError."""
-        self._update(replace(self._runs[name], **values))
+        self._set(replace(self._runs[name], **values))
         self.folder.change(self._runs[name])
 
     def _require_results(self) -> None:
@@ -207,10 +207,10 @@ class Sweep:
         for run in self._runs.values():
             has_weights = finished_at(self.folder.run(run.name)) is not None
             if has_weights and self._config.train.keep == 0:
-                self._update(replace(run, state=RunState.FINISHED))  # with keep 0 it has no checkpoint
+                self._set(replace(run, state=RunState.FINISHED))  # with keep 0 it has no checkpoint
             elif run.state is RunState.FINISHED and not has_weights:
                 log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
-                self._update(replace(run, state=RunState.WAITING))
+                self._set(replace(run, state=RunState.WAITING))
 
     def _refresh(self) -> None:
         """Reads the runs from sweep.json, which other ranks write, too."""
@@ -246,7 +246,7 @@ class RunDisplay(LogLines):
     def __init__(self, run: SweepRun, update: Callable[[SweepRun], None], at_once: int) -> None:
         super().__init__(prefix=f"{run.name}: " if at_once > 1 else "")
         self._run = run
-        self._update = update
+        self._set = update
         self._at_once = at_once
 
     def report(self, metrics: TrainMetrics, remaining: float) -> None:
@@ -258,7 +258,7 @@ class RunDisplay(LogLines):
             images_per_second=metrics.window.images_per_second,
             seconds=self._run.seconds + metrics.window.seconds / self._at_once,
         )
-        self._update(self._run)
+        self._set(self._run)
 
 
 @contextmanager
@@ -273,7 +273,7 @@ def begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Itera
             newest = reopen(run, config)
             if newest and run.manifest(newest.run).fingerprint != session.folder.manifest.fingerprint:
                 raise FastaeError(
-                    "it began with other images than the sweep; "
+                    "it began with other images than the sweep's; "
                     f"fastae train --resume {run.path} resumes it alone"
                 )
             yield newest

@@ -58,7 +58,7 @@ class Ranks:
         dist.all_reduce(shared, dist.ReduceOp.MAX)
         return shared.bool().tolist()
 
-    def share(self, name: str, text: str = "") -> str:
+    def broadcast(self, name: str, text: str = "") -> str:
         """Returns the main rank's `text` on all ranks, which need not be `joined`. The others wait for it.
 
         Raises RunFailure if the main rank has ended.
@@ -104,7 +104,9 @@ def device_of(name: str, ranks: Ranks) -> str:
     if ranks.size == 1 or name == "cpu" or not (torch.cuda.is_available() or name != "auto"):
         return name
     if name not in ("auto", "cuda"):
-        raise FastaeError(f"--device {name} under torchrun: use cuda, each rank takes its own")
+        raise FastaeError(
+            f"--device {name} cannot be used under torchrun: use --device cuda, each rank takes its own GPU"
+        )
     return f"cuda:{ranks.local}"
 
 
@@ -112,8 +114,8 @@ def device_of(name: str, ranks: Ranks) -> str:
 def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """While the block runs, the ranks can exchange tensors on this device.
 
-    After an exception they stay joined. To part them would be to wait for NCCL's kernels, which wait for a
-    rank that never comes. The process must then be ended by `end_process`.
+    After an exception they stay joined, and the process must be ended by `end_process`: destroying the
+    process group would wait for NCCL's kernels, which wait for a rank that never comes.
     """
     if ranks.size == 1:
         yield

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from subprocess import CalledProcessError
 
 import torch
+import torch.distributed as dist
 
 from fastae.data.loaders.loader import Loader, ResidentLoader
 from fastae.device.memory import is_out_of_memory
@@ -30,7 +33,7 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
     if isinstance(error, TrainingFault):
         return RunFailure(f"{error}; {hint}")
     if is_out_of_memory(error):
-        return RunFailure(advice(session.loader, session.hardware.device))
+        return RunFailure(out_of_memory_advice(session.loader, session.hardware.device))
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
     if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
@@ -41,13 +44,24 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
         return RunFailure(
             f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
         )
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) and _is_of(run, error):
         reason = error.strerror or error
         return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")
-    if isinstance(error, RuntimeError) and session.ranks.size > 1:
+    if session.ranks.size > 1 and _is_another_ranks(error):
         first = printable(str(error).splitlines()[0])
         return RunFailure(f"another rank ended, or cannot be reached: {first}; {hint}")
     return error
+
+
+def _is_of(run: RunFolder, error: OSError) -> bool:
+    """Whether the error can be one of writing to the run's folder: a failed write names no file."""
+    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(run.path)
+
+
+def _is_another_ranks(error: Exception) -> bool:
+    """Whether the error says that another rank has ended, or cannot be reached."""
+    # NCCL's errors have a type. Gloo's have none, and begin with the source file that raised them.
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _is_compilers(error: Exception) -> bool:
@@ -55,7 +69,7 @@ def _is_compilers(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
-def advice(loader: Loader, device: torch.device) -> str:
+def out_of_memory_advice(loader: Loader, device: torch.device) -> str:
     """Returns one line that says what takes less memory on `device`."""
     batch_size = loader.sampler.batch_size
     remedies = [f"--batch-size {batch_size // 2}"] if batch_size > 1 else []

@@ -60,7 +60,7 @@ class Recorder:
     """Records a run. The methods raise OSError if a disk is full.
 
     Args:
-        held: closes what is opened here, in reverse order.
+        stack: closes what is opened here, in reverse order.
         run: the run's folder.
         description: what the run is made with.
         monitor: records the phases and the speed for the utilisation report.
@@ -71,7 +71,7 @@ class Recorder:
 
     def __init__(
         self,
-        held: ExitStack,
+        stack: ExitStack,
         run: RunFolder,
         description: RunDescription,
         *,
@@ -90,10 +90,10 @@ class Recorder:
             kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
             for kind, tags in TAGS.items()
         }
-        self._metrics = held.enter_context(MetricsWriter(run.metrics, start, progress.metrics))
+        self._metrics = stack.enter_context(MetricsWriter(run.metrics, start, progress.metrics))
         if self._metrics.is_damaged:
             log(f"warning   {run.metrics.name} has lost or changed rows up to iteration {start:,}", "yellow")
-        self._tensorboard = held.enter_context(TensorBoardWriter(run.path, start))
+        self._tensorboard = stack.enter_context(TensorBoardWriter(run.path, start))
         if lost := [name for name in progress.events if not (run.path / name).is_file()]:
             files = "1 event file is" if len(lost) == 1 else f"{len(lost):,} event files are"
             log(f"warning   {files} missing: TensorBoard's curves have gaps", "yellow")
@@ -106,9 +106,9 @@ class Recorder:
             hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS}
             self._tensorboard.hyperparameters(hyperparameters, [held_out["loss_index"], held_out["psnr"]])
         # The saver is opened last and so closed first, since what it still writes needs the others.
-        self._saver = held.enter_context(Saver(run.checkpoints, config.keep))
-        held.enter_context(display.begin(None if config.minutes else config.iterations))
-        self._profiler = held.enter_context(StepProfiler(config.profile, run.path))
+        self._saver = stack.enter_context(Saver(run.checkpoints, config.keep))
+        stack.enter_context(display.begin(None if config.minutes else config.iterations))
+        self._profiler = stack.enter_context(StepProfiler(config.profile, run.path))
 
     def phase(self, phase: Phase) -> None:
         """Begins a phase of the run, for the utilisation report."""

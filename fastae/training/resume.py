@@ -55,7 +55,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
             if given.get("iterations", iteration) < iteration:
                 raise FastaeError(
                     f"--iterations {given['iterations']:,} is less than the {iteration:,} that are done: "
-                    "name more to train it longer"
+                    "pass a larger value to train longer"
                 )
             if option := ended_by(config, iteration, newest.progress.seconds):
                 if ranks.is_main:
@@ -128,5 +128,7 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
 def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescription) -> TrainConfig:
     """Returns the settings; what is not `given` now is as it was chosen automatically `before`."""
     chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
-    kept = {name: value for name, value in chosen.items() if name not in given and value is not None}
-    return TrainConfig.from_dict(config.as_dict() | kept, "what the run says of itself")
+    kept: dict[str, Any] = {
+        name: value for name, value in chosen.items() if name not in given and value is not None
+    }
+    return dataclasses.replace(config, **kept)

@@ -111,9 +111,9 @@ class PendingWindows:
         self.first, self._count = self.first + self._count, 0
         self._unread.append(partial(_measure, self.first - 1, values, ready, marks, waited))
 
-    def read(self, but: int = 0) -> Iterator[TrainMetrics]:
-        """Yields the closed windows that were not read yet, in order, without the last `but`."""
-        while len(self._unread) > but:
+    def read(self, keep_last: int = 0) -> Iterator[TrainMetrics]:
+        """Yields the closed windows that were not read yet, in order, without the last `keep_last`."""
+        while len(self._unread) > keep_last:
             yield self._unread.popleft()()
 
 

@@ -37,7 +37,7 @@ def train(config: TrainConfig) -> Path:
     ranks = launched()
     out = Path(config.out) if config.out else None
     with new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
-        path = Path(ranks.share("run", str(mine.path) if mine else ""))
+        path = Path(ranks.broadcast("run", str(mine.path) if mine else ""))
         train_in(open_session(config, ranks), config, RunFolder(path))
     return path
 
@@ -88,13 +88,13 @@ def open_trainer(
     """
     session = models.session
     try:
-        with ExitStack() as held:
+        with ExitStack() as stack:
             loader = session.loader.reseeded(config.seed)
             step = models.step(config, loader.make_batch)
-            monitor = held.enter_context(open_monitor(session, config, run, at_once=at_once))
+            monitor = stack.enter_context(open_monitor(session, config, run, at_once=at_once))
             if session.hardware.compiled:
                 monitor.enter(Phase.COMPILE)
-            graph = step.record(loader.example()) if session.ranks.size == 1 else ""
+            graph = step.capture(loader.example()) if session.ranks.size == 1 else ""
             description = session.describe(config, graph, at_once)
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
@@ -109,7 +109,7 @@ def open_trainer(
             if session.ranks.is_main:
                 run.begin(description, session.folder.manifest, session.skipped)
                 recorder = Recorder(
-                    held,
+                    stack,
                     run,
                     description,
                     monitor=monitor,
@@ -118,7 +118,7 @@ def open_trainer(
                     progress=progress,
                 )
             session.replaced.runs.append(run)
-            held.callback(session.replaced.runs.remove, run)
+            stack.callback(session.replaced.runs.remove, run)
             yield Trainer(
                 session,
                 config,

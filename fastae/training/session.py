@@ -109,7 +109,7 @@ class Session:
 
         Args:
             config: the run's settings.
-            graph_note: what `TrainingStep.record` has returned.
+            graph_note: what `TrainingStep.capture` has returned.
             at_once: how many runs take turns.
         """
         hardware, folder = self.hardware, self.folder

@@ -130,14 +130,14 @@ class TrainingStep:
         )
         self.scaler = self._new_scaler()
         self._objective = objective
-        self._recorded: graph.GraphedFunction | None = None
+        self._captured: graph.GraphedFunction | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        if self._recorded is not None:
-            return self._recorded(*inputs)
+        if self._captured is not None:
+            return self._captured(*inputs)
         return self._step(*(value.to(self.device, non_blocking=True) for value in inputs))
 
-    def record(self, example: Sequence[Tensor]) -> str:
+    def capture(self, example: Sequence[Tensor]) -> str:
         """On a GPU, captures the whole step as a CUDA graph, which later calls replay.
 
         It must be called before training. It trains a few steps on the inputs `example`, and undoes them.
@@ -148,13 +148,16 @@ class TrainingStep:
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         for _ in range(ATTEMPTS):
             try:
-                self._recorded = self._graphed(example)
+                self._captured = self._graphed(example)
                 note = "one CUDA graph per step"
-            except (RuntimeError, CalledProcessError) as error:  # the latter from Triton's compiler of C
+            except (
+                RuntimeError,
+                CalledProcessError,
+            ) as error:  # the latter from the C compiler that Triton starts
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
                 self._forget()
             self._undo(weights)
-            if self._recorded is not None:
+            if self._captured is not None:
                 break
         return note
 
@@ -164,13 +167,13 @@ class TrainingStep:
             for _ in range(WARM_UP):
                 self._step(*(value.to(self.device) for value in example))
             self.optimizer.zero_grad(set_to_none=True)
-            recorded = graph.GraphedFunction(self._step, example, self.device)
+            captured = graph.GraphedFunction(self._step, example, self.device)
         # A graph that was captured on another device or stream is empty. PyTorch only warns about that.
         before = [int(counter) for counter in self._counters()]
-        recorded(*example)
+        captured(*example)
         if [int(counter) - 1 for counter in self._counters()] != before:
-            raise RuntimeError("a replay of it does not train")
-        return recorded
+            raise RuntimeError("a replay did not update the model")
+        return captured
 
     def _forget(self) -> None:
         """Drops what an interrupted step has left: gradients in the failed graph's memory, and flags."""

@@ -140,7 +140,7 @@ class Trainer:
         self._queue.add(self._timer.step_done())
         self._pending.add(loss)
         if self._recorder:
-            self._recorder.advance(self.iteration, self._share())
+            self._recorder.advance(self.iteration, self._fraction_done())
         over, stopped = self._ending()
         evaluates = over or self.iteration % self._config.eval_every == 0
         if evaluates or is_log_step(self.iteration, self._config.log_every):
@@ -220,7 +220,7 @@ class Trainer:
         except FastaeError as error:
             raise TrainingFault(str(error)) from None
 
-    def _share(self) -> float:
+    def _fraction_done(self) -> float:
         """The share of the run that is done, by iterations or by minutes, whichever is larger."""
         by_time = self._clock.now() / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(1.0, max(self.iteration / self._config.iterations, by_time))
@@ -249,14 +249,14 @@ class Trainer:
         last = self._ranks.mean(torch.stack([loss, error, self._step.gradient_norm()]))
         self._pending.close(last, self._timer.split(), self._queue.take_wait())
         runs_ahead = self._step.device.type == "cuda" and self.iteration - self._start > WARM_UP
-        self._record(but=int(runs_ahead))
+        self._record(keep_last=int(runs_ahead))
 
-    def _record(self, but: int = 0) -> None:
-        """Records the closed windows without the last `but`.
+    def _record(self, keep_last: int = 0) -> None:
+        """Records the closed windows without the last `keep_last`.
 
         Raises NotFinite if a loss is not finite.
         """
-        for metrics in self._pending.read(but):
+        for metrics in self._pending.read(keep_last):
             window, iteration = metrics.window, metrics.iteration
             self._check_finite(iteration - window.iterations + 1, metrics.losses)
             self._windows.append(window)

@@ -129,7 +129,7 @@ def lower(made: Step) -> tuple[Counts, list[Kernel], list[LibraryCall]]:
 def record(made: Step) -> tuple[str, Counts]:
     """Records the step as a CUDA graph; returns the step's note and the counts of one replay."""
     with redirect_stderr(StringIO()):
-        note = made.step.record(made.loader.example())
+        note = made.step.capture(made.loader.example())
     inputs = made.loader.example()
     return note, counted(lambda: made.step(*inputs))
 

@@ -89,7 +89,7 @@ def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_path
     def train(recorded):
         step = make_step(small_model(cuda), choose_precision(cuda, amp=True), make_batch=loader.make_batch)
         if recorded:
-            assert step.record(loader.example()) == "one CUDA graph per step"
+            assert step.capture(loader.example()) == "one CUDA graph per step"
         return [step(*inputs)[0].item() for inputs in itertools.islice(loader.inputs(), 10)]
 
     assert train(recorded=True) == pytest.approx(train(recorded=False), rel=2e-3)

@@ -70,7 +70,7 @@ def recorded(hollow):
             from scripts.hollow_gpu.driver import count_replays
 
             count_replays(step._counters())
-        assert step.record(loader.example()) == RECORDED
+        assert step.capture(loader.example()) == RECORDED
         return step
 
     return record

@@ -221,7 +221,7 @@ def content(run):
     ("lost", "reason"),
     [
         (["checkpoints"], "checkpoints' is missing"),
-        (["checkpoints/*.pt"], r"0000021\.pt is missing, and its digest is not"),
+        (["checkpoints/*.pt"], r"0000021\.pt is missing, although its .sha256 is there"),
         (["checkpoints/*"], "metrics.csv reaches iteration 20"),
         (["checkpoints/*", "metrics.csv"], None),
         (["checkpoints/*", "metrics.csv", "finished"], "the weights of a finished run"),

@@ -71,7 +71,7 @@ def test_the_last_window_may_stay_unread_and_each_is_read_once():
     read = []
     for value in (1, 2, 3):
         close(windows, [value])
-        read.append([metrics.loss for metrics in windows.read(but=1)])
+        read.append([metrics.loss for metrics in windows.read(keep_last=1)])
     assert read == [[], [1], [2]]
     assert [[metrics.loss for metrics in windows.read()] for _ in range(2)] == [[3], []]
 

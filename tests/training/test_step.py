@@ -178,7 +178,7 @@ def state_of(step):
 
 def recorded(step, monkeypatch, graphs=None, example=None):
     monkeypatch.setattr(step_module, "graph", graphs or Graphs())
-    note = step.record(example or [images(99)])
+    note = step.capture(example or [images(99)])
     monkeypatch.undo()
     return note
 
