@@ -153,29 +153,7 @@ class Sweep:
         state, reason = RunState.STOPPED, ""
         try:
             with begun_or_new(folder, config, slot.models.session) as newest:
-                start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
-                number = list(self._runs).index(name) + 1
-                verb = "resumes" if start else "begins"
-                log(f"\n{name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
-                logged = folder.logged(start)
-                run = replace(run, iteration=start, seconds=progress.seconds)
-                run = replace(run, loss_index=logged.loss_index, held_out=logged.held_out)
-                self._set(run)
-                if not ended_by(config, start, progress.seconds):
-                    display = RunDisplay(run, self._set, self._at_once)
-                    with open_trainer(
-                        slot.models,
-                        config,
-                        folder,
-                        stops=stops,
-                        display=display,
-                        newest=newest,
-                        at_once=self._at_once,
-                    ) as trainer:
-                        while trainer.advance():
-                            yield True
-                elif newest:
-                    restore_weights(folder, newest)
+                yield from self._iterations(run, config, newest, slot=slot, stops=stops)
             state = RunState.FINISHED
         except Stopped as stopped:
             self._stopped = Stopped(stopped.caught, f"stopped by {stopped.caught.name}; {self.resume_hint()}")
@@ -185,6 +163,33 @@ class Sweep:
         finally:
             held_out = folder.logged(config.iterations).held_out
             self._set_and_write(name, state=state, error=reason, held_out=held_out)
+
+    def _iterations(
+        self, run: SweepRun, config: TrainConfig, newest: Checkpoint | None, *, slot: Slot, stops: StopSignals
+    ) -> Iterator[bool]:
+        """Trains a run from its newest checkpoint to its end, and yields True after each iteration."""
+        start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
+        number, verb = list(self._runs).index(run.name) + 1, "resumes" if start else "begins"
+        log(f"\n{run.name}: run {number} of {len(self._runs)} {verb}, seed {run.seed}")
+        folder = self.folder.run(run.name)
+        logged = folder.logged(start)
+        run = replace(run, iteration=start, seconds=progress.seconds)
+        run = replace(run, loss_index=logged.loss_index, held_out=logged.held_out)
+        self._set(run)
+        if newest and ended_by(config, start, progress.seconds):
+            restore_weights(folder, newest)
+            return
+        with open_trainer(
+            slot.models,
+            config,
+            folder,
+            stops=stops,
+            display=RunDisplay(run, self._set, self._at_once),
+            newest=newest,
+            at_once=self._at_once,
+        ) as trainer:
+            while trainer.advance():
+                yield True
 
     def _wait_for_others(self) -> None:
         """Waits until no run is waiting or running. If another rank dies, torchrun ends this one."""

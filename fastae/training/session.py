@@ -36,43 +36,18 @@ from fastae.errors import FastaeError
 from fastae.losses import element_of
 from fastae.model import AutoEncoder, training_bytes
 from fastae.runs.description import DataDescription, Environment, RunDescription
-from fastae.runs.folder import RunFolder
 from fastae.training.distributed import ALONE, Ranks, device_of
+from fastae.training.replaced_files import ReplacedFiles
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize
 from fastae.utils.cache import cache_folder, keep_kernels
-from fastae.utils.console import console, log, printable
+from fastae.utils.console import log
 from fastae.utils.environment import describe_environment
 from fastae.utils.json import convert
 from fastae.utils.sample import evenly_spaced
 
-NAMED = 3
-"""The number of replaced files that the log names. Of further ones it gives the number."""
-
 _first_process: int | None = None
 _seeding = threading.Lock()
-
-
-class ReplacedFiles:
-    """The files that turned out to be bad when they were read. Each was replaced by another file."""
-
-    def __init__(self) -> None:
-        self.found: list[FileFault] = []
-        self.runs: list[RunFolder] = []
-        """The runs in progress. Each lists these files in its folder."""
-
-    def add(self, bad: FileFault, substitute: str) -> None:
-        """Notes a bad file, and the path of the file that replaces it. Loaders call this."""
-        self.found.append(bad)
-        for run in self.runs:
-            run.note_skipped([bad])
-        quiet, number = console.quiet, len(self.found)
-        console.quiet = quiet and not self.runs  # in training, each rank reads other files
-        if number <= NAMED:
-            log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
-        elif number.bit_count() == 1:  # at 4, 8, 16, ...
-            log(f"{number:,} files that cannot be decoded were replaced (skipped.txt names them)")
-        console.quiet = quiet
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ from fastae.runs.description import Environment
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE
 from fastae.training.progress import ProgressBar
+from fastae.training.replaced_files import ReplacedFiles
 from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
-from fastae.training.session import Models, ReplacedFiles, Session, open_hardware
+from fastae.training.session import Models, Session, open_hardware
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 from fastae.training.trainer import Trainer

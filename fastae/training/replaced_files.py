@@ -1,0 +1,32 @@
+"""Keeps account of the files that turn out to be bad when a loader reads them."""
+
+from __future__ import annotations
+
+from fastae.data.files.jpeg import FileFault
+from fastae.runs.folder import RunFolder
+from fastae.utils.console import console, log, printable
+
+NAMED = 3
+"""The number of replaced files that the log names. Of further ones it gives the number."""
+
+
+class ReplacedFiles:
+    """The files that turned out to be bad when they were read. Each was replaced by another file."""
+
+    def __init__(self) -> None:
+        self.found: list[FileFault] = []
+        self.runs: list[RunFolder] = []
+        """The runs in progress. Each lists these files in its folder."""
+
+    def add(self, bad: FileFault, substitute: str) -> None:
+        """Notes a bad file, and the path of the file that replaces it. Loaders call this."""
+        self.found.append(bad)
+        for run in self.runs:
+            run.note_skipped([bad])
+        quiet, number = console.quiet, len(self.found)
+        console.quiet = quiet and not self.runs  # in training, each rank reads other files
+        if number <= NAMED:
+            log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
+        elif number.bit_count() == 1:  # at 4, 8, 16, ...
+            log(f"{number:,} files that cannot be decoded were replaced (skipped.txt names them)")
+        console.quiet = quiet
