@@ -1,9 +1,9 @@
-# One way to do each thing: `make` alone lists them. CI calls the same targets.
+# There is one way to do each thing: `make` alone lists the targets. CI calls the same ones.
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A build of PyTorch or DALI is for one version of CUDA, and both must be for the same: 13 without a GPU, or from
-# driver 580 and compute capability 7.5 on; otherwise 12.6 (TORCH_INDEX), up to capability 9.0.
+# Each build of PyTorch or DALI is made for one version of CUDA, and both must be made for the same one: 13 without a
+# GPU, or from driver 580 and compute capability 7.5 on; otherwise 12.6 (TORCH_INDEX), up to capability 9.0.
 QUERY := nvidia-smi --format=csv,noheader --query-gpu
 DRIVER := $(shell $(QUERY)=driver_version 2>/dev/null | grep -m1 -oE '^[0-9]+')
 OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\.[0-4])')
@@ -18,7 +18,7 @@ TORCH_INDEX ?= $(if $(filter 12,$(CUDA_MAJOR)),https://download.pytorch.org/whl/
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-# On Colab, Kaggle and Debian, python3 lacks ensurepip, and leaves an incomplete .venv.
+# On Colab, Kaggle and Debian, python3 lacks ensurepip, so that `venv` fails and leaves an incomplete .venv.
 WITHOUT_ENSUREPIP = $(PYTHON) -m venv --clear --without-pip .venv && \
 	$(PYTHON) -m pip --python $(BIN)/python install --quiet --disable-pip-version-check pip
 
@@ -34,35 +34,35 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 	@$(BIN)/python -m fastae.device.compatibility
 	@touch $@
 
-# Limited by time, not by iterations, so that it fits any machine; the learning rate is raised as the time is short.
-train: setup ## Train on the built-in synthetic faces for 2.5 minutes; prints which picture to open
+# Limited by time, not by iterations, so that it fits any machine. The learning rate is higher because the run is short.
+train: setup ## Train on the built-in synthetic faces for 2.5 minutes; print which picture to open
 	$(BIN)/fastae train --loss minibatch_bce --amp --minutes 2.5 --batch-size 16 --lr 5e-4 \
 		--log-every 50 --eval-every 100
 
 test: setup ## Run all tests (GPU tests are skipped without a GPU)
 	$(BIN)/python -m pytest
 
-soak: setup ## The long forms: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
+soak: setup ## Run the long tests: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
 		tests/training/test_resume.py tests/training/test_soak.py tests/training/test_distributed.py
 
 FILES ?= 20000
 SEED ?= 0
-fuzz: setup ## The long form of tests/fuzz: FILES=20000 broken JPEGs of SEED=0, 2,000 examples per parser
+fuzz: setup ## Run the long form of tests/fuzz: FILES=20000 broken JPEGs of SEED=0, 2,000 examples per parser
 	FASTAE_FUZZ=$(FILES) FASTAE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest --numprocesses=0 tests/fuzz
 
-throughput: setup ## Measure loaders, step, end to end, the 30-hour budget; writes a record
+throughput: setup ## Measure loaders, step, whole runs and the budget of the six runs; write a record
 	$(BIN)/python -m benchmarks.throughput $(ARGS)
 
 OUT ?= gpu-check
-gpu-check: setup ## On a GPU machine: tests/gpu, throughput, decoder sweep, into OUT=dir; resumes
+gpu-check: setup ## On a GPU machine: run tests/gpu, throughput, decoder sweep, into OUT=dir; resumes
 	$(BIN)/python scripts/gpu_check.py --out $(OUT) $(ARGS)
 
 HOLLOW_VENV ?= $(HOME)/.cache/fastae-hollow-gpu
-gpu-lower: $(HOLLOW_VENV)/bin/torchrun ## Without a GPU: compile the step for one, print what it launches (5 GB)
+gpu-lower: $(HOLLOW_VENV)/bin/torchrun ## Without a GPU: compile the step for one, and print what it launches (5 GB)
 	$(HOLLOW_VENV)/bin/python -m scripts.hollow_gpu $(ARGS)
 
-# PyPI's PyTorch for Linux is a CUDA build; a configured folder or index may hold a CPU build of the same version.
+# PyPI's PyTorch for Linux is a CUDA build. A configured folder or index may hold a CPU build of the same version.
 $(HOLLOW_VENV)/bin/torchrun:
 	$(PYTHON) -m venv $(HOLLOW_VENV)
 	env PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= PIP_EXTRA_INDEX_URL= $(HOLLOW_VENV)/bin/pip install --quiet \
@@ -77,6 +77,6 @@ format: setup ## Format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean: ## Remove .venv and what tools left (runs/ stays)
+clean: ## Remove .venv, caches and build files (runs/ stays)
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
