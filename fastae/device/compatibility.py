@@ -15,7 +15,7 @@ from typing import Any
 
 import pynvml
 
-from fastae.device.nvml import Absence, Gpu, NvmlError, all_gpus, offered, open_nvml
+from fastae.device.nvml import Gpu, NvmlError, all_gpus, offered, open_nvml
 from fastae.utils.console import printable
 from fastae.utils.environment import dali_builds
 
@@ -169,9 +169,9 @@ def missing_driver(error: NvmlError) -> tuple[str, str] | None:
     Args:
         error: the reason why NVML cannot be used. CUDA does not work either.
     """
-    if error.absence is Absence.NVML_FAILED:
-        remedy = REMEDIES.get(error.detail, "nvidia-smi shows more")
-        return f"the NVIDIA driver does not answer ({error.detail})", remedy
+    if error.is_installed:
+        remedy = REMEDIES.get(error.code, "nvidia-smi shows more")
+        return f"the NVIDIA driver does not answer ({error.code})", remedy
     if not has_nvidia_card():
         return None
     if LOADED_DRIVER.exists():

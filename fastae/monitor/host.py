@@ -28,15 +28,13 @@ class HostReader:
         if seconds < SHORTEST:
             return {}
         before, self._totals, self._time = self._totals, self._read_totals(), now
-        # The counts of a process that ends are lost: then growth is counted as 0, not as negative.
-        values = {
-            name: max(0.0, total - before[name]) / seconds
-            for name, total in self._totals.items()
-            if name in before
-        }
-        if "memory" in self._totals:
-            values["memory"] = self._totals["memory"]
-        return {f"host/{name}": value for name, value in values.items()}
+        found = {}
+        for name, total in self._totals.items():
+            if name == "memory":
+                found["host/memory"] = total
+            elif name in before:  # the counts of a process that ends are lost: then growth is not negative
+                found[f"host/{name}"] = max(0.0, total - before[name]) / seconds
+        return found
 
     def _read_totals(self) -> dict[str, float]:
         """The processes' CPU seconds, GiB of memory and MB read from disk, and the machine's CPU seconds.

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
-from fastae.monitor.recording import COUNTERS, METRICS, Column, Phase, Recording, Span, key_of
+from fastae.monitor.recording import METRICS, NOT_AVERAGED, Column, Phase, Recording, Span, key_of, metric_of
 
 LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost GPU may never answer
 
@@ -47,10 +47,9 @@ class Poller:
         return not self._thread.is_alive()
 
     def enter(self, phase: Phase) -> None:
-        """Starts a phase, unless it is the current one."""
+        """Starts a phase."""
         with self._lock:
-            if phase != self._spans[-1].phase:
-                self._spans.append(Span(phase, self._now()))
+            self._spans.append(Span(phase, self._now()))
 
     def record(self, **figures: float) -> None:
         """Records figures of the training loop since the last call: metric -> value."""
@@ -65,24 +64,22 @@ class Poller:
         """
         with self._lock:
             sums, self._sums = self._sums, {}
-        gpus = {name.partition("/")[0] for name in sums if name.startswith("gpu")}
         found = {}
         for name, (total, count) in sums.items():
-            label, unit = self._columns[name].metric
+            label, unit = metric_of(name)
             owner, _, metric = name.partition("/")
-            if len(gpus) > 1:
-                label = label.replace("GPU", f"GPU {owner.removeprefix('gpu')}", 1)
-            if unit and owner != "loop" and metric not in COUNTERS and not metric.startswith("throttled"):
+            if unit and owner != "loop" and metric not in NOT_AVERAGED:
                 found[f"utilisation/{label} ({unit})"] = total / count
         return found
 
     def recording(self) -> Recording:
-        seconds = self._ended - self._started
+        seconds, order = self._ended - self._started, list(METRICS)
         with self._lock:
+            names = sorted(self._columns, key=lambda name: order.index(key_of(name)))
             return Recording(
                 seconds,
                 tuple(self._spans),
-                {name: self._columns[name] for name in sorted(self._columns, key=_rank)},
+                {name: self._columns[name] for name in names},
                 tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
                 hz=self._polls / seconds if seconds else 0.0,
                 failure=self._failure,
@@ -113,16 +110,9 @@ class Poller:
 
     def _add(self, now: float, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            if name not in self._columns:
-                self._columns[name] = Column(METRICS[key_of(name)])
-            self._columns[name].add(now, value)
+            self._columns.setdefault(name, Column()).add(now, value)
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
 
     def _now(self) -> float:
         return time.monotonic() - self._started
-
-
-def _rank(column: str) -> int:
-    """The index of a column's metric in METRICS."""
-    return list(METRICS).index(key_of(column))

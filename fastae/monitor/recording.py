@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Phase(StrEnum):
 class Throttle(Worded):
     """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
 
-    Each reason is a metric, named "throttled_" and its value, in percent of the samples.
+    Each reason is a metric, named "throttled_" and its value, which is 1 while the reason applies and else 0.
     """
 
     POWER_CAP = "SwPowerCap", "at the power limit"
@@ -41,11 +41,10 @@ class Throttle(Worded):
     HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware because of heat"
     POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
-    SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that were set by hand"
 
 
 class Metric(NamedTuple):
-    """The label of a metric, which begins with GPU or host, and its unit."""
+    """The label of a metric, which begins with GPU or host, and its unit; "" for a plain number."""
 
     label: str
     unit: str
@@ -68,26 +67,37 @@ METRICS = {
     "gpu/ecc_corrected": Metric("GPU corrected ECC errors", ""),
     "gpu/ecc_uncorrected": Metric("GPU uncorrected ECC errors", ""),
     "gpu/xid": Metric("GPU XID errors", ""),
-    **{f"gpu/throttled_{reason}": Metric(f"GPU {reason.text}", "%") for reason in Throttle},
+    **{f"gpu/throttled_{reason}": Metric(f"GPU {reason.text}", "") for reason in Throttle},
     "host/cpu": Metric("host CPU", "cores"),
     "host/machine_cpu": Metric("host CPU, all programs", "cores"),
     "host/memory": Metric("host memory", "GiB"),
     "host/disk_read": Metric("host disk reads", "MB/s"),
-    "loop/images_per_second": Metric("images/s", "images/s"),
+    "loop/images_per_second": Metric("training speed", "images/s"),
     "loop/data_wait": Metric("waiting for data", "%"),
     "loop/device_wait": Metric("waiting for the device", "%"),
     "loop/seconds": Metric("a log step", "s"),
 }
-"""Kind of owner and name -> metric. The column "gpu3/power" contains "gpu/power" of the fourth GPU."""
+"""Kind of owner and name -> metric. With several GPUs, the column "gpu3/power" is the power of the fourth."""
 
-COUNTERS = ("energy", "ecc_corrected", "ecc_uncorrected", "xid")
-"""Metrics whose growth or last value is of interest, not their mean."""
+NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
+"""Metrics whose mean is of no interest: counters, and the weights of the loop's figures."""
 
 
 def key_of(column: str) -> str:
     """The key of a column in METRICS. For an unknown column, the result is not in METRICS."""
     owner, _, metric = column.partition("/")
     return f"{owner.rstrip('0123456789')}/{metric}"
+
+
+def metric_of(column: str) -> Metric:
+    """The metric of a column, whose label contains the GPU's number if the column's name does."""
+    label, unit = METRICS[key_of(column)]
+    return Metric(label.replace("GPU", name_of(column.partition("/")[0]), 1), unit)
+
+
+def name_of(owner: str) -> str:
+    """The name in texts of a GPU whose columns begin with gpu or, if there are several, gpu3 and the like."""
+    return f"GPU {owner.removeprefix('gpu')}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -100,19 +110,21 @@ class GpuRecord:
     gpu: Gpu
 
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Metric -> the reason why it never had a value."""
+    """Query, in words -> the reason why it never had an answer."""
 
     errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Metric -> error -> how often a query failed that had been answered before.
-
-    A query for several metrics is counted for the first one.
-    """
+    """Query, in words -> error -> how often it occurred, for queries that also had an answer."""
 
     lost: str | None = None
     """The reason why the GPU no longer answers, if it does not."""
 
     xids: tuple[int, ...] = ()
     """The numbers of the XID errors that the driver logged."""
+
+    @property
+    def name(self) -> str:
+        """The name in texts: "GPU", or "GPU 3" if there are several GPUs."""
+        return name_of(self.prefix)
 
 
 class Span(NamedTuple):
@@ -130,11 +142,10 @@ class Column:
     first and the last value of all samples, including dropped ones.
     """
 
-    def __init__(self, metric: Metric, capacity: int = CAPACITY) -> None:
-        self.metric = metric
+    def __init__(self, capacity: int = CAPACITY) -> None:
+        self.times, self.values = array("d"), array("d")
         self.first = self.last = 0.0
         self._capacity = capacity
-        self._times, self._values = array("d"), array("d")
         self._stride = 1
         self._offered = 0
 
@@ -142,28 +153,17 @@ class Column:
         """Adds a sample. `time` is in seconds since the recording began."""
         self.first, self.last = (self.first if self._offered else value), value
         if self._offered % self._stride == 0:
-            if len(self._values) == self._capacity:
-                self._times, self._values = self._times[::2], self._values[::2]
+            if len(self.values) == self._capacity:
+                self.times, self.values = self.times[::2], self.values[::2]
                 self._stride *= 2
-            self._times.append(time)
-            self._values.append(value)
+            self.times.append(time)
+            self.values.append(value)
         self._offered += 1
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @property
-    def times(self) -> np.ndarray:
-        return np.array(self._times)
-
-    @property
-    def values(self) -> np.ndarray:
-        return np.array(self._values)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The samples of one session of a run, or of several sessions one after the other."""
+    """The samples of one session of a run."""
 
     seconds: float
     """The length of the recording."""
@@ -172,7 +172,7 @@ class Recording:
     """The phases in order."""
 
     columns: Mapping[str, Column]
-    """Name, such as "gpu0/power" -> samples."""
+    """Name, such as "gpu/power" -> samples."""
 
     gpus: tuple[GpuRecord, ...] = ()
 
@@ -181,9 +181,6 @@ class Recording:
 
     failure: str | None = None
     """The error that ended the recording early, if any."""
-
-    sessions: tuple[float, ...] = (0.0,)
-    """The second at which each session starts."""
 
     def stretches(self) -> list[tuple[Phase, float, float]]:
         """The phase, start and length in seconds of each span."""
@@ -196,7 +193,7 @@ class Recording:
         """The samples of a column in a phase, or all; empty if there is no such column."""
         if name not in self.columns:
             return np.empty(0)
-        times, values = self.columns[name].times, self.columns[name].values
+        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
         if phase is None:
             return values
         starts = np.array([span.start for span in self.spans])
@@ -204,20 +201,3 @@ class Recording:
         settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
         is_settled = times - starts[spans] >= settling
         return values[np.array([span.phase is phase for span in self.spans])[spans] & is_settled]
-
-
-def joined(before: Recording, after: Recording) -> Recording:
-    """Joins two sessions of a run into one recording. The second starts where the first ends."""
-    columns: dict[str, Column] = {}
-    for recording, shift in ((before, 0.0), (after, before.seconds)):
-        for name, column in recording.columns.items():
-            target = columns.setdefault(name, Column(column.metric))
-            for time, value in zip(column.times + shift, column.values, strict=True):
-                target.add(time, value)
-    return replace(
-        after,
-        seconds=before.seconds + after.seconds,
-        spans=(*before.spans, *(Span(phase, start + before.seconds) for phase, start in after.spans)),
-        columns=columns,
-        sessions=(*before.sessions, *(start + before.seconds for start in after.sessions)),
-    )

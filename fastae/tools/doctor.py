@@ -120,9 +120,9 @@ def check_driver(nvml: Nvml) -> Answer:
 
     if isinstance(nvml, NvmlError):
         if in_wsl():
-            return nvml.absence.text, "for an NVIDIA GPU, update the driver in Windows, not in Linux"
+            return str(nvml), "for an NVIDIA GPU, update the driver in Windows, not in Linux"
         if torch.cuda.is_available():
-            return f"CUDA works, but {nvml.absence.text}", "no action is needed to train without GPU figures"
+            return f"CUDA works, but {nvml}", "no action is needed to train without GPU figures"
         if compatibility.is_jetson():
             return JETSON, "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work"
         return compatibility.missing_driver(nvml) or ("no NVIDIA GPU: training runs on the CPU", "")

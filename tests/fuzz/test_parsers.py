@@ -30,9 +30,8 @@ from fastae.data.files.jpeg import inspect
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
-from fastae.monitor.files import read_samples, read_sessions, report_json
-from fastae.monitor.plot import draw
-from fastae.monitor.recording import joined
+from fastae.monitor.files import as_csv, read_samples, read_sessions, report_json
+from fastae.monitor.recording import Recording
 from fastae.monitor.text import show_sessions
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
@@ -110,9 +109,7 @@ def usage_report(path, pictures):
 
 
 def samples_of_a_run(path, pictures):
-    recording = read_samples(path)
-    if recording:
-        draw(joined(recording, recording), "a title", io.BytesIO())
+    as_csv(Recording(0.0, (), {}), 2, read_samples(path))
 
 
 def plan_of_a_sweep(path, pictures):

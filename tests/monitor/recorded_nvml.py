@@ -1,8 +1,8 @@
 """A stand-in for pynvml with recorded values: its names, signatures, units, structures and errors are real.
 
 A call is bound to the signature of the real function, so that the stand-in cannot drift. Each reading of the
-utilization moves on to the next state of the series, and the last one stays. A value that is a Fault is
-raised, or is the field's return code.
+utilization moves on to the next state of the series, and the last one stays. A value that is a Fault or an
+exception is raised; a Fault may also be a field's return code.
 """
 
 import dataclasses
@@ -96,7 +96,8 @@ FALLS_OFF_THE_BUS = [*BUSY * 50, BUSY[0].but(xids=(79, 45, 45)), State.all(LOST,
 class Card:
     """A card in the machine, or a MIG slice of one (`board`); `index` None: hidden but for its UUID.
 
-    lost: NVML's error for whoever asks for its handle. clock: seconds, by which its counters run.
+    lost: NVML's error for whoever asks for its handle. clock: seconds, by which its counters run. xids: the
+    errors that the driver has logged and that nobody has read yet.
     """
 
     states: list
@@ -109,8 +110,7 @@ class Card:
     capability: tuple = (9, 0)
     clock: object = time.monotonic
     tick: int = -1
-    reported: int = -1
-    queue: list = field(default_factory=list)
+    xids: list = field(default_factory=list)
 
     @property
     def state(self):
@@ -152,6 +152,8 @@ class RecordedNvml:
             answer = ANSWERS[name](self, *bound.arguments.values())
             if isinstance(answer, Fault):
                 raise pynvml.NVMLError(answer.code)
+            if isinstance(answer, Exception):
+                raise answer
             return answer
 
         return call
@@ -187,6 +189,7 @@ def memory(machine, card, version):
 
 def utilization(machine, card):
     card.tick += 1
+    card.xids += card.state.xids if card.tick < len(card.states) else ()
     busy = card.state.utilization
     return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy)
 
@@ -209,21 +212,20 @@ def register(machine, card, kinds, events):
 
 
 def wait_for_event(machine, events, milliseconds):
-    """Each state's errors are reported once, one after the other."""
     assert milliseconds == 0, "it would block"
-    card = events.card
-    if card.reported != card.tick:
-        card.reported, card.queue = card.tick, list(card.state.xids)
-    if not card.queue:
+    if not events.card.xids:
         return Fault(pynvml.NVML_ERROR_TIMEOUT)
-    return pynvml.c_nvmlEventData_t(eventData=card.queue.pop(0))
+    return pynvml.c_nvmlEventData_t(eventData=events.card.xids.pop(0))
 
 
 def recorded(name, wrap=lambda value: value):
     """Answers a call on a card by a value of its state."""
-    return lambda machine, card, *_: (
-        value if isinstance(value := getattr(card.state, name), Fault) else wrap(value)
-    )
+
+    def answer(machine, card, *_):
+        value = getattr(card.state, name)
+        return value if isinstance(value, Fault | Exception) else wrap(value)
+
+    return answer
 
 
 def gpm_metrics(machine, request):
