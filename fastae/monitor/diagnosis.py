@@ -24,6 +24,7 @@ UNUSED = 1.0  # percent
 STRAGGLING_BY = 15.0  # percentage points of GPU busy; smaller differences between ranks are normal
 FULL_CORE = 0.8  # share of the physical cores from which the CPU is the limit
 LOW_POWER = 0.5  # share of the power limit; a GPU that is never idle but draws less runs small kernels
+OTHERS_FROM = 0.5  # cores; other programs that use less do not matter
 AWAKE = 0.1  # cores; a run that uses less sleeps and does not need any
 FULL_MACHINE = 0.9  # share of the physical cores from which programs compete for them
 THROTTLED_FROM = 0.05  # share of the time
@@ -165,12 +166,13 @@ def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
         return Diagnosis(Verdict.WAITING_FOR_DATA, for_data)
     if "cpu" not in summary.host:
         return Diagnosis(Verdict.UNKNOWN, for_data)
-    used, others = summary.host["cpu"].mean, summary.other_cores
+    used = summary.host["cpu"].mean
+    others = summary.host["machine_cpu"].mean - used if "machine_cpu" in summary.host else 0.0
     # The second thread of a core adds little: if all physical cores are busy, the CPU is.
     if used >= FULL_CORE * summary.cores.physical:
         without_amp = () if info.amp else ("--amp, if the CPU multiplies bf16 natively",)
         return Diagnosis(Verdict.CPU_BOUND, (*for_data, *without_amp))
-    if others and used >= AWAKE and used + others >= FULL_MACHINE * summary.cores.machine:
+    if others >= OTHERS_FROM and used >= AWAKE and used + others >= FULL_MACHINE * summary.cores.machine:
         stopping = "stopping the other programs, or waiting for them"
         return Diagnosis(Verdict.CPU_CONTENTION, (*for_data, stopping))
     threads = "OMP_NUM_THREADS: each core should have a thread"

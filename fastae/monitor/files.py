@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fastae.errors import FastaeError
 from fastae.monitor.plot import draw
-from fastae.monitor.recording import Recording, metric_of
+from fastae.monitor.recording import Recording
 from fastae.monitor.summary import UsageReport
 from fastae.utils.files import atomic_write, require_file
 from fastae.utils.json import read_json
@@ -50,8 +50,6 @@ def read_sessions(folder: Path) -> list[UsageReport]:
     Raises FastaeError if there is none, or if they cannot be read.
     """
     path = folder / REPORT
-    if not folder.is_dir():
-        raise FastaeError(f"{str(folder)!r} is not a run's folder")
     try:
         if reports := read_json(path, list[UsageReport]):
             return reports
@@ -83,8 +81,7 @@ def as_csv(recording: Recording, session: int, earlier: list[dict[str, str]]) ->
     titles = dict.fromkeys([*FIRST_TITLES, *(earlier[0] if earlier else ())])
     lines: dict[float, dict[str, object]] = {}
     for name, column in recording.columns.items():
-        unit = metric_of(name).unit
-        title = f"{name} [{unit}]" if unit else name
+        title = f"{name} [{column.unit}]" if column.unit else name
         titles[title] = None
         for time, value in zip(column.times, column.values, strict=True):
             lines.setdefault(time, {})[title] = f"{value:.10g}"

@@ -62,10 +62,10 @@ def family(pid: int) -> tuple[int, ...]:
 
 def _machine_seconds() -> dict[str, float]:
     """The CPU seconds of all processes: the fields of 'cpu' in proc(5) except idle and iowait."""
-    try:
-        user, nice, system, _, _, irq, softirq, *_ = map(int, _text(Path("/proc/stat")).split()[1:9])
-    except ValueError:
+    fields = _text(Path("/proc/stat")).split()[1:8]
+    if not fields:
         return {}
+    user, nice, system, _, _, irq, softirq = map(int, fields)
     return {"machine_cpu": (user + nice + system + irq + softirq) * TICK}
 
 

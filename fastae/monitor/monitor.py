@@ -122,6 +122,8 @@ class Monitor(AbstractContextManager):
             if self._poller:
                 if self._poller.stop() and self._uuids:  # NVML hangs or crashes if closed in a reading
                     offered(self._library.nvmlShutdown)
+                if self._poller.failure:
+                    log(f"monitor   ended early: {self._poller.failure}", "yellow")
                 if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._poller.recording())
 

@@ -7,7 +7,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from fastae.monitor.recording import Column, Phase, Recording, key_of, metric_of
+from fastae.monitor.recording import Column, Phase, Recording
 from fastae.utils.plotting import import_matplotlib
 
 PHASE_COLORS = {
@@ -40,17 +40,17 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     size = (WIDTH, 1.0 + PANEL_HEIGHT * len(shown))
     figure = matplotlib.figure.Figure(figsize=size, dpi=100, layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
-    stretches = recording.stretches()
-    look = {"facecolors": [PHASE_COLORS[phase] for phase, _, _ in stretches], "alpha": 0.15, "linewidth": 0}
+    colors = [PHASE_COLORS[span.phase] for span in recording.spans]
+    stripes = [(span.start, span.seconds) for span in recording.spans]
     for axis, title in zip(axes, shown, strict=True):
         _draw_panel(axis, title, panels[title])
-        stripes = [(start, length) for _, start, length in stretches]
-        axis.broken_barh(stripes, (0, 1), transform=axis.get_xaxis_transform(), **look)
+        height = {"yrange": (0, 1), "transform": axis.get_xaxis_transform()}
+        axis.broken_barh(stripes, facecolors=colors, alpha=0.15, linewidth=0, **height)
     axes[-1].set_xlabel("time [s]")
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
     figure.align_ylabels(axes)
     figure.suptitle(heading, fontsize="medium", wrap=True)
-    phases = dict.fromkeys(phase for phase, _, length in stretches if length)
+    phases = dict.fromkeys(span.phase for span in recording.spans if span.seconds)
     patches = [
         matplotlib.patches.Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases
     ]
@@ -73,10 +73,10 @@ def _columns(recording: Recording, keys: Sequence[str]) -> dict[str, Column]:
     """Label -> column, for the columns of a panel that are not always zero."""
     several = len(recording.gpus) > 1
     return {
-        metric_of(name).label: column
+        column.label: column
         for key in keys
-        for name, column in recording.columns.items()
-        if key_of(name) == key
+        for column in recording.columns.values()
+        if column.key == key
         and max(column.values) > 0.0
         and (key == keys[0] or not (several and key.startswith("gpu/")))
     }

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
-from fastae.monitor.recording import METRICS, NOT_AVERAGED, Column, Phase, Recording, Span, key_of, metric_of
+from fastae.monitor.recording import NOT_AVERAGED, Column, Phase, Recording, Span
 
 LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost GPU may never answer
 
@@ -17,7 +17,7 @@ LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost G
 class Poller:
     """Call `start`, then `enter` and `record` from the training loop, then `stop`, then `recording`.
 
-    None of these raises an error or waits for a GPU.
+    None of these raises an error or waits for a GPU. `failure` is the error that ended the thread early.
     """
 
     def __init__(self, readers: Sequence[GpuReader | HostReader], hz: float) -> None:
@@ -25,13 +25,13 @@ class Poller:
         self._tick = 1 / hz
         self._columns: dict[str, Column] = {}
         self._sums: dict[str, tuple[float, int]] = {}
-        self._spans = [Span(Phase.BEFORE, 0.0)]
+        self._phases = [(Phase.BEFORE, 0.0)]
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._started = self._ended = time.monotonic()
         self._polls = 0
-        self._failure: str | None = None
+        self.failure: str | None = None
 
     def start(self) -> None:
         self._started = time.monotonic()
@@ -43,13 +43,13 @@ class Poller:
         self._thread.join(LONGEST_STOP)
         self._ended = time.monotonic()
         if self._thread.is_alive():
-            self._failure = "a reading did not return"
+            self.failure = "a reading did not return"
         return not self._thread.is_alive()
 
     def enter(self, phase: Phase) -> None:
         """Starts a phase."""
         with self._lock:
-            self._spans.append(Span(phase, self._now()))
+            self._phases.append((phase, self._now()))
 
     def record(self, **figures: float) -> None:
         """Records figures of the training loop since the last call: metric -> value."""
@@ -66,23 +66,21 @@ class Poller:
             sums, self._sums = self._sums, {}
         found = {}
         for name, (total, count) in sums.items():
-            label, unit = metric_of(name)
-            owner, _, metric = name.partition("/")
-            if unit and owner != "loop" and metric not in NOT_AVERAGED:
-                found[f"utilisation/{label} ({unit})"] = total / count
+            column = self._columns[name]
+            if column.unit and column.owner != "loop" and column.metric not in NOT_AVERAGED:
+                found[f"utilisation/{column.label} ({column.unit})"] = total / count
         return found
 
     def recording(self) -> Recording:
-        seconds, order = self._ended - self._started, list(METRICS)
+        seconds = self._ended - self._started
         with self._lock:
-            names = sorted(self._columns, key=lambda name: order.index(key_of(name)))
+            ends = [*(start for _, start in self._phases[1:]), seconds]
             return Recording(
                 seconds,
-                tuple(self._spans),
-                {name: self._columns[name] for name in names},
+                tuple(Span(*each, end - each[1]) for each, end in zip(self._phases, ends, strict=True)),
+                dict(self._columns),
                 tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
                 hz=self._polls / seconds if seconds else 0.0,
-                failure=self._failure,
             )
 
     def _run(self) -> None:
@@ -92,7 +90,7 @@ class Poller:
                 self._poll()
             self._poll()
         except Exception as error:  # no error of the monitor may end the run
-            self._failure = f"{type(error).__name__}: {error}"
+            self.failure = f"{type(error).__name__}: {error}"
 
     def _until_due(self) -> float:
         """Seconds until the next multiple of a tick. Multiples that a slow reading missed are skipped."""
@@ -110,7 +108,9 @@ class Poller:
 
     def _add(self, now: float, values: Mapping[str, float]) -> None:
         for name, value in values.items():
-            self._columns.setdefault(name, Column()).add(now, value)
+            if name not in self._columns:
+                self._columns[name] = Column(name)
+            self._columns[name].add(now, value)
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
 

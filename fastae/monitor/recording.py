@@ -83,18 +83,6 @@ NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
 """Metrics whose mean is of no interest: counters, and the weights of the loop's figures."""
 
 
-def key_of(column: str) -> str:
-    """The key of a column in METRICS. For an unknown column, the result is not in METRICS."""
-    owner, _, metric = column.partition("/")
-    return f"{owner.rstrip('0123456789')}/{metric}"
-
-
-def metric_of(column: str) -> Metric:
-    """The metric of a column, whose label contains the GPU's number if the column's name does."""
-    label, unit = METRICS[key_of(column)]
-    return Metric(label.replace("GPU", name_of(column.partition("/")[0]), 1), unit)
-
-
 def name_of(owner: str) -> str:
     """The name in texts of a GPU whose columns begin with gpu or, if there are several, gpu3 and the like."""
     return f"GPU {owner.removeprefix('gpu')}".rstrip()
@@ -128,10 +116,11 @@ class GpuRecord:
 
 
 class Span(NamedTuple):
-    """A phase and its start in seconds since the recording began. It lasts until the next span starts."""
+    """A phase, with its start in seconds since the recording began, and its length in seconds."""
 
     phase: Phase
     start: float
+    seconds: float
 
 
 class Column:
@@ -139,10 +128,16 @@ class Column:
 
     A full column drops every second sample, and from then on keeps only every second new one, and so on.
     Means, percentiles and shares stay correct, but a single peak may be lost. `first` and `last` are the
-    first and the last value of all samples, including dropped ones.
+    first and the last value of all samples, including dropped ones. `label` contains the GPU's number if the
+    name does. `key` is the metric's key in METRICS.
     """
 
-    def __init__(self, capacity: int = CAPACITY) -> None:
+    def __init__(self, name: str, capacity: int = CAPACITY) -> None:
+        """`name` is such as "gpu/power". Raises KeyError if there is no such metric."""
+        self.owner, _, self.metric = name.partition("/")
+        self.key = f"{self.owner.rstrip('0123456789')}/{self.metric}"
+        label, self.unit = METRICS[self.key]
+        self.label = label.replace("GPU", name_of(self.owner), 1)
         self.times, self.values = array("d"), array("d")
         self.first = self.last = 0.0
         self._capacity = capacity
@@ -178,16 +173,6 @@ class Recording:
 
     hz: float = 0.0
     """The number of samples per second that was reached."""
-
-    failure: str | None = None
-    """The error that ended the recording early, if any."""
-
-    def stretches(self) -> list[tuple[Phase, float, float]]:
-        """The phase, start and length in seconds of each span."""
-        ends = [*(span.start for span in self.spans[1:]), self.seconds]
-        return [
-            (span.phase, span.start, end - span.start) for span, end in zip(self.spans, ends, strict=True)
-        ]
 
     def values(self, name: str, phase: Phase | None = None) -> np.ndarray:
         """The samples of a column in a phase, or all; empty if there is no such column."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastae.device.nvml import Gpu
-from fastae.monitor.recording import NOT_AVERAGED, Column, GpuRecord, Phase, Recording, Throttle, metric_of
+from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle
 from fastae.utils.limits import Cores
 from fastae.utils.worded import Worded
 
@@ -82,7 +82,7 @@ class GpuSummary:
     """Energy of the whole recording; None if unknown."""
 
     growth: Mapping[str, float] = field(default_factory=dict)
-    """Counter -> its growth over the whole recording, if it is known."""
+    """Counter -> its growth over the whole recording, if it grew."""
 
     def mean(self, metric: str, unknown: float = math.nan) -> float:
         """The mean of a metric; `unknown` if it is not known."""
@@ -120,9 +120,6 @@ class Summary:
     hz: float = 0.0
     """The number of samples per second that was reached."""
 
-    failure: str | None = None
-    """The error that ended the monitor early, if any."""
-
     images_per_second: float | None = None
     """The rate of training, as counted by the loop."""
 
@@ -148,13 +145,6 @@ class Summary:
     def main_gpu(self) -> GpuSummary:
         """The main rank's GPU."""
         return self.gpus[0] if self.gpus else NO_GPU
-
-    @property
-    def other_cores(self) -> float:
-        """The number of cores that other programs use; 0 if unknown or less than half a core."""
-        known = {"cpu", "machine_cpu"} <= self.host.keys()
-        others = self.host["machine_cpu"].mean - self.host["cpu"].mean if known else 0.0
-        return others if others >= 0.5 else 0.0
 
 
 @dataclass(frozen=True)
@@ -186,9 +176,9 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     gpus = tuple(_of_gpu(recording, record, phase) for record in recording.gpus)
     host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
     phases: dict[Phase, float] = {}
-    for each, _, length in recording.stretches():
-        phases[each] = phases.get(each, 0.0) + length
-    whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz, recording.failure)
+    for span in recording.spans:
+        phases[span.phase] = phases.get(span.phase, 0.0) + span.seconds
+    whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz)
     rate = _of_loop(recording, "images_per_second", phase)
     flops = rate * info.image_flops if rate and info.image_flops else None
     # The energy of runs that take turns cannot be separated, and a part of the GPUs would look like all.
@@ -210,8 +200,8 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
 def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
     growth = {}
     for metric in NOT_AVERAGED:
-        column = recording.columns.get(f"{record.prefix}/{metric}", Column())
-        if len(column.values) > 1 and column.last >= column.first:  # else it was read only once, or was reset
+        column = recording.columns.get(f"{record.prefix}/{metric}")
+        if column and column.last > column.first:  # else it did not grow, or it was reset
             growth[metric] = column.last - column.first
     power = recording.values(f"{record.prefix}/power")
     sampled = float(power.mean()) * recording.seconds if len(power) else None
@@ -233,10 +223,9 @@ def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float 
 def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
     """Metric -> statistics, for each column of this prefix that has a value."""
     found = {}
-    for name in recording.columns:
-        owner, _, metric = name.partition("/")
+    for name, column in recording.columns.items():
         values = recording.values(name, phase)
-        if owner == prefix and len(values) and metric not in NOT_AVERAGED:
+        if column.owner == prefix and len(values) and column.metric not in NOT_AVERAGED:
             figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
-            found[metric] = Statistics(*metric_of(name), *figures)
+            found[column.metric] = Statistics(column.label, column.unit, *figures)
     return found

@@ -92,8 +92,6 @@ def troubles(summary: Summary) -> Iterator[str]:
     """Yields lines about faults of the hardware, or of reading it."""
     for gpu in summary.gpus:
         yield from (f"{gpu.record.name} {line}" for line in _troubles(gpu))
-    if summary.failure:
-        yield f"the monitor ended early: {summary.failure}"
 
 
 def _troubles(gpu: GpuSummary) -> Iterator[str]:
@@ -126,9 +124,6 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     summary, host = report.summary, report.summary.host
     if report.missing:
         yield report.missing
-    if summary.data_wait is not None and summary.device_wait is not None:
-        data, device = _percent(summary.data_wait, 1), _percent(summary.device_wait, 1)
-        yield f"the GPU waits for data {data} of the time, the host for the GPU {device}"
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
         yield f"the model computes {rate_text(1e12 * summary.tflops)}{share}"

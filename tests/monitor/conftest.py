@@ -81,7 +81,7 @@ def simulate(clock):
         found._stopping = SimpleNamespace(wait=wait)
         found._run()
         found._ended = clock.now
-        assert found._failure is None
+        assert found.failure is None
         return found
 
     return run

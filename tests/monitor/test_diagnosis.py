@@ -115,13 +115,16 @@ def test_what_the_models_arithmetic_comes_to(judge):
 def by_hand(spans, **columns):
     """A recording of one sample a second: (phase, seconds) and the values of each column."""
     starts = [sum(length for _, length in spans[:index]) for index in range(len(spans))]
-    made = {name.replace("_", "/", 1): Column() for name in columns}
-    for column, values in zip(made.values(), columns.values(), strict=True):
+    spans = tuple(Span(phase, start, length) for (phase, length), start in zip(spans, starts, strict=True))
+    made = {name.replace("_", "/", 1): values for name, values in columns.items()}
+    recording = Recording(
+        sum(span.seconds for span in spans), spans, {name: Column(name) for name in made},
+        (GpuRecord("gpu", Gpu(0, "card")),),
+    )  # fmt: skip
+    for name, values in made.items():
         for time, value in enumerate(values):
-            column.add(time, value)
-    spans_of = tuple(Span(phase, start) for (phase, _), start in zip(spans, starts, strict=True))
-    seconds = float(sum(length for _, length in spans))
-    return Recording(seconds, spans_of, made, (GpuRecord("gpu", Gpu(0, "card")),))
+            recording.columns[name].add(time, value)
+    return recording
 
 
 def test_only_training_is_measured_and_all_of_it_paid_for():

@@ -76,7 +76,7 @@ def test_a_plot_has_a_panel_for_what_is_there(simulate):
 
 
 def test_many_samples_are_medians_with_their_range():
-    column = Column()
+    column = Column("host/cpu")
     for time, value in enumerate(np.tile([0.0, 100.0, 50.0], 1000)):
         column.add(time, value)
     times, values, low, high = binned(column, bins=100)
