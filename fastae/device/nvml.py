@@ -52,6 +52,9 @@ class Gpu:
     max_pcie_width: int | None = None
     """The most PCIe lanes that card and machine support."""
 
+    capability: tuple[int, int] | None = None
+    """The compute capability, (major, minor)."""
+
     lost: str | None = None
     """NVML's error if the GPU answers no call."""
 
@@ -181,5 +184,6 @@ def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> 
         memory_gib=memory.total / 2**30 if memory else None,
         power_limit=limit / 1e3 if limit else None,
         max_pcie_width=offered(library.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        capability=offered(library.nvmlDeviceGetCudaComputeCapability, handle),
     )
     return gpu, handle

@@ -105,11 +105,9 @@ def check_torch(nvml: Nvml) -> Answer:
     text = f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'}"
     if isinstance(nvml, NvmlError) or not nvml.gpus:
         return text, ""
-    if mismatch := compatibility.torch_mismatch(nvml):
-        return f"{text}: {mismatch}", nvml.install
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES to train on one"
-    if fault := compatibility.cuda_fault():
+    if fault := compatibility.cuda_fault(nvml):
         return f"{text}: {fault[0]}", fault[1]
     return text, ""
 
@@ -163,7 +161,7 @@ def check_dali(nvml: Nvml) -> Answer:
         raise Problem(f"{text} cannot be imported: {error}", remedy) from None
     if mismatch := compatibility.build_mismatch():
         return f"{text}: {mismatch}", remedy
-    if driver and driver.cuda and max(dali_builds()) > driver.cuda[0]:
+    if driver and max(dali_builds()) > driver.cuda[0]:
         return f"{text}: driver {driver.version} is too old for it; only --device cpu works", remedy
     return text, ""
 

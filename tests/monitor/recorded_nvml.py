@@ -256,7 +256,7 @@ ANSWERS = {
     "nvmlDeviceGetIndex": lambda machine, card: NOT_FOUND if card.index is None else card.index,
     "nvmlDeviceGetName": lambda machine, card: card.name,
     "nvmlDeviceGetUUID": lambda machine, card: card.uuid,
-    "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability if card else NOT_FOUND,
+    "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability,
     "nvmlDeviceGetMemoryInfo": memory,
     "nvmlDeviceGetEnforcedPowerLimit": lambda machine, card: 700_000,
     "nvmlDeviceGetMaxPcieLinkWidth": lambda machine, card: 16,
