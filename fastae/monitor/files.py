@@ -1,7 +1,7 @@
-"""Writes and reads gpu.json, gpu.csv and gpu.png in a run's folder. Each is written completely or not at all.
+"""Writes gpu.json, gpu.csv and gpu.png in a run's folder, and reads the first. Each is complete or not there.
 
-A resumed run has several sessions: gpu.json is the list of their reports, gpu.csv has the samples of all of
-them, and each session after the first has a plot of its own: gpu-2.png and so on.
+A resumed run has several sessions: gpu.json is the list of their reports, and each has samples and a plot of
+its own, which are called gpu-2.csv and gpu-2.png for the second one.
 """
 
 from __future__ import annotations
@@ -17,30 +17,28 @@ from fastae.errors import FastaeError
 from fastae.monitor.plot import draw
 from fastae.monitor.recording import Recording
 from fastae.monitor.summary import UsageReport
-from fastae.utils.files import atomic_write, require_file
+from fastae.utils.files import atomic_write
 from fastae.utils.json import read_json
 
-REPORT, SAMPLES = "gpu.json", "gpu.csv"
-FIRST_TITLES = ["time [s]", "session", "phase"]
-MAX_BYTES = 1 << 26  # the most bytes of a gpu.csv; a session has some MB
+REPORT = "gpu.json"
 
 
 def write_report(report: UsageReport, recording: Recording, folder: Path, title: str) -> None:
-    """Adds a session to the three files in an existing folder. Earlier ones that cannot be read are dropped.
+    """Adds a session's report, samples and plot to an existing folder.
 
-    `title` is the title of the plot. Raises OSError if a file cannot be written.
+    `title` is the title of the plot. Earlier reports that cannot be read are dropped. Raises OSError if a
+    file cannot be written.
     """
     try:
         reports = [*read_sessions(folder), report]
     except FastaeError:
         reports = [report]
-    session = len(reports)
-    samples = as_csv(recording, session, read_samples(folder / SAMPLES) if session > 1 else [])
+    name = "gpu" if len(reports) == 1 else f"gpu-{len(reports)}"
     with atomic_write(folder / REPORT) as file:
         file.write(report_json(reports).encode() + b"\n")
-    with atomic_write(folder / SAMPLES) as file:
-        file.write(samples.encode())
-    with atomic_write(folder / ("gpu.png" if session == 1 else f"gpu-{session}.png")) as file:
+    with atomic_write(folder / f"{name}.csv") as file:
+        file.write(_as_csv(recording).encode())
+    with atomic_write(folder / f"{name}.png") as file:
         draw(recording, title, file)
 
 
@@ -71,36 +69,22 @@ def report_json(reports: list[UsageReport]) -> str:
     return json.dumps([dataclasses.asdict(report) for report in reports], indent=2)
 
 
-def as_csv(recording: Recording, session: int, earlier: list[dict[str, str]]) -> str:
-    """The earlier sessions' lines, and the recording as CSV, with a line for each time at which it was read.
+def _as_csv(recording: Recording) -> str:
+    """The recording as CSV, with a line for each time at which anything was read.
 
-    The columns are the time in seconds since the session began, the session, the phase, and each metric with
-    its unit, which is empty if it was not read at this time.
+    The columns are the time in seconds, the phase, and each metric with its unit, which is empty if it was
+    not read at this time.
     """
     starts = [span.start for span in recording.spans]
-    titles = dict.fromkeys([*FIRST_TITLES, *(earlier[0] if earlier else ())])
-    lines: dict[float, dict[str, object]] = {}
+    titles = ["time [s]", "phase"]
+    lines: dict[float, dict[str, str]] = {}
     for name, column in recording.columns.items():
-        title = f"{name} [{column.unit}]" if column.unit else name
-        titles[title] = None
+        titles.append(f"{name} [{column.unit}]" if column.unit else name)
         for time, value in zip(column.times, column.values, strict=True):
-            lines.setdefault(time, {})[title] = f"{value:.10g}"
-    for time, line in lines.items():
-        first = (f"{time:.3f}", session, recording.spans[bisect(starts, time) - 1].phase)
-        line.update(zip(FIRST_TITLES, first, strict=True))
-    writer = csv.DictWriter(text := io.StringIO(), titles, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(earlier)
-    writer.writerows(line for _, line in sorted(lines.items()))
+            lines.setdefault(time, {})[name] = f"{value:.10g}"
+    writer = csv.writer(text := io.StringIO(), lineterminator="\n")
+    writer.writerow(titles)
+    for time, cells in sorted(lines.items()):
+        phase = recording.spans[bisect(starts, time) - 1].phase
+        writer.writerow([f"{time:.3f}", phase, *(cells.get(name, "") for name in recording.columns)])
     return text.getvalue()
-
-
-def read_samples(path: Path) -> list[dict[str, str]]:
-    """The lines of a gpu.csv, as title -> text; [] if it is missing or cannot be read."""
-    try:
-        require_file(path)
-        with path.open("rb") as file:
-            reader = csv.DictReader(io.StringIO(file.read(MAX_BYTES).decode()), restkey="", restval="")
-        return list(reader) if (reader.fieldnames or [])[:3] == FIRST_TITLES else []
-    except (OSError, ValueError, csv.Error):
-        return []

@@ -105,7 +105,6 @@ class Card:
     name: str = "NVIDIA H100 80GB HBM3"
     index: int | None = 0
     board: "Card | None" = None
-    mig: bool = False
     lost: int | None = None
     capability: tuple = (9, 0)
     clock: object = time.monotonic
@@ -278,7 +277,6 @@ ANSWERS = {
         "processes",
         lambda found: [nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used}) for pid, used in found],
     ),
-    "nvmlDeviceGetMigMode": lambda machine, card: [int(card.mig)] * 2,
     "nvmlDeviceGetMaxMigDeviceCount": lambda machine, card: 7,
     "nvmlDeviceGetMigDeviceHandleByIndex": lambda machine, board, index: dict(
         enumerate(machine.slices(board))
@@ -303,7 +301,7 @@ def machine_of(*states, **options):
 
 def mig_machine(states=SLICE, names=("aaaa", "bbbb")):
     """A board in MIG mode and its slices."""
-    board = Card(BUSY, mig=True, uuid="GPU-board")
+    board = Card(BUSY, uuid="GPU-board")
     name = "NVIDIA H100 MIG 1g.10gb"
     slices = [Card(list(states), f"MIG-{uuid}", name, index=None, board=board) for uuid in names]
     return RecordedNvml(board, *slices)

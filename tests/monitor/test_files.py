@@ -32,7 +32,7 @@ def printed(*reports):
     return console.export_text()
 
 
-def test_the_files_of_a_resumed_run_have_all_sessions(simulate, tmp_path):
+def test_each_session_of_a_run_has_files_of_its_own(simulate, tmp_path):
     """The second one on a card of another kind."""
     reports = []
     for states in (STARVED, COMPUTE_BOUND):
@@ -40,28 +40,22 @@ def test_the_files_of_a_resumed_run_have_all_sessions(simulate, tmp_path):
         reports.append(report_on(recording))
         write_report(reports[-1], recording, tmp_path, "a title")
         assert read_sessions(tmp_path) == reports
-    names = {"gpu.csv", "gpu.json", "gpu.png", "gpu-2.png"}
+    names = {"gpu.json", "gpu.csv", "gpu.png", "gpu-2.csv", "gpu-2.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     json.loads((tmp_path / "gpu.json").read_text(), parse_constant=pytest.fail)  # no NaN
-    rows = list(csv.DictReader((tmp_path / "gpu.csv").open()))
-    assert [*rows[0]][:4] == ["time [s]", "session", "phase", "gpu/gpu_busy [%]"]
-    first, second = ([row for row in rows if row["session"] == number] for number in "12")
-    assert [row["gpu/power [W]"] for row in first[:4]] == ["310", "110", "90", "120"] and len(first) >= 40
-    assert {row["gpu/sm_active [%]"] for row in first} == {""} and second[-1]["gpu/sm_active [%]"] == "92"
-    assert [float(row["time [s]"]) for row in second] == pytest.approx(np.arange(41) / 2)
+    first, second = (list(csv.DictReader((tmp_path / name).open())) for name in ("gpu.csv", "gpu-2.csv"))
+    assert [*first[0]][:3] == ["time [s]", "phase", "gpu/gpu_busy [%]"] and first[-1]["phase"] == "train"
+    assert [float(row["time [s]"]) for row in first] == pytest.approx(np.arange(41) / 2)
+    assert [row["gpu/power [W]"] for row in first[:4]] == ["310", "110", "90", "120"]
+    assert "gpu/sm_active [%]" not in first[0] and second[-1]["gpu/sm_active [%]"] == "92"
     assert "2, of 20 s, 20 s" in printed(*reports)
 
 
-@pytest.mark.parametrize("name", ["gpu.json", "gpu.csv"])
-def test_earlier_sessions_that_cannot_be_read_are_dropped(simulate, tmp_path, name):
+def test_an_earlier_session_that_cannot_be_read_is_dropped(simulate, tmp_path):
+    (tmp_path / "gpu.json").write_text("{[")
     recording = simulate(BUSY, loop=DEVICE_LIMITED).recording()
-    for content in (None, "{["):
-        if content:
-            (tmp_path / name).write_text(content)
-        write_report(report_on(recording), recording, tmp_path, "a title")
-    assert len(read_sessions(tmp_path)) == (1 if name == "gpu.json" else 2)
-    sessions = {row["session"] for row in csv.DictReader((tmp_path / "gpu.csv").open())}
-    assert sessions == ({"1"} if name == "gpu.json" else {"2"})
+    write_report(report_on(recording), recording, tmp_path, "a title")
+    assert len(read_sessions(tmp_path)) == 1
 
 
 def test_a_plot_has_a_panel_for_what_is_there(simulate):

@@ -27,7 +27,7 @@ def test_nvml_that_cannot_be_used(monkeypatch, tmp_path, code, in_wsl, words):
 @pytest.fixture
 def machine():
     """Two cards, and a MIG slice of a third that this process may not see."""
-    board = Card(BUSY, uuid="GPU-hidden", index=None, mig=True)
+    board = Card(BUSY, uuid="GPU-hidden", index=None)
     return RecordedNvml(
         Card(IDLE, uuid="GPU-aaaa1111", index=0),
         Card(BUSY, uuid="GPU-bbbb2222", index=1),
