@@ -11,18 +11,8 @@ from fastae.monitor.summary import summarize
 from fastae.monitor.text import troubles
 from fastae.utils.limits import Cores
 
+from . import recorded_nvml as cards
 from .conftest import DALI, DEVICE_LIMITED, RESIDENT
-from .recorded_nvml import (
-    AT_POWER_LIMIT,
-    BUSY,
-    FALLS_OFF_THE_BUS,
-    HALF_BUSY,
-    NOT_SUPPORTED,
-    SLICE,
-    SLOWED_DOWN,
-    TOO_HOT,
-    machine_of,
-)
 
 CORES = Cores(8, 8, 8)
 
@@ -41,16 +31,16 @@ def judge(simulate):
 @pytest.mark.parametrize(
     ("states", "throttling", "advised", "troubled"),
     [
-        (AT_POWER_LIMIT, {Throttle.POWER_CAP: 1.0}, 0, 0),  # normal at full load
-        (TOO_HOT, {Throttle.HARDWARE_THERMAL: 0.25, Throttle.HARDWARE: 0.25}, 1, 2),
-        (SLOWED_DOWN, {Throttle.HARDWARE: 1.0}, 1, 1),  # and no reason for it
+        (cards.AT_POWER_LIMIT, {Throttle.POWER_CAP: 1.0}, 0, 0),  # normal at full load
+        (cards.TOO_HOT, {Throttle.HARDWARE_THERMAL: 0.25, Throttle.HARDWARE: 0.25}, 1, 2),
+        (cards.SLOWED_DOWN, {Throttle.HARDWARE: 1.0}, 1, 1),  # and no reason for it
         (
-            [*BUSY * 10, *AT_POWER_LIMIT, *TOO_HOT[:1], *BUSY],
+            [*cards.BUSY * 10, *cards.AT_POWER_LIMIT, *cards.TOO_HOT[:1], *cards.BUSY],
             {Throttle.HARDWARE_THERMAL: 0.01},
             0,
             0,
         ),  # brief
-        ([BUSY[0].but(width=4)], {}, 1, 0),
+        ([cards.BUSY[0].but(width=4)], {}, 1, 0),
     ],
 )
 def test_what_slows_the_card_itself(judge, states, throttling, advised, troubled):
@@ -61,17 +51,17 @@ def test_what_slows_the_card_itself(judge, states, throttling, advised, troubled
 
 
 @pytest.mark.parametrize(
-    ("counter", "is_counted", "watts"), [(500_000, True, 500), (NOT_SUPPORTED, False, 600)]
+    ("counter", "is_counted", "watts"), [(500_000, True, 500), (cards.NOT_SUPPORTED, False, 600)]
 )
 def test_energy_is_the_counters_end_minus_its_start_or_else_sampled_power(judge, counter, is_counted, watts):
-    summary, _ = judge([BUSY[0].but(energy=counter)], loop=DEVICE_LIMITED)
+    summary, _ = judge([cards.BUSY[0].but(energy=counter)], loop=DEVICE_LIMITED)
     assert ("energy" in summary.gpus[0].growth) is is_counted
     assert summary.images_per_joule == pytest.approx(1000 / 600)
     assert summary.kwh == pytest.approx(watts * 30 / 3.6e6)
 
 
 def test_all_gpus_of_a_job_are_summed(judge):
-    library = machine_of(*7 * [BUSY], HALF_BUSY)
+    library = cards.machine_of(*7 * [cards.BUSY], cards.HALF_BUSY)
     summary, diagnosis = judge(library=library, loop=DEVICE_LIMITED, info=replace(RESIDENT, ranks=8))
     assert len(summary.gpus) == 8 and "GPU 7" in diagnosis.advice[0], "the others wait for it"
     assert summary.kwh == pytest.approx((7 * 600 + 200) * 30 / 3.6e6)
@@ -81,20 +71,20 @@ def test_all_gpus_of_a_job_are_summed(judge):
 @pytest.mark.parametrize(
     ("states", "options"),
     [
-        ((BUSY, BUSY), {"ranks": 4}),
-        ((BUSY, SLICE), {"ranks": 2}),
-        ((FALLS_OFF_THE_BUS,), {}),
-        ((BUSY,), {"at_once": 2}),
+        ((cards.BUSY, cards.BUSY), {"ranks": 4}),
+        ((cards.BUSY, cards.SLICE), {"ranks": 2}),
+        ((cards.FALLS_OFF_THE_BUS,), {}),
+        ((cards.BUSY,), {"at_once": 2}),
     ],
 )
 def test_energy_is_withheld_if_it_is_not_the_runs_or_not_known_of_every_gpu(judge, states, options):
-    summary, _ = judge(library=machine_of(*states), loop=DEVICE_LIMITED, info=replace(DALI, **options))
+    summary, _ = judge(library=cards.machine_of(*states), loop=DEVICE_LIMITED, info=replace(DALI, **options))
     assert summary.kwh is None and summary.images_per_joule is None
 
 
 def test_only_the_ecc_errors_of_the_run_are_its_trouble(judge):
-    old = [BUSY[0].but(ecc=(3, 1))]
-    summary, _ = judge([*old * 20, BUSY[0].but(ecc=(5, 2))], loop=DEVICE_LIMITED)
+    old = [cards.BUSY[0].but(ecc=(3, 1))]
+    summary, _ = judge([*old * 20, cards.BUSY[0].but(ecc=(5, 2))], loop=DEVICE_LIMITED)
     growth = summary.gpus[0].growth
     assert (growth["ecc_corrected"], growth["ecc_uncorrected"]) == (2, 1)
     assert len(list(troubles(summary))) == 2
@@ -104,11 +94,13 @@ def test_only_the_ecc_errors_of_the_run_are_its_trouble(judge):
 def test_what_the_models_arithmetic_comes_to(judge):
     """10 GFLOP for each of 1,000 images/s."""
     info = replace(RESIDENT, image_flops=1e10, peak_flops=100e12)
-    summary, _ = judge(BUSY, info, loop=DEVICE_LIMITED)
+    summary, _ = judge(cards.BUSY, info, loop=DEVICE_LIMITED)
     assert (summary.tflops, summary.mfu) == pytest.approx((10, 0.1))
-    shared, _ = judge(library=machine_of(BUSY, BUSY), info=replace(info, ranks=2), loop=DEVICE_LIMITED)
+    shared, _ = judge(
+        library=cards.machine_of(cards.BUSY, cards.BUSY), info=replace(info, ranks=2), loop=DEVICE_LIMITED
+    )
     assert (shared.tflops, shared.mfu) == pytest.approx((10, 0.05)), "of two devices' peaks"
-    unknown, _ = judge(BUSY, replace(info, peak_flops=None), loop=DEVICE_LIMITED)
+    unknown, _ = judge(cards.BUSY, replace(info, peak_flops=None), loop=DEVICE_LIMITED)
     assert unknown.tflops == pytest.approx(10) and unknown.mfu is None
 
 

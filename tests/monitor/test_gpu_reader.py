@@ -5,22 +5,8 @@ import pytest
 
 from fastae.monitor.gpu_reader import MOST_FAILURES
 
+from . import recorded_nvml as cards
 from .conftest import OUR_PID
-from .recorded_nvml import (
-    BUSY,
-    COMPUTE_BOUND,
-    FALLS_OFF_THE_BUS,
-    GIB,
-    HOPPER_SLICE,
-    NOT_SUPPORTED,
-    UNKNOWN,
-    Card,
-    Fault,
-    RecordedNvml,
-    State,
-    machine_of,
-    mig_machine,
-)
 
 REFUSED = "NVML_ERROR_FUNCTION_NOT_FOUND"
 SM_COUNTERS = "SM counters (they need Hopper or newer)"
@@ -39,8 +25,8 @@ def read(simulate):
 
 
 def test_every_unit_is_converted(read):
-    state = COMPUTE_BOUND[0].but(
-        jpeg=7, temperature=51, processes=((OUR_PID, GIB),), width=8, ecc=(4, 2), xids=(31, 31)
+    state = cards.COMPUTE_BOUND[0].but(
+        jpeg=7, temperature=51, processes=((OUR_PID, cards.GIB),), width=8, ecc=(4, 2), xids=(31, 31)
     )
     values, record = read(state)
     last = {name: array[-1] for name, array in values.items() if not name.startswith("host/")}
@@ -55,7 +41,7 @@ def test_every_unit_is_converted(read):
 
 def test_an_older_driver_gives_the_same_by_older_calls(read):
     missing = ("nvmlDeviceGetFieldValues", "nvmlDeviceGetJpgUtilization", "nvmlGpmQueryDeviceSupport")
-    old = machine_of([BUSY[0].but(mean_power=590_000)], missing=missing)
+    old = cards.machine_of([cards.BUSY[0].but(mean_power=590_000)], missing=missing)
     values, record = read(library=old)
     assert values["power"][-1] == 590
     assert {record.missing[name] for name in ("energy counter", "JPEG engine", SM_COUNTERS)} == {REFUSED}
@@ -64,12 +50,12 @@ def test_an_older_driver_gives_the_same_by_older_calls(read):
 
 def test_samples_of_gpm_are_a_tenth_of_a_second_apart_whatever_the_rate(read):
     """NVML: "should be greater than 100ms". The last poll of all may come at any time."""
-    values, _ = read(COMPUTE_BOUND[0], hz=40)
+    values, _ = read(cards.COMPUTE_BOUND[0], hz=40)
     assert 20 <= len(values["sm_active"]) <= 30 and len(values["memory"]) > 100
 
 
 def test_gpm_of_a_slice_is_the_slices(read):
-    values, record = read(library=mig_machine(HOPPER_SLICE, names=("aaaa",)))
+    values, record = read(library=cards.mig_machine(cards.HOPPER_SLICE, names=("aaaa",)))
     assert values["sm_active"][-1] == 92
     assert "gpu_busy" not in values and "power" not in values, "those would be the board's"
     assert record.missing["busy"] == "NVML_ERROR_NOT_SUPPORTED"
@@ -80,39 +66,41 @@ def test_gpm_of_a_slice_is_the_slices(read):
     [((OUR_PID, 17, 18), 2), ((OUR_PID,), 0), ((17, 18), None), ((), None)],
 )
 def test_processes_of_others_are_counted_if_the_ids_are_those_of_this_namespace(read, pids, others):
-    values, _ = read(BUSY[0].but(processes=tuple((pid, GIB) for pid in pids)))
+    values, _ = read(cards.BUSY[0].but(processes=tuple((pid, cards.GIB) for pid in pids)))
     assert values.get("other_processes", [None])[-1] == others
 
 
 def test_an_error_costs_one_value(read):
     """A refused field is replaced by the older call; a timeout is no refusal."""
-    timeout = BUSY[0].but(temperature=Fault(pynvml.NVML_ERROR_TIMEOUT))
-    fails = BUSY[0].but(temperature=UNKNOWN, power=NOT_SUPPORTED, mean_power=590_000, energy=500_000)
-    values, record = read(timeout, timeout, *BUSY * 2, fails, *BUSY)
+    timeout = cards.BUSY[0].but(temperature=cards.Fault(pynvml.NVML_ERROR_TIMEOUT))
+    fails = cards.BUSY[0].but(
+        temperature=cards.UNKNOWN, power=cards.NOT_SUPPORTED, mean_power=590_000, energy=500_000
+    )
+    values, record = read(timeout, timeout, *cards.BUSY * 2, fails, *cards.BUSY)
     assert len(values["temperature"]) == len(values["gpu_busy"]) - 3 and values["power"][4] == 590
     assert record.errors == {"temperature": {"NVML_ERROR_TIMEOUT": 2, "NVML_ERROR_UNKNOWN": 1}}
     assert record.lost is None and "temperature" not in record.missing
 
 
-@pytest.mark.parametrize("error", [UNKNOWN, pynvml.NVMLLibraryMismatchError("a surprise"), TypeError()])
+@pytest.mark.parametrize("error", [cards.UNKNOWN, pynvml.NVMLLibraryMismatchError("a surprise"), TypeError()])
 def test_a_query_that_always_fails_costs_itself_alone(read, error):
     """NVML's list of processes is unknown in WSL; pynvml raises some errors that are no NVMLError."""
-    library = machine_of([BUSY[0].but(processes=error)])
+    library = cards.machine_of([cards.BUSY[0].but(processes=error)])
     values, record = read(library=library, seconds=10.0)
-    name = "NVML_ERROR_UNKNOWN" if error is UNKNOWN else type(error).__name__
+    name = "NVML_ERROR_UNKNOWN" if error is cards.UNKNOWN else type(error).__name__
     assert record.lost is None and record.missing["processes of other programs"] == name
     assert len(values["power"]) > 20
     assert library.calls["nvmlDeviceGetComputeRunningProcesses"] == MOST_FAILURES
 
 
 def test_a_gpu_that_answers_nothing_but_unknown_is_given_up(read):
-    library = machine_of([*BUSY * 5, State.all(UNKNOWN, xids=())])
+    library = cards.machine_of([*cards.BUSY * 5, cards.State.all(cards.UNKNOWN, xids=())])
     values, record = read(library=library, seconds=20.0)
     assert len(values["gpu_busy"]) == 5 and record.errors["busy"] == {"NVML_ERROR_UNKNOWN": MOST_FAILURES}
 
 
 def test_a_lost_gpu_is_asked_no_more_and_does_not_stop_the_host(read):
-    library = machine_of(FALLS_OFF_THE_BUS)
+    library = cards.machine_of(cards.FALLS_OFF_THE_BUS)
     values, record = read(library=library, seconds=40.0)
     assert record.lost == "NVML_ERROR_GPU_IS_LOST" and record.xids == (45, 79) and not record.errors
     assert len(values["gpu_busy"]) == 51 and len(values["host/cpu"]) > 80
@@ -120,7 +108,7 @@ def test_a_lost_gpu_is_asked_no_more_and_does_not_stop_the_host(read):
 
 
 def test_a_gpu_that_was_lost_before(read):
-    library = RecordedNvml(Card(BUSY, lost=pynvml.NVML_ERROR_GPU_IS_LOST))
+    library = cards.RecordedNvml(cards.Card(cards.BUSY, lost=pynvml.NVML_ERROR_GPU_IS_LOST))
     values, record = read(library=library)
     assert record.lost == "NVML_ERROR_GPU_IS_LOST" and "gpu_busy" not in values
     assert library.calls["nvmlDeviceGetUtilizationRates"] == 0
