@@ -83,8 +83,8 @@ def test_energy_is_withheld_if_it_is_not_the_runs_or_not_known_of_every_gpu(judg
 
 
 def test_only_the_ecc_errors_of_the_run_are_its_trouble(judge):
-    old = [cards.BUSY[0].but(ecc=(3, 1))]
-    summary, _ = judge([*old * 20, cards.BUSY[0].but(ecc=(5, 2))], loop=DEVICE_LIMITED)
+    old = [cards.BUSY[0].but(corrected=3, uncorrected=1)]
+    summary, _ = judge([*old * 20, cards.BUSY[0].but(corrected=5, uncorrected=2)], loop=DEVICE_LIMITED)
     growth = summary.gpus[0].growth
     assert (growth["ecc_corrected"], growth["ecc_uncorrected"]) == (2, 1)
     assert len(list(troubles(summary))) == 2

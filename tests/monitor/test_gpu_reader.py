@@ -26,7 +26,7 @@ def read(simulate):
 
 def test_every_unit_is_converted(read):
     state = cards.COMPUTE_BOUND[0].but(
-        jpeg=7, temperature=51, processes=((OUR_PID, cards.GIB),), width=8, ecc=(4, 2), xids=(31, 31)
+        jpeg=7, temperature=51, processes=[OUR_PID], width=8, corrected=4, uncorrected=2, xids=(31, 31)
     )
     values, record = read(state)
     last = {name: array[-1] for name, array in values.items() if not name.startswith("host/")}
@@ -66,13 +66,13 @@ def test_gpm_of_a_slice_is_the_slices(read):
     [((OUR_PID, 17, 18), 2), ((OUR_PID,), 0), ((17, 18), None), ((), None)],
 )
 def test_processes_of_others_are_counted_if_the_ids_are_those_of_this_namespace(read, pids, others):
-    values, _ = read(cards.BUSY[0].but(processes=tuple((pid, cards.GIB) for pid in pids)))
+    values, _ = read(cards.BUSY[0].but(processes=pids))
     assert values.get("other_processes", [None])[-1] == others
 
 
 def test_an_error_costs_one_value(read):
     """A refused field is replaced by the older call; a timeout is no refusal."""
-    timeout = cards.BUSY[0].but(temperature=cards.Fault(pynvml.NVML_ERROR_TIMEOUT))
+    timeout = cards.BUSY[0].but(temperature=pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT))
     fails = cards.BUSY[0].but(
         temperature=cards.UNKNOWN, power=cards.NOT_SUPPORTED, mean_power=590_000, energy=500_000
     )
@@ -91,12 +91,6 @@ def test_a_query_that_always_fails_costs_itself_alone(read, error):
     assert record.lost is None and record.missing["processes of other programs"] == name
     assert len(values["power"]) > 20
     assert library.calls["nvmlDeviceGetComputeRunningProcesses"] == MOST_FAILURES
-
-
-def test_a_gpu_that_answers_nothing_but_unknown_is_given_up(read):
-    library = cards.machine_of([*cards.BUSY * 5, cards.State.all(cards.UNKNOWN, xids=())])
-    values, record = read(library=library, seconds=20.0)
-    assert len(values["gpu_busy"]) == 5 and record.errors["busy"] == {"NVML_ERROR_UNKNOWN": MOST_FAILURES}
 
 
 def test_a_lost_gpu_is_asked_no_more_and_does_not_stop_the_host(read):
