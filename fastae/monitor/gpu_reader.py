@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pynvml
@@ -82,8 +82,6 @@ class GpuReader:
         self._prefix = prefix
         self._own = own
         self._lost = self._gpu.lost
-        self._gpm: _GpmSampler | None = None
-        self._events: Any = None
         self._xids: set[int] = set()
         self._queries = self._make_queries()
 
@@ -110,7 +108,7 @@ class GpuReader:
         return [
             *(_for_one(metric, call) for metric, call in calls.items()),
             _Query("reasons for lowered clocks", reasons, self._read_throttling),
-            _Query("SM counters (they need Hopper or newer)", list(GPM), self._read_gpm),
+            _Query("SM counters (they need Hopper or newer)", list(GPM), lambda: self._gpm.read()),
         ]
 
     def read(self) -> dict[str, float]:
@@ -154,10 +152,9 @@ class GpuReader:
         bits = self._library.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
         return [bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
 
-    def _read_gpm(self) -> Answers:
-        if self._gpm is None:
-            self._gpm = _GpmSampler(self._library, self._handle, self._gpu.is_slice)
-        return self._gpm.read()
+    @cached_property
+    def _gpm(self) -> _GpmSampler:
+        return _GpmSampler(self._library, self._handle, self._gpu.is_slice)
 
     def _count_others(self) -> int | None:
         """The number of other processes on the GPU; None if it is unknown.
@@ -171,12 +168,15 @@ class GpuReader:
     def _count_ecc(self, kind: int) -> int:
         return self._library.nvmlDeviceGetTotalEccErrors(self._handle, kind, pynvml.NVML_VOLATILE_ECC)
 
+    @cached_property
+    def _events(self) -> Any:
+        """NVML's queue of the XID errors that the driver logs from now on."""
+        events = self._library.nvmlEventSetCreate()
+        self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
+        return events
+
     def _collect_xids(self) -> int:
         """The number of different XID errors that the driver has logged since the run began."""
-        if self._events is None:
-            events = self._library.nvmlEventSetCreate()
-            self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
-            self._events = events
         with suppress(pynvml.NVMLError_Timeout):  # there are no more events
             for _ in range(MOST_XIDS):
                 self._xids.add(int(self._library.nvmlEventSetWait_v2(self._events, 0).eventData))

@@ -46,11 +46,7 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
     """
     if len(devices) == 1:
         return [GpuReader(library, devices[0], "gpu", own)]
-    indices = [gpu.index for gpu, _ in devices]
-    if len(set(indices)) < len(indices):  # slices of one board
-        indices = list(range(len(devices)))
-    found = zip(devices, indices, strict=True)
-    return [GpuReader(library, device, f"gpu{index}", own) for device, index in found]
+    return [GpuReader(library, device, f"gpu{device[0].index}", own) for device in devices]
 
 
 class Monitor(AbstractContextManager):
@@ -120,10 +116,11 @@ class Monitor(AbstractContextManager):
         self._mark(None)
         with self._harmless():
             if self._poller:
-                if self._poller.stop() and self._uuids:  # NVML hangs or crashes if closed in a reading
-                    offered(self._library.nvmlShutdown)
-                if self._poller.failure:
+                self._poller.stop()
+                if self._poller.failure:  # NVML stays open, since it hangs or crashes if closed in a reading
                     log(f"monitor   ended early: {self._poller.failure}", "yellow")
+                elif self._uuids:
+                    offered(self._library.nvmlShutdown)
                 if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._poller.recording())
 

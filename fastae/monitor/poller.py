@@ -37,14 +37,13 @@ class Poller:
         self._started = time.monotonic()
         self._thread.start()
 
-    def stop(self) -> bool:
-        """Ends the thread after a last reading; returns False if a reading does not return."""
+    def stop(self) -> None:
+        """Ends the thread after a last reading, unless a reading does not return."""
         self._stopping.set()
         self._thread.join(LONGEST_STOP)
         self._ended = time.monotonic()
         if self._thread.is_alive():
             self.failure = "a reading did not return"
-        return not self._thread.is_alive()
 
     def enter(self, phase: Phase) -> None:
         """Starts a phase."""

@@ -121,20 +121,12 @@ def _of_sessions(reports: Sequence[UsageReport]) -> str:
 
 def _evidence(report: UsageReport) -> Iterator[str]:
     """Yields the evidence for the verdict that is not in the table."""
-    summary, host = report.summary, report.summary.host
+    summary, host, gpu = report.summary, report.summary.host, report.summary.main_gpu
     if report.missing:
         yield report.missing
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
         yield f"the model computes {rate_text(1e12 * summary.tflops)}{share}"
-    yield from _evidence_of(summary.main_gpu)
-    if "cpu" in host:
-        physical = summary.cores.physical
-        threads = f" ({physical:g} physical)" if physical < summary.cores.usable else ""
-        yield f"the run keeps {host['cpu'].mean:.1f} of {summary.cores.usable:g} CPU cores{threads} busy"
-
-
-def _evidence_of(gpu: GpuSummary) -> Iterator[str]:
     if "power" in gpu.statistics and (limit := gpu.record.gpu.power_limit):
         capped = gpu.throttled(Throttle.POWER_CAP)
         often = f", at the limit {_percent(capped)} of the time" if capped >= THROTTLED_FROM else ""
@@ -144,6 +136,10 @@ def _evidence_of(gpu: GpuSummary) -> Iterator[str]:
         yield f"processes of other programs on this GPU: up to {others.max:.0f}"
     if gpu.record.missing:
         yield f"not known for this GPU and driver: {', '.join(gpu.record.missing)}"
+    if "cpu" in host:
+        physical = summary.cores.physical
+        threads = f" ({physical:g} physical)" if physical < summary.cores.usable else ""
+        yield f"the run keeps {host['cpu'].mean:.1f} of {summary.cores.usable:g} CPU cores{threads} busy"
 
 
 def _percent(share: float, digits: int = 0) -> str:

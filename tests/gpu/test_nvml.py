@@ -50,7 +50,8 @@ def recorded(device, work):
     poller.start()
     poller.enter(Phase.TRAIN)
     work()
-    assert poller.stop() and poller.failure is None
+    poller.stop()
+    assert poller.failure is None
     return poller.recording()
 
 

@@ -30,8 +30,8 @@ def run(face_folder, tmp_path_factory):
     """A run on the CPU, with a trace of three steps, and its output."""
     out = tmp_path_factory.mktemp("monitored") / "run"
     with redirect_stdout(io.StringIO()) as output:
-        here("train", "--data", face_folder, "--out", out, *SMALL, "--device", "cpu", "--iterations", 60,
-             "--log-every", 10, "--eval-every", 60, "--gpu-sample-hz", 50, "--profile", 3)  # fmt: skip
+        here("train", "--data", face_folder, "--out", out, *SMALL, "--device", "cpu", "--iterations", 30,
+             "--log-every", 5, "--eval-every", 30, "--gpu-sample-hz", 50, "--profile", 3)  # fmt: skip
     return out, output.getvalue()
 
 
@@ -51,7 +51,7 @@ def test_a_run_without_a_gpu_has_one_line_and_names_the_command_for_more(run):
     assert not list(out.glob("**/*partial*"))
 
 
-def test_the_table_and_the_trace_of_a_run(run, capsys):
+def test_the_table_the_trace_and_the_curves_of_a_run(run, capsys):
     out, output = run
     assert not here("gpu", out) and "\nverdict " in capsys.readouterr().out
     lines = output.splitlines()
@@ -61,11 +61,7 @@ def test_the_table_and_the_trace_of_a_run(run, capsys):
     events = json.loads(gzip.decompress((out / "trace.json.gz").read_bytes()))["traceEvents"]
     steps = [each for each in events if each.get("name") == "Optimizer.step#Adam.step"]
     assert len(steps) in (0, 3) and len(events) > 100
-
-
-def test_the_hosts_metrics_are_in_tensorboard(run):
-    assert curve(run[0], "utilisation/host memory (GiB)")
-    assert all(value >= 0 for _, value in curve(run[0], "utilisation/host CPU (cores)"))
+    assert curve(out, "utilisation/host memory (GiB)") and curve(out, "utilisation/host CPU (cores)")
 
 
 def test_off_leaves_nothing(small_run, tmp_path):
