@@ -107,7 +107,7 @@ def _for_a_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[st
     elif verdict is Verdict.LAUNCH_BOUND:
         if not info.compiled:
             yield "--compile: fewer, larger kernels"
-        yield "one CUDA graph per step: the log line 'device' at the start shows whether the run uses it"
+        yield "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it"
         yield LARGER_BATCH.format(info.batch_size, "more work per launch")
     else:  # the GPU is the limit
         yield from _for_a_busy_gpu(verdict, summary.main_gpu, info)

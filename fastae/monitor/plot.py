@@ -37,22 +37,22 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     matplotlib = import_matplotlib()
     panels = {title: _columns(recording, keys) for title, keys in PANELS.items()}
     shown = [title for title, columns in panels.items() if columns] or [*PANELS][:1]
-    size = (WIDTH, 1.0 + PANEL_HEIGHT * len(shown))
-    figure = matplotlib.figure.Figure(figsize=size, dpi=100, layout="constrained")
+    height = 1.0 + PANEL_HEIGHT * len(shown)
+    figure = matplotlib.figure.Figure(figsize=(WIDTH, height), dpi=100, layout="constrained")
     axes = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
     colors = [PHASE_COLORS[span.phase] for span in recording.spans]
     stripes = [(span.start, span.seconds) for span in recording.spans]
     for axis, title in zip(axes, shown, strict=True):
         _draw_panel(axis, title, panels[title])
-        height = {"yrange": (0, 1), "transform": axis.get_xaxis_transform()}
-        axis.broken_barh(stripes, facecolors=colors, alpha=0.15, linewidth=0, **height)
+        whole = {"yrange": (0, 1), "transform": axis.get_xaxis_transform()}
+        axis.broken_barh(stripes, facecolors=colors, alpha=0.15, linewidth=0, **whole)
     axes[-1].set_xlabel("time [s]")
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
     figure.align_ylabels(axes)
     figure.suptitle(heading, fontsize="medium", wrap=True)
-    phases = dict.fromkeys(span.phase for span in recording.spans if span.seconds)
+    phases = {span.phase: PHASE_COLORS[span.phase] for span in recording.spans if span.seconds}
     patches = [
-        matplotlib.patches.Patch(color=PHASE_COLORS[phase], alpha=0.4, label=phase) for phase in phases
+        matplotlib.patches.Patch(color=color, alpha=0.4, label=phase) for phase, color in phases.items()
     ]
     figure.legend(handles=patches, loc="outside lower center", ncols=8, fontsize="small")
     figure.savefig(file, format="png")
@@ -91,5 +91,5 @@ def _draw_panel(axis: Any, title: str, columns: dict[str, Column]) -> None:
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is visible
     axis.set_ylabel(title)
     axis.grid(alpha=0.3)
-    above = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.1, "frameon": False}
-    axis.legend(handles=axis.get_lines(), fontsize="small", ncols=8, **above)
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5), "frameon": False}
+    axis.legend(handles=axis.get_lines(), fontsize="small", **beside)
