@@ -188,8 +188,7 @@ def cuda_fault(driver: Driver) -> Fault | None:
 
 def has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Returns whether a device on the PCI bus is NVIDIA's."""
-    vendors = devices.glob("*/vendor") if devices.is_dir() else ()
-    return any(vendor.read_text().strip() == NVIDIA_ON_PCI for vendor in vendors)
+    return any(vendor.read_text().strip() == NVIDIA_ON_PCI for vendor in devices.glob("*/vendor"))
 
 
 def is_jetson(compatible: Path = Path("/proc/device-tree/compatible")) -> bool:
