@@ -138,7 +138,8 @@ class GpuReader:
             for query in self._queries
             if not query.is_answered
         }
-        errors = {query.name: query.errors for query in self._queries if query.is_answered and query.errors}
+        answered = [query for query in self._queries if query.is_answered]
+        errors = {query.name: dict(query.errors) for query in answered if query.errors}
         return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, tuple(sorted(self._xids)))
 
     def _field(self, number: int) -> float:

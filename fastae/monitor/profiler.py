@@ -42,7 +42,8 @@ class StepProfiler(AbstractContextManager):
 
         Returns lines of text then, the trace's path and what is `costliest`; otherwise []. Raises OSError.
         """
-        self._left -= self._profile is not None
+        if self._profile is not None:
+            self._left -= 1
         return self._end() if self._left == 0 else []
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

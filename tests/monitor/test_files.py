@@ -17,8 +17,8 @@ from fastae.monitor.summary import UsageReport, summarize
 from fastae.monitor.text import findings, headline, show_sessions
 from fastae.utils.limits import Cores
 
+from . import recorded_nvml as cards
 from .conftest import DALI, DATA_LIMITED, DEVICE_LIMITED
-from .recorded_nvml import BUSY, COMPUTE_BOUND, HALF_BUSY, SLICE, STARVED, TOO_HOT, RecordedNvml, machine_of
 
 
 def report_on(recording, missing=""):
@@ -33,9 +33,10 @@ def printed(*reports):
 
 
 def test_each_session_of_a_run_has_files_of_its_own(simulate, tmp_path):
-    """The second one on a card of another kind."""
+    """A query fails once in the first one; the second one is on a card of another kind."""
     reports = []
-    for states in (STARVED, COMPUTE_BOUND):
+    fails = cards.STARVED[0].but(temperature=cards.UNKNOWN)
+    for states in ([*cards.STARVED[:4], fails, *cards.STARVED], cards.COMPUTE_BOUND):
         recording = simulate(states, loop=DATA_LIMITED, seconds=20.0).recording()
         reports.append(report_on(recording))
         write_report(reports[-1], recording, tmp_path, "a title")
@@ -47,20 +48,21 @@ def test_each_session_of_a_run_has_files_of_its_own(simulate, tmp_path):
     assert [*first[0]][:3] == ["time [s]", "phase", "gpu/gpu_busy [%]"] and first[-1]["phase"] == "train"
     assert [float(row["time [s]"]) for row in first] == pytest.approx(np.arange(41) / 2)
     assert [row["gpu/power [W]"] for row in first[:4]] == ["310", "110", "90", "120"]
+    assert reports[0].summary.gpus[0].record.errors == {"temperature": {"NVML_ERROR_UNKNOWN": 1}}
     assert "gpu/sm_active [%]" not in first[0] and second[-1]["gpu/sm_active [%]"] == "92"
     assert "2, of 20 s, 20 s" in printed(*reports)
 
 
 def test_an_earlier_session_that_cannot_be_read_is_dropped(simulate, tmp_path):
     (tmp_path / "gpu.json").write_text("{[")
-    recording = simulate(BUSY, loop=DEVICE_LIMITED).recording()
+    recording = simulate(cards.BUSY, loop=DEVICE_LIMITED).recording()
     write_report(report_on(recording), recording, tmp_path, "a title")
     assert len(read_sessions(tmp_path)) == 1
 
 
 def test_a_plot_has_a_panel_for_what_is_there(simulate):
     heights = []
-    for library in (machine_of(COMPUTE_BOUND), RecordedNvml()):
+    for library in (cards.machine_of(cards.COMPUTE_BOUND), cards.RecordedNvml()):
         picture = io.BytesIO()
         draw(simulate(library=library, loop=DEVICE_LIMITED).recording(), "a title", picture)
         pixels = np.asarray(Image.open(picture).convert("RGB"))
@@ -79,7 +81,7 @@ def test_many_samples_are_medians_with_their_range():
 
 
 def test_one_line_and_the_table_have_the_figures(simulate):
-    report = report_on(simulate(TOO_HOT, loop=DEVICE_LIMITED).recording())
+    report = report_on(simulate(cards.TOO_HOT, loop=DEVICE_LIMITED).recording())
     assert report.diagnosis.verdict.text in headline(report) and "98 %" in headline(report)
     text = printed(report)
     for part in ("NVIDIA H100", "GPU busy", "GPU power", "images/J", "kWh", "2.0 samples/s",
@@ -90,18 +92,18 @@ def test_one_line_and_the_table_have_the_figures(simulate):
 
 def test_a_run_on_the_cpu_does_not_wait_for_a_device(simulate):
     loop = {name: value for name, value in DEVICE_LIMITED.items() if name != "device_wait"}
-    text = printed(report_on(simulate(library=RecordedNvml(), loop=loop).recording()))
+    text = printed(report_on(simulate(library=cards.RecordedNvml(), loop=loop).recording()))
     assert text.startswith("CPU: ") and "waiting for data" in text and "device" not in text
 
 
 def test_several_gpus_have_a_row_each(simulate):
-    library = machine_of(*7 * [BUSY], HALF_BUSY)
+    library = cards.machine_of(*7 * [cards.BUSY], cards.HALF_BUSY)
     text = printed(report_on(simulate(library=library, loop=DEVICE_LIMITED).recording()))
     assert all(f"\nGPU {index} busy" in text for index in range(8)) and text.count(" power ") == 1
 
 
 def test_what_is_missing_is_one_line_for_people_and_has_nvmls_reason_in_the_file(simulate):
-    report = report_on(simulate(SLICE, loop=DEVICE_LIMITED).recording(), "NVML shows no GPU")
+    report = report_on(simulate(cards.SLICE, loop=DEVICE_LIMITED).recording(), "NVML shows no GPU")
     lines = [line for _, line in findings(report)]
     (line,) = (line for line in lines if "SM counters" in line)
     assert "power, " in line and "NVML_ERROR" not in line and "NVML shows no GPU" in lines
