@@ -50,13 +50,11 @@ class HostReader:
 
 def family(pid: int) -> tuple[int, ...]:
     """`pid` and the ids of all its descendants."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (fields := _stat(int(entry.name))):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    parents = {each: int(fields[1]) for each in pids if (fields := _stat(each))}
     found = [pid]
     for member in found:
-        found.extend(children.get(member, ()))
+        found += [child for child, parent in parents.items() if parent == member]
     return tuple(found)
 
 
@@ -76,9 +74,9 @@ def _of_process(pid: int) -> dict[str, float]:
         return {}
     ticks = int(fields[11]) + int(fields[12])  # proc(5): utime, stime
     used = {"cpu": ticks * TICK, "memory": int(fields[21]) * PAGE / 2**30}
-    for line in _text(Path(f"/proc/{pid}/io")).splitlines():  # hidden for other users' processes
-        if line.startswith("read_bytes:"):
-            used["disk_read"] = int(line.split()[1]) / 1e6
+    counts = dict(line.split(": ") for line in _text(Path(f"/proc/{pid}/io")).splitlines())
+    if "read_bytes" in counts:  # hidden for other users' processes
+        used["disk_read"] = int(counts["read_bytes"]) / 1e6
     return used
 
 

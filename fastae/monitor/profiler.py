@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import shorten
 
+import numpy as np
 import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
@@ -83,9 +84,7 @@ def costliest(events: Sequence[FunctionEvent]) -> Iterator[str]:
 def _idle(kernels: Sequence[FunctionEvent]) -> float:
     """The share of the time between the first kernel's start and the last one's end without a kernel."""
     spans = sorted((each.time_range.start, each.time_range.end) for each in kernels)
-    begin = end = spans[0][0]
-    busy = 0.0
-    for start, stop in spans:
-        busy += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return 1 - busy / max(end - begin, 1e-9)
+    starts, ends = np.array(spans).T
+    ends = np.maximum.accumulate(ends)  # of all kernels so far, since several streams overlap
+    pauses = np.maximum(0, starts[1:] - ends[:-1])
+    return float(pauses.sum() / max(ends[-1] - starts[0], 1e-9))
