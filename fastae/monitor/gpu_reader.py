@@ -186,8 +186,8 @@ class GpuReader:
 
 def _for_one(metric: str, call: Callable[[], float | None]) -> _Query:
     """The query of a call that gives one metric."""
-    name = METRICS[f"gpu/{metric}"].label.removeprefix("GPU ")
-    return _Query(name, [metric], lambda: [call()])
+    label, _ = METRICS[f"gpu/{metric}"]
+    return _Query(label.removeprefix("GPU "), [metric], lambda: [call()])
 
 
 class _GpmSampler:

@@ -43,41 +43,37 @@ class Throttle(Worded):
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
 
 
-class Metric(NamedTuple):
-    """The label of a metric, which begins with GPU or host, and its unit; "" for a plain number."""
-
-    label: str
-    unit: str
-
-
-METRICS = {
-    "gpu/gpu_busy": Metric("GPU busy", "%"),
-    "gpu/sm_active": Metric("GPU SM activity", "%"),
-    "gpu/tensor_active": Metric("GPU tensor cores", "%"),
-    "gpu/fp32_active": Metric("GPU FP32 units", "%"),
-    "gpu/dram_bandwidth": Metric("GPU DRAM bandwidth", "%"),
-    "gpu/jpeg": Metric("GPU JPEG engine", "%"),
-    "gpu/memory": Metric("GPU memory", "GiB"),
-    "gpu/power": Metric("GPU power", "W"),
-    "gpu/energy": Metric("GPU energy counter", "J"),
-    "gpu/sm_clock": Metric("GPU SM clock", "MHz"),
-    "gpu/temperature": Metric("GPU temperature", "°C"),
-    "gpu/pcie_width": Metric("GPU PCIe lanes", ""),
-    "gpu/other_processes": Metric("GPU processes of other programs", ""),
-    "gpu/ecc_corrected": Metric("GPU corrected ECC errors", ""),
-    "gpu/ecc_uncorrected": Metric("GPU uncorrected ECC errors", ""),
-    "gpu/xid": Metric("GPU XID errors", ""),
-    **{f"gpu/throttled_{reason}": Metric(f"GPU {reason.text}", "") for reason in Throttle},
-    "host/cpu": Metric("host CPU", "cores"),
-    "host/machine_cpu": Metric("host CPU, all programs", "cores"),
-    "host/memory": Metric("host memory", "GiB"),
-    "host/disk_read": Metric("host disk reads", "MB/s"),
-    "loop/images_per_second": Metric("training speed", "images/s"),
-    "loop/data_wait": Metric("waiting for data", "%"),
-    "loop/device_wait": Metric("waiting for the device", "%"),
-    "loop/seconds": Metric("a log step", "s"),
+METRICS: dict[str, tuple[str, str]] = {
+    "gpu/gpu_busy": ("GPU busy", "%"),
+    "gpu/sm_active": ("GPU SM activity", "%"),
+    "gpu/tensor_active": ("GPU tensor cores", "%"),
+    "gpu/fp32_active": ("GPU FP32 units", "%"),
+    "gpu/dram_bandwidth": ("GPU DRAM bandwidth", "%"),
+    "gpu/jpeg": ("GPU JPEG engine", "%"),
+    "gpu/memory": ("GPU memory", "GiB"),
+    "gpu/power": ("GPU power", "W"),
+    "gpu/energy": ("GPU energy counter", "J"),
+    "gpu/sm_clock": ("GPU SM clock", "MHz"),
+    "gpu/temperature": ("GPU temperature", "°C"),
+    "gpu/pcie_width": ("GPU PCIe lanes", ""),
+    "gpu/other_processes": ("GPU processes of other programs", ""),
+    "gpu/ecc_corrected": ("GPU corrected ECC errors", ""),
+    "gpu/ecc_uncorrected": ("GPU uncorrected ECC errors", ""),
+    "gpu/xid": ("GPU XID errors", ""),
+    **{f"gpu/throttled_{reason}": (f"GPU {reason.text}", "") for reason in Throttle},
+    "host/cpu": ("host CPU", "cores"),
+    "host/machine_cpu": ("host CPU, all programs", "cores"),
+    "host/memory": ("host memory", "GiB"),
+    "host/disk_read": ("host disk reads", "MB/s"),
+    "loop/images_per_second": ("training speed", "images/s"),
+    "loop/data_wait": ("waiting for data", "%"),
+    "loop/device_wait": ("waiting for the device", "%"),
+    "loop/seconds": ("a log step", "s"),
 }
-"""Kind of owner and name -> metric. With several GPUs, the column "gpu3/power" is the power of the fourth."""
+"""Kind of owner and name -> label, which contains GPU for a GPU's, and unit, which is "" for a plain number.
+
+With several GPUs, the column "gpu3/power" is the power of the fourth.
+"""
 
 NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
 """Metrics whose mean is of no interest: counters, and the weights of the loop's figures."""
