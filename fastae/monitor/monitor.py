@@ -46,7 +46,11 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
     """
     if len(devices) == 1:
         return [GpuReader(library, devices[0], "gpu", own)]
-    return [GpuReader(library, device, f"gpu{device[0].index}", own) for device in devices]
+    indices = [gpu.index for gpu, _ in devices]
+    if len(set(indices)) < len(indices):  # slices of one board
+        indices = list(range(len(devices)))
+    found = zip(devices, indices, strict=True)
+    return [GpuReader(library, device, f"gpu{index}", own) for device, index in found]
 
 
 class Monitor(AbstractContextManager):
