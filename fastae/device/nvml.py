@@ -164,6 +164,8 @@ def _by_uuid(library: Any, uuid: str) -> Device | None:
 def _slices(library: Any, device: Device) -> list[Device]:
     """Returns the MIG slices of a board; [] if the board is not in MIG mode, or is a slice itself."""
     gpu, handle = device
+    if gpu.is_slice:
+        return []
     count = offered(library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
     slices = (offered(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, index) for index in range(count))
     return [_describe(library, gpu.index, each, is_slice=True) for each in slices if each is not None]

@@ -240,7 +240,7 @@ def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
         log(f"warning   training on the CPU: {reason}", "yellow")
         name = "cpu"
     device, images = choose_device(name), config.iterations * config.batch_size
-    compiled, note = choose_compile(config.compile, device, images, config.minutes)
+    compiled, note = choose_compile(config.compile, device, images=images, minutes=config.minutes)
     hardware = Hardware(
         device,
         choose_precision(device, config.amp),
