@@ -74,9 +74,10 @@ class Poller:
         seconds = self._ended - self._started
         with self._lock:
             ends = [*(start for _, start in self._phases[1:]), seconds]
+            spans = zip(self._phases, ends, strict=True)
             return Recording(
                 seconds,
-                tuple(Span(*each, end - each[1]) for each, end in zip(self._phases, ends, strict=True)),
+                tuple(Span(phase, start, end - start) for (phase, start), end in spans),
                 dict(self._columns),
                 tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
                 hz=self._polls / seconds if seconds else 0.0,
