@@ -372,7 +372,7 @@ def foreign_report(text):
         "host": {text: {"label": text, "unit": text} | dict.fromkeys(figures, 1)},
     }  # fmt: skip
     diagnosis = {"verdict": "unknown", "advice": [text]}
-    return {"summary": summary, "diagnosis": diagnosis, "absence": "not_shown", "absence_detail": text}
+    return {"summary": summary, "diagnosis": diagnosis, "missing": text}
 
 
 def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(tmp_path, capsys):

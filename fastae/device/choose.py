@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import platform
 from dataclasses import dataclass
 
 import torch
 
-from fastae.device.compiling import choose_compile
 from fastae.errors import SettingError
 
 
@@ -49,34 +47,6 @@ class Hardware:
     """Whether a GPU gives the same bits from the same seed. A CPU always does."""
 
 
-def choose_hardware(
-    name: str,
-    *,
-    amp: bool,
-    compile: bool | None,
-    deterministic: bool,
-    images: int,
-    minutes: float | None,
-) -> Hardware:
-    """Chooses the hardware of training runs.
-
-    Args:
-        name: auto, cpu, cuda or cuda:N.
-        amp: whether mixed precision is wanted.
-        compile: whether torch.compile is wanted; None to use it if it saves time.
-        deterministic: whether a GPU must give the same bits from the same seed.
-        images: how many images a run trains on.
-        minutes: how long a run lasts at most; None if that is not limited.
-
-    Raises:
-        SettingError: the device is not there, or compiling is wanted and something that it needs is missing.
-    """
-    device = choose_device(name)
-    compiled, note = choose_compile(compile, device, images=images, minutes=minutes or math.inf)
-    precision = choose_precision(device, amp)
-    return Hardware(device, precision, compiled=compiled, compile_note=note, deterministic=deterministic)
-
-
 def find_device(name: str | torch.device | None = None) -> torch.device:
     """Returns the device of this name; for None or 'auto', CUDA's current device if it works, else the CPU.
 
@@ -87,11 +57,11 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
-        raise SettingError("device", f"{name!r:.60} is not one of: auto, cpu, cuda, cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise SettingError("device", f"{name!r:.60} is not one of: auto, cpu, cuda, cuda:N")
     if device.type == "cpu":
         return device
-    if device.type != "cuda":
-        raise SettingError("device", f"{device} is not supported: use auto, cpu, cuda or cuda:N")
     if not torch.cuda.is_available():
         why = "no usable NVIDIA driver" if torch.version.cuda else "this PyTorch is a CPU build"
         raise SettingError("device", f"{device} cannot be used ({why}): use cpu or auto")

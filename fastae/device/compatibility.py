@@ -15,7 +15,7 @@ from typing import Any
 
 import pynvml
 
-from fastae.device.nvml import Absence, Gpu, NvmlError, all_gpus, offered, open_nvml
+from fastae.device.nvml import Gpu, NvmlError, all_gpus, error_name, offered, open_nvml
 from fastae.utils.console import printable
 from fastae.utils.environment import dali_builds
 
@@ -40,6 +40,7 @@ INSTALL = {
 
 INSTALL_DRIVER = "install NVIDIA's driver; in a container, on the host, and start it with --gpus all"
 CONTAINER = "start the container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+START_SWITCHES = "systemctl start nvidia-fabricmanager, of the driver's own version"
 LOADED_DRIVER = Path("/proc/driver/nvidia/version")
 """A file that exists if a driver is loaded. In a container this is the host's driver."""
 
@@ -53,8 +54,8 @@ REMEDIES = {
 NVIDIA_ON_PCI = "0x10de"
 """NVIDIA's vendor ID on the PCI bus."""
 
-Capability = tuple[int, int]
-"""A GPU's compute capability, (major, minor)."""
+Fault = tuple[str, str]
+"""What is wrong, and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -63,29 +64,24 @@ class Driver:
 
     version: str
 
-    cuda: tuple[int, int] | None
-    """The newest version of CUDA that the driver supports, (major, minor); None if it is not known."""
+    cuda: tuple[int, int]
+    """The newest version of CUDA that the driver supports, (major, minor)."""
 
     gpus: tuple[Gpu, ...] = ()
-
-    capabilities: tuple[Capability | None, ...] = ()
-    """The compute capability of each GPU; None for a GPU whose capability is not known."""
 
     @property
     def newest_cuda(self) -> str:
         """The newest version of CUDA that the driver supports, in words."""
-        return "CUDA {}.{}".format(*self.cuda) if self.cuda else "an unknown version of CUDA"
+        return "CUDA {}.{}".format(*self.cuda)
 
     @property
     def install(self) -> str:
         """The command that installs PyTorch and DALI for this driver, or the driver to install instead."""
-        known = [each for each in self.capabilities if each]
+        known = [gpu.capability for gpu in self.gpus if gpu.capability]
         is_old, is_new = any(each < CUDA_13_FROM for each in known), any(each >= BLACKWELL for each in known)
-        branch = int(self.version.partition(".")[0]) if self.version[:1].isdecimal() else CUDA_13_DRIVER
-        major = self.cuda[0] if self.cuda else 13 if branch >= CUDA_13_DRIVER else 12
-        if major >= 13 and (is_new or not is_old):
+        if self.cuda >= (13, 0) and (is_new or not is_old):
             return INSTALL[13]
-        if major >= 12 and not is_new:
+        if self.cuda >= (12, 0) and not is_new:
             return INSTALL[12]
         return f"install NVIDIA's driver {CUDA_13_DRIVER}{'' if is_old else ' or newer'}"
 
@@ -94,15 +90,14 @@ def read_driver(library: Any = pynvml) -> Driver:
     """Reads the driver's version and its GPUs from NVML. Raises NvmlError if NVML cannot be used."""
     open_nvml(library)
     try:
-        cuda = offered(library.nvmlSystemGetCudaDriverVersion)
-        devices = all_gpus(library)
-        capabilities = (offered(library.nvmlDeviceGetCudaComputeCapability, handle) for _, handle in devices)
+        cuda = library.nvmlSystemGetCudaDriverVersion()
         return Driver(
-            version=offered(library.nvmlSystemGetDriverVersion) or "of an unknown version",
-            cuda=(cuda // 1000, cuda % 1000 // 10) if cuda else None,
-            gpus=tuple(gpu for gpu, _ in devices),
-            capabilities=tuple(capabilities),
+            library.nvmlSystemGetDriverVersion(),
+            cuda=(cuda // 1000, cuda % 1000 // 10),
+            gpus=tuple(gpu for gpu, _ in all_gpus(library)),
         )
+    except pynvml.NVMLError as error:
+        raise NvmlError(error_name(error)) from None
     finally:
         offered(library.nvmlShutdown)
 
@@ -121,12 +116,12 @@ def torch_mismatch(driver: Driver) -> str:
     major = torch_cuda()
     if major is None:
         return "PyTorch is a CPU build"
-    if driver.cuda and major > driver.cuda[0]:
+    if major > driver.cuda[0]:
         newest = driver.newest_cuda
         return f"PyTorch needs CUDA {torch.version.cuda}, driver {driver.version} has {newest} at most"
     built = torch.cuda.get_arch_list()
-    if built and driver.capabilities and not any(_runs(built, each) for each in driver.capabilities):
-        found = ", ".join("{}.{}".format(*each) for each in driver.capabilities if each)
+    if built and driver.gpus and not any(_runs(built, gpu.capability) for gpu in driver.gpus):
+        found = ", ".join("{}.{}".format(*gpu.capability) for gpu in driver.gpus if gpu.capability)
         return f"PyTorch has no code for compute capability {found}, only for {' '.join(built)}"
     return ""
 
@@ -152,26 +147,21 @@ def unusable_gpu_reason() -> str | None:
         return None
     try:
         driver = read_driver()
+        fault = cuda_fault(driver) if driver.gpus else None
     except NvmlError as error:
-        if torch.cuda.is_available() or not (fault := missing_driver(error)):
-            return None
-        return f"{fault[0]}: {fault[1]}"
-    if not driver.gpus:
-        return None
-    if mismatch := torch_mismatch(driver):
-        return f"{mismatch}: {driver.install}"
-    return ": ".join(cuda_fault() or ()) or None
+        fault = None if torch.cuda.is_available() else missing_driver(error)
+    return ": ".join(fault) if fault else None
 
 
-def missing_driver(error: NvmlError) -> tuple[str, str] | None:
-    """Returns (what is wrong with the driver, remedy); None if there is no NVIDIA GPU.
+def missing_driver(error: NvmlError) -> Fault | None:
+    """Returns what is wrong with the driver; None if there is no NVIDIA GPU.
 
     Args:
         error: the reason why NVML cannot be used. CUDA does not work either.
     """
-    if error.absence is Absence.NVML_FAILED:
-        remedy = REMEDIES.get(error.detail, "nvidia-smi shows more")
-        return f"the NVIDIA driver does not answer ({error.detail})", remedy
+    if error.is_installed:
+        remedy = REMEDIES.get(error.code, "nvidia-smi shows more")
+        return f"the NVIDIA driver does not answer ({error.code})", remedy
     if not has_nvidia_card():
         return None
     if LOADED_DRIVER.exists():
@@ -179,10 +169,12 @@ def missing_driver(error: NvmlError) -> tuple[str, str] | None:
     return "there is an NVIDIA GPU, but no driver", INSTALL_DRIVER
 
 
-def cuda_fault() -> tuple[str, str] | None:
-    """Returns (PyTorch's error, in one line, remedy) if PyTorch cannot use CUDA; None if it can."""
+def cuda_fault(driver: Driver) -> Fault | None:
+    """Returns why PyTorch cannot use the driver's GPUs, in one line; None if it can."""
     import torch
 
+    if mismatch := torch_mismatch(driver):
+        return mismatch, driver.install
     if torch.cuda.is_available():
         return None
     try:
@@ -190,16 +182,13 @@ def cuda_fault() -> tuple[str, str] | None:
     except (RuntimeError, AssertionError) as error:  # the latter from a CPU build
         text = printable(str(error).splitlines()[0])
         # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up.
-        is_switched = "802" in text
-        starts = "systemctl start nvidia-fabricmanager, of the driver's own version"
-        return text, starts if is_switched else "nvidia-smi and dmesg show more"
+        return text, START_SWITCHES if "802" in text else "nvidia-smi and dmesg show more"
     return None
 
 
 def has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     """Returns whether a device on the PCI bus is NVIDIA's."""
-    vendors = devices.glob("*/vendor") if devices.is_dir() else ()
-    return any(vendor.read_text().strip() == NVIDIA_ON_PCI for vendor in vendors)
+    return any(vendor.read_text().strip() == NVIDIA_ON_PCI for vendor in devices.glob("*/vendor"))
 
 
 def is_jetson(compatible: Path = Path("/proc/device-tree/compatible")) -> bool:
@@ -207,7 +196,7 @@ def is_jetson(compatible: Path = Path("/proc/device-tree/compatible")) -> bool:
     return compatible.exists() and b"nvidia,tegra" in compatible.read_bytes()
 
 
-def _runs(built: Sequence[str], capability: Capability | None) -> bool:
+def _runs(built: Sequence[str], capability: tuple[int, int] | None) -> bool:
     """Returns whether a GPU of this compute capability runs one of the built architectures.
 
     It runs code for its own major version and no later minor version (sm_XY), and PTX for any version up to

@@ -26,7 +26,7 @@ CPU = torch.device("cpu")
 
 
 def choose_compile(
-    wanted: bool | None, device: torch.device, images: int, minutes: float = math.inf
+    wanted: bool | None, device: torch.device, images: int, minutes: float | None = None
 ) -> tuple[bool, str]:
     """Returns whether to compile a run, and this choice in words.
 
@@ -34,7 +34,7 @@ def choose_compile(
         wanted: whether the user wants torch.compile; None to use it if it saves time.
         device: the device that the run computes on.
         images: how many images the run trains on.
-        minutes: how long the run lasts at most.
+        minutes: how long the run lasts at most; None if that is not limited.
 
     Raises:
         SettingError: the user wants torch.compile, and something that it needs is missing.
@@ -44,7 +44,7 @@ def choose_compile(
         raise SettingError("compile", f"needs {missing}: install that, or use --no-compile")
     if wanted is None and missing:
         return False, f"not compiled (missing: {missing})"
-    is_short = images < CPU_COMPILE_FROM_IMAGES or minutes < CPU_COMPILE_FROM_MINUTES
+    is_short = images < CPU_COMPILE_FROM_IMAGES or (minutes or math.inf) < CPU_COMPILE_FROM_MINUTES
     if wanted is None and device.type == "cpu" and is_short:
         return False, "torch.compile off: run too short to amortise compilation"
     return wanted is not False, "compiled" if wanted is not False else "not compiled"

@@ -14,7 +14,6 @@ from typing import Any, TypeVar
 import pynvml
 
 from fastae.errors import FastaeError
-from fastae.utils.worded import Worded
 
 Answer = TypeVar("Answer")
 
@@ -25,21 +24,11 @@ WSL_DEVICE = Path("/dev/dxg")
 """The device through which WSL 2 gives access to GPUs, with the driver of Windows."""
 
 
-class Absence(Worded):
-    """The reasons why GPUs are missing from a report."""
-
-    CPU_RUN = "cpu_run", "the run is on the CPU"
-    NO_NVML = (
-        "no_nvml",
-        "NVML (libnvidia-ml.so.1) is missing here; a container needs the driver capability 'utility': "
-        "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video",
-    )
-    NO_NVML_IN_WSL = (
-        "no_nvml_in_wsl",
-        "NVML is missing; in WSL it comes with NVIDIA's driver for Windows, in /usr/lib/wsl/lib",
-    )
-    NVML_FAILED = "nvml_failed", "NVML does not answer"
-    NOT_SHOWN = "not_shown", "NVML does not show the GPU or MIG slice that CUDA uses"
+NO_NVML = (
+    "NVML (libnvidia-ml.so.1) is missing here; a container needs the driver capability 'utility': "
+    "NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
+)
+NO_NVML_IN_WSL = "NVML is missing; in WSL it comes with NVIDIA's driver for Windows, in /usr/lib/wsl/lib"
 
 
 @dataclass(frozen=True)
@@ -63,6 +52,9 @@ class Gpu:
     max_pcie_width: int | None = None
     """The most PCIe lanes that card and machine support."""
 
+    capability: tuple[int, int] | None = None
+    """The compute capability, (major, minor)."""
+
     lost: str | None = None
     """NVML's error if the GPU answers no call."""
 
@@ -72,12 +64,16 @@ Device = tuple[Gpu, Any]
 
 
 class NvmlError(FastaeError):
-    """NVML cannot be used. `absence` is the reason, and `detail` is NVML's name of the error."""
+    """NVML cannot be used."""
 
-    def __init__(self, absence: Absence, detail: str) -> None:
-        super().__init__(f"NVML cannot be used: {detail}")
-        self.absence = absence
-        self.detail = detail
+    def __init__(self, code: str) -> None:
+        """`code` is NVML's name of the error."""
+        self.code = code
+        self.is_installed = code != "NVML_ERROR_LIBRARY_NOT_FOUND"
+        text = "NVML does not answer"
+        if not self.is_installed:
+            text = NO_NVML_IN_WSL if in_wsl() else NO_NVML
+        super().__init__(f"{text} ({code})")
 
 
 def open_nvml(library: Any = pynvml) -> Any:
@@ -88,10 +84,7 @@ def open_nvml(library: Any = pynvml) -> Any:
     try:
         library.nvmlInit()
     except pynvml.NVMLError as error:
-        absence = Absence.NVML_FAILED
-        if error.value == pynvml.NVML_ERROR_LIBRARY_NOT_FOUND:
-            absence = Absence.NO_NVML_IN_WSL if in_wsl() else Absence.NO_NVML
-        raise NvmlError(absence, error_name(error)) from None
+        raise NvmlError(error_name(error)) from None
     return library
 
 
@@ -171,8 +164,7 @@ def _by_uuid(library: Any, uuid: str) -> Device | None:
 def _slices(library: Any, device: Device) -> list[Device]:
     """Returns the MIG slices of a board; [] if the board is not in MIG mode, or is a slice itself."""
     gpu, handle = device
-    mode = None if handle is None or gpu.is_slice else offered(library.nvmlDeviceGetMigMode, handle)
-    if not mode or mode[0] != pynvml.NVML_DEVICE_MIG_ENABLE:  # [the mode now, the mode after the next reset]
+    if gpu.is_slice:
         return []
     count = offered(library.nvmlDeviceGetMaxMigDeviceCount, handle) or 0
     slices = (offered(library.nvmlDeviceGetMigDeviceHandleByIndex, handle, index) for index in range(count))
@@ -191,5 +183,6 @@ def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> 
         memory_gib=memory.total / 2**30 if memory else None,
         power_limit=limit / 1e3 if limit else None,
         max_pcie_width=offered(library.nvmlDeviceGetMaxPcieLinkWidth, handle),
+        capability=offered(library.nvmlDeviceGetCudaComputeCapability, handle),
     )
     return gpu, handle

@@ -8,10 +8,10 @@ or replaces it for runs that report no waits. The counters of GPM show what a bu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from fastae.monitor.recording import Throttle
-from fastae.monitor.summary import Diagnosis, GpuSummary, RunInfo, Summary, Verdict
+from fastae.monitor.summary import NO_GPU, Diagnosis, GpuSummary, RunInfo, Summary, Verdict
 
 WAIT_SHARE = 0.1  # share of the time without a batch from which the loader is the limit
 NEAR_ZERO = 0.02  # share of the time waiting for the device below which the host is the limit
@@ -24,9 +24,13 @@ UNUSED = 1.0  # percent
 STRAGGLING_BY = 15.0  # percentage points of GPU busy; smaller differences between ranks are normal
 FULL_CORE = 0.8  # share of the physical cores from which the CPU is the limit
 LOW_POWER = 0.5  # share of the power limit; a GPU that is never idle but draws less runs small kernels
+OTHERS_FROM = 0.5  # cores; other programs that use less do not matter
 AWAKE = 0.1  # cores; a run that uses less sleeps and does not need any
 FULL_MACHINE = 0.9  # share of the physical cores from which programs compete for them
 THROTTLED_FROM = 0.05  # share of the time
+
+COMPUTE_UNITS = ("tensor_active", "fp32_active")
+"""The metrics of the units that compute, in percent of their peak."""
 
 LARGER_BATCH = "a --batch-size above {} (it changes the experiment): {}"
 
@@ -35,123 +39,113 @@ def diagnose(summary: Summary, info: RunInfo) -> Diagnosis:
     """Diagnoses a run by its loop and by the main rank's GPU, which is the first."""
     if not info.on_gpu:
         return _of_cpu(summary, info)
-    gpu = summary.gpus[0] if summary.gpus else None
-    verdict = _limit(summary, gpu, info)
-    advice = [*_for_a_run(verdict, summary, gpu, info)]
+    verdict = _limit(summary, info)
+    advice = [*_for_a_run(verdict, summary, info)]
     for each in summary.gpus:
         advice += _for_the_card(each)
     return Diagnosis(verdict, tuple(dict.fromkeys(advice)))
 
 
-def _limit(summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Verdict:
+def _limit(summary: Summary, info: RunInfo) -> Verdict:
+    gpu = summary.main_gpu
     if summary.data_wait is None or summary.device_wait is None:
-        busy = gpu.mean("gpu_busy") if gpu else None
-        return _busy_with(gpu) if busy is not None and busy >= BUSY_FROM else Verdict.UNKNOWN
+        return _busy_with(gpu) if gpu.mean("gpu_busy") >= BUSY_FROM else Verdict.UNKNOWN
     if summary.data_wait >= WAIT_SHARE:
         return Verdict.WAITING_FOR_DATA
     if summary.device_wait < NEAR_ZERO:
         return Verdict.LAUNCH_BOUND
-    if info.ranks > 1 and (straggler(summary.gpus) or _spins(gpu)):
+    if info.ranks > 1 and (straggler(summary) or _spins(gpu)):
         return Verdict.WAITING_FOR_RANK
     return _busy_with(gpu)
 
 
-def _busy_with(gpu: GpuSummary | None) -> Verdict:
+def _busy_with(gpu: GpuSummary) -> Verdict:
     """The limit of a busy GPU: the unit that is closest to its peak, if the GPU counts this."""
-    compute = max(_known(gpu, "tensor_active", "fp32_active"), default=0.0)
-    memory = max(_known(gpu, "dram_bandwidth"), default=0.0)
+    compute = max(gpu.mean(unit, unknown=0.0) for unit in COMPUTE_UNITS)
+    memory = gpu.mean("dram_bandwidth", unknown=0.0)
     if max(compute, memory) < LIMIT_FROM:
         return Verdict.GPU_BOUND
     return Verdict.MEMORY_BOUND if memory >= compute else Verdict.COMPUTE_BOUND
 
 
-def straggler(gpus: Sequence[GpuSummary]) -> GpuSummary | None:
+def straggler(summary: Summary) -> GpuSummary | None:
     """The GPU of several ranks that is clearly less busy than the first GPU, if there is one.
 
     The first GPU waits for it in a kernel of NCCL, which counts as busy.
     """
-    if not gpus or (first := gpus[0].mean("gpu_busy")) is None:
-        return None
-    idlest = min(gpus, key=lambda gpu: 100.0 if (mean := gpu.mean("gpu_busy")) is None else mean)
-    busy = idlest.mean("gpu_busy")
-    return idlest if busy is not None and first - busy >= STRAGGLING_BY else None
+    idlest = min(summary.gpus, key=lambda gpu: gpu.mean("gpu_busy", unknown=100.0), default=NO_GPU)
+    is_behind = summary.main_gpu.mean("gpu_busy") - idlest.mean("gpu_busy") >= STRAGGLING_BY
+    return idlest if is_behind else None
 
 
-def _spins(gpu: GpuSummary | None) -> bool:
+def _spins(gpu: GpuSummary) -> bool:
     """Whether warps are resident but idle: then the kernels wait for other ranks or for memory."""
-    work = _known(gpu, "tensor_active", "fp32_active", "dram_bandwidth")
-    active = max(_known(gpu, "sm_active"), default=0.0)
-    return len(work) > 1 and max(work) < PIPES_IDLE and active >= FULL_FROM
+    is_idle = all(gpu.mean(unit) < PIPES_IDLE for unit in (*COMPUTE_UNITS, "dram_bandwidth"))
+    return gpu.mean("sm_active") >= FULL_FROM and is_idle
 
 
-def _known(gpu: GpuSummary | None, *metrics: str) -> list[float]:
-    """The means of those of the metrics that are known."""
-    return [mean for metric in metrics if gpu and (mean := gpu.mean(metric)) is not None]
+def _is_underfilled(gpu: GpuSummary) -> bool:
+    """Whether a busy GPU's kernels do not fill it, by SM activity, else by power."""
+    if "sm_active" in gpu.statistics:
+        return gpu.mean("sm_active") < FULL_FROM
+    return gpu.mean("power") < LOW_POWER * (gpu.record.gpu.power_limit or 0.0)
 
 
-def _is_full(gpu: GpuSummary) -> bool:
-    """Whether a busy GPU's kernels fill it, by SM activity, else by power; assumed if both are unknown."""
-    watts, limit, active = gpu.mean("power"), gpu.record.gpu.power_limit, gpu.mean("sm_active")
-    if active is not None:
-        return active >= FULL_FROM
-    return watts is None or limit is None or watts >= LOW_POWER * limit
-
-
-def _for_a_run(verdict: Verdict, summary: Summary, gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
+def _for_a_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[str]:
     """Yields advice about the settings of a run."""
     if verdict is Verdict.UNKNOWN and info.at_once > 1:
         yield "--at-once 1: the waits of runs that take turns cannot be told apart"
     elif verdict is Verdict.UNKNOWN:
         yield "--profile 10: it shows which kernels run, and how long none does"
     elif verdict is Verdict.WAITING_FOR_DATA:
-        yield from _for_data(gpu, info)
+        yield from _for_data(summary, info)
     elif verdict is Verdict.WAITING_FOR_RANK:
-        if slow := straggler(summary.gpus):
-            yield f"check the rank on GPU {slow.record.prefix[3:]}: the others wait for it, the slowest"
+        if slow := straggler(summary):
+            yield f"check the rank on {slow.record.name}: the others wait for it, the slowest"
         else:
             yield "check the other ranks and the GPUs' links (nvidia-smi topo -m): this GPU waits in NCCL"
     elif verdict is Verdict.LAUNCH_BOUND:
         if not info.compiled:
             yield "--compile: fewer, larger kernels"
-        yield "one CUDA graph per step: the log line 'device' at the start shows whether the run uses it"
+        yield "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it"
         yield LARGER_BATCH.format(info.batch_size, "more work per launch")
     else:  # the GPU is the limit
-        yield from _for_a_busy_gpu(verdict, gpu, info)
+        yield from _for_a_busy_gpu(verdict, summary.main_gpu, info)
 
 
-def _for_data(gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
+def _for_data(summary: Summary, info: RunInfo) -> Iterator[str]:
     if info.loader == "resident":
         option = "--profile 10" if info.compiled else "--compile"
         yield f"{option}: gathering and augmenting the resident pixels limits the speed"
         return
-    is_busy = max(_known(gpu, "gpu_busy"), default=0.0) >= BUSY_FROM
+    is_busy = summary.main_gpu.mean("gpu_busy") >= BUSY_FROM
     why = "; meanwhile decoding keeps the GPU busy" if is_busy and info.loader == "dali" else ""
     yield f"--loader resident: decode each image once and keep the pixels on the device{why}"
-    jpeg = gpu.statistics.get("jpeg") if gpu else None
+    jpeg = summary.main_gpu.statistics.get("jpeg")
     if info.loader == "dali" and jpeg and jpeg.p95 >= BUSY_FROM:
         yield "smaller JPEG files: the JPEG engine is the limit"
-    elif info.loader == "dali" and gpu and (jpeg is None or jpeg.max == 0):
+    elif info.loader == "dali" and summary.gpus and (jpeg is None or jpeg.max == 0):
         yield "more --threads: the JPEG engine is not used, so CPU threads decode"
 
 
-def _for_a_busy_gpu(verdict: Verdict, gpu: GpuSummary | None, info: RunInfo) -> Iterator[str]:
+def _for_a_busy_gpu(verdict: Verdict, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
     if not info.amp:
         yield "--amp: mixed precision multiplies matrices several times faster"
-    elif min(_known(gpu, "tensor_active"), default=100.0) < UNUSED:
+    elif gpu.mean("tensor_active") < UNUSED:
         yield "--profile 10: the tensor cores are not used, although --amp is on"
     if info.loader == "dali":
         yield "--loader resident: decoding and training share the GPU"
-    busy = min(_known(gpu, "gpu_busy"), default=100.0)
+    busy = gpu.mean("gpu_busy")
     if busy < PAUSES_BELOW:
         idle = f"{100 - busy:.0f} % of the time"
         yield f"--profile 10: no kernel runs {idle}, although the host waits for the GPU"
-    elif verdict is Verdict.GPU_BOUND and gpu and not _is_full(gpu):
+    elif verdict is Verdict.GPU_BOUND and _is_underfilled(gpu):
         yield LARGER_BATCH.format(info.batch_size, "the GPU is never idle, but its kernels do not fill it")
 
 
 def _for_the_card(gpu: GpuSummary) -> Iterator[str]:
     """Yields advice about what slows the card itself. A power cap at full load is normal."""
-    often = {reason for reason, share in gpu.throttling.items() if share >= THROTTLED_FROM}
+    often = {reason for reason in Throttle if gpu.throttled(reason) >= THROTTLED_FROM}
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
         yield "better cooling: the GPU lowers its clocks because it is too hot"
     elif Throttle.POWER_BRAKE in often:
@@ -172,12 +166,13 @@ def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
         return Diagnosis(Verdict.WAITING_FOR_DATA, for_data)
     if "cpu" not in summary.host:
         return Diagnosis(Verdict.UNKNOWN, for_data)
-    used, others = summary.host["cpu"].mean, summary.other_cores
+    used = summary.host["cpu"].mean
+    others = summary.host["machine_cpu"].mean - used if "machine_cpu" in summary.host else 0.0
     # The second thread of a core adds little: if all physical cores are busy, the CPU is.
     if used >= FULL_CORE * summary.cores.physical:
         without_amp = () if info.amp else ("--amp, if the CPU multiplies bf16 natively",)
         return Diagnosis(Verdict.CPU_BOUND, (*for_data, *without_amp))
-    if others and used >= AWAKE and used + others >= FULL_MACHINE * summary.cores.machine:
+    if others >= OTHERS_FROM and used >= AWAKE and used + others >= FULL_MACHINE * summary.cores.machine:
         stopping = "stopping the other programs, or waiting for them"
         return Diagnosis(Verdict.CPU_CONTENTION, (*for_data, stopping))
     threads = "OMP_NUM_THREADS: each core should have a thread"

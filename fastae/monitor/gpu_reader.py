@@ -1,7 +1,7 @@
 """Reads one GPU or MIG slice: a table of queries, and a reader that never raises an error.
 
-A call that the card or driver does not support is not repeated. It is replaced by the next call that gives
-the same metrics, if there is one. An error of one query does not affect the others.
+A query that fails, such as one that the card or driver does not support, does not affect the others. If it
+fails several times in a row, it is not repeated.
 """
 
 from __future__ import annotations
@@ -12,19 +12,16 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pynvml
 
-from fastae.device.nvml import Device, error_name
-from fastae.monitor.recording import GpuRecord, Throttle
+from fastae.device.nvml import Device, error_name, offered
+from fastae.monitor.recording import METRICS, GpuRecord, Throttle
 
-REFUSED = (
-    "NVML_ERROR_NOT_SUPPORTED", "NVML_ERROR_FUNCTION_NOT_FOUND", "NVML_ERROR_NO_PERMISSION",
-    "NVML_ERROR_INVALID_ARGUMENT", "NVML_ERROR_ARGUMENT_VERSION_MISMATCH", "NVML_ERROR_DEPRECATED",
-)  # fmt: skip
-"""Errors that persist while a program runs. After others, such as a timeout, the call is repeated."""
+MOST_FAILURES = 5
+"""After so many failures in a row, a query is not repeated. A GPU in trouble may hang in each call."""
 
 GONE = (
     "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNINITIALIZED",
@@ -32,7 +29,6 @@ GONE = (
 )  # fmt: skip
 """Errors after which a GPU answers no call."""
 
-UNKNOWN, HANG = "NVML_ERROR_UNKNOWN", 3  # after UNKNOWN so often in a row, a call is not repeated
 MOST_XIDS = 100  # the most per reading: a driver may log several at once
 SHORTEST = 0.1  # the least seconds between two samples of GPM, by NVML's documentation
 
@@ -52,42 +48,22 @@ Answers = Iterable[float | None]
 
 @dataclass
 class _Query:
-    """A call that gives some metrics, and the calls that may replace it."""
+    """A call that gives a value for each of some metrics; None if there is none now."""
+
+    name: str
+    """What is asked, in words."""
 
     metrics: Sequence[str]
+    call: Callable[[], Answers]
 
-    calls: list[Callable[[], Answers]]
-    """Calls that give a value for each metric, in order of preference. The first is used."""
-
-    known: set[str] = field(default_factory=set)
-    """The metrics that have had a value."""
-
-    reason: str = "no value"
-    """The reason why metrics have no value: the last error."""
+    is_answered: bool = False
+    """Whether a metric has had a value."""
 
     errors: Counter[str] = field(default_factory=Counter)
-    """Error -> how often it occurred after the query had been answered."""
+    """Error -> how often it occurred."""
 
-    unknown_in_a_row: int = 0
-
-    def ask(self) -> dict[str, float]:
-        """Makes the call: metric -> value of those that have one now. Errors of the call are raised."""
-        answers = zip(self.metrics, self.calls[0](), strict=True)
-        found = {name: float(value) for name, value in answers if value is not None and math.isfinite(value)}
-        self.known |= found.keys()
-        self.unknown_in_a_row = 0
-        return found
-
-    def note(self, error: Exception) -> str:
-        """Counts an error, drops the call if the error persists, and returns the error's name."""
-        name = error_name(error)
-        self.unknown_in_a_row += name == UNKNOWN
-        if name in REFUSED or not isinstance(error, pynvml.NVMLError) or self.unknown_in_a_row == HANG:
-            self.calls.pop(0)
-        self.reason = name
-        if self.known and name not in GONE:
-            self.errors[name] += 1
-        return name
+    failures: int = 0
+    """The number of failures since the last answer."""
 
 
 class GpuReader:
@@ -106,54 +82,64 @@ class GpuReader:
         self._prefix = prefix
         self._own = own
         self._lost = self._gpu.lost
-        self._gpm: _GpmSampler | None = None
-        self._events: Any = None
         self._xids: set[int] = set()
         self._queries = self._make_queries()
 
     def _make_queries(self) -> list[_Query]:
         nvml, gpu = self._library, self._handle
-        calls: dict[Sequence[str], list[Callable[[], Answers]]] = {
-            ("gpu_busy",): [lambda: [nvml.nvmlDeviceGetUtilizationRates(gpu).gpu]],
-            ("power",): [  # mW; since Ampere, the second is the mean over one second
-                lambda: [self._field(pynvml.NVML_FI_DEV_POWER_INSTANT) / 1e3],
-                lambda: [nvml.nvmlDeviceGetPowerUsage(gpu) / 1e3],
-            ],
-            ("energy",): [lambda: [self._field(pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION) / 1e3]],  # mJ
+        instant, energy = pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
+        calls: dict[str, Callable[[], float | None]] = {
+            "gpu_busy": lambda: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
+            # mW. Since Ampere, the second call gives the mean over one second.
+            "power": lambda: (offered(self._field, instant) or nvml.nvmlDeviceGetPowerUsage(gpu)) / 1e3,
+            "energy": lambda: self._field(energy) / 1e3,  # mJ
             # The second version of the call excludes the memory that the driver reserves.
-            ("memory",): [lambda: [nvml.nvmlDeviceGetMemoryInfo(gpu, pynvml.nvmlMemory_v2).used / 2**30]],
-            ("sm_clock",): [lambda: [nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM)]],
-            ("temperature",): [lambda: [nvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU)]],
-            ("jpeg",): [lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[:1]],  # not the sampling period
-            ("pcie_width",): [lambda: [nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu)]],
-            tuple(f"throttled_{reason}" for reason in Throttle): [
-                lambda: _throttling(nvml.nvmlDeviceGetCurrentClocksEventReasons(gpu))
-            ],
-            tuple(GPM): [self._read_gpm],
-            ("other_processes",): [self._count_others],
-            ("ecc_corrected",): [lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED)],
-            ("ecc_uncorrected",): [lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED)],
-            ("xid",): [self._collect_xids],
+            "memory": lambda: nvml.nvmlDeviceGetMemoryInfo(gpu, pynvml.nvmlMemory_v2).used / 2**30,
+            "sm_clock": lambda: nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
+            "temperature": lambda: nvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
+            "jpeg": lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[0],  # not the sampling period
+            "pcie_width": lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu),
+            "other_processes": self._count_others,
+            "ecc_corrected": lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
+            "ecc_uncorrected": lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_UNCORRECTED),
+            "xid": self._collect_xids,
         }
-        return [_Query(metrics, them) for metrics, them in calls.items()]
+        reasons = [f"throttled_{reason}" for reason in Throttle]
+        return [
+            *(_for_one(metric, call) for metric, call in calls.items()),
+            _Query("reasons for lowered clocks", reasons, self._read_throttling),
+            _Query("SM counters (they need Hopper or newer)", list(GPM), lambda: self._gpm.read()),
+        ]
 
     def read(self) -> dict[str, float]:
         """Column -> value of the metrics that the GPU gives now."""
         found: dict[str, float] = {}
         for query in self._queries:
-            if query.calls and not self._lost:
-                try:
-                    found |= {f"{self._prefix}/{name}": value for name, value in query.ask().items()}
-                except Exception as error:  # also an error of the Python binding: only this query is affected
-                    name = query.note(error)
-                    self._lost = name if name in GONE else None
+            if self._lost or query.failures == MOST_FAILURES:
+                continue
+            try:
+                for metric, value in zip(query.metrics, query.call(), strict=True):
+                    if value is not None and math.isfinite(value):
+                        found[f"{self._prefix}/{metric}"] = float(value)
+                        query.is_answered = True
+                query.failures = 0
+            except Exception as error:  # also an error of the Python binding: only this query is affected
+                name = error_name(error)
+                if name in GONE:
+                    self._lost = name
+                else:
+                    query.errors[name] += 1
+                    query.failures += 1
         return found
 
     def record(self) -> GpuRecord:
         missing = {
-            name: query.reason for query in self._queries for name in query.metrics if name not in query.known
+            query.name: next(reversed(query.errors), "no value")
+            for query in self._queries
+            if not query.is_answered
         }
-        errors = {query.metrics[0]: dict(query.errors) for query in self._queries if query.errors}
+        answered = [query for query in self._queries if query.is_answered]
+        errors = {query.name: dict(query.errors) for query in answered if query.errors}
         return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, tuple(sorted(self._xids)))
 
     def _field(self, number: int) -> float:
@@ -162,38 +148,46 @@ class GpuReader:
             raise pynvml.NVMLError(value.nvmlReturn)
         return getattr(value.value, VALUE_FIELDS[value.valueType])
 
-    def _read_gpm(self) -> Answers:
-        if self._gpm is None:
-            self._gpm = _GpmSampler(self._library, self._handle, self._gpu.is_slice)
-        return self._gpm.read()
+    def _read_throttling(self) -> Answers:
+        """1 for each reason that applies now, else 0."""
+        bits = self._library.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
+        return [bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
 
-    def _count_others(self) -> Answers:
-        """Yields the number of other processes on the GPU; None if it is unknown.
+    @cached_property
+    def _gpm(self) -> _GpmSampler:
+        return _GpmSampler(self._library, self._handle, self._gpu.is_slice)
+
+    def _count_others(self) -> int | None:
+        """The number of other processes on the GPU; None if it is unknown.
 
         In a container, NVML's process ids may be those of another namespace. Then the run's own ids are not
         among them, and the other processes cannot be identified.
         """
         pids = {each.pid for each in self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)}
-        yield len(pids.difference(self._own)) if pids.intersection(self._own) else None
+        return len(pids.difference(self._own)) if pids.intersection(self._own) else None
 
-    def _count_ecc(self, kind: int) -> Answers:
-        yield self._library.nvmlDeviceGetTotalEccErrors(self._handle, kind, pynvml.NVML_VOLATILE_ECC)
+    def _count_ecc(self, kind: int) -> int:
+        return self._library.nvmlDeviceGetTotalEccErrors(self._handle, kind, pynvml.NVML_VOLATILE_ECC)
 
-    def _collect_xids(self) -> Answers:
-        """Yields the number of different XID errors that the driver has logged since the run began."""
-        if self._events is None:
-            events = self._library.nvmlEventSetCreate()
-            self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
-            self._events = events
+    @cached_property
+    def _events(self) -> Any:
+        """NVML's queue of the XID errors that the driver logs from now on."""
+        events = self._library.nvmlEventSetCreate()
+        self._library.nvmlDeviceRegisterEvents(self._handle, pynvml.nvmlEventTypeXidCriticalError, events)
+        return events
+
+    def _collect_xids(self) -> int:
+        """The number of different XID errors that the driver has logged since the run began."""
         with suppress(pynvml.NVMLError_Timeout):  # there are no more events
             for _ in range(MOST_XIDS):
                 self._xids.add(int(self._library.nvmlEventSetWait_v2(self._events, 0).eventData))
-        yield len(self._xids)
+        return len(self._xids)
 
 
-def _throttling(bits: int) -> Answers:
-    """100 for each reason that applies now, else 0."""
-    return [100.0 * bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
+def _for_one(metric: str, call: Callable[[], float | None]) -> _Query:
+    """The query of a call that gives one metric."""
+    label, _ = METRICS[f"gpu/{metric}"]
+    return _Query(label.removeprefix("GPU "), [metric], lambda: [call()])
 
 
 class _GpmSampler:
@@ -210,22 +204,21 @@ class _GpmSampler:
         if not library.nvmlGpmQueryDeviceSupport(handle).isSupportedDevice:
             raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
         self._before, self._after = library.nvmlGpmSampleAlloc(), library.nvmlGpmSampleAlloc()
-        self._taken: float | None = None
+        self._take(self._after)
+        self._taken = time.monotonic()
         self._request = pynvml.c_nvmlGpmMetricsGet_t()
         self._request.version, self._request.numMetrics = pynvml.NVML_GPM_METRICS_GET_VERSION, len(GPM)
         for index, metric in enumerate(GPM.values()):
             self._request.metrics[index].metricId = metric
 
     def read(self) -> Answers:
-        """A value for each metric of GPM; None at the first reading, and too soon after the last one."""
-        now, then = time.monotonic(), self._taken
-        if then is not None and now - then < SHORTEST:
+        """A value for each metric of GPM; None for each if it is too soon after the last reading."""
+        now = time.monotonic()
+        if now - self._taken < SHORTEST:
             return [None] * len(GPM)
         self._before, self._after = self._after, self._before
         self._take(self._after)
         self._taken = now
-        if then is None:
-            return [None] * len(GPM)
         self._request.sample1, self._request.sample2 = self._before, self._after
         self._library.nvmlGpmMetricsGet(self._request)
         answers = self._request.metrics[: len(GPM)]

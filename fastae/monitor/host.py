@@ -28,15 +28,13 @@ class HostReader:
         if seconds < SHORTEST:
             return {}
         before, self._totals, self._time = self._totals, self._read_totals(), now
-        # The counts of a process that ends are lost: then growth is counted as 0, not as negative.
-        values = {
-            name: max(0.0, total - before[name]) / seconds
-            for name, total in self._totals.items()
-            if name in before
-        }
-        if "memory" in self._totals:
-            values["memory"] = self._totals["memory"]
-        return {f"host/{name}": value for name, value in values.items()}
+        found = {}
+        for name, total in self._totals.items():
+            if name == "memory":
+                found["host/memory"] = total
+            elif name in before:  # the counts of a process that ends are lost: then growth is not negative
+                found[f"host/{name}"] = max(0.0, total - before[name]) / seconds
+        return found
 
     def _read_totals(self) -> dict[str, float]:
         """The processes' CPU seconds, GiB of memory and MB read from disk, and the machine's CPU seconds.
@@ -52,22 +50,20 @@ class HostReader:
 
 def family(pid: int) -> tuple[int, ...]:
     """`pid` and the ids of all its descendants."""
-    children: dict[int, list[int]] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdecimal() and (fields := _stat(int(entry.name))):
-            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
+    parents = {each: int(fields[1]) for each in pids if (fields := _stat(each))}
     found = [pid]
     for member in found:
-        found.extend(children.get(member, ()))
+        found += [child for child, parent in parents.items() if parent == member]
     return tuple(found)
 
 
 def _machine_seconds() -> dict[str, float]:
     """The CPU seconds of all processes: the fields of 'cpu' in proc(5) except idle and iowait."""
-    try:
-        user, nice, system, _, _, irq, softirq, *_ = map(int, _text(Path("/proc/stat")).split()[1:9])
-    except ValueError:
+    fields = _text(Path("/proc/stat")).split()[1:8]
+    if not fields:
         return {}
+    user, nice, system, _, _, irq, softirq = map(int, fields)
     return {"machine_cpu": (user + nice + system + irq + softirq) * TICK}
 
 
@@ -78,9 +74,9 @@ def _of_process(pid: int) -> dict[str, float]:
         return {}
     ticks = int(fields[11]) + int(fields[12])  # proc(5): utime, stime
     used = {"cpu": ticks * TICK, "memory": int(fields[21]) * PAGE / 2**30}
-    for line in _text(Path(f"/proc/{pid}/io")).splitlines():  # hidden for other users' processes
-        if line.startswith("read_bytes:"):
-            used["disk_read"] = int(line.split()[1]) / 1e6
+    counts = dict(line.split(": ") for line in _text(Path(f"/proc/{pid}/io")).splitlines())
+    if "read_bytes" in counts:  # hidden for other users' processes
+        used["disk_read"] = int(counts["read_bytes"]) / 1e6
     return used
 
 

@@ -8,21 +8,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pynvml
 import torch
 
-from fastae.device.memory import peak_memory
-from fastae.device.nvml import Absence, Device, NvmlError, gpu_of_cuda, offered, open_nvml
+from fastae.device.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
 from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader, family
 from fastae.monitor.poller import Poller
-from fastae.monitor.profiler import PhaseRanges
 from fastae.monitor.recording import Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline, troubles
@@ -43,7 +40,12 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
 
 
 def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
-    """Makes a reader for each GPU, with the index of nvidia-smi. `own` are the run's process ids."""
+    """Makes a reader for each GPU. Several GPUs are told apart by the index of nvidia-smi.
+
+    `own` are the run's process ids.
+    """
+    if len(devices) == 1:
+        return [GpuReader(library, devices[0], "gpu", own)]
     indices = [gpu.index for gpu, _ in devices]
     if len(set(indices)) < len(indices):  # slices of one board
         indices = list(range(len(devices)))
@@ -68,17 +70,25 @@ class Monitor(AbstractContextManager):
         self, folder: Path, hz: float, gpus: list[str], info: RunInfo, library: Any = pynvml
     ) -> None:
         self._folder, self._hz, self._uuids, self._info, self._library = folder, hz, gpus, info, library
-        self._ranges = PhaseRanges()
+        self._phase: Phase | None = None
+        self._range: int | None = None
         self._poller: Poller | None = None
-        self._absence: Absence | None = Absence.NOT_SHOWN if gpus else Absence.CPU_RUN
-        self._absence_detail = ""
-        self._is_open = False
+        self._missing = ""
 
     def enter(self, phase: Phase) -> None:
         """Starts a phase, unless it is the current one."""
-        self._ranges.enter(phase)
-        if self._poller:
-            self._poller.enter(phase)
+        if phase is not self._phase:
+            self._mark(phase)
+            if self._poller:
+                self._poller.enter(phase)
+
+    def _mark(self, phase: Phase | None) -> None:
+        """Ends the NVTX range of the current phase, and starts one for this phase."""
+        self._phase = phase
+        if torch.version.cuda is not None:  # without CUDA, PyTorch has no NVTX
+            if self._range is not None:
+                torch.cuda.nvtx.range_end(self._range)
+            self._range = torch.cuda.nvtx.range_start(phase) if phase else None
 
     def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
         """Records the loop's figures since the last call.
@@ -107,10 +117,13 @@ class Monitor(AbstractContextManager):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._ranges.enter(None)
+        self._mark(None)
         with self._harmless():
             if self._poller:
-                if self._poller.stop() and self._is_open:  # NVML hangs or crashes if closed in a reading
+                self._poller.stop()
+                if self._poller.failure:  # NVML stays open, since it hangs or crashes if closed in a reading
+                    log(f"monitor   ended early: {self._poller.failure}", "yellow")
+                elif self._uuids:
                     offered(self._library.nvmlShutdown)
                 if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._poller.recording())
@@ -135,21 +148,17 @@ class Monitor(AbstractContextManager):
         try:
             open_nvml(self._library)
         except NvmlError as error:
-            self._absence, self._absence_detail = error.absence, error.detail
+            self._missing = str(error)
             return []
-        self._is_open = True
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         found = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
-        if None not in found:
-            self._absence = None
+        if None in found:
+            self._missing = "NVML does not show the GPU or MIG slice that CUDA uses"
         return [device for device in found if device]
 
     def _report(self, recording: Recording) -> None:
         summary = summarize(recording, self._info, count_cores())
-        if self._info.on_gpu and (memory := peak_memory()):
-            allocated, reserved = (each / 2**30 for each in memory)
-            summary = replace(summary, allocated_gib=allocated, reserved_gib=reserved)
-        report = UsageReport(summary, diagnose(summary, self._info), self._absence, self._absence_detail)
+        report = UsageReport(summary, diagnose(summary, self._info), self._missing)
         line = headline(report)
         write_report(report, recording, self._folder, printable(f"{self._folder.name}: {line}"))
         for trouble in troubles(summary):

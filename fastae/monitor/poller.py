@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
-from fastae.monitor.recording import COUNTERS, METRICS, Column, Phase, Recording, Span, key_of
+from fastae.monitor.recording import NOT_AVERAGED, Column, Phase, Recording, Span
 
 LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost GPU may never answer
 
@@ -17,7 +17,7 @@ LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost G
 class Poller:
     """Call `start`, then `enter` and `record` from the training loop, then `stop`, then `recording`.
 
-    None of these raises an error or waits for a GPU.
+    None of these raises an error or waits for a GPU. `failure` is the error that ended the thread early.
     """
 
     def __init__(self, readers: Sequence[GpuReader | HostReader], hz: float) -> None:
@@ -25,32 +25,30 @@ class Poller:
         self._tick = 1 / hz
         self._columns: dict[str, Column] = {}
         self._sums: dict[str, tuple[float, int]] = {}
-        self._spans = [Span(Phase.BEFORE, 0.0)]
+        self._phases = [(Phase.BEFORE, 0.0)]
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._started = self._ended = time.monotonic()
         self._polls = 0
-        self._failure: str | None = None
+        self.failure: str | None = None
 
     def start(self) -> None:
         self._started = time.monotonic()
         self._thread.start()
 
-    def stop(self) -> bool:
-        """Ends the thread after a last reading; returns False if a reading does not return."""
+    def stop(self) -> None:
+        """Ends the thread after a last reading, unless a reading does not return."""
         self._stopping.set()
         self._thread.join(LONGEST_STOP)
         self._ended = time.monotonic()
         if self._thread.is_alive():
-            self._failure = "a reading did not return"
-        return not self._thread.is_alive()
+            self.failure = "a reading did not return"
 
     def enter(self, phase: Phase) -> None:
-        """Starts a phase, unless it is the current one."""
+        """Starts a phase."""
         with self._lock:
-            if phase != self._spans[-1].phase:
-                self._spans.append(Span(phase, self._now()))
+            self._phases.append((phase, self._now()))
 
     def record(self, **figures: float) -> None:
         """Records figures of the training loop since the last call: metric -> value."""
@@ -65,27 +63,24 @@ class Poller:
         """
         with self._lock:
             sums, self._sums = self._sums, {}
-        gpus = {name.partition("/")[0] for name in sums if name.startswith("gpu")}
         found = {}
         for name, (total, count) in sums.items():
-            label, unit = self._columns[name].metric
-            owner, _, metric = name.partition("/")
-            if len(gpus) > 1:
-                label = label.replace("GPU", f"GPU {owner.removeprefix('gpu')}", 1)
-            if unit and owner != "loop" and metric not in COUNTERS and not metric.startswith("throttled"):
-                found[f"utilisation/{label} ({unit})"] = total / count
+            column = self._columns[name]
+            if column.unit and column.owner != "loop" and column.metric not in NOT_AVERAGED:
+                found[f"utilisation/{column.label} ({column.unit})"] = total / count
         return found
 
     def recording(self) -> Recording:
         seconds = self._ended - self._started
         with self._lock:
+            ends = [*(start for _, start in self._phases[1:]), seconds]
+            spans = zip(self._phases, ends, strict=True)
             return Recording(
                 seconds,
-                tuple(self._spans),
-                {name: self._columns[name] for name in sorted(self._columns, key=_rank)},
+                tuple(Span(phase, start, end - start) for (phase, start), end in spans),
+                dict(self._columns),
                 tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
                 hz=self._polls / seconds if seconds else 0.0,
-                failure=self._failure,
             )
 
     def _run(self) -> None:
@@ -95,7 +90,7 @@ class Poller:
                 self._poll()
             self._poll()
         except Exception as error:  # no error of the monitor may end the run
-            self._failure = f"{type(error).__name__}: {error}"
+            self.failure = f"{type(error).__name__}: {error}"
 
     def _until_due(self) -> float:
         """Seconds until the next multiple of a tick. Multiples that a slow reading missed are skipped."""
@@ -114,15 +109,10 @@ class Poller:
     def _add(self, now: float, values: Mapping[str, float]) -> None:
         for name, value in values.items():
             if name not in self._columns:
-                self._columns[name] = Column(METRICS[key_of(name)])
+                self._columns[name] = Column(name)
             self._columns[name].add(now, value)
             total, count = self._sums.get(name, (0.0, 0))
             self._sums[name] = total + value, count + 1
 
     def _now(self) -> float:
         return time.monotonic() - self._started
-
-
-def _rank(column: str) -> int:
-    """The index of a column's metric in METRICS."""
-    return list(METRICS).index(key_of(column))

@@ -1,42 +1,23 @@
-"""Output for other profilers: a run's phases as NVTX ranges, and PyTorch's trace of some steps.
-
-Nsight Systems shows the ranges. Perfetto opens the trace; its costliest kernels are logged.
-"""
+"""PyTorch's trace of some steps, which Perfetto opens, and the costliest kernels in it."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
 
+import numpy as np
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
 from fastae.utils.files import draft
 
 TRACE = "trace.json.gz"
 SHOWN = 10
-ON_GPU = ("kernel", "gpu_memcpy", "gpu_memset")  # categories of events in the trace
-
-
-class PhaseRanges:
-    """Marks each phase as an NVTX range. Without CUDA in PyTorch, it does nothing."""
-
-    def __init__(self) -> None:
-        self._phase: str | None = None
-        self._range: int | None = None
-
-    def enter(self, phase: str | None) -> None:
-        """Ends the current range and starts one for `phase`, unless it is the same. None starts none."""
-        if phase == self._phase or torch.version.cuda is None:
-            return
-        if self._range is not None:
-            torch.cuda.nvtx.range_end(self._range)
-        self._phase, self._range = phase, torch.cuda.nvtx.range_start(phase) if phase else None
 
 
 class StepProfiler(AbstractContextManager):
@@ -48,7 +29,7 @@ class StepProfiler(AbstractContextManager):
 
     def __init__(self, steps: int, folder: Path) -> None:
         self._left = steps
-        self._folder = folder
+        self._path = folder / TRACE
         self._profile: profile | None = None
 
     def begin(self) -> None:
@@ -57,74 +38,53 @@ class StepProfiler(AbstractContextManager):
             self._profile = profile()
             self._profile.start()
 
-    def step(self) -> Path | None:
-        """Counts a step. After the last one, writes the trace and returns its path. Raises OSError."""
-        if self._profile is None:
-            return None
-        self._left -= 1
-        return self._write(self._stop(self._profile)) if self._left == 0 else None
+    def step(self) -> list[str]:
+        """Counts a step. After the last one, writes the trace.
+
+        Returns lines of text then, the trace's path and what is `costliest`; otherwise []. Raises OSError.
+        """
+        if self._profile is not None:
+            self._left -= 1
+        return self._end() if self._left == 0 else []
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        if self._profile is not None:
-            finished = self._stop(self._profile)  # also after an error: a running profiler crashes at exit
-            if kind is None:
-                self._write(finished)
+        self._end(write=kind is None)
 
-    def _stop(self, running: profile) -> profile:
-        self._profile, self._left = None, 0
+    def _end(self, write: bool = True) -> list[str]:
+        """Ends the profiler, also after an error: one that runs at exit crashes the process."""
+        if self._profile is None:
+            return []
+        finished, self._profile, self._left = self._profile, None, 0
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # else the last kernels are not in the trace
-        running.stop()
-        return running
-
-    def _write(self, finished: profile) -> Path:
-        path = self._folder / TRACE
-        with draft(path) as partial:
+        finished.stop()
+        if not write:
+            return []
+        with draft(self._path) as partial:
             finished.export_chrome_trace(str(partial))
-        return path
+        return [str(self._path), *costliest(finished.events())]
 
 
-def costliest(trace: Path) -> Iterator[str]:
-    """Yields lines of text: how long the GPU was idle, and the kernels that took most of its time.
+def costliest(events: Sequence[FunctionEvent]) -> Iterator[str]:
+    """Yields lines of text: how long the GPU was idle, and the kernels and copies that took most of its time.
 
-    For a run on the CPU, the costliest operators are listed. Raises OSError if the trace cannot be read.
+    For a run on the CPU, the costliest operators are listed, without the time of those that they call.
     """
-    try:
-        with gzip.open(trace) as file:
-            events = [each for each in json.load(file)["traceEvents"] if "dur" in each]
-    except ValueError as error:  # a fault of the profiler must not end the run
-        yield f"the trace cannot be read: {error}"
-        return
-    kernels = [each for each in events if each.get("cat") in ON_GPU]
+    kernels = [each for each in events if each.device_type == DeviceType.CUDA and not each.is_user_annotation]
     if kernels:
         yield f"the GPU was idle {_idle(kernels):.1%} of the time"
-    spent = _own_times(kernels or [each for each in events if each.get("cat") == "cpu_op"])
+    spent: Counter[str] = Counter()  # name -> microseconds
+    for each in kernels or events:
+        spent[each.name] += each.time_range.elapsed_us() if kernels else each.self_cpu_time_total
     total = sum(spent.values()) or 1.0
-    for name in sorted(spent, key=lambda name: -spent[name])[:SHOWN]:
-        text = shorten(name, 80, placeholder="...")
-        yield f"{spent[name] / total:6.1%} {spent[name] / 1e3:9.2f} ms  {text}"
+    for name, time in spent.most_common(SHOWN):
+        yield f"{time / total:6.1%} {time / 1e3:9.2f} ms  {shorten(name, 80, placeholder='...')}"
 
 
-def _idle(kernels: Iterable[dict[str, Any]]) -> float:
+def _idle(kernels: Sequence[FunctionEvent]) -> float:
     """The share of the time between the first kernel's start and the last one's end without a kernel."""
-    spans = sorted((each["ts"], each["ts"] + each["dur"]) for each in kernels)
-    begin = end = spans[0][0]
-    busy = 0.0
-    for start, stop in spans:
-        busy += max(0.0, stop - max(start, end))
-        end = max(end, stop)
-    return 1 - busy / max(end - begin, 1e-9)
-
-
-def _own_times(events: Iterable[dict[str, Any]]) -> dict[str, float]:
-    """Name -> microseconds of the events, minus those of events that they enclose in the same thread."""
-    spent: dict[str, float] = {}
-    enclosing: list[tuple[str, Any, float]] = []
-    for each in sorted(events, key=lambda each: (str(each["tid"]), each["ts"], -each["dur"])):
-        while enclosing and (enclosing[-1][1] != each["tid"] or enclosing[-1][2] <= each["ts"]):
-            enclosing.pop()
-        if enclosing:
-            spent[enclosing[-1][0]] -= each["dur"]
-        spent[each["name"]] = spent.get(each["name"], 0.0) + each["dur"]
-        enclosing.append((each["name"], each["tid"], each["ts"] + each["dur"]))
-    return spent
+    spans = sorted((each.time_range.start, each.time_range.end) for each in kernels)
+    starts, ends = np.array(spans).T
+    ends = np.maximum.accumulate(ends)  # of all kernels so far, since several streams overlap
+    pauses = np.maximum(0, starts[1:] - ends[:-1])
+    return float(pauses.sum() / max(ends[-1] - starts[0], 1e-9))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Phase(StrEnum):
 class Throttle(Worded):
     """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
 
-    Each reason is a metric, named "throttled_" and its value, in percent of the samples.
+    Each reason is a metric, named "throttled_" and its value, which is 1 while the reason applies and else 0.
     """
 
     POWER_CAP = "SwPowerCap", "at the power limit"
@@ -41,53 +41,47 @@ class Throttle(Worded):
     HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware because of heat"
     POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
-    SET_CLOCKS = "ApplicationsClocksSetting", "at clocks that were set by hand"
 
 
-class Metric(NamedTuple):
-    """The label of a metric, which begins with GPU or host, and its unit."""
-
-    label: str
-    unit: str
-
-
-METRICS = {
-    "gpu/gpu_busy": Metric("GPU busy", "%"),
-    "gpu/sm_active": Metric("GPU SM activity", "%"),
-    "gpu/tensor_active": Metric("GPU tensor cores", "%"),
-    "gpu/fp32_active": Metric("GPU FP32 units", "%"),
-    "gpu/dram_bandwidth": Metric("GPU DRAM bandwidth", "%"),
-    "gpu/jpeg": Metric("GPU JPEG engine", "%"),
-    "gpu/memory": Metric("GPU memory", "GiB"),
-    "gpu/power": Metric("GPU power", "W"),
-    "gpu/energy": Metric("GPU energy counter", "J"),
-    "gpu/sm_clock": Metric("GPU SM clock", "MHz"),
-    "gpu/temperature": Metric("GPU temperature", "°C"),
-    "gpu/pcie_width": Metric("GPU PCIe lanes", ""),
-    "gpu/other_processes": Metric("GPU processes of other programs", ""),
-    "gpu/ecc_corrected": Metric("GPU corrected ECC errors", ""),
-    "gpu/ecc_uncorrected": Metric("GPU uncorrected ECC errors", ""),
-    "gpu/xid": Metric("GPU XID errors", ""),
-    **{f"gpu/throttled_{reason}": Metric(f"GPU {reason.text}", "%") for reason in Throttle},
-    "host/cpu": Metric("host CPU", "cores"),
-    "host/machine_cpu": Metric("host CPU, all programs", "cores"),
-    "host/memory": Metric("host memory", "GiB"),
-    "host/disk_read": Metric("host disk reads", "MB/s"),
-    "loop/images_per_second": Metric("images/s", "images/s"),
-    "loop/data_wait": Metric("waiting for data", "%"),
-    "loop/device_wait": Metric("waiting for the device", "%"),
-    "loop/seconds": Metric("a log step", "s"),
+METRICS: dict[str, tuple[str, str]] = {
+    "gpu/gpu_busy": ("GPU busy", "%"),
+    "gpu/sm_active": ("GPU SM activity", "%"),
+    "gpu/tensor_active": ("GPU tensor cores", "%"),
+    "gpu/fp32_active": ("GPU FP32 units", "%"),
+    "gpu/dram_bandwidth": ("GPU DRAM bandwidth", "%"),
+    "gpu/jpeg": ("GPU JPEG engine", "%"),
+    "gpu/memory": ("GPU memory", "GiB"),
+    "gpu/power": ("GPU power", "W"),
+    "gpu/energy": ("GPU energy counter", "J"),
+    "gpu/sm_clock": ("GPU SM clock", "MHz"),
+    "gpu/temperature": ("GPU temperature", "°C"),
+    "gpu/pcie_width": ("GPU PCIe lanes", ""),
+    "gpu/other_processes": ("GPU processes of other programs", ""),
+    "gpu/ecc_corrected": ("GPU corrected ECC errors", ""),
+    "gpu/ecc_uncorrected": ("GPU uncorrected ECC errors", ""),
+    "gpu/xid": ("GPU XID errors", ""),
+    **{f"gpu/throttled_{reason}": (f"GPU {reason.text}", "") for reason in Throttle},
+    "host/cpu": ("host CPU", "cores"),
+    "host/machine_cpu": ("host CPU, all programs", "cores"),
+    "host/memory": ("host memory", "GiB"),
+    "host/disk_read": ("host disk reads", "MB/s"),
+    "loop/images_per_second": ("training speed", "images/s"),
+    "loop/data_wait": ("waiting for data", "%"),
+    "loop/device_wait": ("waiting for the device", "%"),
+    "loop/seconds": ("a log step", "s"),
 }
-"""Kind of owner and name -> metric. The column "gpu3/power" contains "gpu/power" of the fourth GPU."""
+"""Kind of owner and name -> label, which contains GPU for a GPU's, and unit, which is "" for a plain number.
 
-COUNTERS = ("energy", "ecc_corrected", "ecc_uncorrected", "xid")
-"""Metrics whose growth or last value is of interest, not their mean."""
+With several GPUs, the column "gpu3/power" is the power of the fourth.
+"""
+
+NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
+"""Metrics whose mean is of no interest: counters, and the weights of the loop's figures."""
 
 
-def key_of(column: str) -> str:
-    """The key of a column in METRICS. For an unknown column, the result is not in METRICS."""
-    owner, _, metric = column.partition("/")
-    return f"{owner.rstrip('0123456789')}/{metric}"
+def name_of(owner: str) -> str:
+    """The name in texts of a GPU whose columns begin with gpu or, if there are several, gpu3 and the like."""
+    return f"GPU {owner.removeprefix('gpu')}".rstrip()
 
 
 @dataclass(frozen=True)
@@ -100,13 +94,10 @@ class GpuRecord:
     gpu: Gpu
 
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Metric -> the reason why it never had a value."""
+    """Query, in words -> the reason why it never had an answer."""
 
     errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Metric -> error -> how often a query failed that had been answered before.
-
-    A query for several metrics is counted for the first one.
-    """
+    """Query, in words -> error -> how often it occurred, for queries that also had an answer."""
 
     lost: str | None = None
     """The reason why the GPU no longer answers, if it does not."""
@@ -114,12 +105,18 @@ class GpuRecord:
     xids: tuple[int, ...] = ()
     """The numbers of the XID errors that the driver logged."""
 
+    @property
+    def name(self) -> str:
+        """The name in texts: "GPU", or "GPU 3" if there are several GPUs."""
+        return name_of(self.prefix)
+
 
 class Span(NamedTuple):
-    """A phase and its start in seconds since the recording began. It lasts until the next span starts."""
+    """A phase, with its start in seconds since the recording began, and its length in seconds."""
 
     phase: Phase
     start: float
+    seconds: float
 
 
 class Column:
@@ -127,14 +124,19 @@ class Column:
 
     A full column drops every second sample, and from then on keeps only every second new one, and so on.
     Means, percentiles and shares stay correct, but a single peak may be lost. `first` and `last` are the
-    first and the last value of all samples, including dropped ones.
+    first and the last value of all samples, including dropped ones. `label` contains the GPU's number if the
+    name does. `key` is the metric's key in METRICS.
     """
 
-    def __init__(self, metric: Metric, capacity: int = CAPACITY) -> None:
-        self.metric = metric
+    def __init__(self, name: str, capacity: int = CAPACITY) -> None:
+        """`name` is such as "gpu/power". Raises KeyError if there is no such metric."""
+        self.owner, _, self.metric = name.partition("/")
+        self.key = f"{self.owner.rstrip('0123456789')}/{self.metric}"
+        label, self.unit = METRICS[self.key]
+        self.label = label.replace("GPU", name_of(self.owner), 1)
+        self.times, self.values = array("d"), array("d")
         self.first = self.last = 0.0
         self._capacity = capacity
-        self._times, self._values = array("d"), array("d")
         self._stride = 1
         self._offered = 0
 
@@ -142,28 +144,17 @@ class Column:
         """Adds a sample. `time` is in seconds since the recording began."""
         self.first, self.last = (self.first if self._offered else value), value
         if self._offered % self._stride == 0:
-            if len(self._values) == self._capacity:
-                self._times, self._values = self._times[::2], self._values[::2]
+            if len(self.values) == self._capacity:
+                self.times, self.values = self.times[::2], self.values[::2]
                 self._stride *= 2
-            self._times.append(time)
-            self._values.append(value)
+            self.times.append(time)
+            self.values.append(value)
         self._offered += 1
-
-    def __len__(self) -> int:
-        return len(self._values)
-
-    @property
-    def times(self) -> np.ndarray:
-        return np.array(self._times)
-
-    @property
-    def values(self) -> np.ndarray:
-        return np.array(self._values)
 
 
 @dataclass(frozen=True)
 class Recording:
-    """The samples of one session of a run, or of several sessions one after the other."""
+    """The samples of one session of a run."""
 
     seconds: float
     """The length of the recording."""
@@ -172,31 +163,18 @@ class Recording:
     """The phases in order."""
 
     columns: Mapping[str, Column]
-    """Name, such as "gpu0/power" -> samples."""
+    """Name, such as "gpu/power" -> samples."""
 
     gpus: tuple[GpuRecord, ...] = ()
 
     hz: float = 0.0
     """The number of samples per second that was reached."""
 
-    failure: str | None = None
-    """The error that ended the recording early, if any."""
-
-    sessions: tuple[float, ...] = (0.0,)
-    """The second at which each session starts."""
-
-    def stretches(self) -> list[tuple[Phase, float, float]]:
-        """The phase, start and length in seconds of each span."""
-        ends = [*(span.start for span in self.spans[1:]), self.seconds]
-        return [
-            (span.phase, span.start, end - span.start) for span, end in zip(self.spans, ends, strict=True)
-        ]
-
     def values(self, name: str, phase: Phase | None = None) -> np.ndarray:
         """The samples of a column in a phase, or all; empty if there is no such column."""
         if name not in self.columns:
             return np.empty(0)
-        times, values = self.columns[name].times, self.columns[name].values
+        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
         if phase is None:
             return values
         starts = np.array([span.start for span in self.spans])
@@ -204,20 +182,3 @@ class Recording:
         settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
         is_settled = times - starts[spans] >= settling
         return values[np.array([span.phase is phase for span in self.spans])[spans] & is_settled]
-
-
-def joined(before: Recording, after: Recording) -> Recording:
-    """Joins two sessions of a run into one recording. The second starts where the first ends."""
-    columns: dict[str, Column] = {}
-    for recording, shift in ((before, 0.0), (after, before.seconds)):
-        for name, column in recording.columns.items():
-            target = columns.setdefault(name, Column(column.metric))
-            for time, value in zip(column.times + shift, column.values, strict=True):
-                target.add(time, value)
-    return replace(
-        after,
-        seconds=before.seconds + after.seconds,
-        spans=(*before.spans, *(Span(phase, start + before.seconds) for phase, start in after.spans)),
-        columns=columns,
-        sessions=(*before.sessions, *(start + before.seconds for start in after.sessions)),
-    )

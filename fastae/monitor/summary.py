@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from fastae.device.nvml import Absence
-from fastae.monitor.recording import COUNTERS, GpuRecord, Phase, Recording, Throttle
+from fastae.device.nvml import Gpu
+from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle
 from fastae.utils.limits import Cores
 from fastae.utils.worded import Worded
 
 FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6
-LOOP = ("images_per_second", "data_wait", "device_wait")
 
 
 class Verdict(Worded):
@@ -78,27 +78,23 @@ class GpuSummary:
     statistics: Mapping[str, Statistics]
     """Metric -> statistics over the measured phase."""
 
-    throttling: Mapping[Throttle, float] = field(default_factory=dict)
-    """Reason -> share of the samples in which it applied, in [0, 1]."""
-
-    watts: float | None = None
-    """Mean power over the measured phase; None if unknown."""
-
     kwh: float | None = None
     """Energy of the whole recording; None if unknown."""
 
-    is_counted: bool = False
-    """Whether the energy is from the card's counter, not from the mean of sampled power."""
+    growth: Mapping[str, float] = field(default_factory=dict)
+    """Counter -> its growth over the whole recording, if it grew."""
 
-    ecc_corrected: float | None = None
-    """Corrected ECC errors in the whole recording; None if unknown."""
+    def mean(self, metric: str, unknown: float = math.nan) -> float:
+        """The mean of a metric; `unknown` if it is not known."""
+        return self.statistics[metric].mean if metric in self.statistics else unknown
 
-    ecc_uncorrected: float | None = None
-    """Uncorrected ECC errors in the whole recording; None if unknown."""
+    def throttled(self, reason: Throttle) -> float:
+        """The share of the samples in which this reason for lowered clocks applied, in [0, 1]."""
+        return self.mean(f"throttled_{reason}", 0.0)
 
-    def mean(self, metric: str) -> float | None:
-        """The mean of a metric; None if it is unknown."""
-        return self.statistics[metric].mean if metric in self.statistics else None
+
+NO_GPU = GpuSummary(GpuRecord("gpu", Gpu(0, "")), {})
+"""A GPU of which nothing is known."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +120,6 @@ class Summary:
     hz: float = 0.0
     """The number of samples per second that was reached."""
 
-    failure: str | None = None
-    """The error that ended the monitor early, if any."""
-
     images_per_second: float | None = None
     """The rate of training, as counted by the loop."""
 
@@ -148,18 +141,10 @@ class Summary:
     kwh: float | None = None
     """The energy of all GPUs; None if that of one of them is unknown."""
 
-    allocated_gib: float | None = None
-    """The peak of memory that PyTorch allocated on the main rank's GPU."""
-
-    reserved_gib: float | None = None
-    """The peak of memory that PyTorch reserved on the main rank's GPU."""
-
     @property
-    def other_cores(self) -> float:
-        """The number of cores that other programs use; 0 if unknown or less than half a core."""
-        known = {"cpu", "machine_cpu"} <= self.host.keys()
-        others = self.host["machine_cpu"].mean - self.host["cpu"].mean if known else 0.0
-        return others if others >= 0.5 else 0.0
+    def main_gpu(self) -> GpuSummary:
+        """The main rank's GPU."""
+        return self.gpus[0] if self.gpus else NO_GPU
 
 
 @dataclass(frozen=True)
@@ -179,11 +164,8 @@ class UsageReport:
     summary: Summary
     diagnosis: Diagnosis
 
-    absence: Absence | None = None
-    """The reason why GPUs are missing, if any is."""
-
-    absence_detail: str = ""
-    """NVML's name of that reason."""
+    missing: str = ""
+    """The reason why a GPU of the run is not in the report, in words; "" if none is missing."""
 
 
 def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
@@ -193,67 +175,57 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     phase = Phase.TRAIN if in_training >= FEWEST_SAMPLES else None
     gpus = tuple(_of_gpu(recording, record, phase) for record in recording.gpus)
     host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
-    host.pop("seconds", None)  # these are the weights of the other figures
     phases: dict[Phase, float] = {}
-    for each, _, length in recording.stretches():
-        phases[each] = phases.get(each, 0.0) + length
-    whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz, recording.failure)
-    rate, data_wait, device_wait = (_of_loop(recording, name, phase) for name in LOOP)
+    for span in recording.spans:
+        phases[span.phase] = phases.get(span.phase, 0.0) + span.seconds
+    whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz)
+    rate = _of_loop(recording, "images_per_second", phase)
     flops = rate * info.image_flops if rate and info.image_flops else None
     # The energy of runs that take turns cannot be separated, and a part of the GPUs would look like all.
-    is_complete = info.at_once == 1 and len(gpus) == info.ranks
-    watts, kwh = ([getattr(gpu, name) for gpu in gpus if is_complete] for name in ("watts", "kwh"))
+    is_complete = info.at_once == 1 and len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
+    watts = sum(gpu.mean("power") for gpu in gpus) if is_complete else math.nan
+    kwh = [gpu.kwh for gpu in gpus if gpu.kwh is not None]
     return Summary(
         *whole,
         images_per_second=rate,
-        data_wait=None if data_wait is None else data_wait / 100,
-        device_wait=None if device_wait is None else device_wait / 100,
+        data_wait=_of_loop(recording, "data_wait", phase, scale=0.01),
+        device_wait=_of_loop(recording, "device_wait", phase, scale=0.01),
         tflops=None if flops is None else flops / 1e12,
         mfu=flops / (info.ranks * info.peak_flops) if flops and info.peak_flops else None,
-        images_per_joule=rate / sum(watts) if rate and watts and all(watts) else None,
-        kwh=sum(kwh) if kwh and None not in kwh else None,
+        images_per_joule=rate / watts if rate and watts > 0 else None,
+        kwh=sum(kwh) if is_complete and len(kwh) == info.ranks else None,
     )
 
 
 def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
-    statistics = _statistics(recording, record.prefix, phase)
-    means = {reason: statistics.pop(f"throttled_{reason}", None) for reason in Throttle}
-    counted, power = _growth(recording, record, "energy"), recording.values(f"{record.prefix}/power")
-    joules = float(power.mean()) * recording.seconds if counted is None and len(power) else counted
-    is_known = joules is not None and not record.lost
+    growth = {}
+    for metric in NOT_AVERAGED:
+        column = recording.columns.get(f"{record.prefix}/{metric}")
+        if column and column.last > column.first:  # else it did not grow, or it was reset
+            growth[metric] = column.last - column.first
+    power = recording.values(f"{record.prefix}/power")
+    sampled = float(power.mean()) * recording.seconds if len(power) else None
+    joules = growth.get("energy", sampled)
     return GpuSummary(
         record,
-        statistics,
-        throttling={reason: each.mean / 100 for reason, each in means.items() if each and each.mean},
-        watts=statistics["power"].mean if is_known and "power" in statistics else None,
-        kwh=joules / JOULES_PER_KWH if joules is not None and is_known else None,
-        is_counted=counted is not None,
-        ecc_corrected=_growth(recording, record, "ecc_corrected"),
-        ecc_uncorrected=_growth(recording, record, "ecc_uncorrected"),
+        _statistics(recording, record.prefix, phase),
+        kwh=None if joules is None else joules / JOULES_PER_KWH,
+        growth=growth,
     )
 
 
-def _growth(recording: Recording, record: GpuRecord, counter: str) -> float | None:
-    """The growth of a counter; None if it is missing, was read only once, or was reset."""
-    column = recording.columns.get(f"{record.prefix}/{counter}")
-    if column is None or len(column) < 2 or column.last < column.first:
-        return None
-    return column.last - column.first
-
-
-def _of_loop(recording: Recording, name: str, phase: Phase | None) -> float | None:
+def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
     """The time-weighted mean of a figure of the loop; None if the loop does not report it."""
     values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
-    return float(np.average(values, weights=seconds)) if len(values) else None
+    return scale * float(np.average(values, weights=seconds)) if len(values) else None
 
 
 def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
     """Metric -> statistics, for each column of this prefix that has a value."""
     found = {}
     for name, column in recording.columns.items():
-        owner, _, metric = name.partition("/")
         values = recording.values(name, phase)
-        if owner == prefix and len(values) and metric not in COUNTERS:
+        if column.owner == prefix and len(values) and column.metric not in NOT_AVERAGED:
             figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
-            found[metric] = Statistics(*column.metric, *figures)
+            found[column.metric] = Statistics(column.label, column.unit, *figures)
     return found

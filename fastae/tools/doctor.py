@@ -105,11 +105,9 @@ def check_torch(nvml: Nvml) -> Answer:
     text = f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'}"
     if isinstance(nvml, NvmlError) or not nvml.gpus:
         return text, ""
-    if mismatch := compatibility.torch_mismatch(nvml):
-        return f"{text}: {mismatch}", nvml.install
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES to train on one"
-    if fault := compatibility.cuda_fault():
+    if fault := compatibility.cuda_fault(nvml):
         return f"{text}: {fault[0]}", fault[1]
     return text, ""
 
@@ -120,9 +118,9 @@ def check_driver(nvml: Nvml) -> Answer:
 
     if isinstance(nvml, NvmlError):
         if in_wsl():
-            return nvml.absence.text, "for an NVIDIA GPU, update the driver in Windows, not in Linux"
+            return str(nvml), "for an NVIDIA GPU, update the driver in Windows, not in Linux"
         if torch.cuda.is_available():
-            return f"CUDA works, but {nvml.absence.text}", "no action is needed to train without GPU figures"
+            return f"CUDA works, but {nvml}", "no action is needed to train without GPU figures"
         if compatibility.is_jetson():
             return JETSON, "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work"
         return compatibility.missing_driver(nvml) or ("no NVIDIA GPU: training runs on the CPU", "")
@@ -163,7 +161,7 @@ def check_dali(nvml: Nvml) -> Answer:
         raise Problem(f"{text} cannot be imported: {error}", remedy) from None
     if mismatch := compatibility.build_mismatch():
         return f"{text}: {mismatch}", remedy
-    if driver and driver.cuda and max(dali_builds()) > driver.cuda[0]:
+    if driver and max(dali_builds()) > driver.cuda[0]:
         return f"{text}: driver {driver.version} is too old for it; only --device cpu works", remedy
     return text, ""
 

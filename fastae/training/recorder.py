@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from fastae.monitor.monitor import Monitor
-from fastae.monitor.profiler import StepProfiler, costliest
+from fastae.monitor.profiler import StepProfiler
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Checkpoint, Progress
 from fastae.runs.description import RunDescription
@@ -122,10 +122,8 @@ class Recorder:
         Raises the error of a save that has failed.
         """
         self._display.advance(iteration, share)
-        if trace := self._profiler.step():
-            log(f"profile   {trace}")
-            for line in costliest(trace):
-                log(f"{'':10}{line}")
+        for index, line in enumerate(self._profiler.step()):
+            log(f"{'' if index else 'profile':10}{line}")
         self._saver.check()
 
     def log_step(self, metrics: TrainMetrics, remaining: float) -> None:

@@ -28,9 +28,9 @@ from fastae.data.loaders.loader import LoaderKind, build_loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
 from fastae.device.apply import apply
-from fastae.device.choose import Hardware, choose_hardware, choose_precision, describe
+from fastae.device.choose import Hardware, choose_device, choose_precision, describe
 from fastae.device.compatibility import unusable_gpu_reason
-from fastae.device.compiling import require_temporary_folder
+from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
 from fastae.errors import FastaeError
 from fastae.losses import element_of
@@ -240,13 +240,14 @@ def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     if name == "auto" and (reason := unusable_gpu_reason()):
         log(f"warning   training on the CPU: {reason}", "yellow")
         name = "cpu"
-    hardware = choose_hardware(
-        name,
-        amp=config.amp,
-        compile=config.compile,
+    device, images = choose_device(name), config.iterations * config.batch_size
+    compiled, note = choose_compile(config.compile, device, images=images, minutes=config.minutes)
+    hardware = Hardware(
+        device,
+        choose_precision(device, config.amp),
+        compiled=compiled,
+        compile_note=note,
         deterministic=config.deterministic,
-        images=config.iterations * config.batch_size,
-        minutes=config.minutes,
     )
     model = f"training a model of --image-size {config.image_size} and --latent {config.latent}"
     require_room(training_bytes(config.image_size, config.latent), model, hardware.device)

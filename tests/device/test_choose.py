@@ -42,16 +42,20 @@ def test_a_cpu_run_is_compiled_if_it_is_long_enough(monkeypatch):
         choose_compile(True, cpu, images=1)
 
 
-def test_deterministic_reaches_inductor_and_the_jpeg_engine(monkeypatch):
-    """Timings decide nothing then, nor which images the engine has room for."""
+def test_deterministic_reaches_pytorch_and_the_jpeg_engine(monkeypatch):
+    """Timings decide nothing then, nor which images the engine has room for. It does not outlive its run."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpu, hardware = torch.device("cuda", 0), Hardware(torch.device("cpu"), FLOAT32, False, "")
+    cudnn = torch.backends.cudnn
     try:
-        for wanted in (True, False):
-            use_kernels(gpu, wanted)
-            assert inductor.deterministic is torch.are_deterministic_algorithms_enabled() is wanted
-            load = loader_tuning(TrainConfig(deterministic=wanted), hardware).hw_decoder_load
-            assert (load == 0) is wanted
+        with cudnn.flags(benchmark=False, benchmark_limit=10):
+            for wanted in (True, False):
+                use_kernels(gpu, wanted)
+                assert inductor.deterministic is torch.are_deterministic_algorithms_enabled() is wanted
+                assert cudnn.benchmark is not wanted
+                load = loader_tuning(TrainConfig(deterministic=wanted), hardware).hw_decoder_load
+                assert (load == 0) is wanted
+            assert cudnn.benchmark_limit == 0, "all engines are tried"
     finally:
         use_kernels(torch.device("cpu"), False)
 
@@ -82,8 +86,7 @@ def test_refuses_a_device_that_is_not_there(name):
         choose_device(name)
 
 
-def test_what_a_gpu_is_set_to(monkeypatch):
-    """It becomes the current one; float32 is TF32 if it has that; cuDNN tries all engines, or always one."""
+def test_a_gpu_becomes_the_current_one_and_its_float32_is_tf32_if_it_has_that(monkeypatch):
     current, cuda = [], torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
@@ -91,25 +94,13 @@ def test_what_a_gpu_is_set_to(monkeypatch):
     for name, index in (("cuda:1", 1), ("cuda", 0)):
         assert use_device(choose_device(name)).index == current[-1] == index
 
-    conv, matmul, cudnn = torch.backends.cudnn.conv, torch.backends.cuda.matmul, torch.backends.cudnn
+    for capability, note in (((9, 0), "TF32"), ((7, 5), "float32")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert choose_precision(cuda, amp=False) == Precision(None, note)
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision
     try:
-        for capability, note in (((9, 0), "TF32"), ((7, 5), "float32")):
-            conv.fp32_precision = matmul.fp32_precision = "ieee"
-            monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
-            assert choose_precision(cuda, amp=False) == Precision(None, note)
-            use_tf32(cuda)
-            assert conv.fp32_precision == matmul.fp32_precision == "tf32"
+        use_tf32(cuda)
+        assert conv.fp32_precision == matmul.fp32_precision == "tf32"
     finally:
         conv.fp32_precision, matmul.fp32_precision = before
-
-    chosen = []
-    monkeypatch.setattr(torch, "use_deterministic_algorithms", chosen.append)
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")
-    with cudnn.flags(benchmark=False, benchmark_limit=10):
-        use_kernels(cuda, deterministic=False)
-        assert cudnn.benchmark and cudnn.benchmark_limit == 0
-        use_kernels(cuda, deterministic=True)
-        assert not cudnn.benchmark
-    use_kernels(torch.device("cpu"), deterministic=False)
-    assert chosen == [False, True, False], "a run's choice does not outlive it in its process"

@@ -30,9 +30,7 @@ from fastae.data.files.jpeg import inspect
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
-from fastae.monitor.files import read_samples, read_sessions, report_json
-from fastae.monitor.plot import draw
-from fastae.monitor.recording import joined
+from fastae.monitor.files import read_sessions, report_json
 from fastae.monitor.text import show_sessions
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
@@ -109,12 +107,6 @@ def usage_report(path, pictures):
     json.loads(report_json(reports))
 
 
-def samples_of_a_run(path, pictures):
-    recording = read_samples(path)
-    if recording:
-        draw(joined(recording, recording), "a title", io.BytesIO())
-
-
 def plan_of_a_sweep(path, pictures):
     assert all((path.parent / run.name).parent == path.parent for run in SweepFolder(path.parent).read().runs)
 
@@ -167,7 +159,6 @@ NAMES = {
     "config.json": settings_of_a_run,
     "images.json": images_of_a_run,
     "gpu.json": usage_report,
-    "gpu.csv": samples_of_a_run,
     "sweep.json": plan_of_a_sweep,
     "0000001.pt": checkpoint_of_a_run,
     "entry.json": marker_of_a_cache_entry,
@@ -178,14 +169,6 @@ NAMES = {
     "a.jpg": jpeg_file,
 }
 JSON = [name for name in NAMES if name.endswith(".json")]
-
-
-SAMPLES = """time [s],session,phase,gpu0/power [W],host/cpu [cores],loop/data_wait [%]
-0.000,1,before,600,,
-0.500,1,train,600.5,1.5,0.1
-1.001,2,before,1e3,0,
-1.501,2,eval,,2,
-"""
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +203,6 @@ def intact(pictures, face_paths, tmp_path_factory):
         "config.json": [{"config": TrainConfig().as_dict(), "data": {}}],
         "images.json": [dataclasses.asdict(open_folder(pictures).manifest)],
         "gpu.json": [[foreign_report("text")]],
-        "gpu.csv": [SAMPLES.encode()],
         "sweep.json": [{"plan": {}, "runs": [{"name": "pixel_bce", "loss": "pixel_bce", "seed": 0}]}],
         "0000001.pt": [saved(lambda file: torch.save(state | {"iteration": 1}, file))],
         "entry.json": [dataclasses.asdict(marker)],

@@ -64,7 +64,7 @@ def simulate(clock):
         for card in library.cards:
             card.clock = lambda: clock.now
         devices = all_gpus(library)
-        if any(card.mig for card in library.cards):
+        if any(card.board for card in library.cards):
             devices = [gpu_of_cuda(library, "board", None)]
         readers = [*readers_of(library, devices, (OUR_PID,)), host or StubHost()]
         found, left = Poller(readers, hz), list(phases)
@@ -81,7 +81,7 @@ def simulate(clock):
         found._stopping = SimpleNamespace(wait=wait)
         found._run()
         found._ended = clock.now
-        assert found._failure is None
+        assert found.failure is None
         return found
 
     return run

@@ -1,8 +1,8 @@
 """A stand-in for pynvml with recorded values: its names, signatures, units, structures and errors are real.
 
 A call is bound to the signature of the real function, so that the stand-in cannot drift. Each reading of the
-utilization moves on to the next state of the series, and the last one stays. A value that is a Fault is
-raised, or is the field's return code.
+utilization moves on to the next state of the series, and the last one stays. A value that is an exception is
+raised, or its code is the field's return code.
 """
 
 import dataclasses
@@ -13,30 +13,23 @@ from dataclasses import dataclass, field
 from types import SimpleNamespace
 
 import pynvml
-from pynvml import nvmlFriendlyObject
+from pynvml import NVMLError, nvmlFriendlyObject
 
 GIB = 2**30
 
-
-@dataclass(frozen=True)
-class Fault:
-    """An NVML error instead of a value."""
-
-    code: int
-
-
-NOT_SUPPORTED = Fault(pynvml.NVML_ERROR_NOT_SUPPORTED)
-NOT_FOUND = Fault(pynvml.NVML_ERROR_NOT_FOUND)
-LOST = Fault(pynvml.NVML_ERROR_GPU_IS_LOST)
-UNKNOWN = Fault(pynvml.NVML_ERROR_UNKNOWN)
+NOT_SUPPORTED = NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+NOT_FOUND = NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+LOST = NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+UNKNOWN = NVMLError(pynvml.NVML_ERROR_UNKNOWN)
 
 
 @dataclass(frozen=True)
 class State:
     """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits.
 
-    energy: mW by which its counter runs, or a Fault if there is none. gpm: GPM's metric -> value; None for a
-    card without GPM. ecc: corrected and uncorrected errors so far. xids: errors that the driver logs now.
+    energy: mW by which its counter runs; None for those of `power`. gpm: GPM's metric -> value; None for a
+    card without GPM. corrected, uncorrected: ECC errors so far. xids: errors that the driver logs now.
+    processes: their ids.
     """
 
     utilization: object = 0
@@ -49,7 +42,8 @@ class State:
     reasons: object = pynvml.nvmlClocksEventReasonGpuIdle
     jpeg: object = 0
     width: object = 16
-    ecc: object = (0, 0)
+    corrected: object = 0
+    uncorrected: object = 0
     xids: tuple = ()
     gpm: object = None
     processes: object = ()
@@ -59,7 +53,7 @@ class State:
 
     @classmethod
     def all(cls, value, **others):
-        """Every call gives the same, such as a Fault, but for `others`."""
+        """Every call gives the same, such as an error, but for `others`."""
         return cls(**({each.name: value for each in dataclasses.fields(cls)} | others))
 
 
@@ -96,7 +90,8 @@ FALLS_OFF_THE_BUS = [*BUSY * 50, BUSY[0].but(xids=(79, 45, 45)), State.all(LOST,
 class Card:
     """A card in the machine, or a MIG slice of one (`board`); `index` None: hidden but for its UUID.
 
-    lost: NVML's error for whoever asks for its handle. clock: seconds, by which its counters run.
+    lost: the code of the error for whoever asks for its handle. clock: seconds, by which its counters run.
+    xids: the errors that the driver has logged and that nobody has read yet.
     """
 
     states: list
@@ -104,36 +99,27 @@ class Card:
     name: str = "NVIDIA H100 80GB HBM3"
     index: int | None = 0
     board: "Card | None" = None
-    mig: bool = False
     lost: int | None = None
     capability: tuple = (9, 0)
     clock: object = time.monotonic
     tick: int = -1
-    reported: int = -1
-    queue: list = field(default_factory=list)
+    xids: list = field(default_factory=list)
 
-    @property
-    def state(self):
-        return self.states[min(max(self.tick, 0), len(self.states) - 1)]
-
-    def field(self, number):
-        """What one of NVML's fields holds: a number, or a Fault."""
-        state = self.state
-        if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
-            return state.power
-        each_second = state.energy or state.power
-        return each_second if isinstance(each_second, Fault) else round(self.clock() * each_second)
+    def get(self, name):
+        """A value of the current state. Errors are raised."""
+        value = getattr(self.states[min(max(self.tick, 0), len(self.states) - 1)], name)
+        if isinstance(value, Exception):
+            raise value
+        return value
 
 
 class RecordedNvml:
     """Only what fastae calls. `missing`: functions that this driver does not have yet. absent: the error of
     nvmlInit. calls: how often each function was called."""
 
-    def __init__(self, *cards, driver="580.65.06", cuda=13000, missing=(), absent=None):
-        self.cards = list(cards)
-        self.driver = driver
-        self.cuda = cuda
-        self.missing = set(missing)
+    def __init__(self, *cards, missing=(), absent=None):
+        self.cards = cards
+        self.missing = missing
         self.absent = absent
         self.opened = 0
         self.calls = Counter()
@@ -148,24 +134,25 @@ class RecordedNvml:
             bound = signature.bind(*arguments, **named)
             bound.apply_defaults()
             if name in self.missing:
-                raise pynvml.NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
-            answer = ANSWERS[name](self, *bound.arguments.values())
-            if isinstance(answer, Fault):
-                raise pynvml.NVMLError(answer.code)
-            return answer
+                raise NVMLError(pynvml.NVML_ERROR_FUNCTION_NOT_FOUND)
+            return ANSWERS[name](self, *bound.arguments.values())
 
         return call
 
     def find(self, wanted):
-        return next((card for card in self.cards if wanted(card)), NOT_FOUND)
+        for card in self.cards:
+            if wanted(card):
+                return card
+        raise NOT_FOUND
 
     def slices(self, board):
-        return [card for card in self.cards if board is not None and card.board is board]
+        return [card for card in self.cards if card.board is board]
 
 
 def initialise(machine):
-    machine.opened += not machine.absent
-    return Fault(machine.absent) if machine.absent else None
+    if machine.absent:
+        raise NVMLError(machine.absent)
+    machine.opened += 1
 
 
 def close(machine):
@@ -174,33 +161,33 @@ def close(machine):
 
 def by_index(machine, index):
     card = machine.find(lambda card: card.index == index)
-    return Fault(card.lost) if isinstance(card, Card) and card.lost else card
+    if card.lost:
+        raise NVMLError(card.lost)
+    return card
 
 
 def memory(machine, card, version):
-    used = card.state.used
-    if isinstance(used, Fault):
-        return used
     own = 0 if version == pynvml.nvmlMemory_v2 else GIB // 2  # the driver's, which the first version counts
-    return nvmlFriendlyObject({"total": 80 * GIB, "used": used + own})
+    return nvmlFriendlyObject({"total": 80 * GIB, "used": card.get("used") + own})
 
 
 def utilization(machine, card):
     card.tick += 1
-    busy = card.state.utilization
-    return busy if isinstance(busy, Fault) else pynvml.c_nvmlUtilization_t(gpu=busy)
+    card.xids += card.get("xids") if card.tick < len(card.states) else ()
+    return pynvml.c_nvmlUtilization_t(gpu=card.get("utilization"))
 
 
 def field_values(machine, card, numbers):
-    values = (pynvml.c_nvmlFieldValue_t * len(numbers))()
-    for each, number in zip(values, numbers, strict=True):
-        answer = card.field(number)
-        each.fieldId = number
-        if isinstance(answer, Fault):
-            each.nvmlReturn = answer.code
+    (number,) = numbers
+    value = pynvml.c_nvmlFieldValue_t(fieldId=number, valueType=pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG)
+    try:
+        if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
+            value.value.ullVal = card.get("power")
         else:
-            each.valueType, each.value.ullVal = pynvml.NVML_VALUE_TYPE_UNSIGNED_LONG_LONG, answer
-    return values
+            value.value.ullVal = round(card.clock() * (card.get("energy") or card.get("power")))
+    except NVMLError as error:
+        value.nvmlReturn = error.value
+    return [value]
 
 
 def register(machine, card, kinds, events):
@@ -209,78 +196,62 @@ def register(machine, card, kinds, events):
 
 
 def wait_for_event(machine, events, milliseconds):
-    """Each state's errors are reported once, one after the other."""
     assert milliseconds == 0, "it would block"
-    card = events.card
-    if card.reported != card.tick:
-        card.reported, card.queue = card.tick, list(card.state.xids)
-    if not card.queue:
-        return Fault(pynvml.NVML_ERROR_TIMEOUT)
-    return pynvml.c_nvmlEventData_t(eventData=card.queue.pop(0))
-
-
-def recorded(name, wrap=lambda value: value):
-    """Answers a call on a card by a value of its state."""
-    return lambda machine, card, *_: (
-        value if isinstance(value := getattr(card.state, name), Fault) else wrap(value)
-    )
+    if not events.card.xids:
+        raise NVMLError(pynvml.NVML_ERROR_TIMEOUT)
+    return pynvml.c_nvmlEventData_t(eventData=events.card.xids.pop(0))
 
 
 def gpm_metrics(machine, request):
     assert request.version == pynvml.NVML_GPM_METRICS_GET_VERSION
     for metric in request.metrics[: request.numMetrics]:
-        metric.value = machine.gpm_card.state.gpm[metric.metricId]
+        metric.value = machine.gpm_card.get("gpm")[metric.metricId]
     return request
 
 
 def take_sample(machine, card, sample):
     machine.gpm_card = card
-    return sample
 
 
 def gpm_support(machine, card):
-    offers = any(each.state.gpm is not None for each in (card, *machine.slices(card)))
+    offers = any(each.get("gpm") is not None for each in (card, *machine.slices(card)))
     return pynvml.c_nvmlGpmSupport_t(version=1, isSupportedDevice=offers)
 
 
 ANSWERS = {
     "nvmlInit": initialise,
     "nvmlShutdown": close,
-    "nvmlSystemGetDriverVersion": lambda machine: machine.driver,
-    "nvmlSystemGetCudaDriverVersion": lambda machine: machine.cuda,
+    "nvmlSystemGetDriverVersion": lambda machine: "580.65.06",
+    "nvmlSystemGetCudaDriverVersion": lambda machine: 13000,
     "nvmlDeviceGetCount": lambda machine: sum(card.index is not None for card in machine.cards),
     "nvmlDeviceGetHandleByIndex": by_index,
     "nvmlDeviceGetHandleByUUID": lambda machine, uuid: machine.find(lambda card: card.uuid == uuid),
-    "nvmlDeviceGetIndex": lambda machine, card: NOT_FOUND if card.index is None else card.index,
+    "nvmlDeviceGetIndex": lambda machine, card: card.index,
     "nvmlDeviceGetName": lambda machine, card: card.name,
     "nvmlDeviceGetUUID": lambda machine, card: card.uuid,
-    "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability if card else NOT_FOUND,
+    "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability,
     "nvmlDeviceGetMemoryInfo": memory,
     "nvmlDeviceGetEnforcedPowerLimit": lambda machine, card: 700_000,
     "nvmlDeviceGetMaxPcieLinkWidth": lambda machine, card: 16,
     "nvmlDeviceGetUtilizationRates": utilization,
-    "nvmlDeviceGetPowerUsage": recorded("mean_power"),
+    "nvmlDeviceGetPowerUsage": lambda machine, card: card.get("mean_power"),
     "nvmlDeviceGetFieldValues": field_values,
-    "nvmlDeviceGetTemperature": recorded("temperature"),
-    "nvmlDeviceGetClockInfo": recorded("sm_clock"),
-    "nvmlDeviceGetCurrentClocksEventReasons": recorded("reasons"),
-    "nvmlDeviceGetCurrPcieLinkWidth": recorded("width"),
-    "nvmlDeviceGetTotalEccErrors": lambda machine, card, kind, counter: (
-        ecc if isinstance(ecc := card.state.ecc, Fault) else ecc[kind]
+    "nvmlDeviceGetTemperature": lambda machine, card, sensor: card.get("temperature"),
+    "nvmlDeviceGetClockInfo": lambda machine, card, kind: card.get("sm_clock"),
+    "nvmlDeviceGetCurrentClocksEventReasons": lambda machine, card: card.get("reasons"),
+    "nvmlDeviceGetCurrPcieLinkWidth": lambda machine, card: card.get("width"),
+    "nvmlDeviceGetTotalEccErrors": lambda machine, card, kind, counter: card.get(
+        ("corrected", "uncorrected")[kind]
     ),
     "nvmlEventSetCreate": lambda machine: SimpleNamespace(),
     "nvmlDeviceRegisterEvents": register,
     "nvmlEventSetWait_v2": wait_for_event,
-    "nvmlDeviceGetJpgUtilization": recorded("jpeg", lambda percent: [percent, 167_000]),
-    "nvmlDeviceGetComputeRunningProcesses": recorded(
-        "processes",
-        lambda found: [nvmlFriendlyObject({"pid": pid, "usedGpuMemory": used}) for pid, used in found],
-    ),
-    "nvmlDeviceGetMigMode": lambda machine, card: [int(card.mig)] * 2,
-    "nvmlDeviceGetMaxMigDeviceCount": lambda machine, card: 7,
-    "nvmlDeviceGetMigDeviceHandleByIndex": lambda machine, board, index: dict(
-        enumerate(machine.slices(board))
-    ).get(index, NOT_FOUND),
+    "nvmlDeviceGetJpgUtilization": lambda machine, card: [card.get("jpeg"), 167_000],
+    "nvmlDeviceGetComputeRunningProcesses": lambda machine, card: [
+        nvmlFriendlyObject({"pid": pid}) for pid in card.get("processes")
+    ],
+    "nvmlDeviceGetMaxMigDeviceCount": lambda machine, card: len(machine.slices(card)),
+    "nvmlDeviceGetMigDeviceHandleByIndex": lambda machine, board, index: machine.slices(board)[index],
     "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda machine, card: card.board,
     "nvmlDeviceGetGpuInstanceId": lambda machine, card: machine.slices(card.board).index(card),
     "nvmlGpmQueryDeviceSupport": gpm_support,
@@ -301,7 +272,7 @@ def machine_of(*states, **options):
 
 def mig_machine(states=SLICE, names=("aaaa", "bbbb")):
     """A board in MIG mode and its slices."""
-    board = Card(BUSY, mig=True, uuid="GPU-board")
+    board = Card(BUSY, uuid="GPU-board")
     name = "NVIDIA H100 MIG 1g.10gb"
     slices = [Card(list(states), f"MIG-{uuid}", name, index=None, board=board) for uuid in names]
     return RecordedNvml(board, *slices)

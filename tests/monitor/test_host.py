@@ -2,9 +2,7 @@
 
 import os
 import subprocess
-import sys
 import time
-from contextlib import contextmanager
 
 import pytest
 
@@ -18,21 +16,6 @@ def _no_shortest(monkeypatch):
     monkeypatch.setattr(module, "SHORTEST", 0.01)
 
 
-@contextmanager
-def parent_of_one():
-    """A process with a child, which waits; kills both."""
-    child = "print(1, flush=True); input()"
-    code = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    try:
-        parent.stdout.readline()  # the child runs
-        yield parent.pid
-    finally:
-        for member in family(parent.pid):
-            os.kill(member, 9)
-        parent.wait()
-
-
 def test_work_memory_and_nothing_else():
     reader, end = HostReader([os.getpid()]), time.process_time() + 0.15
     while time.process_time() < end:
@@ -43,11 +26,16 @@ def test_work_memory_and_nothing_else():
 
 
 def test_several_processes_are_summed():
-    with parent_of_one() as pid:
-        parent, child = family(pid)
-        time.sleep(0.02)
-        memory = [HostReader(pids)._read_totals()["memory"] for pids in ([parent], [child], [parent, child])]
-        assert parent == pid and memory[2] == pytest.approx(memory[0] + memory[1], rel=0.2)
+    parent = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
+    parent.stdout.readline()  # the child runs
+    pids = family(parent.pid)
+    try:
+        sums = [HostReader(each)._read_totals()["memory"] for each in (pids[:1], pids[1:], pids)]
+    finally:
+        for pid in pids:
+            os.kill(pid, 9)
+        parent.wait()
+    assert pids[0] == parent.pid and len(pids) == 2 and sums[2] == pytest.approx(sums[0] + sums[1], rel=0.2)
 
 
 def test_a_process_that_is_gone_has_no_figures():

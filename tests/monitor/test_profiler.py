@@ -1,37 +1,27 @@
-"""NVTX ranges by phase, and PyTorch's trace."""
+"""PyTorch's trace, and what is costliest in it."""
 
-import gzip
-import json
 from contextlib import suppress
 
 import pytest
 import torch
+from torch.autograd import DeviceType
+from torch.autograd.profiler_util import FunctionEvent
 
-from fastae.monitor.profiler import SHOWN, TRACE, PhaseRanges, StepProfiler, costliest
-
-
-def test_one_range_at_a_time(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda.nvtx, "range_start", lambda name: calls.append(name) or len(calls))
-    monkeypatch.setattr(torch.cuda.nvtx, "range_end", calls.append)
-    ranges = PhaseRanges()
-    for phase in ("compile", "train", "train", None, None):
-        ranges.enter(phase)
-    assert calls == ["compile", 1, "train", 3]
+from fastae.monitor.profiler import SHOWN, TRACE, StepProfiler, costliest
 
 
-def test_a_trace_of_so_many_steps(tmp_path):
+def test_a_trace_of_so_many_steps_and_its_costliest_operators(tmp_path):
     with StepProfiler(2, tmp_path) as profiler:
-        assert profiler.step() is None, "it has not begun"
+        assert not profiler.step(), "it has not begun"
         profiler.begin()
-        torch.ones(3) + 1
-        assert profiler.step() is None
+        torch.ones(300, 300) @ torch.ones(300, 300)
+        assert not profiler.step()
         profiler.begin()
-        assert profiler.step() == tmp_path / TRACE
+        path, *lines = profiler.step()
         profiler.begin()
-        assert profiler.step() is None, "one trace is enough"
-    assert [path.name for path in tmp_path.iterdir()] == [TRACE]
+        assert not profiler.step(), "one trace is enough"
+    assert path == str(tmp_path / TRACE) and [each.name for each in tmp_path.iterdir()] == [TRACE]
+    assert any("aten::mm" in line and "%" in line for line in lines)
 
 
 @pytest.mark.parametrize(
@@ -47,45 +37,19 @@ def test_a_loop_that_ends_early_has_what_there_is_unless_it_failed(tmp_path, ste
     assert not torch.autograd._profiler_enabled(), "left running, it crashes the process at its exit"
 
 
-def event(category, name, start, length, thread=7):
-    return {"ph": "X", "cat": category, "name": name, "ts": start, "dur": length, "tid": thread}
+def on_gpu(name, start, length, **options):
+    return FunctionEvent(0, name, 1, start, start + length, device_type=DeviceType.CUDA, **options)
 
 
-def written(path, events):
-    with gzip.open(path / TRACE, "wt") as file:
-        json.dump({"traceEvents": [{"ph": "M", "name": "process_name"}, *events]}, file)
-    return list(costliest(path / TRACE))
-
-
-def test_the_kernels_that_take_the_most_time_and_how_long_the_gpu_was_idle(tmp_path):
+def test_the_kernels_that_take_the_most_time_and_how_long_the_gpu_was_idle():
     """80 us of 100: two streams overlap, and a copy counts as work."""
     events = [
-        event("kernel", "convolution", 0, 40), event("kernel", "convolution", 20, 20, thread=8),
-        event("gpu_memcpy", "Memcpy HtoD", 40, 20), event("kernel", "adam", 80, 20),
-        event("gpu_user_annotation", "step", 0, 100), event("cpu_op", "aten::add", 0, 100),
+        on_gpu("convolution", 0, 40), on_gpu("convolution", 20, 20), on_gpu("Memcpy HtoD", 40, 20),
+        on_gpu("adam", 80, 20), on_gpu("step", 0, 100, is_user_annotation=True),
+        FunctionEvent(0, "aten::add", 1, 0, 100),
     ]  # fmt: skip
-    idle, *kernels = written(tmp_path, events)
-    assert "20.0%" in idle
-    assert [line.split()[0] for line in kernels] == ["60.0%", "20.0%", "20.0%"] and "convolution" in kernels[
-        0
-    ]
-    many = written(tmp_path, [event("kernel", f"kernel {index}", index, 1) for index in range(50)])
-    assert len(many) == 1 + SHOWN
-
-
-def test_without_a_gpu_the_operators_without_what_they_call(tmp_path):
-    calls = [
-        event("cpu_op", "outer", 0, 100),
-        event("cpu_op", "inner", 10, 70),
-        event("cpu_op", "inner", 90, 5),
-    ]
-    found = written(tmp_path, [*calls, event("cpu_op", "inner", 50, 25, thread=8)])
-    assert [(line.split()[0], line.split()[-1]) for line in found] == [("80.0%", "inner"), ("20.0%", "outer")]
-    assert written(tmp_path, []) == []
-
-
-def test_a_trace_that_is_no_json_does_not_end_the_run(tmp_path):
-    with gzip.open(tmp_path / TRACE, "wt") as file:
-        file.write('{"traceEvents": [{"name": ')
-    (line,) = costliest(tmp_path / TRACE)
-    assert "cannot be read" in line
+    idle, *kernels = costliest(events)
+    assert "20.0%" in idle and "convolution" in kernels[0]
+    assert [line.split()[0] for line in kernels] == ["60.0%", "20.0%", "20.0%"]
+    assert len(list(costliest([on_gpu(f"kernel {index}", index, 1) for index in range(50)]))) == 1 + SHOWN
+    assert not list(costliest([]))

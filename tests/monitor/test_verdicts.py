@@ -130,6 +130,7 @@ def test_what_is_read_within_a_second_after_a_change_of_phase_counts_for_neither
     recording = simulate(states, loop=loop(0.0, 0.4), seconds=100.0, phases=phases).recording()
     summary = summarize(recording, RESIDENT, Cores(8, 8, 8))
     assert summary.measured is Phase.TRAIN and summary.gpus[0].statistics["gpu_busy"].p5 == 98
+    assert summary.phases[Phase.TRAIN] == pytest.approx(50) == summary.phases[Phase.EVAL]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.files.folder import open_folder
-from fastae.device.nvml import Absence
 from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Phase
@@ -88,4 +87,4 @@ def gpu_report(*energies):
         measured=Phase.TRAIN, gpus=(), host=statistics, data_wait=0.1,
     )  # fmt: skip
     diagnosis = Diagnosis(Verdict.CPU_BOUND, ("--amp",))
-    return [UsageReport(dataclasses.replace(whole, kwh=kwh), diagnosis, Absence.CPU_RUN) for kwh in energies]
+    return [UsageReport(dataclasses.replace(whole, kwh=kwh), diagnosis) for kwh in energies]
