@@ -5,7 +5,6 @@ import shlex
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -117,12 +116,3 @@ def test_a_subset_of_celeba_is_told_how_to_be_one(root, tmp_path, face_paths, ca
     assert here("prepare", "celeba", root, "--out", tmp_path / "out", "--count", 3) == 0
     printed = capsys.readouterr().out
     assert "missing" not in printed and "3 to train on, 0 to validate on" in printed
-
-
-def test_a_cache_that_cannot_be_written_is_called_that(tmp_path, face_folder, capsys):
-    for cache in ("/proc/fastae", tmp_path / "file" / "cache"):
-        (tmp_path / "file").touch()
-        run = tmp_path / Path(cache).name
-        options = ["--image-size", 16, "--latent", 4, "--batch-size", 2, "--iterations", 1, "--no-compile"]
-        here("train", "--data", face_folder, "--cache-dir", cache, "--out", run, *options)
-        assert f"dali (the cache {str(cache)!r} is not writable)" in capsys.readouterr().out

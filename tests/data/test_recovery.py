@@ -1,7 +1,6 @@
 """A file that cannot be decoded, at once or during a run: reported, replaced, and nothing else changes."""
 
 import gc
-import itertools
 import json
 import os
 import shutil
@@ -22,9 +21,10 @@ from fastae.data.files.jpeg import Fault, Inspection
 from fastae.data.files.recovery import (
     DecoderError,
     DecoderOutOfMemory,
+    DecoderStalled,
     ImageFiles,
     NoneLeft,
-    RecoverableStream,
+    recovered,
 )
 from fastae.data.loaders import pipeline
 from fastae.data.loaders.decode import Decoder, open_decoder
@@ -33,6 +33,7 @@ from fastae.data.loaders.sampler import Sampler
 
 from ..commands import SMALL, here, started, wait_for
 from .bad_files import bad_table, claiming, two_ways_up
+from .batches import same, take
 
 TRAIN = [*SMALL, "--loader", "dali", "--gpu-sample-hz", 0, "--no-cache", "--log-every", 1]
 WAYS = {
@@ -85,10 +86,9 @@ def faults(replaced):
 @pytest.mark.parametrize("way", WAYS)
 def test_the_next_good_image_is_read_instead_and_nothing_else_changes(paths, way, kind, replaced):
     substituted = [*paths[:5], paths[7], paths[7], *paths[7:]]
-    expected = list(itertools.islice(open_(substituted, kind).batches(), 9))
+    expected = take(open_(substituted, kind).batches(), 9)
     damage(way, *paths[5:7])
-    got = list(itertools.islice(open_(paths, kind, replaced).batches(), 9))
-    assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
+    assert same(expected, take(open_(paths, kind, replaced).batches(), 9))
     assert sorted(faults(replaced)) == paths[5:7]
 
 
@@ -98,7 +98,7 @@ def test_a_file_that_goes_bad_during_a_run_and_one_that_dali_alone_refuses(paths
     next(batches)
     damage("emptied", paths[0])
     Image.new("RGB", (60, 60)).save(paths[3])
-    next(itertools.islice(batches, 14, None))
+    take(batches, 15)
     assert faults(replaced) == {paths[0]: "empty", paths[3]: "does not decode"}
 
 
@@ -145,8 +145,8 @@ def test_a_run_with_a_held_out_file_that_does_not_decode(paths, tmp_path, held_o
 def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths, gone, monkeypatch, replaced):
     """Found batch by batch, each with a new pipeline, they would take minutes."""
     paths = [str(tmp_path / f"{number:05d}.jpg") for number in range(400)]
-    for path, face in zip(paths, itertools.cycle(face_paths)):
-        os.link(face, path)
+    for number, path in enumerate(paths):
+        os.link(face_paths[number % 40], path)
     built = []
     build = pipeline.DaliPipeline.build
     monkeypatch.setattr(pipeline.DaliPipeline, "build", lambda *given: built.append(0) or build(*given))
@@ -157,58 +157,47 @@ def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths,
         Path(path).unlink()
     if gone == 1:
         with pytest.raises(NoneLeft, match="none of the 400 images can be read"):
-            next(itertools.islice(batches, 20, None))
+            take(batches, 20)
         assert replaced == []
     else:
-        next(itertools.islice(batches, 100, None))
+        take(batches, 100)
         assert sorted(faults(replaced)) == lost
     assert len(built) < 10
 
 
-class Stream(RecoverableStream):
-    """Five items, each of all the images. restarted: how `restart` was called."""
+@pytest.mark.parametrize(("kind", "patience"), [(DecoderError, 1), (DecoderStalled, 8)])
+def test_a_batch_in_which_nothing_is_wrong_is_tried_once_more(paths, kind, patience):
+    """A file was just being written, or the storage is slow; the second time, it is the decoder's fault."""
+    failures, restarted = [kind("once")], []
 
-    def __init__(self, files, failing):
-        super().__init__(files, self)
-        self.failing = failing
-        self.restarted = []
-
-    def faults(self, paths):
-        return [None] * len(paths)
-
-    def indices_at(self, position):
-        return range(len(self.files))
-
-    def restart(self, position, patience):
-        self.restarted.append((position, patience))
+    def restart(position, patience):
+        restarted.append((position, patience))
         for item in range(position, 5):
-            if error := self.failing(item):
-                raise error
+            if item == 3 and failures:
+                raise failures.pop()
             yield item
 
+    def items():
+        files = ImageFiles(paths)
+        return list(recovered(files, lambda all_good: [None] * len(all_good), restart, lambda at: range(12)))
 
-@pytest.mark.parametrize(("error", "patience"), [(recovery.DecoderError, 1), (recovery.DecoderStalled, 8)])
-def test_a_batch_in_which_nothing_is_wrong_is_tried_once_more(paths, error, patience):
-    """A file was just being written, or the storage is slow; the second time, it is the decoder's fault."""
-    failures = [error("once")]
-    stream = Stream(ImageFiles(paths), lambda item: item == 3 and failures and failures.pop())
-    assert list(stream.recovered()) == [0, 1, 2, 3, 4]
-    assert stream.restarted == [(0, 1), (3, patience)]
-    stream = Stream(ImageFiles(paths), lambda item: item == 3 and error("always"))
-    with pytest.raises(error, match="always"):
-        list(stream.recovered())
+    assert items() == [0, 1, 2, 3, 4]
+    assert restarted == [(0, 1), (3, patience)]
+    failures += [kind("second"), kind("first")]
+    with pytest.raises(kind, match="second"):
+        items()
 
 
-@pytest.mark.parametrize("refused", [1, 11, 12])
+@pytest.mark.parametrize("refused", [11, 12])
 def test_however_many_files_the_decoder_alone_refuses_are_replaced(paths, refused, replaced):
     damage("decodes, but not by DALI", *paths[:refused])
     batches = open_(paths, replaced=replaced).batches()
     if refused < len(paths):
-        assert len(list(itertools.islice(batches, 6))) == 6
+        assert len(take(batches, 6)) == 6
         assert sorted(faults(replaced)) == paths[:refused]
     else:
         with pytest.raises(NoneLeft, match="none of the 12 images"):
-            list(itertools.islice(batches, 6))
+            take(batches, 6)
 
 
 def test_pipelines_that_failed_are_gone_at_once(paths):
@@ -223,7 +212,7 @@ def test_pipelines_that_failed_are_gone_at_once(paths):
     gc.disable()
     try:
         batches = open_(paths).batches()
-        list(itertools.islice(batches, 6))
+        take(batches, 6)
         assert alive() == before + 1
         del batches
         assert alive() == before
@@ -268,7 +257,7 @@ def test_no_file_is_replaced_because_memory_was_short(paths, monkeypatch, error,
     monkeypatch.setattr(pipeline.Pipeline, "run", failing)
     ends = pytest.raises(DecoderOutOfMemory, match="out of memory while images were decoded")
     with ends if short > 1 else nullcontext():
-        assert len(list(itertools.islice(batches, 6))) == 6
+        assert len(take(batches, 6)) == 6
     assert replaced == [] and len(ran) == (7 if short == 1 else 4)
 
 
@@ -309,12 +298,11 @@ def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_a_file_at_which_the_decoder_does_not_return_is_replaced(paths, monkeypatch, kind, replaced):
     """A pipe that looks like a good file."""
-    expected = list(itertools.islice(open_([*paths[:5], paths[6], *paths[6:]], kind).batches(), 4))
+    expected = take(open_([*paths[:5], paths[6], *paths[6:]], kind).batches(), 4)
     monkeypatch.setattr(recovery, "inspect", lambda path: Inspection(None))
     monkeypatch.setattr("fastae.data.loaders.decode.FILE_PATIENCE", 1.0)
     damage("a pipe", paths[5])
-    got = list(itertools.islice(open_(paths, kind, replaced).batches(), 4))
-    assert all(map(torch.equal, expected, got))
+    assert same(expected, take(open_(paths, kind, replaced).batches(), 4))
     assert faults(replaced) == {paths[5]: "does not decode in time"}
 
 

@@ -15,9 +15,9 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from ctypes import c_void_p
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
@@ -106,7 +106,7 @@ class DaliPipeline:
             DecoderError: DALI fails for another reason.
         """
         while True:
-            stream = self._stream()
+            stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
             try:
                 (images,) = _within(self.patience, functools.partial(self._run_once, pipeline, stream))
             except StopIteration:
@@ -132,13 +132,6 @@ class DaliPipeline:
             images.copy_to_external(c_void_p(copied.data_ptr()), c_void_p(stream), non_blocking=True)
         return copied
 
-    def _stream(self) -> Any:
-        """PyTorch's stream on the device; None on a CPU. No context is created on other GPUs."""
-        if not self.on_gpu:
-            return None
-        with torch.cuda.device(self.device):
-            return torch.cuda.current_stream()
-
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
         if self.on_gpu:  # a thread starts on the first GPU, where DALI would create a context
             torch.cuda.set_device(self.device)
@@ -156,25 +149,22 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
 
     The function runs in a new thread, which costs 0.1 ms; a batch of 64 images takes 6 ms to decode.
     """
-    outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-    Thread(target=_call, args=(function, outcomes), daemon=True).start()
+    outcome: Future[Any] = Future()
+    Thread(target=_call, args=(function, outcome), daemon=True).start()
     try:
-        result, error = outcomes.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError from None
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error  # it refers to this frame, which refers to it: the cycle would keep the pipeline alive
-    return result
+        return outcome.result(seconds)
+    finally:
+        del (
+            outcome
+        )  # it refers to an error, which refers to this frame: the cycle would keep the pipeline alive
 
 
-def _call(function: Callable[[], Any], outcomes: SimpleQueue[tuple[Any, BaseException | None]]) -> None:
+def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
     try:
-        outcomes.put((function(), None))
+        outcome.set_result(function())
     except BaseException as error:
-        outcomes.put((None, error))
+        outcome.set_exception(error)
+        del outcome  # likewise
 
 
 def _abandon(pipeline: Pipeline) -> None:
@@ -234,23 +224,19 @@ def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
 
 def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
     """Builds the pipeline of `read_augmented`."""
-    if dali.tuning.colors_in_step:
-        return dali.build(_resized, (_flipped(paths, params) for params in batches), 2)
-    # A parameter of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
-    feed = (
-        (
-            *_flipped(paths, params),
-            *(x[:, None, None, None] for x in (params.brightness, params.contrast, params.saturation)),
-        )
-        for params in batches
-    )
-    return dali.build(_augmented, feed, 5)
+    columns = 2 if dali.tuning.colors_in_step else 5
+    return dali.build(_augmented, (_inputs(paths, params)[:columns] for params in batches), columns)
 
 
-def _flipped(paths: Sequence[str], params: BatchParams) -> tuple[list[np.ndarray], np.ndarray]:
-    """The files of a batch, and the corner where the resize starts: (0, 0), or (0, 1) for a flip."""
+def _inputs(paths: Sequence[str], params: BatchParams) -> tuple[Any, ...]:
+    """The inputs of `_augmented`: files, the corners where the resize starts, and the color parameters.
+
+    The corner is (0, 0), or (0, 1) for a flip.
+    """
     starts = np.stack([np.zeros_like(params.flip), params.flip], axis=1).astype(np.float32)
-    return _characters([paths[index] for index in params.indices]), starts
+    # A parameter of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
+    colors = (x[:, None, None, None] for x in (params.brightness, params.contrast, params.saturation))
+    return _characters([paths[index] for index in params.indices]), starts, *colors
 
 
 def _crops(dali: DaliPipeline, path: Any) -> Any:
@@ -295,12 +281,12 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
     )
 
 
-def _augmented(
-    dali: DaliPipeline, path: Any, start: Any, brightness: Any, contrast: Any, saturation: Any
-) -> Any:
+def _augmented(dali: DaliPipeline, path: Any, start: Any, *colors: Any) -> Any:
     images = _resized(dali, path, start)
+    if not colors:
+        return images
     mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
-    (images,) = augment.color_jitter([images], [mean], brightness, contrast, saturation, arrays=_Interleaved)
+    (images,) = augment.color_jitter([images], [mean], *colors, arrays=_Interleaved)
     return images
 
 

@@ -14,26 +14,20 @@ does not guarantee this for `Generator.permutation` and `uniform`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from fastae.augment import Augmentation
 
-Item = TypeVar("Item")
-
 # The second word of the generator's key keeps the two streams of one seed apart.
 PERMUTATIONS, PARAMETERS = 0, 1
 
 
-@dataclass(frozen=True)
-class BatchParams:
+class BatchParams(NamedTuple):
     """The images of a batch, and their augmentation. All arrays have the length N."""
-
-    iteration: int
 
     indices: np.ndarray
     """The images' indices, int64."""
@@ -49,15 +43,6 @@ class BatchParams:
 
     saturation: np.ndarray
     """The factors of the saturation, float32."""
-
-    @staticmethod
-    def joined(batches: Sequence[BatchParams]) -> BatchParams:
-        """Concatenates several batches. The result has the iteration of the first one."""
-        arrays = (
-            np.concatenate([getattr(each, field.name) for each in batches])
-            for field in fields(BatchParams)[1:]
-        )
-        return BatchParams(batches[0].iteration, *arrays)
 
 
 @dataclass(frozen=True)
@@ -110,19 +95,12 @@ class Sampler:
         first = self.part * self.share
         here = slice(first, first + self.size(iteration))
         return BatchParams(
-            iteration=iteration,
             indices=self._indices(iteration)[here],
             flip=(flip[here] < 0.5) & self.flip,
             brightness=_scaled(brightness[here], 0.0, ranges.brightness),
             contrast=_scaled(contrast[here], 1.0, ranges.contrast),
             saturation=_scaled(saturation[here], 1.0, ranges.saturation),
         )
-
-    def iterate(self, start: int = 0) -> Iterator[BatchParams]:
-        """Yields the batches of iterations start, start + 1, ..., without end."""
-        while True:
-            yield self.at(start)
-            start += 1
 
     def _indices(self, iteration: int) -> np.ndarray:
         if not self.shuffle:
