@@ -14,7 +14,7 @@ from fastae.data.files import folder as folders
 from fastae.data.files import jpeg
 from fastae.data.files.check import check
 from fastae.data.files.folder import find_jpegs, open_folder
-from fastae.data.files.jpeg import USABLE, Fault, inspect
+from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
@@ -26,15 +26,12 @@ def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, g
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
     os.link(face_paths[1], tmp_path / "a.jpg")
     decoded = []
-
-    class Decoder:
-        def faults(self, paths, together):
-            decoded.extend(Path(path).name for path in paths)
-            return iter([None])
-
-    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, decoder=Decoder())
-    assert [(Path(f.path).name, f.fault) for f in found.faults] == [("huge.jpg", Fault.TOO_LARGE)]
-    assert decoded == ["a.jpg"]
+    found = check(
+        str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None,
+        find_faults=lambda paths: decoded.extend(paths) or [None],
+    )  # fmt: skip
+    assert found.faults == [FileFault(str(tmp_path / "huge.jpg"), Fault.TOO_LARGE)]
+    assert decoded == found.usable == [str(tmp_path / "a.jpg")]
 
 
 def test_the_largest_image_that_may_be_decoded(tmp_path, good):

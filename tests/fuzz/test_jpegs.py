@@ -96,7 +96,7 @@ def work(folder: str) -> None:
         assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1
     print("the deep check", flush=True)
     decoder = open_decoder(CropResize(), torch.device("cpu"), Tuning(compiled=False))
-    deep = check(folder, paths, crop=None, records=None, decoder=decoder)
+    deep = check(folder, paths, crop=None, records=None, find_faults=decoder.faults)
     assert replaced.keys() == {each.path for each in deep.unusable} - {each.path for each in quick.unusable}
     outcome = dict.fromkeys(paths, "decoded") | {each.path: each.fault.value for each in quick.faults}
     outcome |= {path: f"replaced in training: {fault}" for path, fault in replaced.items()}
