@@ -220,9 +220,8 @@ class DaliLoader(Loader):
                 before = 0
         else:
             needed = ([paths[index] for index in params.indices] for params in groups)
-            all_params = map(sampler.at, itertools.count(first))
-            for params, crops in zip(all_params, read_crops(needed, dali), strict=False):
-                yield decoder.pixel_ops.augment_crops(crops, ParamTensors.of(params))
+            for iteration, crops in enumerate(read_crops(needed, dali), first):
+                yield decoder.pixel_ops.augment_crops(crops, self._params(iteration))
 
 
 class ResidentLoader(Loader):

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastae import augment
 from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
@@ -63,10 +64,6 @@ class DaliPipeline:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    @property
-    def decodes_on_gpu(self) -> bool:
-        return self.on_gpu and not self.tuning.decode_on_cpu
-
     def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
         """Builds a pipeline of one of the graphs below.
 
@@ -86,9 +83,8 @@ class DaliPipeline:
             exec_dynamic=True,
         )
         with pipeline:
-            pipeline.set_outputs(
-                graph(self, *fn.external_source(source=feed, num_outputs=columns, batch=True))
-            )
+            inputs = fn.external_source(source=feed, num_outputs=columns, batch=True)
+            pipeline.set_outputs(graph(self, *inputs))
         try:
             pipeline.build()
         except (RuntimeError, MemoryError) as error:
@@ -112,13 +108,14 @@ class DaliPipeline:
             except StopIteration:
                 return
             except TimeoutError:
-                _abandon(pipeline)
+                # When the process ends, DALI must not wait for this pipeline. Nothing public prevents it.
+                Pipeline._pipes.discard(weakref.ref(pipeline))
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
             except (RuntimeError, ValueError, MemoryError) as error:
                 raise _described(error) from error
             yield images
 
-    def tensor(self, images: Any) -> torch.Tensor:
+    def tensor(self, images: Any) -> Tensor:
         """Converts DALI's float32 batch to a tensor: on a CPU without a copy, on a GPU by a copy.
 
         If PyTorch held the batch by DLPack instead, a thread of DALI would wait for the whole device before
@@ -154,9 +151,8 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
     try:
         return outcome.result(seconds)
     finally:
-        del (
-            outcome
-        )  # it refers to an error, which refers to this frame: the cycle would keep the pipeline alive
+        # It may hold an error, which refers to this frame: the cycle would keep the pipeline alive.
+        del outcome
 
 
 def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
@@ -164,13 +160,7 @@ def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
         outcome.set_result(function())
     except BaseException as error:
         outcome.set_exception(error)
-        del outcome  # likewise
-
-
-def _abandon(pipeline: Pipeline) -> None:
-    """Prevents DALI from waiting for a stalled pipeline when the process ends."""
-    # `_pipes` is a private attribute; DALI has no public way to do this.
-    Pipeline._pipes.discard(weakref.ref(pipeline))
+        del outcome  # the error refers to this frame, too
 
 
 def _described(error: Exception) -> DecoderError:
@@ -188,9 +178,7 @@ def _gist(error: Exception) -> str:
     return (str(error).rpartition("\n\n")[2].splitlines() or [type(error).__name__])[0].strip(" :")
 
 
-def read_crops(
-    batches: Iterator[Sequence[str]], dali: DaliPipeline
-) -> Iterator[torch.Tensor | list[torch.Tensor]]:
+def read_crops(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[Tensor | list[Tensor]]:
     """Yields the centred squares of the files of each batch, decoded on the CPU without a copy.
 
     A batch is uint8 (N, L, L, 3), or a list of (L, L, 3) if the sides differ.
@@ -202,14 +190,14 @@ def read_crops(
             yield [torch.from_dlpack(image) for image in images]
 
 
-def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[torch.Tensor]:
+def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[Tensor]:
     """Yields the files of each batch, cut and resized: float32 (N, 3, S, S) in [0, 255], channels-last."""
     return _tensors(dali, dali.build(_resized, ((_characters(paths),) for paths in batches), 1))
 
 
 def read_augmented(
     paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """Yields augmented batches: float32 (N, 3, S, S) in [0, 1], channels-last.
 
     With `colors_in_step` the images are flipped, but their colors are not changed, and they are in [0, 255].
@@ -217,7 +205,7 @@ def read_augmented(
     return _tensors(dali, build_augmented(paths, batches, dali))
 
 
-def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
+def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[Tensor]:
     for images in dali.run(pipeline):
         yield dali.tensor(images.as_tensor()).permute(0, 3, 1, 2)
 
@@ -254,7 +242,7 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
         "device_memory_padding": dali.tuning.padding,
         "host_memory_padding": dali.tuning.padding,
     }
-    if dali.decodes_on_gpu:
+    if dali.on_gpu and not dali.tuning.decode_on_cpu:
         # nvImageCodec 0.9 crashes if it decodes regions of a batch with several kinds of chroma subsampling.
         return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
     images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)

@@ -43,10 +43,6 @@ class ParamTensors(NamedTuple):
     saturation: Tensor
 
     @staticmethod
-    def of(params: BatchParams) -> ParamTensors:
-        return ParamTensors.unpack(ParamTensors.pack(params))
-
-    @staticmethod
     def pack(params: BatchParams, pinned: bool = False) -> Tensor:
         """Packs the parameters into int32 (5, N), floats by their bits, for one copy to a GPU."""
         words = torch.empty(
@@ -122,8 +118,9 @@ class PixelOps:
             1, 2
         )
 
-    def augment_crops(self, crops: Sequence[Tensor] | Tensor, params: ParamTensors) -> Tensor:
-        """Resizes, flips and augments crops: float32 (N, 3, S, S), channels-last, in [0, 1]."""
+    def augment_crops(self, crops: Sequence[Tensor] | Tensor, words: Tensor) -> Tensor:
+        """Resizes, flips and augments crops by packed parameters: (N, 3, S, S), channels-last, in [0, 1]."""
+        params = ParamTensors.unpack(words)
         if not isinstance(crops, Tensor) or self._crop_resize.antialias:
             pixels = self.resize(crops)
             pixels = torch.where(params.flip[:, None, None, None], pixels.flip(3), pixels)
