@@ -17,17 +17,6 @@ from ..conftest import no_more_files
 from . import bad_files
 
 
-@pytest.fixture
-def mixed(tmp_path, good, face_paths):
-    """A folder of eight good faces among all the bad files, and what is wrong with each."""
-    folder = tmp_path / "mixed"
-    folder.mkdir()
-    expected = bad_files.make(folder, good)
-    for number, path in enumerate(face_paths[:8]):
-        os.link(path, folder / f"{number}.jpg")
-    return folder, expected
-
-
 def checked(folder, crop=None, records=None):
     return check(str(folder), find_jpegs(str(folder)), crop=crop, records=records)
 
@@ -36,9 +25,10 @@ def faults(found):
     return {Path(each.path).name: each.fault.value for each in found.faults}
 
 
-def test_each_of_at_least_forty_bad_files_is_named(mixed):
-    folder, expected = mixed
-    found = checked(folder, crop=100)
+def test_each_of_at_least_forty_bad_files_is_named(tmp_path, good, face_paths):
+    expected = bad_files.make(tmp_path, good)
+    bad_files.put(face_paths[:8], tmp_path)
+    found = checked(tmp_path, crop=100)
     assert len(expected) >= 40
     assert faults(found) == expected
     assert [Path(path).name for path in found.usable] == [f"{number}.jpg" for number in range(8)]
@@ -64,14 +54,12 @@ def test_the_deep_check_asks_the_decoder_that_trains(tmp_path, good, face_paths,
 
 @pytest.mark.parametrize("year", [1600, 1969, 2300, 9999])
 def test_a_file_may_be_dated_in_any_year(tmp_path, good, year, monkeypatch):
-    folder, records = tmp_path / "images", tmp_path / "records"
-    folder.mkdir()
-    (folder / "a.jpg").write_bytes(good)
+    (tmp_path / "a.jpg").write_bytes(good)
     moment = (year - 1970) * 31_556_952 * 10**9 + 1
-    os.utime(folder / "a.jpg", ns=(moment, moment))
-    first = checked(folder, records=records)
+    os.utime(tmp_path / "a.jpg", ns=(moment, moment))
+    first = checked(tmp_path, records=tmp_path / "records")
     monkeypatch.setattr("fastae.data.files.check.inspect", None)
-    assert checked(folder, records=records) == first
+    assert checked(tmp_path, records=tmp_path / "records") == first
 
 
 def test_answers_are_remembered_until_a_file_changes(tmp_path, good, monkeypatch):
@@ -123,7 +111,7 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
             find_jpegs(str(path))
     (tmp_path / "celeba.zip").unlink()
     (tmp_path / "a.jpg").write_bytes(b"")
-    os.link(face_paths[0], tmp_path / "b.jpg")
+    bad_files.put(face_paths, tmp_path, ["b.jpg"])
     with pytest.raises(FastaeError, match=r"1 usable JPEG.*skipped: 1 empty"):
         open_folder(tmp_path)
 
