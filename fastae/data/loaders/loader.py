@@ -36,7 +36,7 @@ from fastae.data.files.jpeg import FileFault, inspect
 from fastae.data.files.recovery import ImageFiles, recovered
 from fastae.data.loaders.crop_resize import SIZE, CropResize
 from fastae.data.loaders.decode import Decoder, open_decoder
-from fastae.data.loaders.host import gather, upload_batches
+from fastae.data.loaders.host import upload_batches
 from fastae.data.loaders.pixel_ops import ParamTensors, to_batch
 from fastae.data.loaders.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.loaders.sampler import BatchParams, Sampler
@@ -125,22 +125,23 @@ class Loader(ABC):
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Yields the inputs from which `images` makes a batch, from iteration `start` on, without end.
+        """Yields the inputs from which `make_batch` makes a batch, from iteration `start` on, without end.
 
-        They are tensors of fixed shapes on the device or in pinned memory, and may be overwritten when the
-        next ones are requested.
+        They are tensors of fixed shapes on the device or in pinned memory.
         """
 
     @abstractmethod
     def make_batch(self, *inputs: Tensor) -> Tensor:
         """Makes a batch from its inputs. A training step may compile and capture this as its own part."""
 
-    @abstractmethod
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes, without starting DALI or a thread."""
+        """Inputs of the right shapes, without starting DALI."""
+        return next(self.inputs())
 
-    def _params(self, iteration: int = 0) -> Tensor:
-        return ParamTensors.pack(self.sampler.at(iteration), pinned=self.decoder.on_gpu)
+    def _all_params(self, start: int = 0) -> Iterator[Tensor]:
+        """Yields the packed parameters of the batches of iterations start, start + 1, ..., without end."""
+        for params in map(self.sampler.at, itertools.count(start)):
+            yield ParamTensors.pack(params, pinned=self.decoder.on_gpu)
 
 
 class DaliLoader(Loader):
@@ -161,7 +162,7 @@ class DaliLoader(Loader):
         size = self.decoder.crop_resize.size
         images = torch.rand(self.sampler.share, 3, size, size, device=self.decoder.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        return (images, self._params()) if self.colors_in_step else (images,)
+        return (images, next(self._all_params())) if self.colors_in_step else (images,)
 
     @property
     def colors_in_step(self) -> bool:
@@ -192,9 +193,7 @@ class DaliLoader(Loader):
             restart=lambda position, patience: self._augmented(start + position, patience),
             indices_at=lambda position: self._group(start + position).indices.tolist(),
         )
-        if not self.colors_in_step:
-            return ((images,) for images in batches)
-        return ((images, self._params(i)) for i, images in enumerate(batches, start))
+        return zip(batches, self._all_params(start), strict=False) if self.colors_in_step else zip(batches)
 
     def _group(self, iteration: int) -> BatchParams:
         """The batches of the group that contains this iteration, as one."""
@@ -220,8 +219,8 @@ class DaliLoader(Loader):
                 before = 0
         else:
             needed = ([paths[index] for index in params.indices] for params in groups)
-            for iteration, crops in enumerate(read_crops(needed, dali), first):
-                yield decoder.pixel_ops.augment_crops(crops, self._params(iteration))
+            for crops, words in zip(read_crops(needed, dali), self._all_params(first), strict=False):
+                yield decoder.pixel_ops.augment_crops(crops, words)
 
 
 class ResidentLoader(Loader):
@@ -233,11 +232,8 @@ class ResidentLoader(Loader):
         super().__init__(sampler, decoder)
         self.store = store
 
-    def example(self) -> tuple[Tensor, ...]:
-        return (self._params(),)
-
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return ((self._params(iteration),) for iteration in itertools.count(start))
+        return zip(self._all_params(start))
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         (words,) = inputs
@@ -252,9 +248,6 @@ class HostLoader(Loader):
     def __init__(self, store: Store, sampler: Sampler, decoder: Decoder) -> None:
         super().__init__(sampler, decoder)
         self.store = store
-
-    def example(self) -> tuple[Tensor, ...]:
-        return tuple(value.to(self.device) for value in gather(self.store, self.sampler.at(0)))
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         return upload_batches(self.store, self.sampler, start, self.device)
