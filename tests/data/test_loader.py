@@ -33,7 +33,7 @@ from fastae.errors import FastaeError
 from fastae.utils import environment
 
 from . import reference
-from .batches import opened, same, take
+from .batches import differ, opened, same, take
 
 STRONG = Augmentation(brightness=0.5, contrast=0.9, saturation=1.0)
 RANGES = pytest.mark.parametrize("ranges", [Augmentation(), STRONG], ids=["default", "strong"])
@@ -89,16 +89,13 @@ def test_the_square_of_a_whole_image_is_the_region_that_is_decoded_on_a_cpu(tmp_
     @pipeline_def(batch_size=len(paths), num_threads=1, device_id=None, exec_dynamic=True)
     def both():
         encoded, _ = fn.readers.file(files=paths)
-        largest = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
-        sides = {"crop_h": side or largest, "crop_w": side or largest}
-        return fn.decoders.image_crop(encoded, **sides), cut_square(
-            fn.decoders.image(encoded), side or largest
-        )
+        square = side or fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
+        region = fn.decoders.image_crop(encoded, crop_h=square, crop_w=square)
+        return region, cut_square(fn.decoders.image(encoded), square)
 
     regions, squares = both().run()
     assert len(regions) == len(paths)
-    for region, square in zip(regions, squares, strict=True):
-        assert np.array_equal(np.asarray(region), np.asarray(square))
+    assert all(map(np.array_equal, map(np.asarray, regions), map(np.asarray, squares)))
 
 
 def test_a_pipeline_that_dali_refuses_to_build_is_a_decoders_error(face_paths, monkeypatch):
@@ -127,10 +124,8 @@ def test_dali_does_without_nvml_if_it_cannot_be_loaded(monkeypatch):
 def test_the_graph_for_gpus_makes_nine_passes_over_full_images():
     """Resize, mean, maximum, minimum, two multiply-adds, the clip; other operators' results are smaller."""
     dali = DaliPipeline(CropResize(100), CPU, 8, Tuning(threads=1))
-    operators = Counter(
-        operator.name.strip("_").rstrip("0123456789_")
-        for operator in build_augmented([], iter(()), dali)._ops
-    )
+    names = [operator.name.strip("_") for operator in build_augmented([], iter(()), dali)._ops]
+    operators = Counter(name.rstrip("0123456789_") for name in names)
     del operators["ExternalSource"], operators["Read"], operators["ImageCrop"]
     arithmetic = operators.pop("ArithmeticGenericOp")
     assert operators == {"Resize": 1, "Mean": 1, "Max": 1, "Min": 1}
@@ -162,33 +157,18 @@ def test_iterating_gives_one_epoch_after_the_other(face_paths):
     assert torch.equal(next(iter(loader.reseeded(4))), next(iter(loader.reseeded(4))))
 
 
-def test_images_of_any_size_nested_or_flat(tmp_path, face_paths):
-    sizes = [(178, 218), (300, 200), (64, 64), (500, 301)]
-    image = Image.open(face_paths[0])
-    for number, size in enumerate(sizes):
-        folder = tmp_path / "a" / str(number % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        image.resize(size).save(folder / f"{number}.JPEG")
-    files = sorted(str(path) for path in tmp_path.rglob("*.JPEG"))
-    images = load_images(files, CropResize(), "cpu")
-    for path, loaded in zip(files, images, strict=True):
-        expected = reference.resize(reference.cut_out(reference.decode(path)), 128) / 255
-        assert np.abs(loaded.numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
-
-
-def test_antialias_is_off_unless_asked_for(face_paths):
-    plain = load_images(face_paths[:1], CropResize(size=32), "cpu")
-    smooth = load_images(face_paths[:1], CropResize(size=32, antialias=True), "cpu")
-    expected = reference.resize(reference.cut_out(reference.decode(face_paths[0])), 32) / 255
-    assert np.abs(plain[0].numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
-    assert (smooth - plain).abs().max() > 0.01
-
-
-def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
-    several = load_images((face_paths * 2)[:70], CropResize(size=16), "cpu")
-    single = load_images(face_paths[29:30], CropResize(size=16), "cpu")
-    assert several.shape == (70, 3, 16, 16)
-    assert torch.equal(several[69:], single)
+def test_images_of_any_size_are_loaded_in_their_order(tmp_path, face_paths):
+    """More than one batch, the last of which is short. Antialiasing is off unless asked for."""
+    paths = []
+    for number, size in enumerate([(178, 218), (300, 200), (64, 64), (500, 301)]):
+        paths.append(str(tmp_path / f"{number}.jpg"))
+        Image.open(face_paths[number]).resize(size).save(paths[-1])
+    images = load_images(paths * 17, CropResize(size=32), "cpu")
+    expected = [reference.resize(reference.cut_out(reference.decode(path)), 32) / 255 for path in paths]
+    difference = images.permute(0, 2, 3, 1).numpy() - np.stack(expected * 17)
+    assert np.abs(difference).max() <= 1e-5
+    smooth = load_images(paths, CropResize(size=32, antialias=True), "cpu")
+    assert (smooth - images[:4]).abs().max() > 0.01
 
 
 class DecoderOfAGpu(Decoder):
@@ -210,16 +190,13 @@ def test_batches_that_a_gpu_decodes_together_are_taken_apart_again(face_paths, s
         ).batches(start)
         for decoder in (DecoderOfAGpu, Decoder)
     )
-    for one, other in zip(take(ours, 7), take(theirs, 7), strict=True):
-        assert one.shape == other.shape and (one - other).abs().max() <= 1e-5
+    assert differ(take(ours, 7), take(theirs, 7)) <= 1e-5
 
 
 @pytest.mark.parametrize("installed", [[], list(environment.DALI_BUILDS.values())], ids=["none", "two"])
 def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed):
     monkeypatch.setattr(environment, "version", lambda name: "2.4.0" if name in installed else None)
-    with pytest.raises(
-        FastaeError, match="pip uninstall nvidia-dali" if installed else "pip install nvidia-dali"
-    ):
+    with pytest.raises(FastaeError, match=f"pip {'un' if installed else ''}install nvidia-dali"):
         opened(face_paths)
 
 
