@@ -116,19 +116,10 @@ def test_a_store_is_built_anew_whose_bad_files_are_good_by_now(face_paths, tmp_p
     assert differ(repaired, with_bad) > 0.1 and told == [] and len(stores(tmp_path)) == 1
 
 
-def changed(name, change):
-    """A damage: what `change` makes of an array of the store, which is mapped."""
-
-    def damage(store):
-        array = np.load(store / name, mmap_mode="r+")
-        change(array)
-        array.flush()
-
-    return damage
-
-
-def flip_a_bit(pixels):
+def flip_a_bit(store):
+    pixels = np.load(store / "pixels.npy", mmap_mode="r+")
     pixels[17, 100, 1, 100] ^= 1
+    pixels.flush()
 
 
 def with_pipe(name):
@@ -147,16 +138,12 @@ def change_a_digest(store):
     (store / "entry.json").write_text(json.dumps(marker))
 
 
-NESTED_HEADER = np.lib.format.magic(1, 0) + (60_000).to_bytes(2, "little") + b"(" * 60_000
 DAMAGES = {
-    "a bit": changed("pixels.npy", flip_a_bit),
-    "means that are no numbers": changed("means.npy", lambda means: means.fill(np.nan)),
+    "a bit": flip_a_bit,
     "cut short": lambda store: os.truncate(store / "pixels.npy", 1_000_000),
     "a terabyte": lambda store: os.truncate(store / "pixels.npy", 1 << 40),
     "emptied": lambda store: os.truncate(store / "means.npy", 0),
     "removed": lambda store: (store / "means.npy").unlink(),
-    "not an array": lambda store: (store / "pixels.npy").write_bytes(b"\x80\x04pickle"),
-    "a nested header": lambda store: (store / "pixels.npy").write_bytes(NESTED_HEADER),
     "other bad files": lambda store: (store / "bad.json").write_text('{"3": "gone"}'),
     "a digest": change_a_digest,
     "no digests": lambda store: (store / "entry.json").write_text("{}"),
