@@ -168,20 +168,6 @@ def test_a_damaged_store_is_reported_and_built_anew(face_paths, tmp_path, damage
     assert list(tmp_path.iterdir()) == [store] and [entry.path for entry in entries(tmp_path)] == [store]
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(28, "No space left on device")])
-def test_an_interrupted_build_leaves_nothing(face_paths, tmp_path, monkeypatch, error):
-    def break_off(pixels, files, decoder):
-        assert list(tmp_path.glob(".resident-*.partial/pixels.npy"))
-        raise error
-
-    monkeypatch.setattr(resident, "_fill", break_off)
-    with pytest.raises((KeyboardInterrupt, FastaeError)) as caught:
-        opened(face_paths, "resident", cache=tmp_path)
-    if isinstance(error, OSError):
-        assert "No space left on device; use another cache folder" in str(caught.value)
-    assert not stores(tmp_path) and not list(tmp_path.glob("*.partial"))
-
-
 def test_two_that_open_it_at_once_build_one_store(face_paths, tmp_path, monkeypatch):
     """The lock excludes threads as it excludes processes."""
     builds, build = [], resident._build

@@ -8,7 +8,6 @@ decoder as training.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -22,9 +21,6 @@ from fastae.data.files.jpeg import USABLE, Fault, FileFault, Inspection, inspect
 from fastae.data.files.recovery import FindFaults
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
-
-TOGETHER = 256
-"""The number of decoded images that a loader holds at the same time, as measured with batches of 64."""
 
 VERSION = 4
 """The version of the records and of the results of `inspect` in them."""
@@ -62,11 +58,6 @@ class Check:
         """The shorter side of the usable images in pixels, if it is the same for all."""
         sides = set(map(min, self.shapes))
         return sides.pop() if len(sides) == 1 else None
-
-    def heaviest(self, crop: int | None) -> int:
-        """Bytes of RGB pixels of the crops of the TOGETHER largest images."""
-        sides = heapq.nlargest(TOGETHER, map(min, self.shapes.elements()))
-        return sum(3 * (crop or side) ** 2 for side in sides)
 
 
 def check(

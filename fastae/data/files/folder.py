@@ -46,6 +46,9 @@ CONVERTIBLE = tuple(name for name in OTHER_IMAGES if name not in ("heic", "jxl")
 
 HELD_OUT_SHARE = 0.05
 
+TOGETHER = 256
+"""The number of decoded images that a loader holds at the same time, as measured with batches of 64."""
+
 LOST_AT_MOST = 0.01
 """The largest share of a run's files that may be lost; if more are, this is another data set.
 
@@ -143,7 +146,9 @@ def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
 
 
 def _require_memory(checked: Check, crop: int | None, where: str) -> None:
-    needed, free = checked.heaviest(crop), free_bytes()
+    """Raises FastaeError if RGB pixels of the crops of the TOGETHER largest images exceed the free memory."""
+    sides = heapq.nlargest(TOGETHER, map(min, checked.shapes.elements()))
+    needed, free = sum(3 * (crop or side) ** 2 for side in sides), free_bytes()
     if needed > free:
         raise FastaeError(
             f"the largest images {where} take {needed / 1e9:.1f} GB when batches of them are "

@@ -90,7 +90,8 @@ class Sampler:
     def at(self, iteration: int) -> BatchParams:
         """One batch. It takes about 10 us, and once per epoch the time of a permutation."""
         words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
-        flip, brightness, contrast, saturation = _uniform(words).reshape(4, self.batch_size)
+        uniform = (words >> np.uint64(11)) * 2.0**-53  # the usual construction of a float64 in [0, 1)
+        flip, brightness, contrast, saturation = uniform.reshape(4, self.batch_size)
         ranges = self.augmentation
         first = self.part * self.share
         here = slice(first, first + self.size(iteration))
@@ -125,11 +126,6 @@ def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
     # `counter` is the top word, while Philox counts up in the lowest one, so that streams never overlap.
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])
     return generator.random_raw(number)
-
-
-def _uniform(words: np.ndarray) -> np.ndarray:
-    # The usual 53-bit construction of a float64 in [0, 1).
-    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def _scaled(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
