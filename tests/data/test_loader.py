@@ -27,7 +27,7 @@ from fastae.data.loaders.pipeline import (
     read_augmented,
     read_images,
 )
-from fastae.data.loaders.pixel_ops import ParamTensors, PixelOps
+from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.utils import environment
@@ -71,7 +71,7 @@ def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, cro
     assert np.abs(images.numpy() - expected).max() <= 1e-5
     in_step = DaliPipeline(CropResize(crop), CPU, 16, Tuning(threads=1, colors_in_step=True))
     (images,) = read_augmented(face_paths, iter([pair]), in_step)
-    images = PixelOps(CropResize(crop), compiled=False).color(images, ParamTensors.pack(pair))
+    images = PixelOps(CropResize(crop), compiled=False).color(images, pack_params(pair))
     assert np.abs(images.numpy() - expected).max() <= 1e-5
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fastae.augment import Augmentation
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.pixel_ops import ParamTensors, PixelOps
+from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import Sampler
 from fastae.device.choose import Precision
 from fastae.losses import LOSSES
@@ -219,7 +219,7 @@ def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
     store, means = torch.randint(256, (20, 32, 3, 32), dtype=torch.uint8), torch.rand(20, 3)
     ops = PixelOps(CropResize(size=32), compiled=False)
     batches = itertools.islice(Sampler(20, 4, 0, Augmentation()).iterate(), 4)
-    inputs = [(ParamTensors.pack(params),) for params in batches]
+    inputs = [(pack_params(params),) for params in batches]
 
     def step(make_batch):
         return training_step(copy.deepcopy(model), make_batch=make_batch)

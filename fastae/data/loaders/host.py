@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastae.data.loaders.pixel_ops import ParamTensors
+from fastae.data.loaders.pixel_ops import pack_params
 from fastae.data.loaders.resident import Store
 from fastae.data.loaders.sampler import BatchParams, Sampler
 
@@ -31,23 +31,23 @@ def upload_batches(
 
     A batch is uint8 (N, S, 3, S), the means (N, 3) and the packed parameters, for use on the current stream.
     """
-    library = torch.get_device_module(device)
-    stream = library.Stream(device)
+    cuda = torch.get_device_module(device)  # on a CPU, where only tests run this, its functions do nothing
+    stream = cuda.Stream(device)
 
     def upload(iteration: int) -> tuple[tuple[Tensor, ...], Any]:
         """Queues the copies of a batch; returns the copies, and the event after which they are complete."""
         pinned = gather(store, sampler.at(iteration), pinned=device.type == "cuda")
-        with library.stream(stream):
+        with cuda.stream(stream):
             # PyTorch reuses the pinned memory after the copies, which it knows by events of its own.
             return tuple(value.to(device, non_blocking=True) for value in pinned), stream.record_event()
 
     # A thread starts on the first GPU, where leaving a stream would create a context of half a GB.
-    with ThreadPoolExecutor(1, "gather", library.set_device, (device,)) as pool:
+    with ThreadPoolExecutor(1, "gather", cuda.set_device, (device,)) as pool:
         uploads = deque(pool.submit(upload, iteration) for iteration in range(start, start + AHEAD))
         for iteration in itertools.count(start + AHEAD):
             batch, uploaded = uploads.popleft().result()
             uploads.append(pool.submit(upload, iteration))
-            consumer = library.current_stream(device)
+            consumer = cuda.current_stream(device)
             consumer.wait_event(uploaded)
             for value in batch:
                 if value.is_cuda:  # its memory may be reused after the work that uses it on this stream
@@ -62,4 +62,4 @@ def gather(store: Store, params: BatchParams, pinned: bool = False) -> tuple[Ten
     means = torch.empty(len(indices), 3, pin_memory=pinned)
     torch.index_select(store.pixels, 0, indices, out=pixels)
     torch.index_select(store.means, 0, indices, out=means)
-    return pixels, means, ParamTensors.pack(params, pinned)
+    return pixels, means, pack_params(params, pinned)

@@ -37,7 +37,7 @@ from fastae.data.files.recovery import ImageFiles, recovered
 from fastae.data.loaders.crop_resize import SIZE, CropResize
 from fastae.data.loaders.decode import Decoder, open_decoder
 from fastae.data.loaders.host import upload_batches
-from fastae.data.loaders.pixel_ops import ParamTensors, to_batch
+from fastae.data.loaders.pixel_ops import pack_params, to_batch
 from fastae.data.loaders.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.data.loaders.tuning import DEFAULT, Tuning
@@ -135,13 +135,13 @@ class Loader(ABC):
         """Makes a batch from its inputs. A training step may compile and capture this as its own part."""
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes, without starting DALI."""
+        """Inputs of the right shapes. DALI is not started, so that a training step can be captured before."""
         return next(self.inputs())
 
     def _all_params(self, start: int = 0) -> Iterator[Tensor]:
         """Yields the packed parameters of the batches of iterations start, start + 1, ..., without end."""
         for params in map(self.sampler.at, itertools.count(start)):
-            yield ParamTensors.pack(params, pinned=self.decoder.on_gpu)
+            yield pack_params(params, pinned=self.decoder.on_gpu)
 
 
 class DaliLoader(Loader):
