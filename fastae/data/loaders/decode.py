@@ -112,11 +112,8 @@ class Decoder:
             self.crop_resize, self.device, size, replace(self.tuning, hw_decoder_load=0.0), patience
         )
         if self.on_gpu:
-            for images in read_images(iter(batches), dali):
-                yield images.transpose(1, 2)
-        else:
-            for crops in read_crops(iter(batches), dali):
-                yield self.pixel_ops.resize(crops)
+            return (images.transpose(1, 2) for images in read_images(iter(batches), dali))
+        return map(self.pixel_ops.resize, read_crops(iter(batches), dali))
 
     def _require_not_to_blame(self, file: Inspection, error: DecoderError) -> None:
         """Raises DecoderError unless the decoder can decode a picture of the file's size.
