@@ -325,16 +325,9 @@ def open_loader(
     if skipped:
         log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
     colors = augment if isinstance(augment, Augmentation) else Augmentation() if augment else NO_COLORS
-    sampler = Sampler(
-        len(paths),
-        batch_size,
-        seed,
-        colors,
-        rank,
-        world_size,
-        flip=augment is not False if flip is None else flip,
-        shuffle=augment is not False if shuffle is None else shuffle,
-    )
+    flip = augment is not False if flip is None else flip
+    shuffle = augment is not False if shuffle is None else shuffle
+    sampler = Sampler(len(paths), batch_size, seed, colors, rank, world_size, flip=flip, shuffle=shuffle)
     decoder = open_decoder(replace(crop_resize, crop=crop or side), device, tuning)
     loader = build_loader(ImageFiles(paths, on_replaced), sampler, decoder, kind, folder, at_once)
     loader.skipped = skipped
