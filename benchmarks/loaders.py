@@ -81,10 +81,8 @@ def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -
     )
     if kind != "host" or device != "cpu":
         yield from loader.batches()
-    buffers = host.tensors(loader.store, loader.sampler.at(0))
     for iteration in itertools.count():
-        host.gather(loader.store, loader.sampler.at(iteration), buffers)
-        yield buffers
+        yield host.gather(loader.store, loader.sampler.at(iteration))
 
 
 def measure_all(

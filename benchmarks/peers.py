@@ -30,7 +30,7 @@ Sample = tuple[str, bool, float, float, float]
 
 def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
     """Yields the samples of fastae's sampler, image by image, without end."""
-    for params in sampler.iterate():
+    for params in map(sampler.at, itertools.count()):
         columns = (params.flip, params.brightness, params.contrast, params.saturation)
         for index, *values in zip(params.indices, *(column.tolist() for column in columns), strict=True):
             yield paths[index], *values

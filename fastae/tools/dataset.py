@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 from rich.table import Table
@@ -13,7 +14,7 @@ from fastae.data.files.folder import count_ignored, find_jpegs
 from fastae.data.files.jpeg import DECODER_FAULTS, USABLE, Fault
 from fastae.data.files.prepare import prepare_celeba
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.decode import Decoder, open_decoder
+from fastae.data.loaders.decode import BATCH, Decoder, open_decoder
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
@@ -38,8 +39,8 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     """
     folder, ignored = expand_home(folder), Counter[str]()
     paths = find_jpegs(folder, ignored)
-    decoder = _training_decoder(crop) if deep else None
-    found = check(folder, paths, crop=crop, records=check_records(cache_folder()), decoder=decoder)
+    find_faults = partial(_training_decoder(crop).faults, together=BATCH) if deep else None
+    found = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
     if as_json:
         faults = [
             {"path": each.path, "fault": each.fault.value, "usable": each.fault in USABLE}

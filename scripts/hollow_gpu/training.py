@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastae.config import TrainConfig
+from fastae.data.files.check import Check
 from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.loaders.loader import HostLoader
@@ -82,8 +83,7 @@ def stand_in_session(config: TrainConfig) -> Session:
         train=list(names),
         held_out=["held_out.jpg"],
         manifest=Manifest("stand-in", names, {"held_out.jpg": 1}),
-        skipped=[],
-        side=178,
+        checked=Check({}, []),
     )
     hardware = open_hardware(config, ALONE)
     size = config.image_size

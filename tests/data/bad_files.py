@@ -1,9 +1,11 @@
 """More than forty kinds of file that are named like a JPEG and cannot be trained on."""
 
 import io
+import itertools
 import os
 import socket
 import stat
+from collections.abc import Iterable
 from contextlib import chdir
 from pathlib import Path
 
@@ -75,6 +77,15 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
         (folder / "forbidden.jpg").chmod(stat.S_IWUSR)
         expected["forbidden.jpg"] = "unreadable"
     return expected
+
+
+def put(faces: list[str], folder: Path, names: Iterable[str] | None = None) -> Path:
+    """Has a folder hold these images, as 0.jpg, 1.jpg, ... unless other names are given."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = names or (f"{number}.jpg" for number in itertools.count())
+    for face, name in zip(faces, names, strict=False):
+        os.link(face, folder / name)
+    return folder
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

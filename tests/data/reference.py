@@ -45,24 +45,14 @@ def adjust_saturation(rgb, factor):
         [(green - blue) / safe_spread, (blue - red) / safe_spread + 2],
         (red - green) / safe_spread + 4,
     )
-    hue = np.where(spread > 0, hue, 0) % 6
-
+    hue = np.where(spread > 0, hue, 0)
     chroma = np.clip(saturation * factor, 0, 1) * high
-    middle = chroma * (1 - np.abs(hue % 2 - 1))
-    zero = np.zeros_like(chroma)
-    sector = np.floor(hue).astype(int) % 6
-    table = np.array(
-        [
-            [chroma, middle, zero],
-            [middle, chroma, zero],
-            [zero, chroma, middle],
-            [zero, middle, chroma],
-            [middle, zero, chroma],
-            [chroma, zero, middle],
-        ]
-    )
-    parts = np.take_along_axis(table, sector[None, None], axis=0)[0]
-    return np.moveaxis(parts, 0, -1) + (high - chroma)[..., None]
+
+    def channel(shift):
+        distance = (shift + hue) % 6
+        return high - chroma * np.clip(np.minimum(distance, 4 - distance), 0, 1)
+
+    return np.stack([channel(5), channel(3), channel(1)], axis=-1)
 
 
 def augment(image, flip, brightness, contrast, saturation):

@@ -1,4 +1,4 @@
-"""A full disk is one line and leaves nothing half-written; a full /dev/shm does not matter."""
+"""A full disk is one line and leaves nothing half-written, and a read-only one is used."""
 
 import json
 import subprocess
@@ -6,17 +6,20 @@ import sys
 import zipfile
 from pathlib import Path
 
-from fastae.data import Tuning, open_loader
+from fastae.data.faces import portrait
+from fastae.data.faces import synthetic as faces
 from fastae.data.files.folder import find_jpegs, open_folder
 from fastae.data.files.prepare import prepare_celeba
+from fastae.data.loaders import resident
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 
 from ..commands import SMALL
 from ..mounts import mounted, require_mounts
+from .batches import opened
 
 
-def test_a_full_disk_is_one_line_each_and_leaves_no_half_of_anything(tmp_path, face_folder, face_paths):
+def test_a_full_disk_is_one_line_each_and_a_read_only_one_is_used(tmp_path, face_folder, face_paths):
     disk, archive = tmp_path / "disk", tmp_path / "celeba.zip"
     disk.mkdir()
     require_mounts(disk)
@@ -33,62 +36,60 @@ def test_a_full_disk_is_one_line_each_and_leaves_no_half_of_anything(tmp_path, f
     checks = {"faces/file-checks", "faces/file-checks/entry.json"}
     assert set(found["left"]) <= {"faces", "resident"} | checks and found["partial"] == []
     assert 0 < found["whole"] < len(face_paths)
-    assert found["checks"] == found["celeba again"] == found["resident again"] == "done"
+    assert found["checks"] == "done"
+    for name in ("celeba again", "resident again", "faces again", "resident read-only", "faces read-only"):
+        assert found[name] == "done", found[name]
 
 
 def work(disk: Path, images: str, archive: Path) -> None:
     """Fills a file system of 128 KiB in every way that data are kept; prints what each raised and left."""
     found = {}
+    faces.COUNT = 40
 
     def attempt(name, action):
         try:
-            action(disk / name.removesuffix(" again"))
+            action(disk / name.split()[0])
             found[name] = "done"
         except FastaeError as error:
             found[name] = str(error)
 
     def keep(cache):
-        tuning = Tuning(compiled=False)
-        open_loader(
-            find_jpegs(images),
-            kind="resident",
-            batch_size=4,
-            device="cpu",
-            seed=0,
-            tuning=tuning,
-            cache=cache,
-        )
+        opened(find_jpegs(images), "resident", cache=cache)
+
+    def draw(cache):
+        open_source(None, cache=cache)
+
+    def prepare(out):
+        prepare_celeba(archive, out, 40)
 
     attempt("resident", keep)
-    attempt("faces", lambda cache: open_source(None, cache=cache))
+    attempt("faces", draw)
     found["left"] = sorted(str(path.relative_to(disk)) for path in disk.rglob("*"))
-    attempt("celeba", lambda out: prepare_celeba(archive, out, 40))
+    attempt("celeba", prepare)
     found["partial"] = [path.name for path in disk.rglob(".*partial*")]
     found["whole"] = len(list((disk / "celeba" / "img_align_celeba").iterdir()))
     attempt("checks", lambda records: open_folder(images, records=records))
     subprocess.run(["mount", "-o", "remount,size=8m", disk], check=True)
-    attempt("celeba again", lambda out: prepare_celeba(archive, out, 40))
-    attempt("resident again", keep)
+    for name, action in (("celeba", prepare), ("resident", keep), ("faces", draw)):
+        attempt(f"{name} again", action)
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    resident._build = portrait.draw = None  # building again would fail
+    attempt("resident read-only", keep)
+    attempt("faces read-only", draw)
     print(json.dumps(found))
 
 
-def assert_trains_without(folder, run, face_folder):
-    """With an empty folder in its place that takes nothing."""
-    require_mounts(folder)
+def test_a_machine_without_proc_and_dev_shm_trains(tmp_path, face_folder):
+    """Empty folders that take nothing hide them. PyTorch's own loaders pass images through /dev/shm."""
+    require_mounts("/proc")
+    run = tmp_path / "run"
     train = ["train", "--data", face_folder, "--out", run, *SMALL, "--iterations", 2, "--loader", "dali"]
-    command = mounted(folder, "size=4k,ro", sys.executable, "-m", "fastae", *train)
+    command = [sys.executable, "-m", "fastae", *train]
+    for folder in ("/proc", "/dev/shm"):
+        command = mounted(folder, "size=4k,ro", *command)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
     assert (run / "checkpoints" / "0000002.pt").is_file()
-
-
-def test_a_full_dev_shm_does_not_matter(tmp_path, face_folder):
-    """PyTorch's own loaders pass images through it; nothing here does."""
-    assert_trains_without("/dev/shm", tmp_path / "run", face_folder)
-
-
-def test_a_machine_without_proc_trains(tmp_path, face_folder):
-    assert_trains_without("/proc", tmp_path / "run", face_folder)
 
 
 if __name__ == "__main__":

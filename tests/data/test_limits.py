@@ -14,42 +14,58 @@ from fastae.data.files import folder as folders
 from fastae.data.files import jpeg
 from fastae.data.files.check import check
 from fastae.data.files.folder import find_jpegs, open_folder
-from fastae.data.files.jpeg import USABLE, Fault, inspect
+from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 
-from .bad_files import claiming
+from .bad_files import claiming, encoded, put
 
 
 def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, good, face_paths):
+    put(face_paths, tmp_path, ["a.jpg"])
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
-    os.link(face_paths[1], tmp_path / "a.jpg")
     decoded = []
-
-    class Decoder:
-        def faults(self, paths, together):
-            decoded.extend(Path(path).name for path in paths)
-            return iter([None])
-
-    found = check(str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None, decoder=Decoder())
-    assert [(Path(f.path).name, f.fault) for f in found.faults] == [("huge.jpg", Fault.TOO_LARGE)]
-    assert decoded == ["a.jpg"]
+    found = check(
+        str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None,
+        find_faults=lambda paths: decoded.extend(paths) or [None],
+    )  # fmt: skip
+    assert found.faults == [FileFault(str(tmp_path / "huge.jpg"), Fault.TOO_LARGE)]
+    assert decoded == found.usable == [str(tmp_path / "a.jpg")]
 
 
-def test_the_largest_image_that_may_be_decoded(tmp_path, good):
-    side = int(jpeg.MAX_PIXELS**0.5)
-    for height, fault in ((side, None), (side + 1, Fault.TOO_LARGE)):
-        (tmp_path / "a.jpg").write_bytes(claiming(good, height, side))
-        assert inspect(str(tmp_path / "a.jpg")).fault == fault
+SIDE = int(jpeg.MAX_PIXELS**0.5)
+CONTENTS = {
+    "the most pixels": (None, lambda good: claiming(good, SIDE, SIDE)),
+    "one row more": (Fault.TOO_LARGE, lambda good: claiming(good, SIDE + 1, SIDE)),
+    "the fewest bytes": (None, lambda good: claiming(good, 4_000, 4_000)),
+    "half of them": (Fault.TRUNCATED, lambda good: claiming(good, 4_000, 4_000)[:20_000] + good[-2:]),
+    "metadata without a length": (None, lambda good: good[:2] + b"\xff\xe0\0\0" + good[2:]),
+    "endless fill": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff" * (8 << 20) + good[2:]),
+    "endless comments": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff\xfe\0\x02" * (2 << 20) + good[2:]),
+    "endless tables": (
+        Fault.HEADER_CUT,
+        lambda good: good.replace(b"\xff\xda", b"\xff\xdb\0\x02" * (2 << 20) + b"\xff\xda"),
+    ),
+    **{
+        f"endless {content}": (
+            Fault.END_MISSING,
+            lambda good, content=content: good[:-2] + b"\xff\xfe\0\x02" + content * (8 << 20),
+        )
+        for content in (b"\xff", b"\xff\xd0", b"\xff\xfe\0\x02", b"\xff\xda\0\x02", b"\xff\0")
+    },
+}
 
 
-def test_a_claim_that_so_few_bytes_cannot_hold_is_truncated(tmp_path, good):
-    whole = claiming(good, 4_000, 4_000)
-    (tmp_path / "a.jpg").write_bytes(whole)
-    assert inspect(str(tmp_path / "a.jpg")).fault is None
-    (tmp_path / "a.jpg").write_bytes(whole[: len(whole) // 2] + whole[-2:])
-    assert inspect(str(tmp_path / "a.jpg")).fault == Fault.TRUNCATED
+def fault_of(content, folder):
+    (folder / "a.jpg").write_bytes(content)
+    return inspect(str(folder / "a.jpg")).fault
+
+
+@pytest.mark.parametrize("what", CONTENTS)
+def test_a_file_of_so_much_or_so_little_has_this_fault(tmp_path, good, what):
+    fault, content = CONTENTS[what]
+    assert fault_of(content(good), tmp_path) == fault
 
 
 @pytest.mark.parametrize(
@@ -58,16 +74,15 @@ def test_a_claim_that_so_few_bytes_cannot_hold_is_truncated(tmp_path, good):
 def test_the_emptiest_images_that_are_whole_pass(tmp_path, options):
     for mode, color in (("RGB", (0, 0, 0)), ("RGB", (200, 100, 50)), ("L", 90)):
         image = Image.new(mode, (2_000, 2_000), color)
-        image.save(tmp_path / "a.jpg", quality=1, optimize=True, **(options if mode == "RGB" else {}))
-        fault = inspect(str(tmp_path / "a.jpg")).fault
-        assert fault in USABLE
+        options = options if mode == "RGB" else {}
+        content = encoded(image, "JPEG", quality=1, optimize=True, **options)
+        assert fault_of(content, tmp_path) in USABLE
 
 
 def test_images_whose_batches_would_not_fit_into_memory_are_refused_with_the_remedy(
     tmp_path, face_paths, monkeypatch
 ):
-    for number in range(4):
-        os.link(face_paths[number], tmp_path / f"{number}.jpg")
+    put(face_paths[:4], tmp_path)
     monkeypatch.setattr(folders, "free_bytes", lambda: 4 * 3 * 150**2)
     open_folder(tmp_path, crop=150)
     with pytest.raises(FastaeError, match=r"decoded, and 0\.0 GB are free: set a smaller crop"):
@@ -76,84 +91,41 @@ def test_images_whose_batches_would_not_fit_into_memory_are_refused_with_the_rem
         open_folder(tmp_path)
 
 
-@pytest.mark.parametrize("content", ["fill", "comments", "tables", "sparse"])
-def test_an_endless_header_ends_soon(tmp_path, good, content):
-    frame = good.index(b"\xff\xc0")
-    path = tmp_path / "a.jpg"
-    path.write_bytes(
-        {
-            "fill": good[:2] + b"\xff" * (8 << 20),
-            "comments": good[:2] + b"\xff\xfe\x00\x02" * (2 << 20),
-            "tables": good[: frame + 19] + b"\xff\xdb\x00\x02" * (2 << 20),  # behind the frame header
-            "sparse": good[:2] + b"\xff\xe0\xff\xff",
-        }[content]
-        + good[2:]
-    )
-    if content == "sparse":
-        os.truncate(path, 1 << 40)
-    assert inspect(str(path)).fault == Fault.HEADER_CUT
-
-
-@pytest.mark.parametrize("kind", ["progressive", "one component a scan"])
-def test_scans_are_counted_where_each_is_a_pass_over_the_image(tmp_path, face_paths, kind):
-    image, path = Image.open(face_paths[0]), tmp_path / "a.jpg"
-    image.save(path, progressive=kind == "progressive")
-    jpeg_bytes = path.read_bytes()
+@pytest.mark.parametrize("progressive", [True, False])
+def test_scans_are_counted_where_each_is_a_pass_over_the_image(tmp_path, face_paths, progressive):
+    content = encoded(Image.open(face_paths[0]), "JPEG", progressive=progressive)
+    if not progressive:  # a scan for each component
+        content = content[: content.index(b"\xff\xda")] + b"\xff\xd9"
     scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00\x28"
-    if kind != "progressive":
-        jpeg_bytes = jpeg_bytes[: jpeg_bytes.index(b"\xff\xda")] + b"\xff\xd9"
-    room = jpeg.MAX_SCANS - jpeg_bytes.count(b"\xff\xda")
+    room = jpeg.MAX_SCANS - content.count(b"\xff\xda")
     for scans, few in ((room, True), (room + 1, False), (100_000, False)):
-        path.write_bytes(jpeg_bytes[:-2] + scan * scans + b"\xff\xd9")
-        fault = inspect(str(path)).fault
+        fault = fault_of(content[:-2] + scan * scans + b"\xff\xd9", tmp_path)
         assert (fault != Fault.TOO_MANY_SCANS) == few, scans
 
 
 PREVIEW = b"\xff\xd8" + b"\xff\xda\0\x08" * 100 + b"\xff\xd9"
+FILM = b"\0\0\0\x18ftypmp42" + bytes(range(255)) * 2_000
 INTACT = {
-    "scans and an end in its metadata": lambda jpeg: (
-        jpeg[:2] + b"\xff\xe2" + (len(PREVIEW) + 2).to_bytes(2) + PREVIEW + jpeg[2:]
-    ),
     "much metadata": lambda jpeg: jpeg[:2] + (b"\xff\xfe\xff\xff" + bytes(65_533)) * 60 + jpeg[2:],
     "a preview behind it": lambda jpeg: jpeg + PREVIEW + bytes(8_000),
-    "a film behind it": lambda jpeg: jpeg + b"\0\0\0\x18ftypmp42" + bytes(range(256)) * 2_000,
+    "a film behind it": lambda jpeg: jpeg + FILM,
     "markers behind it": lambda jpeg: jpeg + b"\xff\xda\xff\xd8\xff\xff" * 500_000,
 }
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("what", INTACT)
-def test_an_intact_picture_passes_whatever_else_its_file_holds(tmp_path, face_paths, progressive, what):
-    path = tmp_path / "a.jpg"
-    Image.open(face_paths[0]).save(path, progressive=progressive)
-    path.write_bytes(INTACT[what](path.read_bytes()))
-    assert inspect(str(path)).fault == (Fault.PROGRESSIVE if progressive else None)
-    assert list(open_decoder(CropResize(), torch.device("cpu")).faults([str(path)])) == [None]
-
-
-def test_metadata_of_no_length_are_left_to_the_decoder(tmp_path, good):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(good[:2] + b"\xff\xe0\0\0" + good[2:])
-    assert inspect(str(path)).fault is None
-    Image.open(path).load()
-
-
-@pytest.mark.parametrize("progressive", [False, True])
-@pytest.mark.parametrize("behind", [b"", bytes(8_000), b"\0\0\0\x18ftypmp42" + bytes(range(255)) * 100])
-def test_a_picture_cut_short_has_no_end_marker_whatever_is_behind_it(
-    tmp_path, face_paths, progressive, behind
+def test_a_picture_is_intact_if_its_end_is_there_whatever_else_its_file_holds(
+    tmp_path, face_paths, progressive
 ):
-    path = tmp_path / "a.jpg"
-    Image.open(face_paths[0]).save(path, progressive=progressive, comment=PREVIEW)
-    path.write_bytes(path.read_bytes()[:-200] + behind)
-    assert inspect(str(path)).fault == Fault.END_MISSING
-
-
-@pytest.mark.parametrize("content", [b"\xff", b"\xff\xd0", b"\xff\xfe\0\x02", b"\xff\xda\0\x02", b"\xff\0"])
-def test_an_endless_picture_ends_soon(tmp_path, good, content):
-    path = tmp_path / "a.jpg"
-    path.write_bytes(good[:-2] + b"\xff\xfe\0\x02" + content * ((32 << 20) // len(content)))
-    assert inspect(str(path)).fault == Fault.END_MISSING
+    """A comment contains scans and an end, too."""
+    content = encoded(Image.open(face_paths[0]), "JPEG", progressive=progressive, comment=PREVIEW)
+    for what, change in INTACT.items():
+        fault = fault_of(change(content), tmp_path)
+        assert fault == (Fault.PROGRESSIVE if progressive else None), what
+        decoder = open_decoder(CropResize(), torch.device("cpu"))
+        assert list(decoder.faults([str(tmp_path / "a.jpg")])) == [None], what
+    for behind in (b"", bytes(8_000), FILM):
+        assert fault_of(content[:-200] + behind, tmp_path) == Fault.END_MISSING
 
 
 def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
@@ -208,15 +180,12 @@ def test_a_name_that_is_too_long_and_a_link_to_itself_do_not_exist(tmp_path):
             find_jpegs(str(path))
 
 
-@pytest.mark.parametrize("content", ["huge", "a pipe"])
-def test_a_partition_file_that_is_none(tmp_path, face_paths, content):
-    for number in range(3):
-        os.link(face_paths[number], tmp_path / f"{number}.jpg")
+def test_a_partition_file_that_is_none(tmp_path, face_paths):
+    put(face_paths[:3], tmp_path)
     partition = tmp_path / "list_eval_partition.txt"
-    if content == "a pipe":
-        os.mkfifo(partition)
-        assert open_folder(tmp_path).manifest.split == "the last 5 % by name"
-        return
+    os.mkfifo(partition)
+    assert open_folder(tmp_path).manifest.split == "the last 5 % by name"
+    partition.unlink()
     partition.touch()
     os.truncate(partition, 1 << 40)
     with pytest.raises(FastaeError, match=r"list_eval_partition\.txt"):

@@ -1,24 +1,24 @@
 """The loaders' batches against the reference and their definition; the graph that DALI runs on a GPU."""
 
-import itertools
 import os
+import runpy
 import struct
-import subprocess
-import sys
 from collections import Counter
 
 import numpy as np
+import pynvml
 import pytest
 import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from PIL import Image
 
 from fastae.augment import Augmentation
-from fastae.data import CropResize, Tuning, load_images, open_loader
+from fastae.data import CropResize, Tuning, load_images
 from fastae.data.files.jpeg import Fault, Inspection
 from fastae.data.files.recovery import DecoderError, ImageFiles
-from fastae.data.loaders import loader as loader_module
-from fastae.data.loaders.decode import Decoder, open_decoder
+from fastae.data.loaders import loader as loaders
+from fastae.data.loaders import pipeline
+from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.loader import DaliLoader
 from fastae.data.loaders.pipeline import (
     DaliPipeline,
@@ -27,29 +27,25 @@ from fastae.data.loaders.pipeline import (
     read_augmented,
     read_images,
 )
-from fastae.data.loaders.pixel_ops import ParamTensors, PixelOps
+from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.utils import environment
 
 from . import reference
+from .batches import differ, opened, same, take
 
 STRONG = Augmentation(brightness=0.5, contrast=0.9, saturation=1.0)
 RANGES = pytest.mark.parametrize("ranges", [Augmentation(), STRONG], ids=["default", "strong"])
 CPU = torch.device("cpu")
 
 
-def open_faces(paths, threads=2, **options):
-    defaults = {"kind": "dali", "batch_size": 8, "device": "cpu", "seed": 3}
-    return open_loader(paths, tuning=Tuning(threads=threads, compiled=False), **(defaults | options))
-
-
 @RANGES
 @pytest.mark.parametrize("crop", [None, 100])
 def test_batches_are_the_references(face_paths, ranges, crop):
-    batches = open_faces(face_paths, augment=ranges, crop=crop).batches()
-    all_params = Sampler(len(face_paths), 8, 3, ranges).iterate()
-    for images, params in itertools.islice(zip(batches, all_params, strict=False), 3):
+    batches = take(opened(face_paths, augment=ranges, crop=crop).batches(), 3)
+    for iteration, images in enumerate(batches):
+        params = Sampler(len(face_paths), 8, 3, ranges).at(iteration)
         expected = reference.batch(face_paths, params, crop=crop)
         assert np.abs(images.numpy() - expected).max() <= 1e-5
         assert images.is_contiguous(memory_format=torch.channels_last) and images.dtype == torch.float32
@@ -58,7 +54,7 @@ def test_batches_are_the_references(face_paths, ranges, crop):
 
 def test_batches_are_the_references_on_celeba(celeba):
     paths = [str(path) for path in sorted(celeba.glob("*.jpg"))[:64]]
-    images = next(open_faces(paths, batch_size=64).batches())
+    images = next(opened(paths, batch_size=64).batches())
     params = Sampler(64, 64, 3, Augmentation()).at(0)
     assert np.abs(images.numpy() - reference.batch(paths, params)).max() <= 1e-5
 
@@ -68,14 +64,14 @@ def test_batches_are_the_references_on_celeba(celeba):
 def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, crop):
     """Run on the CPU; two batches that are decoded as one."""
     sampler = Sampler(len(face_paths), 8, 3, ranges)
-    pair = BatchParams.joined([sampler.at(0), sampler.at(1)])
+    pair = BatchParams(*map(np.concatenate, zip(sampler.at(0), sampler.at(1), strict=True)))
     expected = reference.batch(face_paths, pair, crop=crop)
     dali = DaliPipeline(CropResize(crop), CPU, 16, Tuning(threads=1))
     (images,) = read_augmented(face_paths, iter([pair]), dali)
     assert np.abs(images.numpy() - expected).max() <= 1e-5
     in_step = DaliPipeline(CropResize(crop), CPU, 16, Tuning(threads=1, colors_in_step=True))
     (images,) = read_augmented(face_paths, iter([pair]), in_step)
-    images = PixelOps(CropResize(crop), compiled=False).color(images, ParamTensors.pack(pair))
+    images = PixelOps(CropResize(crop), compiled=False).color(images, pack_params(pair))
     assert np.abs(images.numpy() - expected).max() <= 1e-5
 
 
@@ -93,16 +89,13 @@ def test_the_square_of_a_whole_image_is_the_region_that_is_decoded_on_a_cpu(tmp_
     @pipeline_def(batch_size=len(paths), num_threads=1, device_id=None, exec_dynamic=True)
     def both():
         encoded, _ = fn.readers.file(files=paths)
-        largest = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
-        sides = {"crop_h": side or largest, "crop_w": side or largest}
-        return fn.decoders.image_crop(encoded, **sides), cut_square(
-            fn.decoders.image(encoded), side or largest
-        )
+        square = side or fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
+        region = fn.decoders.image_crop(encoded, crop_h=square, crop_w=square)
+        return region, cut_square(fn.decoders.image(encoded), square)
 
     regions, squares = both().run()
     assert len(regions) == len(paths)
-    for region, square in zip(regions, squares, strict=True):
-        assert np.array_equal(np.asarray(region), np.asarray(square))
+    assert all(map(np.array_equal, map(np.asarray, regions), map(np.asarray, squares)))
 
 
 def test_a_pipeline_that_dali_refuses_to_build_is_a_decoders_error(face_paths, monkeypatch):
@@ -115,27 +108,24 @@ def test_a_pipeline_that_dali_refuses_to_build_is_a_decoders_error(face_paths, m
         next(read_images(iter([face_paths[:1]]), dali))
 
 
-def test_dali_does_without_nvml_if_it_cannot_be_loaded():
+def test_dali_does_without_nvml_if_it_cannot_be_loaded(monkeypatch):
     """Its decoder for GPUs would refuse to begin, though it decodes as well."""
-    code = (
-        "import os, pynvml\n"
-        "def init(): raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)\n"
-        "pynvml.nvmlInit = init\n"
-        "import fastae.data.loaders.pipeline\n"
-        "print(os.environ.get('DALI_DISABLE_NVML'))"
-    )
-    environment = {name: value for name, value in os.environ.items() if name != "DALI_DISABLE_NVML"}
-    shown = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert shown.stdout.strip() == "1", shown.stderr
+
+    def fail():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", fail)
+    monkeypatch.setenv("DALI_DISABLE_NVML", "1")
+    del os.environ["DALI_DISABLE_NVML"]
+    runpy.run_path(pipeline.__file__)
+    assert os.environ["DALI_DISABLE_NVML"] == "1"
 
 
 def test_the_graph_for_gpus_makes_nine_passes_over_full_images():
     """Resize, mean, maximum, minimum, two multiply-adds, the clip; other operators' results are smaller."""
     dali = DaliPipeline(CropResize(100), CPU, 8, Tuning(threads=1))
-    operators = Counter(
-        operator.name.strip("_").rstrip("0123456789_")
-        for operator in build_augmented([], iter(()), dali)._ops
-    )
+    names = [operator.name.strip("_") for operator in build_augmented([], iter(()), dali)._ops]
+    operators = Counter(name.rstrip("0123456789_") for name in names)
     del operators["ExternalSource"], operators["Read"], operators["ImageCrop"]
     arithmetic = operators.pop("ArithmeticGenericOp")
     assert operators == {"Resize": 1, "Mean": 1, "Max": 1, "Min": 1}
@@ -145,56 +135,40 @@ def test_the_graph_for_gpus_makes_nine_passes_over_full_images():
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_a_batch_stays_valid_while_it_is_held(face_paths, kind):
-    batches = open_faces(face_paths, kind=kind, cache=False).batches()
+    batches = opened(face_paths, kind, cache=False).batches()
     held = next(batches)
     copy = held.clone()
-    next(itertools.islice(batches, 9, None))
+    take(batches, 10)
     assert torch.equal(held, copy)
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-@pytest.mark.parametrize("start", [1, 5, 23])
-def test_a_fresh_loader_started_at_i_gives_what_a_running_one_gives_there(face_paths, kind, start):
-    running, fresh = (open_faces(face_paths, kind=kind, cache=False, threads=n) for n in (1, 3))
-    assert torch.equal(next(itertools.islice(running.batches(), start, None)), next(fresh.batches(start)))
+def test_a_fresh_loader_started_at_i_gives_what_a_running_one_gives_there(face_paths, kind):
+    running, fresh = (opened(face_paths, kind, cache=False, threads=n) for n in (1, 3))
+    batches = take(running.batches(), 24)
+    for start in (1, 5, 23):
+        assert torch.equal(batches[start], next(fresh.batches(start)))
 
 
 def test_iterating_gives_one_epoch_after_the_other(face_paths):
-    loader = open_faces(face_paths[:35])
+    loader = opened(face_paths[:35])
     assert len(loader) == 4
-    epochs = [list(loader) for _ in range(2)]
-    expected = itertools.islice(open_faces(face_paths[:35]).batches(), 8)
-    assert all(map(torch.equal, itertools.chain(*epochs), expected))
+    assert same([*loader, *loader], take(opened(face_paths[:35]).batches(), 8))
     assert torch.equal(next(iter(loader.reseeded(4))), next(iter(loader.reseeded(4))))
 
 
-def test_images_of_any_size_nested_or_flat(tmp_path, face_paths):
-    sizes = [(178, 218), (300, 200), (64, 64), (500, 301)]
-    image = Image.open(face_paths[0])
-    for number, size in enumerate(sizes):
-        folder = tmp_path / "a" / str(number % 2)
-        folder.mkdir(parents=True, exist_ok=True)
-        image.resize(size).save(folder / f"{number}.JPEG")
-    files = sorted(str(path) for path in tmp_path.rglob("*.JPEG"))
-    images = load_images(files, CropResize(), "cpu")
-    for path, loaded in zip(files, images, strict=True):
-        expected = reference.resize(reference.cut_out(reference.decode(path)), 128) / 255
-        assert np.abs(loaded.numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
-
-
-def test_antialias_is_off_unless_asked_for(face_paths):
-    plain = load_images(face_paths[:1], CropResize(size=32), "cpu")
-    smooth = load_images(face_paths[:1], CropResize(size=32, antialias=True), "cpu")
-    expected = reference.resize(reference.cut_out(reference.decode(face_paths[0])), 32) / 255
-    assert np.abs(plain[0].numpy().transpose(1, 2, 0) - expected).max() <= 1e-5
-    assert (smooth - plain).abs().max() > 0.01
-
-
-def test_load_images_keeps_their_order_and_the_short_last_batch(face_paths):
-    several = load_images((face_paths * 2)[:70], CropResize(size=16), "cpu")
-    single = load_images(face_paths[29:30], CropResize(size=16), "cpu")
-    assert several.shape == (70, 3, 16, 16)
-    assert torch.equal(several[69:], single)
+def test_images_of_any_size_are_loaded_in_their_order(tmp_path, face_paths):
+    """More than one batch, the last of which is short. Antialiasing is off unless asked for."""
+    paths = []
+    for number, size in enumerate([(178, 218), (300, 200), (64, 64), (500, 301)]):
+        paths.append(str(tmp_path / f"{number}.jpg"))
+        Image.open(face_paths[number]).resize(size).save(paths[-1])
+    images = load_images(paths * 17, CropResize(size=32), "cpu")
+    expected = [reference.resize(reference.cut_out(reference.decode(path)), 32) / 255 for path in paths]
+    difference = images.permute(0, 2, 3, 1).numpy() - np.stack(expected * 17)
+    assert np.abs(difference).max() <= 1e-5
+    smooth = load_images(paths, CropResize(size=32, antialias=True), "cpu")
+    assert (smooth - images[:4]).abs().max() > 0.01
 
 
 class DecoderOfAGpu(Decoder):
@@ -216,17 +190,14 @@ def test_batches_that_a_gpu_decodes_together_are_taken_apart_again(face_paths, s
         ).batches(start)
         for decoder in (DecoderOfAGpu, Decoder)
     )
-    for one, other in itertools.islice(zip(ours, theirs, strict=False), 7):
-        assert one.shape == other.shape and (one - other).abs().max() <= 1e-5
+    assert differ(take(ours, 7), take(theirs, 7)) <= 1e-5
 
 
 @pytest.mark.parametrize("installed", [[], list(environment.DALI_BUILDS.values())], ids=["none", "two"])
 def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed):
     monkeypatch.setattr(environment, "version", lambda name: "2.4.0" if name in installed else None)
-    with pytest.raises(
-        FastaeError, match="pip uninstall nvidia-dali" if installed else "pip install nvidia-dali"
-    ):
-        open_faces(face_paths)
+    with pytest.raises(FastaeError, match=f"pip {'un' if installed else ''}install nvidia-dali"):
+        opened(face_paths)
 
 
 @pytest.mark.parametrize(
@@ -238,11 +209,11 @@ def test_fewer_large_images_are_decoded_at_once_and_as_many_after_a_file_was_los
 ):
     """256 of 3000 x 3000 pixels would take 6.9 GB of a GPU's memory, twice."""
     sizes = {"gone": Inspection(Fault.GONE)}
-    monkeypatch.setattr(loader_module, "inspect", lambda path: sizes.get(path, Inspection(None, side, side)))
+    monkeypatch.setattr(loaders, "inspect", lambda path: sizes.get(path, Inspection(None, side, side)))
     for paths in (["a"] * 1000, ["gone", *["a"] * 999]):
         sampler = Sampler(len(paths), batch_size, 0, Augmentation())
-        loader = loader_module.DaliLoader(ImageFiles(paths), sampler, open_decoder(CropResize(), CPU))
-        assert loader_module._iterations_together(loader) == iterations
+        decoder = DecoderOfAGpu(CropResize(), None, CPU, Tuning())
+        assert DaliLoader(ImageFiles(paths), sampler, decoder).group_length == iterations
 
 
 def test_a_tuning_reaches_dali():

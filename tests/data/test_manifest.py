@@ -27,18 +27,24 @@ def root(face_folder, tmp_path):
     return root
 
 
+@pytest.fixture
+def before(root):
+    """The folder as it was when the run began."""
+    return open_folder(root)
+
+
 def names(opened):
     return [os.path.relpath(path, opened.root) for path in (*opened.train, *opened.held_out)]
 
 
 @pytest.mark.parametrize("ending", ["", "/", "/../faces"])
-def test_an_unchanged_folder_is_opened_as_before_by_any_path(root, tmp_path, ending, monkeypatch):
+def test_an_unchanged_folder_is_opened_as_before_by_any_path(root, before, tmp_path, ending, monkeypatch):
     opened = open_folder(f"{root}{ending}")
     images, path = opened.manifest, tmp_path / "images.json"
     assert [*images.train, *images.held_out] == names(opened)
     assert images.sizes == {name: (root / name).stat().st_size for name in names(opened)}
     assert open_folder(f"{root}{ending}", manifest=images) == opened
-    assert open_folder(root).manifest == images
+    assert before.manifest == images
     images.write(path)
     again = Manifest.read(path)
     assert (again, again.fingerprint) == (images, images.fingerprint)
@@ -49,21 +55,18 @@ def test_an_unchanged_folder_is_opened_as_before_by_any_path(root, tmp_path, end
 
 
 def test_what_differs_gives_another_fingerprint():
-    one = Manifest("", {"a": 1, "b": 2}, {"c": 3})
-    others = [
-        Manifest("", {"a": 1, "b": 9}, {"c": 3}),
-        Manifest("", {"a": 1, "x": 2}, {"c": 3}),
-        Manifest("", {"b": 2, "a": 1}, {"c": 3}),
-        Manifest("", {"a": 1}, {"b": 2, "c": 3}),
-        Manifest("", {"a": 1, "b": 2}, {"c": 3}, {"a": "0f"}),
-    ]
-    assert len({images.fingerprint for images in (one, *others)}) == 6
+    train, held_out = {"a": 1, "b": 2}, {"c": 3}
+    all_images = [
+        Manifest("", train, held_out), Manifest("", train, held_out, {"a": "0f"}),
+        Manifest("", {"a": 1, "b": 9}, held_out), Manifest("", {"a": 1, "x": 2}, held_out),
+        Manifest("", {"b": 2, "a": 1}, held_out), Manifest("", {"a": 1}, {"b": 2, "c": 3}),
+    ]  # fmt: skip
+    assert len({images.fingerprint for images in all_images}) == 6
 
 
 @pytest.mark.parametrize("fault", ["gone", "empty"])
 @pytest.mark.parametrize("index", [0, 5, 37, 38])
-def test_a_lost_file_is_replaced_by_the_next(root, fault, index):
-    before = open_folder(root)
+def test_a_lost_file_is_replaced_by_the_next(root, before, fault, index):
     expected = [*before.train, *before.held_out]
     lost = Path(expected[index])
     lost.unlink() if fault == "gone" else lost.write_bytes(b"")
@@ -74,9 +77,8 @@ def test_a_lost_file_is_replaced_by_the_next(root, fault, index):
     assert found.manifest == before.manifest
 
 
-def test_files_that_were_added_are_not_the_runs(root, monkeypatch):
+def test_files_that_were_added_are_not_the_runs(root, before, monkeypatch):
     """Whatever they are: they change neither the split, nor the common side, nor exhaust the memory."""
-    before = open_folder(root)
     Image.new("RGB", (40, 50)).save(root / "000.jpg")
     (root / "001.jpg").write_bytes(b"")
     Image.new("RGB", (3000, 3000)).save(root / "zzz.jpg")
@@ -86,8 +88,7 @@ def test_files_that_were_added_are_not_the_runs(root, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", [2, 37, 38])
-def test_too_many_lost_files_are_another_data_set(root, lost, monkeypatch):
-    before = open_folder(root)
+def test_too_many_lost_files_are_another_data_set(root, before, lost, monkeypatch):
     for path in before.train[:lost]:
         Path(path).unlink()
     with pytest.raises(FastaeError, match=f"{lost} of 40 files are missing"):
@@ -97,26 +98,18 @@ def test_too_many_lost_files_are_another_data_set(root, lost, monkeypatch):
         assert open_folder(root, manifest=before.manifest).train[:3] == [before.train[2]] * 3
 
 
-def rewritten(path):
-    """Another content of the same size and date."""
-    before = path.stat()
-    content = bytearray(path.read_bytes())
+def test_other_images_of_the_same_names_sizes_and_dates_are_refused(root, before):
+    assert len(before.manifest.digests) == manifest.DIGESTS
+    path = root / [*before.manifest.digests][-1]
+    status, content = path.stat(), bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-
-
-def test_other_images_of_the_same_names_sizes_and_dates_are_refused(root):
-    before = open_folder(root)
-    assert len(before.manifest.digests) == manifest.DIGESTS
-    for name in before.manifest.digests:
-        rewritten(root / name)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(FastaeError, match="has changed since the run began"):
         open_folder(root, manifest=before.manifest)
 
 
-def test_what_is_no_data_set_of_the_run_is_refused(root):
-    before = open_folder(root)
+def test_what_is_no_data_set_of_the_run_is_refused(root, before):
     with pytest.raises(FastaeError, match="all files to train on"):
         open_folder(root, manifest=Manifest("", {}, {}))
     only = dataclasses.replace(before.manifest, held_out=dict([*before.manifest.held_out.items()][:1]))
@@ -146,9 +139,8 @@ def test_a_file_that_was_still_being_copied_is_listed_as_it_was_when_it_was_insp
     assert open_folder(root, manifest=images).skipped == []
 
 
-def test_names_outside_the_folder_are_not_looked_for(root, face_paths):
-    images = open_folder(root).manifest
-    outside = os.path.relpath(face_paths[0], root)
+def test_names_outside_the_folder_are_not_looked_for(root, before, face_paths):
+    images, outside = before.manifest, os.path.relpath(face_paths[0], root)
     size = (root / outside).stat().st_size
     for name in (outside, str(face_paths[0])):
         found = open_folder(root, manifest=dataclasses.replace(images, train={name: size, **images.train}))

@@ -13,6 +13,8 @@ from fastae.data.files.folder import open_folder
 from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
 
+from .bad_files import encoded
+
 TRAIN = "train-00000-of-00001.parquet"
 
 
@@ -57,23 +59,19 @@ def test_parquet_files_become_jpegs_with_the_split(tmp_path, write, jpegs, layou
         write(source / layout.format(part=part, number=number), images)
     done = prepare_celeba(source, tmp_path / "out", 10)
     assert done.complete and done.parts == (6, 2, 2)
-    assert [path.name for path in sorted(done.folder.iterdir())] == [f"{n:06d}.jpg" for n in range(1, 11)]
-    assert contents(done) == jpegs[:10]
-    assert [Path(path).name for path in open_folder(done.folder).train] == [
-        f"{n:06d}.jpg" for n in range(1, 7)
-    ]
+    names = [f"{number:06d}.jpg" for number in range(1, 11)]
+    assert [path.name for path in sorted(done.folder.iterdir())] == names and contents(done) == jpegs[:10]
+    assert [Path(path).name for path in open_folder(done.folder).train] == names[:6]
 
 
 def test_pngs_become_celebas_kind_of_jpeg_again(tmp_path, write, face_paths):
-    original, png = io.BytesIO(), io.BytesIO()
-    Image.open(face_paths[0]).save(original, "JPEG", quality=75, subsampling="4:2:0")
-    with Image.open(original) as image:
-        image.save(png, "PNG")
-        pixels = np.asarray(image.convert("RGB"), float)
-    write(tmp_path / "in" / TRAIN, [png.getvalue()])
+    original = encoded(Image.open(face_paths[0]), "JPEG", quality=75, subsampling="4:2:0")
+    with Image.open(io.BytesIO(original)) as image:
+        write(tmp_path / "in" / TRAIN, [encoded(image, "PNG")])
+        pixels, quantization = np.asarray(image.convert("RGB"), float), image.quantization
     done = prepare_celeba(tmp_path / "in", tmp_path / "out", 1)
-    with Image.open(done.folder / "000001.jpg") as image, Image.open(original) as first:
-        assert image.format == "JPEG" and image.quantization == first.quantization
+    with Image.open(done.folder / "000001.jpg") as image:
+        assert (image.format, image.quantization) == ("JPEG", quantization)
         assert JpegImagePlugin.get_sampling(image) == 2  # 4:2:0
         assert np.abs(np.asarray(image.convert("RGB"), float) - pixels).mean() < 0.3
 
@@ -107,17 +105,18 @@ def test_rows_that_claim_too_much_are_not_decompressed(tmp_path, write, monkeypa
         prepare_celeba(tmp_path, tmp_path / "out", 1)
 
 
-BAD = ["no parquet", "cut short", "a row without image", "only a path", "not an image", "other size", "huge"]
+ROWS = {
+    "a row without image": None,
+    "not an image": b"junk",
+    "other size": encoded(Image.new("RGB", (64, 64)), "PNG"),
+    "huge": bytes((1 << 20) + 1),
+}
 
 
-@pytest.mark.parametrize("what", BAD)
+@pytest.mark.parametrize("what", ["no parquet", "cut short", "only a path", *ROWS])
 def test_what_is_not_celeba_is_one_line_that_names_the_file(tmp_path, write, jpegs, what):
     path = tmp_path / "in" / TRAIN
-    small = io.BytesIO()
-    Image.new("RGB", (64, 64)).save(small, "PNG")
-    rows = {"a row without image": None, "not an image": b"junk", "other size": small.getvalue(),
-            "huge": os.urandom((1 << 20) + 1)}  # fmt: skip
-    write(path, [jpegs[0], rows.get(what, jpegs[1])])
+    write(path, [jpegs[0], ROWS.get(what, jpegs[1])])
     if what == "no parquet":
         path.write_bytes(b"PAR1 or so")
     elif what == "cut short":
@@ -133,10 +132,11 @@ def test_what_is_not_celeba_is_one_line_that_names_the_file(tmp_path, write, jpe
 
 
 def test_what_cannot_be_read_at_all_leaves_no_folder(tmp_path, write, jpegs, monkeypatch):
-    write(tmp_path / "in" / "images-00000-of-00001.parquet", jpegs[:2])
+    unnamed = tmp_path / "in" / "images-00000-of-00001.parquet"
+    write(unnamed, jpegs[:2])
     with pytest.raises(FastaeError, match=r"images-00000-of-00001.*part of the split"):
         prepare_celeba(tmp_path / "in", tmp_path / "out", 2)
-    (tmp_path / "in" / "images-00000-of-00001.parquet").rename(tmp_path / "in" / TRAIN)
+    unnamed.rename(tmp_path / "in" / TRAIN)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(FastaeError, match="pip install pyarrow"):
         prepare_celeba(tmp_path / "in", tmp_path / "out")

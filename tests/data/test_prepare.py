@@ -15,6 +15,7 @@ from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
 
 from ..commands import here
+from .bad_files import put
 
 NAMES = [f"{number:06d}.jpg" for number in range(1, 7)]
 
@@ -29,6 +30,10 @@ def archive(tmp_path, face_paths):
     return path
 
 
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
 def test_unpacks_verifies_and_resumes(archive, tmp_path, face_paths):
     first = prepare_celeba(archive, tmp_path / "out", count=6)
     assert (first.present, first.faulty, first.complete) == (6, [], True)
@@ -37,33 +42,28 @@ def test_unpacks_verifies_and_resumes(archive, tmp_path, face_paths):
     (first.folder / NAMES[2]).write_bytes(b"torn")
     assert prepare_celeba(archive, tmp_path / "out", count=6) == first
     assert (first.folder / NAMES[0]).stat().st_mtime_ns == kept
-    for name, face in zip(NAMES, face_paths, strict=False):
-        assert (first.folder / name).read_bytes() == Path(face).read_bytes()
+    assert contents(first.folder) == contents(put(face_paths, tmp_path / "expected", NAMES))
 
 
 PARTS = {"000001.jpg": 0, "162770.jpg": 0, "162771.jpg": 1, "182637.jpg": 1, "182638.jpg": 2, "202599.jpg": 2}
 TXT = "".join(f"{name} {part}\n" for name, part in PARTS.items())
 CSV = "image_id,partition\r\n" + TXT.replace(" ", ",").replace("\n", "\r\n")
-KAGGLE = "img_align_celeba/img_align_celeba"
+ALIGNED, KAGGLE = "img_align_celeba", "img_align_celeba/img_align_celeba"
+IMG, EVAL = "Img/img_align_celeba", "Eval/list_eval_partition.txt"
 
 FORMS = {
     # The images' folder in the source, the split's file, whether it is zipped, and what of it is given.
-    "original zip": ("img_align_celeba", None, True, ""),
-    "original zip beside the split": ("img_align_celeba", "../list_eval_partition.txt", True, ""),
+    "original zip": (ALIGNED, None, True, ""),
+    "original zip beside the split": (ALIGNED, "../list_eval_partition.txt", True, ""),
     "Kaggle's zip": (KAGGLE, "list_eval_partition.csv", True, ""),
     "Kaggle's, unpacked": (KAGGLE, "list_eval_partition.csv", False, ""),
-    "Kaggle's outer folder": (KAGGLE, "list_eval_partition.csv", False, "img_align_celeba"),
+    "Kaggle's outer folder": (KAGGLE, "list_eval_partition.csv", False, ALIGNED),
     "Kaggle's inner folder": (KAGGLE, "list_eval_partition.csv", False, KAGGLE),
-    "torchvision's": ("img_align_celeba", "list_eval_partition.txt", False, ""),
+    "torchvision's": (ALIGNED, "list_eval_partition.txt", False, ""),
     "above torchvision's": ("celeba/img_align_celeba", "celeba/list_eval_partition.txt", False, ""),
-    "the authors' folders": ("Img/img_align_celeba", "Eval/list_eval_partition.txt", False, ""),
-    "the authors' images": (
-        "Img/img_align_celeba",
-        "Eval/list_eval_partition.txt",
-        False,
-        "Img/img_align_celeba",
-    ),
-    "images alone": ("img_align_celeba", None, False, "img_align_celeba"),
+    "the authors' folders": (IMG, EVAL, False, ""),
+    "the authors' images": (IMG, EVAL, False, IMG),
+    "images alone": (ALIGNED, None, False, ALIGNED),
 }
 
 
@@ -71,9 +71,7 @@ FORMS = {
 def test_every_form_is_trained_on_and_prepared_with_the_official_split(tmp_path, face_paths, form, capsys):
     images, split, zipped, given = FORMS[form]
     source = tmp_path / "in" / "source"
-    (source / images).mkdir(parents=True)
-    for name, face in zip(PARTS, face_paths, strict=False):
-        os.link(face, source / images / name)
+    put(face_paths, source / images, PARTS)
     if split:
         (source / split).parent.mkdir(exist_ok=True)
         (source / split).write_bytes((CSV if split.endswith("csv") else TXT).encode())
@@ -93,11 +91,9 @@ def assert_official(folder):
 
 
 def test_images_in_the_wild_with_the_same_names_are_not_taken(tmp_path, face_paths):
-    for folder, face in (("img_align_celeba", 0), ("img_celeba", 1)):
-        (tmp_path / "in" / folder).mkdir(parents=True)
-        os.link(face_paths[face], tmp_path / "in" / folder / NAMES[0])
-    done = prepare_celeba(tmp_path / "in", tmp_path / "out", count=1)
-    assert (done.folder / NAMES[0]).read_bytes() == Path(face_paths[0]).read_bytes()
+    aligned = put(face_paths, tmp_path / "in" / "img_align_celeba", NAMES[:1])
+    put(face_paths[1:], tmp_path / "in" / "img_celeba", NAMES[:1])
+    assert contents(prepare_celeba(tmp_path / "in", tmp_path / "out").folder) == contents(aligned)
 
 
 def test_a_split_of_ones_own_is_kept_and_may_name_any_images(archive, tmp_path, face_paths):
@@ -106,17 +102,14 @@ def test_a_split_of_ones_own_is_kept_and_may_name_any_images(archive, tmp_path, 
     own.write_text(own.read_text().replace("000004.jpg 0", "000004.jpg 1") + "nobody.jpg 2\n")
     done = prepare_celeba(tmp_path / "out" / "img_align_celeba", tmp_path / "again", count=6)
     assert done.parts == (5, 1, 0) and not done.official
-    (tmp_path / "mine").mkdir()
-    for name, face in zip("abc", face_paths, strict=False):
-        os.link(face, tmp_path / "mine" / f"{name}.jpeg")
-    (tmp_path / "mine" / "list_eval_partition.csv").write_text("a.jpeg,2\nb.jpeg,0\n")
-    assert [*open_folder(tmp_path / "mine").manifest.held_out] == ["a.jpeg"]
+    mine = put(face_paths, tmp_path / "mine", ["a.jpeg", "b.jpeg", "c.jpeg"])
+    (mine / "list_eval_partition.csv").write_text("a.jpeg,2\nb.jpeg,0\n")
+    assert [*open_folder(mine).manifest.held_out] == ["a.jpeg"]
 
 
 @pytest.mark.parametrize("split", ["000001.jpg 0\n000002.jpg train\n", "000001.jpg,0,1\n", "\0"])
 def test_a_split_that_is_none_is_named_with_its_line(tmp_path, face_paths, split):
-    for name, face in zip(NAMES, face_paths, strict=False):
-        os.link(face, tmp_path / name)
+    put(face_paths, tmp_path, NAMES)
     (tmp_path / "list_eval_partition.csv").write_text(split)
     for use in (lambda: prepare_celeba(tmp_path, tmp_path / "out"), lambda: open_folder(tmp_path)):
         with pytest.raises(FastaeError, match=r"list_eval_partition\.csv:[12]: expected 'NAME 0\|1\|2'"):
@@ -124,30 +117,28 @@ def test_a_split_that_is_none_is_named_with_its_line(tmp_path, face_paths, split
 
 
 def test_wrong_dimensions_and_broken_images_are_faulty(tmp_path, face_paths):
-    images = tmp_path / "in"
-    images.mkdir()
+    images = put(face_paths, tmp_path / "in", NAMES[2:3])
     Image.open(face_paths[0]).resize((100, 100)).save(images / NAMES[0])
     (images / NAMES[1]).write_bytes(b"")
-    os.link(face_paths[2], images / NAMES[2])
     assert prepare_celeba(images, tmp_path / "out", count=3).faulty == NAMES[:2]
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_no_entry_leaves_the_folder(tmp_path, face_paths):
-    face, path = Path(face_paths[0]).read_bytes(), tmp_path / "evil.zip"
+def test_no_entry_leaves_the_folder(tmp_path, good):
+    path = tmp_path / "evil.zip"
     evil = ["../../000001.jpg", "/tmp/000002.jpg", "a/../../b/000003.jpg", "../list_eval_partition.txt"]
     with zipfile.ZipFile(path, "w") as made:
         for name in (*evil, "../escape.txt", "\u0660\u0660\u0660\u0660\u0660\u0661.jpg", "a/000004.jpg"):
-            made.writestr(name, face[::-1])
+            made.writestr(name, good[::-1])
         for number, kind in enumerate((stat.S_IFLNK, stat.S_IFCHR, stat.S_IFIFO)):
             entry = zipfile.ZipInfo(f"00001{number}.jpg")
             entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
             made.writestr(entry, "/etc/passwd")
             evil.append(entry.filename)
-        made.writestr("000004.jpg", face)  # of two with one name, the last counts
+        made.writestr("000004.jpg", good)  # of two with one name, the last counts
     done = prepare_celeba(path, tmp_path / "deep" / "er" / "out", count=1)
     assert done.complete and done.skipped == evil
-    assert (done.folder / "000004.jpg").read_bytes() == face
+    assert contents(done.folder) == {"000004.jpg": good}
     written = [file.name for file in tmp_path.rglob("*") if not file.is_dir()]
     assert sorted(written) == ["000004.jpg", "evil.zip", "list_eval_partition.txt"]
 
@@ -177,11 +168,11 @@ KINDS = ["stored", "deflated", "bzip2", "lzma", "encrypted", "cut short", "empty
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, face_paths, kind):
+def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, good, kind):
     methods = {"deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", methods.get(kind, zipfile.ZIP_STORED)) as made:
-        made.write(face_paths[0], "000001.jpg")
+        made.writestr("000001.jpg", good)
     content = bytearray(buffer.getvalue())
     if kind == "encrypted":
         for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
@@ -198,31 +189,28 @@ def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, fa
 
 
 def test_of_a_folder_nothing_but_its_plain_files_is_taken(tmp_path, face_paths):
-    images = tmp_path / "in"
-    images.mkdir()
+    images = put(face_paths, tmp_path / "in", NAMES[:1])
     secret = tmp_path / "secret"
     secret.write_text("of nobody's business")
-    os.link(face_paths[0], images / NAMES[0])
     os.mkfifo(images / NAMES[1])
-    for name, target in zip(NAMES[2:], ("/dev/zero", secret, images / NAMES[0], "nowhere"), strict=True):
+    for name, target in zip(NAMES[2:], ("/dev/zero", secret, NAMES[0], "nowhere"), strict=True):
         (images / name).symlink_to(target)
     (images / "list_eval_partition.txt").symlink_to(secret)
     done = prepare_celeba(images, tmp_path / "out", count=1)
     assert done.complete and sorted(Path(path).name for path in done.skipped) == NAMES[1:]
-    assert [path.name for path in done.folder.iterdir()] == NAMES[:1]
+    assert [*contents(done.folder)] == NAMES[:1]
     assert (tmp_path / "out" / "list_eval_partition.txt").read_text() == "000001.jpg 0\n"
     with pytest.raises(FastaeError, match="is not a file"):
         prepare_celeba(images / NAMES[1], tmp_path / "out")
 
 
 def test_a_folder_that_is_a_link_is_not_entered(tmp_path, face_paths):
-    (tmp_path / "private").mkdir()
-    os.link(face_paths[0], tmp_path / "private" / NAMES[0])
+    private = put(face_paths, tmp_path / "private", NAMES[:1])
     (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "img_align_celeba").symlink_to(tmp_path / "private")
+    (tmp_path / "in" / "img_align_celeba").symlink_to(private)
     with pytest.raises(FastaeError, match="1 links and devices were skipped"):
         prepare_celeba(tmp_path / "in", tmp_path / "out")
-    (tmp_path / "link").symlink_to(tmp_path / "private")  # named by the user, it may be one
+    (tmp_path / "link").symlink_to(private)  # named by the user, it may be one
     assert prepare_celeba(tmp_path / "link", tmp_path / "out", count=1).complete
 
 

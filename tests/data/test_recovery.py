@@ -1,8 +1,6 @@
 """A file that cannot be decoded, at once or during a run: reported, replaced, and nothing else changes."""
 
 import gc
-import itertools
-import json
 import os
 import shutil
 import signal
@@ -22,17 +20,20 @@ from fastae.data.files.jpeg import Fault, Inspection
 from fastae.data.files.recovery import (
     DecoderError,
     DecoderOutOfMemory,
+    DecoderStalled,
     ImageFiles,
     NoneLeft,
-    RecoverableStream,
+    recovered,
 )
 from fastae.data.loaders import pipeline
 from fastae.data.loaders.decode import Decoder, open_decoder
 from fastae.data.loaders.loader import build_loader
 from fastae.data.loaders.sampler import Sampler
+from fastae.runs.folder import RunFolder
 
 from ..commands import SMALL, here, started, wait_for
 from .bad_files import bad_table, claiming, two_ways_up
+from .batches import same, take
 
 TRAIN = [*SMALL, "--loader", "dali", "--gpu-sample-hz", 0, "--no-cache", "--log-every", 1]
 WAYS = {
@@ -61,13 +62,17 @@ def paths(tmp_path, face_paths):
 
 @pytest.fixture
 def replaced():
-    """The bad files that loaders report."""
-    return []
+    """Path -> fault of the bad files that loaders report."""
+    return {}
 
 
-def open_(paths, kind="dali", replaced=None, **crop_resize):
+def note_in(replaced):
+    return lambda bad, other: replaced.update({bad.path: bad.fault.value})
+
+
+def open_(paths, replaced=None, kind="dali", **crop_resize):
     """A loader over files that the quick check passed, or would have passed."""
-    files = ImageFiles(paths, None if replaced is None else lambda bad, other: replaced.append(bad))
+    files = ImageFiles(paths, None if replaced is None else note_in(replaced))
     decoder = open_decoder(CropResize(**crop_resize), torch.device("cpu"), Tuning(compiled=False))
     return build_loader(files, Sampler(len(paths), 4, 0, Augmentation()), decoder, kind)
 
@@ -77,40 +82,33 @@ def damage(way, *paths):
         WAYS[way](path)
 
 
-def faults(replaced):
-    return {bad.path: bad.fault.value for bad in replaced}
-
-
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 @pytest.mark.parametrize("way", WAYS)
 def test_the_next_good_image_is_read_instead_and_nothing_else_changes(paths, way, kind, replaced):
     substituted = [*paths[:5], paths[7], paths[7], *paths[7:]]
-    expected = list(itertools.islice(open_(substituted, kind).batches(), 9))
+    expected = take(open_(substituted, kind=kind).batches(), 9)
     damage(way, *paths[5:7])
-    got = list(itertools.islice(open_(paths, kind, replaced).batches(), 9))
-    assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
-    assert sorted(faults(replaced)) == paths[5:7]
+    assert same(expected, take(open_(paths, replaced, kind).batches(), 9))
+    assert sorted(replaced) == paths[5:7]
 
 
 def test_a_file_that_goes_bad_during_a_run_and_one_that_dali_alone_refuses(paths, replaced):
     """The second is smaller than the crop by now: nothing is wrong with the file itself."""
-    batches = open_(paths, replaced=replaced, crop=100).batches()
+    batches = open_(paths, replaced, crop=100).batches()
     next(batches)
     damage("emptied", paths[0])
     Image.new("RGB", (60, 60)).save(paths[3])
-    next(itertools.islice(batches, 14, None))
-    assert faults(replaced) == {paths[0]: "empty", paths[3]: "does not decode"}
+    take(batches, 15)
+    assert replaced == {paths[0]: "empty", paths[3]: "does not decode"}
 
 
 def test_images_to_evaluate_on_are_replaced_and_reported_too(paths, replaced):
     expected = load_images([paths[0], paths[3], paths[3]], CropResize(), "cpu")
     damage("emptied", paths[1])
     damage("does not decode", paths[2])
-    images = load_images(
-        paths, CropResize(), "cpu", indices=range(3), on_replaced=lambda bad, _: replaced.append(bad)
-    )
+    images = load_images(paths, CropResize(), "cpu", indices=range(3), on_replaced=note_in(replaced))
     assert torch.equal(images, expected)
-    assert faults(replaced) == {paths[1]: "empty", paths[2]: "does not decode"}
+    assert replaced == {paths[1]: "empty", paths[2]: "does not decode"}
 
 
 def skipped(run):
@@ -121,94 +119,77 @@ def skipped(run):
 @pytest.mark.parametrize("held_out", [1, 4])
 def test_a_run_with_a_held_out_file_that_does_not_decode(paths, tmp_path, held_out, capsys):
     """If it is the only one, the one before it is held out instead. Five that are trained on are bad, too."""
-    names = [Path(path).name for path in paths]
+    names, images, run = [Path(path).name for path in paths], tmp_path / "images", tmp_path / "run"
     if held_out > 1:
         parts = [f"{name} {int(name in names[-held_out:])}\n" for name in names]
-        (tmp_path / "images" / "list_eval_partition.txt").write_text("".join(parts))
-    (tmp_path / "images" / "a.png").touch()
+        (images / "list_eval_partition.txt").write_text("".join(parts))
+    (images / "a.png").touch()
     bad = [*paths[:5], paths[-held_out]]
     damage("does not decode", *bad)
-    run = tmp_path / "run"
     options = ["--iterations", 2, "--eval-images", 3, "--batch-size", 6]
-    here("train", "--data", tmp_path / "images", "--out", run, *TRAIN, *options)
+    here("train", "--data", images, "--out", run, *TRAIN, *options)
     assert skipped(run) == [(path, "does not decode") for path in bad]
     printed = capsys.readouterr().out
-    assert "1 PNG file" in printed
-    assert sum("; replaced by" in line for line in printed.splitlines()) == 3  # all are in skipped.txt
-    images = json.loads((run / "images.json").read_text())
-    assert [*images["held_out"]] == (names[-4:] if held_out > 1 else names[-2:-1])
-    assert [*images["train"]] == (names[:-4] if held_out > 1 else names[:-2])
-    assert json.loads((run / "config.json").read_text())["data"]["evaluated_on"] == min(3, held_out)
+    assert "1 PNG file" in printed and printed.count("; replaced by") == 3  # all are in skipped.txt
+    divided = RunFolder(run).manifest()
+    assert [*divided.held_out] == (names[-4:] if held_out > 1 else names[-2:-1])
+    assert [*divided.train] == (names[:-4] if held_out > 1 else names[:-2])
+    assert RunFolder(run).describe().data.evaluated_on == min(3, held_out)
 
 
 @pytest.mark.parametrize("gone", [1.0, 0.5])
 def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths, gone, monkeypatch, replaced):
     """Found batch by batch, each with a new pipeline, they would take minutes."""
     paths = [str(tmp_path / f"{number:05d}.jpg") for number in range(400)]
-    for path, face in zip(paths, itertools.cycle(face_paths)):
-        os.link(face, path)
+    for number, path in enumerate(paths):
+        os.link(face_paths[number % 40], path)
     built = []
     build = pipeline.DaliPipeline.build
     monkeypatch.setattr(pipeline.DaliPipeline, "build", lambda *given: built.append(0) or build(*given))
-    batches = open_(paths, replaced=replaced, size=16).batches()
+    batches = open_(paths, replaced, size=16).batches()
     next(batches)
     lost = paths[: int(gone * len(paths))]
     for path in lost:
         Path(path).unlink()
     if gone == 1:
         with pytest.raises(NoneLeft, match="none of the 400 images can be read"):
-            next(itertools.islice(batches, 20, None))
-        assert replaced == []
+            take(batches, 20)
+        assert not replaced
     else:
-        next(itertools.islice(batches, 100, None))
-        assert sorted(faults(replaced)) == lost
+        take(batches, 100)
+        assert sorted(replaced) == lost
     assert len(built) < 10
 
 
-class Stream(RecoverableStream):
-    """Five items, each of all the images. restarted: how `restart` was called."""
+@pytest.mark.parametrize(("kind", "patience"), [(DecoderError, 1), (DecoderStalled, 8)])
+def test_a_batch_in_which_nothing_is_wrong_is_tried_once_more(paths, kind, patience):
+    """A file was just being written, or the storage is slow; the second time, it is the decoder's fault."""
+    failures, restarted = [kind("once")], []
 
-    def __init__(self, files, failing):
-        super().__init__(files, self)
-        self.failing = failing
-        self.restarted = []
-
-    def faults(self, paths):
-        return [None] * len(paths)
-
-    def indices_at(self, position):
-        return range(len(self.files))
-
-    def restart(self, position, patience):
-        self.restarted.append((position, patience))
+    def restart(position, patience):
+        restarted.append((position, patience))
         for item in range(position, 5):
-            if error := self.failing(item):
-                raise error
+            if item == 3 and failures:
+                raise failures.pop()
             yield item
 
+    def items():
+        files = ImageFiles(paths)
+        return list(recovered(files, lambda all_good: [None] * len(all_good), restart, lambda at: range(12)))
 
-@pytest.mark.parametrize(("error", "patience"), [(recovery.DecoderError, 1), (recovery.DecoderStalled, 8)])
-def test_a_batch_in_which_nothing_is_wrong_is_tried_once_more(paths, error, patience):
-    """A file was just being written, or the storage is slow; the second time, it is the decoder's fault."""
-    failures = [error("once")]
-    stream = Stream(ImageFiles(paths), lambda item: item == 3 and failures and failures.pop())
-    assert list(stream.recovered()) == [0, 1, 2, 3, 4]
-    assert stream.restarted == [(0, 1), (3, patience)]
-    stream = Stream(ImageFiles(paths), lambda item: item == 3 and error("always"))
-    with pytest.raises(error, match="always"):
-        list(stream.recovered())
+    assert items() == [0, 1, 2, 3, 4]
+    assert restarted == [(0, 1), (3, patience)]
+    failures += [kind("second"), kind("first")]
+    with pytest.raises(kind, match="second"):
+        items()
 
 
-@pytest.mark.parametrize("refused", [1, 11, 12])
-def test_however_many_files_the_decoder_alone_refuses_are_replaced(paths, refused, replaced):
-    damage("decodes, but not by DALI", *paths[:refused])
-    batches = open_(paths, replaced=replaced).batches()
-    if refused < len(paths):
-        assert len(list(itertools.islice(batches, 6))) == 6
-        assert sorted(faults(replaced)) == paths[:refused]
-    else:
-        with pytest.raises(NoneLeft, match="none of the 12 images"):
-            list(itertools.islice(batches, 6))
+def test_however_many_files_the_decoder_alone_refuses_are_replaced(paths, replaced):
+    damage("decodes, but not by DALI", *paths[1:])
+    assert len(take(open_(paths, replaced).batches(), 6)) == 6 and sorted(replaced) == paths[1:]
+    damage("decodes, but not by DALI", paths[0])
+    with pytest.raises(NoneLeft, match="none of the 12 images"):
+        take(open_(paths).batches(), 6)
 
 
 def test_pipelines_that_failed_are_gone_at_once(paths):
@@ -223,7 +204,7 @@ def test_pipelines_that_failed_are_gone_at_once(paths):
     gc.disable()
     try:
         batches = open_(paths).batches()
-        list(itertools.islice(batches, 6))
+        take(batches, 6)
         assert alive() == before + 1
         del batches
         assert alive() == before
@@ -240,8 +221,8 @@ def test_a_decoder_that_decodes_nothing_any_more_is_to_blame_itself(paths, monke
 
     monkeypatch.setattr(pipeline.Pipeline, "run", broken)
     with pytest.raises(DecoderError, match="Critical error in pipeline"):
-        next(open_(paths, kind, replaced).batches())
-    assert replaced == []
+        next(open_(paths, replaced, kind).batches())
+    assert not replaced
 
 
 @pytest.mark.parametrize("short", [1, 10])
@@ -264,12 +245,12 @@ def test_no_file_is_replaced_because_memory_was_short(paths, monkeypatch, error,
             raise error
         return healthy(self, stream)
 
-    batches = open_(paths, replaced=replaced).batches()
+    batches = open_(paths, replaced).batches()
     monkeypatch.setattr(pipeline.Pipeline, "run", failing)
     ends = pytest.raises(DecoderOutOfMemory, match="out of memory while images were decoded")
     with ends if short > 1 else nullcontext():
-        assert len(list(itertools.islice(batches, 6))) == 6
-    assert replaced == [] and len(ran) == (7 if short == 1 else 4)
+        assert len(take(batches, 6)) == 6
+    assert not replaced and len(ran) == (7 if short == 1 else 4)
 
 
 def test_a_large_file_is_good_if_another_of_its_size_does_not_decode_either(paths, tmp_path, monkeypatch):
@@ -295,7 +276,7 @@ def test_a_large_file_is_good_if_another_of_its_size_does_not_decode_either(path
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator")])
 def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, error, replaced):
-    loader = open_(paths, replaced=replaced)
+    loader = open_(paths, replaced)
 
     def failing(*arguments):
         raise error
@@ -303,19 +284,18 @@ def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, 
     monkeypatch.setattr(loader.decoder.pixel_ops, "augment_crops", failing)
     with pytest.raises(type(error), match=str(error)):
         next(loader.batches())
-    assert replaced == []
+    assert not replaced
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_a_file_at_which_the_decoder_does_not_return_is_replaced(paths, monkeypatch, kind, replaced):
     """A pipe that looks like a good file."""
-    expected = list(itertools.islice(open_([*paths[:5], paths[6], *paths[6:]], kind).batches(), 4))
+    expected = take(open_([*paths[:5], paths[6], *paths[6:]], kind=kind).batches(), 4)
     monkeypatch.setattr(recovery, "inspect", lambda path: Inspection(None))
     monkeypatch.setattr("fastae.data.loaders.decode.FILE_PATIENCE", 1.0)
     damage("a pipe", paths[5])
-    got = list(itertools.islice(open_(paths, kind, replaced).batches(), 4))
-    assert all(map(torch.equal, expected, got))
-    assert faults(replaced) == {paths[5]: "does not decode in time"}
+    assert same(expected, take(open_(paths, replaced, kind).batches(), 4))
+    assert replaced == {paths[5]: "does not decode in time"}
 
 
 def test_a_pipe_in_mid_run_neither_hangs_the_run_nor_keeps_its_process_from_ending(paths, tmp_path):
@@ -345,10 +325,8 @@ def test_a_file_cut_short_while_it_is_read_does_not_kill_the_process(paths):
     def cut():
         while not done.is_set():
             for path, whole in contents.items():
-                file = os.open(path, os.O_RDWR)
-                os.ftruncate(file, 10)
-                os.pwrite(file, whole, 0)
-                os.close(file)
+                os.truncate(path, 10)
+                Path(path).write_bytes(whole)
 
     cutter = threading.Thread(target=cut)
     cutter.start()

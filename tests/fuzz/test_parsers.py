@@ -26,7 +26,6 @@ from hypothesis import strategies as st
 from fastae.config import TrainConfig
 from fastae.data.files.check import check
 from fastae.data.files.folder import find_jpegs, open_folder
-from fastae.data.files.jpeg import inspect
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
@@ -151,10 +150,6 @@ def split_file(path, pictures):
     assert len(open_folder(path.parent).manifest.sizes) == 3
 
 
-def jpeg_file(path, pictures):
-    inspect(str(path))
-
-
 NAMES = {
     "config.json": settings_of_a_run,
     "images.json": images_of_a_run,
@@ -166,7 +161,6 @@ NAMES = {
     "celeba.zip": celeba,
     "train-0.parquet": celeba,
     "list_eval_partition.txt": split_file,
-    "a.jpg": jpeg_file,
 }
 JSON = [name for name in NAMES if name.endswith(".json")]
 
@@ -209,7 +203,6 @@ def intact(pictures, face_paths, tmp_path_factory):
         "records.msgpack": [path.read_bytes() for path in records.iterdir()],
         "celeba.zip": [archive(zipfile.ZIP_STORED), archive(zipfile.ZIP_DEFLATED)],
         "list_eval_partition.txt": [b"000001.jpg 0\n000002.jpg 1\r\n", b"image_id,partition\r\n000001.jpg,0"],
-        "a.jpg": [Path(face_paths[0]).read_bytes()],
     }
     with suppress(ImportError):
         import pyarrow

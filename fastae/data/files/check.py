@@ -8,26 +8,19 @@ decoder as training.
 from __future__ import annotations
 
 import hashlib
-import heapq
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import msgspec
 
 from fastae.data.files.jpeg import USABLE, Fault, FileFault, Inspection, inspect
+from fastae.data.files.recovery import FindFaults
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
-
-BATCH = 64
-"""The number of files that the deep check decodes at once."""
-
-TOGETHER = 4 * BATCH
-"""The number of decoded images that a loader holds at the same time, as measured."""
 
 VERSION = 4
 """The version of the records and of the results of `inspect` in them."""
@@ -37,17 +30,6 @@ Stamp = tuple[int, int]
 
 Records = dict[bytes, tuple[Stamp, Inspection]]
 """Path -> the file's stamp, and the inspection of the file when it had that stamp."""
-
-
-class FaultFinder(Protocol):
-    """The part of a decoder that the deep check uses."""
-
-    def faults(self, paths: Sequence[str], together: int = 1) -> Iterator[Fault | None]:
-        """Yields the fault of each file, in order; None for a file that can be decoded.
-
-        `together` files are decoded at once, and one by one if that fails.
-        """
-        ...
 
 
 @dataclass(frozen=True)
@@ -60,13 +42,7 @@ class Check:
     faults: list[FileFault]
     """All files with a fault, including the usable ones (`USABLE`)."""
 
-    side: int | None
-    """The shorter side of the usable images in pixels, if it is the same for all."""
-
-    heaviest: int
-    """Bytes of RGB pixels of the crops of the TOGETHER largest images."""
-
-    shapes: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    shapes: Counter[tuple[int, int]] = field(default_factory=Counter)
     """(width, height) in pixels -> number of usable images of this size."""
 
     @property
@@ -77,6 +53,12 @@ class Check:
     def unusable(self) -> list[FileFault]:
         return [each for each in self.faults if each.fault not in USABLE]
 
+    @property
+    def side(self) -> int | None:
+        """The shorter side of the usable images in pixels, if it is the same for all."""
+        sides = set(map(min, self.shapes))
+        return sides.pop() if len(sides) == 1 else None
+
 
 def check(
     root: str,
@@ -84,7 +66,7 @@ def check(
     *,
     crop: int | None,
     records: Path | None,
-    decoder: FaultFinder | None = None,
+    find_faults: FindFaults | None = None,
 ) -> Check:
     """Checks files.
 
@@ -93,7 +75,7 @@ def check(
         paths: the files to check.
         crop: the least length of an image's shorter side in pixels.
         records: the folder in which results are recorded, if any.
-        decoder: a decoder, for the deep check.
+        find_faults: decodes files, for the deep check.
 
     Raises:
         DecoderError: the decoder does not even decode a valid picture.
@@ -103,17 +85,14 @@ def check(
     for path, each in found.items():
         if each.fault in USABLE and crop and min(each.width, each.height) < crop:
             faults[path] = Fault.TOO_SMALL
-    if decoder:
+    if find_faults:
         passed = [path for path in paths if faults[path] in USABLE]
-        decoded = track(decoder.faults(passed, together=BATCH), "decoding files", total=len(passed))
+        decoded = track(find_faults(passed), "decoding files", total=len(passed))
         faults |= {path: fault for path, fault in zip(passed, decoded, strict=True) if fault}
     usable = [path for path in paths if faults[path] in USABLE]
-    sides = [min(found[path].width, found[path].height) for path in usable]
     return Check(
-        {path: found[path].size for path in usable},
-        [FileFault(path, fault) for path, fault in faults.items() if fault],
-        side=sides[0] if len(set(sides)) == 1 else None,
-        heaviest=sum(3 * (crop or side) ** 2 for side in heapq.nlargest(TOGETHER, sides)),
+        sizes={path: found[path].size for path in usable},
+        faults=[FileFault(path, fault) for path, fault in faults.items() if fault],
         shapes=Counter((found[path].width, found[path].height) for path in usable),
     )
 

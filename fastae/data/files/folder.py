@@ -46,6 +46,9 @@ CONVERTIBLE = tuple(name for name in OTHER_IMAGES if name not in ("heic", "jxl")
 
 HELD_OUT_SHARE = 0.05
 
+TOGETHER = 256
+"""The number of decoded images that a loader holds at the same time, as measured with batches of 64."""
+
 LOST_AT_MOST = 0.01
 """The largest share of a run's files that may be lost; if more are, this is another data set.
 
@@ -68,24 +71,31 @@ class ImageFolder:
     manifest: Manifest
     """The files by name and size, as they were when the run began."""
 
-    skipped: list[FileFault]
-    """The files that are not read, and their faults."""
-
-    side: int | None
-    """The shorter side of the images in pixels if it is the same for all, so that no header need be read."""
+    checked: Check
+    """The result of the check. The lost files of a resumed run are among its faults."""
 
     ignored: Mapping[str, int] = field(default_factory=dict)
     """Kind of ignored file, as `walk` names it -> number."""
+
+    @property
+    def skipped(self) -> list[FileFault]:
+        """The files that are not read, and their faults."""
+        return self.checked.unusable
+
+    @property
+    def side(self) -> int | None:
+        """The shorter side of the images in pixels, if it is the same for all."""
+        return self.checked.side
 
     def without(self, bad: Sequence[FileFault]) -> ImageFolder:
         """The folder, divided as if the check had found these faults too.
 
         Raises FastaeError if fewer than two usable files remain.
         """
-        sizes, unusable = self.manifest.sizes, {each.path for each in bad}
-        paths = sorted({*self.train, *self.held_out} - unusable)
-        left = {path: sizes[name_below(self.root, path)] for path in paths}
-        checked = Check(left, [*self.skipped, *bad], self.side, heaviest=0)
+        sizes = self.checked.sizes.copy()
+        for each in bad:
+            del sizes[each.path]
+        checked = replace(self.checked, sizes=sizes, faults=[*self.checked.faults, *bad])
         return replace(_divide(self.root, checked), ignored=self.ignored)
 
 
@@ -118,7 +128,7 @@ def open_folder(
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
     folder = _restored(root, checked, manifest) if manifest else _divide(root, checked)
-    _require_memory(checked, f"in {root!r}")
+    _require_memory(checked, crop, f"in {root!r}")
     return replace(folder, ignored=ignored)
 
 
@@ -131,14 +141,17 @@ def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
     if not checked.sizes:
         first = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in checked.faults[:1])
         raise FastaeError(f"no usable JPEG among the {counted(len(paths), 'file')} of the list{first}")
-    _require_memory(checked, "of the list")
+    _require_memory(checked, crop, "of the list")
     return checked
 
 
-def _require_memory(checked: Check, where: str) -> None:
-    if checked.heaviest > (free := free_bytes()):
+def _require_memory(checked: Check, crop: int | None, where: str) -> None:
+    """Raises FastaeError if RGB pixels of the crops of the TOGETHER largest images exceed the free memory."""
+    sides = heapq.nlargest(TOGETHER, map(min, checked.shapes.elements()))
+    needed, free = sum(3 * (crop or side) ** 2 for side in sides), free_bytes()
+    if needed > free:
         raise FastaeError(
-            f"the largest images {where} take {checked.heaviest / 1e9:.1f} GB when batches of them are "
+            f"the largest images {where} take {needed / 1e9:.1f} GB when batches of them are "
             f"decoded, and {free / 1e9:.1f} GB are free: set a smaller crop, or make the images smaller"
         )
 
@@ -210,14 +223,13 @@ def walk(
         FastaeError: `root` itself cannot be listed, or the process has too many files open.
     """
     ignored = Counter() if ignored is None else ignored
-    above = Path(os.path.realpath(root)).parents
-    known = {_identity(os.fspath(folder)) for folder in above} if follow else set()
+    known = {_identity(os.fspath(folder)) for folder in Path(os.path.realpath(root)).parents}
     # A heap of (is reached through a link, path), so that paths without links come first. A recursion would
     # fail for folders that are nested deeper than Python's limit of calls.
     folders = [(False, root)]
     while folders:
         is_linked, folder = heapq.heappop(folders)
-        if follow and (identity := _identity(folder)):
+        if identity := _identity(folder):
             if identity in known:
                 continue
             known.add(identity)
@@ -225,17 +237,15 @@ def walk(
             with os.scandir(folder) as entries:
                 for entry in entries:
                     suffix = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122
-                    is_wanted = suffix in suffixes
-                    if is_wanted:
-                        yield entry.path
                     # DirEntry.is_dir would raise an error for a loop of links.
                     is_link = entry.is_symlink() and os.path.isdir(entry.path)  # noqa: PTH112
+                    kind = LINKED_FOLDER if is_link else KINDS.get(suffix)
+                    if suffix in suffixes:
+                        yield entry.path
                     if entry.is_dir(follow_symlinks=False) or (is_link and follow):
                         heapq.heappush(folders, (is_linked or is_link, entry.path))
-                    elif not is_wanted and suffix in KINDS:
-                        ignored[KINDS[suffix]] += 1
-                    elif not is_wanted and is_link:
-                        ignored[LINKED_FOLDER] += 1
+                    elif kind and suffix not in suffixes:
+                        ignored[kind] += 1
         except OSError as error:
             require_files(error)
             if folder == root:
@@ -276,7 +286,7 @@ def _divide(root: str, checked: Check) -> ImageFolder:
     sample = evenly_spaced([*train, *held_out], DIGESTS)
     digests = {name_below(root, path): digest for path in sample if (digest := content_digest(path))}
     manifest = Manifest(split, sizes[0], sizes[1], digests)
-    return ImageFolder(root, train, held_out, manifest, checked.unusable, checked.side)
+    return ImageFolder(root, train, held_out, manifest, checked)
 
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
@@ -297,31 +307,37 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
 
 def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     """The folder of a resumed run, divided as its manifest says. Raises FastaeError if the images differ."""
-    there = {name_below(root, path): path for path in checked.usable}
+    found = {name_below(root, path): size for path, size in checked.sizes.items()}
     listed = manifest.sizes
-    lost = [name for name in listed if name not in there]
+    lost = [name for name in listed if name not in found]
     if len(lost) > max(1, LOST_AT_MOST * len(listed)):
         raise _other_images(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
-    for name, path in there.items():
-        if checked.sizes[path] != listed[name]:
+    for name, size in found.items():
+        if size != listed[name]:
             raise _other_images(root, f"{name!r:.200} does not have {listed[name]:,} bytes any more")
-        if name in manifest.digests and content_digest(path) != manifest.digests[name]:
+        digest = manifest.digests.get(name)
+        if digest and content_digest(_path(root, name)) != digest:
             raise _other_images(root, f"{name!r:.200} has changed since the run began")
-    found = {name_below(root, each.path): each.fault for each in checked.unusable}
-    faults = {name: found.get(name, Fault.GONE) for name in lost}
+    unusable = {each.path for each in checked.unusable}
+    gone = [path for path in (_path(root, name) for name in lost) if path not in unusable]
+    checked = replace(checked, faults=[*checked.faults, *(FileFault(path, Fault.GONE) for path in gone)])
+    faults = {each.path: each.fault for each in checked.unusable}
 
     def paths_of(names: Iterable[str]) -> list[str]:
-        names = list(names)
-        files = ImageFiles([there.get(name, f"{root}/{name}") for name in names])
-        files.replace({index: faults[name] for index, name in enumerate(names) if name in faults})
+        files = ImageFiles([_path(root, name) for name in names])
+        files.replace({index: faults[path] for index, path in enumerate(files.own) if path in faults})
         return files.paths
 
     try:
         train, held_out = paths_of(manifest.train), paths_of(manifest.held_out)
     except NoneLeft:
         raise _other_images(root, "all files to train on, or all to evaluate on, are lost") from None
-    skipped = [FileFault(f"{root}/{name}", fault) for name, fault in faults.items()]
-    return ImageFolder(root, train, held_out, manifest, skipped, checked.side)
+    return ImageFolder(root, train, held_out, manifest, checked)
+
+
+def _path(root: str, name: str) -> str:
+    """The path of a file with this name below `root`, as `walk` yields it."""
+    return os.path.join(root, name)  # noqa: PTH118
 
 
 def _other_images(root: str, why: str) -> FastaeError:

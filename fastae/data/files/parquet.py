@@ -12,7 +12,6 @@ import io
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -85,22 +84,6 @@ def _part_of(path: Path) -> int:
 
 def _rows(path: Path) -> Iterator[list[Any]]:
     """Yields the images' bytes, ROWS at a time."""
-    with _opened(path) as file:
-        for field in file.schema_arrow:
-            if str(field.type).startswith("struct<") and field.type.get_field_index("bytes") >= 0:
-                break
-        else:
-            columns = f"{', '.join(file.schema_arrow.names[:8]):.200}"
-            raise FastaeError(f"{str(path)!r} has no column of images (struct<bytes, path>), only: {columns}")
-        for group in map(file.metadata.row_group, range(file.num_row_groups)):
-            if group.total_byte_size > group.num_rows * MAX_ENTRY:
-                raise FastaeError(f"{str(path)!r} claims {group.total_byte_size:,} bytes: this is not CelebA")
-        for batch in file.iter_batches(ROWS, columns=[f"{field.name}.bytes"]):
-            yield [row and row["bytes"] for row in batch.column(0).to_pylist()]
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
@@ -108,8 +91,23 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         # The file is opened here, since pyarrow may interpret a name as a remote address.
         with path.open("rb") as source, ParquetFile(source, buffer_size=READ_AHEAD) as file:
-            yield file
+            column = _image_column(file, path)
+            for group in map(file.metadata.row_group, range(file.num_row_groups)):
+                claim = group.total_byte_size
+                if claim > group.num_rows * MAX_ENTRY:
+                    raise FastaeError(f"{str(path)!r} claims {claim:,} bytes: this is not CelebA")
+            for batch in file.iter_batches(ROWS, columns=[f"{column}.bytes"]):
+                yield [row and row["bytes"] for row in batch.column(0).to_pylist()]
     except FastaeError:
         raise
     except Exception as error:  # whatever pyarrow raises over a damaged file
         raise FastaeError(f"{str(path)!r} is not a readable parquet file: {error}") from None
+
+
+def _image_column(file: Any, path: Path) -> str:
+    """The name of the column of images. Raises FastaeError if there is none."""
+    for field in file.schema_arrow:
+        if str(field.type).startswith("struct<") and field.type.get_field_index("bytes") >= 0:
+            return field.name
+    columns = f"{', '.join(file.schema_arrow.names[:8]):.200}"
+    raise FastaeError(f"{str(path)!r} has no column of images (struct<bytes, path>), only: {columns}")

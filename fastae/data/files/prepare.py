@@ -115,14 +115,10 @@ def _take(source: Path, images: Path) -> tuple[Split, list[str]]:
 
 def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
     ignored = Counter[str]()
-    paths = [Path(path) for path in walk(str(source), (".jpg",), ignored, follow=False)]
+    paths = map(Path, walk(str(source), (".jpg",), ignored, follow=False))
     found = sorted(path for path in paths if IMAGE_NAME.fullmatch(path.name))
-    plain, skipped = [], []
-    for path in found:
-        if _is_plain(path):
-            plain.append(path)
-        else:
-            skipped.append(str(path))
+    plain = list(filter(_is_plain, found))
+    skipped = [str(path) for path in found if not _is_plain(path)]
     if plain:
         # The authors' images in the wild have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain

@@ -7,10 +7,9 @@ index, which is the same for every loader, in every later epoch, and in a resume
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.errors import FastaeError
@@ -57,10 +56,8 @@ class NoneLeft(FastaeError):
         self.found = found
 
 
-class FaultFinder(Protocol):
-    """The part of a decoder (`fastae.data.loaders.decode.Decoder`) that finds the faults of files."""
-
-    def faults(self, paths: Sequence[str]) -> Iterator[Fault | None]: ...
+FindFaults = Callable[[Sequence[str]], Iterable[Fault | None]]
+"""Decodes files and gives the fault of each, in order; None for a file that can be decoded."""
 
 
 class ImageFiles:
@@ -104,62 +101,61 @@ class ImageFiles:
                 self._on_replaced(FileFault(self.own[index], fault), self.paths[index])
 
 
-class RecoverableStream(ABC, Generic[Item]):
-    """A stream of items that are decoded from files. `recovered` replaces bad files and continues."""
+def recovered(
+    files: ImageFiles,
+    find_faults: FindFaults,
+    restart: Callable[[int, float], Iterator[Item]],
+    indices_at: Callable[[int], Sequence[int]],
+) -> Iterator[Item]:
+    """Yields the items of a stream that is decoded from files, with bad files replaced.
 
-    def __init__(self, files: ImageFiles, decoder: FaultFinder) -> None:
-        self.files = files
-        self.decoder = decoder
+    Args:
+        files: the images' files.
+        find_faults: finds the files that pass the quick check and that the decoder rejects.
+        restart: yields the items at a position, position + 1, ..., decoded from the current `files.paths`. It
+            raises DecoderError, and DecoderStalled if an item takes more than a number of seconds, which is
+            its second argument.
+        indices_at: returns the indices of the images that the item at a position is made of.
 
-    @abstractmethod
-    def restart(self, position: int, patience: float) -> Iterator[Item]:
-        """Yields the items at position, position + 1, ..., decoded from the current `files.paths`.
-
-        Raises DecoderError, and DecoderStalled if an item takes more than `patience` seconds.
-        """
-
-    @abstractmethod
-    def indices_at(self, position: int) -> Iterable[int]:
-        """The indices of the images that the item at `position` is made of."""
-
-    def recovered(self) -> Iterator[Item]:
-        """Yields the items of `restart(0)`, with bad files replaced.
-
-        Raises NoneLeft, or DecoderError if an item failed twice although none of its files is bad.
-        """
-        position, failed_at, patience = 0, -1, PATIENCE
-        while True:
-            try:
-                for item in self.restart(position, patience):
-                    yield item
-                    position += 1
-                return
-            except DecoderError as error:
-                if found := self._find_bad(position, error):
-                    self.files.replace(found)
-                elif failed_at == position:
-                    raise
-                else:  # try once more: a file may have been incomplete because it was being written
-                    failed_at = position
-                    patience *= MORE_PATIENCE if isinstance(error, DecoderStalled) else 1
-
-    def _find_bad(self, position: int, error: DecoderError) -> dict[int, Fault]:
-        """Index -> fault of the bad files of an item, for which the decoder raised `error`."""
-        # Prefetched files cannot be the cause: DALI raises an error with the batch in which it occurred.
-        files = self.files
-        read = {files.paths[image] for image in self.indices_at(position)}
-        suspects = [index for index in files.good() if files.own[index] in read]
-        found = _quick_check(files, suspects)
-        if MANY * len(found) >= len(suspects):  # a folder or disk is gone: check all files at once
-            found = _quick_check(files, files.good())
-        if found or isinstance(error, DecoderOutOfMemory):
-            return found
-        # The decoder may reject a file that passes the quick check.
-        faults = self.decoder.faults([files.own[index] for index in suspects])
-        return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}
+    Raises:
+        NoneLeft: no good file remains.
+        DecoderError: an item failed twice although none of its files is bad.
+    """
+    position, failed_at, patience = 0, -1, PATIENCE
+    while True:
+        try:
+            for item in restart(position, patience):
+                yield item
+                position += 1
+            return
+        except DecoderError as error:
+            if found := _find_bad(files, indices_at(position), find_faults, error):
+                files.replace(found)
+            elif failed_at == position:
+                raise
+            else:  # try once more: a file may have been incomplete because it was being written
+                failed_at = position
+                patience *= MORE_PATIENCE if isinstance(error, DecoderStalled) else 1
 
 
-def _quick_check(files: ImageFiles, images: Iterable[int]) -> dict[int, Fault]:
+def _find_bad(
+    files: ImageFiles, images: Sequence[int], find_faults: FindFaults, error: DecoderError
+) -> dict[int, Fault]:
+    """Index -> fault of the bad files of an item of these images, for which the decoder raised `error`."""
+    # Prefetched files cannot be the cause: DALI raises an error with the batch in which it occurred.
+    read = {files.paths[index] for index in images}
+    suspects = [index for index in files.good() if files.own[index] in read]
+    found = _quick_check(files, suspects)
+    if MANY * len(found) >= len(suspects):  # a folder or disk is gone: check all files at once
+        found = _quick_check(files, files.good())
+    if found or isinstance(error, DecoderOutOfMemory):
+        return found
+    # The decoder may reject a file that passes the quick check.
+    faults = find_faults([files.own[index] for index in suspects])
+    return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}
+
+
+def _quick_check(files: ImageFiles, images: Sequence[int]) -> dict[int, Fault]:
     """Index -> fault of the images whose own files fail the quick check."""
     faults = ((index, inspect(files.own[index]).fault) for index in images)
     return {index: fault for index, fault in faults if fault and fault not in USABLE}

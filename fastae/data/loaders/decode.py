@@ -19,7 +19,7 @@ from fastae.data.files.recovery import (
     DecoderError,
     DecoderOutOfMemory,
     ImageFiles,
-    RecoverableStream,
+    recovered,
 )
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import PixelOps
@@ -62,11 +62,18 @@ class Decoder:
             indices: the images to decode. Default: all.
 
         Raises:
-            NoneLeft, DecoderError: as for `RecoverableStream.recovered`.
+            NoneLeft, DecoderError: as for `recovered`.
         """
         from fastae.data.loaders.pipeline import release_memory
 
-        yield from _InOrder(files, self, range(len(files)) if indices is None else indices).recovered()
+        indices = range(len(files)) if indices is None else indices
+        batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
+
+        def restart(position: int, patience: float) -> Iterator[Tensor]:
+            paths = ([files.paths[index] for index in batch] for batch in batches[position:])
+            return self.stream(paths, BATCH, patience)
+
+        yield from recovered(files, self.faults, restart, batches.__getitem__)
         if self.on_gpu:
             release_memory()
 
@@ -105,11 +112,8 @@ class Decoder:
             self.crop_resize, self.device, size, replace(self.tuning, hw_decoder_load=0.0), patience
         )
         if self.on_gpu:
-            for images in read_images(iter(batches), dali):
-                yield images.transpose(1, 2)
-        else:
-            for crops in read_crops(iter(batches), dali):
-                yield self.pixel_ops.resize(crops)
+            return (images.transpose(1, 2) for images in read_images(iter(batches), dali))
+        return map(self.pixel_ops.resize, read_crops(iter(batches), dali))
 
     def _require_not_to_blame(self, file: Inspection, error: DecoderError) -> None:
         """Raises DecoderError unless the decoder can decode a picture of the file's size.
@@ -124,26 +128,6 @@ class Decoder:
         with _picture(width, height) as path:
             for _ in self.stream([[path]], 1, FILE_PATIENCE):
                 pass
-
-
-class _InOrder(RecoverableStream[Tensor]):
-    """The batches of `Decoder.decode`: the images with these indices, in order."""
-
-    decoder: Decoder
-
-    def __init__(self, files: ImageFiles, decoder: Decoder, indices: Sequence[int]) -> None:
-        super().__init__(files, decoder)
-        self._indices = indices
-
-    def restart(self, position: int, patience: float) -> Iterator[Tensor]:
-        batches = (
-            [self.files.paths[index] for index in self.indices_at(at)]
-            for at in range(position, -(-len(self._indices) // BATCH))
-        )
-        return self.decoder.stream(batches, BATCH, patience)
-
-    def indices_at(self, position: int) -> Sequence[int]:
-        return self._indices[position * BATCH : (position + 1) * BATCH]
 
 
 def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning = DEFAULT) -> Decoder:

@@ -22,20 +22,22 @@ import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Literal, NamedTuple, Self, get_args
+from typing import Literal, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from fastae.augment import NO_COLORS, Augmentation
 from fastae.data.files.folder import check_list, count_faults, open_folder
 from fastae.data.files.jpeg import FileFault, inspect
-from fastae.data.files.recovery import ImageFiles, RecoverableStream
+from fastae.data.files.recovery import ImageFiles, recovered
 from fastae.data.loaders.crop_resize import SIZE, CropResize
 from fastae.data.loaders.decode import Decoder, open_decoder
-from fastae.data.loaders.host import CudaUploads, tensors, upload_batches
-from fastae.data.loaders.pixel_ops import ParamTensors, to_batch
+from fastae.data.loaders.host import upload_batches
+from fastae.data.loaders.pixel_ops import pack_params, to_batch
 from fastae.data.loaders.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.data.loaders.tuning import DEFAULT, Tuning
@@ -123,26 +125,32 @@ class Loader(ABC):
 
     @abstractmethod
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        """Yields the inputs from which `images` makes a batch, from iteration `start` on, without end.
+        """Yields the inputs from which `make_batch` makes a batch, from iteration `start` on, without end.
 
-        They are tensors of fixed shapes on the device or in pinned memory, and may be overwritten when the
-        next ones are requested.
+        They are tensors of fixed shapes on the device or in pinned memory.
         """
 
     @abstractmethod
     def make_batch(self, *inputs: Tensor) -> Tensor:
         """Makes a batch from its inputs. A training step may compile and capture this as its own part."""
 
-    @abstractmethod
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes, without starting DALI or a thread."""
+        """Inputs of the right shapes. DALI is not started, so that a training step can be captured before."""
+        return next(self.inputs())
 
-    def _params(self, iteration: int = 0) -> Tensor:
-        return ParamTensors.pack(self.sampler.at(iteration), pinned=self.decoder.on_gpu)
+    def _all_params(self, start: int = 0) -> Iterator[Tensor]:
+        """Yields the packed parameters of the batches of iterations start, start + 1, ..., without end."""
+        for params in map(self.sampler.at, itertools.count(start)):
+            yield pack_params(params, pinned=self.decoder.on_gpu)
 
 
 class DaliLoader(Loader):
-    """Streams augmented batches of JPEG files through DALI."""
+    """Streams augmented batches of JPEG files through DALI.
+
+    On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its
+    length. So an image has the same index in its group, and is decoded by the same of the GPU's two decoders,
+    wherever a run starts.
+    """
 
     kind = "dali"
 
@@ -154,79 +162,65 @@ class DaliLoader(Loader):
         size = self.decoder.crop_resize.size
         images = torch.rand(self.sampler.share, 3, size, size, device=self.decoder.device)
         images = images.contiguous(memory_format=torch.channels_last)
-        return (images, self._params()) if self.colors_in_step else (images,)
+        return (images, next(self._all_params())) if self.colors_in_step else (images,)
 
     @property
     def colors_in_step(self) -> bool:
         return self.decoder.on_gpu and self.decoder.tuning.colors_in_step
+
+    @cached_property
+    def group_length(self) -> int:
+        """The number of iterations whose images are decoded at once: on a GPU as many as fit, else 1.
+
+        It follows from a sample of the files that the run began with, so that a resumed run has the same
+        groups.
+        """
+        if not self.decoder.on_gpu:
+            return 1
+        sample = map(inspect, evenly_spaced(self.files.own, SIZED))
+        largest = max(3 * found.width * found.height for found in sample)
+        images = min(self.decoder.tuning.decode_batch, GROUP_BYTES // max(1, largest))
+        return max(1, images // self.sampler.share)
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         images, *words = inputs
         return self.decoder.pixel_ops.color(images, *words) if words else images
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        batches = _Augmented(self, start).recovered()
-        if not self.colors_in_step:
-            return ((images,) for images in batches)
-        return ((images, self._params(i)) for i, images in enumerate(batches, start))
-
-
-class _Augmented(RecoverableStream[Tensor]):
-    """The batches of a DALI loader from iteration `start` on, without end.
-
-    On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its
-    length. So an image has the same index in its group, and is decoded by the same of the GPU's two decoders,
-    wherever a run starts.
-    """
-
-    decoder: Decoder
-
-    def __init__(self, loader: DaliLoader, start: int) -> None:
-        super().__init__(loader.files, loader.decoder)
-        self._sampler, self._start = loader.sampler, start
-        self._length = _iterations_together(loader) if loader.decoder.on_gpu else 1
-
-    def indices_at(self, position: int) -> Iterable[int]:
-        return self._group(self._start + position).indices.tolist()
+        batches = recovered(
+            self.files,
+            self.decoder.faults,
+            restart=lambda position, patience: self._augmented(start + position, patience),
+            indices_at=lambda position: self._group(start + position).indices.tolist(),
+        )
+        return zip(batches, self._all_params(start), strict=False) if self.colors_in_step else zip(batches)
 
     def _group(self, iteration: int) -> BatchParams:
-        first = iteration - iteration % self._length
-        return BatchParams.joined([self._sampler.at(first + i) for i in range(self._length)])
+        """The batches of the group that contains this iteration, as one."""
+        first = iteration - iteration % self.group_length
+        batches = map(self.sampler.at, range(first, first + self.group_length))
+        return BatchParams(*map(np.concatenate, zip(*batches, strict=True)))
 
-    def restart(self, position: int, patience: float) -> Iterator[Tensor]:
+    def _augmented(self, first: int, patience: float) -> Iterator[Tensor]:
+        """Yields the batches of iterations first, first + 1, ... as `recovered` restarts them."""
         from fastae.data.loaders.pipeline import DaliPipeline, read_augmented, read_crops
 
-        decoder, paths, share = self.decoder, self.files.paths, self._sampler.share
-        first = self._start + position
-        groups = (self._group(iteration) for iteration in itertools.count(first, self._length))
+        decoder, sampler, paths, length = self.decoder, self.sampler, self.files.paths, self.group_length
+        groups = map(self._group, itertools.count(first, length))
         dali = DaliPipeline(
-            decoder.crop_resize, decoder.device, share * self._length, decoder.tuning, patience
+            decoder.crop_resize, decoder.device, sampler.share * length, decoder.tuning, patience
         )
         if decoder.on_gpu:
-            before = first % self._length
-            joined = read_augmented(paths, groups, dali)
-            firsts = itertools.count(first - before, self._length)
-            batches = (
-                batch
-                for images, at in zip(joined, firsts, strict=False)
-                for batch in images.split([self._sampler.size(at + i) for i in range(self._length)])
-            )
-            yield from itertools.islice(batches, before, None)
+            before = first % length
+            sizes = map(sampler.size, itertools.count(first - before))
+            for images in read_augmented(paths, groups, dali):
+                batches = images.split(list(itertools.islice(sizes, length)))
+                yield from batches[before:]
+                before = 0
         else:
             needed = ([paths[index] for index in params.indices] for params in groups)
-            for params, crops in zip(self._sampler.iterate(first), read_crops(needed, dali), strict=False):
-                yield decoder.pixel_ops.augment_crops(crops, ParamTensors.of(params))
-
-
-def _iterations_together(loader: DaliLoader) -> int:
-    """The number of iterations whose images a GPU decodes at once: the more the better, while they fit.
-
-    It follows from a sample of the files that the run began with, so that a resumed run has the same groups.
-    """
-    sample = map(inspect, evenly_spaced(loader.files.own, SIZED))
-    largest = max(3 * found.width * found.height for found in sample)
-    images = min(loader.decoder.tuning.decode_batch, GROUP_BYTES // max(1, largest))
-    return max(1, images // loader.sampler.share)
+            for crops, words in zip(read_crops(needed, dali), self._all_params(first), strict=False):
+                yield decoder.pixel_ops.augment_crops(crops, words)
 
 
 class ResidentLoader(Loader):
@@ -238,11 +232,8 @@ class ResidentLoader(Loader):
         super().__init__(sampler, decoder)
         self.store = store
 
-    def example(self) -> tuple[Tensor, ...]:
-        return (self._params(),)
-
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return ((self._params(iteration),) for iteration in itertools.count(start))
+        return zip(self._all_params(start))
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         (words,) = inputs
@@ -254,22 +245,12 @@ class HostLoader(Loader):
 
     kind = "host"
 
-    def __init__(
-        self,
-        store: Store,
-        sampler: Sampler,
-        decoder: Decoder,
-        uploads: Callable[[torch.device], CudaUploads] = CudaUploads,
-    ) -> None:
+    def __init__(self, store: Store, sampler: Sampler, decoder: Decoder) -> None:
         super().__init__(sampler, decoder)
         self.store = store
-        self._uploads = uploads
-
-    def example(self) -> tuple[Tensor, ...]:
-        return tuple(value.to(self.decoder.device) for value in tensors(self.store, self.sampler.at(0)))
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return upload_batches(self.store, self.sampler, start, self._uploads(self.decoder.device))
+        return upload_batches(self.store, self.sampler, start, self.device)
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         return self.decoder.pixel_ops.augment(*inputs)
@@ -340,23 +321,16 @@ def open_loader(
     rank, world_size = _require_shard(shard)
     device, crop_resize = find_device(device), CropResize(crop, image_size, antialias)
     folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
-    found = _find_files(source, split, crop, folder)
-    if found.skipped:
-        log(f"skipped   {count_faults(found.skipped)}: loader.skipped lists them", "yellow")
+    paths, skipped, side = _find_files(source, split, crop, folder)
+    if skipped:
+        log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
     colors = augment if isinstance(augment, Augmentation) else Augmentation() if augment else NO_COLORS
-    sampler = Sampler(
-        len(found.paths),
-        batch_size,
-        seed,
-        colors,
-        rank,
-        world_size,
-        flip=augment is not False if flip is None else flip,
-        shuffle=augment is not False if shuffle is None else shuffle,
-    )
-    decoder = open_decoder(replace(crop_resize, crop=crop or found.side), device, tuning)
-    loader = build_loader(ImageFiles(found.paths, on_replaced), sampler, decoder, kind, folder, at_once)
-    loader.skipped = found.skipped
+    flip = augment is not False if flip is None else flip
+    shuffle = augment is not False if shuffle is None else shuffle
+    sampler = Sampler(len(paths), batch_size, seed, colors, rank, world_size, flip=flip, shuffle=shuffle)
+    decoder = open_decoder(replace(crop_resize, crop=crop or side), device, tuning)
+    loader = build_loader(ImageFiles(paths, on_replaced), sampler, decoder, kind, folder, at_once)
+    loader.skipped = skipped
     return loader
 
 
@@ -407,32 +381,22 @@ def build_loader(
     return loader
 
 
-class _Found(NamedTuple):
-    """The usable files of a source."""
-
-    paths: list[str]
-    skipped: list[FileFault]
-
-    side: int | None
-    """The shorter side of the images in pixels if it is the same for all."""
-
-
 def _find_files(
     source: PathLike | Iterable[PathLike], split: Split, crop: int | None, cache: Path | None
-) -> _Found:
-    """Finds the usable files of a folder or list."""
+) -> tuple[list[str], list[FileFault], int | None]:
+    """The usable files of a folder or list, the others, and the images' shorter side if all have the same."""
     if isinstance(source, str | os.PathLike):
         folder = user_path(os.fspath(source), "source")
         opened = open_folder(folder, crop, cache and check_records(cache))
         parts = {"train": opened.train, "held_out": opened.held_out}
         paths = parts[split] if split in parts else sorted([*opened.train, *opened.held_out])
-        return _Found(paths, opened.skipped, opened.side)
+        return paths, opened.skipped, opened.side
     if split == "held_out":
         raise SettingError("split", "'held_out' needs a folder: a list of files is not divided")
     require_type(source, "source", str, os.PathLike, Iterable)
     paths = texts(source, "source")
     checked = check_list(paths, crop)
-    return _Found([path for path in paths if path in checked.sizes], checked.unusable, checked.side)
+    return [path for path in paths if path in checked.sizes], checked.unusable, checked.side
 
 
 def _require_shard(shard: tuple[int, int]) -> tuple[int, int]:
@@ -486,21 +450,25 @@ def _choose_kind(
     The images may take as large a share of the device's free memory as each of the runs.
     """
     needed = store_bytes(len(files), decoder.crop_resize.size)
-    candidates: dict[LoaderKind, tuple[torch.device, int]] = {"resident": (decoder.device, at_once + 1)}
+    candidates: list[tuple[LoaderKind, torch.device, int]] = [("resident", decoder.device, at_once + 1)]
     if decoder.on_gpu:
-        candidates["host"] = CPU, 2
-    allowed = {kind: free_memory(device) / parts for kind, (device, parts) in candidates.items()}
-    fitting: list[LoaderKind] = [kind for kind in candidates if needed <= allowed[kind]]
-    kind = fitting[0] if fitting else "dali"
-    shown = kind if fitting else max(allowed, key=allowed.__getitem__)
-    parts = candidates[shown][1]
-    share = "half" if parts == 2 else f"1/{parts}"
-    note = f"{size(needed)} of images, {size(allowed[shown])} is {share} of the free memory"
-    if kind != "dali" and cache is not None:
-        if not is_writable(cache):
-            return "dali", f"the cache {str(cache)!r} is not writable"
-        existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-        free = shutil.disk_usage(existing).free
-        if needed > free and not is_stored(files, decoder, cache):
-            return "dali", f"{size(needed)} of images, {size(free)} free in {cache}"
-    return kind, note
+        candidates.append(("host", CPU, 2))
+    for kind, device, parts in candidates:
+        allowed = free_memory(device) / parts
+        share = "half" if parts == 2 else f"1/{parts}"
+        note = f"{size(needed)} of images, {size(allowed)} is {share} of the free memory"
+        if needed <= allowed:
+            obstacle = _obstacle(files, decoder, cache, needed) if cache else None
+            return ("dali", obstacle) if obstacle else (kind, note)
+    return "dali", note
+
+
+def _obstacle(files: ImageFiles, decoder: Decoder, cache: Path, needed: int) -> str | None:
+    """The reason, in words, why the cache cannot take so many bytes of images; None if it can."""
+    if not is_writable(cache):
+        return f"the cache {str(cache)!r} is not writable"
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed > free and not is_stored(files, decoder, cache):
+        return f"{size(needed)} of images, {size(free)} free in {cache}"
+    return None

@@ -15,14 +15,15 @@ import functools
 import os
 import weakref
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from ctypes import c_void_p
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastae import augment
 from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
@@ -63,10 +64,6 @@ class DaliPipeline:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
-    @property
-    def decodes_on_gpu(self) -> bool:
-        return self.on_gpu and not self.tuning.decode_on_cpu
-
     def build(self, graph: Callable[..., Any], feed: Iterator[Sequence], columns: int) -> Pipeline:
         """Builds a pipeline of one of the graphs below.
 
@@ -86,9 +83,8 @@ class DaliPipeline:
             exec_dynamic=True,
         )
         with pipeline:
-            pipeline.set_outputs(
-                graph(self, *fn.external_source(source=feed, num_outputs=columns, batch=True))
-            )
+            inputs = fn.external_source(source=feed, num_outputs=columns, batch=True)
+            pipeline.set_outputs(graph(self, *inputs))
         try:
             pipeline.build()
         except (RuntimeError, MemoryError) as error:
@@ -106,19 +102,20 @@ class DaliPipeline:
             DecoderError: DALI fails for another reason.
         """
         while True:
-            stream = self._stream()
+            stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
             try:
                 (images,) = _within(self.patience, functools.partial(self._run_once, pipeline, stream))
             except StopIteration:
                 return
             except TimeoutError:
-                _abandon(pipeline)
+                # When the process ends, DALI must not wait for this pipeline. Nothing public prevents it.
+                Pipeline._pipes.discard(weakref.ref(pipeline))
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
             except (RuntimeError, ValueError, MemoryError) as error:
                 raise _described(error) from error
             yield images
 
-    def tensor(self, images: Any) -> torch.Tensor:
+    def tensor(self, images: Any) -> Tensor:
         """Converts DALI's float32 batch to a tensor: on a CPU without a copy, on a GPU by a copy.
 
         If PyTorch held the batch by DLPack instead, a thread of DALI would wait for the whole device before
@@ -131,13 +128,6 @@ class DaliPipeline:
             stream = torch.cuda.current_stream().cuda_stream
             images.copy_to_external(c_void_p(copied.data_ptr()), c_void_p(stream), non_blocking=True)
         return copied
-
-    def _stream(self) -> Any:
-        """PyTorch's stream on the device; None on a CPU. No context is created on other GPUs."""
-        if not self.on_gpu:
-            return None
-        with torch.cuda.device(self.device):
-            return torch.cuda.current_stream()
 
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
         if self.on_gpu:  # a thread starts on the first GPU, where DALI would create a context
@@ -156,31 +146,21 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
 
     The function runs in a new thread, which costs 0.1 ms; a batch of 64 images takes 6 ms to decode.
     """
-    outcomes: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-    Thread(target=_call, args=(function, outcomes), daemon=True).start()
+    outcome: Future[Any] = Future()
+    Thread(target=_call, args=(function, outcome), daemon=True).start()
     try:
-        result, error = outcomes.get(timeout=seconds)
-    except Empty:
-        raise TimeoutError from None
-    if error is not None:
-        try:
-            raise error
-        finally:
-            del error  # it refers to this frame, which refers to it: the cycle would keep the pipeline alive
-    return result
+        return outcome.result(seconds)
+    finally:
+        # It may hold an error, which refers to this frame: the cycle would keep the pipeline alive.
+        del outcome
 
 
-def _call(function: Callable[[], Any], outcomes: SimpleQueue[tuple[Any, BaseException | None]]) -> None:
+def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
     try:
-        outcomes.put((function(), None))
+        outcome.set_result(function())
     except BaseException as error:
-        outcomes.put((None, error))
-
-
-def _abandon(pipeline: Pipeline) -> None:
-    """Prevents DALI from waiting for a stalled pipeline when the process ends."""
-    # `_pipes` is a private attribute; DALI has no public way to do this.
-    Pipeline._pipes.discard(weakref.ref(pipeline))
+        outcome.set_exception(error)
+        del outcome  # the error refers to this frame, too
 
 
 def _described(error: Exception) -> DecoderError:
@@ -198,9 +178,7 @@ def _gist(error: Exception) -> str:
     return (str(error).rpartition("\n\n")[2].splitlines() or [type(error).__name__])[0].strip(" :")
 
 
-def read_crops(
-    batches: Iterator[Sequence[str]], dali: DaliPipeline
-) -> Iterator[torch.Tensor | list[torch.Tensor]]:
+def read_crops(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[Tensor | list[Tensor]]:
     """Yields the centred squares of the files of each batch, decoded on the CPU without a copy.
 
     A batch is uint8 (N, L, L, 3), or a list of (L, L, 3) if the sides differ.
@@ -212,14 +190,14 @@ def read_crops(
             yield [torch.from_dlpack(image) for image in images]
 
 
-def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[torch.Tensor]:
+def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[Tensor]:
     """Yields the files of each batch, cut and resized: float32 (N, 3, S, S) in [0, 255], channels-last."""
     return _tensors(dali, dali.build(_resized, ((_characters(paths),) for paths in batches), 1))
 
 
 def read_augmented(
     paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline
-) -> Iterator[torch.Tensor]:
+) -> Iterator[Tensor]:
     """Yields augmented batches: float32 (N, 3, S, S) in [0, 1], channels-last.
 
     With `colors_in_step` the images are flipped, but their colors are not changed, and they are in [0, 255].
@@ -227,30 +205,26 @@ def read_augmented(
     return _tensors(dali, build_augmented(paths, batches, dali))
 
 
-def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[torch.Tensor]:
+def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[Tensor]:
     for images in dali.run(pipeline):
         yield dali.tensor(images.as_tensor()).permute(0, 3, 1, 2)
 
 
 def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
     """Builds the pipeline of `read_augmented`."""
-    if dali.tuning.colors_in_step:
-        return dali.build(_resized, (_flipped(paths, params) for params in batches), 2)
-    # A parameter of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
-    feed = (
-        (
-            *_flipped(paths, params),
-            *(x[:, None, None, None] for x in (params.brightness, params.contrast, params.saturation)),
-        )
-        for params in batches
-    )
-    return dali.build(_augmented, feed, 5)
+    columns = 2 if dali.tuning.colors_in_step else 5
+    return dali.build(_augmented, (_inputs(paths, params)[:columns] for params in batches), columns)
 
 
-def _flipped(paths: Sequence[str], params: BatchParams) -> tuple[list[np.ndarray], np.ndarray]:
-    """The files of a batch, and the corner where the resize starts: (0, 0), or (0, 1) for a flip."""
+def _inputs(paths: Sequence[str], params: BatchParams) -> tuple[Any, ...]:
+    """The inputs of `_augmented`: files, the corners where the resize starts, and the color parameters.
+
+    The corner is (0, 0), or (0, 1) for a flip.
+    """
     starts = np.stack([np.zeros_like(params.flip), params.flip], axis=1).astype(np.float32)
-    return _characters([paths[index] for index in params.indices]), starts
+    # A parameter of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
+    colors = (x[:, None, None, None] for x in (params.brightness, params.contrast, params.saturation))
+    return _characters([paths[index] for index in params.indices]), starts, *colors
 
 
 def _crops(dali: DaliPipeline, path: Any) -> Any:
@@ -268,7 +242,7 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
         "device_memory_padding": dali.tuning.padding,
         "host_memory_padding": dali.tuning.padding,
     }
-    if dali.decodes_on_gpu:
+    if dali.on_gpu and not dali.tuning.decode_on_cpu:
         # nvImageCodec 0.9 crashes if it decodes regions of a batch with several kinds of chroma subsampling.
         return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
     images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
@@ -295,12 +269,12 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
     )
 
 
-def _augmented(
-    dali: DaliPipeline, path: Any, start: Any, brightness: Any, contrast: Any, saturation: Any
-) -> Any:
+def _augmented(dali: DaliPipeline, path: Any, start: Any, *colors: Any) -> Any:
     images = _resized(dali, path, start)
+    if not colors:
+        return images
     mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
-    (images,) = augment.color_jitter([images], [mean], brightness, contrast, saturation, arrays=_Interleaved)
+    (images,) = augment.color_jitter([images], [mean], *colors, arrays=_Interleaved)
     return images
 
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,34 +33,19 @@ from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
 
 
-class ParamTensors(NamedTuple):
-    """The parameters of a batch as tensors (N,): indices int64, flip bool, the others float32."""
+def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
+    """Packs the parameters of a batch into int32 (5, N), floats by their bits, for one copy to a GPU."""
+    words = torch.empty(len(params), len(params.indices), dtype=torch.int32, pin_memory=pinned)
+    rows = words.numpy()
+    rows[0], rows[1] = params.indices, params.flip
+    rows[2:].view(np.float32)[:] = params.brightness, params.contrast, params.saturation
+    return words
 
-    indices: Tensor
-    flip: Tensor
-    brightness: Tensor
-    contrast: Tensor
-    saturation: Tensor
 
-    @staticmethod
-    def of(params: BatchParams) -> ParamTensors:
-        return ParamTensors.unpack(ParamTensors.pack(params))
-
-    @staticmethod
-    def pack(params: BatchParams, pinned: bool = False) -> Tensor:
-        """Packs the parameters into int32 (5, N), floats by their bits, for one copy to a GPU."""
-        words = torch.empty(
-            len(ParamTensors._fields), len(params.indices), dtype=torch.int32, pin_memory=pinned
-        )
-        rows = words.numpy()
-        rows[0], rows[1] = params.indices, params.flip
-        rows[2:].view(np.float32)[:] = params.brightness, params.contrast, params.saturation
-        return words
-
-    @staticmethod
-    def unpack(words: Tensor) -> ParamTensors:
-        indices, flip = words[:2].unbind()
-        return ParamTensors(indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind())
+def unpack_params(words: Tensor) -> tuple[Tensor, ...]:
+    """The packed indices (int64), flips (bool), brightness, contrast and saturation (float32), each (N,)."""
+    indices, flip = words[:2].unbind()
+    return indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind()
 
 
 CHUNK = 8
@@ -122,16 +107,17 @@ class PixelOps:
             1, 2
         )
 
-    def augment_crops(self, crops: Sequence[Tensor] | Tensor, params: ParamTensors) -> Tensor:
-        """Resizes, flips and augments crops: float32 (N, 3, S, S), channels-last, in [0, 1]."""
+    def augment_crops(self, crops: Sequence[Tensor] | Tensor, words: Tensor) -> Tensor:
+        """Resizes, flips and augments crops by packed parameters: (N, 3, S, S), channels-last, in [0, 1]."""
+        _, flips, *all_colors = unpack_params(words)
         if not isinstance(crops, Tensor) or self._crop_resize.antialias:
             pixels = self.resize(crops)
-            pixels = torch.where(params.flip[:, None, None, None], pixels.flip(3), pixels)
-            return self.color_jitter(pixels, channel_means(pixels), params)
+            pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
+            return self.color_jitter(pixels, channel_means(pixels), *all_colors)
         size = self._crop_resize.size
         taps = _Taps.of(crops.shape[1], size)
         batch = torch.empty(len(crops), size, size, 3)
-        parts = (_chunks(value) for value in (crops, batch.flatten(2), *params[1:]))
+        parts = (_chunks(value) for value in (crops, batch.flatten(2), flips, *all_colors))
         for chunk, out, flip, *colors in zip(*parts, strict=True):
             columns = self._columns(chunk, taps)
             self._turn(self._augment_columns(columns, flip, *taps.turned, *colors), out)
@@ -150,15 +136,15 @@ class PixelOps:
         Args:
             store: uint8 (M, S, 3, S).
             means: the channel means of the store's images, float32 (M, 3) in [0, 255].
-            words: the packed parameters (`ParamTensors.pack`).
+            words: the packed parameters (`pack_params`).
 
         Returns:
             float32 (N, 3, S, S), channels-last, in [0, 1].
         """
         if store.is_cuda:
             return self._gather_on_gpu(store, means, words.to(store.device, non_blocking=True))
-        params = ParamTensors.unpack(words)
-        return self.color_jitter(self._select(store, params), means[params.indices], params)
+        indices, flips, *colors = unpack_params(words)
+        return self.color_jitter(self._select(store, indices, flips), means[indices], *colors)
 
     def augment(self, pixels: Tensor, means: Tensor, words: Tensor) -> Tensor:
         """Like `gather`, for images that are gathered already: uint8 (N, S, 3, S), means (N, 3)."""
@@ -168,24 +154,23 @@ class PixelOps:
         """Changes only the colors: (N, 3, S, S) in [0, 255] -> the same shape in [0, 1]."""
         return self._color_on_gpu(images, words.to(images.device, non_blocking=True))
 
-    def _select(self, store: Tensor, parameters: ParamTensors) -> Tensor:
+    def _select(self, store: Tensor, indices: Tensor, flips: Tensor) -> Tensor:
         """Gathers and flips images: uint8 (N, S, 3, S). The next call overwrites the result."""
-        shape = (len(parameters.indices), *store.shape[1:])
+        shape = (len(indices), *store.shape[1:])
         if self._selected is None or self._selected.shape != shape:
             self._selected = torch.empty(shape, dtype=torch.uint8)
         # The memory is reused: new pages would cost more than the copy.
-        selected = torch.index_select(store, 0, parameters.indices, out=self._selected)
+        selected = torch.index_select(store, 0, indices, out=self._selected)
         # One by one: PyTorch flips the bytes of an image fast, but masks and scatters bytes slowly.
-        for index in parameters.flip.nonzero().flatten().tolist():
+        for index in flips.nonzero().flatten().tolist():
             selected[index] = selected[index].flip(2)
         return selected
 
-    def color_jitter(self, pixels: Tensor, means: Tensor, parameters: ParamTensors) -> Tensor:
+    def color_jitter(self, pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
         """Changes the colors of images (N, S, 3, S), with channel means (N, 3), both in [0, 255].
 
         Returns float32 (N, 3, S, S), channels-last, in [0, 1].
         """
-        colors = parameters.brightness, parameters.contrast, parameters.saturation
         # PyTorch's copy interleaves the channels, on a CPU twice as fast as stores in the compiled loop.
         return self._color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
 
@@ -313,17 +298,17 @@ def _color_jitter_on_gpu(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tens
 
 
 def _color_on_gpu(images: Tensor, words: Tensor) -> Tensor:
-    pixels, (_, _, *colors) = images.transpose(1, 2), ParamTensors.unpack(words)
+    pixels, (_, _, *colors) = images.transpose(1, 2), unpack_params(words)
     return _color_jitter_on_gpu(pixels, channel_means(pixels), *colors)
 
 
 def _augment_on_gpu(pixels: Tensor, means: Tensor, words: Tensor) -> Tensor:
-    _, flip, *colors = ParamTensors.unpack(words)
+    _, flip, *colors = unpack_params(words)
     return _color_jitter_on_gpu(
         torch.where(flip[:, None, None, None], pixels.flip(3), pixels), means, *colors
     )
 
 
 def _gather_on_gpu(store: Tensor, means: Tensor, words: Tensor) -> Tensor:
-    indices = ParamTensors.unpack(words).indices
+    indices, *_ = unpack_params(words)
     return _augment_on_gpu(store[indices], means[indices], words)

@@ -18,6 +18,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from fastae.data.files.jpeg import USABLE, Fault, inspect
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders.decode import BATCH, Decoder
 from fastae.data.loaders.pixel_ops import channel_means
-from fastae.device.memory import free_memory
+from fastae.device.memory import free_memory, is_out_of_memory
 from fastae.errors import FastaeError
 from fastae.utils.cache import damage, ensure_entry
 from fastae.utils.console import track
@@ -108,7 +109,9 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
             return _in_memory(files, decoder, shape, device)
         store = _in_cache(files, decoder, shape, cache)
         return replace(store, pixels=store.pixels.to(device), means=store.means.to(device))
-    except (MemoryError, torch.OutOfMemoryError):
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         raise FastaeError(
             f"{np.prod(shape) / 1e9:.1f} GB of images do not fit into {device}'s memory: use the dali loader"
         ) from None
@@ -117,10 +120,7 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
 def _in_memory(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], device: torch.device) -> Store:
     if device.type == "cpu" and np.prod(shape) > free_memory(device):
         raise MemoryError  # otherwise Linux would kill the process
-    try:
-        pixels = torch.empty(shape, dtype=torch.uint8, device=device)
-    except RuntimeError:  # the base class of PyTorch's OutOfMemoryError
-        raise MemoryError from None
+    pixels = torch.empty(shape, dtype=torch.uint8, device=device)
     return Store(pixels, _fill(pixels, files, decoder).to(device), files.bad)
 
 
@@ -134,11 +134,8 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
             (folder / PIXELS).unlink()
         _build(draft, shape, files, decoder)
 
-    def fault(folder: Path) -> str | None:
-        return damage(folder) or _repaired(folder, files, decoder)
-
     try:
-        ensure_entry(folder, "resident", data, build, fault)
+        ensure_entry(folder, "resident", data, build, partial(_fault, files=files, decoder=decoder))
         store = _open(folder)
     except OSError as error:
         reason = error.strerror or error
@@ -195,13 +192,11 @@ def _build(draft: Path, shape: tuple[int, ...], files: ImageFiles, decoder: Deco
 def _fill(pixels: Tensor, files: ImageFiles, decoder: Decoder) -> Tensor:
     """Decodes every image into `pixels`; returns the channel means (M, 3)."""
     means = torch.empty(len(files), 3)
-    batches = -(-len(files) // BATCH)
-    first = 0
-    for batch in track(decoder.decode(files), "decoding images once", total=batches):
-        here = slice(first, first + len(batch))
-        means[here] = channel_means(batch).cpu()
-        pixels[here].copy_(batch.round().byte())
-        first += len(batch)
+    parts = list(zip(pixels.split(BATCH), means.split(BATCH), strict=True))
+    decoded = track(decoder.decode(files), "decoding images once", total=len(parts))
+    for images, (into_pixels, into_means) in zip(decoded, parts, strict=True):
+        into_means.copy_(channel_means(images))
+        into_pixels.copy_(images.round().byte())
     return means
 
 
@@ -210,16 +205,17 @@ def _open(folder: Path) -> Store:
     # The map is copy-on-write, since PyTorch warns about read-only memory. Nothing is written.
     pixels = np.load(folder / PIXELS, mmap_mode="c", allow_pickle=False)
     means = np.load(folder / MEANS, allow_pickle=False)
-    return Store(torch.from_numpy(pixels), torch.from_numpy(means), _read_bad(folder))
+    return Store(torch.from_numpy(pixels), torch.from_numpy(means), read_json(folder / BAD, dict[int, Fault]))
 
 
-def _read_bad(folder: Path) -> dict[int, Fault]:
-    return read_json(folder / BAD, dict[int, Fault])
+def _fault(folder: Path, files: ImageFiles, decoder: Decoder) -> str | None:
+    """The reason to rebuild a store, in words.
 
-
-def _repaired(folder: Path, files: ImageFiles, decoder: Decoder) -> str | None:
-    """The reason to rebuild the store, if one of a sample of its undecodable files can be decoded now."""
-    bad = [files.own[index] for index in evenly_spaced(list(_read_bad(folder)), SAMPLE)]
+    Either it is damaged, or one of a sample of the files that could not be decoded can be decoded now.
+    """
+    if damaged := damage(folder):
+        return damaged
+    bad = [files.own[index] for index in evenly_spaced(list(_open(folder).bad), SAMPLE)]
     if all(decoder.faults([path for path in bad if inspect(path).fault in USABLE])):
         return None
     return "files that could not be decoded have been repaired"

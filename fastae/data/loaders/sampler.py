@@ -14,26 +14,20 @@ does not guarantee this for `Generator.permutation` and `uniform`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import NamedTuple
 
 import numpy as np
 
 from fastae.augment import Augmentation
 
-Item = TypeVar("Item")
-
 # The second word of the generator's key keeps the two streams of one seed apart.
 PERMUTATIONS, PARAMETERS = 0, 1
 
 
-@dataclass(frozen=True)
-class BatchParams:
+class BatchParams(NamedTuple):
     """The images of a batch, and their augmentation. All arrays have the length N."""
-
-    iteration: int
 
     indices: np.ndarray
     """The images' indices, int64."""
@@ -49,15 +43,6 @@ class BatchParams:
 
     saturation: np.ndarray
     """The factors of the saturation, float32."""
-
-    @staticmethod
-    def joined(batches: Sequence[BatchParams]) -> BatchParams:
-        """Concatenates several batches. The result has the iteration of the first one."""
-        arrays = (
-            np.concatenate([getattr(each, field.name) for each in batches])
-            for field in fields(BatchParams)[1:]
-        )
-        return BatchParams(batches[0].iteration, *arrays)
 
 
 @dataclass(frozen=True)
@@ -105,24 +90,18 @@ class Sampler:
     def at(self, iteration: int) -> BatchParams:
         """One batch. It takes about 10 us, and once per epoch the time of a permutation."""
         words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
-        flip, brightness, contrast, saturation = _uniform(words).reshape(4, self.batch_size)
+        uniform = (words >> np.uint64(11)) * 2.0**-53  # the usual construction of a float64 in [0, 1)
+        flip, brightness, contrast, saturation = uniform.reshape(4, self.batch_size)
         ranges = self.augmentation
         first = self.part * self.share
         here = slice(first, first + self.size(iteration))
         return BatchParams(
-            iteration=iteration,
             indices=self._indices(iteration)[here],
             flip=(flip[here] < 0.5) & self.flip,
             brightness=_scaled(brightness[here], 0.0, ranges.brightness),
             contrast=_scaled(contrast[here], 1.0, ranges.contrast),
             saturation=_scaled(saturation[here], 1.0, ranges.saturation),
         )
-
-    def iterate(self, start: int = 0) -> Iterator[BatchParams]:
-        """Yields the batches of iterations start, start + 1, ..., without end."""
-        while True:
-            yield self.at(start)
-            start += 1
 
     def _indices(self, iteration: int) -> np.ndarray:
         if not self.shuffle:
@@ -147,11 +126,6 @@ def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
     # `counter` is the top word, while Philox counts up in the lowest one, so that streams never overlap.
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])
     return generator.random_raw(number)
-
-
-def _uniform(words: np.ndarray) -> np.ndarray:
-    # The usual 53-bit construction of a float64 in [0, 1).
-    return (words >> np.uint64(11)) * 2.0**-53
 
 
 def _scaled(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
