@@ -52,4 +52,4 @@ def open_source(
                 f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
                 "set another folder by --cache-dir or $FASTAE_CACHE, or give your images by --data"
             ) from None
-    return open_folder(data, crop, check_records(cache), manifest), source
+    return open_folder(data, crop, check_records(cache), manifest=manifest), source

@@ -140,7 +140,14 @@ class GpuReader:
         }
         answered = [query for query in self._queries if query.is_answered]
         errors = {query.name: dict(query.errors) for query in answered if query.errors}
-        return GpuRecord(self._prefix, self._gpu, missing, errors, self._lost, tuple(sorted(self._xids)))
+        return GpuRecord(
+            prefix=self._prefix,
+            gpu=self._gpu,
+            missing=missing,
+            errors=errors,
+            lost=self._lost,
+            xids=tuple(sorted(self._xids)),
+        )
 
     def _field(self, number: int) -> float:
         (value,) = self._library.nvmlDeviceGetFieldValues(self._handle, [number])

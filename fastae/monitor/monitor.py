@@ -45,12 +45,12 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
     `own` are the run's process ids.
     """
     if len(devices) == 1:
-        return [GpuReader(library, devices[0], "gpu", own)]
+        return [GpuReader(library, devices[0], prefix="gpu", own=own)]
     indices = [gpu.index for gpu, _ in devices]
     if len(set(indices)) < len(indices):  # slices of one board
         indices = list(range(len(devices)))
     found = zip(devices, indices, strict=True)
-    return [GpuReader(library, device, f"gpu{index}", own) for device, index in found]
+    return [GpuReader(library, device, prefix=f"gpu{index}", own=own) for device, index in found]
 
 
 class Monitor(AbstractContextManager):
@@ -160,7 +160,8 @@ class Monitor(AbstractContextManager):
         summary = summarize(recording, self._info, count_cores())
         report = UsageReport(summary, diagnose(summary, self._info), self._missing)
         line = headline(report)
-        write_report(report, recording, self._folder, printable(f"{self._folder.name}: {line}"))
+        title = printable(f"{self._folder.name}: {line}")
+        write_report(report, recording, self._folder, title=title)
         for trouble in troubles(summary):
             log(f"trouble   {trouble}", "yellow")
         log(f"usage     {line}; table and plot: fastae gpu {self._folder}")

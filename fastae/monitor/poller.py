@@ -76,10 +76,10 @@ class Poller:
             ends = [*(start for _, start in self._phases[1:]), seconds]
             spans = zip(self._phases, ends, strict=True)
             return Recording(
-                seconds,
-                tuple(Span(phase, start, end - start) for (phase, start), end in spans),
-                dict(self._columns),
-                tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
+                seconds=seconds,
+                spans=tuple(Span(phase, start, end - start) for (phase, start), end in spans),
+                columns=dict(self._columns),
+                gpus=tuple(each.record() for each in self._readers if isinstance(each, GpuReader)),
                 hz=self._polls / seconds if seconds else 0.0,
             )
 

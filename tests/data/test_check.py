@@ -42,7 +42,7 @@ def test_the_deep_check_asks_the_decoder_that_trains(tmp_path, good, face_paths,
         ("grey", bad_files.bad_table(grey)), ("two_ways_up", bad_files.two_ways_up(good)),
     ):  # fmt: skip
         (tmp_path / f"{name}.jpg").write_bytes(content)
-    assert faults(checked(tmp_path)) == {"empty.jpg": "empty", "grey.jpg": "grey"}
+    assert faults(checked(tmp_path)) == {"empty.jpg": "empty", "grey.jpg": "gray"}
     assert here("check", tmp_path, "--deep") == 1
     rows = [row.split("│")[1:4] for row in capsys.readouterr().out.splitlines() if row.startswith("│")]
     assert [[cell.strip() for cell in row] for row in rows] == [

@@ -285,8 +285,8 @@ def _divide(root: str, checked: Check) -> ImageFolder:
     sizes = [{name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out)]
     sample = evenly_spaced([*train, *held_out], DIGESTS)
     digests = {name_below(root, path): digest for path in sample if (digest := content_digest(path))}
-    manifest = Manifest(split, sizes[0], sizes[1], digests)
-    return ImageFolder(root, train, held_out, manifest, checked)
+    manifest = Manifest(split, train=sizes[0], held_out=sizes[1], digests=digests)
+    return ImageFolder(root, train=train, held_out=held_out, manifest=manifest, checked=checked)
 
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
@@ -332,7 +332,7 @@ def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
         train, held_out = paths_of(manifest.train), paths_of(manifest.held_out)
     except NoneLeft:
         raise _other_images(root, "all files to train on, or all to evaluate on, are lost") from None
-    return ImageFolder(root, train, held_out, manifest, checked)
+    return ImageFolder(root, train=train, held_out=held_out, manifest=manifest, checked=checked)
 
 
 def _path(root: str, name: str) -> str:

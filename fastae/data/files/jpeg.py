@@ -81,11 +81,11 @@ class Fault(StrEnum):
     TOO_LARGE = "too large"
     TOO_MANY_SCANS = "too many scans"
     TOO_SMALL = "too small for the crop"
-    GREY = "grey"
+    GRAY = "gray"
     PROGRESSIVE = "progressive"
 
 
-USABLE = frozenset({None, Fault.GREY, Fault.PROGRESSIVE})
+USABLE = frozenset({None, Fault.GRAY, Fault.PROGRESSIVE})
 """The results of an inspection for files that can be trained on."""
 
 DECODER_FAULTS = frozenset({Fault.UNDECODABLE, Fault.STALLED})
@@ -155,7 +155,7 @@ def _inspect(descriptor: int, size: int) -> tuple[Fault | None, int, int]:
         return Fault.HEADER_CUT, 0, 0
     fault = _header_fault(header, size)
     if fault in USABLE:
-        fault = _end_fault(header, head, descriptor, size) or fault
+        fault = _end_fault(header, head, descriptor, size=size) or fault
     return fault, header.width, header.height
 
 
@@ -191,7 +191,15 @@ def _read_header(head: bytes) -> _Header | None:
             precision, high, low, wide, narrow, components = head[frame + 4 : frame + 10]
             kind = head[frame + 1]
             several = head[offset + 4] != components or kind == PROGRESSIVE
-            return _Header(kind, precision, high << 8 | low, wide << 8 | narrow, components, offset, several)
+            return _Header(
+                kind=kind,
+                precision=precision,
+                height=high << 8 | low,
+                width=wide << 8 | narrow,
+                components=components,
+                first_scan=offset,
+                several_scans=several,
+            )
         elif marker not in SEGMENTS:
             return None
     return None
@@ -212,7 +220,7 @@ def _header_fault(header: _Header, size: int) -> Fault | None:
     if header.components not in (1, 3):
         return Fault.UNSUPPORTED
     if header.components == 1:
-        return Fault.GREY
+        return Fault.GRAY
     return Fault.PROGRESSIVE if header.kind == PROGRESSIVE else None
 
 

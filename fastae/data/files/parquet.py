@@ -3,7 +3,7 @@
 The library `datasets` stores an image as struct<bytes: binary, path: string>, and the parts of a data set in
 files named train-00000-of-00019.parquet (flwrlabs/celeba) or, on the converted branch, train/0000.parquet.
 Images that were saved from pixels are PNGs, which are encoded like CelebA's own JPEGs. Their pixels differ
-from the originals' by 0.04 grey levels on average (60 images).
+from the originals' by 0.04 gray levels on average (60 images).
 """
 
 from __future__ import annotations

@@ -129,7 +129,7 @@ def recovered(
                 position += 1
             return
         except DecoderError as error:
-            if found := _find_bad(files, indices_at(position), find_faults, error):
+            if found := _find_bad(files, indices_at(position), find_faults, error=error):
                 files.replace(found)
             elif failed_at == position:
                 raise
@@ -139,11 +139,11 @@ def recovered(
 
 
 def _find_bad(
-    files: ImageFiles, images: Sequence[int], find_faults: FindFaults, error: DecoderError
+    files: ImageFiles, indices: Sequence[int], find_faults: FindFaults, error: DecoderError
 ) -> dict[int, Fault]:
-    """Index -> fault of the bad files of an item of these images, for which the decoder raised `error`."""
+    """Index -> fault of the bad files of an item of these indices, for which the decoder raised `error`."""
     # Prefetched files cannot be the cause: DALI raises an error with the batch in which it occurred.
-    read = {files.paths[index] for index in images}
+    read = {files.paths[index] for index in indices}
     suspects = [index for index in files.good() if files.own[index] in read]
     found = _quick_check(files, suspects)
     if MANY * len(found) >= len(suspects):  # a folder or disk is gone: check all files at once

@@ -73,7 +73,7 @@ class Decoder:
             paths = ([files.paths[index] for index in batch] for batch in batches[position:])
             return self.stream(paths, BATCH, patience)
 
-        yield from recovered(files, self.faults, restart, batches.__getitem__)
+        yield from recovered(files, self.faults, restart, indices_at=batches.__getitem__)
         if self.on_gpu:
             release_memory()
 
@@ -108,9 +108,8 @@ class Decoder:
 
         # The JPEG engine's pixels differ slightly from those of the GPU's cores. If both were used, the
         # pixels of an image would depend on its index in the batch. So only the cores are.
-        dali = DaliPipeline(
-            self.crop_resize, self.device, size, replace(self.tuning, hw_decoder_load=0.0), patience
-        )
+        tuning = replace(self.tuning, hw_decoder_load=0.0)
+        dali = DaliPipeline(self.crop_resize, self.device, size, tuning=tuning, patience=patience)
         if self.on_gpu:
             return (images.transpose(1, 2) for images in read_images(iter(batches), dali))
         return map(self.pixel_ops.resize, read_crops(iter(batches), dali))
@@ -138,7 +137,8 @@ def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning =
         device = torch.device("cuda", torch.cuda.current_device())
     threads = tuning.threads or default_threads(device)
     pixel_ops = PixelOps(crop_resize, compiled, max(1, threads // 2))
-    return Decoder(crop_resize, pixel_ops, device, replace(tuning, threads=threads, compiled=compiled))
+    tuning = replace(tuning, threads=threads, compiled=compiled)
+    return Decoder(crop_resize, pixel_ops, device, tuning=tuning)
 
 
 def default_threads(device: torch.device) -> int:

@@ -208,7 +208,11 @@ class DaliLoader(Loader):
         decoder, sampler, paths, length = self.decoder, self.sampler, self.files.paths, self.group_length
         groups = map(self._group, itertools.count(first, length))
         dali = DaliPipeline(
-            decoder.crop_resize, decoder.device, sampler.share * length, decoder.tuning, patience
+            decoder.crop_resize,
+            decoder.device,
+            sampler.share * length,
+            tuning=decoder.tuning,
+            patience=patience,
         )
         if decoder.on_gpu:
             before = first % length
@@ -250,7 +254,7 @@ class HostLoader(Loader):
         self.store = store
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return upload_batches(self.store, self.sampler, start, self.device)
+        return upload_batches(self.store, self.sampler, start, device=self.device)
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         return self.decoder.pixel_ops.augment(*inputs)
@@ -321,15 +325,25 @@ def open_loader(
     rank, world_size = _require_shard(shard)
     device, crop_resize = find_device(device), CropResize(crop, image_size, antialias)
     folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
-    paths, skipped, side = _find_files(source, split, crop, folder)
+    paths, skipped, side = _find_files(source, split, crop, cache=folder)
     if skipped:
         log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
     colors = augment if isinstance(augment, Augmentation) else Augmentation() if augment else NO_COLORS
     flip = augment is not False if flip is None else flip
     shuffle = augment is not False if shuffle is None else shuffle
-    sampler = Sampler(len(paths), batch_size, seed, colors, rank, world_size, flip=flip, shuffle=shuffle)
+    sampler = Sampler(
+        count=len(paths),
+        batch_size=batch_size,
+        seed=seed,
+        augmentation=colors,
+        part=rank,
+        parts=world_size,
+        flip=flip,
+        shuffle=shuffle,
+    )
     decoder = open_decoder(replace(crop_resize, crop=crop or side), device, tuning)
-    loader = build_loader(ImageFiles(paths, on_replaced), sampler, decoder, kind, folder, at_once)
+    files = ImageFiles(paths, on_replaced)
+    loader = build_loader(files, sampler, decoder, kind=kind, cache=folder, at_once=at_once)
     loader.skipped = skipped
     return loader
 
@@ -369,14 +383,14 @@ def build_loader(
         raise SettingError("shard", "needs shuffled batches: else give each rank its own list of files")
     note = ""
     if kind == "auto":
-        kind, note = _choose_kind(files, decoder, cache, at_once)
+        kind, note = _choose_kind(files, decoder, cache, at_once=at_once)
     loader: Loader
     if kind == "dali":
         loader = DaliLoader(files, sampler, decoder)
     elif kind == "host" and decoder.on_gpu:
-        loader = HostLoader(open_store(files, decoder, cache, CPU), sampler, decoder)
+        loader = HostLoader(open_store(files, decoder, cache, device=CPU), sampler, decoder)
     else:
-        loader = ResidentLoader(open_store(files, decoder, cache, decoder.device), sampler, decoder)
+        loader = ResidentLoader(open_store(files, decoder, cache, device=decoder.device), sampler, decoder)
     loader.note, loader.paths = note, files.paths
     return loader
 
@@ -458,7 +472,7 @@ def _choose_kind(
         share = "half" if parts == 2 else f"1/{parts}"
         note = f"{size(needed)} of images, {size(allowed)} is {share} of the free memory"
         if needed <= allowed:
-            obstacle = _obstacle(files, decoder, cache, needed) if cache else None
+            obstacle = _obstacle(files, decoder, cache, needed=needed) if cache else None
             return ("dali", obstacle) if obstacle else (kind, note)
     return "dali", note
 

@@ -125,7 +125,7 @@ class PixelOps:
 
     def _columns(self, crops: Tensor, taps: _Taps) -> Tensor:
         """(n, L, L, 3) uint8 -> (n, 3 L, S): shrinks crops vertically, and transposes them."""
-        rows = self._shrink_rows(crops.flatten(2), taps.low, taps.high, taps.weight)
+        rows = self._shrink_rows(crops.flatten(2), taps.low, taps.high, weight=taps.weight)
         columns = torch.empty(rows.transpose(1, 2).shape)
         self._turn(rows, columns)
         return columns
@@ -226,7 +226,8 @@ class _Taps:
         low_columns, high_columns = (
             (3 * both_ways(values) + torch.arange(3)).flatten(1) for values in (low, high)
         )
-        return _Taps(low, high, weight, (low_columns, high_columns, both_ways(weight).flatten(1)))
+        turned = (low_columns, high_columns, both_ways(weight).flatten(1))
+        return _Taps(low, high, weight, turned=turned)
 
 
 def _shrink_rows(crops: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
@@ -246,7 +247,7 @@ def _augment_columns(
     columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor, *colors: Tensor
 ) -> Tensor:
     """`_shrink_columns`, and then the color changes: (n, 3 S, S) in [0, 1]."""
-    pixels = _shrink_columns(columns, flip, low, high, weight).unflatten(1, (columns.shape[2], 3))
+    pixels = _shrink_columns(columns, flip, low, high=high, weight=weight).unflatten(1, (columns.shape[2], 3))
     return torch.stack(_jittered(pixels, channel_means(pixels), *colors), dim=2).flatten(1, 2)
 
 

@@ -106,8 +106,8 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
     shape = (len(files), size, 3, size)
     try:
         if cache is None:
-            return _in_memory(files, decoder, shape, device)
-        store = _in_cache(files, decoder, shape, cache)
+            return _in_memory(files, decoder, shape, device=device)
+        store = _in_cache(files, decoder, shape, cache=cache)
         return replace(store, pixels=store.pixels.to(device), means=store.means.to(device))
     except Exception as error:
         if not is_out_of_memory(error):
@@ -132,7 +132,7 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
     def build(draft: Path) -> None:
         with suppress(OSError):  # a damaged store takes as much disk space as the new one
             (folder / PIXELS).unlink()
-        _build(draft, shape, files, decoder)
+        _build(draft, shape, files, decoder=decoder)
 
     try:
         ensure_entry(folder, "resident", data, build, partial(_fault, files=files, decoder=decoder))

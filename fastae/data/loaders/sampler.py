@@ -89,7 +89,7 @@ class Sampler:
 
     def at(self, iteration: int) -> BatchParams:
         """One batch. It takes about 10 us, and once per epoch the time of a permutation."""
-        words = _words(self.seed, PARAMETERS, iteration, 4 * self.batch_size)
+        words = _words(self.seed, PARAMETERS, iteration, number=4 * self.batch_size)
         uniform = (words >> np.uint64(11)) * 2.0**-53  # the usual construction of a float64 in [0, 1)
         flip, brightness, contrast, saturation = uniform.reshape(4, self.batch_size)
         ranges = self.augmentation
@@ -119,7 +119,7 @@ class Sampler:
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the images in one epoch: int64, each of 0..count-1 once."""
-    return np.argsort(_words(seed, PERMUTATIONS, epoch, count), kind="stable")
+    return np.argsort(_words(seed, PERMUTATIONS, epoch, number=count), kind="stable")
 
 
 def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
