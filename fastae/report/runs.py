@@ -5,11 +5,10 @@ Anybody may have written a run folder, so only regular files are opened, and onl
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ from fastae.monitor.files import read_sessions
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
-from fastae.runs.metrics import NAME, Metrics, read_metrics
+from fastae.runs.metrics import Metrics, read_metrics
 from fastae.utils.console import printable
 
 CONFIG = "config.json"
@@ -55,9 +54,6 @@ class Series:
         known = np.isfinite(self.values)
         return Series(self.steps[known], self.values[known])
 
-    def since(self, step: int) -> Series:
-        return Series(self.steps[self.steps >= step], self.values[self.steps >= step])
-
     def at(self, step: int) -> float:
         """The value at an iteration; nan if there is none."""
         found = self.values[self.steps == step]
@@ -69,7 +65,7 @@ class Run:
     """One run, as read from its folder."""
 
     name: str
-    """The folder's name, with as many parents as distinguish it from the other runs."""
+    """The folder's name, with as many parents as make the names of all runs different."""
 
     path: Path
     description: RunDescription
@@ -113,7 +109,7 @@ class Run:
     def finished(self) -> bool:
         """Whether it has done all iterations or, if limited by --minutes, has final weights."""
         return self.iteration >= self.config.iterations or (
-            self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration > 0
+            self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -159,64 +155,58 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Finds the runs in these folders, or one or two levels below.
 
     Returns:
-        The runs, sorted by loss and then by seed, and warnings about runs that could not be read.
+        The runs, sorted by loss and then by seed; and warnings about runs that are skipped, since they cannot
+        be read or have logged nothing.
 
     Raises:
-        FastaeError: no run has logged anything, or a folder is not a run and contains none.
+        FastaeError: no run is left, or a folder is not a run and contains none.
     """
     runs, warnings = [], []
-    for path, is_named in _find(folders).items():
+    for path in _find(folders):
         try:
             run = _read(path)
         except FastaeError as error:
-            if is_named:
-                raise
             warnings.append(f"skipped: {error}")
             continue
         if damaged := run.metrics.damaged:
-            warnings.append(f"{path / NAME}: {damaged:,} damaged lines were skipped")
-        if not run.iteration and not len(run.held_out):
-            warnings.append(f"{path} has logged nothing yet")
-        runs.append(run)
-    if not any(len(run.train) or len(run.held_out) for run in runs):
+            warnings.append(f"{RunFolder(path).metrics}: {damaged:,} damaged lines were skipped")
+        if len(run.train) or len(run.held_out):
+            runs.append(run)
+        else:
+            warnings.append(f"skipped: {path} has logged nothing yet")
+    if not runs:
         raise FastaeError(f"nothing to report on: {'; '.join(warnings)}")
     order = list(LOSSES)
     runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
     names = _short_names([run.path.resolve() for run in runs])
-    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
+    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
 
 
-def _find(folders: Sequence[Path]) -> dict[Path, bool]:
-    """Run folders, each once -> whether the user named the folder itself rather than a parent."""
-    found: dict[Path, tuple[Path, bool]] = {}
+def _find(folders: Sequence[Path]) -> Iterable[Path]:
+    """The run folders, each once. Nothing is searched for below a run."""
+    found: dict[Path, Path] = {}
     for folder in folders:
-        if not folder.is_dir():
-            what = "is not a folder" if folder.exists() else "does not exist"
-            raise FastaeError(f"run folder {str(folder)!r} {what}")
-        is_run = (folder / CONFIG).is_file()
-        below = [path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}")]
-        if not is_run and not below:
+        below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
+        configs = [folder / CONFIG] if (folder / CONFIG).is_file() else below
+        if not configs:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
-        for path in [folder] if is_run else sorted(below):
-            found.setdefault(path.resolve(), (path, is_run))
-    return dict(found.values())
+        found |= {config.parent.resolve(): config.parent for config in configs}
+    return found.values()
 
 
 def _read(path: Path) -> Run:
-    description = RunFolder(path).describe()
+    folder = RunFolder(path)
+    description = folder.describe()
     try:
-        metrics = read_metrics(path / NAME)
+        return Run(path.name, path, description, read_metrics(folder.metrics))
     except (OSError, ValueError) as error:
-        raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
-    return Run(path.name, path, description, metrics)
+        raise FastaeError(f"{str(folder.metrics)!r} cannot be read: {error}") from None
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parents as make the names different."""
-    lengths = [1] * len(paths)
-    while True:
-        names = ["/".join(path.parts[-length:]) for path, length in zip(paths, lengths, strict=True)]
-        counts = Counter(names)
-        if len(counts) == len(paths):
-            return names
-        lengths = [n + (counts[name] > 1) for n, name in zip(lengths, names, strict=True)]
+    """The last parts of each path, as few as make the names different."""
+    for length in count(1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(paths):
+            break
+    return names
