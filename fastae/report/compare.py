@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.report.runs import Run, as_text
+from fastae.report.runs import Run, as_text, last
 from fastae.utils.console import printable
 
 GROUPED_BY: dict[str, Callable[[Run], Any]] = {
@@ -61,7 +62,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
         if not reasons[run.path] and run.iteration < FAR_ENOUGH * furthest:
             reasons[run.path].append(f"{run.iteration:,} iterations, not {furthest:,}")
     compared = [run for run in runs if not reasons[run.path]]
-    steps = [set(run.held_out.finite().steps.tolist()) for run in compared]
+    steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
     at = max(set.intersection(*steps), default=0) if steps else 0
     samples = by_seed(compared, "loss_index", at)
     errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
@@ -77,13 +78,14 @@ def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, fl
     """Loss -> seed -> a metric of the held-out images at an iteration, by the first run with that seed."""
     found: dict[str, dict[int, float]] = {}
     for run in runs:
-        found.setdefault(run.loss, {}).setdefault(run.config.seed, run.evaluated(metric).at(at))
+        value = run.evaluated(metric).get(at, math.nan)
+        found.setdefault(run.loss, {}).setdefault(run.config.seed, value)
     return found
 
 
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
     """Yields the reasons why this run cannot be compared with runs that have the usual conditions."""
-    if not len(run.held_out.finite()):
+    if not any(map(math.isfinite, run.held_out.values())):
         yield "never evaluated"
     elif not ends_finite(run):
         yield "its loss is not finite at the end"
@@ -95,14 +97,14 @@ def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
 def _states(run: Run) -> Iterator[str]:
     if not run.finished:
         yield f"unfinished: iteration {run.iteration:,} of {run.config.iterations:,}"
-    broken = ~np.isfinite(run.train.values)
-    if broken.any() and ends_finite(run):
-        yield f"its loss is not finite at iteration {int(run.train.steps[np.argmax(broken)]):,}"
+    broken = [step for step, value in run.train.items() if not math.isfinite(value)]
+    if broken and ends_finite(run):
+        yield f"its loss is not finite at iteration {broken[0]:,}"
 
 
 def ends_finite(run: Run) -> bool:
     """Whether the last loss_index of training and that of the held-out images are finite."""
-    return all(np.isfinite(series.values[-1:]).all() for series in (run.train, run.held_out))
+    return math.isfinite(last(run.train)) and math.isfinite(last(run.held_out))
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,11 @@ it, and the three reductions have their markers at different iterations.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from itertools import cycle, product
 from typing import Any
 
@@ -64,14 +65,10 @@ SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "fastae",  # equal figures are equal files
     "text.parse_math": False,  # a folder's name may contain dollar signs
     "path.simplify_threshold": 1.0,  # a million noisy points take 30 kB
-    "figure.facecolor": PAPER,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -153,11 +150,11 @@ def _curves(
     """The curve of each group, over the seeds that have logged finite values."""
     curves = []
     for group in groups:
-        if seeds := [each for each in map(series, group.runs) if len(each.finite())]:
-            steps = reduce(np.intersect1d, [each.steps for each in seeds])
-            values = np.stack([each.values[np.isin(each.steps, steps)] for each in seeds])
+        if seeds := [each for each in map(series, group.runs) if any(map(math.isfinite, each.values()))]:
+            steps = sorted(set.intersection(*map(set, seeds)))
+            values = np.array([[each[step] for step in steps] for each in seeds])
             weight = smoothing_weight(len(steps)) if is_smoothed else 0.0
-            curves.append(Curve(group.loss, group.label, steps, values, weight))
+            curves.append(Curve(group.loss, group.label, np.array(steps, int), values, weight))
     return curves
 
 

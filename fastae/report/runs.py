@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import count
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fastae.monitor.files import read_sessions
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
-from fastae.runs.metrics import Metrics, read_metrics
+from fastae.runs.metrics import Metrics, Rows, read_metrics
 from fastae.utils.console import printable
 
 CONFIG = "config.json"
@@ -32,32 +33,8 @@ MAX_TEXT = 200
 """The most characters shown of a text in config.json."""
 
 
-@dataclass(frozen=True)
-class Series:
-    """Values by iteration. Both arrays are (n,)."""
-
-    steps: np.ndarray
-    """The iterations in ascending order, int64."""
-
-    values: np.ndarray
-    """The values, float64; they may be nan or inf."""
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    @property
-    def last(self) -> float:
-        """The last value; nan if there is none."""
-        return float(self.values[-1]) if len(self) else math.nan
-
-    def finite(self) -> Series:
-        known = np.isfinite(self.values)
-        return Series(self.steps[known], self.values[known])
-
-    def at(self, step: int) -> float:
-        """The value at an iteration; nan if there is none."""
-        found = self.values[self.steps == step]
-        return float(found[0]) if len(found) else math.nan
+Series = dict[int, float]
+"""Iteration -> value, in ascending order. A value may be nan or inf."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +63,24 @@ class Run:
         """Whether it took turns with other runs of a sweep, so that its energy and speed are unknown."""
         return self.description.at_once != 1
 
-    @property
+    @cached_property
     def train(self) -> Series:
         """loss_index (MSE x 1e7) of training batches."""
-        return Series(self.metrics.train.iterations, self.metrics.train.values["loss_index"])
+        return _series(self.metrics.train, "loss_index")
 
-    @property
+    @cached_property
     def held_out(self) -> Series:
         """loss_index of the held-out images."""
         return self.evaluated("loss_index")
 
     def evaluated(self, metric: str) -> Series:
         """A metric of the held-out images, which is one of METRICS; nan where it was not logged."""
-        return Series(self.metrics.held_out.iterations, self.metrics.held_out.values[metric])
+        return _series(self.metrics.held_out, metric)
 
     @property
     def iteration(self) -> int:
         """The last logged iteration; 0 if there is none."""
-        return max((int(each.steps[-1]) for each in (self.train, self.held_out) if len(each)), default=0)
+        return max([*self.train, *self.held_out], default=0)
 
     @property
     def finished(self) -> bool:
@@ -146,6 +123,11 @@ class Run:
         return sum(known) if is_complete and not self.took_turns else math.nan
 
 
+def last(series: Series) -> float:
+    """The last value; nan if there is none."""
+    return next(reversed(series.values()), math.nan)
+
+
 def as_text(value: object) -> str:
     """A value of a run's description as printable text; empty for None."""
     return "" if value is None else printable(str(value))[:MAX_TEXT]
@@ -170,7 +152,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             continue
         if damaged := run.metrics.damaged:
             warnings.append(f"{RunFolder(path).metrics}: {damaged:,} damaged lines were skipped")
-        if len(run.train) or len(run.held_out):
+        if run.train or run.held_out:
             runs.append(run)
         else:
             warnings.append(f"skipped: {path} has logged nothing yet")
@@ -180,6 +162,10 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
     names = _short_names([run.path.resolve() for run in runs])
     return [replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
+
+
+def _series(rows: Rows, column: str) -> Series:
+    return dict(zip(rows.iterations.tolist(), rows.values[column].tolist(), strict=True))
 
 
 def _find(folders: Sequence[Path]) -> Iterable[Path]:

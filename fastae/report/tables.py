@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from itertools import chain, compress
+from typing import NamedTuple
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from fastae.config import TrainConfig, flag
 from fastae.losses import LOSSES
 from fastae.report.compare import Comparison, Group
 from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
-from fastae.report.runs import METRICS, Run, as_text
+from fastae.report.runs import METRICS, Run, as_text, last
 from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
@@ -38,8 +39,7 @@ COLUMNS: dict[str, Callable[[float], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell of a table."""
 
     text: str
@@ -50,8 +50,7 @@ class Cell:
     is_bold: bool = False
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of a table."""
 
     cells: Sequence[Cell]
@@ -61,8 +60,7 @@ class Row:
     """The number of seeds whose mean the row is."""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of the report."""
 
     head: Sequence[str]
@@ -89,7 +87,7 @@ def answer(
     best, worst = ranked[0], ranked[-1]
     length = trained_share(comparison)
     if len(errors) == 1:
-        start = comparison.compared[0].held_out.at(0)
+        start = comparison.compared[0].held_out.get(0, math.nan)
         began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
         headline = f"{label}: a held-out error of {means[best]} after {at:,} iterations"
         return headline, [f"That is {percent(length)} of the article's training.{began}"]
@@ -134,19 +132,18 @@ def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
 
 def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
     """Sentences about what the data do not decide."""
-    open_ones = {
-        name: [metric for metric, each in row.items() if not each.is_decided] for name, row in found.items()
-    }
-    listed = "; ".join(f"{name} ({', '.join(names)})" for name, names in open_ones.items() if names)
+    open_ones = []
+    for name, row in found.items():
+        if metrics := [heading for heading, each in row.items() if not each.is_decided]:
+            open_ones.append(f"{name} ({', '.join(metrics)})")
+    included = f"These seeds do not decide, since the interval includes 0: {'; '.join(open_ones)}."
     count = sum(map(len, found.values()))
-    sizes = ", ".join(f"{size:,}" for size in sorted({run.config.image_size for run in comparison.compared}))
+    side, share = comparison.compared[0].config.image_size, percent(trained_share(comparison))
     return (
-        f"These seeds do not decide, since the interval includes 0: {listed}."
-        if listed
-        else "Every interval excludes 0.",
+        included if open_ones else "Every interval excludes 0.",
         f"Of {count} intervals about {(1 - CONFIDENCE) * count:.1g} would exclude 0 by chance alone.",
-        f"Nor do these runs, at {sizes} pixels after {percent(trained_share(comparison))} of the article's "
-        "training, decide what other sizes, learning rates or longer training would show.",
+        f"Nor do these runs, at {side:,} pixels after {share} of the article's training, decide what other "
+        "sizes, learning rates or longer training would show.",
     )
 
 
@@ -174,7 +171,7 @@ def table(groups: Sequence[Group]) -> Table:
 
 def _numbers(run: Run) -> np.ndarray:
     """A run's values in COLUMNS; nan if unknown. Those of the held-out images are the last logged ones."""
-    quality = [run.evaluated(metric).last for metric in METRICS.values()]
+    quality = [last(run.evaluated(metric)) for metric in METRICS.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 
