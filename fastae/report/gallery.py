@@ -7,7 +7,7 @@ the conditions of `known_folder`, since anybody may have written config.json, an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +29,7 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import LoadedModel, load_model
 from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.console import track
 from fastae.utils.paths import user_path
 from fastae.utils.pictures import encode_png, to_bytes
 from fastae.utils.sample import evenly_spaced
@@ -98,7 +99,7 @@ class Gallery:
 
 
 def make_gallery(
-    groups: Iterable[Group], device: torch.device, data: str | None = None
+    groups: Sequence[Group], device: torch.device, data: str | None = None
 ) -> tuple[Gallery | None, list[str]]:
     """Makes the gallery, with the first run of each group that can reconstruct the gallery's images.
 
@@ -112,12 +113,8 @@ def make_gallery(
     """
     gallery: Gallery | None = None
     warnings: list[str] = []
-    bare: list[str] = []
-    for group in groups:
-        runs = [run for run in group.runs if _has_weights(run)]
-        if not runs:
-            bare.append(group.label)
-        for run in runs:
+    for group in track(groups, "reconstructing"):
+        for run in filter(_has_weights, group.runs):
             try:
                 loaded = load_model(run.path, device)
                 manifest = RunFolder(run.path).manifest()
@@ -128,7 +125,7 @@ def make_gallery(
             if gallery.source == _source(run, manifest):
                 gallery.columns.append(_column(group.label, loaded, gallery.images))
                 break
-    if bare:
+    if bare := [group.label for group in groups if not any(map(_has_weights, group.runs))]:
         warnings.append(f"no reconstructions by {', '.join(bare)}: their folders hold no weights")
     return gallery, list(dict.fromkeys(warnings))
 

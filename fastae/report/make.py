@@ -28,7 +28,7 @@ from fastae.report.figures import draw_charts, short
 from fastae.report.gallery import make_gallery
 from fastae.report.runs import Run, find_runs
 from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
-from fastae.utils.console import log, printable, track
+from fastae.utils.console import log, printable
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
 from fastae.utils.paths import expand_home
@@ -58,7 +58,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     runs, warnings = find_runs(folders)
     comparison, groups = compare(runs), group_seeds(runs)
     groups.sort(key=lambda group: group.runs[0] not in comparison.compared)
-    gallery, missing = make_gallery(track(groups, "reconstructing"), use_device(choose_device("auto")), data)
+    gallery, missing = make_gallery(groups, use_device(choose_device("auto")), data)
     if not gallery and out.exists() and (out.with_suffix("") / PICTURES).exists():
         raise FastaeError(
             f"{str(out)!r} is kept, since a new page would have {missing[0]}; or set another --out"

@@ -155,10 +155,15 @@ def check_amp() -> Answer:
 
 
 def check_compile() -> Answer:
+    try:
+        require_temporary_folder()
+    except FastaeError as error:
+        raise Problem(*str(error).split(": ")) from None
     missing = missing_to_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if missing:
         return "torch.compile cannot be used", f"install {missing}; CXX and CC select other compilers"
-    return f"C++ compiler {shutil.which(compiler())}", ""
+    kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    return f"C++ compiler {shutil.which(compiler())}, kernels in {kernels}", ""
 
 
 def check_cpu() -> Answer:
@@ -172,14 +177,6 @@ def check_memory() -> Answer:
     available, total = free_bytes() / 2**30, total_bytes() / 2**30
     remedy = "use --loader dali and a smaller --batch-size" if available < LITTLE_MEMORY else ""
     return f"{available:.1f} GiB free of {total:.1f} GiB", remedy
-
-
-def check_temporary() -> Answer:
-    try:
-        require_temporary_folder()
-    except FastaeError as error:
-        raise Problem(*str(error).split(": ")) from None
-    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir(), ""
 
 
 def check_disk() -> Answer:
@@ -217,6 +214,6 @@ def _space(folder: Path, remedy: str) -> Answer:
 CHECKS = {
     "fastae": check_fastae, "torch": check_torch, "driver": check_driver, "jpeg": check_jpeg,
     "dali": check_dali, "--amp": check_amp, "--compile": check_compile, "cpu": check_cpu,
-    "memory": check_memory, "temporary": check_temporary, "disk": check_disk, "cache": check_cache,
+    "memory": check_memory, "disk": check_disk, "cache": check_cache,
 }  # fmt: skip
 """Subject -> check, in the order of the output."""

@@ -8,6 +8,7 @@ import torch
 
 from fastae.config import TrainConfig
 from fastae.data.files.folder import open_folder
+from fastae.data.files.manifest import Manifest
 from fastae.device.nvml import Absence
 from fastae.model import AutoEncoder
 from fastae.monitor.files import REPORT
@@ -15,17 +16,19 @@ from fastae.monitor.recording import Phase
 from fastae.monitor.summary import Diagnosis, Summary, UsageReport, Verdict
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
+from fastae.runs.sweep_folder import open_sweep
 from fastae.runs.weights import write_weights
 from fastae.utils.limits import Cores
 
 SMALL = {
     "image_size": 32, "latent": 16, "batch_size": 4, "iterations": 100, "eval_every": 50, "log_every": 10,
 }  # fmt: skip
-FALLING = {1: 900_000.0, 50: 400_000.0, 100: 300_000.0}
+LOGGED = {1: 900_000.0, 50: 400_000.0, 100: 300_000.0}
+EVALUATED = {0: 900_000.0, 50: 400_000.0, 100: 300_000.0}
 
 
 def make_run(
-    path, loss="minibatch_bce", *, train=FALLING, held_out=FALLING, data="/gone/faces", kwh=(), weights=None,
+    path, loss="minibatch_bce", *, train=LOGGED, held_out=EVALUATED, data="/gone/faces", kwh=(), weights=None,
     rate=100.0, quality=lambda step: {}, described=None, **settings,
 ):  # fmt: skip
     """A run of `loss` that logged these loss_index: iteration -> value.
@@ -58,6 +61,16 @@ def make_run(
         model = AutoEncoder(config.image_size, config.latent)
         write_weights(folder.weights, model.state_dict(), max(train))
     return path
+
+
+def make_sweep(path, config, held_out=lambda run: EVALUATED, **others):
+    """A sweep with these settings whose runs are made by `make_run`; held_out: run -> what it logged."""
+    with open_sweep(config, path) as sweep:
+        sweep.begin(config, Manifest("by name", {}, {}))
+    for run in config.runs():
+        described = {"seed": run.seed, "out": str(path / run.name), "held_out": held_out(run)}
+        make_run(path / run.name, run.loss, **described, **others)
+    return sweep
 
 
 def _session(kwh):

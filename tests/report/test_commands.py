@@ -9,13 +9,12 @@ import pytest
 
 from fastae.cli.options import options_of
 from fastae.config import TrainConfig
-from fastae.data.files.manifest import Manifest
 from fastae.losses import LOSSES
 from fastae.report.commands import commands
 from fastae.report.runs import find_runs
-from fastae.runs.sweep_folder import SweepConfig, open_sweep
+from fastae.runs.sweep_folder import SweepConfig
 
-from .made import SMALL, make_run
+from .made import SMALL, make_run, make_sweep
 
 
 def texts(runs, *report):
@@ -40,11 +39,7 @@ def texts(runs, *report):
 )
 def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at_once, options, tmp_path):
     config = SweepConfig(TrainConfig(data="/gone/faces", seed=seed, **SMALL), losses, repeats, same_init)
-    with open_sweep(config, tmp_path) as sweep:
-        sweep.begin(config, Manifest("by name", {}, {}))
-    for run in config.runs():
-        made = {"seed": run.seed, "out": str(tmp_path / run.name), "described": {"at_once": at_once}}
-        make_run(tmp_path / run.name, run.loss, **made)
+    make_sweep(tmp_path, config, described={"at_once": at_once})
     runs, _ = find_runs([tmp_path])
     command, report = texts(runs, ["x"])
     assert command.startswith(f"fastae sweep{options} --iterations 100 ") and report == "fastae report x"

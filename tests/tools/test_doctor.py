@@ -267,4 +267,4 @@ def test_a_missing_temporary_folder_is_a_problem(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     with pytest.raises(Problem, match="temporary folder"):
-        doctor.check_temporary()
+        doctor.check_compile()
