@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import signal
@@ -106,8 +106,7 @@ class Curve:
         return replace(self, steps=self.steps[kept], values=self.values[:, kept])
 
 
-@dataclass(frozen=True)
-class Chart:
+class Chart(NamedTuple):
     """A figure with curves."""
 
     name: str

@@ -30,7 +30,6 @@ from fastae.runs.loaded_model import LoadedModel, load_model
 from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import track
-from fastae.utils.paths import user_path
 from fastae.utils.pictures import encode_png, to_bytes
 from fastae.utils.sample import evenly_spaced
 
@@ -166,15 +165,11 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     A folder may be opened only if fastae has read it before, according to this user's cache. So a config.json
     from elsewhere cannot cause a network folder to be mounted or a disk to be searched. Since the page shows
     the images, the author of the manifest must also know the files: the manifest must contain all digests,
-    which `open_folder` compares, like names and sizes.
+    which `open_folder` compares, like names and sizes. Unprintable names are never opened.
     """
     named = run.description.data.folder
     digested = evenly_spaced([*manifest.train, *manifest.held_out], DIGESTS)
-    if named is None or not set(digested) <= manifest.digests.keys():
-        return None
-    try:
-        user_path(named, "data")
-    except FastaeError:
+    if named is None or not named.isprintable() or not set(digested) <= manifest.digests.keys():
         return None
     # fastae writes absolute paths without "..", which behind a link does not lead where abspath says.
     is_known = named == os.path.abspath(named) and was_checked(named, check_records(cache_folder()))  # noqa: PTH100

@@ -6,8 +6,8 @@ Anybody may have written a run folder, so only regular files are opened, and onl
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
@@ -118,9 +118,8 @@ class Run:
             energies = [report.summary.kwh for report in read_sessions(self.path)]
         except FastaeError:
             return math.nan
-        known = [kwh for kwh in energies if kwh is not None]
-        is_complete = len(known) == len(energies) == 1 + len(self.description.resumed)
-        return sum(known) if is_complete and not self.took_turns else math.nan
+        is_complete = None not in energies and len(energies) == 1 + len(self.description.resumed)
+        return sum(filter(None, energies)) if is_complete and not self.took_turns else math.nan
 
 
 def last(series: Series) -> float:
@@ -144,9 +143,10 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         FastaeError: no run is left, or a folder is not a run and contains none.
     """
     runs, warnings = [], []
-    for path in _find(folders):
+    found = _find(folders)
+    for name, path in zip(_short_names([*found]), found.values(), strict=True):
         try:
-            run = _read(path)
+            run = _read(name, path)
         except FastaeError as error:
             warnings.append(f"skipped: {error}")
             continue
@@ -160,16 +160,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         raise FastaeError(f"nothing to report on: {'; '.join(warnings)}")
     order = list(LOSSES)
     runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
-    names = _short_names([run.path.resolve() for run in runs])
-    return [replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
+    return runs, warnings
 
 
 def _series(rows: Rows, column: str) -> Series:
     return dict(zip(rows.iterations.tolist(), rows.values[column].tolist(), strict=True))
 
 
-def _find(folders: Sequence[Path]) -> Iterable[Path]:
-    """The run folders, each once. Nothing is searched for below a run."""
+def _find(folders: Sequence[Path]) -> dict[Path, Path]:
+    """Resolved path -> path of each run folder. Nothing is searched for below a run."""
     found: dict[Path, Path] = {}
     for folder in folders:
         below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
@@ -177,14 +176,14 @@ def _find(folders: Sequence[Path]) -> Iterable[Path]:
         if not configs:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
         found |= {config.parent.resolve(): config.parent for config in configs}
-    return found.values()
+    return found
 
 
-def _read(path: Path) -> Run:
+def _read(name: str, path: Path) -> Run:
     folder = RunFolder(path)
     description = folder.describe()
     try:
-        return Run(path.name, path, description, read_metrics(folder.metrics))
+        return Run(name, path, description, read_metrics(folder.metrics))
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(folder.metrics)!r} cannot be read: {error}") from None
 

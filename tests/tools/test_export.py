@@ -40,6 +40,7 @@ def run_file(path, inputs):
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path)
+    assert session.get_inputs()[0].shape[0] == "batch"
     takes, gives = ("images", "codes") if path.stem == "encoder" else ("codes", "images")
     return torch.from_numpy(session.run([gives], {takes: inputs.numpy()})[0])
 
