@@ -23,9 +23,9 @@ CUDA_12_BUILD = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
 HOPPER, VOLTA, BLACKWELL = (9, 0), (7, 0), (12, 0)
 
 
-def card(version, cuda, *capabilities, name="NVIDIA H100 80GB HBM3"):
+def card(version, cuda, *capabilities):
     """A driver of this version, with a card of these compute capabilities."""
-    return Driver(version, cuda, (Gpu(0, name, memory_gib=80.0),), capabilities or (HOPPER,))
+    return Driver(version, cuda, (Gpu(0, "NVIDIA H100", memory_gib=80.0),), capabilities or (HOPPER,))
 
 
 NEW, OLD = card("580.65.06", (13, 0)), card("570.86.15", (12, 8))
