@@ -67,35 +67,21 @@ def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
         return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this"
 
 
-def _driver() -> Driver | None:
-    """The NVIDIA driver; None if there is none with which NVML works."""
-    try:
-        return compatibility.read_driver()
-    except NvmlError:
-        return None
-
-
 def check_fastae() -> Answer:
     system = f"Python {platform.python_version()} on {platform.platform()}"
     return f"{__version__}, commit {commit() or 'unknown (installed)'}, {system}", ""
 
 
 def check_torch() -> Answer:
-    text = f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'}"
-    driver = _driver()
-    if not driver or not driver.gpus:
-        return text, ""
-    if mismatch := compatibility.torch_mismatch(driver):
-        return f"{text}: {mismatch}", driver.install
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES to train on one"
-    if fault := compatibility.cuda_fault():
-        return f"{text}: {fault[0]}", fault[1]
-    return text, ""
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    return f"{torch.__version__}, {build}", ""
 
 
 def check_driver() -> Answer:
-    """Checks the driver. NVML may be missing although CUDA works; in WSL the driver is that of Windows."""
+    """Checks the driver, and whether PyTorch can use its GPUs.
+
+    NVML may be missing although CUDA works. In WSL the driver is that of Windows.
+    """
     try:
         driver = compatibility.read_driver()
     except NvmlError as error:
@@ -112,9 +98,12 @@ def check_driver() -> Answer:
     lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in driver.gpus if gpu.lost]
     good = Counter(f"{gpu.name}, {_size(gpu)}" for gpu in driver.gpus if not gpu.lost)
     gpus = "; ".join([*(f"{count} x {name}" for name, count in good.items()), *lost])
-    remedy = "reboot; nvidia-smi -q shows more" if lost else ""
     text = f"NVIDIA {driver.version}, up to {driver.newest_cuda}: {gpus or 'no GPU'}"
-    return text, remedy if driver.gpus else "start a container with --gpus all"
+    if not driver.gpus:
+        return text, "start a container with --gpus all"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return text, "unset CUDA_VISIBLE_DEVICES, which hides the GPUs, to train on one"
+    return text, "reboot; nvidia-smi -q shows more" if lost else compatibility.unusable_gpu_reason() or ""
 
 
 def _size(gpu: Gpu) -> str:
@@ -133,7 +122,10 @@ def check_jpeg() -> Answer:
 
 
 def check_dali() -> Answer:
-    driver = _driver()
+    try:
+        driver: Driver | None = compatibility.read_driver()
+    except NvmlError:
+        driver = None
     remedy = driver.install if driver else "make clean; make setup"
     text = ", ".join(f"{name} {version(name)}" for name in dali_builds().values())
     if not text:
