@@ -56,12 +56,12 @@ class Comparison:
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
     usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in COMPARED_BY.items()}
-    reasons = {run.path: list(_reasons_against(run, usual)) for run in runs}
-    furthest = max((run.iteration for run in runs if not reasons[run.path]), default=0)
+    reasons = {run: list(_reasons_against(run, usual)) for run in runs}
+    furthest = max((run.iteration for run in runs if not reasons[run]), default=0)
     for run in runs:
-        if not reasons[run.path] and run.iteration < FAR_ENOUGH * furthest:
-            reasons[run.path].append(f"{run.iteration:,} iterations, not {furthest:,}")
-    compared = [run for run in runs if not reasons[run.path]]
+        if not reasons[run] and run.iteration < FAR_ENOUGH * furthest:
+            reasons[run].append(f"{run.iteration:,} iterations, not {furthest:,}")
+    compared = [run for run in runs if not reasons[run]]
     steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
     at = max(set.intersection(*steps), default=0) if steps else 0
     samples = by_seed(compared, "loss_index", at)
@@ -70,7 +70,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
-        warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run.path]]
+        warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
     return Comparison(tuple(compared), at, ranked, warnings)
 
 
