@@ -18,10 +18,9 @@ from pathlib import Path
 import click
 
 from fastae.errors import FastaeError
-from fastae.report.compare import compare
+from fastae.report.compare import compare, group_seeds
 from fastae.report.differences import differences
-from fastae.report.groups import group_seeds
-from fastae.report.make import draw_charts
+from fastae.report.figures import draw_charts
 from fastae.report.runs import METRICS, find_runs
 from fastae.report.tables import Cell, Row, Table, difference_table, hours, table, undecided
 from fastae.runs.folder import RunFolder

@@ -1,18 +1,18 @@
 """`python -m scripts.results`: the page of results is made from copied numbers that name nothing private."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from fastae.config import TrainConfig
-from fastae.data.files.manifest import Manifest
 from fastae.report.runs import find_runs
-from fastae.runs.sweep_folder import SweepConfig, open_sweep
+from fastae.runs.sweep_folder import SweepConfig
 from scripts.results import main
 
-from .report.made import SMALL, make_run
+from .report.made import EVALUATED, SMALL, make_sweep
 
 PAGE = Path("docs/results.md")
 ASIDE = "# Results\n\n<!-- small -->\nold\n<!-- /small -->\n\nWords.\n"
@@ -25,17 +25,16 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     PAGE.write_text(ASIDE)
     config = SweepConfig(TrainConfig(**SMALL), ("pixel_bce", "pixel_mse"), repeats=2, same_init=True)
-    with open_sweep(config, tmp_path / "secret" / "sweep") as folder:
-        folder.begin(config, Manifest("by name", {}, {}))
-        for run in config.runs():
-            folder.change(run.name, error="secret")
-            error = 300_000.0 + 1000 * run.seed - 5000 * (run.loss == "pixel_mse")
-            make_run(
-                folder.path / run.name, run.loss, seed=run.seed, quality=lambda step: {"ssim": 0.5},
-                held_out={0: 9e5, 50: 4e5, 75: 35e4, 100: error},
-                data="/secret", out="secret", cache_dir="/secret",
-            )  # fmt: skip
-    return folder.path
+    made = make_sweep(
+        tmp_path / "secret" / "sweep",
+        config,
+        lambda run: EVALUATED | {75: 35e4, 100: 3e5 + 1000 * run.seed - 5000 * (run.loss == "pixel_mse")},
+        quality=lambda step: {"ssim": 0.5},
+        data="/secret",
+        cache_dir="/secret",
+    )
+    made.change(replace(config.runs()[0], error="secret"))
+    return made.path
 
 
 def results(*arguments):
@@ -53,9 +52,12 @@ def test_a_page_is_made_from_the_numbers_of_a_sweep_and_made_again_from_their_co
     assert "| pixel_mse | 295,500 ± 707 | 0.5000 | 100 | 2 |" in page
     assert "| squared error − cross entropy (2 pairs) | **−5,000** (−5,000 to −5,000) |" in page
     assert page.startswith("# Results\n\n<!-- small -->") and page.endswith("<!-- /small -->\n\nWords.\n")
-    assert "old" not in page
     figures = re.findall(r"\]\((images/results-small-[\w-]+\.svg)\)", page)
-    assert len(figures) == 2 and all((PAGE.parent / figure).is_file() for figure in figures)
+    assert (
+        "old" not in page
+        and len(figures) == 2
+        and all((PAGE.parent / figure).is_file() for figure in figures)
+    )
     assert results(copied).exit_code == 0 and PAGE.read_text() == page
 
 

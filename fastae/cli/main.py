@@ -250,8 +250,10 @@ def doctor() -> int:
 
     The exit code is 1 if training is impossible.
     """
-    from fastae.tools.doctor import examine
-
+    try:
+        from fastae.tools.doctor import examine
+    except (ImportError, OSError) as error:  # each of its checks needs PyTorch
+        raise FastaeError(f"PyTorch cannot be imported ({error}): make setup") from None
     return examine()
 
 

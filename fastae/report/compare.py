@@ -1,8 +1,9 @@
-"""Chooses the runs that may be compared and the iteration, and ranks their losses there."""
+"""Finds which runs belong together: those that are compared, and where; those that are one curve."""
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,23 +13,24 @@ from typing import Any
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.report.runs import Run, as_text
+from fastae.report.runs import Run, as_text, last
+from fastae.utils.console import printable
 
-SAME_WORK = tuple(
-    entry.name
-    for entry in dataclasses.fields(TrainConfig)
-    if not entry.metadata["free"] and entry.name not in ("loss", "seed", "out", "amp", "deterministic")
-)
-"""Settings that change what is optimized by more than rounding. Runs that differ in one are not compared."""
-
-CONDITIONS: dict[str, Callable[[Run], Any]] = {
+GROUPED_BY: dict[str, Callable[[Run], Any]] = {
     "images": lambda run: (
         as_text(run.description.data.fingerprint)[:8] or as_text(run.description.data.folder)
     ),
     "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
-    **{flag(name): attrgetter(f"config.{name}") for name in SAME_WORK},
+    **{
+        flag(field.name): attrgetter(f"config.{field.name}")
+        for field in dataclasses.fields(TrainConfig)
+        if not field.metadata["free"] and field.name not in ("loss", "seed", "out")
+    },
 }
-"""Option or description -> the value that compared runs have in common."""
+"""What the runs of a curve have in common besides the loss: option or description -> its value."""
+
+COMPARED_BY = {name: value for name, value in GROUPED_BY.items() if name not in ("--amp", "--deterministic")}
+"""What compared runs have in common: all that changes what is optimized by more than rounding."""
 
 FAR_ENOUGH = 0.5
 """The share of the longest run's iterations that a run needs to be compared."""
@@ -53,14 +55,14 @@ class Comparison:
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
-    usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in CONDITIONS.items()}
-    reasons = {run.path: list(_reasons_against(run, usual)) for run in runs}
-    furthest = max((run.iteration for run in runs if not reasons[run.path]), default=0)
+    usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in COMPARED_BY.items()}
+    reasons = {run: list(_reasons_against(run, usual)) for run in runs}
+    furthest = max((run.iteration for run in runs if not reasons[run]), default=0)
     for run in runs:
-        if not reasons[run.path] and run.iteration < FAR_ENOUGH * furthest:
-            reasons[run.path].append(f"{run.iteration:,} iterations, not {furthest:,}")
-    compared = [run for run in runs if not reasons[run.path]]
-    steps = [set(run.held_out.finite().steps.tolist()) for run in compared]
+        if not reasons[run] and run.iteration < FAR_ENOUGH * furthest:
+            reasons[run].append(f"{run.iteration:,} iterations, not {furthest:,}")
+    compared = [run for run in runs if not reasons[run]]
+    steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
     at = max(set.intersection(*steps), default=0) if steps else 0
     samples = by_seed(compared, "loss_index", at)
     errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
@@ -68,28 +70,26 @@ def compare(runs: Sequence[Run]) -> Comparison:
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
-        warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run.path]]
+        warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
     return Comparison(tuple(compared), at, ranked, warnings)
 
 
 def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:
-    """Loss -> seed -> a metric of the held-out images at an iteration, averaged over runs with that seed."""
-    found: dict[str, dict[int, list[float]]] = {}
+    """Loss -> seed -> a metric of the held-out images at an iteration, by the first run with that seed."""
+    found: dict[str, dict[int, float]] = {}
     for run in runs:
-        found.setdefault(run.loss, {}).setdefault(run.config.seed, []).append(run.evaluated(metric).at(at))
-    return {
-        loss: {seed: float(np.mean(values)) for seed, values in seeds.items()}
-        for loss, seeds in found.items()
-    }
+        value = run.evaluated(metric).get(at, math.nan)
+        found.setdefault(run.loss, {}).setdefault(run.config.seed, value)
+    return found
 
 
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
     """Yields the reasons why this run cannot be compared with runs that have the usual conditions."""
-    if not len(run.held_out.finite()):
+    if not any(map(math.isfinite, run.held_out.values())):
         yield "never evaluated"
     elif not ends_finite(run):
         yield "its loss is not finite at the end"
-    for name, value in CONDITIONS.items():
+    for name, value in COMPARED_BY.items():
         if value(run) != usual[name]:
             yield f"{name} {value(run)}, not {usual[name]}"
 
@@ -97,11 +97,68 @@ def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
 def _states(run: Run) -> Iterator[str]:
     if not run.finished:
         yield f"unfinished: iteration {run.iteration:,} of {run.config.iterations:,}"
-    broken = ~np.isfinite(run.train.values)
-    if broken.any() and ends_finite(run):
-        yield f"its loss is not finite at iteration {int(run.train.steps[np.argmax(broken)]):,}"
+    broken = [step for step, value in run.train.items() if not math.isfinite(value)]
+    if broken and ends_finite(run):
+        yield f"its loss is not finite at iteration {broken[0]:,}"
 
 
 def ends_finite(run: Run) -> bool:
     """Whether the last loss_index of training and that of the held-out images are finite."""
-    return all(np.isfinite(series.values[-1:]).all() for series in (run.train, run.held_out))
+    return math.isfinite(last(run.train)) and math.isfinite(last(run.held_out))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one loss that share GROUPED_BY and have different seeds."""
+
+    label: str
+    """The loss and, if other runs of the report have other settings, the options that differ."""
+
+    runs: tuple[Run, ...]
+
+    @property
+    def loss(self) -> str:
+        return self.runs[0].loss
+
+
+def group_seeds(runs: Sequence[Run]) -> list[Group]:
+    """Divides the runs into groups, in the order of their first runs.
+
+    A run forms its own group, with its name in the label, if another run has the same settings and seed, if
+    its last loss is not finite, or if it has less than half of the iterations of the longest run.
+    """
+    alike: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        alike.setdefault((run.loss, *(value(run) for value in GROUPED_BY.values())), []).append(run)
+    groups = []
+    for same in alike.values():
+        label = " ".join((same[0].loss, *_differing(same[0], runs)))
+        together = _one_per_seed(same)
+        alone = [(run,) for run in same if run not in together]
+        for each in filter(None, [together, *alone]):
+            name = f" ({printable(each[0].name)})" if len(same) > len(each) == 1 else ""
+            groups.append(Group(f"{label}{name}", each))
+    return groups
+
+
+def _one_per_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
+    """One run per seed, without runs that are too short or end in a loss that is not finite."""
+    furthest = max(run.iteration for run in runs)
+    seeds: dict[int, Run] = {}
+    for run in runs:
+        if ends_finite(run) and run.iteration >= FAR_ENOUGH * furthest:
+            seeds.setdefault(run.config.seed, run)
+    return tuple(seeds.values())
+
+
+def _differing(run: Run, runs: Sequence[Run]) -> Iterator[str]:
+    """Yields the settings of `run` that most runs do not share, as a user types them."""
+    for name, value in GROUPED_BY.items():
+        if 2 * sum(value(each) == value(run) for each in runs) <= len(runs):
+            yield _typed(name, value(run))
+
+
+def _typed(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return name if value else f"--no-{name.removeprefix('--')}"
+    return f"no {name}" if value is None else f"{name} {value}"

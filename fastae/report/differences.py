@@ -54,9 +54,8 @@ class Difference:
         """Rounds to two digits of `half`, or of the value if the interval is a point."""
         scale = self.half or abs(self.value) or 1.0
         digits = min(6, max(0, 1 - math.floor(math.log10(scale))))
-        text = f"{abs(value):,.{digits}f}"
-        is_zero = not text.strip("0.,")
-        return text if is_zero else f"{MINUS if value < 0 else '+'}{text}"
+        text = f"{value:+,.{digits}f}".replace("-", MINUS)
+        return text if text.strip(f"+{MINUS}0.,") else text[1:]
 
 
 def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:

@@ -1,4 +1,4 @@
-"""Draws the report's figures: curves as SVG on a white background, rows of images as PNG.
+"""Draws the report's charts: curves as SVG on a white background.
 
 Curves may coincide, since the gradients of an element's reductions differ by a constant factor only. So the
 hue of a curve shows the element. Its width and shade show the reduction, also where a narrower curve covers
@@ -8,16 +8,19 @@ it, and the three reductions have their markers at different iterations.
 from __future__ import annotations
 
 import io
+import math
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
-from typing import Any
+from functools import cached_property
+from itertools import cycle, product
+from typing import Any, NamedTuple
 
 import numpy as np
+from scipy import signal
 
-from fastae.report.runs import Series
-from fastae.utils.pictures import encode_png
+from fastae.report.compare import Group
+from fastae.report.runs import Run, Series
 from fastae.utils.plotting import import_matplotlib
 
 SMOOTHING = 0.95
@@ -55,9 +58,6 @@ HEIGHT includes two lines of legend.
 LEGEND_CHARACTERS = 60
 """The number of characters that fit into a line of the legend, beside the samples of the curves."""
 
-PIXELS = 128
-"""The least side of a shown image. Smaller ones are enlarged."""
-
 SETTINGS: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 10.5,
@@ -65,14 +65,10 @@ SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "fastae",  # equal figures are equal files
     "text.parse_math": False,  # a folder's name may contain dollar signs
     "path.simplify_threshold": 1.0,  # a million noisy points take 30 kB
-    "figure.facecolor": PAPER,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": GRID,
-    "axes.labelcolor": INK,
-    "text.color": INK,
-    "xtick.color": INK,
-    "ytick.color": INK,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
 
@@ -85,35 +81,89 @@ class Curve:
     label: str
     """The text in the legend."""
 
-    seeds: tuple[Series, ...]
-    """The values of each seed."""
+    steps: np.ndarray
+    """The iterations at which all seeds have a value, int64 (n,)."""
 
-    is_smoothed: bool = False
-    """Whether it is drawn as a moving average, with the values faint behind it."""
+    values: np.ndarray
+    """The values of each seed at `steps`, float64 (seeds, n)."""
 
-    @cached_property
-    def steps(self) -> np.ndarray:
-        """The iterations at which all seeds have a value, int64 (n,)."""
-        return reduce(np.intersect1d, [each.steps for each in self.seeds])
-
-    @cached_property
-    def values(self) -> np.ndarray:
-        """The values of each seed at `steps`, float64 (seeds, n)."""
-        return np.stack([each.values[np.isin(each.steps, self.steps)] for each in self.seeds])
-
-    @property
-    def smoothing(self) -> float:
-        """The weight for `smooth`; 0 if the curve is not smoothed."""
-        return smoothing_weight(len(self.steps)) if self.is_smoothed else 0.0
+    weight: float = 0.0
+    """The weight for `smooth`. If it is not 0, the values are drawn faint behind."""
 
     @cached_property
     def drawn(self) -> np.ndarray:
         """`values` after smoothing."""
-        return np.stack([smooth(each, self.smoothing) for each in self.values])
+        return np.stack([smooth(each, self.weight) for each in self.values])
+
+    @property
+    def mean(self) -> np.ndarray:
+        """The line that is drawn: the mean over the seeds, (n,)."""
+        return self.drawn.mean(axis=0)
 
     def since(self, iteration: int) -> Curve:
         """The part of the curve from an iteration on."""
-        return replace(self, seeds=tuple(each.since(iteration) for each in self.seeds))
+        kept = self.steps >= iteration
+        return replace(self, steps=self.steps[kept], values=self.values[:, kept])
+
+
+class Chart(NamedTuple):
+    """A figure with curves."""
+
+    name: str
+    """The name of its file, without a suffix."""
+
+    title: str
+
+    alt: str
+    """A description for readers who cannot see it."""
+
+    svg: bytes
+
+
+def draw_charts(groups: Sequence[Group]) -> list[Chart]:
+    """The charts that have data.
+
+    They are the article's first figure (training batches), held-out images, and the second half of the
+    latter, which shows differences better.
+    """
+    train = _curves(groups, lambda run: run.train, is_smoothed=True)
+    held_out = _curves(groups, lambda run: run.held_out)
+    half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
+    later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
+    weight = max((curve.weight for curve in train), default=0.0)
+    charts = [
+        ("train", f"Training batches{f', smoothed by up to {weight:.2g}' if weight else ''}", train),
+        ("held-out", "Held-out images", held_out),
+        ("held-out-later", f"Held-out images from iteration {half:,} on", later if len(later) > 1 else []),
+    ]
+    return [
+        Chart(name, title, _in_words(title, curves), draw_curves(curves))
+        for name, title, curves in charts
+        if curves
+    ]
+
+
+def _curves(
+    groups: Sequence[Group], series: Callable[[Run], Series], is_smoothed: bool = False
+) -> list[Curve]:
+    """The curve of each group, over the seeds that have logged finite values."""
+    curves = []
+    for group in groups:
+        if seeds := [each for each in map(series, group.runs) if any(map(math.isfinite, each.values()))]:
+            steps = sorted(set.intersection(*map(set, seeds)))
+            values = np.array([[each[step] for step in steps] for each in seeds])
+            weight = smoothing_weight(len(steps)) if is_smoothed else 0.0
+            curves.append(Curve(group.loss, group.label, np.array(steps, int), values, weight))
+    return curves
+
+
+def _in_words(title: str, curves: Sequence[Curve]) -> str:
+    """A chart's description, with the last finite value of each curve."""
+    ends = []
+    for curve in curves:
+        finite = curve.mean[np.isfinite(curve.mean)]
+        ends.append(f"{curve.label} {short(finite[-1]) if len(finite) else 'unknown'}")
+    return f"{title}: squared error × 10⁷ by iteration. At the end: {', '.join(ends)}."
 
 
 def draw_curves(curves: Sequence[Curve]) -> bytes:
@@ -122,10 +172,9 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
     The curve of several seeds is their mean, with a band from the lowest to the highest.
     """
     matplotlib = import_matplotlib()
-    labels = [curve.label for curve in curves] if len(curves) > 1 else []
-    legend = [textwrap.fill(label, LEGEND_CHARACTERS, break_on_hyphens=False) for label in labels]
-    columns = max(1, min(3, LEGEND_CHARACTERS // (3 + max(map(len, legend), default=1))))
-    lines = sum(1 + text.count("\n") for text in legend) / columns
+    labels = [textwrap.fill(each.label, LEGEND_CHARACTERS, break_on_hyphens=False) for each in curves]
+    columns = max(1, min(3, LEGEND_CHARACTERS // (3 + max(map(len, labels)))))
+    lines = sum(1 + label.count("\n") for label in labels) / columns
     with matplotlib.rc_context(SETTINGS):
         height = HEIGHT + LEGEND_LINE * max(0, lines - 2)
         figure = matplotlib.figure.Figure(figsize=(WIDTH, height), dpi=96, layout="constrained")
@@ -133,23 +182,21 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
         axes.set_axisbelow(True)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         looks = styles([curve.loss for curve in curves])
-        drawn = [
-            _draw_curve(axes, curve, style | {"markevery": marked_points(len(curve.steps), index)})
-            for index, (curve, style) in enumerate(zip(curves, looks, strict=True))
-        ]
+        for index, (curve, style, label) in enumerate(zip(curves, looks, labels, strict=True)):
+            style["markevery"] = marked_points(len(curve.steps), index)
+            _draw_curve(axes, curve, label, style)
         axes.set_xlabel("iteration")
         axes.set_ylabel("mean squared error × 10⁷")
         steps = np.concatenate([curve.steps for curve in curves])
         if len(steps):
             axes.set_xlim(steps.min(), max(steps.max(), steps.min() + 1))
         axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=(1, 2, 2.5, 5, 10)))
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
-        if any((series.finite().values > 0).any() for curve in curves for series in curve.seeds):
+        axes.xaxis.set_major_formatter(short)
+        if any((np.isfinite(curve.values) & (curve.values > 0)).any() for curve in curves):
             _scale_log(axes, matplotlib.ticker)
-        axes.yaxis.set_major_formatter(matplotlib.ticker.FuncFormatter(short))
-        if legend:
-            place = "outside lower center"
-            figure.legend(drawn, legend, loc=place, ncols=columns, frameon=False, handlelength=2.6)
+        axes.yaxis.set_major_formatter(short)
+        if len(curves) > 1:
+            figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
         return _svg(figure)
 
 
@@ -166,16 +213,11 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
     """The exponential moving average of values (n,), like TensorBoard's scalar chart.
 
     s = weight * s + (1 - weight) * value from s = 0, and the result is s / (1 - weight^n) for the n-th value.
-    Values that are not finite are kept, and not averaged. A constant series is not changed, and no series is
-    with weight 0.
+    Values that are not finite are kept, and not averaged. With weight 0 no value is changed.
     """
-    smoothed = values.astype(np.float64)
-    if not weight or (values == values[:1]).all():
-        return smoothed
-    average = 0.0
-    for count, index in enumerate(np.flatnonzero(np.isfinite(values)), start=1):
-        average = weight * average + (1 - weight) * values[index]
-        smoothed[index] = average / (1 - weight**count)
+    smoothed, known = values.astype(np.float64), np.isfinite(values)
+    average = signal.lfilter([1 - weight], [1, -weight], values[known])
+    smoothed[known] = average / (1 - weight ** np.arange(1, len(average) + 1))
     return smoothed
 
 
@@ -187,36 +229,28 @@ def short(value: float, _: object = None) -> str:
     return f"{value:.3g}"
 
 
-def draw_strips(rows: Sequence[np.ndarray]) -> bytes:
-    """Draws rows of pictures as PNG. A row is uint8 (L, S, S, 3), L pictures with transparent gaps."""
-    return encode_png(np.concatenate(list(map(_strip, rows))))
-
-
-def _draw_curve(axes: Any, curve: Curve, style: dict[str, Any]) -> Any:
-    """Draws a curve, over its band and its raw values; returns the line."""
+def _draw_curve(axes: Any, curve: Curve, label: str, style: dict[str, Any]) -> None:
+    """Draws a curve, over its band and its raw values."""
     steps, drawn = curve.steps, curve.drawn
-    if curve.smoothing:
+    if curve.weight:
         raw = curve.values.mean(axis=0)
         axes.plot(steps, raw, color=style["color"], linewidth=0.8, alpha=0.3, zorder=1)
     if len(drawn) > 1:
         low, high = drawn.min(axis=0), drawn.max(axis=0)
         axes.fill_between(steps, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=1)
-    mean = drawn.mean(axis=0)
-    axes.plot(steps, mean, **style | {"linestyle": "none", "zorder": 3})  # markers over the other lines
-    (line,) = axes.plot(steps, mean, **style)
-    return line
+    axes.plot(steps, curve.mean, **style | {"linestyle": "none", "zorder": 3})  # markers over other lines
+    axes.plot(steps, curve.mean, label=label, **style)
 
 
 def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Yields the style of each curve. All differ, unless there are more than 24 further curves."""
-    further = 0
+    further = cycle(product(FURTHER_DASHES, FURTHER_COLORS))
     for index, loss in enumerate(losses):
         reduction, element = loss.split("_")
         color, dashes, width = COLORS[loss], "-", WIDTHS[reduction]
         if loss in losses[:index]:
-            color = FURTHER_COLORS[further % len(FURTHER_COLORS)]
-            dashes = FURTHER_DASHES[further // len(FURTHER_COLORS) % len(FURTHER_DASHES)]
-            width, further = FURTHER_WIDTH, further + 1
+            dashes, color = next(further)
+            width = FURTHER_WIDTH
         face, edge = (color, PAPER) if element == "bce" else (PAPER, color)
         yield {
             "color": color, "linestyle": dashes, "linewidth": width, "marker": MARKERS[reduction],
@@ -243,14 +277,6 @@ def _scale_log(axes: Any, ticker: Any) -> None:
     axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.tick_params(which="minor", length=0)
-
-
-def _strip(pictures: np.ndarray) -> np.ndarray:
-    """L pictures, uint8 (L, S, S, 3), side by side with gaps: RGBA (S, W, 4)."""
-    scale = -(-PIXELS // pictures.shape[1])
-    pictures = pictures.repeat(scale, axis=1).repeat(scale, axis=2)
-    opaque = np.concatenate([pictures, np.full_like(pictures[..., :1], 255)], axis=-1)
-    return np.concatenate(list(np.pad(opaque, ((0, 0), (0, 0), (2, 2), (0, 0)))), axis=1)
 
 
 def _svg(figure: Any) -> bytes:

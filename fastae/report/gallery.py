@@ -7,8 +7,8 @@ the conditions of `known_folder`, since anybody may have written config.json, an
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +23,14 @@ from fastae.data.source import VARIABLE, open_source
 from fastae.device.choose import Precision
 from fastae.errors import FastaeError
 from fastae.losses import squared_error
-from fastae.report.groups import Group
+from fastae.report.compare import Group
 from fastae.report.runs import Run, as_text
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import LoadedModel, load_model
 from fastae.training.evaluate import reconstruct
 from fastae.utils.cache import cache_folder, check_records
-from fastae.utils.paths import user_path
+from fastae.utils.console import track
+from fastae.utils.pictures import encode_png, to_bytes
 from fastae.utils.sample import evenly_spaced
 
 FLOAT32 = Precision(None, "float32")
@@ -43,19 +44,8 @@ MAX_BATCH = 64 * 128 * 128
 SHOWN = 3
 """The number of images in each of the groups best, median and worst."""
 
-
-@dataclass(frozen=True)
-class HeldOut:
-    """The held-out images of a run."""
-
-    source: tuple[object, ...]
-    """What determines them: equal for runs that were evaluated on the same images."""
-
-    names: tuple[str, ...]
-    """The files' names, without folders and suffixes."""
-
-    images: Tensor
-    """float32 (N, 3, S, S) in [0, 1]."""
+PIXELS, GAP = 128, 2
+"""The least side of a shown image, and the transparent pixels on its left and right."""
 
 
 @dataclass(frozen=True)
@@ -77,23 +67,38 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The reconstructions that the page shows."""
+    """Held-out images and their reconstructions, of which the page shows some."""
 
-    held_out: HeldOut
+    source: tuple[object, ...]
+    """What determines the images: equal for runs that were evaluated on the same ones."""
 
-    columns: Sequence[Column]
+    names: Sequence[str]
+    """The files' names, without folders and suffixes."""
 
-    groups: Mapping[str, Sequence[int]]
-    """"best", "median" and "worst", or "all" -> indices of images, by their mean error over the columns."""
+    images: Tensor
+    """float32 (N, 3, S, S) in [0, 1]."""
 
-    def row(self, index: int) -> np.ndarray:
-        """An image and its reconstructions, uint8 (1 + columns, S, S, 3)."""
-        original = to_bytes(self.held_out.images[index : index + 1])
-        return np.concatenate([original, *(column.reconstructions[[index]] for column in self.columns)])
+    columns: list[Column] = field(default_factory=list)
+
+    @property
+    def groups(self) -> dict[str, list[int]]:
+        """The groups that `pick` makes by the images' mean errors over the columns."""
+        return pick(np.mean([column.errors for column in self.columns], axis=0))
+
+    def png(self, *indices: int) -> bytes:
+        """Returns a PNG with a row for each index: the image and its reconstructions."""
+        shown = [to_bytes(self.images), *(column.reconstructions for column in self.columns)]
+        rows = np.stack([pictures[list(indices)] for pictures in shown], axis=1)
+        scale = -(-PIXELS // rows.shape[3])
+        rows = rows.repeat(scale, axis=2).repeat(scale, axis=3)
+        opaque = np.concatenate([rows, np.full_like(rows[..., :1], 255)], axis=-1)
+        padded = np.pad(opaque, ((0, 0), (0, 0), (0, 0), (GAP, GAP), (0, 0)))
+        count, columns, height, width, channels = padded.shape
+        return encode_png(padded.swapaxes(1, 2).reshape(count * height, columns * width, channels))
 
 
 def make_gallery(
-    groups: Iterable[Group], device: torch.device, data: str | None = None
+    groups: Sequence[Group], device: torch.device, data: str | None = None
 ) -> tuple[Gallery | None, list[str]]:
     """Makes the gallery, with the first run of each group that can reconstruct the gallery's images.
 
@@ -105,36 +110,28 @@ def make_gallery(
     Returns:
         The gallery, or None if no run has weights and images; and warnings about runs that lack them.
     """
-    held_out: HeldOut | None = None
-    columns: list[Column] = []
+    gallery: Gallery | None = None
     warnings: list[str] = []
-    bare: list[str] = []
-    for group in groups:
-        runs = [run for run in group.runs if _has_weights(run)]
-        if not runs:
-            bare.append(group.label)
-        for run in runs:
+    for group in track(groups, "reconstructing"):
+        for run in filter(_has_weights, group.runs):
             try:
                 loaded = load_model(run.path, device)
                 manifest = RunFolder(run.path).manifest()
-                held_out = held_out or open_held_out(run, manifest, data, device, warnings.append)
+                gallery = gallery or open_gallery(run, manifest, data, device, warnings.append)
             except (FastaeError, OSError) as error:
                 warnings.append(f"no reconstructions: {error}")
                 continue
-            if held_out.source == _source(run, manifest):
-                columns.append(_column(group.label, loaded, held_out.images))
+            if gallery.source == _source(run, manifest):
+                gallery.columns.append(_column(group.label, loaded, gallery.images))
                 break
-    if bare:
+    if bare := [group.label for group in groups if not any(map(_has_weights, group.runs))]:
         warnings.append(f"no reconstructions by {', '.join(bare)}: their folders hold no weights")
-    warnings = list(dict.fromkeys(warnings))
-    if held_out is None:
-        return None, warnings
-    return Gallery(held_out, columns, pick(np.mean([column.errors for column in columns], axis=0))), warnings
+    return gallery, list(dict.fromkeys(warnings))
 
 
-def open_held_out(
+def open_gallery(
     run: Run, manifest: Manifest, data: str | None, device: torch.device, warn: Callable[[str], None]
-) -> HeldOut:
+) -> Gallery:
     """Loads the images that the run was evaluated on. Undecodable files are replaced as in training.
 
     Raises FastaeError if the images are not found, differ from the run's, or are too large.
@@ -151,18 +148,15 @@ def open_held_out(
         raise FastaeError(
             f"{len(indices):,} images of {config.image_size} pixels take {size / 1e9:,.1f} GB: too much"
         )
-    replaced: dict[str, str] = {}
+    paths = [folder.held_out[index] for index in indices]
 
     def on_replaced(bad: FileFault, substitute: str) -> None:
-        replaced[bad.path] = substitute
+        paths[:] = [substitute if path == bad.path else path for path in paths]
         warn(f"{bad.path}: {bad.fault.value}; replaced by {substitute}")
 
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
     images = load_images(folder.held_out, crop_resize, device, indices=indices, on_replaced=on_replaced)
-    paths = [folder.held_out[index] for index in indices]
-    while replaced.keys() & set(paths):  # a replacement may have been replaced too
-        paths = [replaced.get(path, path) for path in paths]
-    return HeldOut(_source(run, manifest), tuple(Path(path).stem for path in paths), images)
+    return Gallery(_source(run, manifest), [Path(path).stem for path in paths], images)
 
 
 def known_folder(run: Run, manifest: Manifest) -> str | None:
@@ -171,15 +165,11 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     A folder may be opened only if fastae has read it before, according to this user's cache. So a config.json
     from elsewhere cannot cause a network folder to be mounted or a disk to be searched. Since the page shows
     the images, the author of the manifest must also know the files: the manifest must contain all digests,
-    which `open_folder` compares, like names and sizes.
+    which `open_folder` compares, like names and sizes. Unprintable names are never opened.
     """
     named = run.description.data.folder
     digested = evenly_spaced([*manifest.train, *manifest.held_out], DIGESTS)
-    if named is None or not set(digested) <= manifest.digests.keys():
-        return None
-    try:
-        user_path(named, "data")
-    except FastaeError:
+    if named is None or not named.isprintable() or not set(digested) <= manifest.digests.keys():
         return None
     # fastae writes absolute paths without "..", which behind a link does not lead where abspath says.
     is_known = named == os.path.abspath(named) and was_checked(named, check_records(cache_folder()))  # noqa: PTH100
@@ -205,18 +195,12 @@ def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:
-    """The indices of the best, median and worst of the errors (N,), each group from best to worst.
+    """Heading -> the indices of the best, median and worst of the errors (N,), each from best to worst.
 
-    If there are too few for three groups, all are in one group, "all".
+    If there are too few for three groups, all are in one.
     """
     ranked = np.argsort(errors, kind="stable").tolist()
     if len(ranked) <= 3 * SHOWN:
-        return {"all": ranked}
+        return {"From best to worst": ranked}
     middle = (len(ranked) - SHOWN) // 2
-    return {"best": ranked[:SHOWN], "median": ranked[middle : middle + SHOWN], "worst": ranked[-SHOWN:]}
-
-
-def to_bytes(images: Tensor) -> np.ndarray:
-    """(N, 3, S, S) in [0, 1] -> uint8 (N, S, S, 3). NaN becomes black."""
-    pixels = images.float().permute(0, 2, 3, 1).cpu().numpy()
-    return (np.nan_to_num(pixels) * 255).round().astype(np.uint8)
+    return {"Best": ranked[:SHOWN], "Median": ranked[middle : middle + SHOWN], "Worst": ranked[-SHOWN:]}

@@ -1,51 +1,40 @@
-"""`fastae report`: makes report.html and its figures from run folders."""
+"""`fastae report`: makes report.html and its figures from run folders.
+
+Figures are in the page as data URIs, so that it loads nothing from elsewhere.
+"""
 
 from __future__ import annotations
 
+import base64
 import os
+import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
+from fastae.losses import loss_index
 from fastae.report.commands import commands
-from fastae.report.compare import Comparison, compare
+from fastae.report.compare import Comparison, Group, compare, group_seeds
 from fastae.report.differences import differences
-from fastae.report.figures import Curve, draw_curves, draw_strips, short
+from fastae.report.figures import draw_charts, short
 from fastae.report.gallery import make_gallery
-from fastae.report.groups import Group, group_seeds
-from fastae.report.page import render
-from fastae.report.runs import Run, Series, find_runs
+from fastae.report.runs import Run, find_runs
 from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
-from fastae.utils.console import log, printable, track
+from fastae.utils.console import log, printable
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
 from fastae.utils.paths import expand_home
 
 PAGE = "report.html"
 PICTURES = "reconstructions.png"
-
-
-@dataclass(frozen=True)
-class Chart:
-    """A figure with curves."""
-
-    name: str
-    """The name of its file, without a suffix."""
-
-    title: str
-
-    alt: str
-    """A description for readers who cannot see it."""
-
-    svg: bytes
 
 
 def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
@@ -69,7 +58,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     runs, warnings = find_runs(folders)
     comparison, groups = compare(runs), group_seeds(runs)
     groups.sort(key=lambda group: group.runs[0] not in comparison.compared)
-    gallery, missing = make_gallery(track(groups, "reconstructing"), use_device(choose_device("auto")), data)
+    gallery, missing = make_gallery(groups, use_device(choose_device("auto")), data)
     if not gallery and out.exists() and (out.with_suffix("") / PICTURES).exists():
         raise FastaeError(
             f"{str(out)!r} is kept, since a new page would have {missing[0]}; or set another --out"
@@ -79,7 +68,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     page = render(**content, gallery=gallery, warnings=warnings, commands=commands(runs, arguments))
     figures = {f"{chart.name}.svg": chart.svg for chart in content["charts"]}
     if gallery:
-        figures[PICTURES] = draw_strips([gallery.row(each) for each in chain(*gallery.groups.values())])
+        figures[PICTURES] = gallery.png(*chain(*gallery.groups.values()))
     _write(out, page, figures)
     for warning in warnings:
         log(f"warning   {printable(warning)}", "yellow")
@@ -109,61 +98,41 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Compariso
     }
 
 
-def draw_charts(groups: Sequence[Group]) -> list[Chart]:
-    """The charts that have data.
+def render(**content: Any) -> bytes:
+    """The page as HTML. `content` are the variables of template.html.j2, which escapes all text."""
+    environment = Environment(
+        loader=PackageLoader("fastae.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=_visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {each.__name__: each for each in (data_uri, loss_index, short, unbroken)}
+    return environment.get_template("template.html.j2").render(**content).encode()
 
-    They are the article's first figure (training batches), held-out images, and the second half of the
-    latter, which shows differences better.
+
+def _visible(value: object) -> object:
+    """Escapes control characters and undecodable bytes of inserted text, as in the terminal.
+
+    Markup is returned unchanged, since it was made of text that is escaped already.
     """
-    train = _curves(groups, lambda run: run.train, is_smoothed=True)
-    held_out = _curves(groups, lambda run: run.held_out)
-    half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
-    later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
-    charts = [
-        ("train", f"Training batches{_smoothed(train)}", train),
-        ("held-out", "Held-out images", held_out),
-        ("held-out-later", f"Held-out images from iteration {half:,} on", later if len(later) > 1 else []),
-    ]
-    return [_chart(name, title, curves) for name, title, curves in charts if curves]
+    return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
-def _curves(
-    groups: Sequence[Group], series: Callable[[Run], Series], is_smoothed: bool = False
-) -> list[Curve]:
-    """The curve of each group, over the seeds that have logged finite values."""
-    return [
-        Curve(group.loss, group.label, seeds, is_smoothed)
-        for group in groups
-        if (seeds := tuple(each for each in map(series, group.runs) if len(each.finite())))
-    ]
+def unbroken(text: str) -> Markup:
+    """The text as HTML that has no line breaks within options or between an option and its value."""
+    option = r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)&]+)?)"
+    return Markup(re.sub(option, r'<span class="unbroken">\1</span>', str(escape(printable(text)))))
 
 
-def _chart(name: str, title: str, curves: Sequence[Curve]) -> Chart:
-    ends = ", ".join(f"{curve.label} {_end(curve)}" for curve in curves)
-    alt = f"{title}: squared error × 10⁷ by iteration. At the end: {ends}."
-    return Chart(name, title, alt, draw_curves(curves))
-
-
-def _end(curve: Curve) -> str:
-    """The last finite value of the mean over the seeds, as text."""
-    drawn = curve.drawn.mean(axis=0)
-    finite = drawn[np.isfinite(drawn)]
-    return short(float(finite[-1])) if len(finite) else "unknown"
-
-
-def _smoothed(curves: Sequence[Curve]) -> str:
-    """Words on the weights by which curves are smoothed, such as ", smoothed by 0.17 to 0.95"."""
-    weights = [curve.smoothing for curve in curves]
-    if not any(weights):
-        return ""
-    ends = dict.fromkeys(f"{weight:.2g}" for weight in (min(weights), max(weights)))
-    return f", smoothed by {' to '.join(ends)}"
+def data_uri(content: bytes, mime: str) -> str:
+    return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
     if out is None:
-        several = len(folders) > 1
-        return Path(os.path.commonpath([each.absolute() if several else each for each in folders])) / PAGE
+        return Path(os.path.commonpath([folder.absolute() for folder in folders])) / PAGE
     if out.suffix.lower() not in (".html", ".htm"):
         raise FastaeError(f"--out {str(out)!r} must end in .html: its figures go into a folder of that name")
     if out.is_dir():

@@ -5,11 +5,11 @@ Anybody may have written a run folder, so only regular files are opened, and onl
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ from fastae.monitor.files import read_sessions
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import finished_at
-from fastae.runs.metrics import NAME, Metrics, read_metrics
+from fastae.runs.metrics import Metrics, Rows, read_metrics
 from fastae.utils.console import printable
 
 CONFIG = "config.json"
@@ -33,35 +33,8 @@ MAX_TEXT = 200
 """The most characters shown of a text in config.json."""
 
 
-@dataclass(frozen=True)
-class Series:
-    """Values by iteration. Both arrays are (n,)."""
-
-    steps: np.ndarray
-    """The iterations in ascending order, int64."""
-
-    values: np.ndarray
-    """The values, float64; they may be nan or inf."""
-
-    def __len__(self) -> int:
-        return len(self.steps)
-
-    @property
-    def last(self) -> float:
-        """The last value; nan if there is none."""
-        return float(self.values[-1]) if len(self) else math.nan
-
-    def finite(self) -> Series:
-        known = np.isfinite(self.values)
-        return Series(self.steps[known], self.values[known])
-
-    def since(self, step: int) -> Series:
-        return Series(self.steps[self.steps >= step], self.values[self.steps >= step])
-
-    def at(self, step: int) -> float:
-        """The value at an iteration; nan if there is none."""
-        found = self.values[self.steps == step]
-        return float(found[0]) if len(found) else math.nan
+Series = dict[int, float]
+"""Iteration -> value, in ascending order. A value may be nan or inf."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +42,7 @@ class Run:
     """One run, as read from its folder."""
 
     name: str
-    """The folder's name, with as many parents as distinguish it from the other runs."""
+    """The folder's name, with as many parents as make the names of all runs different."""
 
     path: Path
     description: RunDescription
@@ -90,30 +63,30 @@ class Run:
         """Whether it took turns with other runs of a sweep, so that its energy and speed are unknown."""
         return self.description.at_once != 1
 
-    @property
+    @cached_property
     def train(self) -> Series:
         """loss_index (MSE x 1e7) of training batches."""
-        return Series(self.metrics.train.iterations, self.metrics.train.values["loss_index"])
+        return _series(self.metrics.train, "loss_index")
 
-    @property
+    @cached_property
     def held_out(self) -> Series:
         """loss_index of the held-out images."""
         return self.evaluated("loss_index")
 
     def evaluated(self, metric: str) -> Series:
         """A metric of the held-out images, which is one of METRICS; nan where it was not logged."""
-        return Series(self.metrics.held_out.iterations, self.metrics.held_out.values[metric])
+        return _series(self.metrics.held_out, metric)
 
     @property
     def iteration(self) -> int:
         """The last logged iteration; 0 if there is none."""
-        return max((int(each.steps[-1]) for each in (self.train, self.held_out) if len(each)), default=0)
+        return max([*self.train, *self.held_out], default=0)
 
     @property
     def finished(self) -> bool:
         """Whether it has done all iterations or, if limited by --minutes, has final weights."""
         return self.iteration >= self.config.iterations or (
-            self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration > 0
+            self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
@@ -145,9 +118,13 @@ class Run:
             energies = [report.summary.kwh for report in read_sessions(self.path)]
         except FastaeError:
             return math.nan
-        known = [kwh for kwh in energies if kwh is not None]
-        is_complete = len(known) == len(energies) == 1 + len(self.description.resumed)
-        return sum(known) if is_complete and not self.took_turns else math.nan
+        is_complete = None not in energies and len(energies) == 1 + len(self.description.resumed)
+        return sum(filter(None, energies)) if is_complete and not self.took_turns else math.nan
+
+
+def last(series: Series) -> float:
+    """The last value; nan if there is none."""
+    return next(reversed(series.values()), math.nan)
 
 
 def as_text(value: object) -> str:
@@ -159,64 +136,62 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Finds the runs in these folders, or one or two levels below.
 
     Returns:
-        The runs, sorted by loss and then by seed, and warnings about runs that could not be read.
+        The runs, sorted by loss and then by seed; and warnings about runs that are skipped, since they cannot
+        be read or have logged nothing.
 
     Raises:
-        FastaeError: no run has logged anything, or a folder is not a run and contains none.
+        FastaeError: no run is left, or a folder is not a run and contains none.
     """
     runs, warnings = [], []
-    for path, is_named in _find(folders).items():
+    found = _find(folders)
+    for name, path in zip(_short_names([*found]), found.values(), strict=True):
         try:
-            run = _read(path)
+            run = _read(name, path)
         except FastaeError as error:
-            if is_named:
-                raise
             warnings.append(f"skipped: {error}")
             continue
         if damaged := run.metrics.damaged:
-            warnings.append(f"{path / NAME}: {damaged:,} damaged lines were skipped")
-        if not run.iteration and not len(run.held_out):
-            warnings.append(f"{path} has logged nothing yet")
-        runs.append(run)
-    if not any(len(run.train) or len(run.held_out) for run in runs):
+            warnings.append(f"{RunFolder(path).metrics}: {damaged:,} damaged lines were skipped")
+        if run.train or run.held_out:
+            runs.append(run)
+        else:
+            warnings.append(f"skipped: {path} has logged nothing yet")
+    if not runs:
         raise FastaeError(f"nothing to report on: {'; '.join(warnings)}")
     order = list(LOSSES)
     runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
-    names = _short_names([run.path.resolve() for run in runs])
-    return [dataclasses.replace(run, name=name) for run, name in zip(runs, names, strict=True)], warnings
+    return runs, warnings
 
 
-def _find(folders: Sequence[Path]) -> dict[Path, bool]:
-    """Run folders, each once -> whether the user named the folder itself rather than a parent."""
-    found: dict[Path, tuple[Path, bool]] = {}
+def _series(rows: Rows, column: str) -> Series:
+    return dict(zip(rows.iterations.tolist(), rows.values[column].tolist(), strict=True))
+
+
+def _find(folders: Sequence[Path]) -> dict[Path, Path]:
+    """Resolved path -> path of each run folder. Nothing is searched for below a run."""
+    found: dict[Path, Path] = {}
     for folder in folders:
-        if not folder.is_dir():
-            what = "is not a folder" if folder.exists() else "does not exist"
-            raise FastaeError(f"run folder {str(folder)!r} {what}")
-        is_run = (folder / CONFIG).is_file()
-        below = [path.parent for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}")]
-        if not is_run and not below:
+        below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
+        configs = [folder / CONFIG] if (folder / CONFIG).is_file() else below
+        if not configs:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
-        for path in [folder] if is_run else sorted(below):
-            found.setdefault(path.resolve(), (path, is_run))
-    return dict(found.values())
+        found |= {config.parent.resolve(): config.parent for config in configs}
+    return found
 
 
-def _read(path: Path) -> Run:
-    description = RunFolder(path).describe()
+def _read(name: str, path: Path) -> Run:
+    folder = RunFolder(path)
+    description = folder.describe()
     try:
-        metrics = read_metrics(path / NAME)
+        return Run(name, path, description, read_metrics(folder.metrics))
     except (OSError, ValueError) as error:
-        raise FastaeError(f"{str(path / NAME)!r} cannot be read: {error}") from None
-    return Run(path.name, path, description, metrics)
+        raise FastaeError(f"{str(folder.metrics)!r} cannot be read: {error}") from None
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last part of each path, with as many parents as make the names different."""
-    lengths = [1] * len(paths)
-    while True:
-        names = ["/".join(path.parts[-length:]) for path, length in zip(paths, lengths, strict=True)]
-        counts = Counter(names)
-        if len(counts) == len(paths):
-            return names
-        lengths = [n + (counts[name] > 1) for n, name in zip(lengths, names, strict=True)]
+    """The last parts of each path, as few as make the names different."""
+    for length in count(1):
+        names = ["/".join(path.parts[-length:]) for path in paths]
+        if len(set(names)) == len(paths):
+            break
+    return names

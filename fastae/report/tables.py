@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from itertools import compress
-from typing import Any
+from dataclasses import fields
+from itertools import chain, compress
+from typing import NamedTuple
 
 import numpy as np
 
 from fastae.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.config import TrainConfig, flag
 from fastae.losses import LOSSES
-from fastae.report.compare import Comparison
+from fastae.report.compare import Comparison, Group
 from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
-from fastae.report.groups import Group
-from fastae.report.runs import METRICS, Run, as_text
+from fastae.report.runs import METRICS, Run, as_text, last
 from fastae.utils.console import duration
 
 ARTICLE = TrainConfig()
@@ -25,7 +24,10 @@ ARTICLE = TrainConfig()
 LONG_ENOUGH = 0.5
 """The share of the article's training below which the headline concludes nothing."""
 
-NONE = "–"
+NONE, NOT_SET = "–", "not set"
+NOT_LISTED = ("--loss", "--seed", "--out", "--data", "images, source", "images, fingerprint")
+"""Settings that are in the table of runs, or are other words for a listed one."""
+
 COLUMNS: dict[str, Callable[[float], str]] = {
     "iterations": "{:,.0f}".format,
     "held-out error": "{:,.0f}".format,
@@ -37,8 +39,7 @@ COLUMNS: dict[str, Callable[[float], str]] = {
 }
 
 
-@dataclass(frozen=True)
-class Cell:
+class Cell(NamedTuple):
     """A cell of a table."""
 
     text: str
@@ -49,8 +50,7 @@ class Cell:
     is_bold: bool = False
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(NamedTuple):
     """A row of a table."""
 
     cells: Sequence[Cell]
@@ -60,8 +60,7 @@ class Row:
     """The number of seeds whose mean the row is."""
 
 
-@dataclass(frozen=True)
-class Table:
+class Table(NamedTuple):
     """A table of the report."""
 
     head: Sequence[str]
@@ -88,7 +87,7 @@ def answer(
     best, worst = ranked[0], ranked[-1]
     length = trained_share(comparison)
     if len(errors) == 1:
-        start = comparison.compared[0].held_out.at(0)
+        start = comparison.compared[0].held_out.get(0, math.nan)
         began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
         headline = f"{label}: a held-out error of {means[best]} after {at:,} iterations"
         return headline, [f"That is {percent(length)} of the article's training.{began}"]
@@ -133,19 +132,18 @@ def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
 
 def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
     """Sentences about what the data do not decide."""
-    open_ones = {
-        name: [metric for metric, each in row.items() if not each.is_decided] for name, row in found.items()
-    }
-    listed = "; ".join(f"{name} ({', '.join(names)})" for name, names in open_ones.items() if names)
+    open_ones = []
+    for name, row in found.items():
+        if metrics := [heading for heading, each in row.items() if not each.is_decided]:
+            open_ones.append(f"{name} ({', '.join(metrics)})")
+    included = f"These seeds do not decide, since the interval includes 0: {'; '.join(open_ones)}."
     count = sum(map(len, found.values()))
-    sizes = ", ".join(f"{size:,}" for size in sorted({run.config.image_size for run in comparison.compared}))
+    side, share = comparison.compared[0].config.image_size, percent(trained_share(comparison))
     return (
-        f"These seeds do not decide, since the interval includes 0: {listed}."
-        if listed
-        else "Every interval excludes 0.",
+        included if open_ones else "Every interval excludes 0.",
         f"Of {count} intervals about {(1 - CONFIDENCE) * count:.1g} would exclude 0 by chance alone.",
-        f"Nor do these runs, at {sizes} pixels after {percent(trained_share(comparison))} of the article's "
-        "training, decide what other sizes, learning rates or longer training would show.",
+        f"Nor do these runs, at {side:,} pixels after {share} of the article's training, decide what other "
+        "sizes, learning rates or longer training would show.",
     )
 
 
@@ -162,24 +160,24 @@ def table(groups: Sequence[Group]) -> Table:
     rows = []
     for group in groups:
         seeds = np.stack([numbers[run.path][known] for run in group.runs])
-        for run, values in zip(group.runs, seeds, strict=True):
+        for index, run in enumerate(group.runs):
             names = [run.name] * (run.name != group.loss) + [f"seed {run.config.seed}"] * has_seeds
-            cells = [Cell(_text(value, form)) for value, form in zip(values, forms, strict=True)]
-            rows.append(Row([Cell(group.label, ", ".join(names)), *cells]))
+            rows.append(Row([Cell(group.label, ", ".join(names)), *_cells(seeds[[index]], forms)]))
         if len(seeds) > 1:
-            cells = [Cell(_mean(values, form)) for values, form in zip(seeds.T, forms, strict=True)]
-            rows.append(Row([Cell(group.label, f"mean of {len(seeds)} seeds"), *cells], len(seeds)))
+            name = Cell(group.label, f"mean of {len(seeds)} seeds")
+            rows.append(Row([name, *_cells(seeds, forms)], len(seeds)))
     return Table(["loss", *compress(COLUMNS, known)], rows)
 
 
 def _numbers(run: Run) -> np.ndarray:
     """A run's values in COLUMNS; nan if unknown. Those of the held-out images are the last logged ones."""
-    quality = [run.evaluated(metric).last for metric in METRICS.values()]
+    quality = [last(run.evaluated(metric)) for metric in METRICS.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 
-def _text(value: float, form: Callable[[float], str]) -> str:
-    return form(value) if math.isfinite(value) else NONE
+def _cells(seeds: np.ndarray, forms: Sequence[Callable[[float], str]]) -> list[Cell]:
+    """The means over the seeds of values (seeds, columns)."""
+    return [Cell(_mean(values, form)) for values, form in zip(seeds.T, forms, strict=True)]
 
 
 def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
@@ -203,14 +201,13 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
         f"The article's six runs of {ARTICLE.iterations:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
         f"{these} trained for {spent}, on {devices}."
     )
-    other = [
-        f"{flag(name)} {', '.join(map(str, values))}"
-        for name in ("image_size", "latent", "batch_size")
-        if (values := sorted({getattr(run.config, name) for run in runs})) != [getattr(ARTICLE, name)]
-    ]
+    sizes = [(run.config.image_size, run.config.latent, run.config.batch_size) for run in runs]
     rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
-    if other:
-        yield f"The speed is not projected to the article's runs: it was measured with {', '.join(other)}."
+    if set(sizes) != {(ARTICLE.image_size, ARTICLE.latent, ARTICLE.batch_size)}:
+        yield (
+            "The speed is not projected to the article's runs, which had another --image-size, --latent or "
+            "--batch-size."
+        )
     elif rates:
         seconds = ARTICLE_IMAGES * float(np.mean([1 / rate for rate in rates]))
         ratio = speed_ratio(seconds, ARTICLE_SECONDS)
@@ -219,47 +216,43 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
 
 def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
     """(name, value) of settings that differ between the runs or from the defaults, and of all others."""
-    defaults = {flag(field.name): field.default for field in fields(TrainConfig)}
-    described = {run.name: dict(_settings(run)) for run in runs}
+    described = {run.name: _settings(run) for run in runs}
+    defaults = {flag(field.name): _shown(field.default) for field in fields(TrainConfig)}
     differing: list[tuple[str, str]] = []
     common: list[tuple[str, str]] = []
-    for name in dict.fromkeys(name for each in described.values() for name in each):
-        having: dict[Any, list[str]] = {}
+    for name in dict.fromkeys(chain.from_iterable(described.values())):
+        having: dict[str, list[str]] = {}
         for run, values in described.items():
-            having.setdefault(values.get(name), []).append(run)
-        value = next(iter(having))
-        default = defaults.get(name, value)
+            having.setdefault(values.get(name, NOT_SET), []).append(run)
+        first = next(iter(having))
+        default = defaults.get(name, first)
         if len(having) > 1:
-            text = "; ".join(f"{_shown(each)} ({', '.join(of)})" for each, of in having.items())
-        elif default in (value, None):
-            text = _shown(value)
+            differing.append((name, "; ".join(f"{each} ({', '.join(of)})" for each, of in having.items())))
+        elif first == default:
+            common.append((name, first))
         else:
-            text = f"{_shown(value)} (default: {_shown(default)})"
-        (common if having.keys() == {default} else differing).append((name, text))
+            differing.append((name, first if default == NOT_SET else f"{first} (default: {default})"))
     return differing, common
 
 
-def _settings(run: Run) -> Iterator[tuple[str, Any]]:
-    """Yields all settings, hardware and versions of a run except its loss and seed."""
-    described = run.description
-    for field in fields(TrainConfig):
-        if field.name not in ("loss", "seed", "out", "data"):
-            yield flag(field.name), getattr(run.config, field.name)
-    for name in ("folder", "split", "train", "held_out", "evaluated_on"):
-        yield f"images, {name.replace('_', ' ')}", as_text(getattr(described.data, name))
-    for name in ("device", "step", "loader", "compiled"):
-        yield name, as_text(getattr(described, name))
-    for name in ("fastae", "commit", "python", "platform"):
-        yield name, as_text(getattr(described.environment, name))
-    for name, version in described.environment.packages.items():
-        yield name, as_text(version)
+def _settings(run: Run) -> dict[str, str]:
+    """All settings, hardware and versions of a run except its loss and seed, as text."""
+    described, environment = run.description, run.description.environment
+    found: dict[str, object] = {
+        **{flag(name): value for name, value in vars(run.config).items()},
+        **{f"images, {name.replace('_', ' ')}": value for name, value in vars(described.data).items()},
+        **{name: getattr(described, name) for name in ("device", "step", "loader", "compiled")},
+        **{name: getattr(environment, name) for name in ("fastae", "commit", "python", "platform")},
+        **environment.packages,
+    }
+    return {name: _shown(value) for name, value in found.items() if name not in NOT_LISTED}
 
 
 def _shown(value: object) -> str:
     """A setting's value as text."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return "not set" if value in (None, "") else str(value)
+    return as_text(value) or NOT_SET
 
 
 def percent(share: float) -> str:

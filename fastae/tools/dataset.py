@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from functools import partial
 from pathlib import Path
@@ -79,11 +80,8 @@ def _sizes(found: Check) -> str:
     """', 178x218 pixels', or the range of sizes; empty without usable images."""
     if not found.shapes:
         return ""
-    if len(found.shapes) == 1:
-        ((width, height),) = found.shapes
-        return f", {width}x{height} pixels"
-    smallest, largest = (choose(found.shapes, key=lambda shape: shape[0] * shape[1]) for choose in (min, max))
-    return f", {smallest[0]}x{smallest[1]} to {largest[0]}x{largest[1]} pixels"
+    ends = (choose(found.shapes, key=math.prod) for choose in (min, max))
+    return f", {' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in ends))} pixels"
 
 
 def _consequence(fault: Fault) -> str:

@@ -8,17 +8,18 @@ written.
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import platform
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
+import torch
+
 from fastae.device import compatibility
-from fastae.device.choose import choose_device, choose_precision
+from fastae.device.choose import choose_device, choose_precision, describe
 from fastae.device.compatibility import Driver
 from fastae.device.compiling import compiler, missing_to_compile, require_temporary_folder
 from fastae.device.nvml import Gpu, NvmlError, in_wsl
@@ -29,17 +30,10 @@ from fastae.utils.environment import __version__, commit, dali_builds, version
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB; a resident CelebA takes 10, a checkpoint 0.5
-NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = 3, 7  # nvjpegBackend_t, nvjpegStatus_t
+NVJPEG, NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = "**/libnvjpeg.so.1[23]", 3, 7  # a backend, a status
+COLORS = {"problem: ": "red", "warning: ": "yellow", "": None}
 
 Answer = tuple[str, str]
-Nvml = Driver | NvmlError
-"""The driver, or the error of NVML, which is opened only once."""
-
-
-JETSON = (
-    "an NVIDIA Jetson: its GPU is not a PCI device, and PyPI's builds of PyTorch and DALI for aarch64 are "
-    "for servers; fastae has never been tested on one"
-)
 
 
 class Problem(Exception):
@@ -49,34 +43,17 @@ class Problem(Exception):
 def examine() -> int:
     """Prints the results of all checks; returns the exit code, 1 if training is impossible."""
     is_possible = True
-    for subject, check in checks_of(ask_nvml()).items():
+    for subject, check in CHECKS.items():
         state, text, remedy = _run(check)
         is_possible &= state != "problem: "
-        log(f"{subject:10} {state}{text}", {"problem: ": "red", "warning: ": "yellow"}.get(state))
+        log(f"{subject:10} {state}{text}", COLORS[state])
         if remedy:
             log(f"{'':10} -> {remedy}")
-    log(
-        "ready to train" if is_possible else "training is impossible until the problems above are solved",
-        "bold",
+    verdict = (
+        "ready to train" if is_possible else "training is impossible until the problems above are solved"
     )
+    log(verdict, "bold")
     return 0 if is_possible else 1
-
-
-def ask_nvml() -> Nvml:
-    try:
-        return compatibility.read_driver()
-    except NvmlError as error:
-        return error
-
-
-def checks_of(nvml: Nvml) -> dict[str, Callable[[], Answer]]:
-    """Subject -> check, in the order of the output."""
-    return {
-        "fastae": check_fastae, "torch": partial(check_torch, nvml), "driver": partial(check_driver, nvml),
-        "jpeg": check_jpeg, "dali": partial(check_dali, nvml), "--amp": check_amp, "--compile": check_compile,
-        "cpu": check_cpu, "memory": check_memory, "temporary": check_temporary, "disk": check_disk,
-        "cache": check_cache,
-    }  # fmt: skip
 
 
 def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
@@ -91,45 +68,42 @@ def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
 
 
 def check_fastae() -> Answer:
-    text = f"{__version__}, commit {commit() or 'unknown (installed)'}"
-    if platform.system() != "Linux":
-        raise Problem(f"{text}, on {platform.system()}", "use Linux on x86-64 or aarch64, which DALI needs")
-    return f"{text}, Python {platform.python_version()} on {platform.platform()}", ""
+    system = f"Python {platform.python_version()} on {platform.platform()}"
+    return f"{__version__}, commit {commit() or 'unknown (installed)'}, {system}", ""
 
 
-def check_torch(nvml: Nvml) -> Answer:
+def check_torch() -> Answer:
+    build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
+    return f"{torch.__version__}, {build}", ""
+
+
+def check_driver() -> Answer:
+    """Checks the driver, and whether PyTorch can use its GPUs.
+
+    NVML may be missing although CUDA works. In WSL the driver is that of Windows.
+    """
     try:
-        import torch
-    except (ImportError, OSError) as error:
-        raise Problem(f"cannot be imported: {error}", "make setup") from None
-    text = f"{torch.__version__}, {f'CUDA {torch.version.cuda}' if torch.version.cuda else 'a CPU build'}"
-    if isinstance(nvml, NvmlError) or not nvml.gpus:
-        return text, ""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return f"{text}: CUDA_VISIBLE_DEVICES hides the GPUs", "unset CUDA_VISIBLE_DEVICES to train on one"
-    if fault := compatibility.cuda_fault(nvml):
-        return f"{text}: {fault[0]}", fault[1]
-    return text, ""
-
-
-def check_driver(nvml: Nvml) -> Answer:
-    """Checks the driver. NVML may be missing although CUDA works; in WSL the driver is that of Windows."""
-    import torch
-
-    if isinstance(nvml, NvmlError):
+        driver = compatibility.read_driver()
+    except NvmlError as error:
         if in_wsl():
-            return str(nvml), "for an NVIDIA GPU, update the driver in Windows, not in Linux"
+            return str(error), "for an NVIDIA GPU, update the driver in Windows, not in Linux"
         if torch.cuda.is_available():
-            return f"CUDA works, but {nvml}", "no action is needed to train without GPU figures"
+            return f"CUDA works, but {error}", "no action is needed to train without GPU figures"
         if compatibility.is_jetson():
-            return JETSON, "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work"
-        return compatibility.missing_driver(nvml) or ("no NVIDIA GPU: training runs on the CPU", "")
-    lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in nvml.gpus if gpu.lost]
-    names = [f"{gpu.name}, {_size(gpu)}" for gpu in nvml.gpus if not gpu.lost]
-    gpus = "; ".join([*(f"{names.count(name)} x {name}" for name in dict.fromkeys(names)), *lost])
-    remedy = "reboot; nvidia-smi -q shows more" if lost else ""
-    text = f"NVIDIA {nvml.version}, up to {nvml.newest_cuda}: {gpus or 'no GPU'}"
-    return text, remedy if nvml.gpus else "start a container with --gpus all"
+            return (
+                "an NVIDIA Jetson, on which fastae has never been tested",
+                "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work",
+            )
+        return compatibility.missing_driver(error) or ("no NVIDIA GPU: training runs on the CPU", "")
+    lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in driver.gpus if gpu.lost]
+    good = Counter(f"{gpu.name}, {_size(gpu)}" for gpu in driver.gpus if not gpu.lost)
+    gpus = "; ".join([*(f"{count} x {name}" for name, count in good.items()), *lost])
+    text = f"NVIDIA {driver.version}, up to {driver.newest_cuda}: {gpus or 'no GPU'}"
+    if not driver.gpus:
+        return text, "start a container with --gpus all"
+    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
+        return text, "unset CUDA_VISIBLE_DEVICES, which hides the GPUs, to train on one"
+    return text, "reboot; nvidia-smi -q shows more" if lost else compatibility.unusable_gpu_reason() or ""
 
 
 def _size(gpu: Gpu) -> str:
@@ -138,8 +112,6 @@ def _size(gpu: Gpu) -> str:
 
 def check_jpeg() -> Answer:
     """Checks whether the nvJPEG that comes with DALI can use a hardware JPEG engine."""
-    import torch
-
     if not torch.cuda.is_available():
         return "decoded by the CPU", ""
     status = _nvjpeg_status()
@@ -149,8 +121,11 @@ def check_jpeg() -> Answer:
     return f"unknown whether there is a JPEG engine (nvJPEG: {status})", remedy
 
 
-def check_dali(nvml: Nvml) -> Answer:
-    driver = None if isinstance(nvml, NvmlError) else nvml
+def check_dali() -> Answer:
+    try:
+        driver: Driver | None = compatibility.read_driver()
+    except NvmlError:
+        driver = None
     remedy = driver.install if driver else "make clean; make setup"
     text = ", ".join(f"{name} {version(name)}" for name in dali_builds().values())
     if not text:
@@ -172,39 +147,28 @@ def check_amp() -> Answer:
 
 
 def check_compile() -> Answer:
-    import torch
-
+    try:
+        require_temporary_folder()
+    except FastaeError as error:
+        raise Problem(*str(error).split(": ")) from None
     missing = missing_to_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if missing:
         return "torch.compile cannot be used", f"install {missing}; CXX and CC select other compilers"
-    return f"C++ compiler {shutil.which(compiler())}", ""
+    kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    return f"C++ compiler {shutil.which(compiler())}, kernels in {kernels}", ""
 
 
 def check_cpu() -> Answer:
-    import torch
-
-    capabilities = torch.cpu.get_capabilities()
-    wanted = ("avx2", "avx512_f", "avx512_bf16", "amx_bf16")
-    features = " ".join(name for name in wanted if capabilities.get(name))
-    name, threads = capabilities.get("cpu_name") or platform.machine(), torch.get_num_threads()
     cores = usable_cores()
-    text = f"{name}, {cores:g} of {os.cpu_count()} cores, {threads} PyTorch threads, {features}"
     fitting = max(1, int(cores))
-    return text, f"set OMP_NUM_THREADS={fitting}" if fitting < threads else ""
+    remedy = f"set OMP_NUM_THREADS={fitting}" if fitting < torch.get_num_threads() else ""
+    return f"{describe(torch.device('cpu'))}, {cores:g} of {os.cpu_count()} cores", remedy
 
 
 def check_memory() -> Answer:
     available, total = free_bytes() / 2**30, total_bytes() / 2**30
     remedy = "use --loader dali and a smaller --batch-size" if available < LITTLE_MEMORY else ""
     return f"{available:.1f} GiB free of {total:.1f} GiB", remedy
-
-
-def check_temporary() -> Answer:
-    try:
-        require_temporary_folder()
-    except FastaeError as error:
-        raise Problem(*str(error).split(": ")) from None
-    return os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir(), ""
 
 
 def check_disk() -> Answer:
@@ -218,18 +182,15 @@ def check_cache() -> Answer:
 
 
 def _nvjpeg_status() -> int | None:
-    """nvJPEG's status for a handle with the hardware backend; None if nvJPEG cannot be loaded."""
-    spec = importlib.util.find_spec("nvidia")
-    folders = map(Path, (spec and spec.submodule_search_locations) or ())
-    found = next((path for folder in folders for path in folder.glob("**/libnvjpeg.so.1[23]")), None)
+    """The status of DALI's nvJPEG for a handle with the hardware backend; None if it cannot be loaded."""
+    import nvidia
+
+    found = next((path for folder in nvidia.__path__ for path in Path(folder).glob(NVJPEG)), None)
     try:
-        library, handle = ctypes.CDLL(str(found)), ctypes.c_void_p()
+        library = ctypes.CDLL(str(found))
     except OSError:
         return None
-    status = library.nvjpegCreateEx(NVJPEG_HARDWARE, None, None, 0, ctypes.byref(handle))
-    if status == 0:
-        library.nvjpegDestroy(handle)
-    return status
+    return library.nvjpegCreateEx(NVJPEG_HARDWARE, None, None, 0, ctypes.byref(ctypes.c_void_p()))
 
 
 def _space(folder: Path, remedy: str) -> Answer:
@@ -240,3 +201,11 @@ def _space(folder: Path, remedy: str) -> Answer:
         return f"{folder} is not writable", remedy
     free = shutil.disk_usage(nearest).free / 2**30
     return f"{folder}, {free:.1f} GiB free", remedy if free < LITTLE_DISK else ""
+
+
+CHECKS = {
+    "fastae": check_fastae, "torch": check_torch, "driver": check_driver, "jpeg": check_jpeg,
+    "dali": check_dali, "--amp": check_amp, "--compile": check_compile, "cpu": check_cpu,
+    "memory": check_memory, "disk": check_disk, "cache": check_cache,
+}  # fmt: skip
+"""Subject -> check, in the order of the output."""

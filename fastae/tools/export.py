@@ -13,9 +13,9 @@ import io
 import logging
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import torch
 from torch import Tensor, nn
@@ -23,10 +23,9 @@ from torch.export import Dim
 
 from fastae.device.compiling import require_temporary_folder
 from fastae.errors import FastaeError
-from fastae.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log, printable
-from fastae.utils.files import atomic_write, require_new_folder
+from fastae.utils.files import atomic_write, made_folder, require_new_folder
 from fastae.utils.paths import expand_home
 
 SUFFIXES = {"torch": ".pt2", "onnx": ".onnx"}
@@ -69,33 +68,31 @@ def export(run: Path, kind: str, out: Path) -> None:
     require_temporary_folder()
     loaded = load_model(run)
     log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
-    files: dict[str, bytes] = {}
-    differences: list[float] = []
-    examples = _examples(loaded.model, loaded.config.image_size)
+    side = loaded.config.image_size
+    images = torch.rand(max(BATCHES), 3, side, side, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        examples = {"images": images, "codes": loaded.model.encoder(images)}
+    files: dict[Path, bytes] = {}
+    lines: list[str] = []
     for name, takes, gives in PARTS:
-        module, file = getattr(loaded.model, name), name + SUFFIXES[kind]
-        files[file] = encode(module, kind, {takes: examples[takes]}, gives)
-        difference = _largest_difference(decode(files[file], kind), module, examples[takes])
+        module, path = getattr(loaded.model, name), out / f"{name}{SUFFIXES[kind]}"
+        files[path] = encode(module, kind, {takes: examples[takes]}, gives)
+        difference = _largest_difference(decode(files[path], kind), module, examples[takes])
         if not difference <= TOLERANCE:  # also true for NaN
             raise FastaeError(
-                f"{file} differs from the trained model by {difference:.2g}, more than {TOLERANCE:g}: "
+                f"{path.name} differs from the trained model by {difference:.2g}, more than {TOLERANCE:g}: "
                 "nothing was written"
             )
-        differences.append(difference)
+        size = f"{len(files[path]) / 1e6:.1f} MB"
+        lines.append(f"exported  {printable(str(path))}: {size}, differs from the model by {difference:.2g}")
     try:
-        _write_all(out, files)
+        with made_folder(out), ExitStack() as drafts:  # all files, or none
+            for path, content in files.items():
+                drafts.enter_context(atomic_write(path)).write(content)
     except OSError as error:
         raise FastaeError(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
-    for (file, content), difference in zip(files.items(), differences, strict=True):
-        path, megabytes = printable(str(out / file)), len(content) / 1e6
-        log(f"exported  {path}: {megabytes:.1f} MB, differs from the model by {difference:.2g}")
-
-
-def _examples(model: AutoEncoder, size: int) -> dict[str, Tensor]:
-    """Random images and their codes, as inputs for verification."""
-    images = torch.rand(max(BATCHES), 3, size, size, generator=torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        return {"images": images, "codes": model.encoder(images)}
+    for line in lines:
+        log(line)
 
 
 def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str) -> bytes:
@@ -141,14 +138,3 @@ def _largest_difference(function: Function, expected: Function, inputs: Tensor) 
     with torch.no_grad():
         differences = [(function(inputs[:n]) - expected(inputs[:n])).abs().max() for n in BATCHES]
     return torch.stack(differences).max().item()  # torch's max keeps NaN, Python's may not
-
-
-def _write_all(folder: Path, files: dict[str, bytes]) -> None:
-    """Writes all of the files, or none."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".", suffix=".partial", dir=folder) as draft:
-        for name, content in files.items():
-            with atomic_write(Path(draft, name)) as file:
-                file.write(content)
-        for name in files:
-            Path(draft, name).replace(folder / name)

@@ -60,6 +60,12 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
     return _row(torch.stack([original, reconstruction]), 2)[:-GAP, :-GAP]
 
 
+def to_bytes(images: Tensor) -> np.ndarray:
+    """Returns images (N, 3, S, S) in [0, 1] as uint8 (N, S, S, 3). NaN becomes black."""
+    pixels = images.float().nan_to_num() * 255
+    return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
 def encode_png(picture: np.ndarray) -> bytes:
     """Returns the content of a PNG file with a uint8 array (H, W, 3 or 4)."""
     file = io.BytesIO()
@@ -75,8 +81,7 @@ def save_png(picture: np.ndarray, path: Path) -> None:
 
 def _row(images: Tensor, columns: int) -> np.ndarray:
     """Returns images (N, 3, S, S) in [0, 1] in a row of `columns`, with a gap right of and below each."""
-    pixels = (images.float() * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     margin = ((0, 0), (0, GAP), (0, GAP), (0, 0))
-    row = np.concatenate(list(np.pad(pixels, margin, constant_values=WHITE)), axis=1)
+    row = np.concatenate(list(np.pad(to_bytes(images), margin, constant_values=WHITE)), axis=1)
     missing = (columns - len(images)) * (images.shape[-1] + GAP)
     return np.pad(row, ((0, 0), (0, missing), (0, 0)), constant_values=WHITE)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
+import logging
 import os
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +20,20 @@ VARIABLE = "MPLCONFIGDIR"
 def import_matplotlib() -> Any:
     """Returns the package Matplotlib with its modules figure, patches and ticker. The import takes 0.5 s.
 
-    Raises FastaeError if there is no writable folder for Matplotlib's list of the system's fonts.
+    If Matplotlib's own folders are not writable, it keeps its list of the system's fonts in fastae's cache,
+    else in a temporary folder, which it removes. Raises FastaeError if there is no writable folder at all.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns that its folders are not writable
     if "matplotlib" not in sys.modules and not os.environ.get(VARIABLE):
         own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
-        if not all(map(_is_writable, map(Path, own))):  # Matplotlib would print two warnings
-            os.environ[VARIABLE] = str(_folder_in_cache() or _temporary_folder())
-    import matplotlib.figure
-    import matplotlib.patches
-    import matplotlib.ticker
-
+        if not all(map(_is_writable, map(Path, own))) and (folder := _folder_in_cache()):
+            os.environ[VARIABLE] = str(folder)
+    try:
+        import matplotlib.figure
+        import matplotlib.patches
+        import matplotlib.ticker
+    except OSError:
+        raise FastaeError(f"Matplotlib finds no writable folder: set {VARIABLE} or TMPDIR to one") from None
     return matplotlib
 
 
@@ -42,16 +44,6 @@ def _folder_in_cache() -> Path | None:
     except FastaeError:
         return None
     return folder if folder and _is_writable(folder) else None
-
-
-def _temporary_folder() -> Path:
-    """Makes and returns a folder that is removed when the process ends."""
-    try:
-        folder = tempfile.mkdtemp(prefix="fastae-matplotlib-")
-    except OSError:
-        raise FastaeError(f"Matplotlib finds no writable folder: set {VARIABLE} or TMPDIR to one") from None
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)
 
 
 def _is_writable(folder: Path) -> bool:

@@ -1,11 +1,11 @@
-"""Which runs are compared and where, and how their losses rank."""
+"""Which runs are compared and where, how their losses rank, and which runs are one curve."""
 
 import math
 
 import pytest
 
 from fastae.losses import LOSSES
-from fastae.report.compare import compare
+from fastae.report.compare import compare, group_seeds
 from fastae.report.runs import find_runs
 
 from .made import make_run
@@ -14,23 +14,15 @@ START = 900_000.0
 
 
 def compared(folder):
-    return compare(find_runs([folder])[0])
+    """The comparison of the folder's runs, and their names."""
+    found = compare(find_runs([folder])[0])
+    return found, [run.name for run in found.compared]
 
 
-def names(comparison):
-    return [run.name for run in comparison.compared]
-
-
-def ends_at(value):
-    return {"held_out": {0: START, 50: 400_000.0, 100: value}}
-
-
-def test_runs_alike_have_no_marks_and_are_ranked_at_the_end(tmp_path):
-    for index, loss in enumerate(LOSSES):
-        make_run(tmp_path / loss, loss, seed=index, **ends_at(300_000.0 - 1000 * index))
-    found = compared(tmp_path)
-    assert not found.warnings and (found.at, len(found.compared)) == (100, 6)
-    assert list(found.errors) == list(reversed(LOSSES))
+def groups_of(folder):
+    """Label -> names of the runs."""
+    groups = group_seeds(find_runs([folder])[0])
+    return {group.label: [run.name for run in group.runs] for group in groups}
 
 
 @pytest.mark.parametrize(
@@ -45,23 +37,22 @@ def test_a_run_of_other_work_is_marked_and_not_compared_and_one_of_other_speed_i
     for loss in ("minibatch_bce", "pixel_bce"):
         make_run(tmp_path / loss, loss)
     make_run(tmp_path / "odd", "pixel_mse", **settings)
-    make_run(tmp_path / "fast", "sample_mse", device="NVIDIA H100", amp=True, threads=2)
-    found = compared(tmp_path)
+    make_run(tmp_path / "fast", "sample_mse", described={"device": "NVIDIA H100"}, amp=True, threads=2)
+    found, names = compared(tmp_path)
     assert found.warnings == [f"odd: not compared: {mark}"]
-    assert names(found) == ["minibatch_bce", "pixel_bce", "fast"]
+    assert names == ["minibatch_bce", "pixel_bce", "fast"]
 
 
 def test_an_unfinished_run_is_marked_and_all_are_compared_where_all_were_evaluated(tmp_path):
     make_run(tmp_path / "whole", "minibatch_bce")
     make_run(tmp_path / "broken", "pixel_bce", train={1: 9e5, 60: 4e5}, held_out={0: START, 50: 390_000.0})
     make_run(tmp_path / "young", "pixel_mse", train={1: 9e5, 20: 4e5}, held_out={0: START})
-    found = compared(tmp_path)
+    found, names = compared(tmp_path)
     broken, *_, young = found.warnings
     assert "broken" in broken and "60 of 100" in broken and "young" in young and "not 100" in young
-    assert (found.at, names(found)) == (50, ["whole", "broken"])
-    assert {loss: errors.tolist() for loss, errors in found.errors.items()} == {
-        "pixel_bce": [390_000], "minibatch_bce": [400_000],
-    }  # fmt: skip
+    assert (found.at, names) == (50, ["whole", "broken"])
+    ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
+    assert [*ranked.items()] == [("pixel_bce", [390_000]), ("minibatch_bce", [400_000])]
 
 
 def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
@@ -72,18 +63,63 @@ def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
     )  # fmt: skip
     make_run(tmp_path / "blip", "sample_bce", train={1: 9e5, 60: math.nan, 100: 3e5})
     make_run(tmp_path / "unseen", "sample_mse", held_out={})
-    found = compared(tmp_path)
+    found, names = compared(tmp_path)
     lost, blip, unseen = found.warnings
     assert "lost: not compared" in lost and "blip: " in blip and "60" in blip
-    assert "unseen: not compared" in unseen
-    assert names(found) == ["whole", "blip"]
+    assert "unseen: not compared" in unseen and names == ["whole", "blip"]
 
 
 def test_seeds_are_the_samples_of_a_loss_and_two_runs_of_one_seed_are_one_sample(tmp_path):
-    finals = {"minibatch_bce": [310e3, 305e3, 300e3], "pixel_mse": [290e3, 296e3, 293e3]}
+    finals = {"pixel_mse": [290e3, 296e3, 293e3], "minibatch_bce": [310e3, 305e3, 300e3]}
     for loss, values in finals.items():
         for seed, value in enumerate(values):
-            make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **ends_at(value))
-    make_run(tmp_path / "again", "pixel_mse", seed=0, **ends_at(290e3))
-    found = compared(tmp_path)
-    assert {loss: errors.tolist() for loss, errors in found.errors.items()} == dict(reversed(finals.items()))
+            make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, held_out={0: START, 100: value})
+    make_run(tmp_path / "pixel_mse-again", "pixel_mse", held_out={0: START, 100: 1e3})
+    found, _ = compared(tmp_path)
+    assert not found.warnings and found.at == 100
+    ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
+    assert [*ranked.items()] == [*finals.items()]
+
+
+@pytest.mark.parametrize(
+    ("settings", "one", "other"),
+    [
+        ({"lr": 5e-4}, "--lr 0.0001", "--lr 0.0005"),
+        ({"antialias": True, "batch_size": 8}, "--batch-size 4 --no-antialias", "--batch-size 8 --antialias"),
+        ({"crop": 30}, "no --crop", "--crop 30"),
+        ({"amp": True}, "--no-amp", "--amp"),
+        ({"data": "/other"}, "images /gone/faces", "images /other"),
+    ],
+)
+def test_two_runs_of_a_loss_with_other_settings_are_named_by_them(settings, one, other, tmp_path):
+    make_run(tmp_path / "a", "pixel_mse", seed=1)
+    make_run(tmp_path / "b", "pixel_mse", seed=2, **settings)
+    assert groups_of(tmp_path) == {f"pixel_mse {one}": ["a"], f"pixel_mse {other}": ["b"]}
+
+
+def test_seeds_are_one_group_and_what_most_runs_share_is_not_in_the_labels(tmp_path):
+    for seed in range(2):
+        for loss in LOSSES:
+            make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, described={"device": f"device {seed}"})
+    make_run(tmp_path / "odd", "pixel_mse", lr=5e-4)
+    assert groups_of(tmp_path) == {
+        **{loss: [f"{loss}-0", f"{loss}-1"] for loss in LOSSES}, "pixel_mse --lr 0.0005": ["odd"],
+    }  # fmt: skip
+
+
+def test_a_seed_that_was_trained_twice_and_a_run_that_failed_are_by_themselves(tmp_path):
+    for seed in range(2):
+        make_run(tmp_path / f"seed-{seed}", seed=seed)
+    make_run(tmp_path / "seed-again", seed=1)
+    make_run(tmp_path / "young", seed=2, train={1: 9e5, 40: 4e5}, held_out={0: 9e5})
+    make_run(tmp_path / "lost", seed=3, train={1: 9e5, 100: math.nan})
+    for name in ("a", "b"):
+        make_run(tmp_path / name, "pixel_mse")
+    assert groups_of(tmp_path) == {
+        "pixel_mse (a)": ["a"],
+        "pixel_mse (b)": ["b"],
+        "minibatch_bce": ["seed-0", "seed-1"],
+        "minibatch_bce (seed-again)": ["seed-again"],
+        "minibatch_bce (young)": ["young"],
+        "minibatch_bce (lost)": ["lost"],
+    }

@@ -21,34 +21,32 @@ def test_pairs_are_the_seeds_that_both_have_and_fewer_than_two_values_decide_not
     assert subtract({1: 5.0}, {1: 4.0}) is None and subtract({}, {1: 4.0, 2: 3.0}) is None
 
 
-def test_equal_differences_are_decided_unless_they_are_zero():
-    same, shifted = {1: 5.0, 2: 7.0}, {1: 4.0, 2: 6.0}
-    assert subtract(same, shifted).is_decided and subtract(same, shifted).interval == "+1.0 to +1.0"
-    assert not subtract(same, same).is_decided and subtract(same, same).number == "0.0"
-    separate = subtract({1: 5.0, 2: 5.0}, {3: 4.0, 4: 4.0})
-    assert separate.is_decided and separate.half == 0
-
-
-def test_numbers_have_the_digits_that_are_known():
-    found = subtract({1: 0.7123456, 2: 0.7125567}, {1: 0.7012345, 2: 0.7013456})
-    assert found.number == "+0.01116" and found.interval == "+0.01053 to +0.01180"
-    assert subtract({1: 0.75, 2: 0.5}, {1: 0.5, 2: 0.25}).number == "+0.25"
-    found = subtract({1: 12_345.678, 2: 14_000.0}, {1: 13_000.0, 2: 13_000.0})
-    assert found.number == "+173" and found.interval == "−10,337 to +10,683"
+@pytest.mark.parametrize(
+    ("one", "other", "number", "interval", "is_decided"),
+    [
+        ((5.0, 7.0), (4.0, 6.0), "+1.0", "+1.0 to +1.0", True),
+        ((5.0, 7.0), (5.0, 7.0), "0.0", "0.0 to 0.0", False),
+        ((0.7123456, 0.7125567), (0.7012345, 0.7013456), "+0.01116", "+0.01053 to +0.01180", True),
+        ((0.75, 0.5), (0.5, 0.25), "+0.25", "+0.25 to +0.25", True),
+        ((12_345.678, 14_000.0), (13_000.0, 13_000.0), "+173", "−10,337 to +10,683", False),
+    ],
+)
+def test_numbers_have_the_digits_that_are_known_and_no_difference_is_a_signed_zero(
+    one, other, number, interval, is_decided
+):
+    found = subtract(dict(enumerate(one)), dict(enumerate(other)))
+    assert (found.number, found.interval, found.is_decided) == (number, interval, is_decided)
 
 
 def test_the_comparisons_are_of_the_elements_and_within_each_of_the_reductions():
-    names = {name: (set(ones), set(others)) for name, ones, others in comparisons()}
-    assert names.pop(ELEMENT) == tuple(
-        {loss for loss in LOSSES if element in loss} for element in ("mse", "bce")
-    )
-    pairs = [ones | others for ones, others in names.values()]
-    assert len(pairs) == 6 and all(len(pair) == 2 for pair in pairs)
-    assert all(len({loss.split("_")[1] for loss in pair}) == 1 for pair in pairs)
+    names = {name: {*ones, *others} for name, ones, others in comparisons()}
+    assert names.pop(ELEMENT) == {*LOSSES}
+    assert len(names) == 6 and all(len(pair) == 2 for pair in names.values())
+    assert all(len({loss.split("_")[1] for loss in pair}) == 1 for pair in names.values())
 
 
 def made_sweep(folder, same_init, repeats=3, with_ssim=True):
-    """Runs whose held-out error, PSNR and SSIM are known functions of loss and seed; returns them compared.
+    """Runs whose held-out error, PSNR and SSIM are known functions of loss and seed; their differences.
 
     The first one was last evaluated at iteration 50, the others at 100, where all numbers are 0.
     """
@@ -62,11 +60,11 @@ def made_sweep(folder, same_init, repeats=3, with_ssim=True):
                 folder / f"{loss}-{repeat}", loss, seed=seed, train={1: 9e5, max(ends): error}, held_out=ends,
                 quality=lambda step, numbers=numbers: numbers if step == 50 else {"psnr": 0.0, "ssim": 0.0},
             )  # fmt: skip
-    return compare(find_runs([folder])[0])
+    return differences(compare(find_runs([folder])[0]))
 
 
 def test_an_element_is_the_mean_over_the_reductions_of_a_seed(tmp_path):
-    found = differences(made_sweep(tmp_path, same_init=True))
+    found = made_sweep(tmp_path, same_init=True)
     assert len(found) == 7
     error = found[ELEMENT]["held-out error"]
     # mse lies one place after bce of the same reduction: 100 + (0, 10, 20).
@@ -78,13 +76,13 @@ def test_an_element_is_the_mean_over_the_reductions_of_a_seed(tmp_path):
 
 
 def test_losses_with_seeds_of_their_own_are_not_paired_and_what_was_not_logged_has_no_difference(tmp_path):
-    found = differences(made_sweep(tmp_path, same_init=False, with_ssim=False))
+    found = made_sweep(tmp_path, same_init=False, with_ssim=False)
     assert [*found[ELEMENT]] == ["held-out error", "PSNR"]
     assert found[ELEMENT]["held-out error"].samples == "9 and 9 runs, unpaired"
     assert found["minibatch_bce − pixel_bce"]["held-out error"].samples == "3 and 3 runs, unpaired"
 
 
 def test_a_run_per_loss_has_no_interval_but_for_the_elements_if_the_seeds_differ(tmp_path):
-    assert differences(made_sweep(tmp_path / "same", same_init=True, repeats=1)) == {}
-    found = differences(made_sweep(tmp_path / "other", same_init=False, repeats=1))
+    assert made_sweep(tmp_path / "same", same_init=True, repeats=1) == {}
+    found = made_sweep(tmp_path / "other", same_init=False, repeats=1)
     assert [*found] == [ELEMENT] and found[ELEMENT]["PSNR"].samples == "3 and 3 runs, unpaired"

@@ -1,26 +1,23 @@
 """Figures: well-formed, without addresses, with the losses' names in text; TensorBoard's smoothing."""
 
-import io
 import math
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image
 
 from fastae.losses import LOSSES
 from fastae.report import figures
-from fastae.report.runs import Series
+from fastae.report.compare import group_seeds
+from fastae.report.runs import find_runs
+
+from .made import make_run
 
 
-def series(*values):
-    return Series(np.arange(1, len(values) + 1), np.array(values, float))
-
-
-def curve(loss, *seeds, label=None, is_smoothed=False):
-    return figures.Curve(loss, label or loss, tuple(seeds), is_smoothed)
+def curve(loss, *seeds, label=None, weight=0.0):
+    """The curve of these values, a row per seed."""
+    values = np.array(seeds, float)
+    return figures.Curve(loss, label or loss, np.arange(1, values.shape[1] + 1), values, weight)
 
 
 def texts(svg):
@@ -33,7 +30,7 @@ def height(svg):
 
 
 def test_a_figure_names_each_loss_once_in_text_and_no_address():
-    drawn = [curve(loss, series(*range(300, 1, -1)), is_smoothed=True) for loss in LOSSES]
+    drawn = [curve(loss, range(300, 1, -1), weight=0.9) for loss in LOSSES]
     svg = figures.draw_curves(drawn)
     assert svg == figures.draw_curves(drawn), "the same figure is the same file"
     assert {*LOSSES, "iteration"} <= set(texts(svg)) and texts(svg).count("pixel_mse") == 1
@@ -45,31 +42,30 @@ def test_a_figure_names_each_loss_once_in_text_and_no_address():
     "values", [(math.nan, 5, math.inf, 3), (4, 3, math.nan), (7,), (0, 0, 0), (1e30, 1e-30), (-1, 2), ()]
 )
 def test_any_values_are_drawn(values):
-    for is_smoothed in (False, True):
-        for repeated in (1, 60):
-            seed = series(*(values * repeated))
-            drawn = [curve("sample_bce", seed, is_smoothed=is_smoothed), curve("pixel_mse", seed, seed)]
-            assert "iteration" in texts(figures.draw_curves(drawn))
+    drawn = [curve("sample_bce", values * 60, weight=0.5), curve("pixel_mse", values, values)]
+    for curves in (drawn, drawn[1:]):
+        assert "iteration" in texts(figures.draw_curves(curves))
 
 
 def test_a_long_curve_is_a_small_figure():
     noise = np.random.default_rng(0).random(100_000) + 1
-    assert len(figures.draw_curves([curve("sample_bce", series(*noise), is_smoothed=True)])) < 200_000
+    assert len(figures.draw_curves([curve("sample_bce", noise, weight=0.95)])) < 200_000
 
 
-def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged():
-    short_one = Series(np.array([1, 2, 4]), np.array([8.0, 6.0, 2.0]))
-    seeds = curve("pixel_mse", series(4, 4, 4, 4, 4), short_one)
-    assert seeds.steps.tolist() == [1, 2, 4]
-    assert seeds.drawn.mean(axis=0).tolist() == [6, 5, 3]
-    assert seeds.since(2).steps.tolist() == [2, 4]
-    drawn = [figures.draw_curves([each]) for each in (curve("pixel_mse", short_one), seeds)]
-    assert [svg.count(b'id="FillBetween') for svg in drawn] == [0, 1]
+def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged(tmp_path):
+    make_run(tmp_path / "a", seed=1, held_out={0: 9e5, 50: 4e5, 75: 4e5, 100: 4e5})
+    make_run(tmp_path / "b", seed=2, held_out={0: 9e5, 50: 8e5, 100: 2e5, 120: 1e5})
+    (group,) = group_seeds(find_runs([tmp_path])[0])
+    (seeds,) = figures._curves([group], lambda run: run.held_out)
+    assert seeds.steps.tolist() == [0, 50, 100] and seeds.mean.tolist() == [9e5, 6e5, 3e5]
+    assert seeds.since(50).steps.tolist() == [50, 100]
+    chart = figures.draw_charts([group])[1]
+    assert chart.svg.count(b'id="FillBetween') == 1 and chart.alt.endswith("minibatch_bce 300 k.")
 
 
 def test_curves_of_one_loss_are_named_and_no_two_look_alike():
     labels = [f"pixel_mse --lr {lr}" for lr in range(12)]
-    svg = figures.draw_curves([curve("pixel_mse", series(9, 5, 4), label=label) for label in labels])
+    svg = figures.draw_curves([curve("pixel_mse", (9, 5, 4), label=label) for label in labels])
     assert set(labels) <= set(texts(svg))
     looks = figures.styles(["pixel_mse"] * 12 + ["pixel_bce"] * 12)
     assert len({(look["color"], look["linestyle"]) for look in looks}) == 24
@@ -83,26 +79,25 @@ def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(poin
         marked[loss] = set(range(first, points, distance))
     for element in ("bce", "mse"):
         of_element = [places for loss, places in marked.items() if element in loss]
-        assert all(of_element) and (points < 3 or not set.intersection(*of_element))
+        assert all(of_element)
         assert points < 3 or sum(map(len, of_element)) == len(set.union(*of_element))
 
 
 def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
     label = "pixel_mse --learning-rate 0.1 --batch-size 8 (folder $x$ of another name)"
-    svg = figures.draw_curves([curve("pixel_mse", series(2, 1), label=f"{n} {label}") for n in range(9)])
+    svg = figures.draw_curves([curve("pixel_mse", (2, 1), label=f"{n} {label}") for n in range(9)])
     lines = [text for text in texts(svg) if text and "--" in text]
     assert len(lines) == 9 and all(text.endswith("--batch-size 8 (folder $x$") for text in lines)
     assert texts(svg).count("of another name)") == 9
-    assert height(svg) > height(figures.draw_curves([curve("pixel_mse", series(2, 1))]))
+    assert height(svg) > height(figures.draw_curves([curve("pixel_mse", (2, 1))]))
 
 
 @pytest.mark.parametrize(("points", "weight"), [(0, 0), (100, 0), (200, 0.5), (2000, 0.95), (10**6, 0.95)])
 def test_smoothing_suits_the_number_of_points(points, weight):
     assert figures.smoothing_weight(points) == pytest.approx(weight)
     values = np.linspace(1, 0.5, points)
-    drawn = curve("pixel_mse", Series(np.arange(points), values), is_smoothed=True).drawn[0]
     # It lags behind by a hundredth of the curve, of which this one falls by half.
-    assert np.all(drawn - values <= 0.5 / 100 + 1e-9)
+    assert np.all(figures.smooth(values, weight) - values <= 0.5 / 100 + 1e-9)
 
 
 def test_numbers_are_short():
@@ -111,26 +106,7 @@ def test_numbers_are_short():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 144), (128, 128), (256, 256)])
-def test_an_image_is_shown_at_128_pixels_at_least(side, shown):
-    pictures = np.random.default_rng(0).integers(0, 255, (2, side, side, 3), np.uint8)
-    strip = np.asarray(Image.open(io.BytesIO(figures.draw_strips([pictures]))))
-    assert strip.shape == (shown, 2 * (shown + 4), 4)
-    assert np.array_equal(strip[:: shown // side, 2 : shown + 2 : shown // side, :3], pictures[0])
-
-
-@given(st.lists(st.floats(-1e6, 1e6), min_size=2, max_size=50), st.floats(0, 0.99))
-@settings(max_examples=50, deadline=None)
-def test_smoothing_is_the_weighted_mean_that_tensorboard_shows(values, weight):
-    smoothed = figures.smooth(np.array(values), weight)
-    for index in range(len(values) if len(set(values)) > 1 else 0):
-        weights = weight ** np.arange(index, -1, -1.0)
-        expected = np.average(values[: index + 1], weights=weights)
-        assert smoothed[index] == pytest.approx(expected, rel=1e-6, abs=1e-3)
-
-
-def test_smoothing_leaves_constants_and_what_is_not_finite_alone():
-    assert figures.smooth(np.full(5, 0.1), 0.95).tolist() == [0.1] * 5
+def test_smoothing_is_tensorboards_and_what_is_not_finite_is_kept_and_not_averaged():
     smoothed = figures.smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
     # By hand: 10; (0.95 * 0.5 + 0.05 * 20) / (1 - 0.95^2); ...
     assert smoothed == pytest.approx([10, math.nan, 15.128205, math.inf, 23.847502], abs=1e-6, nan_ok=True)

@@ -6,26 +6,24 @@ import signal
 from pathlib import Path
 
 import pytest
-import torch
 
 from fastae.errors import FastaeError
+from fastae.losses import LOSSES
 from fastae.report import gallery
-from fastae.report.groups import group_seeds
 from fastae.report.make import make_report
 from fastae.report.runs import find_runs
 from fastae.runs.metrics import METRICS, NAME
 
 from .made import make_run
+from .test_gallery import gallery_of
 
 
 @pytest.fixture
 def no_wait():
-    """Has a wait for the other end of a pipe fail; what does not wait is not measured."""
-    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waited"))
+    """Ends a test process that waits for the other end of a pipe."""
     signal.alarm(60)
     yield
     signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
 
 
 def claim(run, **settings):
@@ -71,58 +69,42 @@ def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(
     assert pictures(make_report([run])) == 2  # and is known to have read it
 
 
-def gallery_of(run, data=None):
-    return gallery.make_gallery(group_seeds(find_runs([run])[0]), torch.device("cpu"), data and str(data))
-
-
-def forge(run, face_folder, how):
-    """Has it ask for a folder that its user has read, as somebody may who does not know the files in it."""
-    described, listed = (json.loads((run / name).read_text()) for name in ("config.json", "images.json"))
-    del described["data"]["fingerprint"]
-    if how == "no digests":
-        listed["digests"] = {}
-    elif how == "some digests":
-        listed["digests"].popitem()
-    elif how == "other digests":
-        listed["digests"] = dict.fromkeys(listed["digests"], 64 * "0")
-    elif how == "other sizes":
-        listed["held_out"] = {name: size + 1 for name, size in listed["held_out"].items()}
-    elif how == "another way":
-        described["data"]["folder"] = f"{face_folder}/../{face_folder.name}"
-    else:
-        described["data"]["folder"] = how
-    (run / "config.json").write_text(json.dumps(described))
-    (run / "images.json").write_text(json.dumps(listed))
-
-
-FORGED = (
-    "no digests", "some digests", "other digests", "other sizes", "another way",
-    "", "a\0b", "\ud800", ".", 5, None,
-)  # fmt: skip
-
-
-@pytest.mark.parametrize("how", FORGED)
 def test_a_folder_that_its_user_has_read_is_shown_to_nobody_who_does_not_know_its_files(
-    how, run, cache, face_folder, monkeypatch
+    run, cache, face_folder, monkeypatch
 ):
     assert gallery_of(run, face_folder)[0] and gallery_of(run)[0]
     monkeypatch.chdir(face_folder)
-    forge(run, face_folder, how)
-    assert not gallery_of(run)[0]
+    described, listed = (json.loads((run / name).read_text()) for name in ("config.json", "images.json"))
+    del described["data"]["fingerprint"]
+    digests, sizes = listed["digests"], listed["held_out"]
+    forged = [
+        (described, listed | {"digests": {}}),
+        (described, listed | {"digests": dict([*digests.items()][:-1])}),
+        (described, listed | {"digests": dict.fromkeys(digests, 64 * "0")}),
+        (described, listed | {"held_out": {name: size + 1 for name, size in sizes.items()}}),
+    ]
+    aside = f"{face_folder}/../{face_folder.name}"
+    forged += [
+        (described | {"data": described["data"] | {"folder": named}}, listed)
+        for named in (aside, "", "a\0b", "\ud800", ".", 5, None)
+    ]
+    for config, images in forged:
+        (run / "config.json").write_text(json.dumps(config))
+        (run / "images.json").write_text(json.dumps(images))
+        assert not gallery_of(run)[0]
 
 
 def test_sizes_that_it_claims_take_no_memory_and_threads_are_not_started(run, face_folder, monkeypatch):
     claim(run, threads=256)
     assert gallery_of(run, face_folder)[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(gallery, "load_images", lambda *_, **__: pytest.fail("images are read"))
-        for limit in ("MAX_SIDE", "MAX_SET"):
-            with monkeypatch.context() as inner:
-                inner.setattr(gallery, limit, 31)
-                found, (warning,) = gallery_of(run, face_folder)
-            assert not found and "32 pixels" in warning
-        claim(run, image_size=4096)  # the weights do not fit
-        assert not gallery_of(run, face_folder)[0]
+    monkeypatch.setattr(gallery, "load_images", lambda *_, **__: pytest.fail("images are read"))
+    for limit in ("MAX_SIDE", "MAX_SET"):
+        with monkeypatch.context() as patch:
+            patch.setattr(gallery, limit, 31)
+            found, (warning,) = gallery_of(run, face_folder)
+        assert not found and "32 pixels" in warning
+    claim(run, image_size=4096)  # the weights do not fit
+    assert not gallery_of(run, face_folder)[0]
     claim(run, threads=100_000)
     with pytest.raises(FastaeError, match="threads must be"):
         find_runs([run])
@@ -132,6 +114,7 @@ NUMBERS = ("", "nan", "inf", "-inf", "0", "-1", "1e300", "1e30", "5e-324", "1e-9
 ANYTHING = (
     None, -1, 2**62, 1e308, 10**400, "x" * 10_000, [], [1], {"a": {"b": [1]}}, "<b>", "\x1b[31m", "\ud800",
 )  # fmt: skip
+CLAIMED = ("data", "device", "step", "environment", "world_size", "resumed", "loader", "compiled")
 CLAIMS = (
     {},
     {"image_size": 4096, "batch_size": 10**6, "iterations": 10**12, "seed": 2**62, "eval_images": 10**12},
@@ -139,22 +122,15 @@ CLAIMS = (
 )
 
 
-@pytest.mark.parametrize("shift", range(3))
-def test_whatever_values_it_claims_there_is_a_page(shift, tmp_path):
+@pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without: errors of zero
+def test_whatever_values_it_claims_there_is_a_page(numbers, tmp_path):
     nothing = {0: 0.0, 50: 0.0, 100: 0.0}
-    for number, loss in enumerate(("minibatch_bce", "minibatch_mse", "pixel_mse")):
-        run = make_run(tmp_path / loss, loss, train=nothing, held_out=nothing)
-        described = claim(run, **CLAIMS[(number + shift) % 3])
-        names = ("data", "device", "step", "environment", "world_size", "resumed", "loader", "compiled")
-        for index, name in enumerate(names):
-            described[name] = ANYTHING[(index + 4 * shift + number) % len(ANYTHING)]
+    for index, value in enumerate(ANYTHING):
+        run = make_run(tmp_path / str(index), [*LOSSES][index % 6], train=nothing, held_out=nothing)
+        described = claim(run, **CLAIMS[index % 3]) | dict.fromkeys(CLAIMED, value)
         (run / "config.json").write_text(json.dumps(described))
         with (run / NAME).open("a") as file:
-            for row in range(12 * (shift > 0)):  # first without: errors of zero
-                cells = [
-                    NUMBERS[(row * (shift + 1) + column + number) % len(NUMBERS)]
-                    for column in range(len(METRICS))
-                ]
-                kind = ("train", "held_out")[row % 2]
-                file.write(",".join((str(200 + row * 10 ** (3 * shift)), kind, *cells)) + "\n")
+            for row, number in enumerate(numbers):
+                kind = ("train", "held_out")[(row + index) % 2]
+                file.write(",".join((str(200 * 10**row), kind, *[number] * len(METRICS))) + "\n")
     assert make_report([tmp_path]).is_file()

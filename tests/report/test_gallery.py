@@ -1,14 +1,17 @@
 """Which runs and images the gallery shows, and how they are found."""
 
+import io
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from fastae.report.gallery import make_gallery, pick
-from fastae.report.groups import group_seeds
+from fastae.report.compare import group_seeds
+from fastae.report.gallery import Column, Gallery, make_gallery, pick
 from fastae.report.runs import find_runs
+from fastae.utils.pictures import to_bytes
 
 from ..data.bad_files import bad_table
 from .made import make_run
@@ -25,11 +28,9 @@ def gallery_of(folder, data=None):
 
 
 def names_of(folder, data):
-    """The names of the images that are shown, and the warnings."""
+    """The names of the images, in order, and the warnings."""
     gallery, warnings = gallery_of(folder, data)
-    return sorted(
-        gallery.held_out.names[each] for group in gallery.groups.values() for each in group
-    ), warnings
+    return sorted(gallery.names), warnings
 
 
 def labels_of(gallery):
@@ -39,8 +40,21 @@ def labels_of(gallery):
 def test_the_best_the_median_and_the_worst_are_picked():
     errors = np.random.default_rng(1).permutation(100)
     groups = {kind: errors[places].tolist() for kind, places in pick(errors).items()}
-    assert groups == {"best": [0, 1, 2], "median": [48, 49, 50], "worst": [97, 98, 99]}
-    assert pick(np.array([3.0, 1.0, 2.0])) == {"all": [1, 2, 0]}
+    assert groups == {"Best": [0, 1, 2], "Median": [48, 49, 50], "Worst": [97, 98, 99]}
+    assert [*pick(np.array([3.0, 1.0, 2.0])).values()] == [[1, 2, 0]]
+
+
+@pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 144), (256, 256)])
+def test_a_row_is_an_image_and_its_reconstructions_at_128_pixels_at_least(side, shown):
+    images = torch.rand(3, 3, side, side)
+    made = Column("pixel_mse", 1, to_bytes(1 - images), np.zeros(3))
+    rows = np.asarray(Image.open(io.BytesIO(Gallery((), "abc", images, [made]).png(0, 2))))
+    assert rows.shape == (2 * shown, 2 * (shown + 4), 4) and not rows[:, :2].any()
+    scale = shown // side
+    for row, index in enumerate((0, 2)):
+        cells = rows[row * shown : (row + 1) * shown : scale, :, :3]
+        assert np.array_equal(cells[:, 2 : shown + 2 : scale], to_bytes(images)[index])
+        assert np.array_equal(cells[:, shown + 6 : 2 * shown + 6 : scale], made.reconstructions[index])
 
 
 def test_models_are_run_on_the_held_out_images_that_training_evaluated_on(run, face_folder):
@@ -48,14 +62,13 @@ def test_models_are_run_on_the_held_out_images_that_training_evaluated_on(run, f
     gallery, warnings = gallery_of(run.parent, face_folder)
     assert labels_of(gallery) == ["minibatch_bce", "pixel_bce"] and warnings == []
     assert [column.iteration for column in gallery.columns] == [100, 100]
-    assert set(gallery.held_out.names) == {path.stem for path in sorted(face_folder.glob("*.jpg"))[-2:]}
+    assert gallery.names == [path.stem for path in sorted(face_folder.glob("*.jpg"))[-2:]]
     ((best, worst),) = gallery.groups.values()
     errors = np.array([column.errors for column in gallery.columns])
     assert errors[:, best].mean() <= errors[:, worst].mean()
-    for index in (best, worst):
-        original, *others = gallery.row(index) / 255
-        shown = [np.square(other - original).mean() for other in others]
-        assert errors[:, index] == pytest.approx(shown, rel=0.01) and errors[0, index] != errors[1, index]
+    for column in gallery.columns:
+        shown = np.square((column.reconstructions - to_bytes(gallery.images).astype(float)) / 255)
+        assert column.errors == pytest.approx(shown.mean(axis=(1, 2, 3)), rel=0.01)
 
 
 def test_images_that_nobody_named_are_asked_for_once_for_all_runs(run, face_folder, cache):

@@ -1,19 +1,15 @@
 """`fastae report` on a real sweep and on made runs: what its page says, and how a browser shows it."""
 
-import base64
 import html
-import io
 import json
 import re
 import shutil
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from fastae.errors import FastaeError
-from fastae.report.make import make_report
-from fastae.report.page import unbroken
+from fastae.report.make import make_report, unbroken
 
 from ..commands import SMALL, here
 from .made import make_run
@@ -28,55 +24,49 @@ def words_of(page):
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
 
-def addresses(page):
-    """Everything that the page loads; and nothing in it runs."""
+def figures_of(page):
+    return {path.name for path in page.with_suffix("").iterdir()}
+
+
+def require_harmless(page):
+    """Nothing in the page runs, and it loads nothing."""
     text = page.read_text()
     assert not re.findall(r"<(script|iframe|object|embed)|<[^>]*\son\w+=|url\(|@import", text)
     found = re.findall(r'\s(?:src|href|srcset|action|poster)="([^"]*)"', text)
     assert found and all(address.startswith("data:") for address in found)
-    return found
 
 
 def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder, tmp_path, capsys):
     sweep = tmp_path / "small"
     command = [
         "sweep", "--losses", "minibatch_bce,pixel_mse", "--same-init", "--out", sweep, *SMALL,
-        "--iterations", 6, "--eval-every", 3, "--log-every", 2, "--device", "cpu",
+        "--iterations", 6, "--eval-every", 3, "--log-every", 2, "--device", "cpu", "--data", face_folder,
     ]  # fmt: skip
-    here(*command, "--data", face_folder)
+    here(*command)
     page = sweep / "report.html"
     answer, where = capsys.readouterr().out.splitlines()[-2:]
     assert "Too short" in answer and str(page) in where
-    assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
-    assert not list(sweep.rglob(".partial-*")) and addresses(page)
+    assert figures_of(page) == FIGURES and not list(sweep.rglob(".partial-*"))
+    require_harmless(page)
     words = words_of(page)
-    repeated = f"fastae sweep --losses minibatch_bce,pixel_mse --same-init --out {sweep} --iterations 6"
-    assert repeated in words
-    assert f"fastae report {sweep} --data {face_folder}" in words
+    repeated = "fastae sweep --losses minibatch_bce,pixel_mse --same-init --iterations 6 --batch-size 4"
+    assert repeated in words and f"fastae report {sweep} --data {face_folder}" in words
     assert 'class="warnings"' not in page.read_text()
     content = json.loads((sweep / "sweep.json").read_text())
     finals = [entry["held_out"] for entry in content["runs"]]
     assert len(finals) == 2 and all(f"{value:,.0f}" in words for value in finals)
-
-    content["runs"][0]["state"] = "stopped"
-    (sweep / "sweep.json").write_text(json.dumps(content))
-    shutil.rmtree(sweep / "report")
-    shutil.rmtree(sweep / "minibatch_bce")
-    here(*command)  # resumed, it knows where its images are
-    assert {path.name for path in (sweep / "report").iterdir()} == FIGURES
-    words = words_of(page)
-    assert repeated in words and words.count(f"--data {face_folder}") == 1  # as typed when it began
     assert "--loader" not in words.partition("Commands that repeat this")[2]  # chosen by fastae
 
 
 def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, monkeypatch):
-    run = make_run(tmp_path / "run", weights=0, data=face_folder)
+    run = make_run(tmp_path / "run", "sample_mse", weights=0, data=face_folder)
     page = make_report([run], data=str(face_folder))
     before = page.read_bytes()
+    assert b'class="single"' in before and b'class="gallery"' not in before
     monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))  # where the folder is not known
     with pytest.raises(FastaeError, match=r"report\.html.*--data DIR.*--out"):
         make_report([run])
-    assert page.read_bytes() == before and {path.name for path in (run / "report").iterdir()} == FIGURES
+    assert page.read_bytes() == before and figures_of(page) == FIGURES
     assert make_report([run], tmp_path / "other.html").is_file()
 
 
@@ -92,16 +82,18 @@ def test_numbers_alone_make_a_page(tmp_path):
     numbers, _, found = words_of(page).partition("Differences")
     assert "mean of 3 seeds 100 302,000 ± 3,000 21.00 0.7500" in numbers and "bands reach" in numbers
     assert "squared error − cross entropy 3 pairs +2,000" in found and "do not decide" in found
-    assert (tmp_path / "report" / "held-out.svg").read_bytes().count(b'id="FillBetween') == 2
 
 
-def test_the_page_says_how_it_is_smoothed(tmp_path):
-    make_run(tmp_path / "few" / "run")
-    for name, points in (("a", 200), ("b", 125)):
+def test_the_page_says_how_it_is_smoothed_and_what_is_wrong_with_runs(tmp_path, capsys):
+    for name, points in (("a", 200), ("b", 125), ("odd", 3)):
         train = {step: 1e6 / step for step in range(1, points + 1)}
-        make_run(tmp_path / "some" / name, train=train, iterations=200, lr=1 / points)
-    few, some = (words_of(make_report([tmp_path / name])) for name in ("few", "some"))
-    assert "smoothed by 0.2 to 0.5" in some and "smoothed by" not in few and "bands" not in some
+        make_run(tmp_path / name, train=train, iterations=200, batch_size=8 if name == "odd" else 4)
+    page = make_report([tmp_path], tmp_path / "else" / "page.html")
+    words = words_of(page)
+    assert "smoothed by up to 0.5" in words and "bands" not in words
+    wrong = "odd: not compared: --batch-size 8, not 4"
+    assert wrong in words and wrong in capsys.readouterr().out
+    assert (tmp_path / "else" / "page" / "train.svg").is_file()
 
 
 def test_options_are_not_broken():
@@ -111,39 +103,24 @@ def test_options_are_not_broken():
     )
 
 
+def page_that_contains(text, folder):
+    """A page with this text in every place that comes from outside."""
+    environment = {"fastae": text, "packages": {text: text}}
+    run = folder / f"run{text.replace('/', '')}"
+    described = {"environment": environment, "device": text}
+    return make_report([make_run(run, data=f"/gone/{text}", described=described)])
+
+
 def test_whatever_comes_from_outside_is_text(tmp_path):
-    run = tmp_path / (HOSTILE.replace("/", "") + "caf\udce9")
-    environment = {"fastae": HOSTILE, "packages": {HOSTILE: HOSTILE}}
-    make_run(run, device=HOSTILE, data=f"/gone/{HOSTILE}", described={"environment": environment})
-    page = make_report([run])
-    assert addresses(page) and words_of(page).count("alert(1)") >= 6 and "{{ 7 * 7 }}" in words_of(page)
+    page = page_that_contains(f"{HOSTILE}caf\udce9", tmp_path)
+    require_harmless(page)
+    assert words_of(page).count("alert(1)") >= 6 and "{{ 7 * 7 }}" in words_of(page)
 
 
 def test_a_page_holds_no_control_characters(tmp_path):
     hidden = "\x1b[31m\x07\x7f\x9b\u202e"
-    run = tmp_path / f"run{hidden}"
-    make_run(run, device=hidden, described={"environment": {"fastae": hidden, "packages": {hidden: hidden}}})
-    text = make_report([run]).read_text()
+    text = page_that_contains(hidden, tmp_path).read_text()
     assert not set(hidden) - set("[31m") & set(text) and r"run\x1b[31m\x07\x7f\x9b\u202e" in text
-
-
-def test_a_run_alone_has_a_page_of_its_own(face_folder, tmp_path):
-    run = make_run(tmp_path / "run", "sample_mse", weights=0, data=face_folder)
-    page = make_report([run], data=str(face_folder))
-    strips = [each for each in addresses(page) if each.startswith("data:image/png")]
-    assert len(strips) == 2
-    with Image.open(io.BytesIO(base64.b64decode(strips[0].partition(",")[2]))) as strip:
-        assert strip.size == (2 * 132, 128)
-    assert 'class="single"' in page.read_text() and 'class="gallery"' not in page.read_text()
-
-
-def test_what_is_wrong_with_runs_is_on_the_page_and_on_the_screen(tmp_path, capsys):
-    for name, batch_size in {"a": 4, "b": 4, "odd": 8}.items():
-        make_run(tmp_path / name, batch_size=batch_size)
-    page = make_report([tmp_path], tmp_path / "else" / "page.html")
-    assert "odd: not compared: --batch-size 8, not 4" in capsys.readouterr().out
-    assert "odd: not compared: --batch-size 8, not 4" in words_of(page)
-    assert (tmp_path / "else" / "page" / "train.svg").is_file()
 
 
 @pytest.mark.parametrize(
@@ -165,52 +142,35 @@ def test_a_mistake_leaves_nothing(folder, out, words, tmp_path, monkeypatch):
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+         "--disable-background-networking", "--disable-component-update"]  # fmt: skip
+CHART = """(({filter, mixBlendMode}) => [filter, mixBlendMode])(
+    getComputedStyle(document.querySelector('.charts img')))"""
+BROKEN = """[...document.querySelectorAll('.unbroken')].filter(
+    e => e.textContent.length < 25 && e.getBoundingClientRect().height > 40 && !e.closest('h1')).length"""
 
 
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium on PATH")
-    sync_api = pytest.importorskip("playwright.sync_api")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-             "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-    with sync_api.sync_playwright() as play:
-        opened = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
-        yield opened
-        opened.close()
-
-
-@pytest.fixture(scope="module")
-def page(face_folder, tmp_path_factory):
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+def test_a_browser_shows_every_figure_and_nothing_too_wide(face_folder, tmp_path):
     """Two losses on the 2 held-out images, one with a name that is too long for a phone, and a warning."""
-    folder = tmp_path_factory.mktemp("made")
-    make_run(folder / "minibatch_bce", "minibatch_bce", data=face_folder, weights=0)
-    make_run(folder / ("pixel_mse" + 60 * "x"), "pixel_mse", data=face_folder, weights=1, iterations=101)
-    return make_report([folder], data=str(face_folder))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
-def test_a_browser_shows_every_figure_and_nothing_too_wide(browser, page, width, scheme):
-    seen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "offline": True}
-    with browser.new_context(**seen) as context:
-        tab = context.new_page()
-        complaints = []
-        tab.on("console", lambda message: complaints.append(message.text))
-        tab.on("pageerror", lambda error: complaints.append(str(error)))
-        tab.on("requestfailed", lambda request: complaints.append(request.url[:80]))
-        tab.goto(page.as_uri())
-        images = tab.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.clientWidth])")
-        assert complaints == []
-        assert len(images) == 4 and all(alt and width and shown for alt, width, shown in images)
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
-        broken = "e => e.textContent.length < 25 && e.getBoundingClientRect().height > 40 && !e.closest('h1')"
-        assert not tab.evaluate(f"[...document.querySelectorAll('.unbroken')].filter({broken}).length")
-        background = tab.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (sum(map(int, re.findall(r"\d+", background)[:3])) < 200) == (scheme == "dark")
-        chart = "(({filter, mixBlendMode}) => [filter, mixBlendMode])"
-        chart += "(getComputedStyle(document.querySelector('.charts img')))"
-        light, dark = ["none", "multiply"], ["invert(1) hue-rotate(180deg)", "screen"]
-        assert tab.evaluate(chart) == (dark if scheme == "dark" else light)
-        tab.emulate_media(media="print")  # printed, it is light, charts too
-        assert tab.evaluate(chart) == light
+    sync_playwright = pytest.importorskip("playwright.sync_api").sync_playwright
+    make_run(tmp_path / "minibatch_bce", "minibatch_bce", data=face_folder, weights=0)
+    make_run(tmp_path / ("pixel_mse" + 60 * "x"), "pixel_mse", data=face_folder, weights=1, iterations=101)
+    page = make_report([tmp_path], data=str(face_folder)).as_uri()
+    light, dark = ["none", "multiply"], ["invert(1) hue-rotate(180deg)", "screen"]
+    complaints = []
+    with sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        for width, scheme, chart in ((360, "light", light), (360, "dark", dark), (1280, "light", light)):
+            seen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "offline": True}
+            tab = browser.new_page(**seen)
+            for event in ("console", "pageerror", "requestfailed"):
+                tab.on(event, lambda complaint: complaints.append(str(complaint)))
+            tab.goto(page)
+            images = tab.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.clientWidth])")
+            assert len(images) == 4 and all(alt and width and shown for alt, width, shown in images)
+            assert tab.evaluate("document.documentElement.scrollWidth") <= width
+            assert not tab.evaluate(BROKEN) and tab.evaluate(CHART) == chart
+            tab.emulate_media(media="print")  # printed, it is light, charts too
+            assert tab.evaluate(CHART) == light
+    assert complaints == []

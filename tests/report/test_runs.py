@@ -8,7 +8,7 @@ from fastae.errors import FastaeError
 from fastae.report.runs import find_runs
 from fastae.runs.metrics import NAME
 
-from .made import gpu_report, make_run
+from .made import make_run
 
 
 def only(folder):
@@ -21,7 +21,6 @@ def test_runs_are_found_one_and_two_levels_below_in_the_articles_order(tmp_path)
     make_run(tmp_path / "deep" / "y", "minibatch_bce")
     make_run(tmp_path / "a", "sample_mse")
     make_run(tmp_path / "deep" / "too" / "far" / "x", "pixel_bce")
-    (tmp_path / "sweep.json").write_text("{}")
     runs, warnings = find_runs([tmp_path])
     assert [(run.name, run.loss, run.config.seed) for run in runs] == [
         ("y", "minibatch_bce", 0), ("z", "minibatch_bce", 1), ("a", "sample_mse", 0),
@@ -29,25 +28,27 @@ def test_runs_are_found_one_and_two_levels_below_in_the_articles_order(tmp_path)
     assert warnings == []
 
 
-def test_a_folder_that_is_no_run_is_refused_if_named_and_skipped_if_found(tmp_path):
+def test_every_run_is_counted_once_and_has_a_name_of_its_own(tmp_path):
+    folders = [make_run(tmp_path / name) for name in ("a/s/r", "b/s/r", "b/t/r")]
+    runs, _ = find_runs([*folders, tmp_path / "b"])
+    assert [run.name for run in runs] == ["a/s/r", "b/s/r", "b/t/r"]
+
+
+def test_a_folder_without_runs_is_refused_and_one_that_cannot_be_read_is_skipped(tmp_path):
     make_run(tmp_path / "good")
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "config.json").write_text('{"model": "another program\'s"}')
+    make_run(tmp_path / "waiting", train={}, held_out={})
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").write_text("")
-    for name, named in (("bad", "bad/config.json"), ("empty", "empty"), ("file", "file"), ("gone", "gone")):
-        with pytest.raises(FastaeError, match=named):
+    for name in ("empty", "file", "gone"):
+        with pytest.raises(FastaeError, match=f"no run in .*{name}"):
             find_runs([tmp_path / "good", tmp_path / name])
-    runs, (warning,) = find_runs([tmp_path])
-    assert [run.name for run in runs] == ["good"] and "bad/config.json" in warning
-
-
-def test_a_run_that_has_logged_nothing_is_named_and_alone_is_refused(tmp_path):
-    make_run(tmp_path / "waiting", train={}, held_out={})
-    with pytest.raises(FastaeError, match="waiting"):
-        find_runs([tmp_path])
-    make_run(tmp_path / "running", "pixel_bce")
-    assert any("waiting" in warning for warning in find_runs([tmp_path])[1])
+    (run,), (bad, waiting) = find_runs([tmp_path])
+    assert run.name == "good" and "bad/config.json" in bad and str(tmp_path / "waiting") in waiting
+    for name in ("bad", "waiting"):
+        with pytest.raises(FastaeError, match=name):
+            find_runs([tmp_path / name])
 
 
 def test_damaged_metrics_are_named_and_another_file_is_refused(tmp_path):
@@ -71,43 +72,38 @@ def test_speed_is_that_of_all_windows_but_the_slowest_and_time_that_of_all(tmp_p
     assert math.isnan(run.images_per_second) and run.seconds == 0
 
 
-def test_runs_that_took_turns_on_a_device_have_no_speed_time_or_energy_of_their_own(tmp_path):
-    run = only(make_run(tmp_path / "run", gpu=gpu_report(0.5), described={"at_once": 2}))
-    assert run.took_turns and math.isnan(run.images_per_second) and run.seconds == 0 and math.isnan(run.kwh)
-
-
 def test_energy_is_claimed_only_if_all_gpus_were_measured_in_all_of_the_run(tmp_path):
-    counted = gpu_report(0.5)
-    make_run(tmp_path / "a", gpu=counted)
-    make_run(tmp_path / "b", gpu=counted, described={"world_size": 4})
-    make_run(tmp_path / "c", gpu=counted, described={"resumed": [50]})
-    make_run(tmp_path / "d", gpu=gpu_report(None))  # as the monitor writes if a GPU is missing
-    (make_run(tmp_path / "e", gpu=counted) / "gpu.json").write_text("{[")
-    make_run(tmp_path / "f", gpu=gpu_report(0.5, 0.25), described={"resumed": [50]})
-    make_run(tmp_path / "g", gpu=gpu_report(0.5, None), described={"resumed": [50]})
-    energies = {run.name: run.kwh for run in find_runs([tmp_path])[0]}
-    assert (energies["a"], energies["b"], energies["f"]) == (0.5, 0.5, 0.75)
-    assert all(math.isnan(energies[name]) for name in "cdeg"), "a session or a GPU is missing"
+    for name, (kwh, described) in {
+        "whole": ([0.5], {"world_size": 4}),
+        "resumed": ([0.5, 0.25], {"resumed": [50]}),
+        "a session is missing": ([0.5], {"resumed": [50]}),
+        "a GPU is missing": ([None], {}),
+        "a GPU was missing later": ([0.5, None], {"resumed": [50]}),
+        "runs took turns": ([0.5], {"at_once": 2}),
+    }.items():
+        make_run(tmp_path / name, kwh=kwh, described=described)
+    (make_run(tmp_path / "damaged", kwh=[0.5]) / "gpu.json").write_text("{[")
+    runs = {run.name: run for run in find_runs([tmp_path])[0]}
+    known = {name: run.kwh for name, run in runs.items() if not math.isnan(run.kwh)}
+    assert known == {"whole": 0.5, "resumed": 0.75}
+    turns = runs["runs took turns"]
+    assert turns.took_turns and math.isnan(turns.images_per_second) and turns.seconds == 0
 
 
 @pytest.mark.parametrize(
-    ("settings", "train", "held_out", "finished"),
+    ("settings", "last", "evaluated", "finished"),
     [
-        ({}, {1: 9.0, 100: 5.0}, {0: 9.0}, True),
-        ({}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, False),
-        ({"minutes": 1.0, "weights": 0}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, True),
-        ({"minutes": 1.0}, {1: 9.0, 61: 5.0}, {0: 9.0, 61: 5.0}, False),  # killed at an evaluation
-        ({"minutes": 1.0}, {1: 9.0, 61: 5.0}, {0: 9.0, 50: 5.0}, False),
-        ({"minutes": 1.0}, {}, {0: 9.0}, False),
+        ({}, 100, 0, True),
+        ({}, 61, 61, False),
+        ({"minutes": 1.0, "weights": 0}, 61, 61, True),
+        ({"minutes": 1.0}, 61, 61, False),  # killed at an evaluation
+        ({"minutes": 1.0}, 61, 50, False),
     ],
 )
-def test_a_run_ends_with_its_iterations_or_with_the_evaluation_at_its_minutes(
-    settings, train, held_out, finished, tmp_path
+def test_a_run_ends_with_its_iterations_or_with_its_weights_after_its_minutes(
+    settings, last, evaluated, finished, tmp_path
 ):
-    assert only(make_run(tmp_path / "run", train=train, held_out=held_out, **settings)).finished is finished
-
-
-def test_every_run_is_counted_once_and_has_a_name_of_its_own(tmp_path):
-    folders = [make_run(tmp_path / name) for name in ("a/s/r", "b/s/r", "b/t/r", "q")]
-    runs, _ = find_runs([*folders, tmp_path / "b", tmp_path / "q"])
-    assert [run.name for run in runs] == ["a/s/r", "b/s/r", "t/r", "q"]
+    made = make_run(
+        tmp_path / "run", train={1: 9.0, last: 5.0}, held_out={0: 9.0, evaluated: 5.0}, **settings
+    )
+    assert only(made).finished is finished

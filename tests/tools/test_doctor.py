@@ -12,33 +12,31 @@ from fastae.device import compatibility, nvml
 from fastae.device.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
 from fastae.device.nvml import Gpu, NvmlError
 from fastae.tools import doctor
-from fastae.tools.doctor import Problem, ask_nvml, checks_of
+from fastae.tools.doctor import CHECKS, Problem
 from fastae.utils.environment import DALI_BUILDS
 
-from ..commands import here
+from ..commands import here, refuses
 from ..monitor.recorded_nvml import BUSY, Card, RecordedNvml
 
-
-def gpus(*capabilities):
-    return tuple(Gpu(0, "NVIDIA H100 80GB HBM3", memory_gib=80.0, capability=each) for each in capabilities)
-
-
-OLD = Driver("570.86.15", (12, 8), gpus((9, 0)))
-NEW = Driver("580.65.06", (13, 0), gpus((9, 0)))
-VOLTA = Driver("580.65.06", (13, 0), gpus((7, 0)))
-ANCIENT = Driver("470.57", (11, 4), gpus((7, 0)))
-BLACKWELL_OLD = Driver("570.86.15", (12, 8), gpus((12, 0)))
-BLACKWELL = Driver("580.65.06", (13, 0), gpus((12, 0)))
-BLACKWELL_AND_VOLTA = Driver("580.65.06", (13, 0), gpus((12, 0), (7, 0)))
 CUDA_13_BUILD = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"]
 CUDA_12_BUILD = ["sm_50", "sm_60", "sm_70", "sm_75", "sm_80", "sm_86", "sm_90"]
+HOPPER, VOLTA, BLACKWELL = (9, 0), (7, 0), (12, 0)
+
+
+def card(version, cuda, *capabilities):
+    """A driver of this version, with a card of each of these compute capabilities."""
+    known = capabilities or (HOPPER,)
+    return Driver(version, cuda, tuple(Gpu(0, "H100", memory_gib=80.0, capability=each) for each in known))
+
+
+NEW, OLD = card("580.65.06", (13, 0)), card("570.86.15", (12, 8))
 
 
 @pytest.fixture
 def install(monkeypatch):
     """PyTorch and DALI for these versions of CUDA, and this driver, as doctor and compatibility see them."""
 
-    def be(cuda=None, built=(), dali=(13,), driver=None, available=False):
+    def be(cuda=None, built=(), dali=(13,), driver=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, available=False):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
@@ -49,7 +47,7 @@ def install(monkeypatch):
         def read_driver():
             if isinstance(driver, Driver):
                 return driver
-            return nvml.open_nvml(RecordedNvml(absent=driver or pynvml.NVML_ERROR_LIBRARY_NOT_FOUND))
+            return nvml.open_nvml(RecordedNvml(absent=driver))
 
         monkeypatch.setattr(compatibility, "read_driver", read_driver)
 
@@ -61,37 +59,37 @@ def install(monkeypatch):
 def test_this_machine_on_one_screen(capsys):
     assert here("doctor") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 24 and checks_of(ask_nvml()).keys() <= {line.split()[0] for line in lines}
+    assert len(lines) <= 24 and CHECKS.keys() <= {line.split()[0] for line in lines}
     in_a_checkout = (Path(doctor.__file__).parents[2] / ".git").exists()
     assert ("unknown" in lines[0]) is not in_a_checkout
     assert len(compatibility.dali_builds()) == 1 and build_mismatch() == ""
 
 
 @pytest.mark.parametrize(
-    ("driver", "cuda", "built", "dali", "fits", "line"),
+    ("driver", "cuda", "dali", "line"),
     [
-        (NEW, "13.0", CUDA_13_BUILD, 13, True, ""),
-        (NEW, "12.8", CUDA_12_BUILD, 12, True, ""),
-        (OLD, "13.0", CUDA_13_BUILD, 12, False, "'.[cuda12]'"),
-        (VOLTA, "13.0", CUDA_13_BUILD, 13, False, "'.[cuda12]'"),
-        (VOLTA, "12.8", CUDA_12_BUILD, 12, True, ""),
-        (NEW, None, [], 13, False, "'.[cuda13]'"),
-        (ANCIENT, "12.8", CUDA_12_BUILD, 12, False, "driver 580"),
+        (NEW, "13.0", 13, ""),
+        (NEW, "12.8", 12, ""),
+        (NEW, None, 13, "'.[cuda13]'"),
+        (OLD, "13.0", 12, "'.[cuda12]'"),
+        (card("580.65.06", (13, 0), VOLTA), "13.0", 13, "'.[cuda12]'"),
+        (card("580.65.06", (13, 0), VOLTA), "12.8", 12, ""),
+        (card("470.57", (11, 4), VOLTA), "12.8", 12, "driver 580"),
         # Neither build works: no circle from 13 to 12 and back.
-        (BLACKWELL_OLD, "13.0", CUDA_13_BUILD, 13, False, "driver 580 or newer"),
-        (BLACKWELL_OLD, "12.6", CUDA_12_BUILD, 12, False, "driver 580 or newer"),
-        (BLACKWELL, "12.6", CUDA_12_BUILD, 12, False, "'.[cuda13]'"),
-        (BLACKWELL, "13.0", CUDA_13_BUILD, 13, True, ""),
-        (BLACKWELL_AND_VOLTA, None, [], 13, False, "'.[cuda13]'"),
+        (card("570.86.15", (12, 8), BLACKWELL), "13.0", 13, "driver 580 or newer"),
+        (card("570.86.15", (12, 8), BLACKWELL), "12.6", 12, "driver 580 or newer"),
+        (card("580.65.06", (13, 0), BLACKWELL), "12.6", 12, "'.[cuda13]'"),
+        (card("580.65.06", (13, 0), BLACKWELL), "13.0", 13, ""),
+        (card("580.65.06", (13, 0), BLACKWELL, VOLTA), None, 13, "'.[cuda13]'"),
     ],
 )
-def test_pytorch_against_driver_and_card(install, driver, cuda, built, dali, fits, line):
-    install(cuda, built, (dali,), driver, available=fits)
-    assert (torch_mismatch(driver) == "") is fits
-    _, remedy = doctor.check_torch(ask_nvml())
-    assert (remedy == "") is fits and line in remedy
-    reason = unusable_gpu_reason()
-    assert reason is None if fits else line in reason
+def test_pytorch_against_driver_and_card(install, driver, cuda, dali, line):
+    built = {None: [], "13.0": CUDA_13_BUILD}.get(cuda, CUDA_12_BUILD)
+    install(cuda, built, (dali,), driver, available=not line)
+    assert (torch_mismatch(driver) == "") is (line == "")
+    _, reason = doctor.check_driver()
+    assert reason == (unusable_gpu_reason() or "")
+    assert line in reason if line else not reason
 
 
 @pytest.mark.parametrize(
@@ -114,23 +112,24 @@ def test_dali_is_compared_with_pytorch_and_driver(install):
                                    ("12.8", (12, 13), True)):  # fmt: skip
         install(cuda, dali=dali, driver=NEW)
         assert bool(build_mismatch()) is is_mixture
-        assert bool(doctor.check_dali(ask_nvml())[1]) is is_mixture
+        assert bool(doctor.check_dali()[1]) is is_mixture
     install(None, dali=(13,), driver=OLD)
-    text, remedy = doctor.check_dali(ask_nvml())
+    text, remedy = doctor.check_dali()
     assert "570.86.15" in text and "'.[cuda12]'" in remedy
     install(dali=())
     with pytest.raises(Problem):
-        doctor.check_dali(ask_nvml())
+        doctor.check_dali()
 
 
-@pytest.mark.parametrize(("module", "check"), [("torch", "torch"), ("nvidia.dali", "dali")])
-def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys, module, check):
-    monkeypatch.setitem(sys.modules, module, None)
-    checks = checks_of(ask_nvml())
-    monkeypatch.setattr(doctor, "checks_of", lambda nvml: {check: checks[check]})
-    assert doctor.examine() == 1
+def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "nvidia.dali", None)
+    monkeypatch.setattr(doctor, "CHECKS", {"dali": doctor.check_dali})
+    assert here("doctor") == 1
     found, remedy, _ = capsys.readouterr().out.splitlines()
     assert "problem: " in found and "-> " in remedy
+    monkeypatch.delitem(sys.modules, "fastae.tools.doctor")
+    monkeypatch.setitem(sys.modules, "torch", None)
+    assert "PyTorch" in refuses("doctor") and "make setup" in refuses("doctor")
 
 
 def test_the_driver_and_its_gpus(install):
@@ -142,94 +141,76 @@ def test_the_driver_and_its_gpus(install):
     with pytest.raises(NvmlError, match="FUNCTION_NOT_FOUND"):
         compatibility.read_driver(RecordedNvml(missing=["nvmlSystemGetCudaDriverVersion"]))
     install(driver=driver)
-    text, remedy = doctor.check_driver(ask_nvml())
+    text, remedy = doctor.check_driver()
     assert "580.65.06" in text and "2 x NVIDIA H100" in text and "NVML_ERROR_GPU_IS_LOST" in text and remedy
 
 
+MISSING, STALE = pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
+
+
 @pytest.mark.parametrize(
-    ("cuda_works", "wsl", "card", "loaded", "warned", "words"),
+    ("code", "cuda_works", "wsl", "card", "loaded", "words"),
     [
-        (False, False, False, False, False, "CPU"),
-        (False, False, True, False, True, "install NVIDIA's driver"),
-        (False, False, True, True, True, "--gpus all"),
-        (True, False, True, True, True, "utility"),
-        (True, True, False, False, True, "Windows"),
+        (MISSING, False, False, False, False, ["CPU"]),
+        (MISSING, False, False, True, False, ["install NVIDIA's driver"]),
+        (MISSING, False, False, True, True, ["libraries are missing", "--gpus all"]),
+        (MISSING, True, False, True, True, ["utility"]),
+        (MISSING, True, True, False, False, ["Windows"]),
+        (STALE, False, False, True, True, ["NVML_ERROR_LIB_RM_VERSION_MISMATCH", "reboot"]),
+        (STALE, True, False, True, True, ["CUDA works"]),
+        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, False, False, True, False, ["modprobe", "dkms", "Secure Boot"]),
+        (pynvml.NVML_ERROR_TIMEOUT, False, False, True, True, ["NVML_ERROR_TIMEOUT", "nvidia-smi"]),
     ],
 )
-def test_no_nvml(monkeypatch, install, tmp_path, cuda_works, wsl, card, loaded, warned, words):
-    install(available=cuda_works)
+def test_without_nvml_there_is_a_reason_and_a_remedy_if_there_is_a_card(
+    monkeypatch, install, tmp_path, code, cuda_works, wsl, card, loaded, words
+):
+    install(driver=code, available=cuda_works)
     monkeypatch.setattr(compatibility, "LOADED_DRIVER", tmp_path if loaded else tmp_path / "missing")
     monkeypatch.setattr(nvml, "WSL_DEVICE", tmp_path if wsl else tmp_path / "missing")
     monkeypatch.setattr(compatibility, "has_nvidia_card", lambda: card)
-    text, remedy = doctor.check_driver(ask_nvml())
-    assert bool(remedy) is warned and words in text + remedy
-    assert ("install NVIDIA's driver" in remedy) is (card and not cuda_works and not loaded)
-    assert (unusable_gpu_reason() is None) is (cuda_works or not card)
+    text, remedy = doctor.check_driver()
+    assert bool(remedy) is (card or wsl) and all(word in text + remedy for word in words)
+    reason = unusable_gpu_reason()
+    assert reason is None if cuda_works or not card else all(word in reason for word in words)
 
 
 @pytest.mark.parametrize(
-    ("code", "words"),
+    ("error", "words"),
     [
-        (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, ["NVML_ERROR_LIB_RM_VERSION_MISMATCH", "reboot"]),
-        (pynvml.NVML_ERROR_DRIVER_NOT_LOADED, ["modprobe", "dkms", "Secure Boot"]),
-        (pynvml.NVML_ERROR_TIMEOUT, ["NVML_ERROR_TIMEOUT", "nvidia-smi"]),
+        ("cudaGetDeviceCount(). Error 802: system not yet initialized", "fabricmanager"),
+        ("cudaGetDeviceCount(). Error 999: unknown error\nmore", "dmesg"),
     ],
 )
-def test_a_driver_that_does_not_answer_has_its_remedy(install, code, words):
-    install(driver=code)
-    text, remedy = doctor.check_driver(ask_nvml())
-    assert all(word in text + remedy and word in unusable_gpu_reason() for word in words)
-    assert "install" not in remedy, "there is one"
-
-
-@pytest.mark.parametrize(
-    ("said", "words"),
-    [
-        (
-            "Unexpected error from cudaGetDeviceCount(). Error 802: system not yet initialized",
-            "fabricmanager",
-        ),
-        ("Unexpected error from cudaGetDeviceCount(). Error 999: unknown error\nmore", "dmesg"),
-    ],
-)
-def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, said, words):
+def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, error, words):
     def breaks():
-        raise RuntimeError(said)
+        raise RuntimeError(error)
 
     install("13.0", CUDA_13_BUILD, driver=NEW)
     monkeypatch.setattr(torch.cuda, "init", breaks)
-    text, remedy = doctor.check_torch(ask_nvml())
-    assert said.splitlines()[0] in text and words in remedy and "more" not in text
-    assert said.splitlines()[0] in unusable_gpu_reason() and words in unusable_gpu_reason()
+    _, reason = doctor.check_driver()
+    assert reason == unusable_gpu_reason() and reason.startswith(f"{error.splitlines()[0]}: ")
+    assert words in reason
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert "CUDA_VISIBLE_DEVICES" in doctor.check_torch(ask_nvml())[1]
+    assert "CUDA_VISIBLE_DEVICES" in doctor.check_driver()[1] and unusable_gpu_reason() is None
 
 
-def test_cards_that_are_no_usual_ones(install, monkeypatch, tmp_path):
-    """GB10 has no memory of its own; a Jetson's GPU is not on PCI."""
+def test_a_card_without_memory_of_its_own_one_that_is_not_on_pci_and_one_that_is(
+    install, monkeypatch, tmp_path
+):
     install(driver=Driver("580.1", (13, 0), (Gpu(0, "NVIDIA GB10", capability=(12, 1)),)))
-    text, _ = doctor.check_driver(ask_nvml())
+    text, _ = doctor.check_driver()
     assert "0 GiB" not in text and "shared" in text
     (tmp_path / "compatible").write_bytes(b"nvidia,p3737-0000\0nvidia,tegra234\0")
-    assert compatibility.is_jetson(tmp_path / "compatible") and not compatibility.is_jetson(
-        tmp_path / "missing"
-    )
+    assert compatibility.is_jetson(tmp_path / "compatible") and not compatibility.is_jetson(tmp_path / "gone")
     install()
     monkeypatch.setattr(compatibility, "is_jetson", lambda: True)
-    text, remedy = doctor.check_driver(ask_nvml())
+    text, remedy = doctor.check_driver()
     assert "Jetson" in text and "JetPack" in remedy
-
-
-def test_why_a_gpu_is_unusable(install, monkeypatch, tmp_path):
-    install(driver=pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, available=True)
-    assert unusable_gpu_reason() is None, "CUDA decides"
-    install("13.0", CUDA_13_BUILD, driver=OLD)
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # hidden by the user
-    assert unusable_gpu_reason() is None
     monkeypatch.undo()
     (tmp_path / "0000:01:00.0").mkdir()
     (tmp_path / "0000:01:00.0" / "vendor").write_text("0x10de\n")
-    assert compatibility.has_nvidia_card(tmp_path) and not compatibility.has_nvidia_card(tmp_path / "missing")
+    assert compatibility.has_nvidia_card(tmp_path) and not compatibility.has_nvidia_card(tmp_path / "gone")
 
 
 @pytest.mark.parametrize(
@@ -273,7 +254,7 @@ def test_a_check_that_fails_does_not_hide_the_others(monkeypatch, capsys):
     def breaks():
         raise OSError("no /proc here")
 
-    monkeypatch.setattr(doctor, "checks_of", lambda nvml: {"memory": breaks, "disk": doctor.check_disk})
+    monkeypatch.setattr(doctor, "CHECKS", {"memory": breaks, "disk": doctor.check_disk})
     assert doctor.examine() == 0
     lines = capsys.readouterr().out.splitlines()
     assert "no /proc here" in lines[0] and lines[2].startswith("disk")
@@ -284,4 +265,4 @@ def test_a_missing_temporary_folder_is_a_problem(monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     with pytest.raises(Problem, match="temporary folder"):
-        doctor.check_temporary()
+        doctor.check_compile()
