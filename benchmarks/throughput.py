@@ -29,7 +29,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     """Measures and prints the sections; returns (result, page, log)."""
     import torch
 
-    from fastae.device.choose import describe
+    from fastae.device.choose import device_name
 
     page: list[str] = []
     log: list[str] = []
@@ -42,7 +42,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
         "command": "python -m benchmarks.throughput " + " ".join(sys.argv[1:]),
-        "device": describe(torch.device(device)),
+        "device": device_name(torch.device(device)),
         "environment": describe_environment(),
         "settings": {
             "threads": threads,

@@ -43,7 +43,7 @@ def setting(
     text: str,
     *,
     within: Range | None = None,
-    free: bool = False,
+    can_change: bool = False,
     choices: Collection[str] = (),
     path: bool = False,
     metavar: str | None = None,
@@ -55,12 +55,12 @@ def setting(
         group: the heading under which `--help` lists the option.
         text: the option's help.
         within: the valid numbers.
-        free: whether a resumed run may change it, since it does not change what is optimized.
+        can_change: whether a resumed run may change it, since it does not change what is optimized.
         choices: the valid words.
         path: whether the value is a path.
         metavar: the name of the value in `--help`.
     """
-    metadata = {"group": group, "help": text, "within": within, "free": free, "choices": choices}
+    metadata = {"group": group, "help": text, "within": within, "can_change": can_change, "choices": choices}
     return field(default=default, metadata={**metadata, "path": path, "metavar": metavar})
 
 
@@ -73,13 +73,13 @@ class TrainConfig:
     """The settings of one run. The defaults are the article's, as far as the article states them."""
 
     loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
-    iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", within=COUNT, free=True)
+    iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", within=COUNT, can_change=True)
     minutes: float | None = setting(
         None,
         EXPERIMENT,
         "Stop after this training time, or after --iterations, whichever is first.",
         within=MINUTES,
-        free=True,
+        can_change=True,
     )
     batch_size: int = setting(64, EXPERIMENT, "Images per step.", within=BATCH_SIZE)
     lr: float = setting(1e-4, EXPERIMENT, "Adam's learning rate.", within=Range(1e-30, 1e38))
@@ -87,7 +87,7 @@ class TrainConfig:
     latent: int = setting(512, EXPERIMENT, "Size of the latent code.", within=LATENT)
     data: str | None = setting(
         None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
-        free=True, path=True, metavar="DIR",
+        can_change=True, path=True, metavar="DIR",
     )  # fmt: skip
     image_size: int = setting(
         128, DATA, "Side that images are resized to, a multiple of 16.", within=IMAGE_SIZE
@@ -103,54 +103,58 @@ class TrainConfig:
     saturation: float = setting(
         0.2, DATA, "Random saturation factor is within 1 +- this value.", within=SHARE
     )
-    device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", free=True, metavar="DEVICE")
+    device: str = setting("auto", SPEED, "auto, cpu, cuda or cuda:N.", can_change=True, metavar="DEVICE")
     amp: bool = setting(False, SPEED, "Mixed precision: bf16 if natively supported, else fp16 on CUDA.")
     compile: bool | None = setting(
-        None, SPEED, "torch.compile. Default: on for CUDA, and for CPU runs that amortise it.", free=True
-    )
-    channels_last: bool = setting(True, SPEED, "Keep convolutions' data in NHWC order.", free=True)
+        None, SPEED, "torch.compile. Default: on for CUDA, and for CPU runs that amortise it.",
+        can_change=True,
+    )  # fmt: skip
+    channels_last: bool = setting(True, SPEED, "Keep convolutions' data in NHWC order.", can_change=True)
     loader: str = setting(
         "auto", SPEED, "dali: decode every epoch; resident, host: decode once, keep the pixels on the device "
         "or in host memory; auto: the first of resident, host, dali that fits in half of the free memory.",
-        free=True, choices=("auto", "dali", "host", "resident"),
+        can_change=True, choices=("auto", "dali", "host", "resident"),
     )  # fmt: skip
-    cache: bool = setting(True, SPEED, "Keep the resident pixels on disk for the next run.", free=True)
+    cache: bool = setting(True, SPEED, "Keep the resident pixels on disk for the next run.", can_change=True)
     cache_dir: str | None = setting(
         None, SPEED, "Cache folder. Default: $FASTAE_CACHE, else ~/.cache/fastae.",
-        free=True, path=True, metavar="DIR",
+        can_change=True, path=True, metavar="DIR",
     )  # fmt: skip
     threads: int | None = setting(
-        None, SPEED, "CPU threads that decode. Default: by the number of cores.", within=THREADS, free=True
-    )
+        None, SPEED, "CPU threads that decode. Default: by the number of cores.", within=THREADS,
+        can_change=True,
+    )  # fmt: skip
     deterministic: bool = setting(False, SPEED, "Bitwise reproducible on a GPU too, but slower.")
     sync_bn: bool = setting(False, SPEED, "Batch norm over all ranks' images instead of each rank's.")
     out: str | None = setting(
         None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", path=True, metavar="DIR"
     )
     log_every: int = setting(
-        50, RUN_FOLDER, "Iterations between log lines.", within=Range(1, 1_000_000), free=True
+        50, RUN_FOLDER, "Iterations between log lines.", within=Range(1, 1_000_000), can_change=True
     )
-    eval_every: int = setting(1_000, RUN_FOLDER, "Iterations between evaluations.", within=COUNT, free=True)
+    eval_every: int = setting(
+        1_000, RUN_FOLDER, "Iterations between evaluations.", within=COUNT, can_change=True
+    )
     eval_images: int = setting(
         256, RUN_FOLDER, "Held-out images to evaluate on, evenly spaced over all of them.", within=COUNT
     )
     gpu_sample_hz: float = setting(
         2.0, RUN_FOLDER, "Samples of GPU and CPU use per second; 0 disables the report.",
-        within=Range(0, 1000), free=True,
+        within=Range(0, 1000), can_change=True,
     )  # fmt: skip
     profile: int = setting(
         0, RUN_FOLDER, "Steps to trace with PyTorch's profiler, after the warm-up.", within=Range(0, 1000),
-        free=True, metavar="N",
+        can_change=True, metavar="N",
     )  # fmt: skip
     checkpoint_every: int | None = setting(
-        None, FAULTS, "Iterations between checkpoints. Default: by time alone.", within=COUNT, free=True
+        None, FAULTS, "Iterations between checkpoints. Default: by time alone.", within=COUNT, can_change=True
     )
     checkpoint_minutes: float = setting(
-        10.0, FAULTS, "Minutes between checkpoints.", within=MINUTES, free=True
+        10.0, FAULTS, "Minutes between checkpoints.", within=MINUTES, can_change=True
     )
     keep: int = setting(
         2, FAULTS, "Checkpoints that an unfinished run keeps. A finished run keeps the last one, or with 0 "
-        "only its weights.", within=Range(0, COUNT.most), free=True,
+        "only its weights.", within=Range(0, COUNT.most), can_change=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:
@@ -212,6 +216,14 @@ class TrainConfig:
             return convert(values, cls)
         except (ValueError, FastaeError) as error:
             raise FastaeError(f"{where}: {error}") from None
+
+
+FIXED = tuple(
+    entry.name
+    for entry in dataclasses.fields(TrainConfig)
+    if not entry.metadata["can_change"] and entry.name != "out"
+)
+"""The names of the settings that decide the optimization, which a resumed run cannot change."""
 
 
 def flag(name: str) -> str:

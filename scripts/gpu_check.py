@@ -105,7 +105,7 @@ def rate_at_once(sweep: Path, number: int) -> float:
     rates = []
     for path in sweep.glob("*/metrics.csv"):
         run = RunFolder(path.parent)
-        images, seconds = read_metrics(path).windows(run.settings().batch_size)
+        images, seconds = read_metrics(path).windows(run.read_config().batch_size)
         busy = slice(int(WARM_UP * len(images)), -1)
         rates.append(images[busy].sum() / seconds[busy].sum())
     return number * mean(rates)

@@ -59,8 +59,8 @@ def copy_numbers(sweep: Path, out: Path) -> None:
             data=replace(run.description.data, source=None, folder=None),
             environment=replace(run.description.environment, platform=None),
         )
-        write_json(new.config, described.as_dict())
-        shutil.copyfile(old.metrics, new.metrics)
+        write_json(new.config_file, described.as_dict())
+        shutil.copyfile(old.metrics_file, new.metrics_file)
     plan = SweepFolder(sweep).read()
     runs = tuple(replace(run, error="") for run in plan.runs)
     write_json(SweepFolder(out).file, asdict(replace(plan, runs=runs)))

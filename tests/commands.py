@@ -108,8 +108,10 @@ def begin_with(run, images):
     described["data"]["fingerprint"] = images.fingerprint
     (run / "config.json").write_text(json.dumps(described))
     last = checkpoint.newest(run / "checkpoints", print)
-    data = replace(last.run.data, fingerprint=images.fingerprint)
-    checkpoint.write(run / "checkpoints", replace(last, run=replace(last.run, data=data)), keep=1)
+    data = replace(last.description.data, fingerprint=images.fingerprint)
+    checkpoint.write(
+        run / "checkpoints", replace(last, description=replace(last.description, data=data)), keep=1
+    )
 
 
 def killed_before_its_first_checkpoint(run):

@@ -110,7 +110,7 @@ def is_ampere(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
-def describe(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
     """Returns the device's name in words: 'NVIDIA H100 80GB HBM3' or 'AMD EPYC, 2 threads'."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastae.config import TrainConfig, flag
+from fastae.config import FIXED, flag
 from fastae.report.runs import Run, as_text, last
 from fastae.utils.console import printable
 
@@ -21,11 +20,7 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
         as_text(run.description.data.fingerprint)[:8] or as_text(run.description.data.folder)
     ),
     "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
-    **{
-        flag(field.name): attrgetter(f"config.{field.name}")
-        for field in dataclasses.fields(TrainConfig)
-        if not field.metadata["free"] and field.name not in ("loss", "seed", "out")
-    },
+    **{flag(name): attrgetter(f"config.{name}") for name in FIXED if name not in ("loss", "seed")},
 }
 """What the runs of a curve have in common besides the loss: option or description -> its value."""
 

@@ -116,7 +116,7 @@ def make_gallery(
         for run in filter(_has_weights, group.runs):
             try:
                 loaded = load_model(run.path, device)
-                manifest = RunFolder(run.path).manifest()
+                manifest = RunFolder(run.path).read_manifest()
                 gallery = gallery or open_gallery(run, manifest, data, device, warnings.append)
             except (FastaeError, OSError) as error:
                 warnings.append(f"no reconstructions: {error}")
@@ -179,7 +179,7 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
 def _has_weights(run: Run) -> bool:
     """Whether the folder has what training leaves for weights; not if only its numbers were copied."""
     folder = RunFolder(run.path)
-    return folder.weights.exists() or folder.checkpoints.exists()
+    return folder.weights_file.exists() or folder.checkpoints.exists()
 
 
 def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:

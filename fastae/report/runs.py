@@ -151,7 +151,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             warnings.append(f"skipped: {error}")
             continue
         if damaged := run.metrics.damaged:
-            warnings.append(f"{RunFolder(path).metrics}: {damaged:,} damaged lines were skipped")
+            warnings.append(f"{RunFolder(path).metrics_file}: {damaged:,} damaged lines were skipped")
         if run.train or run.held_out:
             runs.append(run)
         else:
@@ -181,11 +181,11 @@ def _find(folders: Sequence[Path]) -> dict[Path, Path]:
 
 def _read(name: str, path: Path) -> Run:
     folder = RunFolder(path)
-    description = folder.describe()
+    description = folder.read_description()
     try:
-        return Run(name, path, description, read_metrics(folder.metrics))
+        return Run(name, path, description, read_metrics(folder.metrics_file))
     except (OSError, ValueError) as error:
-        raise FastaeError(f"{str(folder.metrics)!r} cannot be read: {error}") from None
+        raise FastaeError(f"{str(folder.metrics_file)!r} cannot be read: {error}") from None
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:

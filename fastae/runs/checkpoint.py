@@ -60,12 +60,12 @@ class Checkpoint:
     training: Mapping[str, Any]
     """The state dicts of model, optimizer and scaler, as `TrainingStep.state` returns them."""
 
-    run: RunDescription
+    description: RunDescription
     progress: Progress
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the content of the checkpoint's file: tensors and plain values."""
-        run = {"config": self.run.config.as_dict(), "run": self.run.as_dict()}
+        run = {"config": self.description.config.as_dict(), "run": self.description.as_dict()}
         return {**self.training, "iteration": self.iteration, **run, "progress": asdict(self.progress)}
 
 
@@ -153,7 +153,7 @@ def newest(
         try:
             checkpoint = _read(path)
             if model_of:
-                _require_fit(checkpoint.training, model_of(checkpoint.run.config), path)
+                _require_fit(checkpoint.training, model_of(checkpoint.description.config), path)
             return checkpoint
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
@@ -184,12 +184,14 @@ def _read(path: Path) -> Checkpoint:
         raise FastaeError(f"checkpoint {path} holds iteration {state['iteration']!r:.30}")
     try:
         described = plain({**state["run"], "config": state["config"]})
-        run = RunDescription.from_dict(described, f"checkpoint {path}")
+        description = RunDescription.from_dict(described, f"checkpoint {path}")
         progress = convert(plain(state.get("progress", {})), Progress)
     except ValueError as error:
         raise FastaeError(f"checkpoint {path} was not written by fastae: {error}") from None
     training = {name: state[name] for name in ("model", "optimizer", "scaler")}
-    return Checkpoint(iteration=state["iteration"], training=training, run=run, progress=progress)
+    return Checkpoint(
+        iteration=state["iteration"], training=training, description=description, progress=progress
+    )
 
 
 def _numbered(folder: Path) -> list[Path]:

@@ -56,14 +56,14 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.lock_file = path / ".lock"
-        self.config = path / "config.json"
+        self.config_file = path / "config.json"
         self.manifest_file = path / NAME
-        self.metrics = path / metrics.NAME
+        self.metrics_file = path / metrics.NAME
         self.checkpoints = path / "checkpoints"
         self.samples = path / "samples"
-        self.weights = path / "model.safetensors"
-        self.skipped = path / "skipped.txt"
-        self.non_finite = path / "nan.txt"
+        self.weights_file = path / "model.safetensors"
+        self.skipped_file = path / "skipped.txt"
+        self.non_finite_file = path / "nan.txt"
 
     def sample(self, iteration: int) -> Path:
         """Returns the path of the sample sheet of an iteration."""
@@ -94,12 +94,12 @@ class RunFolder:
         Raises:
             FastaeError: a file cannot be written. A run that was new has then not begun.
         """
-        is_new = not self.config.exists()
+        is_new = not self.config_file.exists()
         try:
             # Before config.json: a run that has one, but no folder of checkpoints, has lost its checkpoints.
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
-            write_json(self.config, description.as_dict())
+            write_json(self.config_file, description.as_dict())
             if checkpoint.latest(self.checkpoints) is None:
                 checkpoint.remove_unfinished(self.checkpoints)
                 manifest.write(self.manifest_file)
@@ -111,25 +111,27 @@ class RunFolder:
 
     def _remove(self) -> None:
         """Removes what `begin` has written."""
-        for file in (self.config, self.manifest_file, self.skipped):
+        for file in (self.config_file, self.manifest_file, self.skipped_file):
             file.unlink(missing_ok=True)
         for folder in (self.checkpoints, self.samples):
             with suppress(OSError):
                 folder.rmdir()
 
-    def settings(self) -> TrainConfig:
+    def read_config(self) -> TrainConfig:
         """Returns the settings in config.json. Raises FastaeError if it is missing or invalid."""
-        return self.describe().config
+        return self.read_description().config
 
-    def describe(self) -> RunDescription:
+    def read_description(self) -> RunDescription:
         """Returns the description in config.json. Raises FastaeError if it is missing or invalid."""
         require_run(self.path)
         try:
-            return RunDescription.from_dict(read_json(self.config, dict[str, Any]), str(self.config))
+            return RunDescription.from_dict(
+                read_json(self.config_file, dict[str, Any]), str(self.config_file)
+            )
         except (OSError, ValueError) as error:
-            raise FastaeError(f"{str(self.config)!r} cannot be read: {error}") from None
+            raise FastaeError(f"{str(self.config_file)!r} cannot be read: {error}") from None
 
-    def manifest(self, description: RunDescription | None = None) -> Manifest:
+    def read_manifest(self, description: RunDescription | None = None) -> Manifest:
         """Returns the images that the run began with.
 
         Args:
@@ -139,7 +141,7 @@ class RunFolder:
             FastaeError: images.json is missing, is damaged, or lists other images than the description.
         """
         manifest = Manifest.read(self.manifest_file)
-        fingerprint = (description or self.describe()).data.fingerprint
+        fingerprint = (description or self.read_description()).data.fingerprint
         if fingerprint not in (None, manifest.fingerprint):
             where = str(self.manifest_file)
             raise FastaeError(f"{where!r} lists other images than the run began with: restore it")
@@ -149,20 +151,20 @@ class RunFolder:
         """Adds files that are not trained on to skipped.txt, unless they are listed there. Raises OSError."""
         lines = [f"{each.fault.value}\t{printable(each.path)}\n".encode() for each in bad]
         if lines and self.path.is_dir():
-            with open_own(self.skipped, "a") as file:  # several ranks may append
-                with self.skipped.open("rb") as written:
+            with open_own(self.skipped_file, "a") as file:  # several ranks may append
+                with self.skipped_file.open("rb") as written:
                     noted = set(written)
                 file.writelines(line for line in dict.fromkeys(lines) if line not in noted)
 
     def note_non_finite(self, iteration: int, images: Iterable[str]) -> None:
         """Adds the images of an iteration whose loss is not finite to nan.txt. Raises OSError."""
-        with open_own(self.non_finite, "a") as file:
+        with open_own(self.non_finite_file, "a") as file:
             file.writelines(f"{iteration}\t{printable(path)}\n".encode() for path in images)
 
     def logged(self, iteration: int) -> Logged:
         """Returns the last errors up to an iteration; None for both if metrics.csv cannot be read."""
         try:
-            rows = metrics.read_metrics(self.metrics).up_to(iteration)
+            rows = metrics.read_metrics(self.metrics_file).up_to(iteration)
         except (OSError, ValueError):
             return Logged()
         train, held_out = (each.values["loss_index"] for each in (rows.train, rows.held_out))
@@ -181,10 +183,10 @@ class RunFolder:
             return f"{str(self.checkpoints)!r} is missing"
         if digests := checkpoint.without_checkpoint(self.checkpoints):
             return f"{digests[-1].stem} is missing, although its .sha256 is there"
-        if self.weights.exists():
-            return f"{self.weights.name} holds the weights of a finished run"
+        if self.weights_file.exists():
+            return f"{self.weights_file.name} holds the weights of a finished run"
         with suppress(OSError, ValueError):
-            config, rows = self.settings(), metrics.read_metrics(self.metrics)
+            config, rows = self.read_config(), metrics.read_metrics(self.metrics_file)
             last = int(rows.train.iterations.max(initial=0))
             seconds = float(rows.windows(config.batch_size)[1].sum())
             # Saving the second checkpoint waits until the first one is on the disk.

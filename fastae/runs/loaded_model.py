@@ -50,9 +50,9 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
     """
     device = find_device(device)
     run = RunFolder(expand_home(Path(path)))
-    config = run.settings()
+    config = run.read_config()
     model = meta_model(config.image_size, config.latent)  # no memory yet: config.json may claim any size
-    found = _final_weights(run.weights, model)
+    found = _final_weights(run.weights_file, model)
     # Reading a checkpoint takes three times as long, since it also holds Adam's moments.
     if not found or found[0][0] < (checkpoint.latest(run.checkpoints) or 0):
         newest = checkpoint.newest(run.checkpoints, log, lambda trained: model)
@@ -67,8 +67,8 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
 def finished_at(run: RunFolder) -> int | None:
     """Returns the iteration of a finished run's weights; None if there are none that can be read."""
     try:
-        require_file(run.weights)
-        with safe_open(run.weights, framework="pt") as file:
+        require_file(run.weights_file)
+        with safe_open(run.weights_file, framework="pt") as file:
             return int(file.metadata()["iteration"])
     except UNREADABLE:
         return None

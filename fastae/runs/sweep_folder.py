@@ -13,7 +13,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from fastae.config import TrainConfig, flag
+from fastae.config import FIXED, TrainConfig, flag
 from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.losses import LOSSES
@@ -108,11 +108,7 @@ class SweepConfig:
 
     def plan(self) -> dict[str, Any]:
         """Returns the settings that cannot change when the sweep is resumed."""
-        settings = {
-            entry.name: getattr(self.train, entry.name)
-            for entry in dataclasses.fields(TrainConfig)
-            if not entry.metadata["free"] and entry.name not in ("loss", "out")
-        }
+        settings = {name: getattr(self.train, name) for name in FIXED if name != "loss"}
         losses = [name for name in LOSSES if name in self.losses]
         own = {"losses": losses, "repeats": self.repeats, "same_init": self.same_init}
         return {"iterations": self.train.iterations, "minutes": self.train.minutes, **settings, **own}
@@ -151,7 +147,7 @@ class SweepFolder:
             runs = tuple(changed if run.name == changed.name else run for run in content.runs)
             write_json(self.file, dataclasses.asdict(replace(content, runs=runs)))
 
-    def manifest(self) -> Manifest | None:
+    def read_manifest(self) -> Manifest | None:
         """Returns the images that all runs train on; None if the sweep has not begun.
 
         Raises FastaeError if images.json is damaged or edited.

@@ -65,6 +65,6 @@ def restore_weights(run: RunFolder, checkpoint: Checkpoint) -> None:
     """
     if finished_at(run) != checkpoint.iteration:
         try:
-            write_weights(run.weights, checkpoint.training["model"], checkpoint.iteration)
+            write_weights(run.weights_file, checkpoint.training["model"], checkpoint.iteration)
         except OSError as error:
-            raise FastaeError(f"cannot write {str(run.weights)!r}: {error.strerror or error}") from None
+            raise FastaeError(f"cannot write {str(run.weights_file)!r}: {error.strerror or error}") from None

@@ -273,10 +273,13 @@ def begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Itera
     The folder is made if the run has not begun. Raises FastaeError if the run began with other images than
     those of the session.
     """
-    if run.config.exists():
+    if run.config_file.exists():
         with run.lock():
             newest = reopen(run, config)
-            if newest and run.manifest(newest.run).fingerprint != session.folder.manifest.fingerprint:
+            if (
+                newest
+                and run.read_manifest(newest.description).fingerprint != session.folder.manifest.fingerprint
+            ):
                 raise FastaeError(
                     "it began with other images than the sweep's; "
                     f"fastae train --resume {run.path} resumes it alone"
@@ -305,10 +308,10 @@ def open_shared_session(
         The session, and the user's settings. If the user named no data folder, they have the one of the runs
         that are resumed. Automatic choices of the session, for example the loader, are not in the settings.
     """
-    begun = next((run for run in map(folder.run, names) if run.config.exists()), None)
-    before = begun.describe() if begun else RunDescription(config)
+    begun = next((run for run in map(folder.run, names) if run.config_file.exists()), None)
+    before = begun.read_description() if begun else RunDescription(config)
     chosen = as_before(config, {"data": config.data} if config.data else {}, before)
     own = replace(chosen, device=device_of(config.device, ranks))
-    session = open_session(own, manifest=folder.manifest(), at_once=at_once)
+    session = open_session(own, manifest=folder.read_manifest(), at_once=at_once)
     data = config.data or before.config.data
     return session, replace(config, data=data)

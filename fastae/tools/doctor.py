@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from fastae.device import compatibility
-from fastae.device.choose import choose_device, choose_precision, describe
+from fastae.device.choose import choose_device, choose_precision, device_name
 from fastae.device.compatibility import Driver
 from fastae.device.compiling import compiler, missing_to_compile, require_temporary_folder
 from fastae.device.nvml import Gpu, NvmlError, in_wsl
@@ -162,7 +162,7 @@ def check_cpu() -> Answer:
     cores = usable_cores()
     fitting = max(1, int(cores))
     remedy = f"set OMP_NUM_THREADS={fitting}" if fitting < torch.get_num_threads() else ""
-    return f"{describe(torch.device('cpu'))}, {cores:g} of {os.cpu_count()} cores", remedy
+    return f"{device_name(torch.device('cpu'))}, {cores:g} of {os.cpu_count()} cores", remedy
 
 
 def check_memory() -> Answer:

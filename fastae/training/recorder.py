@@ -90,9 +90,12 @@ class Recorder:
             kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
             for kind, tags in TAGS.items()
         }
-        self._metrics = stack.enter_context(MetricsWriter(run.metrics, start, progress.metrics))
+        self._metrics = stack.enter_context(MetricsWriter(run.metrics_file, start, progress.metrics))
         if self._metrics.is_damaged:
-            log(f"warning   {run.metrics.name} has lost or changed rows up to iteration {start:,}", "yellow")
+            log(
+                f"warning   {run.metrics_file.name} has lost or changed rows up to iteration {start:,}",
+                "yellow",
+            )
         self._tensorboard = stack.enter_context(TensorBoardWriter(run.path, start))
         if lost := [name for name in progress.events if not (run.path / name).is_file()]:
             files = "1 event file is" if len(lost) == 1 else f"{len(lost):,} event files are"
@@ -197,8 +200,8 @@ class Recorder:
         """
         self._tensorboard.sync()
         progress = Progress(seconds, self._metrics.sync(), self._events)
-        found = Checkpoint(iteration, training, run=self._description, progress=progress)
-        self._saver.save(found, weights=self._run.weights if final else None)
+        found = Checkpoint(iteration, training, description=self._description, progress=progress)
+        self._saver.save(found, weights=self._run.weights_file if final else None)
 
     def end_display(self) -> None:
         """Ends the display. What is logged from now on is the run's result."""

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from fastae.config import TrainConfig, flag
+from fastae.config import FIXED, TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.model import meta_model
 from fastae.runs import checkpoint
@@ -27,13 +27,6 @@ from fastae.training.session import open_session
 from fastae.utils.console import log
 from fastae.utils.paths import expand_home
 
-FIXED = [
-    entry.name
-    for entry in dataclasses.fields(TrainConfig)
-    if not entry.metadata["free"] and entry.name != "out"
-]
-"""The settings that decide the optimization."""
-
 
 def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     """Resumes the run in the folder `path`, with the settings in `given` changed. Returns the folder.
@@ -43,12 +36,12 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
     """
     path = expand_home(path)
     ranks, run = launched(), RunFolder(path)
-    settings = run.settings()
+    settings = run.read_config()
     with run.lock() if ranks.is_main else nullcontext():
         newest = reopen(run, settings, ranks)
         where = f"iteration {newest.iteration:,}" if newest else "the start: there is no checkpoint yet"
         log(f"resuming  {path} from {where}")
-        before = newest.run if newest else run.describe()
+        before = newest.description if newest else run.read_description()
         config = changed(settings, given, path)
         if newest:
             iteration = newest.iteration
@@ -62,7 +55,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
                     restore_weights(run, newest)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
-        manifest = run.manifest(before) if newest or run.manifest_file.exists() else None
+        manifest = run.read_manifest(before) if newest or run.manifest_file.exists() else None
         session = open_session(as_before(config, given, before), ranks, manifest)
         train_in(session, config, run, newest=newest)
     return path
@@ -88,7 +81,7 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
         _require_same(config, newest, run)
     elif checkpoint.latest(run.checkpoints) is not None:
         raise FastaeError(f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one")
-    elif config.keep == 0 and run.weights.exists():
+    elif config.keep == 0 and run.weights_file.exists():
         raise FastaeError(
             f"the run in {str(run.path)!r} is finished, and kept no checkpoint (--keep 0): start a new run"
         )
@@ -105,10 +98,10 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
 def _require_same(config: TrainConfig, newest: Checkpoint, run: RunFolder) -> None:
     """Raises FastaeError if a fixed setting differs from that of the run's checkpoint."""
     for name in FIXED:
-        expected, found = getattr(newest.run.config, name), getattr(config, name)
+        expected, found = getattr(newest.description.config, name), getattr(config, name)
         if found != expected:
             raise FastaeError(
-                f"{str(run.config)!r} says {flag(name)} {found}, but the checkpoint of iteration "
+                f"{str(run.config_file)!r} says {flag(name)} {found}, but the checkpoint of iteration "
                 f"{newest.iteration:,} was trained with {expected}: restore config.json"
             )
 

@@ -99,9 +99,9 @@ def open_trainer(
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)
-                for line in description.differences(newest.run):
+                for line in description.differences(newest.description):
                     log(f"differs   {line}")
-                description = description.resumed_from(newest.run, start)
+                description = description.resumed_from(newest.description, start)
             log(f"device    {description.device}")
             log(f"step      {description.step}")
             log(f"run       {run.path}")

@@ -28,7 +28,7 @@ from fastae.data.loaders.loader import LoaderKind, build_loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
 from fastae.device.apply import apply
-from fastae.device.choose import Hardware, choose_device, choose_precision, describe
+from fastae.device.choose import Hardware, choose_device, choose_precision, device_name
 from fastae.device.compatibility import unusable_gpu_reason
 from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
@@ -104,7 +104,7 @@ class Session:
             ),
             loader=self.loader.kind,
             compiled=hardware.compiled,
-            device=describe(hardware.device),
+            device=device_name(hardware.device),
             device_type=hardware.device.type,
             world_size=self.ranks.size,
             at_once=at_once,

@@ -278,7 +278,7 @@ class Trainer:
         train = self._session.folder.train
         self._run.note_non_finite(iteration, [train[index] for index in sampler.at(iteration - 1).indices])
         raise NotFinite(
-            f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite})"
+            f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite_file})"
         )
 
     def _evaluate(self) -> None:

@@ -131,10 +131,10 @@ def test_a_run_with_a_held_out_file_that_does_not_decode(paths, tmp_path, held_o
     assert skipped(run) == [(path, "does not decode") for path in bad]
     printed = capsys.readouterr().out
     assert "1 PNG file" in printed and printed.count("; replaced by") == 3  # all are in skipped.txt
-    divided = RunFolder(run).manifest()
+    divided = RunFolder(run).read_manifest()
     assert [*divided.held_out] == (names[-4:] if held_out > 1 else names[-2:-1])
     assert [*divided.train] == (names[:-4] if held_out > 1 else names[:-2])
-    assert RunFolder(run).describe().data.evaluated_on == min(3, held_out)
+    assert RunFolder(run).read_description().data.evaluated_on == min(3, held_out)
 
 
 @pytest.mark.parametrize("gone", [1.0, 0.5])

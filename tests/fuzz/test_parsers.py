@@ -88,7 +88,7 @@ def damaged(draw: Callable, content: bytes) -> bytes:
 
 
 def settings_of_a_run(path, pictures):
-    config = RunFolder(path.parent).settings()
+    config = RunFolder(path.parent).read_config()
     assert TrainConfig.from_dict(json.loads(json.dumps(config.as_dict())), "config.json") == config
 
 

@@ -46,8 +46,8 @@ def make_run(
     environment = {"fastae": "0.1.0", "commit": "abc", "packages": {"torch": "2.13.0"}}
     description = {"config": config.as_dict(), "data": images, "environment": environment, "loader": "dali"}
     description |= {"device": "AMD EPYC, 2 threads", "step": "float32", "compiled": False}
-    folder.config.write_text(json.dumps(description | (described or {})))
-    with MetricsWriter(folder.metrics) as metrics:
+    folder.config_file.write_text(json.dumps(description | (described or {})))
+    with MetricsWriter(folder.metrics_file) as metrics:
         for step in sorted({*train, *held_out}):
             if step in train:
                 metrics.append(step, TRAIN, loss_index=train[step], images_per_second=rate)
@@ -58,7 +58,7 @@ def make_run(
     if weights is not None:
         torch.manual_seed(weights)
         model = AutoEncoder(config.image_size, config.latent)
-        write_weights(folder.weights, model.state_dict(), max(train))
+        write_weights(folder.weights_file, model.state_dict(), max(train))
     return path
 
 

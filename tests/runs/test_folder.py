@@ -46,7 +46,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_a_place_for_the_same_command(sm
     for size in (1, 100):  # for config.json, then for images.json
         refused = pytest.raises(FastaeError, match="cannot write the run folder")
         with refused, new_run(out, "a") as run, largest_file(size):
-            run.begin(made.describe(), made.manifest(), [])
+            run.begin(made.read_description(), made.read_manifest(), [])
         assert not list(out.iterdir()) if there else not out.parent.exists()
 
 

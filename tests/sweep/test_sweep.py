@@ -274,7 +274,7 @@ def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_pa
     shutil.copytree(face_folder, moved)
     shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # not the sweep's
     killed_before_its_first_checkpoint(copy / "pixel_bce")
-    images = RunFolder(copy / "sample_bce").manifest()
+    images = RunFolder(copy / "sample_bce").read_manifest()
     begin_with(copy / "sample_bce", replace(images, train=dict(reversed(images.train.items()))))
     _, runs = run_sweep(SweepConfig(settings(moved)), copy)
     assert states(copy) == dict.fromkeys(LOSSES, "finished") | {"sample_bce": "failed"}

@@ -69,7 +69,7 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
     finally:
         console.quiet = False
     assert capsys.readouterr().out.count(bad.path) == 2
-    assert run.skipped.read_text() == f"truncated\t{bad.path}\n"
+    assert run.skipped_file.read_text() == f"truncated\t{bad.path}\n"
 
 
 def rows(run, kind):

@@ -174,7 +174,9 @@ def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(sto
 def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
     described = json.loads((stopped / "config.json").read_text())
     last = checkpoint.newest(stopped / "checkpoints", print)
-    checkpoint.write(stopped / "checkpoints", replace(last, run=replace(last.run, world_size=2)), keep=2)
+    checkpoint.write(
+        stopped / "checkpoints", replace(last, description=replace(last.description, world_size=2)), keep=2
+    )
     resume_run(stopped, {"iterations": STOPPED + 1})
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs   ranks")]
     assert described["world_size"] == 1 and "rounding" not in line
@@ -330,7 +332,7 @@ def test_what_would_be_another_run_is_refused_by_name(stopped):
 
 
 def test_a_list_of_other_images_is_refused(stopped):
-    images = RunFolder(stopped).manifest()
+    images = RunFolder(stopped).read_manifest()
     replace(images, train=dict(reversed(images.train.items()))).write(stopped / "images.json")
     with pytest.raises(FastaeError, match=r"images.json' lists other images"):
         resume_run(stopped, {})
@@ -374,7 +376,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
 
     # The same by hand: the substitute under the lost one's name, in a run whose manifest lists it.
     bad.write_bytes(substitute.read_bytes())
-    images = RunFolder(other).manifest()
+    images = RunFolder(other).read_manifest()
     begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}, digests={}))
     resume_run(other, {"iterations": 11})
     assert same_state(last_state(run)["model"], last_state(other)["model"])
@@ -384,10 +386,14 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
 def test_another_version_is_reported(stopped, capsys):
     """Of what the checkpoint was written with; config.json may be of a later session."""
     last = checkpoint.newest(stopped / "checkpoints", print)
-    environment = last.run.environment
-    assert environment == RunFolder(stopped).describe().environment
+    environment = last.description.environment
+    assert environment == RunFolder(stopped).read_description().environment
     older = replace(environment, packages={**environment.packages, "torch": "1.0"})
-    checkpoint.write(stopped / "checkpoints", replace(last, run=replace(last.run, environment=older)), keep=1)
+    checkpoint.write(
+        stopped / "checkpoints",
+        replace(last, description=replace(last.description, environment=older)),
+        keep=1,
+    )
     resume_run(stopped, {"iterations": STOPPED + 1})
     assert f"torch was 1.0, is {torch.__version__}" in capsys.readouterr().out
 
