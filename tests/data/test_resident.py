@@ -171,7 +171,9 @@ def test_a_damaged_store_is_reported_and_built_anew(face_paths, tmp_path, damage
 def test_two_that_open_it_at_once_build_one_store(face_paths, tmp_path, monkeypatch):
     """The lock excludes threads as it excludes processes."""
     builds, build = [], resident._build
-    monkeypatch.setattr(resident, "_build", lambda *given: builds.append(0) or build(*given))
+    monkeypatch.setattr(
+        resident, "_build", lambda *given, **named: builds.append(0) or build(*given, **named)
+    )
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda paths: batches(paths, tmp_path), [face_paths] * 2)
     assert same(one, other) and len(stores(tmp_path)) == len(builds) == 1

@@ -2,7 +2,6 @@
 
 import torch
 
-from fastae.data.loaders import host
 from fastae.training.run_ahead import AHEAD, PendingWindows, StepQueue
 from fastae.training.step_timer import Marks
 
@@ -36,7 +35,6 @@ def test_a_gpu_that_lags_has_a_few_steps_before_it_and_the_wait_is_the_devices()
     events, queue = steps(20)
     assert [event.waited_for for event in events] == [True] * (20 - AHEAD) + [False] * AHEAD
     assert queue.take_wait() > 0 and queue.take_wait() == 0
-    assert host.SLOTS >= AHEAD + 2, "else the loop would wait for a buffer, as if for data"
 
 
 def test_nothing_waits_for_a_gpu_that_keeps_up_nor_on_a_cpu():
