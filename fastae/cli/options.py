@@ -47,7 +47,16 @@ class InOrder(click.Group):
 
 
 class GroupedCommand(click.Command):
-    """A command whose --help lists its options under headings."""
+    """A command without arguments, whose --help lists its options under headings."""
+
+    allow_extra_args = True  # an argument is refused with a hint: it may be meant for --data
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.args:
+            stray = ctx.args[0]
+            hint = f": for a folder of images write --data {stray}" if Path(stray).is_dir() else ""
+            raise FastaeError(f"unexpected argument {stray!r}{hint}")
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}

@@ -130,9 +130,9 @@ def open_unblocked(path: str) -> BufferedReader:
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes the names in `folder` to the disk, so that a renamed file survives a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk, so that they survive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -140,17 +140,17 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
+def hold_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds the lock of `folder` while the block runs. The kernel releases it if the process dies.
 
     Args:
-        lock: the lock, which is not held yet.
-        folder: the folder that it protects, for messages.
+        folder: the folder, which contains the lock's file.
         what: the kind of process that holds the lock, such as 'run', for messages.
 
     Raises:
         FastaeError: another process holds the lock, or the lock's file cannot be made.
     """
+    lock = FileLock(folder / ".lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -201,14 +201,17 @@ def _make(folder: Path, made: list[Path]) -> bool:
 
 def require_new_folder(path: Path, option: str) -> None:
     """Raises FastaeError, naming `option`, unless `path` is an empty folder or could be made as one."""
-    try:
-        used = path.is_dir() and any(path.iterdir())
-    except OSError as error:
-        raise FastaeError(f"{option} {str(path)!r} cannot be read: {error.strerror}") from None
-    if used:
+    if listed(path):
         raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
-    if path.exists() and not path.is_dir():
-        raise FastaeError(f"{option} {str(path)!r} is a file: name a new folder")
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a writable folder")
+    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(existing)!r} is not writable")
+
+
+def is_writable(folder: Path) -> bool:
+    """Returns whether files can be made in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK | os.X_OK)

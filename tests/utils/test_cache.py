@@ -184,12 +184,6 @@ def test_what_else_lies_in_an_entry_does_not_matter(tmp_path):
     ensure_entry(tmp_path / "resident-1", "resident", "", lambda draft: pytest.fail("it is in order"))
 
 
-def test_what_a_killed_rebuild_left_is_removed(tmp_path):
-    make(tmp_path / "resident-1").rename(tmp_path / ".resident-1.old.partial")  # between its two renames
-    make(tmp_path / "resident-2")
-    assert names(tmp_path) == ["resident-2"]
-
-
 def test_no_pipe_in_the_cache_is_waited_for(tmp_path, face_folder):
     """Those among the decoded images and the faces: tests/data/test_resident.py and test_faces.py."""
     records = check_records(tmp_path)
