@@ -10,7 +10,15 @@ import click
 import pytest
 
 from fastae.data.files.folder import open_folder
-from fastae.utils.cache import building, check_records, ensure_entry, entries, lock_entry, remove
+from fastae.utils.cache import (
+    building,
+    check_records,
+    ensure_entry,
+    entries,
+    keep_kernels,
+    lock_entry,
+    remove,
+)
 
 from ..commands import here, refuses, started, wait_for
 
@@ -158,6 +166,12 @@ def test_a_folder_of_the_users_is_not_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     assert check_records(tmp_path) is None and names(tmp_path / "file-checks") == []
     assert check_records(tmp_path / "file") is None and entries(tmp_path / "file") == []
+
+
+def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    keep_kernels(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine" and names(tmp_path) == []
 
 
 def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
