@@ -10,27 +10,20 @@ import click
 import pytest
 
 from fastae.data.files.folder import open_folder
-from fastae.utils.cache import (
-    building,
-    check_records,
-    ensure_entry,
-    entries,
-    keep_kernels,
-    lock_entry,
-    remove,
-)
+from fastae.utils import cache as caches
+from fastae.utils.cache import building, check_records, ensure_entry, entries, lock_entry, remove
 
 from ..commands import here, refuses, started, wait_for
 
 
 def make(folder, size=1_000_000):
     """An entry with one file of so many bytes."""
-    ensure_entry(folder, "resident", "7 images of /my/data", lambda draft: fill(draft, size))
+
+    def fill(draft):
+        (draft / "pixels.npy").write_bytes(bytes(size))
+
+    ensure_entry(folder, "resident", "7 images of /my/data", fill)
     return folder
-
-
-def fill(draft, size):
-    (draft / "pixels.npy").write_bytes(bytes(size))
 
 
 BUILD = """
@@ -107,30 +100,23 @@ def test_clear_asks_before_it_removes_everything(tmp_path, answer, left, monkeyp
     assert "1.0 MB" in capsys.readouterr().out and names(tmp_path) == left
 
 
-@pytest.fixture
-def killed_and_alive(tmp_path):
-    """The builds of resident-1, which was killed, and of resident-2, which is under way."""
-    with builder(tmp_path / "resident-1") as dead, builder(tmp_path / "resident-2") as alive:
-        wait_for(dead, "under way")
-        wait_for(alive, "under way")
+def test_what_killed_builds_left_is_removed_and_nothing_of_one_under_way(tmp_path, capsys):
+    one, two, three = (tmp_path / f"resident-{number}" for number in (1, 2, 3))
+    with builder(one) as dead, builder(two) as alive:
+        for process in (dead, alive):
+            wait_for(process, "under way")
         dead.kill()
         dead.wait()
-        yield
-
-
-def test_a_build_removes_what_killed_builds_left_and_nothing_of_one_under_way(tmp_path, killed_and_alive):
-    assert ".resident-1.partial" in names(tmp_path)
-    make(tmp_path / "resident-3")
-    assert [entry.name for entry in entries(tmp_path)] == ["resident-2", "resident-3"]
-    assert (tmp_path / ".resident-2.partial" / "pixels.npy").read_bytes() == b"half"
-
-
-def test_clear_removes_what_killed_builds_left_and_leaves_one_under_way(tmp_path, killed_and_alive, capsys):
-    make(tmp_path / "resident-1", 5)  # a killed build is built anew
-    assert (tmp_path / "resident-1" / "pixels.npy").read_bytes() == bytes(5)
-    assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 1
-    assert "resident-2" in capsys.readouterr().out
-    assert [entry.name for entry in entries(tmp_path)] == ["resident-2"]
+        assert ".resident-1.partial" in names(tmp_path)
+        make(three)
+        assert [entry.name for entry in entries(tmp_path)] == ["resident-2", "resident-3"]
+        assert (tmp_path / ".resident-2.partial" / "pixels.npy").read_bytes() == b"half"
+        assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 1
+        assert "resident-2" in capsys.readouterr().out
+        assert [entry.name for entry in entries(tmp_path)] == ["resident-2"]
+    make(two, 5)  # it was killed, and is built anew
+    assert (two / "pixels.npy").read_bytes() == bytes(5)
+    assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 0 and names(tmp_path) == []
 
 
 def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
@@ -170,7 +156,7 @@ def test_a_folder_of_the_users_is_not_written_to(tmp_path):
 
 def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    keep_kernels(tmp_path)
+    caches.keep_kernels(tmp_path)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine" and names(tmp_path) == []
 
 
