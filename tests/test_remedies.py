@@ -35,13 +35,13 @@ def test_a_folder_of_runs_is_no_run(run, tmp_path, face_paths, command):
     assert "holds several runs" in message and "pixel_mse" in message
 
 
-def test_fewer_iterations_than_are_done(run):
+def test_a_resume_is_refused_with_the_remedy_and_else_sums_up_from_the_first_iteration(run, capsys):
     assert "less than the 4 that are done" in refuses("train", "--resume", run, "--iterations", 3)
-
-
-def test_data_that_were_moved_are_named_by_data(run, tmp_path):
-    message = refuses("train", "--resume", run, "--iterations", 9, "--data", tmp_path / "nowhere")
+    message = refuses("train", "--resume", run, "--iterations", 9, "--data", "/nowhere")
     assert "there is no such folder" in message and "--data" in message
+    here("train", "--resume", run, "--iterations", 6)
+    summary = r"held-out loss_index [\d,]+ at iteration 0, [\d,]+ at iteration 6"
+    assert re.search(summary, capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(("minutes", "shown"), [(None, "50/100"), (2.5, "50")])
@@ -62,13 +62,6 @@ def test_the_bar_counts_to_what_ends_the_run(monkeypatch, minutes, shown):
 
 def test_sizes_are_in_the_unit_that_shows_them():
     assert [size(count) for count in (72e6, 999e6, 9.96e9)] == ["72 MB", "999 MB", "9.96 GB"]
-
-
-def test_after_a_resume_the_summary_begins_at_the_first_iteration(run, capsys):
-    here("train", "--resume", run, "--iterations", 6)
-    assert re.search(
-        r"held-out loss_index [\d,]+ at iteration 0, [\d,]+ at iteration 6", capsys.readouterr().out
-    )
 
 
 def test_a_finished_run_keeps_no_checkpoint_if_told_so(face_folder, tmp_path):

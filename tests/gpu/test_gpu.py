@@ -10,7 +10,6 @@ from fastae.data.loaders import resident
 from fastae.device.choose import Precision
 from fastae.training.step_timer import StepTimer
 
-from ..commands import fastae
 from .conftest import SHAPE, make_step, small_model
 
 pytestmark = pytest.mark.usefixtures("real_gpu")
@@ -95,12 +94,3 @@ def test_the_clock_times_the_device_not_the_host(cuda):
     window = clock.split().measure()
     assert window.step_p50 > 0.005
     assert window.data_wait < 0.1
-
-
-def test_a_run_on_the_gpu(face_folder, tmp_path):
-    result = fastae(
-        "train", "--amp", "--device", "cuda", "--data", face_folder, "--out", tmp_path / "run",
-        "--iterations", 30, "--batch-size", 16, "--log-every", 10,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()
