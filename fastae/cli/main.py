@@ -58,6 +58,11 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
         runner.train(config)
 
 
+def refuse_resume(context: click.Context, option: click.Parameter, folder: Path | None) -> None:
+    if folder:
+        raise FastaeError(f"a sweep is resumed by the command that began it, with --out {folder}")
+
+
 def sweep_option(*names: str, **settings: Any) -> Any:
     return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
 
@@ -68,23 +73,15 @@ def sweep_option(*names: str, **settings: Any) -> Any:
 @sweep_option("--same-init", is_flag=True, help="Same initial weights and batches for all losses.")
 @sweep_option("--at-once", default=1, type=click.IntRange(1, 64), help="Runs that take turns on one device.")
 @sweep_option("--out", metavar="DIR", type=PathType(), help="Sweep folder. Default: runs/TIME-sweep.")
-@sweep_option("--resume", hidden=True, type=PathType())
+@sweep_option("--resume", hidden=True, type=PathType(), expose_value=False, callback=refuse_resume)
 @options_of(TrainConfig, leave_out=("loss", "out"))
 def sweep(
-    losses: str | None,
-    repeats: int,
-    same_init: bool,
-    at_once: int,
-    out: Path | None,
-    resume: Path | None,
-    **settings: Any,
+    losses: str | None, repeats: int, same_init: bool, at_once: int, out: Path | None, **settings: Any
 ) -> int:
     """Train once per loss, then make the report.
 
     All runs have the same settings and train on the same images.
     """
-    if resume:
-        raise FastaeError(f"a sweep is resumed by the command that began it, with --out {resume}")
     from fastae.runs.sweep_folder import RunState, SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)

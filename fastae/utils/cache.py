@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from fastae.errors import FastaeError
 from fastae.utils.console import log
 from fastae.utils.environment import __version__
-from fastae.utils.files import is_writable, require_file, sync, write_json
+from fastae.utils.files import is_writable, listed, require_file, sync, write_json
 from fastae.utils.json import read_json
 from fastae.utils.paths import user_path
 
@@ -171,8 +171,7 @@ def ensure_entry(
             log(f"{kind:<9} {why}: rebuilding {folder.name}")
         with lock_entry(folder):
             if reason():  # no other process has built it meanwhile
-                with building(folder, kind, data) as draft:
-                    fill(draft)
+                _build(folder, Marker(kind, data, fastae=__version__), fill)
     with suppress(OSError):  # the cache may be read-only
         os.utime(folder / MARKER)
 
@@ -200,44 +199,9 @@ def lock_entry(folder: Path, wait: bool = True) -> Iterator[None]:
         lock.release()
 
 
-@contextmanager
-def building(folder: Path, kind: str, data: str) -> Iterator[Path]:
-    """Yields a draft to fill, which becomes the entry `folder` if the block succeeds, else is removed.
-
-    The entry appears once its files and their digests are on the disk. The caller holds the entry's lock
-    (`lock_entry`). Drafts of other entries that killed processes left are removed first.
-    """
-    with suppress(FastaeError):
-        for entry in entries(folder.parent):
-            if entry.is_draft and entry.name != folder.name:
-                remove(entry)
-    draft = _draft(folder)
-    try:
-        _discard(draft)
-        draft.mkdir()
-        marker = Marker(kind, data, fastae=__version__)
-        write_json(draft / MARKER, asdict(marker))
-        yield draft
-        paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
-        with ThreadPoolExecutor(THREADS) as pool:
-            digests = {path.name: _digests(path, pool) for path in paths}
-        write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
-        for path in (*paths, draft):
-            sync(path)
-        _discard(folder)  # a damaged entry, or whatever is at its path
-        draft.rename(folder)
-        sync(folder.parent)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-
-
 def entries(cache: Path) -> list[Entry]:
-    """Returns the entries of a cache folder and drafts. Raises FastaeError if the folder cannot be read."""
-    try:
-        paths = sorted(cache.iterdir()) if cache.is_dir() else []
-        return [entry for path in paths if (entry := _entry(path))]
-    except OSError as error:
-        raise FastaeError(f"cannot read the cache folder {str(cache)!r}: {error.strerror or error}") from None
+    """Returns the entries of a cache folder and drafts. Raises FastaeError if the folder cannot be listed."""
+    return [entry for path in listed(cache) if (entry := _entry(path))]
 
 
 def read_marker(folder: Path) -> Marker | None:
@@ -266,6 +230,34 @@ def remove(entry: Entry) -> bool:
         return False
     except OSError as error:
         raise FastaeError(f"cannot remove {str(entry.path)!r}: {error.strerror or error}") from None
+
+
+def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
+    """Fills a draft, which becomes the entry `folder` once its files and their digests are on the disk.
+
+    If that fails, the draft is removed. Drafts of other entries that killed processes left are removed first.
+    """
+    with suppress(FastaeError):
+        for entry in entries(folder.parent):
+            if entry.is_draft and entry.name != folder.name:
+                remove(entry)
+    draft = _draft(folder)
+    try:
+        _discard(draft)
+        draft.mkdir()
+        write_json(draft / MARKER, asdict(marker))
+        fill(draft)
+        paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
+        with ThreadPoolExecutor(THREADS) as pool:
+            digests = {path.name: _digests(path, pool) for path in paths}
+        write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
+        for path in (*paths, draft):
+            sync(path)
+        _discard(folder)  # a damaged entry, or whatever is at its path
+        draft.rename(folder)
+        sync(folder.parent)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
 
 
 def _blocks(path: Path) -> range:

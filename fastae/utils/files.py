@@ -152,15 +152,13 @@ def hold_lock(folder: Path, what: str) -> Iterator[None]:
     """
     lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise FastaeError(f"{str(folder)!r} is locked by another {what}: wait for it, or stop it") from None
     except OSError as error:
         raise FastaeError(f"cannot write the {what} folder {str(folder)!r}: {error}") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -171,32 +169,20 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     ends, the folder and its parents are removed, if they were made here and are empty. Raises OSError if the
     folder cannot be made.
     """
-    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
-    made: list[Path] = []
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
-        for parent in reversed(path.parents):
-            _make(parent, made)
-        if new:
-            path = next(name for name in names if _make(name, made))
-        else:
-            _make(path, made)
-        yield path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in chain([path], numbered if new else []):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                made.insert(0, folder)
+                break
+        yield folder
     finally:
-        for folder in reversed(made):
+        for folder in made:
             with suppress(OSError):
                 folder.rmdir()
-
-
-def _make(folder: Path, made: list[Path]) -> bool:
-    """Makes a folder unless it exists, and adds it to `made`; returns whether it was made."""
-    try:
-        folder.mkdir()
-    except OSError:
-        if not folder.is_dir():
-            raise
-        return False
-    made.append(folder)
-    return True
 
 
 def require_new_folder(path: Path, option: str) -> None:

@@ -66,8 +66,7 @@ def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:
     """
     found = []
     for path in paths:
-        text = os.fspath(path) if isinstance(path, os.PathLike) else path
-        if not isinstance(text, str):
-            raise SettingError(name, f"must contain paths, not {text!r:.60}")
-        found.append(user_path(text, name))
+        if not isinstance(path, str | os.PathLike):
+            raise SettingError(name, f"must contain paths, not {path!r:.60}")
+        found.append(user_path(os.fspath(path), name))
     return found

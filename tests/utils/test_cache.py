@@ -5,13 +5,14 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import pytest
 
 from fastae.data.files.folder import open_folder
 from fastae.utils import cache as caches
-from fastae.utils.cache import building, check_records, ensure_entry, entries, lock_entry, remove
+from fastae.utils.cache import check_records, ensure_entry, entries, remove
 
 from ..commands import here, refuses, started, wait_for
 
@@ -29,13 +30,14 @@ def make(folder, size=1_000_000):
 BUILD = """
 import sys, time
 from pathlib import Path
-from fastae.utils.cache import building, lock_entry
+from fastae.utils.cache import ensure_entry
 
-folder = Path(sys.argv[1])
-with lock_entry(folder), building(folder, "resident", "data") as draft:
+def fill(draft):
     (draft / "pixels.npy").write_bytes(b"half")
     print("under way", flush=True)
     time.sleep(600)
+
+ensure_entry(Path(sys.argv[1]), "resident", "data", fill)
 """
 
 
@@ -140,18 +142,18 @@ def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
     assert left.is_draft and remove(left) and names(tmp_path) == []
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path):
-    for error in (OSError("full"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), lock_entry(tmp_path / "a"), building(tmp_path / "a", "faces", ""):
-            raise error
-        assert names(tmp_path) == []
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_a_build_that_fails_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)):
+        ensure_entry(tmp_path / "a", "faces", "", Mock(side_effect=error))
+    assert names(tmp_path) == []
 
 
 def test_a_folder_of_the_users_is_not_written_to(tmp_path):
     (tmp_path / "file-checks").mkdir()
     (tmp_path / "file").write_text("")
     assert check_records(tmp_path) is None and names(tmp_path / "file-checks") == []
-    assert check_records(tmp_path / "file") is None and entries(tmp_path / "file") == []
+    assert check_records(tmp_path / "file") is None
 
 
 def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
