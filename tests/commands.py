@@ -39,14 +39,6 @@ def here(*arguments):
     return cli.main([*map(str, arguments)], standalone_mode=False)
 
 
-def refused(result, *words):
-    """One line on stderr that holds these words, and exit code 2."""
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("fastae: error: "), result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
-    return True
-
-
 def refuses(*arguments):
     """The one line in which it refuses, in this process."""
     with pytest.raises(FastaeError) as caught:
