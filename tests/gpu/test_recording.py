@@ -65,22 +65,34 @@ def train(step, loader, steps, start=0):
     return torch.stack([step(*next(inputs))[0].clone() for _ in range(steps)]).tolist()
 
 
+@pytest.fixture
+def train_alike(results):
+    """Trains two steps, and compares their objectives and states."""
+
+    def train_both(ours, theirs, loader, steps, start=0):
+        objectives, expected = train(ours, loader, steps, start), train(theirs, loader, steps, start)
+        results()
+        assert objectives == pytest.approx(expected, rel=0.02)
+        agrees(ours, theirs)
+
+    return train_both
+
+
 def agrees(ours, theirs):
     """Two trained steps: counters and Adam's steps exactly, the rest to what bf16 and atomics leave."""
-    for (name, one), (_, other) in zip(
-        ours.model.state_dict().items(), theirs.model.state_dict().items(), strict=True
-    ):
+    found = ours.model.state_dict()
+    for name, expected in theirs.model.state_dict().items():
         if name.endswith("batches_tracked"):
-            assert int(one) == int(other), name
+            assert int(found[name]) == int(expected), name
         elif "running" in name:
-            torch.testing.assert_close(one, other, rtol=0.05, atol=0.01, msg=name)
+            torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.01, msg=name)
         else:
-            assert (one - other).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
+            assert (found[name] - expected).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
+    moments = ours.state()["optimizer"]["state"]
     for index, state in theirs.state()["optimizer"]["state"].items():
-        mine = ours.state()["optimizer"]["state"][index]
-        assert float(mine["step"]) == float(state["step"])
+        assert float(moments[index]["step"]) == float(state["step"])
         gradient = state["exp_avg"]
-        assert (mine["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
+        assert (moments[index]["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -106,19 +118,16 @@ def test_gradients_of_every_layer_are_those_without_cudnn(cuda, results, compile
 
 
 @pytest.mark.parametrize("precision", [None, FP16], ids=["bf16", "fp16"])
-def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, results, precision):
+def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, train_alike, precision):
     """And the recording itself leaves weights and moments as they were."""
     model = small_model(cuda)
     eager = make_step(copy.deepcopy(model), loader=loader, precision=precision)
     before = copy.deepcopy(model.state_dict())
     ours = recorded(make_step(model, loader=loader, precision=precision), loader)
     after, moments = copy.deepcopy((model.state_dict(), list(ours.optimizer.state.values())))
-    objectives, expected = train(ours, loader, 10), train(eager, loader, 10)
-    results()
+    train_alike(ours, eager, loader, 10)
     assert all(torch.equal(before[name], value) for name, value in after.items())
     assert all(not value.any() for state in moments for value in state.values())
-    assert objectives == pytest.approx(expected, rel=0.02)
-    agrees(ours, eager)
 
 
 def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, recorded, results):
@@ -159,7 +168,7 @@ def test_two_steps_in_turn_on_one_model(cuda, loader, recorded, results):
     agrees(second, plain)
 
 
-def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, results):
+def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, train_alike):
     model = small_model(cuda)
     whole = make_step(copy.deepcopy(model), loader=loader)
     train(whole, loader, 4)
@@ -167,10 +176,7 @@ def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, res
     ours = recorded(make_step(model, loader=loader), loader)
     train(ours, loader, 2)
     ours.restore(state)
-    continued, expected = train(ours, loader, 4, start=4), train(whole, loader, 4, start=4)
-    results()
-    assert continued == pytest.approx(expected, rel=0.02)
-    agrees(ours, whole)
+    train_alike(ours, whole, loader, 4, start=4)
 
 
 def test_an_upload_and_a_replay_are_all_that_a_step_asks_of_the_host(cuda, loader, recorded):
@@ -234,7 +240,7 @@ def second_gpu():
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_a_step_on_the_second_gpu(second_gpu, recorded, results, chosen):
+def test_a_step_on_the_second_gpu(second_gpu, recorded, train_alike, chosen):
     """By --device, which makes it the current one, and from Python, where another one may be current."""
     if chosen:
         assert use_device(choose_device("cuda:1")) == second_gpu
@@ -242,7 +248,4 @@ def test_a_step_on_the_second_gpu(second_gpu, recorded, results, chosen):
     loader, model = resident(second_gpu), small_model(second_gpu)
     eager = make_step(copy.deepcopy(model), loader=loader)
     ours = recorded(make_step(model, loader=loader), loader)
-    objectives, expected = train(ours, loader, 5), train(eager, loader, 5)
-    results()
-    assert objectives == pytest.approx(expected, rel=0.02)
-    agrees(ours, eager)
+    train_alike(ours, eager, loader, 5)
