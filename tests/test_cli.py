@@ -61,10 +61,8 @@ def test_a_mistake_is_one_line_whoever_notices_it(tmp_path):
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("--iterations", 0), ("--batch-size", -3), ("--minutes", -1), ("--image-size", 100), ("--contrast", 1.5),
-     ("--brightness", -1), ("--seed", -1), ("--device", "gpu"), ("--device", "cuda:99"),
-     ("--lr", "nan")],
-)  # fmt: skip
+    [("--batch-size", -3), ("--image-size", 100), ("--lr", "nan"), ("--device", "cuda:99")],
+)
 def test_a_wrong_setting_is_named_with_its_value(option, value, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     line = refuses("train", option, value)

@@ -37,17 +37,12 @@ def make(tmp_path):
             (tmp_path / name).touch()
         smi = tmp_path / "bin" / "nvidia-smi"
         smi.parent.mkdir()
-        answers = (
-            f"case $* in *=driver_version*) echo {driver};; *) printf '{capabilities}';; esac",
-            "exit 9",
-        )
-        smi.write_text(f"#!/bin/sh\n{answers[driver is None]}\n")
+        query = f"case $* in *=driver_version*) echo {driver};; *) printf '{capabilities}';; esac"
+        smi.write_text(f"#!/bin/sh\n{query if driver else 'exit 9'}\n")
         smi.chmod(0o755)
-        path = f"{smi.parent}:{os.environ['PATH']}"
-        return subprocess.run(
-            ["make", "setup", *options], cwd=tmp_path, env={**os.environ, "PATH": path}, check=False,
-            capture_output=True, text=True,
-        )  # fmt: skip
+        environment = {**os.environ, "PATH": f"{smi.parent}:{os.environ['PATH']}"}
+        command = ["make", "setup", *options]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return run
 

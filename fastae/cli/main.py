@@ -293,9 +293,7 @@ def main() -> None:
     open_streams()
     try:
         if sys.flags.optimize > 1:
-            raise FastaeError(
-                "PYTHONOPTIMIZE=2 (or -OO) removes docstrings, which DALI needs: set it to 1 or 0"
-            )
+            raise FastaeError("PYTHONOPTIMIZE=2 removes docstrings, which DALI needs: set it to 1 or 0")
         code = cli.main(prog_name="fastae", standalone_mode=False) or 0
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:

@@ -63,9 +63,9 @@ class GroupedCommand(click.Command):
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
-        for name in sorted(groups, key=lambda name: name == "Options"):
+        for name, records in groups.items():
             with formatter.section(name):
-                formatter.write_dl(groups[name])
+                formatter.write_dl(records)
 
 
 class GroupedOption(click.Option):
