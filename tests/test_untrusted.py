@@ -292,8 +292,8 @@ def test_nothing_that_is_printed_is_obeyed_by_a_terminal(terminal, capsys):
     assert error.count("\n") == 1 and is_harmless(error)
 
 
-def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths):
-    """Folder, files and run; on a terminal that knows ASCII alone."""
+def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths, capsys):
+    """Folder, files and run."""
     data = tmp_path / f"-data\n{HOSTILE}"
     data.mkdir()
     names = ["-rf", " ", "new\nline", "é\U0001f600", "x" * 251, HOSTILE]
@@ -302,14 +302,18 @@ def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths):
         (data / f"{name[:240]}-bad.jpg").write_bytes(b"")
     out = tmp_path / f"run{HOSTILE}"
     options = [*SMALL, "--iterations", 2, "--loader", "dali"]
-    result = fastae("train", "--data", data, "--out", out, *options, PYTHONIOENCODING="ascii")
-    assert result.returncode == 0, result.stderr
+    here("train", "--data", data, "--out", out, *options)
     skipped = (out / "skipped.txt").read_text()
-    assert all(map(is_harmless, (result.stdout, result.stderr, skipped)))
+    assert all(map(is_harmless, (*capsys.readouterr(), skipped)))
     assert len(skipped.splitlines()) == len(names)
     assert all(line.startswith("empty\t") for line in skipped.splitlines())
     assert json.loads((out / "config.json").read_text())["data"]["folder"] == str(data)
     assert (out / "gpu.png").is_file()
+
+
+def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
+    result = fastae("cache", "list", "--cache-dir", tmp_path / "é\U0001f600", PYTHONIOENCODING="ascii")
+    assert result.returncode == 0 and r"\xe9\U0001f600" in result.stdout
 
 
 def foreign_report(text):

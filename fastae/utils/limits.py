@@ -97,18 +97,16 @@ def local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def keep_freed_memory() -> bool:
-    """Makes glibc keep freed blocks for reuse; returns False if the C library is another one.
+def keep_freed_memory() -> None:
+    """Makes glibc, which PyTorch's wheels are built for, keep freed blocks for reuse.
 
     A training step on the CPU frees and allocates some gigabytes of activations and gradients. By default
     glibc returns each block above 32 MiB to the kernel, and maps and faults in new pages for the next: a
     fifth of a step (2 cores, 4 KiB pages). The price is that the process's memory stays at its peak.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
 def _physical(cpus: Iterable[int]) -> int:
