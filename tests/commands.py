@@ -18,19 +18,15 @@ from fastae.cli.main import cli
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint
 
+FASTAE = (sys.executable, "-m", "fastae")
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
 
 def fastae(*arguments, cwd=None, preexec=None, **environment):
     """Runs it to its end."""
+    command, environment = [*FASTAE, *map(str, arguments)], os.environ | environment
     return subprocess.run(
-        [sys.executable, "-m", "fastae", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-        preexec_fn=preexec,
-        check=False,
+        command, cwd=cwd, env=environment, preexec_fn=preexec, capture_output=True, text=True
     )
 
 
@@ -48,7 +44,7 @@ def refuses(*arguments):
 
 
 @contextmanager
-def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, group=False, **environment):
+def started(*arguments, command=FASTAE, cwd=None, group=False, **environment):
     """A process that is under way; killed at the end of the block if it still is.
 
     group: it leads a process group of its own.

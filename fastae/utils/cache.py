@@ -45,7 +45,7 @@ BLOCK = 1 << 22
 """The bytes of a file that one digest covers."""
 
 THREADS = 8
-"""Threads that compute digests: zlib and the kernel release the interpreter lock."""
+"""Threads that read and flush files: zlib and the kernel release the interpreter lock."""
 
 
 @dataclass(frozen=True)
@@ -250,9 +250,9 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
         paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
         with ThreadPoolExecutor(THREADS) as pool:
             digests = {path.name: _digests(path, pool) for path in paths}
+            list(pool.map(sync, paths))  # 2,000 files take a fraction of the time in several threads
         write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
-        for path in (*paths, draft):
-            sync(path)
+        sync(draft)
         _discard(folder)  # a damaged entry, or whatever is at its path
         draft.rename(folder)
         sync(folder.parent)
