@@ -24,10 +24,8 @@ SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-comp
 
 def fastae(*arguments, cwd=None, preexec=None, **environment):
     """Runs it to its end."""
-    command, environment = [*FASTAE, *map(str, arguments)], os.environ | environment
-    return subprocess.run(
-        command, cwd=cwd, env=environment, preexec_fn=preexec, capture_output=True, text=True
-    )
+    options = {"cwd": cwd, "env": os.environ | environment, "preexec_fn": preexec}
+    return subprocess.run([*FASTAE, *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 def here(*arguments):
