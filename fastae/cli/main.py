@@ -24,10 +24,8 @@ from fastae.utils.streams import discard_output, open_streams
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 """An unhandled OSError that has one of these numbers and no file's name was raised by writing to stdout."""
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-
-@click.group(cls=InOrder, context_settings=CONTEXT)
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fastae", prog_name="fastae")
 def cli() -> None:
     """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed.
