@@ -201,7 +201,8 @@ def lock_entry(folder: Path, wait: bool = True) -> Iterator[None]:
 
 def entries(cache: Path) -> list[Entry]:
     """Returns the entries of a cache folder and drafts. Raises FastaeError if the folder cannot be listed."""
-    return [entry for path in listed(cache) if (entry := _entry(path))]
+    paths = listed(cache) if cache.is_dir() else []
+    return [entry for path in paths if (entry := _entry(path))]
 
 
 def read_marker(folder: Path) -> Marker | None:

@@ -149,7 +149,7 @@ def test_a_folder_of_the_users_is_not_written_to(tmp_path):
     (tmp_path / "file-checks").mkdir()
     (tmp_path / "file").write_text("")
     assert check_records(tmp_path) is None and names(tmp_path / "file-checks") == []
-    assert check_records(tmp_path / "file") is None
+    assert check_records(tmp_path / "file") is None and entries(tmp_path / "file") == []
 
 
 def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
