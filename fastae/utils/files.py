@@ -188,11 +188,9 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 def require_new_folder(path: Path, option: str) -> None:
     """Raises FastaeError, naming `option`, unless `path` is an empty folder or could be made as one."""
-    existing = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-        raise FastaeError(
-            f"{option} {str(path)!r} cannot be made: {str(existing)!r} is not a writable folder"
-        )
+    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a writable folder")
     if listed(path):
         raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
 
