@@ -18,33 +18,19 @@ from fastae.cli.main import cli
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint
 
+FASTAE = (sys.executable, "-m", "fastae")
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
 
 def fastae(*arguments, cwd=None, preexec=None, **environment):
     """Runs it to its end."""
-    return subprocess.run(
-        [sys.executable, "-m", "fastae", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env=os.environ | environment,
-        preexec_fn=preexec,
-        check=False,
-    )
+    options = {"cwd": cwd, "env": os.environ | environment, "preexec_fn": preexec}
+    return subprocess.run([*FASTAE, *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 def here(*arguments):
     """Runs it in this process, which spares the seconds of a start; returns the exit code."""
     return cli.main([*map(str, arguments)], standalone_mode=False)
-
-
-def refused(result, *words):
-    """One line on stderr that holds these words, and exit code 2."""
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1 and result.stderr.startswith("fastae: error: "), result.stderr
-    assert all(word in result.stderr for word in words), result.stderr
-    return True
 
 
 def refuses(*arguments):
@@ -56,7 +42,7 @@ def refuses(*arguments):
 
 
 @contextmanager
-def started(*arguments, command=(sys.executable, "-m", "fastae"), cwd=None, group=False, **environment):
+def started(*arguments, command=FASTAE, cwd=None, group=False, **environment):
     """A process that is under way; killed at the end of the block if it still is.
 
     group: it leads a process group of its own.

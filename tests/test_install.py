@@ -16,14 +16,10 @@ def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
     for name in ("fastae", "model", "data", "fastae/model"):
         (tmp_path / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    code = "import fastae, fastae.model; print(fastae.__file__); print(fastae.model.__file__)"
+    code = "from importlib.util import find_spec as f; print(f('fastae').origin, f('fastae.model').origin)"
+    command = [sys.executable, "-c", code]
     result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
     )
     package = Path(fastae.__file__).parent
     assert result.stdout.split() == [str(package / "__init__.py"), str(package / "model.py")]
@@ -41,17 +37,12 @@ def make(tmp_path):
             (tmp_path / name).touch()
         smi = tmp_path / "bin" / "nvidia-smi"
         smi.parent.mkdir()
-        answers = (
-            f"case $* in *=driver_version*) echo {driver};; *) printf '{capabilities}';; esac",
-            "exit 9",
-        )
-        smi.write_text(f"#!/bin/sh\n{answers[driver is None]}\n")
+        query = f"case $* in *=driver_version*) echo {driver};; *) printf '{capabilities}';; esac"
+        smi.write_text(f"#!/bin/sh\n{query if driver else 'exit 9'}\n")
         smi.chmod(0o755)
-        path = f"{smi.parent}:{os.environ['PATH']}"
-        return subprocess.run(
-            ["make", "setup", *options], cwd=tmp_path, env={**os.environ, "PATH": path}, check=False,
-            capture_output=True, text=True,
-        )  # fmt: skip
+        environment = {**os.environ, "PATH": f"{smi.parent}:{os.environ['PATH']}"}
+        command = ["make", "setup", *options]
+        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
     return run
 

@@ -24,10 +24,8 @@ from fastae.utils.streams import discard_output, open_streams
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 """An unhandled OSError that has one of these numbers and no file's name was raised by writing to stdout."""
 
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
-
-@click.group(cls=InOrder, context_settings=CONTEXT)
+@click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fastae", prog_name="fastae")
 def cli() -> None:
     """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed.
@@ -36,23 +34,7 @@ def cli() -> None:
     """
 
 
-def refuse_stray(arguments: list[str]) -> None:
-    """Raises FastaeError for arguments that belong to no option. The first may be meant for --data."""
-    if arguments:
-        shown = arguments[0]
-        hint = f": for a folder of images write --data {shown}" if Path(shown).is_dir() else ""
-        raise FastaeError(f"unexpected argument {shown!r}{hint}")
-
-
-STRAY = {"allow_extra_args": True}
-"""The command itself refuses arguments that belong to no option, with a hint (`refuse_stray`)."""
-
-
-@cli.command(
-    cls=GroupedCommand,
-    context_settings=STRAY,
-    epilog="Example: fastae train --data celeba/ --loss pixel_mse --amp",
-)
+@cli.command(cls=GroupedCommand, epilog="Example: fastae train --data celeba/ --loss pixel_mse --amp")
 @options_of(TrainConfig)
 @click.option(
     "--resume", cls=GroupedOption, group=RUN_FOLDER, metavar="RUN", type=PathType(),
@@ -61,7 +43,6 @@ STRAY = {"allow_extra_args": True}
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
     """Train the autoencoder on a folder of JPEGs."""
-    refuse_stray(context.args)
     if resume:
         from fastae.training.resume import resume_run
 
@@ -75,46 +56,35 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
         runner.train(config)
 
 
+def refuse_resume(context: click.Context, option: click.Parameter, folder: Path | None) -> None:
+    if folder:
+        raise FastaeError(f"a sweep is resumed by the command that began it, with --out {folder}")
+
+
 def sweep_option(*names: str, **settings: Any) -> Any:
     return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
 
 
-@cli.command(
-    cls=GroupedCommand,
-    context_settings=STRAY,
-    epilog="The same command, with --out DIR, resumes a sweep that was stopped.",
-)
+@cli.command(cls=GroupedCommand, epilog="The same command, with --out DIR, resumes a sweep that was stopped.")
 @sweep_option("--losses", metavar="A,B,...", help="Losses to train. Default: all six.")
 @sweep_option("--repeats", default=1, help="Runs per loss, each with another seed.")
 @sweep_option("--same-init", is_flag=True, help="Same initial weights and batches for all losses.")
 @sweep_option("--at-once", default=1, type=click.IntRange(1, 64), help="Runs that take turns on one device.")
 @sweep_option("--out", metavar="DIR", type=PathType(), help="Sweep folder. Default: runs/TIME-sweep.")
-@sweep_option("--resume", hidden=True, type=PathType())
+@sweep_option("--resume", hidden=True, type=PathType(), expose_value=False, callback=refuse_resume)
 @options_of(TrainConfig, leave_out=("loss", "out"))
-@click.pass_context
 def sweep(
-    context: click.Context,
-    losses: str | None,
-    repeats: int,
-    same_init: bool,
-    at_once: int,
-    out: Path | None,
-    resume: Path | None,
-    **settings: Any,
+    losses: str | None, repeats: int, same_init: bool, at_once: int, out: Path | None, **settings: Any
 ) -> int:
     """Train once per loss, then make the report.
 
     All runs have the same settings and train on the same images.
     """
-    refuse_stray(context.args)
-    if resume:
-        raise FastaeError(f"a sweep is resumed by the command that began it, with --out {resume}")
-    from fastae.runs.sweep_folder import SweepConfig
+    from fastae.runs.sweep_folder import RunState, SweepConfig
 
     names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
     config = SweepConfig(TrainConfig(**settings), names, repeats=repeats, same_init=same_init)
     from fastae.report.make import make_report
-    from fastae.runs.sweep_folder import RunState
     from fastae.sweep.sweep import run_sweep
     from fastae.training.distributed import launched
 
@@ -322,46 +292,37 @@ def main() -> None:
     """The entry point of `fastae` and `python -m fastae`."""
     open_streams()
     try:
-        code = run_command()
+        if sys.flags.optimize > 1:
+            raise FastaeError("PYTHONOPTIMIZE=2 removes docstrings, which DALI needs: set it to 1 or 0")
+        code = cli.main(prog_name="fastae", standalone_mode=False) or 0
         sys.stdout.flush()
-    except OSError as error:
-        if error.filename is not None or error.errno not in WRITE_ERRORS:
-            raise
-        discard_output()
-        # A closed pipe (`| head`) is not an error.
-        code = 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
+    except (Exception, KeyboardInterrupt) as error:
+        code = report_error(error)
+    if distributed := sys.modules.get("fastae.training.distributed"):
+        distributed.end_process(code)  # an exception may have left the ranks joined
     sys.exit(code)
 
 
-def run_command() -> int:
-    """Runs the command line and returns the exit code. An error is printed as one line."""
-    if sys.flags.optimize > 1:
-        return refuse("PYTHONOPTIMIZE=2 (python -OO) removes docstrings, which DALI needs: set it to 1 or 0")
-    try:
-        return cli.main(prog_name="fastae", standalone_mode=False) or 0
-    except (click.Abort, KeyboardInterrupt):
-        return complain("fastae: interrupted", 130)
-    except click.exceptions.NoArgsIsHelpError as error:
-        error.show()
-        return error.exit_code
-    except click.ClickException as error:
-        return refuse(error.format_message())
-    except FastaeError as error:
-        return refuse(str(error), error.exit_code)
-    except Stopped as stopped:
-        return complain(f"fastae: {stopped}", stopped.exit_code)
-    except Exception as error:
-        end_rank(1, error)
-        raise
-
-
-def end_rank(code: int, unexpected: Exception | None = None) -> None:
-    """Ends this process if it is one of several ranks: the exception has left its process group open.
-
-    `unexpected` is the exception, if it was not reported in one line before.
-    """
-    if distributed := sys.modules.get("fastae.training.distributed"):
-        distributed.end_process(code, unexpected)
+def report_error(error: BaseException) -> int:
+    """Prints an error, in one line unless it is unexpected, and returns the exit code."""
+    match error:
+        case click.exceptions.NoArgsIsHelpError():
+            error.show()
+            return error.exit_code
+        case click.Abort() | KeyboardInterrupt():
+            return complain("fastae: interrupted", 130)
+        case click.ClickException():
+            return refuse(error.format_message())
+        case FastaeError():
+            return refuse(str(error), error.exit_code)
+        case Stopped():
+            return complain(f"fastae: {error}", error.exit_code)
+        case OSError(filename=None) if error.errno in WRITE_ERRORS:
+            discard_output()
+            # A closed pipe (`| head`) is not an error.
+            return 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
+    sys.excepthook(type(error), error, error.__traceback__)
+    return 1
 
 
 def refuse(message: str, code: int = 2) -> int:
@@ -371,8 +332,7 @@ def refuse(message: str, code: int = 2) -> int:
 def complain(line: str, code: int) -> int:
     from fastae.utils.console import printable  # not at the top: `fastae --help` would wait for rich
 
+    color = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
     with suppress(OSError):  # if the terminal is gone, the exit code remains
-        plain = bool(os.environ.get("NO_COLOR")) or not sys.stderr.isatty()
-        click.echo(printable(line) if plain else click.style(printable(line), fg="red"), err=True)
-    end_rank(code)
+        click.secho(printable(line), fg="red", err=True, color=color)
     return code

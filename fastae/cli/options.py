@@ -47,16 +47,25 @@ class InOrder(click.Group):
 
 
 class GroupedCommand(click.Command):
-    """A command whose --help lists its options under headings."""
+    """A command without arguments, whose --help lists its options under headings."""
+
+    allow_extra_args = True  # an argument is refused with a hint: it may be meant for --data
+
+    def invoke(self, ctx: click.Context) -> Any:
+        if ctx.args:
+            stray = ctx.args[0]
+            hint = f": for a folder of images write --data {stray}" if Path(stray).is_dir() else ""
+            raise FastaeError(f"unexpected argument {stray!r}{hint}")
+        return super().invoke(ctx)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(ctx):
             if record := parameter.get_help_record(ctx):
                 groups.setdefault(getattr(parameter, "group", "Options"), []).append(record)
-        for name in sorted(groups, key=lambda name: name == "Options"):
+        for name, records in groups.items():
             with formatter.section(name):
-                formatter.write_dl(groups[name])
+                formatter.write_dl(records)
 
 
 class GroupedOption(click.Option):

@@ -25,7 +25,7 @@ from fastae.errors import FastaeError
 from fastae.runs.archive import require_plain
 from fastae.runs.description import RunDescription
 from fastae.runs.metrics import LoggedContent
-from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync_folder
+from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync
 from fastae.utils.json import convert, plain
 
 LAST = "last.pt"
@@ -84,7 +84,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
         # The digest, in the format of sha256sum, is written first: no checkpoint is ever without one.
         with atomic_write(_digest_of(path)) as beside:
             beside.write(f"{output.digest.hexdigest()}  {path.name}\n".encode())
-    sync_folder(folder)
+    sync(folder)
     with suppress(OSError):  # some file systems have no links
         link = draft_of(folder / LAST)
         link.symlink_to(path.name)

@@ -11,8 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from fastae.config import TrainConfig
 from fastae.data.files.jpeg import FileFault
 from fastae.data.files.manifest import NAME, Manifest
@@ -55,7 +53,6 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.lock_file = path / ".lock"
         self.config_file = path / "config.json"
         self.manifest_file = path / NAME
         self.metrics_file = path / metrics.NAME
@@ -75,7 +72,7 @@ class RunFolder:
 
         Raises FastaeError if another process holds it, or if the folder contains a link.
         """
-        with hold_lock(FileLock(self.lock_file), self.path, "run"):
+        with hold_lock(self.path, "run"):
             refuse_links(self.path)
             refuse_links(self.samples)
             refuse_links(self.checkpoints, but=checkpoint.LAST)
@@ -264,7 +261,7 @@ def locked_folder(
             if path:
                 require(path)
             folder = stack.enter_context(made_folder(folder, new=path is None))
-            stack.enter_context(hold_lock(FileLock(folder / ".lock"), folder, kind))
+            stack.enter_context(hold_lock(folder, kind))
             require(folder)  # another process may have begun and ended one in between
         except OSError as error:
             reason = error.strerror or error

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import os
 import sys
-import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -138,19 +137,13 @@ def _part() -> None:
     dist.destroy_process_group()
 
 
-def end_process(code: int, error: Exception | None = None) -> None:
+def end_process(code: int) -> None:
     """Ends this process at once if an exception has left the ranks joined; otherwise does nothing.
 
     An orderly end would free memory of the GPU, and so wait for the GPU, which waits for the other ranks.
-    Torchrun ends those only when this process has ended.
-
-    Args:
-        code: the exit code.
-        error: is printed with its traceback first.
+    Torchrun ends those only when this process has ended. `code` is the exit code.
     """
     if dist.is_available() and dist.is_initialized():
-        if error:
-            traceback.print_exception(error)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError):
                 stream.flush()

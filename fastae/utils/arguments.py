@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Collection
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from fastae.errors import SettingError
 
@@ -50,14 +49,10 @@ SHARE = Range(0, 1)
 
 def require_int(value: object, name: str, within: Range) -> int:
     """Returns `value` as an int. Raises unless it is an integer of Python or NumPy within the range."""
-    try:
-        if isinstance(value, bool):
-            raise TypeError
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise SettingError(name, f"must be an integer, not {value!r:.60}") from None
-    within.require(number, name)
-    return number
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise SettingError(name, f"must be an integer, not {value!r:.60}")
+    within.require(int(value), name)
+    return int(value)
 
 
 def require_number(value: object, name: str, within: Range) -> None:

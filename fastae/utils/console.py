@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
@@ -22,21 +22,15 @@ class _Output:
     Once the reader or the terminal is gone, output is discarded instead of raising OSError.
     """
 
-    def write(self, text: str) -> int:
-        return self._try(lambda: sys.stdout.write(text))
-
-    def flush(self) -> None:
-        self._try(sys.stdout.flush)
+    def write(self, text: str) -> None:
+        try:
+            sys.stdout.write(text)
+            sys.stdout.flush()
+        except OSError:
+            discard_output()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stdout, name)
-
-    @staticmethod
-    def _try(write: Callable[[], Any]) -> Any:
-        try:
-            return write()
-        except OSError:
-            discard_output()
 
 
 class HarmlessConsole(Console):
@@ -72,8 +66,6 @@ def printable(text: str) -> str:
 
 def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
     """Yields the items. On a terminal, a progress bar is shown meanwhile and removed at the end."""
-    if total is None and isinstance(items, Sized):
-        total = len(items)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         yield from bar.track(items, total, description=text)

@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from io import BufferedReader
@@ -130,9 +131,9 @@ def open_unblocked(path: str) -> BufferedReader:
     return open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: PTH123
 
 
-def sync_folder(folder: Path) -> None:
-    """Flushes the names in `folder` to the disk, so that a renamed file survives a power failure."""
-    handle = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Flushes a file, or the names in a folder, to the disk, so that they survive a power failure."""
+    handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
@@ -140,27 +141,25 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def hold_lock(lock: FileLock, folder: Path, what: str) -> Iterator[None]:
+def hold_lock(folder: Path, what: str) -> Iterator[None]:
     """Holds the lock of `folder` while the block runs. The kernel releases it if the process dies.
 
     Args:
-        lock: the lock, which is not held yet.
-        folder: the folder that it protects, for messages.
+        folder: the folder, which contains the lock's file.
         what: the kind of process that holds the lock, such as 'run', for messages.
 
     Raises:
         FastaeError: another process holds the lock, or the lock's file cannot be made.
     """
+    lock = FileLock(folder / ".lock")
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         raise FastaeError(f"{str(folder)!r} is locked by another {what}: wait for it, or stop it") from None
     except OSError as error:
         raise FastaeError(f"cannot write the {what} folder {str(folder)!r}: {error}") from None
-    try:
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 @contextmanager
@@ -171,44 +170,36 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     ends, the folder and its parents are removed, if they were made here and are empty. Raises OSError if the
     folder cannot be made.
     """
-    names = chain([path], (path.with_name(f"{path.name}-{number}") for number in count(2)))
-    made: list[Path] = []
+    numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
-        for parent in reversed(path.parents):
-            _make(parent, made)
-        if new:
-            path = next(name for name in names if _make(name, made))
-        else:
-            _make(path, made)
-        yield path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in chain([path], numbered if new else []):
+            with suppress(FileExistsError):
+                folder.mkdir()
+                made.insert(0, folder)
+                break
+        yield folder
     finally:
-        for folder in reversed(made):
+        for folder in made:
             with suppress(OSError):
                 folder.rmdir()
 
 
-def _make(folder: Path, made: list[Path]) -> bool:
-    """Makes a folder unless it exists, and adds it to `made`; returns whether it was made."""
-    try:
-        folder.mkdir()
-    except OSError:
-        if not folder.is_dir():
-            raise
-        return False
-    made.append(folder)
-    return True
-
-
 def require_new_folder(path: Path, option: str) -> None:
     """Raises FastaeError, naming `option`, unless `path` is an empty folder or could be made as one."""
-    try:
-        used = path.is_dir() and any(path.iterdir())
-    except OSError as error:
-        raise FastaeError(f"{option} {str(path)!r} cannot be read: {error.strerror}") from None
-    if used:
-        raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
-    if path.exists() and not path.is_dir():
-        raise FastaeError(f"{option} {str(path)!r} is a file: name a new folder")
     parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a writable folder")
+    if listed(path):
+        raise FastaeError(f"{option} {str(path)!r} is not empty: name a new folder")
+
+
+def is_writable(folder: Path) -> bool:
+    """Returns whether files can be made in a folder, which is made if need be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import resource
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -47,10 +48,10 @@ def total_bytes() -> int:
 
 def peak_bytes() -> int:
     """Returns the peak of this process's resident memory, in bytes."""
-    try:
-        return _bytes_in("proc/self/status", "VmHWM")
-    except OSError:  # some containers lack the entry; this figure includes the parent process's peak
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kib = _number(ROOT / "proc/self/status", "VmHWM")
+    if kib is None:  # some containers lack the entry; this figure includes the parent process's peak
+        kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib * 1024
 
 
 class Cores(NamedTuple):
@@ -96,18 +97,16 @@ def local_ranks() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def keep_freed_memory() -> bool:
-    """Makes glibc keep freed blocks for reuse; returns False if the C library is another one.
+def keep_freed_memory() -> None:
+    """Makes glibc, which PyTorch's wheels are built for, keep freed blocks for reuse.
 
     A training step on the CPU frees and allocates some gigabytes of activations and gradients. By default
     glibc returns each block above 32 MiB to the kernel, and maps and faults in new pages for the next: a
     fifth of a step (2 cores, 4 KiB pages). The price is that the process's memory stays at its peak.
     """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except AttributeError:  # another C library
-        return False
-    return bool(mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, LARGEST_INT))
+    mallopt = ctypes.CDLL(None).mallopt
+    mallopt(M_MMAP_MAX, 0)
+    mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
 def _physical(cpus: Iterable[int]) -> int:
@@ -118,14 +117,12 @@ def _physical(cpus: Iterable[int]) -> int:
 
 def _quotas() -> Iterator[float]:
     """Yields the number of CPUs that each control group with a quota allows."""
-    for group in _control_groups():
-        quota, period = (_read(group / "cpu.max").split() or ["max", ""])[:2]
-        if quota != "max":
-            yield int(quota) / int(period)
-    for group in _control_groups("cpu"):
-        quota, period = (_read(group / f"cpu.cfs_{name}_us").strip() for name in ("quota", "period"))
-        if quota not in ("", "-1"):
-            yield int(quota) / int(period)
+    for group in (*_control_groups(), *_control_groups("cpu")):
+        # A file of version 2 holds quota and period, and version 1 has a file for each.
+        files = ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")
+        words = [word for file in files for word in _read(group / file).split()]
+        if len(words) == 2 and words[0].isdigit():  # else "max" or -1, or no file
+            yield int(words[0]) / int(words[1])
 
 
 def _control_groups(controller: str = "") -> list[Path]:
@@ -152,28 +149,23 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
         ("memory", "memory.usage_in_bytes", "memory.limit_in_bytes", "total_inactive_file"),
     ):
         for group in _control_groups(controller):
-            lines = _read(group / "memory.stat").splitlines()
-            stat = dict(line.split(" ", 1) for line in lines if " " in line)
+            reclaimable = _number(group / "memory.stat", inactive) or 0
             try:
-                yield int(_read(group / limit)), int(_read(group / used)) - int(stat.get(inactive, 0))
+                yield int(_read(group / limit)), int(_read(group / used)) - reclaimable
             except ValueError:  # "max", or no file; version 1 writes a number larger than any memory
                 continue
 
 
 def _memory(entry: str, pages: str) -> int:
     """Returns an entry of /proc/meminfo in bytes; without a /proc, the figure of sysconf(3)."""
-    try:
-        return _bytes_in("proc/meminfo", entry)
-    except OSError:
-        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+    kib = _number(ROOT / "proc/meminfo", entry)
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if kib is None else kib * 1024
 
 
-def _bytes_in(file: str, name: str) -> int:
-    """Returns an entry of a file in /proc, converted from kB to bytes. Raises OSError if there is none."""
-    for line in (ROOT / file).read_text().splitlines():
-        if line.startswith(f"{name}:"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/{file} has no {name}")
+def _number(file: Path, name: str) -> int | None:
+    """Returns the number of an entry in a file of lines NAME NUMBER; None if there is none."""
+    found = re.search(rf"^{name}:?\s+(\d+)", _read(file), re.MULTILINE)
+    return int(found[1]) if found else None
 
 
 def _read(file: Path) -> str:

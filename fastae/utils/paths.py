@@ -54,10 +54,8 @@ def user_path(text: str, name: str) -> str:
         encoded = os.fsencode(expand_home(text))
     except UnicodeEncodeError:
         raise SettingError(name, f"{text!r:.60} is not a valid path: it is not valid Unicode") from None
-    if max(map(len, encoded.split(b"/"))) > NAME_BYTES:
-        raise SettingError(name, f"{text!r:.60}... has a name of more than {NAME_BYTES} bytes: shorten it")
-    if len(encoded) > PATH_BYTES:
-        raise SettingError(name, f"{text!r:.60}... has more than {PATH_BYTES:,} bytes: shorten it")
+    if len(encoded) > PATH_BYTES or max(map(len, encoded.split(b"/"))) > NAME_BYTES:
+        raise SettingError(name, f"{text!r:.60}... is too long for a path: shorten it")
     return os.fsdecode(encoded)
 
 
@@ -68,8 +66,7 @@ def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:
     """
     found = []
     for path in paths:
-        text = os.fspath(path) if isinstance(path, os.PathLike) else path
-        if not isinstance(text, str):
-            raise SettingError(name, f"must contain paths, not {text!r:.60}")
-        found.append(user_path(text, name))
+        if not isinstance(path, str | os.PathLike):
+            raise SettingError(name, f"must contain paths, not {path!r:.60}")
+        found.append(user_path(os.fspath(path), name))
     return found

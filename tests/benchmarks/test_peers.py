@@ -1,23 +1,19 @@
 """Every peer does fastae's work: the same images, sampler and parameters give nearly the same batches."""
 
-import multiprocessing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import peers
+from benchmarks.measure import isolated
 from fastae.augment import Augmentation
 from fastae.data import Tuning, open_loader
 from fastae.data.loaders.sampler import Sampler
 
 # Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
 # which single pixels at sharp edges differ more.
-TOLERANCE = {
-    "Pillow + DataLoader": 2 / 255,
-    "torchvision": 0.1 / 255,
-    "tf.data": 16 / 255,
-    "FFCV": 16 / 255,
-}
+TOLERANCE = {"Pillow + DataLoader": 2 / 255, "torchvision": 0.1 / 255, "tf.data": 16 / 255, "FFCV": 16 / 255}
 LIMIT = 120
 
 
@@ -25,11 +21,13 @@ LIMIT = 120
 def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
     if why := peers.missing(peer):
         pytest.skip(why)
-    sampler = Sampler(len(face_paths), 8, 0, Augmentation())
     tuning = Tuning(compiled=False)
     loader = open_loader(face_paths, kind="dali", batch_size=8, device="cpu", seed=0, tuning=tuning)
     ours = loader.batches()
-    for theirs in first_batches(peer, face_paths, sampler, tmp_path):
+    arguments = {"peer": peer, "paths": face_paths, "scratch": str(tmp_path)}
+    # In a process of its own: a peer whose thread dies would wait for ever.
+    saved = isolated("tests.benchmarks.test_peers:save_batches", arguments, print, LIMIT)
+    for theirs in np.load(saved["file"]):
         expected = next(ours).permute(0, 2, 3, 1).numpy()
         assert theirs.shape == expected.shape and theirs.dtype == np.float32
         difference = np.abs(theirs - expected)
@@ -38,24 +36,12 @@ def test_a_peers_batches_are_fastaes(peer, face_paths, tmp_path):
         assert np.quantile(difference, 0.99) <= 4 / 255
 
 
-def first_batches(peer, paths, sampler, scratch):
-    """Three batches from a process of its own: a peer whose thread dies would wait for ever."""
-    file = scratch / "batches.npy"
-    run = multiprocessing.get_context("spawn").Process(
-        target=_save, args=(peer, paths, sampler, scratch, file)
-    )
-    run.start()
-    run.join(LIMIT)
-    if run.is_alive():
-        run.kill()
-        pytest.fail(f"{peer} gave no batches in {LIMIT} s")
-    assert run.exitcode == 0, f"{peer} failed: its traceback is on stderr"
-    return np.load(file)
-
-
-def _save(peer, paths, sampler, scratch, file):
-    multiprocessing.set_start_method(None, force=True)  # a spawned process would spawn its workers too
-    np.save(file, peers.first_batches(peer, paths, sampler, scratch, 3))
+def save_batches(peer, paths, scratch):
+    """The peer's first three batches in a file."""
+    sampler = Sampler(len(paths), 8, 0, Augmentation())
+    file = f"{scratch}/batches.npy"
+    np.save(file, peers.first_batches(peer, paths, sampler, Path(scratch), 3))
+    return {"file": file}
 
 
 def test_a_package_that_does_not_import_is_absent_with_its_reason(tmp_path, monkeypatch):

@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
 
-from benchmarks import endtoend, loaders, record, steps
+from benchmarks import endtoend, loaders, record, steps, throughput
 from benchmarks.measure import Figure, isolated
 from fastae.errors import FastaeError
 
@@ -18,16 +16,14 @@ RATE = {"unit": "images/s", "median": 100.0, "low": 90.0, "high": 110.0, "repeat
 
 
 def result(**changes):
+    faster = RATE | {"median": 200.0, "high": 210.0}
     return {
         "date": "2026-01-01",
         "command": "python -m benchmarks.throughput",
         "device": "A card, 2 threads",
         "environment": {"commit": "abc"},
         "loaders": {"fastae resident": {"rate": RATE}, "tf.data": {"absent": "not installed"}},
-        "steps": {
-            "plain float32": {"rate": RATE},
-            "+ AMP": {"rate": RATE | {"median": 200.0, "high": 210.0}},
-        },
+        "steps": {"plain float32": {"rate": RATE}, "+ AMP": {"rate": faster}},
         "budget": {"at_once": 1, "step": 3600.0},
     } | changes
 
@@ -70,30 +66,21 @@ def hangs():
 """
 
 
-@pytest.fixture
-def misbehaves(tmp_path):
+@pytest.mark.parametrize(
+    ("variant", "limit", "reason"),
+    [("fails", 900, "failed: RuntimeError: a stage failed"), ("hangs", 3, "no answer in 3 s")],
+)
+def test_a_variant_that_fails_or_hangs_is_absent_and_its_workers_end(tmp_path, variant, limit, reason):
     (tmp_path / "misbehaves.py").write_text(MISBEHAVES)
-    return {"PYTHONPATH": str(tmp_path)}
-
-
-def test_a_variant_that_fails_is_absent_with_its_reason(misbehaves):
     logged = []
-    found = isolated("misbehaves:fails", {}, logged.append, **misbehaves)
-    assert found == {"absent": "failed: RuntimeError: a stage failed"}
-    assert "misbehaves:fails" in logged[0]
+    found = isolated(f"misbehaves:{variant}", {}, logged.append, limit, PYTHONPATH=str(tmp_path))
+    assert found == {"absent": reason} and f"misbehaves:{variant}" in logged[0]
+    assert loaders.lines({"tf.data": found})[0].endswith(reason)
+    if variant == "hangs":
+        wait_until_ended(logged[-1].split()[1])
 
 
-def test_a_variant_that_hangs_ends_with_its_workers_and_is_absent(misbehaves):
-    logged = []
-    found = isolated("misbehaves:hangs", {}, logged.append, limit=3, **misbehaves)
-    assert found == {"absent": "no answer in 3 s"}
-    assert loaders.lines({"tf.data": found})[0].endswith(found["absent"])
-    wait_until_ended(logged[-1].split()[1])
-
-
-def test_absent_variants_are_shown_with_the_reason():
-    shown = loaders.lines({"fastae dali": {"rate": RATE}, "tf.data": {"absent": "not installed"}})
-    assert "100 images/s" in shown[0] and shown[1].endswith("not installed")
+def test_a_variant_that_needs_a_gpu_is_absent_without_one():
     assert "absent" in steps.measure("+ CUDA graph", 8, 1, "cpu")
 
 
@@ -125,26 +112,22 @@ def test_the_budget_adds_up_what_the_six_runs_take():
     assert endtoend.budget({"host": {"absent": "no GPU"}}, 64) == {}
 
 
-def run(*arguments):
-    command = [sys.executable, "-m", "benchmarks.throughput", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-def test_one_section_of_a_quick_run_makes_a_record(tmp_path):
-    done = run("--only", "roofline", "--quick", "--out", str(tmp_path / "record"))
-    assert done.returncode == 0, done.stderr
-    assert "prediction" in done.stdout
+def test_one_section_of_a_quick_run_makes_a_record(tmp_path, capsys):
+    arguments = ["--only", "roofline", "--quick", "--out", str(tmp_path / "record")]
+    throughput.main(arguments, standalone_mode=False)
+    assert "prediction" in capsys.readouterr().out
     assert json.loads((tmp_path / "record" / "result.json").read_text())["environment"]["python"]
 
 
-def test_a_wrong_section_is_one_line():
-    done = run("--only", "roofline,speed")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "speed" in done.stderr
+def test_a_wrong_section_is_one_line(capsys):
+    with pytest.raises(SystemExit) as ended:
+        throughput.main(["--only", "roofline,speed"])
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and error.count("\n") == 1 and "speed" in error
 
 
 @pytest.mark.parametrize("name", ["fastae host", "fastae dali"])
-def test_a_loader_is_measured_on_real_files(face_paths, tmp_path, monkeypatch, name):
-    monkeypatch.setattr("fastae.data.loaders.decode.can_compile", lambda *device: False)
+def test_a_loader_is_measured_on_real_files(face_paths, tmp_path, name):
     for number in range(100):
         os.link(face_paths[number % 40], tmp_path / f"{number:03d}.jpg")
     found = loaders.measure(name, str(tmp_path), threads=1, batches=1, device="cpu")
@@ -153,7 +136,8 @@ def test_a_loader_is_measured_on_real_files(face_paths, tmp_path, monkeypatch, n
 
 
 def test_the_real_step_is_measured_with_each_loader(face_folder, monkeypatch):
-    monkeypatch.setattr(endtoend, "EVALUATED", 4)
+    for name, value in (("EVALUATED", 4), ("WARM_UP", 1)):
+        monkeypatch.setattr(endtoend, name, value)
     found = endtoend.measure("resident", str(face_folder), 4, 1, "cpu", compiled=False)
     assert found["fixed"]["step_p50"] > 0 and found["evaluation"] > 0 and found["checkpoint"] > 0
     assert endtoend.budget({"resident": found}, 4)["step"] > 0

@@ -192,7 +192,7 @@ def intact(pictures, face_paths, tmp_path_factory):
         return file.getvalue()
 
     state = {"model": {"weight": torch.ones(3, 4)}, "optimizer": {}, "scaler": {}, "config": {}, "run": {}}
-    marker = Marker("resident", "images", "now", "1", {"pixels.npy": [zlib.crc32(b"pixels")]})
+    marker = Marker("resident", "images", "1", {"pixels.npy": [zlib.crc32(b"pixels")]})
     contents = {
         "config.json": [{"config": TrainConfig().as_dict(), "data": {}}],
         "images.json": [dataclasses.asdict(open_folder(pictures).manifest)],

@@ -7,6 +7,13 @@ import textwrap
 import pytest
 import torch
 
+from fastae.device.choose import choose_precision
+from fastae.model import AutoEncoder
+from fastae.training.step import TrainingStep, objective_of
+
+SIZE, BATCH = 64, 8
+SHAPE = (BATCH, 3, SIZE, SIZE)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def _gpu():
@@ -52,3 +59,21 @@ def gpu_process(real_gpu):
         assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr[-2000:]}"
 
     return run
+
+
+def small_model(device):
+    torch.manual_seed(0)
+    return AutoEncoder(SIZE, 32).to(device).to(memory_format=torch.channels_last)
+
+
+def make_step(
+    model, *, loader=None, loss="minibatch_bce", precision=None, compiled=True, world_size=1, **options
+):
+    """A training step on the batches of `loader`, or on images if there is none."""
+    precision = precision or choose_precision(next(model.parameters()).device, amp=True)
+    objective = objective_of(model, loss, precision, compiled, world_size=world_size)
+    if loader:
+        options["make_batch"] = loader.make_batch
+    return TrainingStep(
+        model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, objective=objective, **options
+    )

@@ -7,28 +7,12 @@ import torch
 
 from fastae.data import open_loader
 from fastae.data.loaders import resident
-from fastae.device.choose import Precision, choose_precision
-from fastae.model import AutoEncoder
-from fastae.training.step import TrainingStep, objective_of
+from fastae.device.choose import Precision
 from fastae.training.step_timer import StepTimer
 
-from ..commands import fastae
+from .conftest import SHAPE, make_step, small_model
 
 pytestmark = pytest.mark.usefixtures("real_gpu")
-
-SHAPE = (8, 3, 64, 64)
-
-
-def make_step(model, precision, loss="minibatch_bce", compiled=True, **options):
-    objective = objective_of(model, loss, precision, compiled)
-    return TrainingStep(
-        model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, objective=objective, **options
-    )
-
-
-def small_model(cuda):
-    torch.manual_seed(0)
-    return AutoEncoder(64, 32).to(cuda).to(memory_format=torch.channels_last)
 
 
 def test_the_host_loader_gives_residents_batches(face_paths, cuda, tmp_path):
@@ -58,7 +42,8 @@ def test_a_fresh_gpu_loader_continues_a_running_one(face_paths, cuda):
 @pytest.mark.parametrize("loss", ["minibatch_mse", "pixel_bce"])
 def test_amp_follows_float32_even_for_the_pixel_losses(cuda, dtype, loss):
     ours, theirs = (
-        make_step(small_model(cuda), Precision(kind, ""), loss, compiled=False) for kind in (dtype, None)
+        make_step(small_model(cuda), precision=Precision(kind, ""), loss=loss, compiled=False)
+        for kind in (dtype, None)
     )
     for iteration in range(20):
         generator = torch.Generator(cuda).manual_seed(iteration)
@@ -69,7 +54,7 @@ def test_amp_follows_float32_even_for_the_pixel_losses(cuda, dtype, loss):
 
 
 def test_a_compiled_step_waits_for_nothing(cuda):
-    step = make_step(small_model(cuda), choose_precision(cuda, amp=True))
+    step = make_step(small_model(cuda))
     images = torch.rand(SHAPE, device=cuda).contiguous(memory_format=torch.channels_last)
     for _ in range(3):
         step(images)
@@ -87,7 +72,7 @@ def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_path
     loader = open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=0, image_size=64, cache=False)
 
     def train(recorded):
-        step = make_step(small_model(cuda), choose_precision(cuda, amp=True), make_batch=loader.make_batch)
+        step = make_step(small_model(cuda), loader=loader)
         if recorded:
             assert step.capture(loader.example()) == "one CUDA graph per step"
         return [step(*inputs)[0].item() for inputs in itertools.islice(loader.inputs(), 10)]
@@ -109,12 +94,3 @@ def test_the_clock_times_the_device_not_the_host(cuda):
     window = clock.split().measure()
     assert window.step_p50 > 0.005
     assert window.data_wait < 0.1
-
-
-def test_a_run_on_the_gpu(face_folder, tmp_path):
-    result = fastae(
-        "train", "--amp", "--device", "cuda", "--data", face_folder, "--out", tmp_path / "run",
-        "--iterations", 30, "--batch-size", 16, "--log-every", 10,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "run" / "checkpoints" / "last.pt").exists()

@@ -20,17 +20,14 @@ from fastae.device.apply import use_device, use_kernels
 from fastae.device.choose import Precision, choose_device, choose_precision
 from fastae.model import AutoEncoder
 from fastae.training.cuda_graph import GraphedFunction, side_stream
-from fastae.training.step import TrainingStep, objective_of
+from fastae.training.step import objective_of
 from fastae.training.sync_batch_norm import synchronize
 
-SIZE, BATCH, IMAGES = 64, 8, 200
+from .conftest import BATCH, SIZE, make_step, small_model
+
+IMAGES = 200
 RECORDED = "one CUDA graph per step"
 FP16 = Precision(torch.float16, "fp16")
-
-
-def small_model(device):
-    torch.manual_seed(0)
-    return AutoEncoder(SIZE, 32).to(device).to(memory_format=torch.channels_last)
 
 
 def resident(device):
@@ -40,20 +37,6 @@ def resident(device):
     store = Store(pixels.to(device), channel_means(pixels).to(device), {})
     decoder = open_decoder(CropResize(size=SIZE), device, Tuning(threads=1, compiled=True))
     return ResidentLoader(store, Sampler(IMAGES, BATCH, 0, Augmentation()), decoder)
-
-
-def make_step(model, loader, *, loss="minibatch_bce", precision=None, world_size=1, **options):
-    precision = precision or choose_precision(next(model.parameters()).device, amp=True)
-    return TrainingStep(
-        model,
-        loss=loss,
-        batch_shape=(BATCH, 3, SIZE, SIZE),
-        lr=1e-4,
-        precision=precision,
-        objective=objective_of(model, loss, precision, compiled=True, world_size=world_size),
-        make_batch=loader.make_batch,
-        **options,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -82,22 +65,34 @@ def train(step, loader, steps, start=0):
     return torch.stack([step(*next(inputs))[0].clone() for _ in range(steps)]).tolist()
 
 
+@pytest.fixture
+def train_alike(results):
+    """Trains two steps, and compares their objectives and states."""
+
+    def train_both(ours, theirs, loader, steps, start=0):
+        objectives, expected = train(ours, loader, steps, start), train(theirs, loader, steps, start)
+        results()
+        assert objectives == pytest.approx(expected, rel=0.02)
+        agrees(ours, theirs)
+
+    return train_both
+
+
 def agrees(ours, theirs):
     """Two trained steps: counters and Adam's steps exactly, the rest to what bf16 and atomics leave."""
-    for (name, one), (_, other) in zip(
-        ours.model.state_dict().items(), theirs.model.state_dict().items(), strict=True
-    ):
+    found = ours.model.state_dict()
+    for name, expected in theirs.model.state_dict().items():
         if name.endswith("batches_tracked"):
-            assert int(one) == int(other), name
+            assert int(found[name]) == int(expected), name
         elif "running" in name:
-            torch.testing.assert_close(one, other, rtol=0.05, atol=0.01, msg=name)
+            torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.01, msg=name)
         else:
-            assert (one - other).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
+            assert (found[name] - expected).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
+    moments = ours.state()["optimizer"]["state"]
     for index, state in theirs.state()["optimizer"]["state"].items():
-        mine = ours.state()["optimizer"]["state"][index]
-        assert float(mine["step"]) == float(state["step"])
+        assert float(moments[index]["step"]) == float(state["step"])
         gradient = state["exp_avg"]
-        assert (mine["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
+        assert (moments[index]["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -123,21 +118,23 @@ def test_gradients_of_every_layer_are_those_without_cudnn(cuda, results, compile
 
 
 @pytest.mark.parametrize("precision", [None, FP16], ids=["bf16", "fp16"])
-def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, results, precision):
+def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, train_alike, precision):
+    """And the recording itself leaves weights and moments as they were."""
     model = small_model(cuda)
-    eager = make_step(copy.deepcopy(model), loader, precision=precision)
-    ours = recorded(make_step(model, loader, precision=precision), loader)
-    objectives, expected = train(ours, loader, 10), train(eager, loader, 10)
-    results()
-    assert objectives == pytest.approx(expected, rel=0.02)
-    agrees(ours, eager)
+    eager = make_step(copy.deepcopy(model), loader=loader, precision=precision)
+    before = copy.deepcopy(model.state_dict())
+    ours = recorded(make_step(model, loader=loader, precision=precision), loader)
+    after, moments = copy.deepcopy((model.state_dict(), list(ours.optimizer.state.values())))
+    train_alike(ours, eager, loader, 10)
+    assert all(torch.equal(before[name], value) for name, value in after.items())
+    assert all(not value.any() for state in moments for value in state.values())
 
 
 def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, recorded, results):
     """With bf16 on one GPU; a second rank's float32 gradients have none."""
     model = small_model(cuda)
-    without = make_step(copy.deepcopy(model), loader, world_size=2)
-    ours = recorded(make_step(model, loader), loader)
+    without = make_step(copy.deepcopy(model), loader=loader, world_size=2)
+    ours = recorded(make_step(model, loader=loader), loader)
     objectives, expected = train(ours, loader, 10), train(without, loader, 10)
     pairs = [
         (leaf, weight)
@@ -151,22 +148,13 @@ def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, r
     agrees(ours, without)
 
 
-def test_recording_leaves_everything_as_it_was(cuda, loader, recorded, results):
-    model = small_model(cuda)
-    before = copy.deepcopy(model.state_dict())
-    step = recorded(make_step(model, loader), loader)
-    results()
-    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
-    assert all(not value.any() for state in step.optimizer.state.values() for value in state.values())
-
-
 def test_two_steps_in_turn_on_one_model(cuda, loader, recorded, results):
     """As the runs of a sweep, and each other's replays do not reach into each other's memory."""
     model = small_model(cuda)
     initial = copy.deepcopy(model.state_dict())
-    first = recorded(make_step(model, loader, loss="minibatch_mse"), loader)
-    second = recorded(make_step(model, loader, loss="pixel_bce"), loader)
-    plain = make_step(small_model(cuda), loader, loss="pixel_bce")
+    first = recorded(make_step(model, loader=loader, loss="minibatch_mse"), loader)
+    second = recorded(make_step(model, loader=loader, loss="pixel_bce"), loader)
+    plain = make_step(small_model(cuda), loader=loader, loss="pixel_bce")
     train(first, loader, 3)
     model.load_state_dict(initial)
     ours = train(second, loader, 2)
@@ -180,22 +168,19 @@ def test_two_steps_in_turn_on_one_model(cuda, loader, recorded, results):
     agrees(second, plain)
 
 
-def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, results):
+def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, train_alike):
     model = small_model(cuda)
-    whole = make_step(copy.deepcopy(model), loader)
+    whole = make_step(copy.deepcopy(model), loader=loader)
     train(whole, loader, 4)
     state = copy.deepcopy(whole.state())
-    ours = recorded(make_step(model, loader), loader)
+    ours = recorded(make_step(model, loader=loader), loader)
     train(ours, loader, 2)
     ours.restore(state)
-    continued, expected = train(ours, loader, 4, start=4), train(whole, loader, 4, start=4)
-    results()
-    assert continued == pytest.approx(expected, rel=0.02)
-    agrees(ours, whole)
+    train_alike(ours, whole, loader, 4, start=4)
 
 
 def test_an_upload_and_a_replay_are_all_that_a_step_asks_of_the_host(cuda, loader, recorded):
-    step = recorded(make_step(small_model(cuda), loader), loader)
+    step = recorded(make_step(small_model(cuda), loader=loader), loader)
     inputs = loader.inputs()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -225,7 +210,7 @@ def test_a_recording_that_fails_leaves_stream_and_memory(cuda, loader, recorded)
         made.clear()
     torch.cuda.empty_cache()
     assert torch.cuda.memory_reserved() <= reserved + (32 << 20)
-    recorded(make_step(small_model(cuda), loader), loader)
+    recorded(make_step(small_model(cuda), loader=loader), loader)
 
 
 def test_shared_batch_norm_compiles_as_part_of_the_whole_objective(cuda, hollow, results):
@@ -255,15 +240,12 @@ def second_gpu():
 
 
 @pytest.mark.parametrize("chosen", [True, False])
-def test_a_step_on_the_second_gpu(second_gpu, recorded, results, chosen):
+def test_a_step_on_the_second_gpu(second_gpu, recorded, train_alike, chosen):
     """By --device, which makes it the current one, and from Python, where another one may be current."""
     if chosen:
         assert use_device(choose_device("cuda:1")) == second_gpu
         assert torch.cuda.current_device() == 1
     loader, model = resident(second_gpu), small_model(second_gpu)
-    eager = make_step(copy.deepcopy(model), loader)
-    ours = recorded(make_step(model, loader), loader)
-    objectives, expected = train(ours, loader, 5), train(eager, loader, 5)
-    results()
-    assert objectives == pytest.approx(expected, rel=0.02)
-    agrees(ours, eager)
+    eager = make_step(copy.deepcopy(model), loader=loader)
+    ours = recorded(make_step(model, loader=loader), loader)
+    train_alike(ours, eager, loader, 5)

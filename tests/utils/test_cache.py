@@ -5,36 +5,39 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import pytest
 
 from fastae.data.files.folder import open_folder
-from fastae.utils.cache import building, check_records, ensure_entry, entries, lock_entry, remove
+from fastae.utils import cache as caches
+from fastae.utils.cache import check_records, ensure_entry, entries, remove
 
 from ..commands import here, refuses, started, wait_for
 
 
 def make(folder, size=1_000_000):
     """An entry with one file of so many bytes."""
-    ensure_entry(folder, "resident", "7 images of /my/data", lambda draft: fill(draft, size))
+
+    def fill(draft):
+        (draft / "pixels.npy").write_bytes(bytes(size))
+
+    ensure_entry(folder, "resident", "7 images of /my/data", fill)
     return folder
-
-
-def fill(draft, size):
-    (draft / "pixels.npy").write_bytes(bytes(size))
 
 
 BUILD = """
 import sys, time
 from pathlib import Path
-from fastae.utils.cache import building, lock_entry
+from fastae.utils.cache import ensure_entry
 
-folder = Path(sys.argv[1])
-with lock_entry(folder), building(folder, "resident", "data") as draft:
+def fill(draft):
     (draft / "pixels.npy").write_bytes(b"half")
     print("under way", flush=True)
     time.sleep(600)
+
+ensure_entry(Path(sys.argv[1]), "resident", "data", fill)
 """
 
 
@@ -69,22 +72,18 @@ def test_only_what_fastae_marked_is_listed_and_removed(tmp_path, capsys):
     assert (elsewhere / "pixels.npy").exists()
 
 
-def test_the_list_tells_data_size_and_last_use(tmp_path, capsys):
+def test_the_list_tells_data_size_and_last_use_and_clear_takes_a_name(tmp_path, capsys):
     make(tmp_path / "resident-1", 3_000_000)
     os.utime(tmp_path / "resident-1" / "entry.json", (1e9, 1e9))
     here("cache", "list", "--cache-dir", tmp_path)
     line, total = capsys.readouterr().out.splitlines()
-    for part in ("3.0 MB", "2001-09-0", "resident-1", "7 images of /my/data"):
-        assert part in line
+    assert all(part in line for part in ("3.0 MB", "2001-09-0", "resident-1", "7 images of /my/data"))
     assert "3.0 MB" in total
-    ensure_entry(tmp_path / "resident-1", "resident", "", lambda draft: pytest.fail("it is there"))
+    (tmp_path / "resident-1" / "@eaDir").mkdir()  # file servers make such folders
+    make(tmp_path / "resident-1")  # it is in order, and is not built anew
     (entry,) = entries(tmp_path)
-    assert entry.used > 1.7e9
-
-
-def test_clear_takes_a_name(tmp_path):
-    for name in ("resident-1", "resident-2"):
-        make(tmp_path / name)
+    assert entry.used > 1.7e9 and entry.size > 3_000_000
+    make(tmp_path / "resident-2")
     assert here("cache", "clear", "resident-1", "--cache-dir", tmp_path) == 0
     assert names(tmp_path) == ["resident-2"]
     assert "'resident-1'" in refuses("cache", "clear", "resident-1", "--cache-dir", tmp_path)
@@ -99,30 +98,23 @@ def test_clear_asks_before_it_removes_everything(tmp_path, answer, left, monkeyp
     assert "1.0 MB" in capsys.readouterr().out and names(tmp_path) == left
 
 
-@pytest.fixture
-def killed_and_alive(tmp_path):
-    """The builds of resident-1, which was killed, and of resident-2, which is under way."""
-    with builder(tmp_path / "resident-1") as dead, builder(tmp_path / "resident-2") as alive:
-        wait_for(dead, "under way")
-        wait_for(alive, "under way")
+def test_what_killed_builds_left_is_removed_and_nothing_of_one_under_way(tmp_path, capsys):
+    one, two, three = (tmp_path / f"resident-{number}" for number in (1, 2, 3))
+    with builder(one) as dead, builder(two) as alive:
+        for process in (dead, alive):
+            wait_for(process, "under way")
         dead.kill()
         dead.wait()
-        yield
-
-
-def test_a_build_removes_what_killed_builds_left_and_nothing_of_one_under_way(tmp_path, killed_and_alive):
-    assert ".resident-1.partial" in names(tmp_path)
-    make(tmp_path / "resident-3")
-    assert [entry.name for entry in entries(tmp_path)] == ["resident-2", "resident-3"]
-    assert (tmp_path / ".resident-2.partial" / "pixels.npy").read_bytes() == b"half"
-
-
-def test_clear_removes_what_killed_builds_left_and_leaves_one_under_way(tmp_path, killed_and_alive, capsys):
-    make(tmp_path / "resident-1", 5)  # a killed build is built anew
-    assert (tmp_path / "resident-1" / "pixels.npy").read_bytes() == bytes(5)
-    assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 1
-    assert "resident-2" in capsys.readouterr().out
-    assert [entry.name for entry in entries(tmp_path)] == ["resident-2"]
+        assert ".resident-1.partial" in names(tmp_path)
+        make(three)
+        assert [entry.name for entry in entries(tmp_path)] == ["resident-2", "resident-3"]
+        assert (tmp_path / ".resident-2.partial" / "pixels.npy").read_bytes() == b"half"
+        assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 1
+        assert "resident-2" in capsys.readouterr().out
+        assert [entry.name for entry in entries(tmp_path)] == ["resident-2"]
+    make(two, 5)  # it was killed, and is built anew
+    assert (two / "pixels.npy").read_bytes() == bytes(5)
+    assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 0 and names(tmp_path) == []
 
 
 def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
@@ -146,11 +138,11 @@ def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
     assert left.is_draft and remove(left) and names(tmp_path) == []
 
 
-def test_a_build_that_fails_leaves_nothing(tmp_path):
-    for error in (OSError("full"), KeyboardInterrupt()):
-        with pytest.raises(type(error)), lock_entry(tmp_path / "a"), building(tmp_path / "a", "faces", ""):
-            raise error
-        assert names(tmp_path) == []
+@pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])
+def test_a_build_that_fails_leaves_nothing(tmp_path, error):
+    with pytest.raises(type(error)):
+        ensure_entry(tmp_path / "a", "faces", "", Mock(side_effect=error))
+    assert names(tmp_path) == []
 
 
 def test_a_folder_of_the_users_is_not_written_to(tmp_path):
@@ -158,6 +150,12 @@ def test_a_folder_of_the_users_is_not_written_to(tmp_path):
     (tmp_path / "file").write_text("")
     assert check_records(tmp_path) is None and names(tmp_path / "file-checks") == []
     assert check_records(tmp_path / "file") is None and entries(tmp_path / "file") == []
+
+
+def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
+    caches.keep_kernels(tmp_path)
+    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine" and names(tmp_path) == []
 
 
 def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
@@ -177,17 +175,6 @@ def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
     make(folder)
     assert {draft, draft / "pixels.npy"} < set(before) and before[-1] == draft
     assert flushed[len(before) :] == [tmp_path]
-
-
-def test_what_else_lies_in_an_entry_does_not_matter(tmp_path):
-    (make(tmp_path / "resident-1") / "@eaDir").mkdir()
-    ensure_entry(tmp_path / "resident-1", "resident", "", lambda draft: pytest.fail("it is in order"))
-
-
-def test_what_a_killed_rebuild_left_is_removed(tmp_path):
-    make(tmp_path / "resident-1").rename(tmp_path / ".resident-1.old.partial")  # between its two renames
-    make(tmp_path / "resident-2")
-    assert names(tmp_path) == ["resident-2"]
 
 
 def test_no_pipe_in_the_cache_is_waited_for(tmp_path, face_folder):

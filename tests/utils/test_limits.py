@@ -35,19 +35,19 @@ def machine(tmp_path, monkeypatch):
 
 
 def v2(limit, used=0, inactive=0):
-    stat = f"anon 1\nfile 2\ninactive_anon 5\ninactive_file {inactive}\nactive_file 7\n"
+    stat = f"anon 1\ninactive_anon 5\ninactive_file {inactive}\nactive_file 7\n"
     return {"memory.max": f"{limit}\n", "memory.current": f"{used}\n", "memory.stat": stat}
 
 
 def v1(limit, used=0, inactive=0):
-    return {
-        "memory.limit_in_bytes": f"{limit}\n",
-        "memory.usage_in_bytes": f"{used}\n",
-        "memory.stat": f"inactive_file 3\ntotal_inactive_file {inactive}\n",
-    }
+    stat = f"inactive_file 3\ntotal_inactive_file {inactive}\n"
+    names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "memory.stat")
+    return dict(zip(names, (f"{limit}\n", f"{used}\n", stat), strict=True))
 
 
 MIB = 1 << 20
+SERVICE = {"a.slice": v2(2 * GIB, GIB), "a.slice/b.service": v2(8 * GIB, GIB)}
+JOB = {"memory/job": v1(2 * GIB, GIB, 512 * MIB), "memory": v1(2**63 - 4096, 5 * GIB)}
 
 
 @pytest.mark.parametrize(
@@ -56,22 +56,12 @@ MIB = 1 << 20
         # A container of 900 MiB with a cgroup namespace: its own group is the root of what it sees.
         ("0::/\n", {".": v2(900 * MIB, 300 * MIB, 100 * MIB)}, 700 * MIB, 900 * MIB),
         # A systemd service on the machine itself: an ancestor allows less than the group.
-        (
-            "0::/a.slice/b.service\n",
-            {"a.slice": v2(2 * GIB, GIB), "a.slice/b.service": v2(8 * GIB, GIB)},
-            GIB,
-            2 * GIB,
-        ),
+        ("0::/a.slice/b.service\n", SERVICE, GIB, 2 * GIB),
         ("0::/a.slice\n", {"a.slice": v2("max", 5 * GIB)}, 22 * GIB, 24 * GIB),
         ("0::/a.slice\n", {"a.slice": v2(100 * GIB)}, 22 * GIB, 24 * GIB),
         ("0::/a.slice\n", {"a.slice": v2(GIB, 2 * GIB)}, 0, GIB),
         # Version 1, as RHEL 8 has it: each controller has a tree of its own, and no limit is a large number.
-        (
-            "9:memory:/job\n2:cpu,cpuacct:/job\n0::/\n",
-            {"memory/job": v1(2 * GIB, GIB, 512 * MIB), "memory": v1(2**63 - 4096, 5 * GIB)},
-            GIB + 512 * MIB,
-            2 * GIB,
-        ),
+        ("9:memory:/job\n2:cpu,cpuacct:/job\n0::/\n", JOB, GIB + 512 * MIB, 2 * GIB),
         ("9:memory:/docker/a\n", {"memory": v1(2 * GIB, GIB)}, GIB, 2 * GIB),
         # What cannot be read limits nothing; a name that leads out of the mount is not followed.
         ("0::/a\n", {"a": {"memory.max": "12 what\n"}}, 22 * GIB, 24 * GIB),
@@ -92,21 +82,21 @@ def test_whoever_asks_for_free_memory_gets_the_control_groups(machine):
     assert "0.7 GiB free of 0.9 GiB" in doctor.check_memory()[0]
 
 
+def quota(limit):
+    return {"cpu.cfs_quota_us": f"{limit}\n", "cpu.cfs_period_us": "100000\n"}
+
+
+ALL = len(os.sched_getaffinity(0))
+
+
 @pytest.mark.parametrize(
     ("cgroup", "groups", "cores"),
     [
         ("0::/job/step\n", {"job/step": {"cpu.max": "max 1000"}, "job": {"cpu.max": "500 1000"}}, 0.5),
         ("1:name=systemd:/x\n0::/\n", {".": {"cpu.max": "250 1000"}}, 0.25),
-        ("0::/\n", {".": {"cpu.max": "max 100000"}}, len(os.sched_getaffinity(0))),
-        ("4:cpu:/a\n", {}, len(os.sched_getaffinity(0))),
-        (
-            "4:cpu,cpuacct:/job/step\n",
-            {
-                "cpu/job": {"cpu.cfs_quota_us": "50000\n", "cpu.cfs_period_us": "100000\n"},
-                "cpu/job/step": {"cpu.cfs_quota_us": "-1\n", "cpu.cfs_period_us": "100000\n"},
-            },
-            0.5,
-        ),
+        ("0::/\n", {".": {"cpu.max": "max 100000"}}, ALL),
+        ("4:cpu:/a\n", {}, ALL),
+        ("4:cpu,cpuacct:/job/step\n", {"cpu/job": quota(50_000), "cpu/job/step": quota(-1)}, 0.5),
     ],
 )
 def test_quotas_limit_the_usable_cores(machine, cgroup, groups, cores):

@@ -5,7 +5,6 @@ import fcntl
 import os
 
 import pytest
-from filelock import FileLock
 
 from fastae.errors import FastaeError
 from fastae.utils.files import hold_lock
@@ -24,21 +23,21 @@ def flock(monkeypatch):
     return fail_with
 
 
-def held(folder):
-    return hold_lock(FileLock(folder / ".lock"), folder, "run")
-
-
 @pytest.mark.filterwarnings("ignore:flock not supported")
 def test_without_flock_a_second_process_is_refused_as_well(tmp_path, flock):
     flock(errno.ENOSYS)
-    with held(tmp_path), pytest.raises(FastaeError, match="locked by another run"), held(tmp_path):
+    with (
+        hold_lock(tmp_path, "run"),
+        pytest.raises(FastaeError, match="locked by another run"),
+        hold_lock(tmp_path, "run"),
+    ):
         pass
-    with held(tmp_path):
+    with hold_lock(tmp_path, "run"):
         assert (tmp_path / ".lock").read_text()
 
 
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_that_cannot_lock_is_refused(tmp_path, flock, code):
     flock(code)
-    with pytest.raises(FastaeError, match=os.strerror(code)), held(tmp_path):
+    with pytest.raises(FastaeError, match=os.strerror(code)), hold_lock(tmp_path, "run"):
         pass

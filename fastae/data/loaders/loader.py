@@ -45,8 +45,9 @@ from fastae.device.choose import find_device
 from fastae.device.memory import free_memory
 from fastae.errors import SettingError
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
-from fastae.utils.cache import cache_folder, check_records, is_writable
+from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import counted, log, size
+from fastae.utils.files import is_writable
 from fastae.utils.paths import expand_home, texts, user_path
 from fastae.utils.sample import evenly_spaced
 
