@@ -134,7 +134,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
     """
     from fastae.tools.reconstruct import reconstruct_files
 
-    return reconstruct_files(run, images, out, device)
+    return reconstruct_files(run, images, out, device=device)
 
 
 @cli.command()

@@ -66,7 +66,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
         warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
-    return Comparison(tuple(compared), at, ranked, warnings)
+    return Comparison(tuple(compared), at, errors=ranked, warnings=warnings)
 
 
 def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:

@@ -137,7 +137,7 @@ def draw_charts(groups: Sequence[Group]) -> list[Chart]:
         ("held-out-later", f"Held-out images from iteration {half:,} on", later if len(later) > 1 else []),
     ]
     return [
-        Chart(name, title, _in_words(title, curves), draw_curves(curves))
+        Chart(name, title, alt=_in_words(title, curves), svg=draw_curves(curves))
         for name, title, curves in charts
         if curves
     ]
@@ -153,7 +153,8 @@ def _curves(
             steps = sorted(set.intersection(*map(set, seeds)))
             values = np.array([[each[step] for step in steps] for each in seeds])
             weight = smoothing_weight(len(steps)) if is_smoothed else 0.0
-            curves.append(Curve(group.loss, group.label, np.array(steps, int), values, weight))
+            at = np.array(steps, int)
+            curves.append(Curve(group.loss, group.label, steps=at, values=values, weight=weight))
     return curves
 
 
@@ -184,7 +185,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
         looks = styles([curve.loss for curve in curves])
         for index, (curve, style, label) in enumerate(zip(curves, looks, labels, strict=True)):
             style["markevery"] = marked_points(len(curve.steps), index)
-            _draw_curve(axes, curve, label, style)
+            _draw_curve(axes, curve, label, style=style)
         axes.set_xlabel("iteration")
         axes.set_ylabel("mean squared error × 10⁷")
         steps = np.concatenate([curve.steps for curve in curves])

@@ -117,7 +117,7 @@ def make_gallery(
             try:
                 loaded = load_model(run.path, device)
                 manifest = RunFolder(run.path).read_manifest()
-                gallery = gallery or open_gallery(run, manifest, data, device, warnings.append)
+                gallery = gallery or open_gallery(run, manifest, data, device=device, warn=warnings.append)
             except (FastaeError, OSError) as error:
                 warnings.append(f"no reconstructions: {error}")
                 continue
@@ -191,7 +191,7 @@ def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
     chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
     reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
-    return Column(label, loaded.iteration, to_bytes(reconstructions), errors)
+    return Column(label, loaded.iteration, to_bytes(reconstructions), errors=errors)
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:

@@ -183,7 +183,7 @@ def _read(name: str, path: Path) -> Run:
     folder = RunFolder(path)
     description = folder.read_description()
     try:
-        return Run(name, path, description, read_metrics(folder.metrics_file))
+        return Run(name, path, description, metrics=read_metrics(folder.metrics_file))
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(folder.metrics_file)!r} cannot be read: {error}") from None
 

@@ -50,7 +50,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
         counts = {"files": len(paths), "usable": len(found.usable), "ignored": ignored}
         print(json.dumps({"folder": folder, **counts, "faults": faults}, indent=2))
     else:
-        _log_check(folder, found, len(paths), ignored)
+        _log_check(folder, found, len(paths), ignored=ignored)
     return 1 if found.unusable else 0
 
 

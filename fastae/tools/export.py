@@ -76,7 +76,7 @@ def export(run: Path, kind: str, out: Path) -> None:
     lines: list[str] = []
     for name, takes, gives in PARTS:
         module, path = getattr(loaded.model, name), out / f"{name}{SUFFIXES[kind]}"
-        files[path] = encode(module, kind, {takes: examples[takes]}, gives)
+        files[path] = encode(module, kind, {takes: examples[takes]}, output=gives)
         difference = _largest_difference(decode(files[path], kind), module, examples[takes])
         if not difference <= TOLERANCE:  # also true for NaN
             raise FastaeError(

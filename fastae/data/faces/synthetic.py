@@ -56,5 +56,5 @@ def ensure(cache: Path) -> Path:
         log(f"drawing {COUNT:,} synthetic faces into {folder}, once ...")
         write(draft, COUNT)
 
-    ensure_entry(folder, "faces", f"{COUNT:,} synthetic faces", draw)
+    ensure_entry(folder, "faces", f"{COUNT:,} synthetic faces", fill=draw)
     return folder

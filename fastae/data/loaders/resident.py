@@ -135,7 +135,8 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
         _build(draft, shape, files, decoder=decoder)
 
     try:
-        ensure_entry(folder, "resident", data, build, partial(_fault, files=files, decoder=decoder))
+        fault = partial(_fault, files=files, decoder=decoder)
+        ensure_entry(folder, "resident", data, fill=build, fault=fault)
         store = _open(folder)
     except OSError as error:
         reason = error.strerror or error
