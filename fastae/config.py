@@ -194,6 +194,12 @@ class TrainConfig:
                 f"pixels{where}: use larger batches or images{also}",
             )
 
+    def ended_by(self, iteration: int, seconds: float) -> str | None:
+        """Returns the option that ends a run after so many iterations and seconds; None if it continues."""
+        if iteration >= self.iterations:
+            return "--iterations"
+        return "--minutes" if self.minutes and seconds >= 60 * self.minutes else None
+
     @property
     def augmentation(self) -> Augmentation:
         return Augmentation(self.brightness, self.contrast, self.saturation)

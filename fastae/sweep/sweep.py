@@ -26,7 +26,7 @@ from fastae.runs.weights import restore_weights
 from fastae.sweep.table import SweepTable
 from fastae.training.distributed import Ranks, device_of, launched
 from fastae.training.progress import LogLines
-from fastae.training.resume import as_before, ended_by, reopen
+from fastae.training.resume import earlier_choices, reopen
 from fastae.training.run_ahead import TrainMetrics
 from fastae.training.runner import open_trainer
 from fastae.training.session import Models, Session, open_session
@@ -107,13 +107,9 @@ class Sweep:
             self._require_results()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not RunState.FINISHED]
-        settings = self._config.train
         if todo:
             self._at_once = min(self._at_once, len(todo))
-            names = list(self._runs)
-            session, settings = open_shared_session(
-                self.folder, settings, names=names, ranks=self._ranks, at_once=self._at_once
-            )
+            session = self._open_session()
         if self._ranks.is_main:
             if todo:
                 self.folder.begin(self._config, session.folder.manifest)
@@ -121,38 +117,57 @@ class Sweep:
                 if run.state is not RunState.FINISHED:
                     self._set_and_write(run.name, state=RunState.WAITING)
             self._ranks.broadcast("sweep", str(self.folder.path))
-        with SweepTable(lambda: tuple(self._runs.values()), settings):
+        with SweepTable(lambda: tuple(self._runs.values()), self._config.train):
             if todo:
                 with StopSignals() as stops:
-                    self._train(todo, settings, session=session, stops=stops)
+                    self._train(todo, session, stops)
             if self._ranks.is_main:
                 self._wait_for_others()
         return tuple(self._runs.values())
 
-    def _train(self, names: list[str], settings: TrainConfig, session: Session, stops: StopSignals) -> None:
+    def _open_session(self) -> Session:
+        """Opens the session that all runs of this rank share.
+
+        If the sweep is resumed, the session uses the data, and the loader, of the runs that have begun, and
+        compiles as they did. A data folder that the user names now is used instead of theirs.
+        """
+        config = self._config.train
+        folders = (self.folder.run(name) for name in self._runs)
+        begun = next((run for run in folders if run.config_file.exists()), None)
+        before = begun.read_description() if begun else RunDescription(config)
+        choices = earlier_choices(before, ["data"] if config.data else [])
+        return open_session(
+            replace(config, data=config.data or before.config.data),
+            manifest=self.folder.read_manifest(),
+            at_once=self._at_once,
+            overrides=choices | {"device": device_of(config.device, self._ranks)},
+        )
+
+    def _train(self, names: list[str], session: Session, stops: StopSignals) -> None:
         """Starts a run whenever a slot is free; the runs in progress take turns."""
         waiting, slots = deque(names), [Slot(session) for _ in range(self._at_once)]
         while any(slot.job for slot in slots) or (waiting and not self._stopped):
             for slot in slots:
                 if slot.job is None and waiting and not self._stopped:
-                    slot.job = self._train_one(waiting.popleft(), settings, slot=slot, stops=stops)
+                    slot.job = self._train_one(waiting.popleft(), slot, stops)
                 if slot.job:
                     with slot.stream():
                         slot.job = slot.job if next(slot.job, None) else None
         if self._stopped:
             raise self._stopped
 
-    def _train_one(self, name: str, settings: TrainConfig, slot: Slot, stops: StopSignals) -> Iterator[bool]:
+    def _train_one(self, name: str, slot: Slot, stops: StopSignals) -> Iterator[bool]:
         """Trains a run in a slot, and yields True after each iteration.
 
         An error of the run is recorded in sweep.json, not raised.
         """
         self._set_and_write(name, state=RunState.RUNNING, error="")
         run, folder = self._runs[name], self.folder.run(name)
-        config = replace(settings, loss=run.loss, seed=run.seed, out=str(folder.path))
+        session = slot.models.session
+        config = replace(session.config, loss=run.loss, seed=run.seed, out=str(folder.path))
         state, reason = RunState.STOPPED, ""
         try:
-            with begun_or_new(folder, config, slot.models.session) as newest:
+            with begun_or_new(folder, config, session) as newest:
                 yield from self._iterations(run, config, newest, slot=slot, stops=stops)
             state = RunState.FINISHED
         except Stopped as stopped:
@@ -176,7 +191,7 @@ class Sweep:
         run = replace(run, iteration=start, seconds=progress.seconds)
         run = replace(run, loss_index=logged.loss_index, held_out=logged.held_out)
         self._set(run)
-        if newest and ended_by(config, start, progress.seconds):
+        if newest and config.ended_by(start, progress.seconds):
             restore_weights(folder, newest)
             return
         with open_trainer(
@@ -288,30 +303,3 @@ def begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Itera
     else:
         with new_run(run.path, config.loss, "the run folder"):
             yield None
-
-
-def open_shared_session(
-    folder: SweepFolder, config: TrainConfig, *, names: list[str], ranks: Ranks, at_once: int
-) -> tuple[Session, TrainConfig]:
-    """Opens the session that all runs of a sweep share.
-
-    If the sweep is resumed, the session uses the same loader as before, and compiles as before.
-
-    Args:
-        folder: the sweep's folder.
-        config: the settings that the user gave.
-        names: the names of all runs.
-        ranks: this rank, and how many there are.
-        at_once: how many runs take turns on this rank's device.
-
-    Returns:
-        The session, and the user's settings. If the user named no data folder, they have the one of the runs
-        that are resumed. Automatic choices of the session, for example the loader, are not in the settings.
-    """
-    begun = next((run for run in map(folder.run, names) if run.config_file.exists()), None)
-    before = begun.read_description() if begun else RunDescription(config)
-    chosen = as_before(config, {"data": config.data} if config.data else {}, before)
-    own = replace(chosen, device=device_of(config.device, ranks))
-    session = open_session(own, manifest=folder.read_manifest(), at_once=at_once)
-    data = config.data or before.config.data
-    return session, replace(config, data=data)

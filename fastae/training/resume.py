@@ -8,7 +8,7 @@ never stopped.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -50,22 +50,15 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
                     f"--iterations {given['iterations']:,} is less than the {iteration:,} that are done: "
                     "pass a larger value to train longer"
                 )
-            if option := ended_by(config, iteration, newest.progress.seconds):
+            if option := config.ended_by(iteration, newest.progress.seconds):
                 if ranks.is_main:
                     restore_weights(run, newest)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
         manifest = run.read_manifest(before) if newest or run.manifest_file.exists() else None
-        session = open_session(as_before(config, given, before), ranks, manifest)
-        train_in(session, config, run, newest=newest)
+        session = open_session(config, ranks, manifest, overrides=earlier_choices(before, given))
+        train_in(session, run, newest)
     return path
-
-
-def ended_by(config: TrainConfig, iteration: int, spent: float) -> str | None:
-    """Returns the option that has ended a run after so many iterations and seconds; None if it continues."""
-    if iteration >= config.iterations:
-        return "--iterations"
-    return "--minutes" if config.minutes and spent >= 60 * config.minutes else None
 
 
 def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpoint | None:
@@ -78,7 +71,13 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
         run.checkpoints, log, lambda trained: meta_model(trained.image_size, trained.latent)
     )
     if newest:
-        _require_same(config, newest, run)
+        for name in FIXED:
+            expected, found = getattr(newest.description.config, name), getattr(config, name)
+            if found != expected:
+                raise FastaeError(
+                    f"{str(run.config_file)!r} says {flag(name)} {found}, but the checkpoint of iteration "
+                    f"{newest.iteration:,} was trained with {expected}: restore config.json"
+                )
     elif checkpoint.latest(run.checkpoints) is not None:
         raise FastaeError(f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one")
     elif config.keep == 0 and run.weights_file.exists():
@@ -95,17 +94,6 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
     return newest
 
 
-def _require_same(config: TrainConfig, newest: Checkpoint, run: RunFolder) -> None:
-    """Raises FastaeError if a fixed setting differs from that of the run's checkpoint."""
-    for name in FIXED:
-        expected, found = getattr(newest.description.config, name), getattr(config, name)
-        if found != expected:
-            raise FastaeError(
-                f"{str(run.config_file)!r} says {flag(name)} {found}, but the checkpoint of iteration "
-                f"{newest.iteration:,} was trained with {expected}: restore config.json"
-            )
-
-
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:
     """Returns the run's settings with the given ones changed. Raises FastaeError for one that is fixed."""
     differing = [
@@ -118,10 +106,7 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
     return dataclasses.replace(saved, **given)
 
 
-def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescription) -> TrainConfig:
-    """Returns the settings; what is not `given` now is as it was chosen automatically `before`."""
+def earlier_choices(before: RunDescription, given: Collection[str]) -> dict[str, Any]:
+    """Returns what an earlier session has chosen, by the name of the setting, without the `given` names."""
     chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
-    kept: dict[str, Any] = {
-        name: value for name, value in chosen.items() if name not in given and value is not None
-    }
-    return dataclasses.replace(config, **kept)
+    return {name: value for name, value in chosen.items() if name not in given and value is not None}

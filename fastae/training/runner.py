@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from fastae.config import TrainConfig
@@ -17,6 +18,7 @@ from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
 from fastae.runs.checkpoint import Checkpoint, Progress
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import joined, launched
 from fastae.training.failures import explain
@@ -38,25 +40,23 @@ def train(config: TrainConfig) -> Path:
     out = Path(config.out) if config.out else None
     with new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
         path = Path(ranks.broadcast("run", str(mine.path) if mine else ""))
-        train_in(open_session(config, ranks), config, RunFolder(path))
+        train_in(open_session(config, ranks), RunFolder(path))
     return path
 
 
-def train_in(session: Session, config: TrainConfig, run: RunFolder, newest: Checkpoint | None = None) -> None:
-    """Trains one run to its end in an open session: a new one, or one that continues from a checkpoint."""
+def train_in(session: Session, run: RunFolder, newest: Checkpoint | None = None) -> None:
+    """Trains the run of a session to its end: a new one, or one that continues from a checkpoint."""
     # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
-        _train_joined(session, config, run, newest=newest, stops=stops)
+        _train_joined(session, run, newest, stops=stops)
     if session.ranks.is_main:
         log_folder(run)
 
 
-def _train_joined(
-    session: Session, config: TrainConfig, run: RunFolder, *, newest: Checkpoint | None, stops: StopSignals
-) -> None:
+def _train_joined(session: Session, run: RunFolder, newest: Checkpoint | None, stops: StopSignals) -> None:
     """Trains a run whose ranks are joined. The model, which DDP shares, is freed when this returns."""
     models, display = Models(session), ProgressBar()
-    with open_trainer(models, config, run, stops=stops, display=display, newest=newest) as trainer:
+    with open_trainer(models, session.config, run, stops=stops, display=display, newest=newest) as trainer:
         while trainer.advance():
             pass
 
@@ -91,11 +91,12 @@ def open_trainer(
         with ExitStack() as stack:
             loader = session.loader.reseeded(config.seed)
             step = models.step(config, loader.make_batch)
-            monitor = stack.enter_context(open_monitor(session, config, run, at_once=at_once))
+            description = session.describe(config, at_once)
+            monitor = stack.enter_context(open_monitor(session, description, run))
             if session.hardware.compiled:
                 monitor.enter(Phase.COMPILE)
-            graph = step.capture(loader.example()) if session.ranks.size == 1 else ""
-            description = session.describe(config, graph, at_once)
+            if session.ranks.size == 1 and (note := step.capture(loader.example())):
+                description = replace(description, step=f"{description.step}, {note}")
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)
@@ -121,7 +122,7 @@ def open_trainer(
             stack.callback(session.replaced.runs.remove, run)
             yield Trainer(
                 session,
-                config,
+                description,
                 run,
                 step=step,
                 loader=loader,
@@ -134,9 +135,9 @@ def open_trainer(
         raise explain(error, session, run, stops=stops) from None
 
 
-def open_monitor(session: Session, config: TrainConfig, run: RunFolder, *, at_once: int) -> Monitor:
+def open_monitor(session: Session, description: RunDescription, run: RunFolder) -> Monitor:
     """Makes the monitor of a run. Of several ranks, only the main one samples."""
-    hardware, ranks = session.hardware, session.ranks
+    hardware, ranks, config = session.hardware, session.ranks, description.config
     info = RunInfo(
         loader=session.loader.kind,
         compiled=hardware.compiled,
@@ -144,7 +145,7 @@ def open_monitor(session: Session, config: TrainConfig, run: RunFolder, *, at_on
         batch_size=config.batch_size,
         ranks=ranks.size,
         on_gpu=hardware.device.type == "cuda",
-        at_once=at_once,
+        at_once=description.at_once,
         image_flops=training_flops(config.image_size, config.latent),
         peak_flops=peak_flops(hardware.device, hardware.precision),
     )

@@ -9,9 +9,9 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,9 @@ _seeding = threading.Lock()
 class Session:
     """One opened data set on one device."""
 
+    config: TrainConfig
+    """The settings as the user chose them. The runs of a sweep have other losses, seeds and folders."""
+
     ranks: Ranks
     hardware: Hardware
 
@@ -79,18 +82,17 @@ class Session:
         """The files that are not trained on."""
         return [*self.folder.skipped, *self.replaced.found]
 
-    def describe(self, config: TrainConfig, graph_note: str = "", at_once: int = 1) -> RunDescription:
+    def describe(self, config: TrainConfig, at_once: int = 1) -> RunDescription:
         """Describes a run with these settings.
 
         Args:
             config: the run's settings.
-            graph_note: what `TrainingStep.capture` has returned.
             at_once: how many runs take turns.
         """
         hardware, folder = self.hardware, self.folder
         layout = "channels-last" if config.channels_last else "channels-first"
         ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
-        notes = (hardware.precision.note, layout, hardware.compile_note, graph_note, ranks)
+        notes = (hardware.precision.note, layout, hardware.compile_note, ranks)
         return RunDescription(
             config,
             data=DataDescription(
@@ -162,20 +164,28 @@ class Models:
 
 
 def open_session(
-    config: TrainConfig, ranks: Ranks = ALONE, manifest: Manifest | None = None, at_once: int = 1
+    user_config: TrainConfig,
+    ranks: Ranks = ALONE,
+    manifest: Manifest | None = None,
+    *,
+    at_once: int = 1,
+    overrides: Mapping[str, Any] | None = None,
 ) -> Session:
     """Opens what runs with these settings share.
 
     Args:
-        config: the settings. Runs of the session may have another loss, seed and folder.
+        user_config: the settings. Runs of the session may have another loss, seed and folder.
         ranks: the processes that share the run.
         manifest: the images of a run that is resumed; None for those that are there now.
         at_once: how many runs take turns.
+        overrides: name of a setting -> the value that is used instead of the user's, such as the loader that
+            was chosen automatically before the run was resumed.
 
     Raises:
         FastaeError: something is wrong with the settings, the device or the data.
     """
     refuse_forked()
+    config = replace(user_config, **(overrides or {}))
     config.require_ranks(ranks.size)
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
@@ -183,14 +193,15 @@ def open_session(
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
     replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
-    folder, held_out = load_held_out(
-        folder,
-        config,
-        crop_resize,
-        device=hardware.device,
-        replaced=replaced,
-        is_resumed=manifest is not None,
-    )
+
+    def load(paths: Sequence[str]) -> Tensor:
+        indices = evenly_spaced(range(len(paths)), config.eval_images)
+        tuning = Tuning(threads=config.threads)
+        return load_images(
+            paths, crop_resize, hardware.device, tuning, indices=indices, on_replaced=replaced.add
+        )
+
+    folder, held_out = load_held_out(folder, load, is_resumed=manifest is not None)
     log(f"data      {source}")
     log(
         f"images    {len(folder.train):,} to train on, {len(folder.held_out):,} held out "
@@ -210,7 +221,7 @@ def open_session(
         part=ranks.rank,
         parts=ranks.size,
     )
-    decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config, hardware))
+    decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config.threads, hardware))
     kind = cast(LoaderKind, config.loader)
     kept_in = cache if config.cache else None
     loader = build_loader(files, sampler, decoder, kind=kind, cache=kept_in, at_once=at_once)
@@ -219,6 +230,7 @@ def open_session(
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
     environment = convert(describe_environment(), Environment)
     return Session(
+        config=user_config,
         ranks=ranks,
         hardware=hardware,
         environment=environment,
@@ -255,37 +267,23 @@ def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
     return hardware
 
 
-def loader_tuning(config: TrainConfig, hardware: Hardware) -> Tuning:
+def loader_tuning(threads: int | None, hardware: Hardware) -> Tuning:
     """Chooses how the training images are decoded and augmented."""
-    tuning = Tuning(threads=config.threads, compiled=hardware.compiled)
+    tuning = Tuning(threads=threads, compiled=hardware.compiled)
     # The JPEG engine's pixels differ from those of the GPU's cores. It decodes some images, by their size.
-    return replace(tuning, hw_decoder_load=0.0) if config.deterministic else tuning
+    return replace(tuning, hw_decoder_load=0.0) if hardware.deterministic else tuning
 
 
 def load_held_out(
-    folder: ImageFolder,
-    config: TrainConfig,
-    crop_resize: CropResize,
-    *,
-    device: torch.device,
-    replaced: ReplacedFiles,
-    is_resumed: bool,
+    folder: ImageFolder, load: Callable[[Sequence[str]], Tensor], is_resumed: bool
 ) -> tuple[ImageFolder, Tensor]:
-    """Decodes the images to evaluate on, and returns them with their folder.
+    """Decodes the images to evaluate on by `load`, and returns them with their folder.
 
     A new run divides its files anew if none of the held-out ones can be decoded.
     """
     while True:
-        held_out = folder.held_out
         try:
-            return folder, load_images(
-                held_out,
-                crop_resize,
-                device,
-                tuning=Tuning(threads=config.threads),
-                indices=evenly_spaced(range(len(held_out)), config.eval_images),
-                on_replaced=replaced.add,
-            )
+            return folder, load(folder.held_out)
         except NoneLeft as error:
             if is_resumed:
                 raise

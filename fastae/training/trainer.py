@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from fastae.config import TrainConfig
 from fastae.data.files.recovery import DecoderError
 from fastae.data.loaders.loader import Loader
 from fastae.device.cards import peak_flops
@@ -24,6 +23,7 @@ from fastae.device.memory import peak_memory, total_memory
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.flops import rate_text, training_flops
 from fastae.monitor.recording import Phase
+from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.training.evaluate import evaluate
 from fastae.training.recorder import Recorder
@@ -80,7 +80,7 @@ class Trainer:
 
     Args:
         session: what the run shares with others.
-        config: the run's settings.
+        description: what the run is made with.
         run: the run's folder.
         step: the training step, with the weights that the run continues from.
         loader: the batches, with the run's seed.
@@ -93,7 +93,7 @@ class Trainer:
     def __init__(
         self,
         session: Session,
-        config: TrainConfig,
+        description: RunDescription,
         run: RunFolder,
         *,
         step: TrainingStep,
@@ -104,7 +104,7 @@ class Trainer:
         clock: Clock,
     ) -> None:
         self.iteration = self._start = start
-        self._config = config
+        self._config = config = description.config
         self._session = session
         self._ranks = session.ranks
         self._step = step
@@ -228,7 +228,7 @@ class Trainer:
     def _ending(self) -> tuple[bool, bool]:
         """Returns whether the run is over, and whether a signal stops it: the same on all ranks."""
         last = self.iteration == self._config.iterations
-        over = last or self._clock.now() >= 60 * (self._config.minutes or math.inf)
+        over = self._config.ended_by(self.iteration, self._clock.now()) is not None
         stopped = self._stops.caught is not None
         if self._ranks.size > 1:
             if self.iteration % AGREE_EVERY and not last:

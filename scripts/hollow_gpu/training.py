@@ -88,6 +88,7 @@ def stand_in_session(config: TrainConfig) -> Session:
     hardware = open_hardware(config, ALONE)
     size = config.image_size
     return Session(
+        config=config,
         ranks=ALONE,
         hardware=hardware,
         environment=Environment(),

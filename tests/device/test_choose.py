@@ -4,7 +4,6 @@ import pytest
 import torch
 import torch._inductor.config as inductor
 
-from fastae.config import TrainConfig
 from fastae.device import compiling
 from fastae.device.apply import use_device, use_kernels, use_tf32
 from fastae.device.choose import Hardware, Precision, choose_device, choose_precision
@@ -45,7 +44,7 @@ def test_a_cpu_run_is_compiled_if_it_is_long_enough(monkeypatch):
 def test_deterministic_reaches_pytorch_and_the_jpeg_engine(monkeypatch):
     """Timings decide nothing then, nor which images the engine has room for. It does not outlive its run."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    gpu, hardware = torch.device("cuda", 0), Hardware(torch.device("cpu"), FLOAT32, False, "")
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     cudnn = torch.backends.cudnn
     try:
         with cudnn.flags(benchmark=False, benchmark_limit=10):
@@ -53,11 +52,11 @@ def test_deterministic_reaches_pytorch_and_the_jpeg_engine(monkeypatch):
                 use_kernels(gpu, wanted)
                 assert inductor.deterministic is torch.are_deterministic_algorithms_enabled() is wanted
                 assert cudnn.benchmark is not wanted
-                load = loader_tuning(TrainConfig(deterministic=wanted), hardware).hw_decoder_load
-                assert (load == 0) is wanted
+                hardware = Hardware(cpu, FLOAT32, False, "", deterministic=wanted)
+                assert (loader_tuning(None, hardware).hw_decoder_load == 0) is wanted
             assert cudnn.benchmark_limit == 0, "all engines are tried"
     finally:
-        use_kernels(torch.device("cpu"), False)
+        use_kernels(cpu, False)
 
 
 @pytest.mark.parametrize("missing", ["g++", "gcc", "Python.h", "triton"])
