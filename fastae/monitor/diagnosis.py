@@ -137,7 +137,7 @@ def _for_a_busy_gpu(verdict: Verdict, gpu: GpuSummary, info: RunInfo) -> Iterato
         yield "--loader resident: decoding and training share the GPU"
     busy = gpu.mean("gpu_busy")
     if busy < PAUSES_BELOW:
-        idle = f"{100 - busy:.0f} % of the time"
+        idle = f"{100 - busy:.0f}% of the time"
         yield f"--profile 10: no kernel runs {idle}, although the host waits for the GPU"
     elif verdict is Verdict.GPU_BOUND and _is_underfilled(gpu):
         yield LARGER_BATCH.format(info.batch_size, "the GPU is never idle, but its kernels do not fill it")

@@ -21,7 +21,7 @@ def headline(report: UsageReport) -> str:
     summary, gpu = report.summary, report.summary.main_gpu
     figures = []
     if "gpu_busy" in gpu.statistics:
-        figures.append(f"{gpu.record.name} busy {gpu.mean('gpu_busy'):.0f} %")
+        figures.append(f"{gpu.record.name} busy {gpu.mean('gpu_busy'):.0f}%")
     if not summary.gpus and "cpu" in summary.host:
         figures.append(f"{summary.host['cpu'].mean:.1f} of {summary.cores.usable:g} cores")
     if summary.data_wait is not None:
@@ -127,6 +127,10 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
         yield f"the model computes {rate_text(1e12 * summary.tflops)}{share}"
+    if summary.allocated_gib is not None and summary.reserved_gib is not None:
+        total = f" of {gpu.record.gpu.memory_gib:.1f}" if gpu.record.gpu.memory_gib else ""
+        used, reserved = summary.allocated_gib, summary.reserved_gib
+        yield f"PyTorch used at most {used:.1f} GiB, and reserved {reserved:.1f}{total}"
     if "power" in gpu.statistics and (limit := gpu.record.gpu.power_limit):
         capped = gpu.throttled(Throttle.POWER_CAP)
         often = f", at the limit {_percent(capped)} of the time" if capped >= THROTTLED_FROM else ""
@@ -143,7 +147,7 @@ def _evidence(report: UsageReport) -> Iterator[str]:
 
 
 def _percent(share: float, digits: int = 0) -> str:
-    return f"{100 * share:.{digits}f} %"
+    return f"{share:.{digits}%}"
 
 
 def _number(value: float) -> str:

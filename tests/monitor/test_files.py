@@ -82,7 +82,7 @@ def test_many_samples_are_medians_with_their_range():
 
 def test_one_line_and_the_table_have_the_figures(simulate):
     report = report_on(simulate(cards.TOO_HOT, loop=DEVICE_LIMITED).recording())
-    assert report.diagnosis.verdict.text in headline(report) and "98 %" in headline(report)
+    assert report.diagnosis.verdict.text in headline(report) and "98%" in headline(report)
     text = printed(report)
     for part in ("NVIDIA H100", "GPU busy", "GPU power", "images/J", "kWh", "2.0 samples/s",
                  *(line for _, line in findings(report))):  # fmt: skip

@@ -105,7 +105,7 @@ def test_the_gpu_of_the_run_is_sampled(tmp_path, capsys):
     library = machine_of(BUSY, HALF_BUSY)
     (gpu,) = watched(tmp_path, library, ["1"]).summary.gpus
     assert gpu.record.gpu.uuid == "GPU-1" and gpu.mean("gpu_busy") == 55 and library.opened == 0
-    assert "55 %" in capsys.readouterr().out
+    assert "55%" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("states", "verdict"), [(BUSY, Verdict.GPU_BOUND), (HALF_BUSY, Verdict.UNKNOWN)])
