@@ -107,23 +107,26 @@ class Sweep:
             self._require_results()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not RunState.FINISHED]
-        if todo:
-            self._at_once = min(self._at_once, len(todo))
-            session = self._open_session()
+        self._at_once = min(self._at_once, max(1, len(todo)))
+        session = self._open_session() if todo else None
         if self._ranks.is_main:
-            if todo:
-                self.folder.begin(self._config, session.folder.manifest)
-            for run in self._runs.values():
-                if run.state is not RunState.FINISHED:
-                    self._set_and_write(run.name, state=RunState.WAITING)
-            self._ranks.broadcast("sweep", str(self.folder.path))
+            self._begin(session)
         with SweepTable(lambda: tuple(self._runs.values()), self._config.train):
-            if todo:
+            if session:
                 with StopSignals() as stops:
                     self._train(todo, session, stops)
             if self._ranks.is_main:
                 self._wait_for_others()
         return tuple(self._runs.values())
+
+    def _begin(self, session: Session | None) -> None:
+        """Writes the sweep's folder, and shows it to the other ranks. There is no session if all is done."""
+        if session:
+            self.folder.begin(self._config, session.folder.manifest)
+        for run in self._runs.values():
+            if run.state is not RunState.FINISHED:
+                self._set_and_write(run.name, state=RunState.WAITING)
+        self._ranks.broadcast("sweep", str(self.folder.path))
 
     def _open_session(self) -> Session:
         """Opens the session that all runs of this rank share.
