@@ -85,7 +85,7 @@ def test_images_whose_batches_would_not_fit_into_memory_are_refused_with_the_rem
     put(face_paths[:4], tmp_path)
     monkeypatch.setattr(folders, "free_bytes", lambda: 4 * 3 * 150**2)
     open_folder(tmp_path, crop=150)
-    with pytest.raises(FastaeError, match=r"decoded, and 0\.0 GB are free: set a smaller crop"):
+    with pytest.raises(FastaeError, match=r"only 0\.0 GB are free: set a smaller crop"):
         open_folder(tmp_path, crop=151)
     with pytest.raises(FastaeError, match="set a smaller crop"):
         open_folder(tmp_path)

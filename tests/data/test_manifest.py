@@ -49,7 +49,7 @@ def test_an_unchanged_folder_is_opened_as_before_by_any_path(root, before, tmp_p
     again = Manifest.read(path)
     assert (again, again.fingerprint) == (images, images.fingerprint)
     monkeypatch.setattr(manifest, "MAX_BYTES", 100)
-    with pytest.raises(FastaeError, match="the names of 40 images exceed 100 bytes"):
+    with pytest.raises(FastaeError, match="too many images: the list of 40 exceeds 100 bytes"):
         images.write(path)
     assert path.stat().st_size > 100
 
@@ -114,12 +114,12 @@ def test_what_is_no_data_set_of_the_run_is_refused(root, before):
         open_folder(root, manifest=Manifest("", {}, {}))
     only = dataclasses.replace(before.manifest, held_out=dict([*before.manifest.held_out.items()][:1]))
     Path(before.held_out[0]).unlink()
-    with pytest.raises(FastaeError, match="all to evaluate on"):
+    with pytest.raises(FastaeError, match="all files to evaluate on"):
         open_folder(root, manifest=only)
     size = Path(before.train[7]).stat().st_size
     with Path(before.train[7]).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(FastaeError, match=f"'{names(before)[7]}' does not have {size:,} bytes"):
+    with pytest.raises(FastaeError, match=f"'{names(before)[7]}' no longer has {size:,} bytes"):
         open_folder(root, manifest=before.manifest)
 
 

@@ -247,7 +247,7 @@ def test_no_file_is_replaced_because_memory_was_short(paths, monkeypatch, error,
 
     batches = open_(paths, replaced).batches()
     monkeypatch.setattr(pipeline.Pipeline, "run", failing)
-    ends = pytest.raises(DecoderOutOfMemory, match="out of memory while images were decoded")
+    ends = pytest.raises(DecoderOutOfMemory, match="out of memory while decoding images")
     with ends if short > 1 else nullcontext():
         assert len(take(batches, 6)) == 6
     assert not replaced and len(ran) == (7 if short == 1 else 4)

@@ -34,7 +34,10 @@ from fastae.data.loaders.sampler import BatchParams
 
 
 def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
-    """Packs the parameters of a batch into int32 (5, N), floats by their bits, for one copy to a GPU."""
+    """Packs the parameters of a batch into int32 (5, N), so that one copy to a GPU suffices.
+
+    Floats are stored by their bits.
+    """
     words = torch.empty(len(params), len(params.indices), dtype=torch.int32, pin_memory=pinned)
     rows = words.numpy()
     rows[0], rows[1] = params.indices, params.flip
@@ -43,7 +46,7 @@ def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
 
 
 def unpack_params(words: Tensor) -> tuple[Tensor, ...]:
-    """The packed indices (int64), flips (bool), brightness, contrast and saturation (float32), each (N,)."""
+    """Unpacks indices (int64), flips (bool), brightness, contrast and saturation (float32), each (N,)."""
     indices, flip = words[:2].unbind()
     return indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind()
 
@@ -53,7 +56,7 @@ CHUNK = 8
 
 
 class PixelOps:
-    """The passes over pixels. Compiled and eager, they are the same functions with the same results.
+    """The passes over pixels. The compiled and the eager functions have the same results.
 
     Args:
         crop_resize: the size of the resized images.
@@ -161,7 +164,7 @@ class PixelOps:
             self._selected = torch.empty(shape, dtype=torch.uint8)
         # The memory is reused: new pages would cost more than the copy.
         selected = torch.index_select(store, 0, indices, out=self._selected)
-        # One by one: PyTorch flips the bytes of an image fast, but masks and scatters bytes slowly.
+        # Images are flipped one by one: PyTorch flips bytes fast, but masks and scatters them slowly.
         for index in flips.nonzero().flatten().tolist():
             selected[index] = selected[index].flip(2)
         return selected
@@ -207,7 +210,7 @@ class _Taps:
     """The weight of the second neighbour, float32 (S,)."""
 
     turned: tuple[Tensor, Tensor, Tensor]
-    """The three for transposed images, whose rows are the columns of each channel: each (2, 3 S).
+    """The three tensors for transposed images, with a row per column and channel: each (2, 3 S).
 
     The first row is for images as they are, the second for flipped images.
     """
@@ -246,7 +249,7 @@ def _shrink_columns(columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, we
 def _augment_columns(
     columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor, *colors: Tensor
 ) -> Tensor:
-    """`_shrink_columns`, and then the color changes: (n, 3 S, S) in [0, 1]."""
+    """Applies `_shrink_columns` and then changes the colors: (n, 3 S, S) in [0, 1]."""
     pixels = _shrink_columns(columns, flip, low, high=high, weight=weight).unflatten(1, (columns.shape[2], 3))
     return torch.stack(_jittered(pixels, channel_means(pixels), *colors), dim=2).flatten(1, 2)
 
