@@ -157,7 +157,7 @@ def missing_driver(error: NvmlError) -> Fault | None:
     """Returns what is wrong with the driver; None if there is no NVIDIA GPU.
 
     Args:
-        error: the reason why NVML cannot be used, if CUDA does not work either.
+        error: the reason why NVML cannot be used. The caller has checked that CUDA does not work either.
     """
     if error.is_installed:
         remedy = REMEDIES.get(error.code, "nvidia-smi shows more")

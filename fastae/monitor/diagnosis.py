@@ -27,7 +27,7 @@ LOW_POWER = 0.5  # share of the power limit; a GPU that is never idle but draws 
 OTHERS_FROM = 0.5  # cores; other programs that use less do not matter
 AWAKE = 0.1  # cores; a run that uses less is sleeping, so nothing slows it down
 FULL_MACHINE = 0.9  # share of the physical cores in use; from this on, programs compete for them
-THROTTLED_FROM = 0.05  # share of the time; lowered clocks below this are not reported
+THROTTLED_FROM = 0.05  # share of the time; clocks lowered for less than this are not reported
 
 COMPUTE_UNITS = ("tensor_active", "fp32_active")
 """The metrics of the units that compute, in percent of their peak."""

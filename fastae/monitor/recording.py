@@ -70,7 +70,7 @@ METRICS: dict[str, tuple[str, str]] = {
     "loop/device_wait": ("waiting for the device", "%"),
     "loop/seconds": ("a log step", "s"),
 }
-"""Kind of owner and metric -> label and unit. A plain number has the unit "".
+"""Kind of owner and metric -> label and unit. Labels of a GPU contain "GPU"; plain numbers have the unit "".
 
 With several GPUs, the column "gpu3/power" is the power of the fourth.
 """

@@ -84,7 +84,7 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
         source = "the GPU's own counter" if is_counted else "the mean of sampled power"
         yield "energy", f"{rate}{summary.kwh:.4g} kWh in total (by {source})"
     elif any(gpu.kwh is not None for gpu in summary.gpus):
-        yield "energy", "not shown: it cannot be measured for this run alone, or for all of its GPUs"
+        yield "energy", "not shown: it is unknown for this run alone, or for some of its GPUs"
     yield from (("advice", line) for line in report.diagnosis.advice)
 
 

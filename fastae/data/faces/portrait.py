@@ -133,7 +133,7 @@ def hair_mass(person: Person, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     flare = rng.uniform(0, 0.15) if long else -0.6
     half = np.maximum(45 + volume + flare * np.maximum(y, 0), 9)
     up = np.minimum(y / (62 + volume), 0)
-    # The position between the left side of the hair (-1) and the right side (1). At the crown all meet.
+    # The position from the left side of the hair (-1) to the right side (1). Its lines meet at the crown.
     across = np.clip(x / half / np.sqrt(np.maximum(1 - up**2, 0.02)), -2, 2)
     curl = rng.random() ** 3
     # This is constant along a strand. Waves and noise bend the strands.

@@ -21,7 +21,7 @@ IMAGES = "img_align_celeba"
 
 IMAGE_NAME = re.compile(r"[0-9]{6}\.jpg")
 MAX_ENTRY = 1 << 20
-"""The maximum size of an image file in bytes. CelebA's largest has 22 kB. Larger ones may be bombs."""
+"""The maximum bytes of an image file. CelebA's largest has 22 kB; larger ones may be decompression bombs."""
 
 TRAIN, VALID, TEST = 0, 1, 2
 LAST_TRAIN, LAST_VALID = 162_770, 182_637

@@ -58,7 +58,7 @@ One lost file is always accepted.
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A data folder, divided into training and held-out files. Paths are strings, which take less memory."""
+    """A data folder, divided into training and held-out files. Paths are strings, to save memory."""
 
     root: str
 

@@ -121,7 +121,7 @@ def inspect(path: str) -> Inspection:
     Raises FastaeError if the process has too many files open, since that is not the file's fault.
     """
     try:
-        # The type is checked before opening: opening a pipe may block, and opening a device may act.
+        # The type is checked before opening: opening a pipe may block, and opening a device may do anything.
         status = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):
             hidden = stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK)

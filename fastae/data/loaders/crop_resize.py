@@ -21,7 +21,7 @@ class CropResize:
     """Side of the result in pixels, 1 to 4,096."""
 
     antialias: bool = False
-    """Whether images are antialiased when they shrink. TensorFlow's default, and so the article's, is not."""
+    """Whether shrinking antialiases. TensorFlow does not by default, nor did the article."""
 
     def __post_init__(self) -> None:
         if self.crop is not None:

@@ -36,7 +36,7 @@ SMALLEST = 16
 """The side in pixels of the picture that tests whether a decoder works, unless the crop is larger."""
 
 MOST_THREADS = 8
-"""The maximum of decoding threads on a CPU. More gain little for images of 178x218."""
+"""The maximum number of decoding threads on a CPU. More gain little for images of 178x218."""
 
 
 @dataclass(frozen=True)
