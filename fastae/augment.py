@@ -8,7 +8,7 @@
 Pixels are float in [0, 1], and are clipped once, at the end. Brightness and contrast are
 computed as one multiply-add, x f + (m (1 - f) + d), and the saturation as x k + v (1 - k): fewer passes over
 the pixels. The saturation formula is `tf.image.adjust_saturation` with the conversion to HSV and back
-multiplied out (equal to 6e-7). As in TensorFlow, it alters an image even at f = 1 if brightness has made
+multiplied out (they agree to 6e-7). As in TensorFlow, it alters an image even at f = 1 if brightness has made
 pixels negative.
 
 `color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
@@ -26,6 +26,7 @@ from fastae.utils.arguments import SHARE, require_number
 EPSILON = 1e-8
 
 UNIT = 1 / 255
+"""The factor that converts values in [0, 255] to [0, 1]."""
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from fastae.model import meta_model
 
 @cache
 def training_flops(image_size: int = 128, latent: int = 512) -> float:
-    """Training FLOPs per image, of the convolutions and linear layers only, as is usual for MFU.
+    """Returns the training FLOPs per image, of the convolutions and linear layers only, as is usual for MFU.
 
-    They are those of the forward pass, the gradients of the weights, and the gradients of the inputs, which
-    the first layer does not need. Multiply and add count as two. Only shapes are computed.
+    The forward pass, the gradients of the weights and the gradients of the layers' inputs count, except the
+    gradient of the first layer's input. A multiply-add counts as two. The meta device computes only shapes.
     """
     images = torch.empty(2, 3, image_size, image_size, device="meta")  # batch norm needs two values
     with FlopCounterMode(display=False) as counter:

@@ -93,7 +93,7 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     """The structural similarity of each pair of images, as Wang et al. (2004) define it.
 
     Local means, variances and the covariance are weighted by a Gaussian window. They are computed in float64:
-    in TF32, which a GPU would use for float32, the variances would be lost.
+    in TF32, which a GPU would use for float32, the variances would lose their precision.
 
     Args:
         reconstruction, images: (N, C, H, W) in [0, 1], H and W at least 11.
@@ -116,7 +116,10 @@ def ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
 
 
 def _windows(size: int, like: Tensor) -> Tensor:
-    """Each row weights `size` pixels by a Gaussian that lies within them: (size - 10, size), as `like`."""
+    """Returns weights (size - 10, size), with the dtype and device of `like`.
+
+    Each row has the weights of one Gaussian window that lies within `size` pixels.
+    """
     pixels = like.new_tensor(range(size))
     distances = pixels - pixels[SSIM_RADIUS : size - SSIM_RADIUS, None]
     weights = (-0.5 * (distances / SSIM_SIGMA) ** 2).exp() * (distances.abs() <= SSIM_RADIUS)

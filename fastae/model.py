@@ -82,15 +82,15 @@ class AutoEncoder(nn.Module):
 
 
 def meta_model(image_size: int, latent: int) -> AutoEncoder:
-    """The model on the meta device: shapes and dtypes, but no memory, whatever the size."""
+    """Returns the model on the meta device, where it has shapes and dtypes but takes no memory."""
     with torch.device("meta"):
         return AutoEncoder(image_size, latent)
 
 
 def training_bytes(image_size: int, latent: int) -> int:
-    """The memory that a model of this size takes to train, without its activations.
+    """Returns the bytes that training a model of this size takes, without its activations.
 
-    That is its weights and gradients and Adam's two moments, all float32.
+    These are its weights, their gradients and Adam's two moments, all in float32.
     """
     return 4 * 4 * sum(weight.numel() for weight in meta_model(image_size, latent).parameters())
 

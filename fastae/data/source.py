@@ -50,6 +50,6 @@ def open_source(
         except OSError as error:
             raise FastaeError(
                 f"cannot write the synthetic faces to {str(cache)!r}: {error.strerror or error}; "
-                "set another folder by --cache-dir or $FASTAE_CACHE, or give your images by --data"
+                "set another folder by --cache-dir or $FASTAE_CACHE, or pass your images by --data"
             ) from None
     return open_folder(data, crop, check_records(cache), manifest=manifest), source

@@ -12,7 +12,7 @@ from fastae.device.choose import Precision
 
 @dataclass(frozen=True)
 class Card:
-    """A GPU's figures in its datasheet."""
+    """A GPU's figures, from its datasheet."""
 
     name: str
 

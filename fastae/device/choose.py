@@ -41,7 +41,7 @@ class Hardware:
     """Whether torch.compile is used."""
 
     compile_note: str
-    """Whether torch.compile is used, and why if it is not, in words."""
+    """Whether torch.compile is used, and if not, why, in words."""
 
     deterministic: bool = False
     """Whether a GPU gives the same bits from the same seed. A CPU always does."""
@@ -50,7 +50,7 @@ class Hardware:
 def find_device(name: str | torch.device | None = None) -> torch.device:
     """Returns the device of this name; for None or 'auto', CUDA's current device if it works, else the CPU.
 
-    Raises SettingError if the device is not there.
+    Raises SettingError if the device does not exist.
     """
     if name in (None, "auto"):
         name = "cuda" if torch.cuda.is_available() and _cuda_works() else "cpu"
@@ -66,7 +66,7 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
         why = "no usable NVIDIA driver" if torch.version.cuda else "this PyTorch is a CPU build"
         raise SettingError("device", f"{device} cannot be used ({why}): use cpu or auto")
     if (device.index or 0) >= (count := torch.cuda.device_count()):
-        raise SettingError("device", f"{device} is not there: there are {count} CUDA devices, from cuda:0")
+        raise SettingError("device", f"{device} does not exist (CUDA devices: {count}): use cuda:0")
     return device
 
 
@@ -87,7 +87,7 @@ def _cuda_works() -> bool:
 def choose_precision(device: torch.device, amp: bool) -> Precision:
     """Returns bf16 if the device supports it natively, else fp16 on a GPU and float32 on a CPU.
 
-    Without `amp` it is float32. A GPU that supports TF32 uses it for the products that stay in float32.
+    Without `amp` it is float32. A GPU that supports TF32 uses it for float32 products.
     """
     if not amp:
         return Precision(None, "TF32" if is_ampere(device) else "float32")

@@ -40,7 +40,7 @@ INSTALL = {
 
 INSTALL_DRIVER = "install NVIDIA's driver; in a container, on the host, and start it with --gpus all"
 CONTAINER = "start the container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-START_SWITCHES = "systemctl start nvidia-fabricmanager, of the driver's own version"
+START_SWITCHES = "systemctl start nvidia-fabricmanager (it must have the version of the driver)"
 LOADED_DRIVER = Path("/proc/driver/nvidia/version")
 """A file that exists if a driver is loaded. In a container this is the host's driver."""
 
@@ -118,7 +118,7 @@ def torch_mismatch(driver: Driver) -> str:
         return "PyTorch is a CPU build"
     if major > driver.cuda[0]:
         newest = driver.newest_cuda
-        return f"PyTorch needs CUDA {torch.version.cuda}, driver {driver.version} has {newest} at most"
+        return f"PyTorch needs CUDA {torch.version.cuda}, driver {driver.version} supports {newest} at most"
     built = torch.cuda.get_arch_list()
     if built and driver.gpus and not any(_runs(built, gpu.capability) for gpu in driver.gpus):
         found = ", ".join("{}.{}".format(*gpu.capability) for gpu in driver.gpus if gpu.capability)
@@ -157,7 +157,7 @@ def missing_driver(error: NvmlError) -> Fault | None:
     """Returns what is wrong with the driver; None if there is no NVIDIA GPU.
 
     Args:
-        error: the reason why NVML cannot be used. CUDA does not work either.
+        error: the reason why NVML cannot be used. The caller has checked that CUDA does not work either.
     """
     if error.is_installed:
         remedy = REMEDIES.get(error.code, "nvidia-smi shows more")

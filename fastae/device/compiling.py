@@ -18,8 +18,8 @@ CPU_COMPILE_FROM_IMAGES = 20_000
 CPU_COMPILE_FROM_MINUTES = 8
 """The shortest run that is compiled on a CPU, by its images and by its minutes.
 
-Compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s). Shorter
-runs would end later with it.
+Compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, some 40 images/s). Compiling
+a shorter run would make it end later.
 """
 
 CPU = torch.device("cpu")
@@ -43,7 +43,7 @@ def choose_compile(
     if wanted and missing:
         raise SettingError("compile", f"needs {missing}: install that, or use --no-compile")
     if wanted is None and missing:
-        return False, f"not compiled (missing: {missing})"
+        return False, f"torch.compile off: it needs {missing}"
     is_short = images < CPU_COMPILE_FROM_IMAGES or (minutes or math.inf) < CPU_COMPILE_FROM_MINUTES
     if wanted is None and device.type == "cpu" and is_short:
         return False, "torch.compile off: run too short to amortise compilation"

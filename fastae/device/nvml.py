@@ -89,7 +89,7 @@ def open_nvml(library: Any = pynvml) -> Any:
 
 
 def has_nvml() -> bool:
-    """Whether NVML is installed and can be initialised."""
+    """Returns whether NVML is installed and can be initialised."""
     try:
         open_nvml().nvmlShutdown()
     except NvmlError:
@@ -109,7 +109,7 @@ def all_gpus(library: Any) -> list[Device]:
         try:
             found.append(_describe(library, index, library.nvmlDeviceGetHandleByIndex(index)))
         except pynvml.NVMLError as error:
-            # A GPU that may not be used belongs to another container.
+            # A GPU that this process may not use belongs to another container.
             if error.value != pynvml.NVML_ERROR_NO_PERMISSION:
                 found.append((Gpu(index, f"GPU {index}", lost=error_name(error)), None))
     return found
@@ -172,7 +172,7 @@ def _slices(library: Any, device: Device) -> list[Device]:
 
 
 def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> Device:
-    """Returns a GPU or slice with what NVML reports of it, and its handle."""
+    """Returns a GPU or slice, described by what NVML reports, and its handle."""
     memory = offered(library.nvmlDeviceGetMemoryInfo, handle)
     limit = offered(library.nvmlDeviceGetEnforcedPowerLimit, handle)  # milliwatts
     gpu = Gpu(

@@ -1,9 +1,9 @@
 """Finds what limits a run's speed, and what to try, by rules over the figures of a summary.
 
-The loop's own waits decide, because whatever waits is not the limit. If the device has no batch for a tenth
-of the time, the loader is the limit. If the host never waits for the device, launching kernels is the limit.
-Otherwise the device is. NVML's "GPU busy" (the share of the time in which a kernel runs) only refines this,
-or replaces it for runs that report no waits. The counters of GPM show what a busy device is busy with.
+The waits that the loop measures decide, because what waits is not the limit. If the device has no batch for a
+tenth of the time, the loader is the limit. If the host never waits for the device, launching kernels is the
+limit. Otherwise the device is. NVML's "GPU busy" (the share of the time in which a kernel runs) only refines
+this, or replaces it for runs that report no waits. The counters of GPM show which units of a busy GPU work.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from collections.abc import Iterator
 from fastae.monitor.recording import Throttle
 from fastae.monitor.summary import NO_GPU, Diagnosis, GpuSummary, RunInfo, Summary, Verdict
 
-WAIT_SHARE = 0.1  # share of the time without a batch from which the loader is the limit
-NEAR_ZERO = 0.02  # share of the time waiting for the device below which the host is the limit
-BUSY_FROM = 90.0  # percent
-PAUSES_BELOW = 80.0  # percent GPU busy; below this, a GPU that is the limit has pauses within its work
+WAIT_SHARE = 0.1  # share of the time without a batch; from this on, the loader is the limit
+NEAR_ZERO = 0.02  # share of the time waiting for the device; below this, the host is the limit
+BUSY_FROM = 90.0  # percent; from this on, a GPU or an engine counts as busy
+PAUSES_BELOW = 80.0  # percent GPU busy; below this, a GPU that is the limit pauses between its kernels
 LIMIT_FROM = 60.0  # percent of a unit's peak; below this, Nsight Compute assumes that latencies are the limit
 FULL_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
-PIPES_IDLE = 10.0  # percent; an SM that is active but whose units do less is waiting, as in NCCL's kernels
-UNUSED = 1.0  # percent
+PIPES_IDLE = 10.0  # percent; if SMs are active but their units do less, they wait, as in NCCL's kernels
+UNUSED = 1.0  # percent; below this, a unit counts as unused
 STRAGGLING_BY = 15.0  # percentage points of GPU busy; smaller differences between ranks are normal
-FULL_CORE = 0.8  # share of the physical cores from which the CPU is the limit
+FULL_CORE = 0.8  # share of the physical cores that a run uses; from this on, the CPU is the limit
 LOW_POWER = 0.5  # share of the power limit; a GPU that is never idle but draws less runs small kernels
 OTHERS_FROM = 0.5  # cores; other programs that use less do not matter
-AWAKE = 0.1  # cores; a run that uses less sleeps and does not need any
-FULL_MACHINE = 0.9  # share of the physical cores from which programs compete for them
-THROTTLED_FROM = 0.05  # share of the time
+AWAKE = 0.1  # cores; a run that uses less is sleeping, so nothing slows it down
+FULL_MACHINE = 0.9  # share of the physical cores in use; from this on, programs compete for them
+THROTTLED_FROM = 0.05  # share of the time; clocks lowered for less than this are not reported
 
 COMPUTE_UNITS = ("tensor_active", "fp32_active")
 """The metrics of the units that compute, in percent of their peak."""
 
-LARGER_BATCH = "a --batch-size above {} (it changes the experiment): {}"
+LARGER_BATCH = "--batch-size above {} (this changes the experiment): {}"
 
 
 def diagnose(summary: Summary, info: RunInfo) -> Diagnosis:
@@ -60,7 +60,7 @@ def _limit(summary: Summary, info: RunInfo) -> Verdict:
 
 
 def _busy_with(gpu: GpuSummary) -> Verdict:
-    """The limit of a busy GPU: the unit that is closest to its peak, if the GPU counts this."""
+    """Returns what limits a busy GPU: the unit that is closest to its peak, if the GPU has counters."""
     compute = max(gpu.mean(unit, unknown=0.0) for unit in COMPUTE_UNITS)
     memory = gpu.mean("dram_bandwidth", unknown=0.0)
     if max(compute, memory) < LIMIT_FROM:
@@ -96,12 +96,12 @@ def _for_a_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[st
     if verdict is Verdict.UNKNOWN and info.at_once > 1:
         yield "--at-once 1: the waits of runs that take turns cannot be told apart"
     elif verdict is Verdict.UNKNOWN:
-        yield "--profile 10: it shows which kernels run, and how long none does"
+        yield "--profile 10: shows which kernels run, and how long the GPU is idle"
     elif verdict is Verdict.WAITING_FOR_DATA:
         yield from _for_data(summary, info)
     elif verdict is Verdict.WAITING_FOR_RANK:
         if slow := straggler(summary):
-            yield f"check the rank on {slow.record.name}: the others wait for it, the slowest"
+            yield f"check the rank on {slow.record.name}: it is the slowest, and the others wait for it"
         else:
             yield "check the other ranks and the GPUs' links (nvidia-smi topo -m): this GPU waits in NCCL"
     elif verdict is Verdict.LAUNCH_BOUND:
@@ -119,7 +119,7 @@ def _for_data(summary: Summary, info: RunInfo) -> Iterator[str]:
         yield f"{option}: gathering and augmenting the resident pixels limits the speed"
         return
     is_busy = summary.main_gpu.mean("gpu_busy") >= BUSY_FROM
-    why = "; meanwhile decoding keeps the GPU busy" if is_busy and info.loader == "dali" else ""
+    why = "; decoding keeps the GPU busy now" if is_busy and info.loader == "dali" else ""
     yield f"--loader resident: decode each image once and keep the pixels on the device{why}"
     jpeg = summary.main_gpu.statistics.get("jpeg")
     if info.loader == "dali" and jpeg and jpeg.p95 >= BUSY_FROM:
@@ -147,7 +147,7 @@ def _for_the_card(gpu: GpuSummary) -> Iterator[str]:
     """Yields advice about what slows the card itself. A power cap at full load is normal."""
     often = {reason for reason in Throttle if gpu.throttled(reason) >= THROTTLED_FROM}
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
-        yield "better cooling: the GPU lowers its clocks because it is too hot"
+        yield "improve the cooling: the GPU lowers its clocks because it is too hot"
     elif Throttle.POWER_BRAKE in often:
         yield "check the power supply: the power brake is active"
     elif Throttle.HARDWARE in often:
@@ -155,7 +155,7 @@ def _for_the_card(gpu: GpuSummary) -> Iterator[str]:
     # An idle link lowers its PCIe generation, but not its width.
     width = gpu.statistics.get("pcie_width")
     if width and width.max < (gpu.record.gpu.max_pcie_width or 0):
-        yield "reseating the card, or another PCIe slot: it uses fewer PCIe lanes than it has"
+        yield "reseat the card, or try another PCIe slot: it uses fewer PCIe lanes than it has"
 
 
 def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
@@ -173,8 +173,8 @@ def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
         without_amp = () if info.amp else ("--amp, if the CPU multiplies bf16 natively",)
         return Diagnosis(Verdict.CPU_BOUND, (*for_data, *without_amp))
     if others >= OTHERS_FROM and used >= AWAKE and used + others >= FULL_MACHINE * summary.cores.machine:
-        stopping = "stopping the other programs, or waiting for them"
+        stopping = "stop the other programs, or wait for them to end: they use the CPU cores, too"
         return Diagnosis(Verdict.CPU_CONTENTION, (*for_data, stopping))
-    threads = "OMP_NUM_THREADS: each core should have a thread"
-    larger = LARGER_BATCH.format(info.batch_size, "small ones fill few cores")
+    threads = "set OMP_NUM_THREADS to the number of cores: some cores are idle"
+    larger = LARGER_BATCH.format(info.batch_size, "small batches keep few cores busy")
     return Diagnosis(Verdict.CPU_IDLE, (*for_data, threads, larger))

@@ -1,7 +1,7 @@
-"""Writes gpu.json, gpu.csv and gpu.png in a run's folder, and reads the first. Each is complete or not there.
+"""Writes gpu.json, gpu.csv and gpu.png to a run's folder, and reads gpu.json. No file is ever incomplete.
 
-A resumed run has several sessions: gpu.json is the list of their reports, and each has samples and a plot of
-its own, which are called gpu-2.csv and gpu-2.png for the second one.
+A resumed run has several sessions: gpu.json is the list of their reports, and each session has its own
+samples and plot, such as gpu-2.csv and gpu-2.png for the second one.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def read_sessions(folder: Path) -> list[UsageReport]:
         raise ValueError("it is empty")
     except FileNotFoundError:
         raise FastaeError(
-            f"{str(folder)!r} has no {REPORT}: the run has not ended, or has --gpu-sample-hz 0"
+            f"{str(folder)!r} has no {REPORT}: the run has not ended, or used --gpu-sample-hz 0"
         ) from None
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
@@ -72,8 +72,8 @@ def report_json(reports: list[UsageReport]) -> str:
 def _as_csv(recording: Recording) -> str:
     """The recording as CSV, with a line for each time at which anything was read.
 
-    The columns are the time in seconds, the phase, and each metric with its unit, which is empty if it was
-    not read at this time.
+    The columns are the time in seconds, the phase, and each metric with its unit. A cell is empty if the
+    metric was not read at this time.
     """
     starts = [span.start for span in recording.spans]
     titles = ["time [s]", "phase"]

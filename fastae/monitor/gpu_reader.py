@@ -21,16 +21,16 @@ from fastae.device.nvml import Device, error_name, offered
 from fastae.monitor.recording import METRICS, GpuRecord, Throttle
 
 MOST_FAILURES = 5
-"""After so many failures in a row, a query is not repeated. A GPU in trouble may hang in each call."""
+"""After this many failures in a row, a query is not repeated. On a failing GPU, each call may hang."""
 
 GONE = (
     "NVML_ERROR_GPU_IS_LOST", "NVML_ERROR_RESET_REQUIRED", "NVML_ERROR_UNINITIALIZED",
     "NVML_ERROR_DRIVER_NOT_LOADED",
 )  # fmt: skip
-"""Errors after which a GPU answers no call."""
+"""Errors after which a GPU no longer answers any call."""
 
-MOST_XIDS = 100  # the most per reading: a driver may log several at once
-SHORTEST = 0.1  # the least seconds between two samples of GPM, by NVML's documentation
+MOST_XIDS = 100  # the maximum per reading: a driver may log several at once
+SHORTEST = 0.1  # the minimum seconds between two samples of GPM, by NVML's documentation
 
 GPM = {
     "sm_active": pynvml.NVML_GPM_METRIC_SM_UTIL,
@@ -38,20 +38,20 @@ GPM = {
     "fp32_active": pynvml.NVML_GPM_METRIC_FP32_UTIL,
     "dram_bandwidth": pynvml.NVML_GPM_METRIC_DRAM_BW_UTIL,
 }
-"""Metric -> NVML's number of the hardware counters of Hopper and later, in percent."""
+"""Metric -> NVML's number of the hardware counter. Hopper and later have these counters, in percent."""
 
 VALUE_FIELDS = ("dVal", "uiVal", "ulVal", "ullVal", "sllVal", "siVal", "usVal")
-"""The fields of NVML's union of values, by NVML_VALUE_TYPE_..."""
+"""The fields of NVML's union of values, in the order of NVML_VALUE_TYPE_..."""
 
 Answers = Iterable[float | None]
 
 
 @dataclass
 class _Query:
-    """A call that gives a value for each of some metrics; None if there is none now."""
+    """A call that returns a value for each of `metrics`; None for a metric that has no value now."""
 
     name: str
-    """What is asked, in words."""
+    """The query in words, for reports."""
 
     metrics: Sequence[str]
     call: Callable[[], Answers]
@@ -90,14 +90,14 @@ class GpuReader:
         instant, energy = pynvml.NVML_FI_DEV_POWER_INSTANT, pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION
         calls: dict[str, Callable[[], float | None]] = {
             "gpu_busy": lambda: nvml.nvmlDeviceGetUtilizationRates(gpu).gpu,
-            # mW. Since Ampere, the second call gives the mean over one second.
+            # mW. Since Ampere, the second call returns the mean over one second.
             "power": lambda: (offered(self._field, instant) or nvml.nvmlDeviceGetPowerUsage(gpu)) / 1e3,
             "energy": lambda: self._field(energy) / 1e3,  # mJ
             # The second version of the call excludes the memory that the driver reserves.
             "memory": lambda: nvml.nvmlDeviceGetMemoryInfo(gpu, pynvml.nvmlMemory_v2).used / 2**30,
             "sm_clock": lambda: nvml.nvmlDeviceGetClockInfo(gpu, pynvml.NVML_CLOCK_SM),
             "temperature": lambda: nvml.nvmlDeviceGetTemperature(gpu, pynvml.NVML_TEMPERATURE_GPU),
-            "jpeg": lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[0],  # not the sampling period
+            "jpeg": lambda: nvml.nvmlDeviceGetJpgUtilization(gpu)[0],  # [1] is the sampling period
             "pcie_width": lambda: nvml.nvmlDeviceGetCurrPcieLinkWidth(gpu),
             "other_processes": self._count_others,
             "ecc_corrected": lambda: self._count_ecc(pynvml.NVML_MEMORY_ERROR_TYPE_CORRECTED),
@@ -112,7 +112,7 @@ class GpuReader:
         ]
 
     def read(self) -> dict[str, float]:
-        """Column -> value of the metrics that the GPU gives now."""
+        """Returns column -> value for the metrics that have a value now."""
         found: dict[str, float] = {}
         for query in self._queries:
             if self._lost or query.failures == MOST_FAILURES:
@@ -156,7 +156,7 @@ class GpuReader:
         return getattr(value.value, VALUE_FIELDS[value.valueType])
 
     def _read_throttling(self) -> Answers:
-        """1 for each reason that applies now, else 0."""
+        """Returns 1 for each reason that applies now, else 0."""
         bits = self._library.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
         return [bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")) for reason in Throttle]
 
@@ -219,7 +219,7 @@ class _GpmSampler:
             self._request.metrics[index].metricId = metric
 
     def read(self) -> Answers:
-        """A value for each metric of GPM; None for each if it is too soon after the last reading."""
+        """Returns a value for each metric of GPM; None for each if it is too soon after the last reading."""
         now = time.monotonic()
         if now - self._taken < SHORTEST:
             return [None] * len(GPM)

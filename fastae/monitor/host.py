@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-SHORTEST = 0.1  # the least seconds between two readings: /proc counts in steps of 10 ms
+SHORTEST = 0.1  # the minimum seconds between two readings: /proc counts in steps of 10 ms
 
 TICK = 1 / os.sysconf("SC_CLK_TCK")
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -22,7 +22,7 @@ class HostReader:
         self._totals = self._read_totals()
 
     def read(self) -> dict[str, float]:
-        """Column -> value, for the figures that /proc shows."""
+        """Returns column -> value for what /proc shows; {} if it is too soon after the last reading."""
         now = time.monotonic()
         seconds = now - self._time
         if seconds < SHORTEST:
@@ -32,12 +32,12 @@ class HostReader:
         for name, total in self._totals.items():
             if name == "memory":
                 found["host/memory"] = total
-            elif name in before:  # the counts of a process that ends are lost: then growth is not negative
+            elif name in before:  # the total shrinks if a process has ended: growth is 0 then
                 found[f"host/{name}"] = max(0.0, total - before[name]) / seconds
         return found
 
     def _read_totals(self) -> dict[str, float]:
-        """The processes' CPU seconds, GiB of memory and MB read from disk, and the machine's CPU seconds.
+        """Returns the processes' CPU seconds, GiB of memory and MB read from disk, and the machine's seconds.
 
         Figures that are unknown are missing.
         """
@@ -49,7 +49,7 @@ class HostReader:
 
 
 def family(pid: int) -> tuple[int, ...]:
-    """`pid` and the ids of all its descendants."""
+    """Returns `pid` and the ids of all its descendants."""
     pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
     parents = {each: int(fields[1]) for each in pids if (fields := _stat(each))}
     found = [pid]
@@ -59,7 +59,7 @@ def family(pid: int) -> tuple[int, ...]:
 
 
 def _machine_seconds() -> dict[str, float]:
-    """The CPU seconds of all processes: the fields of 'cpu' in proc(5) except idle and iowait."""
+    """Returns the CPU seconds of all processes: the fields of 'cpu' in proc(5) except idle and iowait."""
     fields = _text(Path("/proc/stat")).split()[1:8]
     if not fields:
         return {}
@@ -68,7 +68,7 @@ def _machine_seconds() -> dict[str, float]:
 
 
 def _of_process(pid: int) -> dict[str, float]:
-    """The CPU seconds, GiB of memory and MB read from disk that are known of a process."""
+    """Returns a process's CPU seconds, GiB of memory and MB read from disk, as far as they are known."""
     fields = _stat(pid)
     if not fields:
         return {}
@@ -81,7 +81,7 @@ def _of_process(pid: int) -> dict[str, float]:
 
 
 def _stat(pid: int) -> list[str]:
-    """/proc/PID/stat from its third field on. The second, a name, may contain blanks and brackets."""
+    """Reads /proc/PID/stat from its third field on. The second, a name, may contain spaces and brackets."""
     return _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
 
 

@@ -32,8 +32,8 @@ from fastae.utils.limits import count_cores, local_ranks
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     """The UUIDs, without a prefix, of a run's GPUs on this machine; none for a CPU.
 
-    This is the GPU `device`, or the GPUs of all local ranks if several ranks, which torchrun started, share
-    the run.
+    These are the GPU `device`, or, if torchrun started several ranks for this run, the GPUs of all local
+    ranks.
     """
     if device.type != "cuda":
         return []
@@ -42,23 +42,23 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
 
 
 def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
-    """Makes a reader for each GPU. Several GPUs are told apart by the index of nvidia-smi.
+    """Makes a reader for each GPU. The prefixes of several GPUs contain nvidia-smi's index.
 
     `own` are the run's process ids.
     """
     if len(devices) == 1:
         return [GpuReader(library, devices[0], prefix="gpu", own=own)]
     indices = [gpu.index for gpu, _ in devices]
-    if len(set(indices)) < len(indices):  # slices of one board
+    if len(set(indices)) < len(indices):  # MIG slices have the index of their board
         indices = list(range(len(devices)))
     found = zip(devices, indices, strict=True)
     return [GpuReader(library, device, prefix=f"gpu{index}", own=own) for device, index in found]
 
 
 class Monitor(AbstractContextManager):
-    """Samples while the block runs, then writes the report and logs one line, and any hardware troubles.
+    """Samples while the block runs, then writes the report, and logs one line and any hardware troubles.
 
-    Whatever `hz` is, it also marks the phases as NVTX ranges.
+    It also marks the phases as NVTX ranges, even if `hz` is 0.
 
     Args:
         folder: the run's folder, for the report.
@@ -123,7 +123,7 @@ class Monitor(AbstractContextManager):
         with self._harmless():
             if self._poller:
                 self._poller.stop()
-                if self._poller.failure:  # NVML stays open, since it hangs or crashes if closed in a reading
+                if self._poller.failure:  # NVML stays open: closing it during a reading hangs or crashes
                     log(f"monitor   ended early: {self._poller.failure}", "yellow")
                 elif self._uuids:
                     offered(self._library.nvmlShutdown)
@@ -135,10 +135,10 @@ class Monitor(AbstractContextManager):
         try:
             yield
         except Exception as error:  # the run matters more than its report
-            log(f"monitor   no GPU report: {error}")
+            log(f"monitor   no usage report: {error}")
 
     def _start(self) -> None:
-        # If ranks share a run, the processes of the other local ranks are children of torchrun too.
+        # If ranks share a run, torchrun is the parent of the processes of all local ranks.
         own = family(os.getppid()) if self._info.ranks > 1 else (os.getpid(),)
         gpus = readers_of(self._library, self._open() if self._uuids else (), own)
         poller = Poller([*gpus, HostReader(own)], self._hz)

@@ -30,7 +30,7 @@ PANELS = {
     "images/s": ("loop/images_per_second",),
     "waiting [%]": ("loop/data_wait", "loop/device_wait"),
 }
-"""Title and metrics of the panels. With several GPUs, only the first metric is drawn of each."""
+"""Title and metrics of the panels. With several GPUs, a panel has only the first metric of each GPU."""
 
 
 def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
@@ -61,7 +61,7 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
 
 
 def binned(column: Column, bins: int = BINS) -> tuple[np.ndarray, ...]:
-    """The times, medians, minima and maxima of a curve's points, four arrays (points,).
+    """Returns the times, medians, minima and maxima of a curve's points: four arrays (points,).
 
     A point is a sample, or a bin of samples if there are more samples than bins.
     """

@@ -11,13 +11,14 @@ from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
 from fastae.monitor.recording import NOT_AVERAGED, Column, Phase, Recording, Span
 
-LONGEST_STOP = 2.0  # the most seconds that `stop` waits for a reading: a lost GPU may never answer
+LONGEST_STOP = 2.0  # the maximum seconds that `stop` waits for a reading: a lost GPU may never answer
 
 
 class Poller:
-    """Call `start`, then `enter` and `record` from the training loop, then `stop`, then `recording`.
+    """Reads in a thread between `start` and `stop`. `recording` then returns the samples.
 
-    None of these raises an error or waits for a GPU. `failure` is the error that ended the thread early.
+    The training loop calls `enter` and `record`. No method raises an error or waits for a GPU. `failure` is
+    the error that ended the thread early.
     """
 
     def __init__(self, readers: Sequence[GpuReader | HostReader], hz: float) -> None:

@@ -1,4 +1,4 @@
-"""PyTorch's trace of some steps, which Perfetto opens, and the costliest kernels in it."""
+"""Writes PyTorch's trace of some steps, for Perfetto, and lists the costliest kernels in it."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class StepProfiler(AbstractContextManager):
             self._profile.start()
 
     def step(self) -> list[str]:
-        """Counts a step. After the last one, writes the trace.
+        """Counts a step. After the last one, writes the trace; raises OSError if it cannot be written.
 
-        Returns lines of text then, the trace's path and what is `costliest`; otherwise []. Raises OSError.
+        Returns lines of text after the last step (the path of the trace, and `costliest`), otherwise [].
         """
         if self._profile is not None:
             self._left -= 1
@@ -51,7 +51,7 @@ class StepProfiler(AbstractContextManager):
         self._end(write=kind is None)
 
     def _end(self, write: bool = True) -> list[str]:
-        """Ends the profiler, also after an error: one that runs at exit crashes the process."""
+        """Ends the profiler, also after an error: a profiler that runs at exit crashes the process."""
         if self._profile is None:
             return []
         finished, self._profile, self._left = self._profile, None, 0
@@ -82,7 +82,7 @@ def costliest(events: Sequence[FunctionEvent]) -> Iterator[str]:
 
 
 def _idle(kernels: Sequence[FunctionEvent]) -> float:
-    """The share of the time between the first kernel's start and the last one's end without a kernel."""
+    """Returns the share of the time without a kernel, from the first kernel's start to the last one's end."""
     spans = sorted((each.time_range.start, each.time_range.end) for each in kernels)
     starts, ends = np.array(spans).T
     ends = np.maximum.accumulate(ends)  # of all kernels so far, since several streams overlap

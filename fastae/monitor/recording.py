@@ -1,4 +1,4 @@
-"""The recording of the poller: a column of samples for each metric, in bounded memory and on one clock."""
+"""The recording that the poller makes: a column of samples per metric, in bounded memory and on one clock."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Phase(StrEnum):
 class Throttle(Worded):
     """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
 
-    Each reason is a metric, named "throttled_" and its value, which is 1 while the reason applies and else 0.
+    Each reason is a metric, such as "throttled_SwPowerCap". It is 1 while the reason applies, and else 0.
     """
 
     POWER_CAP = "SwPowerCap", "at the power limit"
@@ -70,17 +70,17 @@ METRICS: dict[str, tuple[str, str]] = {
     "loop/device_wait": ("waiting for the device", "%"),
     "loop/seconds": ("a log step", "s"),
 }
-"""Kind of owner and name -> label, which contains GPU for a GPU's, and unit, which is "" for a plain number.
+"""Kind of owner and metric -> label and unit. Labels of a GPU contain "GPU"; plain numbers have the unit "".
 
 With several GPUs, the column "gpu3/power" is the power of the fourth.
 """
 
 NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
-"""Metrics whose mean is of no interest: counters, and the weights of the loop's figures."""
+"""Metrics whose mean is not reported: counters, and the weights of the loop's figures."""
 
 
 def name_of(owner: str) -> str:
-    """The name in texts of a GPU whose columns begin with gpu or, if there are several, gpu3 and the like."""
+    """Returns the name of a GPU in texts: "GPU" for the columns of "gpu", "GPU 3" for those of "gpu3"."""
     return f"GPU {owner.removeprefix('gpu')}".rstrip()
 
 
@@ -120,16 +120,26 @@ class Span(NamedTuple):
 
 
 class Column:
-    """The samples of one metric, at most `capacity` (an even number) of them.
+    """The samples of one metric, at most `capacity` of them.
 
-    A full column drops every second sample, and from then on keeps only every second new one, and so on.
-    Means, percentiles and shares stay correct, but a single peak may be lost. `first` and `last` are the
-    first and the last value of all samples, including dropped ones. `label` contains the GPU's number if the
-    name does. `key` is the metric's key in METRICS.
+    A full column drops every second sample, and from then on keeps only every second new one. When it is full
+    again, it does the same again. Means, percentiles and shares stay correct, but a single peak may be lost.
+
+    Attributes:
+        key: the metric's key in METRICS.
+        label: the metric's label. It contains the GPU's number if the name does.
+        first: the first value, even if it was dropped.
+        last: the last value, even if it was dropped.
+
+    Args:
+        name: the owner and the metric, such as "gpu3/power".
+        capacity: the maximum number of samples, which is even.
+
+    Raises:
+        KeyError: there is no such metric.
     """
 
     def __init__(self, name: str, capacity: int = CAPACITY) -> None:
-        """`name` is such as "gpu/power". Raises KeyError if there is no such metric."""
         self.owner, _, self.metric = name.partition("/")
         self.key = f"{self.owner.rstrip('0123456789')}/{self.metric}"
         label, self.unit = METRICS[self.key]
@@ -171,7 +181,7 @@ class Recording:
     """The number of samples per second that was reached."""
 
     def values(self, name: str, phase: Phase | None = None) -> np.ndarray:
-        """The samples of a column in a phase, or all; empty if there is no such column."""
+        """Returns the samples of a column in a phase, or in all phases; empty if there is no such column."""
         if name not in self.columns:
             return np.empty(0)
         times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)

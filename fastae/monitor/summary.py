@@ -85,7 +85,7 @@ class GpuSummary:
     """Counter -> its growth over the whole recording, if it grew."""
 
     def mean(self, metric: str, unknown: float = math.nan) -> float:
-        """The mean of a metric; `unknown` if it is not known."""
+        """Returns the mean of a metric; `unknown` if it has no statistics."""
         return self.statistics[metric].mean if metric in self.statistics else unknown
 
     def throttled(self, reason: Throttle) -> float:
@@ -94,12 +94,12 @@ class GpuSummary:
 
 
 NO_GPU = GpuSummary(GpuRecord("gpu", Gpu(0, "")), {})
-"""A GPU of which nothing is known."""
+"""A GPU without any statistics."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of a recording. Those that are unknown are None."""
+    """The figures of a recording. Unknown figures are None."""
 
     seconds: float
     """The length of the recording."""
@@ -139,7 +139,7 @@ class Summary:
     """Images trained on per joule of all GPUs; None if the power of one of them is unknown."""
 
     kwh: float | None = None
-    """The energy of all GPUs; None if that of one of them is unknown."""
+    """The energy of all GPUs; None if the energy of one of them is unknown."""
 
     allocated_gib: float | None = None
     """The peak of memory that PyTorch allocated on the main rank's GPU."""
@@ -187,7 +187,7 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz)
     rate = _of_loop(recording, "images_per_second", phase)
     flops = rate * info.image_flops if rate and info.image_flops else None
-    # The energy of runs that take turns cannot be separated, and a part of the GPUs would look like all.
+    # The energy of runs that take turns cannot be separated. A sum over some GPUs would look like the total.
     is_complete = info.at_once == 1 and len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
     watts = sum(gpu.mean("power") for gpu in gpus) if is_complete else math.nan
     kwh = [gpu.kwh for gpu in gpus if gpu.kwh is not None]
@@ -221,13 +221,13 @@ def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> Gpu
 
 
 def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
-    """The time-weighted mean of a figure of the loop; None if the loop does not report it."""
+    """Returns the time-weighted mean of a figure of the loop; None if the loop does not report it."""
     values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
     return scale * float(np.average(values, weights=seconds)) if len(values) else None
 
 
 def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
-    """Metric -> statistics, for each column of this prefix that has a value."""
+    """Returns metric -> statistics for each column of this prefix that has a value in the phase."""
     found = {}
     for name, column in recording.columns.items():
         values = recording.values(name, phase)

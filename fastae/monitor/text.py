@@ -1,4 +1,4 @@
-"""The text of a report: one line after a run, and a table with evidence and advice."""
+"""Shows a report as text: one line after a run, or a table with evidence and advice."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def show_sessions(reports: Sequence[UsageReport], console: Console) -> None:
 
 
 def _heading(report: UsageReport) -> str:
-    """The devices that were watched, for how long, and which part of it the figures describe."""
+    """Returns the measured devices, the time that the figures describe, and the rate of samples."""
     summary = report.summary
     names = ", ".join(dict.fromkeys(gpu.record.gpu.name for gpu in summary.gpus))
     if len(summary.gpus) > 1:
@@ -56,7 +56,7 @@ def _heading(report: UsageReport) -> str:
     length, training = duration(summary.seconds), duration(summary.phases.get(Phase.TRAIN, 0.0))
     what = f"{training} of training in a session of {length}"
     if not summary.measured:
-        what = f"a session of {length}, too short to separate its training"
+        what = f"a session of {length}, too short for figures of its training alone"
     return f"{names}: {what}; {summary.hz:.1f} samples/s"
 
 
@@ -84,7 +84,7 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
         source = "the GPU's own counter" if is_counted else "the mean of sampled power"
         yield "energy", f"{rate}{summary.kwh:.4g} kWh in total (by {source})"
     elif any(gpu.kwh is not None for gpu in summary.gpus):
-        yield "energy", "not shown: unknown for this run alone, or for some of its GPUs"
+        yield "energy", "not shown: it is unknown for this run alone, or for some of its GPUs"
     yield from (("advice", line) for line in report.diagnosis.advice)
 
 
@@ -139,7 +139,7 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     if others and others.max:
         yield f"processes of other programs on this GPU: up to {others.max:.0f}"
     if gpu.record.missing:
-        yield f"not known for this GPU and driver: {', '.join(gpu.record.missing)}"
+        yield f"not available on this GPU and driver: {', '.join(gpu.record.missing)}"
     if "cpu" in host:
         physical = summary.cores.physical
         threads = f" ({physical:g} physical)" if physical < summary.cores.usable else ""

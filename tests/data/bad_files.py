@@ -1,4 +1,4 @@
-"""More than forty kinds of file that are named like a JPEG and cannot be trained on."""
+"""Makes more than forty kinds of files that are named like JPEGs and cannot be trained on."""
 
 import io
 import itertools
@@ -15,15 +15,15 @@ from fastae.data.files.jpeg import PIXELS_PER_BYTE
 
 
 def make(folder: Path, good: bytes) -> dict[str, str]:
-    """Writes them into `folder`, made from the bytes of a good baseline JPEG; returns name -> fault."""
+    """Makes bad files in `folder` from the bytes of a good baseline JPEG. Returns name -> fault."""
     image = Image.open(io.BytesIO(good))
     frame, scan = good.index(b"\xff\xc0"), good.index(b"\xff\xda")
 
     def with_frame(offset: int, content: bytes) -> bytes:
-        """Other bytes in the frame header."""
+        """Returns the JPEG with other bytes at this offset of its frame header."""
         return good[: frame + offset] + content + good[frame + offset + len(content) :]
 
-    # A decoder that skips an unknown marker as if it had a length sees another frame behind it.
+    # A decoder that skips the unknown marker as if it had a length finds a second frame header.
     hidden = good[:2] + b"\xff\x02\x00\x13" + good[frame : frame + 17] + good[2:]
     too_many = encoded(image, "JPEG", progressive=True)[:-2] + good[scan : scan + 14] * 64 + b"\xff\xd9"
     contents = {
@@ -53,7 +53,7 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
         for number, content in enumerate(files):
             (folder / f"{fault} {number}.jpg").write_bytes(content)
             expected[f"{fault} {number}.jpg"] = fault
-    # Files of 1 TiB that take a block on the disk: whoever reads them whole has no memory left.
+    # Sparse files of 1 TiB, which take one block on the disk. Reading one whole would exhaust the memory.
     for name, start, fault in (
         ("head", b"\xff\xd8\xff\xe0\x00\x10", "header cut short"),
         ("tail", good, "too large"),
@@ -69,7 +69,7 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
         expected[f"{name}.jpg"] = fault
     (folder / "folder.jpg").mkdir()
     os.mkfifo(folder / "pipe.jpg")
-    with socket.socket(socket.AF_UNIX) as listening, chdir(folder):  # its name may have 107 bytes
+    with socket.socket(socket.AF_UNIX) as listening, chdir(folder):  # a socket's path may have 107 bytes
         listening.bind("socket.jpg")
     expected |= dict.fromkeys(("folder.jpg", "pipe.jpg", "socket.jpg"), "not a file")
     if os.geteuid() != 0:
@@ -80,7 +80,7 @@ def make(folder: Path, good: bytes) -> dict[str, str]:
 
 
 def put(faces: list[str], folder: Path, names: Iterable[str] | None = None) -> Path:
-    """Has a folder hold these images, as 0.jpg, 1.jpg, ... unless other names are given."""
+    """Links images into a folder, as 0.jpg, 1.jpg, ... unless other names are given. Returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     names = names or (f"{number}.jpg" for number in itertools.count())
     for face, name in zip(faces, names, strict=False):
@@ -95,13 +95,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def bad_table(good: bytes) -> bytes:
-    """The counts of a Huffman table: more codes than there can be. No marker shows it."""
+    """Returns a JPEG with more codes in a Huffman table than there can be. Only decoding shows this."""
     table = good.index(b"\xff\xc4") + 5
     return good[:table] + b"\xff" * 16 + good[table + 16 :]
 
 
-def two_ways_up(good: bytes) -> bytes:
-    """Two Exif segments, of orientation 1 and of 6: DALI alone refuses it."""
+def two_orientations(good: bytes) -> bytes:
+    """Returns a JPEG with two Exif segments, for orientations 1 and 6. Only DALI rejects it."""
     segments = b""
     for orientation in (1, 6):
         exif = Image.Exif()
@@ -112,7 +112,7 @@ def two_ways_up(good: bytes) -> bytes:
 
 
 def claiming(good: bytes, height: int, width: int) -> bytes:
-    """The same file under other dimensions, with as many bytes as these need at the least."""
+    """Returns the JPEG with other dimensions in its header, and the fewest bytes that they may have."""
     frame = good.index(b"\xff\xc0")
     claim = good[: frame + 5] + height.to_bytes(2) + width.to_bytes(2) + good[frame + 9 : -2]
     return claim + bytes(height * width // PIXELS_PER_BYTE + 1) + good[-2:]

@@ -1,4 +1,4 @@
-"""Loaders on the CPU, and their batches."""
+"""Opens loaders on the CPU, and compares their batches."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from fastae.data import Tuning, open_loader
 
 
 def opened(paths, kind="dali", *, threads=2, compiled=False, **options):
-    """A loader of these files, of batches of eight unless another size is given."""
+    """Opens a loader of these files, with batches of eight unless another size is given."""
     options = {"batch_size": 8, "device": "cpu", "seed": 3} | options
     return open_loader(paths, kind=kind, tuning=Tuning(threads=threads, compiled=compiled), **options)
 
@@ -18,10 +18,10 @@ def take(batches, number):
 
 
 def same(ours, theirs):
-    """Whether two lists of tensors are the same bits."""
+    """Returns whether two lists of tensors are equal, bit for bit."""
     return len(ours) == len(theirs) and all(map(torch.equal, ours, theirs))
 
 
 def differ(ours, theirs):
-    """The largest difference between two lists of batches."""
+    """Returns the largest difference between two lists of batches."""
     return max((a - b).abs().max() for a, b in zip(ours, theirs, strict=True))

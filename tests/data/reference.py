@@ -1,7 +1,7 @@
 """The article's data path in NumPy and Pillow, written from `tf.image` and independent of fastae.
 
-Decoding is Pillow's, resizing TensorFlow's default bilinear (half-pixel centres, no antialias), colour
-TensorFlow's own kernels, saturation through HSV. Float64 throughout.
+Pillow decodes. Resizing is TensorFlow's default (bilinear, half-pixel centres, no antialiasing). Colors
+follow TensorFlow's kernels, with the saturation changed in HSV. All arithmetic is in float64.
 """
 
 import numpy as np
@@ -9,14 +9,14 @@ from PIL import Image
 
 
 def decode(path):
-    """uint8 (H, W, 3)."""
+    """Returns the pixels of a file: uint8 (H, W, 3)."""
     return np.asarray(Image.open(path).convert("RGB"))
 
 
 def cut_out(image, crop=None):
     height, width = image.shape[:2]
     side = crop or min(height, width)
-    # A centre between two pixels is taken towards the end, as DALI's crop does.
+    # If a margin is odd, the square is nearer to the end, as in DALI's crop.
     top, left = (height - side + 1) // 2, (width - side + 1) // 2
     return image[top : top + side, left : left + side]
 
@@ -34,7 +34,7 @@ def resize(image, size):
 
 
 def adjust_saturation(rgb, factor):
-    """tf.image.adjust_saturation: to HSV, S times factor and into [0, 1], back."""
+    """Equals tf.image.adjust_saturation: in HSV, multiplies S by the factor and clips it to [0, 1]."""
     high, low = rgb.max(-1), rgb.min(-1)
     spread = high - low
     safe_high, safe_spread = np.where(high > 0, high, 1), np.where(spread > 0, spread, 1)
@@ -65,7 +65,7 @@ def augment(image, flip, brightness, contrast, saturation):
 
 
 def batch(paths, params, size=128, crop=None):
-    """A batch of these parameters: float64 (N, 3, S, S)."""
+    """Returns the batch with these parameters: float64 (N, 3, S, S) in [0, 1]."""
     images = [
         augment(
             resize(cut_out(decode(paths[index]), crop), size),

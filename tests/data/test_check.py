@@ -1,4 +1,4 @@
-"""Bad files: each is named for what it is, none ends a run, and the good ones' batches stay the same."""
+"""The check names the fault of each bad file, and records its results."""
 
 import json
 import os
@@ -25,7 +25,7 @@ def faults(found):
     return {Path(each.path).name: each.fault.value for each in found.faults}
 
 
-def test_each_of_at_least_forty_bad_files_is_named(tmp_path, good, face_paths):
+def test_the_check_names_the_fault_of_each_of_forty_bad_files(tmp_path, good, face_paths):
     expected = bad_files.make(tmp_path, good)
     bad_files.put(face_paths[:8], tmp_path)
     found = checked(tmp_path, crop=100)
@@ -34,12 +34,12 @@ def test_each_of_at_least_forty_bad_files_is_named(tmp_path, good, face_paths):
     assert [Path(path).name for path in found.usable] == [f"{number}.jpg" for number in range(8)]
 
 
-def test_the_deep_check_asks_the_decoder_that_trains(tmp_path, good, face_paths, capsys):
-    """Pillow and libjpeg take the one that is two ways up. A grey file that does not decode has one fault."""
+def test_the_deep_check_uses_the_decoder_of_training(tmp_path, good, face_paths, capsys):
+    """Pillow and libjpeg accept two orientations. A gray file that does not decode is counted once."""
     grey = bad_files.encoded(Image.open(face_paths[0]).convert("L"), "JPEG")
     for name, content in (
         ("a", good), ("bad_table", bad_files.bad_table(good)), ("empty", b""),
-        ("grey", bad_files.bad_table(grey)), ("two_ways_up", bad_files.two_ways_up(good)),
+        ("grey", bad_files.bad_table(grey)), ("two_orientations", bad_files.two_orientations(good)),
     ):  # fmt: skip
         (tmp_path / f"{name}.jpg").write_bytes(content)
     assert faults(checked(tmp_path)) == {"empty.jpg": "empty", "grey.jpg": "gray"}
@@ -53,7 +53,7 @@ def test_the_deep_check_asks_the_decoder_that_trains(tmp_path, good, face_paths,
 
 
 @pytest.mark.parametrize("year", [1600, 1969, 2300, 9999])
-def test_a_file_may_be_dated_in_any_year(tmp_path, good, year, monkeypatch):
+def test_a_file_may_have_a_modification_time_in_any_year(tmp_path, good, year, monkeypatch):
     (tmp_path / "a.jpg").write_bytes(good)
     moment = (year - 1970) * 31_556_952 * 10**9 + 1
     os.utime(tmp_path / "a.jpg", ns=(moment, moment))
@@ -62,7 +62,7 @@ def test_a_file_may_be_dated_in_any_year(tmp_path, good, year, monkeypatch):
     assert checked(tmp_path, records=tmp_path / "records") == first
 
 
-def test_answers_are_remembered_until_a_file_changes(tmp_path, good, monkeypatch):
+def test_results_are_recorded_until_a_file_changes(tmp_path, good, monkeypatch):
     folder, records = tmp_path / "images", tmp_path / "records"
     folder.mkdir()
     for name in ("0.jpg", "1.jpg", os.fsdecode(b"\xff.jpg")):
@@ -77,7 +77,7 @@ def test_answers_are_remembered_until_a_file_changes(tmp_path, good, monkeypatch
     (folder / "1.jpg").write_bytes(b"")
     assert faults(checked(folder, records=records)) == {"1.jpg": "empty"}
     assert inspected[3:] == ["1.jpg"]
-    for content in (b"", b"junk", b"PK\x03\x04"):  # a damaged record is as good as none
+    for content in (b"", b"junk", b"PK\x03\x04"):  # a damaged record is ignored
         (record,) = records.iterdir()
         record.write_bytes(content)
         assert faults(checked(folder, records=records)) == {"1.jpg": "empty"}
@@ -116,7 +116,7 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
         open_folder(tmp_path)
 
 
-def test_too_many_open_files_are_no_fault_of_a_file(face_folder, face_paths):
+def test_too_many_open_files_are_not_a_fault_of_the_file(face_folder, face_paths):
     with no_more_files():
         for read in (lambda: inspect(face_paths[0]), lambda: find_jpegs(str(face_folder))):
             with pytest.raises(FastaeError, match=r"Too many open files.*ulimit -n"):

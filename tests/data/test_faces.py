@@ -1,4 +1,4 @@
-"""The built-in data set: the same faces every time, of the promised kind, and whole or absent."""
+"""The built-in faces are the same every time, look like CelebA's files, and are complete or absent."""
 
 import os
 import shutil
@@ -19,7 +19,7 @@ from ..commands import here, last_state
 from ..conftest import small_config
 
 
-def test_an_index_always_gives_the_same_face_and_another_index_another():
+def test_an_index_always_gives_the_same_face_and_other_indices_other_faces():
     first = portrait.draw(7)
     small = [portrait.draw(index)[::8, ::8].astype(float) for index in range(1, 13)]
     assert (first.shape, first.dtype) == ((218, 178, 3), np.uint8)
@@ -47,13 +47,13 @@ def test_the_faces_vary_but_stay_in_place(face_paths):
     background, cheeks = pictures[:, :20, :20], pictures[:, 125:140, 75:102]
     assert background.mean((1, 2)).std(0).min() > 25
     assert cheeks.mean((1, 2)).std(0).min() > 25
-    # Eyes at the same height in every picture show as a dark band across the mean face.
+    # The eyes are at the same height in every picture: the mean face has a dark band there.
     profile = pictures.mean((0, 3))[:, [64, 69, 74, 103, 108, 113]].mean(1)
     assert 106 <= 95 + profile[95:125].argmin() <= 118
 
 
-def test_they_are_drawn_once_and_compared_with_the_digests_of_their_own_drawing(tmp_path, monkeypatch):
-    """Another processor or another Pillow would round differently, as this quality does."""
+def test_faces_are_drawn_once_and_compared_with_digests_from_that_drawing(tmp_path, monkeypatch):
+    """Another JPEG quality simulates another processor or Pillow, whose rounding differs."""
     monkeypatch.setattr(faces, "COUNT", 3)
     monkeypatch.setattr(faces, "QUALITY", 85)
     folder = faces.ensure(tmp_path)
@@ -80,7 +80,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_they_are_drawn_again_when_one_is_not_as_it_was_drawn(tmp_path, monkeypatch, damage, capsys):
+def test_faces_are_drawn_again_if_a_file_is_damaged_or_missing(tmp_path, monkeypatch, damage, capsys):
     monkeypatch.setattr(faces, "COUNT", 3)
     folder = faces.ensure(tmp_path)
     drawn = contents(folder)
@@ -91,7 +91,7 @@ def test_they_are_drawn_again_when_one_is_not_as_it_was_drawn(tmp_path, monkeypa
     assert output.count("drawing 3") == 2 and "faces     " in output and "rebuilding" in output
 
 
-def test_the_others_can_be_read_while_they_are_drawn_again(tmp_path, monkeypatch):
+def test_the_old_faces_can_be_read_while_new_ones_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "COUNT", 3)
     folder, draw, seen = faces.ensure(tmp_path), portrait.draw, []
     flip_a_bit(folder / "000002.jpg")
@@ -100,7 +100,7 @@ def test_the_others_can_be_read_while_they_are_drawn_again(tmp_path, monkeypatch
     assert seen == [3, 3, 3] and list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_run_on_them_is_resumed_though_the_cache_was_cleared(tmp_path, monkeypatch):
+def test_a_run_on_the_faces_can_be_resumed_after_the_cache_was_cleared(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "COUNT", 12)
     first, second = tmp_path / "cache", tmp_path / "other"
     run = train(replace(small_config("none", tmp_path / "run"), data=None, cache_dir=str(first)))
@@ -111,7 +111,7 @@ def test_a_run_on_them_is_resumed_though_the_cache_was_cleared(tmp_path, monkeyp
     assert len(list((second / faces.NAME).glob("*.jpg"))) == 12
 
 
-def test_a_folder_of_their_name_elsewhere_is_used_as_it_is(tmp_path, monkeypatch):
+def test_a_folder_with_the_faces_name_outside_the_cache_is_used_as_it_is(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "COUNT", 3)
     copy = tmp_path / "mine" / faces.NAME
     shutil.copytree(faces.ensure(tmp_path / "one"), copy)

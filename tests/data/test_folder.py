@@ -1,4 +1,4 @@
-"""Folders as people have them: with links, of other formats, with a partition file that does not fit."""
+"""Folders as users have them: with links, other image formats, or a partition file that does not match."""
 
 import shlex
 import subprocess
@@ -27,7 +27,7 @@ def names(root):
 
 
 def test_a_linked_folder_is_read_and_trained_on_with_its_split(root, tmp_path, face_paths):
-    """As CelebA's root is with its images on another disk."""
+    """CelebA's root folder looks like this if its images are on another disk."""
     put(face_paths[:4], tmp_path / "elsewhere" / "deep")
     (root / "img_align_celeba").symlink_to(tmp_path / "elsewhere")
     (root / "list_eval_partition.txt").write_text("0.jpg 0\n1.jpg 1\n2.jpg 0\n3.jpg 2\n")
@@ -38,7 +38,7 @@ def test_a_linked_folder_is_read_and_trained_on_with_its_split(root, tmp_path, f
     assert open_folder(root, manifest=opened.manifest) == opened
 
 
-def test_each_folder_is_read_once_whatever_links_lead_there(root, tmp_path, face_paths):
+def test_each_folder_is_read_once_even_if_several_links_lead_to_it(root, tmp_path, face_paths):
     put(face_paths[:1], tmp_path / "other" / "deep")
     put(face_paths[1:2], root / "z")
     (root / "z" / "up").symlink_to(root)
@@ -46,7 +46,7 @@ def test_each_folder_is_read_once_whatever_links_lead_there(root, tmp_path, face
     (root / "z" / "above.jpg").symlink_to(tmp_path)
     before = names(root)
     assert before == ["z/0.jpg", "z/above.jpg"]
-    (root / "a").symlink_to("z")  # sorts before the folder itself, whose files keep their names
+    (root / "a").symlink_to("z")  # sorts before the real folder, but its files keep their names
     assert names(root) == before
     (root / "m").symlink_to(tmp_path / "other" / "deep")
     (root / "l").symlink_to(tmp_path / "other")
@@ -57,8 +57,8 @@ def test_each_folder_is_read_once_whatever_links_lead_there(root, tmp_path, face
 
 
 @pytest.mark.parametrize(("kind", "suffix"), [("PNG", "png"), ("PNG", "PNG"), ("WEBP", "webp")])
-def test_a_folder_of_another_format_names_a_command_that_converts_it(root, face_paths, kind, suffix):
-    """The command is run as a shell runs it."""
+def test_the_error_for_another_format_gives_a_command_that_converts_it(root, face_paths, kind, suffix):
+    """The command is parsed as a shell parses it, and then run."""
     folder = root / "my $HOME's"
     (folder / "deep").mkdir(parents=True)
     for number, parent in enumerate([folder, folder / "deep"]):
@@ -79,14 +79,14 @@ def test_a_folder_of_another_format_names_a_command_that_converts_it(root, face_
     [("", "none"), ("other.jpg 1\n", "none"), ("0.jpg 0\n1.jpg 0\n2.jpg 0\n", "none"),
      ("0.jpg 1\n1.jpg 2\n2.jpg 2\n", "all")],
 )  # fmt: skip
-def test_a_partition_file_that_divides_nothing_is_named(root, face_paths, parts, why):
+def test_a_partition_file_that_does_not_divide_the_images_is_named(root, face_paths, parts, why):
     put(face_paths[:3], root)
     (root / "list_eval_partition.txt").write_text(parts)
     split = open_folder(root).manifest.split
     assert split == f"the last 5 % by name: list_eval_partition.txt holds out {why} of these images"
 
 
-def test_a_url_is_no_folder(root, monkeypatch):
+def test_a_url_is_refused(root, monkeypatch):
     for url in ("s3://bucket/faces", "GS://bucket"):
         prepare = ["prepare", "celeba", url, "--out", root / "out"]
         for command in (["train", "--data", url], ["check", url], prepare):
@@ -98,7 +98,7 @@ def test_a_url_is_no_folder(root, monkeypatch):
             load_image(url, CropResize())
 
 
-def test_a_subset_of_celeba_is_told_how_to_be_one(root, tmp_path, face_paths, capsys):
+def test_the_error_for_a_subset_of_celeba_gives_the_option_for_it(root, tmp_path, face_paths, capsys):
     put(face_paths[:3], root, ["000001.jpg", "000002.jpg", "000003.jpg"])
     prepare = ["prepare", "celeba", root, "--out", tmp_path / "out"]
     assert here(*prepare) == 1

@@ -1,4 +1,4 @@
-"""A full disk is one line and leaves nothing half-written, and a read-only one is used."""
+"""A full disk gives one-line errors and leaves no partial files, and a read-only disk can be used."""
 
 import json
 import subprocess
@@ -19,7 +19,7 @@ from ..mounts import mounted, require_mounts
 from .batches import opened
 
 
-def test_a_full_disk_is_one_line_each_and_a_read_only_one_is_used(tmp_path, face_folder, face_paths):
+def test_a_full_disk_gives_one_line_errors_and_a_read_only_disk_works(tmp_path, face_folder, face_paths):
     disk, archive = tmp_path / "disk", tmp_path / "celeba.zip"
     disk.mkdir()
     require_mounts(disk)
@@ -42,7 +42,7 @@ def test_a_full_disk_is_one_line_each_and_a_read_only_one_is_used(tmp_path, face
 
 
 def work(disk: Path, images: str, archive: Path) -> None:
-    """Fills a file system of 128 KiB in every way that data are kept; prints what each raised and left."""
+    """Fills a file system of 128 KiB with all that fastae caches. Prints the errors and the files left."""
     found = {}
     faces.COUNT = 40
 
@@ -80,7 +80,7 @@ def work(disk: Path, images: str, archive: Path) -> None:
 
 
 def test_a_machine_without_proc_and_dev_shm_trains(tmp_path, face_folder):
-    """Empty folders that take nothing hide them. PyTorch's own loaders pass images through /dev/shm."""
+    """Empty, read-only file systems hide them. PyTorch's own loaders pass images through /dev/shm."""
     require_mounts("/proc")
     run = tmp_path / "run"
     train = ["train", "--data", face_folder, "--out", run, *SMALL, "--iterations", 2, "--loader", "dali"]

@@ -1,6 +1,6 @@
-"""The `host` loader: the batches of `resident`, gathered and uploaded ahead by a thread.
+"""The `host` loader yields the batches of `resident`, which a thread gathers and uploads ahead.
 
-On the CPU, the part of PyTorch that copies and orders work on a GPU does nothing: tests/gpu tests that.
+On the CPU, PyTorch's functions for streams and events do nothing: tests/gpu tests them.
 """
 
 import threading
@@ -32,8 +32,8 @@ def loaders():
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-def test_gives_residents_batches_bit_for_bit(loaders, shuffle):
-    """In order, the last batch of an epoch is shorter."""
+def test_host_batches_equal_resident_batches_bit_for_bit(loaders, shuffle):
+    """Without shuffling, the last batch of an epoch is shorter."""
     for loader in loaders:
         loader.sampler = replace(loader.sampler, shuffle=shuffle)
     ours, theirs = (take(loader.batches(7), 20) for loader in loaders)
@@ -42,7 +42,7 @@ def test_gives_residents_batches_bit_for_bit(loaders, shuffle):
     assert [len(batch) for batch in ours][:3] == ([6, 6, 6] if shuffle else [6, 2, 6])
 
 
-def test_its_thread_ends_with_the_stream_and_its_error_is_the_loaders(loaders, monkeypatch):
+def test_the_thread_ends_with_the_stream_and_the_loader_raises_its_error(loaders, monkeypatch):
     loader, _ = loaders
     before = threading.active_count()
     stream = loader.inputs()

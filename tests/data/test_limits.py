@@ -1,4 +1,4 @@
-"""What a data folder can ask of the machine is limited, and each limit has a name."""
+"""What a data folder can demand of the machine is limited, and an error or fault names each limit."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ from fastae.errors import FastaeError
 from .bad_files import claiming, encoded, put
 
 
-def test_an_image_that_claims_65500_by_65500_pixels_meets_no_decoder(tmp_path, good, face_paths):
+def test_an_image_that_claims_65500_by_65500_pixels_is_never_decoded(tmp_path, good, face_paths):
     put(face_paths, tmp_path, ["a.jpg"])
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
     decoded = []
@@ -39,7 +39,7 @@ CONTENTS = {
     "the most pixels": (None, lambda good: claiming(good, SIDE, SIDE)),
     "one row more": (Fault.TOO_LARGE, lambda good: claiming(good, SIDE + 1, SIDE)),
     "the fewest bytes": (None, lambda good: claiming(good, 4_000, 4_000)),
-    "half of them": (Fault.TRUNCATED, lambda good: claiming(good, 4_000, 4_000)[:20_000] + good[-2:]),
+    "half of these bytes": (Fault.TRUNCATED, lambda good: claiming(good, 4_000, 4_000)[:20_000] + good[-2:]),
     "metadata without a length": (None, lambda good: good[:2] + b"\xff\xe0\0\0" + good[2:]),
     "endless fill": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff" * (8 << 20) + good[2:]),
     "endless comments": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff\xfe\0\x02" * (2 << 20) + good[2:]),
@@ -63,7 +63,7 @@ def fault_of(content, folder):
 
 
 @pytest.mark.parametrize("what", CONTENTS)
-def test_a_file_of_so_much_or_so_little_has_this_fault(tmp_path, good, what):
+def test_a_file_at_or_beyond_a_limit_has_the_expected_fault(tmp_path, good, what):
     fault, content = CONTENTS[what]
     assert fault_of(content(good), tmp_path) == fault
 
@@ -71,7 +71,7 @@ def test_a_file_of_so_much_or_so_little_has_this_fault(tmp_path, good, what):
 @pytest.mark.parametrize(
     "options", [{"subsampling": "4:4:4"}, {"subsampling": "4:2:0"}, {"progressive": True}]
 )
-def test_the_emptiest_images_that_are_whole_pass(tmp_path, options):
+def test_intact_images_with_the_fewest_bytes_pass(tmp_path, options):
     for mode, color in (("RGB", (0, 0, 0)), ("RGB", (200, 100, 50)), ("L", 90)):
         image = Image.new(mode, (2_000, 2_000), color)
         options = options if mode == "RGB" else {}
@@ -85,14 +85,14 @@ def test_images_whose_batches_would_not_fit_into_memory_are_refused_with_the_rem
     put(face_paths[:4], tmp_path)
     monkeypatch.setattr(folders, "free_bytes", lambda: 4 * 3 * 150**2)
     open_folder(tmp_path, crop=150)
-    with pytest.raises(FastaeError, match=r"decoded, and 0\.0 GB are free: set a smaller crop"):
+    with pytest.raises(FastaeError, match=r"only 0\.0 GB are free: set a smaller crop"):
         open_folder(tmp_path, crop=151)
     with pytest.raises(FastaeError, match="set a smaller crop"):
         open_folder(tmp_path)
 
 
 @pytest.mark.parametrize("progressive", [True, False])
-def test_scans_are_counted_where_each_is_a_pass_over_the_image(tmp_path, face_paths, progressive):
+def test_an_image_with_too_many_scans_has_a_fault(tmp_path, face_paths, progressive):
     content = encoded(Image.open(face_paths[0]), "JPEG", progressive=progressive)
     if not progressive:  # a scan for each component
         content = content[: content.index(b"\xff\xda")] + b"\xff\xd9"
@@ -114,10 +114,10 @@ INTACT = {
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_a_picture_is_intact_if_its_end_is_there_whatever_else_its_file_holds(
+def test_an_image_with_an_end_marker_is_intact_whatever_else_the_file_contains(
     tmp_path, face_paths, progressive
 ):
-    """A comment contains scans and an end, too."""
+    """The comment of each image contains scan markers and an end marker, too."""
     content = encoded(Image.open(face_paths[0]), "JPEG", progressive=progressive, comment=PREVIEW)
     for what, change in INTACT.items():
         fault = fault_of(change(content), tmp_path)
@@ -128,7 +128,7 @@ def test_a_picture_is_intact_if_its_end_is_there_whatever_else_its_file_holds(
         assert fault_of(content[:-200] + behind, tmp_path) == Fault.END_MISSING
 
 
-def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
+def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path, good):
     folders = [f"{tmp_path}{'/a' * depth}" for depth in range(1, 1_101)]
     image = Path(f"{folders[-1]}/x.jpg")
     for folder in folders:
@@ -136,7 +136,7 @@ def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
     image.write_bytes(good)
     try:
         assert find_jpegs(str(tmp_path)) == [str(image)]
-    finally:  # pytest's own tidying up gives up at such a depth
+    finally:  # pytest cannot remove folders at this depth
         image.unlink()
         for folder in reversed(folders):
             os.rmdir(folder)  # noqa: PTH106
@@ -144,7 +144,7 @@ def test_folders_nested_deeper_than_calls_may_be(tmp_path, good):
 
 @contextmanager
 def as_nobody():
-    """Root may read everything, so root is not root within this."""
+    """Runs the block as another user if the user is root, who may read everything."""
     if os.geteuid():
         yield
         return
@@ -155,8 +155,8 @@ def as_nobody():
         os.setresuid(0, 0, 0)
 
 
-def test_a_folder_that_may_not_be_read_is_named_not_passed_over(good):
-    root = Path(tempfile.mkdtemp())  # pytest's own folders are closed to others
+def test_a_folder_without_read_permission_is_reported(good):
+    root = Path(tempfile.mkdtemp())  # other users cannot read pytest's own folders
     try:
         root.chmod(0o755)
         (root / "closed").mkdir()
@@ -173,14 +173,14 @@ def test_a_folder_that_may_not_be_read_is_named_not_passed_over(good):
         shutil.rmtree(root)
 
 
-def test_a_name_that_is_too_long_and_a_link_to_itself_do_not_exist(tmp_path):
+def test_a_name_that_is_too_long_or_a_link_to_itself_is_reported_as_missing(tmp_path):
     (tmp_path / "round").symlink_to("round")
     for path in ("x" * 300, tmp_path / "round"):
         with pytest.raises(FastaeError, match="does not exist"):
             find_jpegs(str(path))
 
 
-def test_a_partition_file_that_is_none(tmp_path, face_paths):
+def test_a_partition_file_that_is_a_pipe_is_ignored_and_a_huge_one_is_refused(tmp_path, face_paths):
     put(face_paths[:3], tmp_path)
     partition = tmp_path / "list_eval_partition.txt"
     os.mkfifo(partition)

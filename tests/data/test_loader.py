@@ -1,4 +1,4 @@
-"""The loaders' batches against the reference and their definition; the graph that DALI runs on a GPU."""
+"""Compares the loaders' batches with the reference and with their definition, also for a GPU's graph."""
 
 import os
 import runpy
@@ -42,7 +42,7 @@ CPU = torch.device("cpu")
 
 @RANGES
 @pytest.mark.parametrize("crop", [None, 100])
-def test_batches_are_the_references(face_paths, ranges, crop):
+def test_batches_equal_the_reference(face_paths, ranges, crop):
     batches = take(opened(face_paths, augment=ranges, crop=crop).batches(), 3)
     for iteration, images in enumerate(batches):
         params = Sampler(len(face_paths), 8, 3, ranges).at(iteration)
@@ -52,7 +52,7 @@ def test_batches_are_the_references(face_paths, ranges, crop):
         assert images.min() >= 0 and images.max() <= 1
 
 
-def test_batches_are_the_references_on_celeba(celeba):
+def test_batches_equal_the_reference_on_celeba(celeba):
     paths = [str(path) for path in sorted(celeba.glob("*.jpg"))[:64]]
     images = next(opened(paths, batch_size=64).batches())
     params = Sampler(64, 64, 3, Augmentation()).at(0)
@@ -61,8 +61,8 @@ def test_batches_are_the_references_on_celeba(celeba):
 
 @RANGES
 @pytest.mark.parametrize("crop", [None, 100])
-def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, crop):
-    """Run on the CPU; two batches that are decoded as one."""
+def test_the_graph_for_gpus_equals_the_reference(face_paths, ranges, crop):
+    """The graph runs on the CPU here, and decodes two batches as one."""
     sampler = Sampler(len(face_paths), 8, 3, ranges)
     pair = BatchParams(*map(np.concatenate, zip(sampler.at(0), sampler.at(1), strict=True)))
     expected = reference.batch(face_paths, pair, crop=crop)
@@ -76,8 +76,8 @@ def test_the_graph_for_gpus_gives_the_references_batches(face_paths, ranges, cro
 
 
 @pytest.mark.parametrize("side", [97, 100, None])
-def test_the_square_of_a_whole_image_is_the_region_that_is_decoded_on_a_cpu(tmp_path, side):
-    """Odd and even margins, gray and every sampling of chroma; by default the largest square."""
+def test_a_decoded_and_cropped_image_equals_the_region_that_is_decoded_alone(tmp_path, side):
+    """The images have odd and even margins and each chroma subsampling. None is the largest square."""
     generator = np.random.default_rng(0)
     paths = []
     for number, (width, height) in enumerate([(178, 218), (178, 217), (131, 100), (100, 100)]):
@@ -98,7 +98,7 @@ def test_the_square_of_a_whole_image_is_the_region_that_is_decoded_on_a_cpu(tmp_
     assert all(map(np.array_equal, map(np.asarray, regions), map(np.asarray, squares)))
 
 
-def test_a_pipeline_that_dali_refuses_to_build_is_a_decoders_error(face_paths, monkeypatch):
+def test_a_pipeline_that_dali_cannot_build_raises_decoder_error(face_paths, monkeypatch):
     def refuse(pipeline):
         raise RuntimeError('Assert on "nvml" failed')
 
@@ -108,8 +108,8 @@ def test_a_pipeline_that_dali_refuses_to_build_is_a_decoders_error(face_paths, m
         next(read_images(iter([face_paths[:1]]), dali))
 
 
-def test_dali_does_without_nvml_if_it_cannot_be_loaded(monkeypatch):
-    """Its decoder for GPUs would refuse to begin, though it decodes as well."""
+def test_dali_runs_without_nvml_if_it_cannot_be_loaded(monkeypatch):
+    """Otherwise DALI's GPU decoder would not start, although it does not need NVML to decode."""
 
     def fail():
         raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
@@ -122,7 +122,7 @@ def test_dali_does_without_nvml_if_it_cannot_be_loaded(monkeypatch):
 
 
 def test_the_graph_for_gpus_makes_nine_passes_over_full_images():
-    """Resize, mean, maximum, minimum, two multiply-adds, the clip; other operators' results are smaller."""
+    """Resize, mean, maximum, minimum, two multiply-adds and the clip. Other operators have small results."""
     dali = DaliPipeline(CropResize(100), CPU, 8, Tuning(threads=1))
     names = [operator.name.strip("_") for operator in build_augmented([], iter(()), dali)._ops]
     operators = Counter(name.rstrip("0123456789_") for name in names)
@@ -143,7 +143,7 @@ def test_a_batch_stays_valid_while_it_is_held(face_paths, kind):
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-def test_a_fresh_loader_started_at_i_gives_what_a_running_one_gives_there(face_paths, kind):
+def test_a_new_loader_gives_the_same_batch_as_a_running_one_at_this_iteration(face_paths, kind):
     running, fresh = (opened(face_paths, kind, cache=False, threads=n) for n in (1, 3))
     batches = take(running.batches(), 24)
     for start in (1, 5, 23):
@@ -158,7 +158,7 @@ def test_iterating_gives_one_epoch_after_the_other(face_paths):
 
 
 def test_images_of_any_size_are_loaded_in_their_order(tmp_path, face_paths):
-    """More than one batch, the last of which is short. Antialiasing is off unless asked for."""
+    """They fill more than one batch, and the last batch is short. Antialiasing is off by default."""
     paths = []
     for number, size in enumerate([(178, 218), (300, 200), (64, 64), (500, 301)]):
         paths.append(str(tmp_path / f"{number}.jpg"))
@@ -179,8 +179,8 @@ class DecoderOfAGpu(Decoder):
 
 @pytest.mark.parametrize("shuffle", [True, False])
 @pytest.mark.parametrize("start", [0, 4])
-def test_batches_that_a_gpu_decodes_together_are_taken_apart_again(face_paths, shuffle, start):
-    """20 images in batches of 8, two at a time: in order, every third batch has 4."""
+def test_batches_that_a_gpu_decodes_together_are_split_again(face_paths, shuffle, start):
+    """20 images in batches of 8, two batches at a time. Without shuffling, every third batch has 4 images."""
     tuning = Tuning(threads=1, decode_batch=16)
     ours, theirs = (
         DaliLoader(
@@ -204,10 +204,10 @@ def test_exactly_one_build_of_dali_is_needed(face_paths, monkeypatch, installed)
     ("side", "batch_size", "iterations"),
     [(178, 64, 4), (178, 100, 2), (1024, 64, 2), (3000, 64, 1), (3000, 8, 2), (178, 512, 1)],
 )
-def test_fewer_large_images_are_decoded_at_once_and_as_many_after_a_file_was_lost(
+def test_fewer_large_images_are_decoded_at_once_and_a_lost_file_does_not_change_this(
     monkeypatch, side, batch_size, iterations
 ):
-    """256 of 3000 x 3000 pixels would take 6.9 GB of a GPU's memory, twice."""
+    """256 images of 3000 x 3000 pixels would take 6.9 GB of a GPU's memory, and DALI holds several groups."""
     sizes = {"gone": Inspection(Fault.GONE)}
     monkeypatch.setattr(loaders, "inspect", lambda path: sizes.get(path, Inspection(None, side, side)))
     for paths in (["a"] * 1000, ["gone", *["a"] * 999]):
@@ -216,8 +216,8 @@ def test_fewer_large_images_are_decoded_at_once_and_as_many_after_a_file_was_los
         assert DaliLoader(ImageFiles(paths), sampler, decoder).group_length == iterations
 
 
-def test_a_tuning_reaches_dali():
-    """A value that is swept must not be swept in name only."""
+def test_each_value_of_a_tuning_reaches_dali():
+    """Otherwise a sweep over these values would measure nothing."""
     tuning = Tuning(threads=3, prefetch=4, hw_decoder_load=0.25, padding=12_345)
     pipeline = build_augmented([], iter(()), DaliPipeline(CropResize(100), CPU, 8, tuning))
     assert (pipeline.num_threads, pipeline.prefetch_queue_depth) == (3, 4)

@@ -1,4 +1,4 @@
-"""The files a run began with are what it resumes, whatever its folder holds by then."""
+"""A resumed run uses the files that it began with, even if its folder has changed."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ from fastae.errors import FastaeError
 
 @pytest.fixture
 def root(face_folder, tmp_path):
-    """A folder of one's own: nested, and with a name that is not UTF-8."""
+    """A copy of the faces in nested folders, with one name that is not UTF-8."""
     root = tmp_path / "below" / "faces"
     shutil.copytree(face_folder, root)
     (root / "deep").mkdir()
@@ -49,12 +49,12 @@ def test_an_unchanged_folder_is_opened_as_before_by_any_path(root, before, tmp_p
     again = Manifest.read(path)
     assert (again, again.fingerprint) == (images, images.fingerprint)
     monkeypatch.setattr(manifest, "MAX_BYTES", 100)
-    with pytest.raises(FastaeError, match="the names of 40 images exceed 100 bytes"):
+    with pytest.raises(FastaeError, match="too many images: the list of 40 exceeds 100 bytes"):
         images.write(path)
     assert path.stat().st_size > 100
 
 
-def test_what_differs_gives_another_fingerprint():
+def test_any_difference_gives_another_fingerprint():
     train, held_out = {"a": 1, "b": 2}, {"c": 3}
     all_images = [
         Manifest("", train, held_out), Manifest("", train, held_out, {"a": "0f"}),
@@ -77,8 +77,8 @@ def test_a_lost_file_is_replaced_by_the_next(root, before, fault, index):
     assert found.manifest == before.manifest
 
 
-def test_files_that_were_added_are_not_the_runs(root, before, monkeypatch):
-    """Whatever they are: they change neither the split, nor the common side, nor exhaust the memory."""
+def test_files_that_were_added_are_ignored(root, before, monkeypatch):
+    """They change neither the split nor the common side, and cannot exhaust the memory."""
     Image.new("RGB", (40, 50)).save(root / "000.jpg")
     (root / "001.jpg").write_bytes(b"")
     Image.new("RGB", (3000, 3000)).save(root / "zzz.jpg")
@@ -98,7 +98,7 @@ def test_too_many_lost_files_are_another_data_set(root, before, lost, monkeypatc
         assert open_folder(root, manifest=before.manifest).train[:3] == [before.train[2]] * 3
 
 
-def test_other_images_of_the_same_names_sizes_and_dates_are_refused(root, before):
+def test_other_images_with_the_same_names_sizes_and_dates_are_refused(root, before):
     assert len(before.manifest.digests) == manifest.DIGESTS
     path = root / [*before.manifest.digests][-1]
     status, content = path.stat(), bytearray(path.read_bytes())
@@ -109,22 +109,22 @@ def test_other_images_of_the_same_names_sizes_and_dates_are_refused(root, before
         open_folder(root, manifest=before.manifest)
 
 
-def test_what_is_no_data_set_of_the_run_is_refused(root, before):
+def test_a_folder_without_the_runs_images_is_refused(root, before):
     with pytest.raises(FastaeError, match="all files to train on"):
         open_folder(root, manifest=Manifest("", {}, {}))
     only = dataclasses.replace(before.manifest, held_out=dict([*before.manifest.held_out.items()][:1]))
     Path(before.held_out[0]).unlink()
-    with pytest.raises(FastaeError, match="all to evaluate on"):
+    with pytest.raises(FastaeError, match="all files to evaluate on"):
         open_folder(root, manifest=only)
     size = Path(before.train[7]).stat().st_size
     with Path(before.train[7]).open("ab") as file:
         file.write(b"\0")
-    with pytest.raises(FastaeError, match=f"'{names(before)[7]}' does not have {size:,} bytes"):
+    with pytest.raises(FastaeError, match=f"'{names(before)[7]}' no longer has {size:,} bytes"):
         open_folder(root, manifest=before.manifest)
 
 
-def test_a_file_that_was_still_being_copied_is_listed_as_it_was_when_it_was_inspected(root, monkeypatch):
-    """All sizes are asked for at the beginning, and it may be minutes until a file's turn comes."""
+def test_a_file_that_was_still_being_copied_is_listed_with_its_size_at_inspection(root, monkeypatch):
+    """The check reads all stamps first, and may inspect a file only minutes later."""
     path = root / "late.jpg"
     whole = (root / "deep" / "a.jpg").read_bytes()
     path.write_bytes(whole[:300])
@@ -139,7 +139,7 @@ def test_a_file_that_was_still_being_copied_is_listed_as_it_was_when_it_was_insp
     assert open_folder(root, manifest=images).skipped == []
 
 
-def test_names_outside_the_folder_are_not_looked_for(root, before, face_paths):
+def test_files_outside_the_folder_are_not_opened(root, before, face_paths):
     images, outside = before.manifest, os.path.relpath(face_paths[0], root)
     size = (root / outside).stat().st_size
     for name in (outside, str(face_paths[0])):

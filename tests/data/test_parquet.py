@@ -1,4 +1,4 @@
-"""CelebA in Hugging Face's parquet files: the same images, in the same split."""
+"""CelebA's images in Hugging Face's parquet files are converted with their split."""
 
 import io
 import os
@@ -20,7 +20,7 @@ TRAIN = "train-00000-of-00001.parquet"
 
 @pytest.fixture
 def write():
-    """Writes rows of images as the library `datasets` does, with other columns beside."""
+    """Writes rows of images as the library `datasets` does, with other columns beside them."""
     pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is missing (the extra `parquet`)")
     from pyarrow.parquet import write_table
 
@@ -64,7 +64,7 @@ def test_parquet_files_become_jpegs_with_the_split(tmp_path, write, jpegs, layou
     assert [Path(path).name for path in open_folder(done.folder).train] == names[:6]
 
 
-def test_pngs_become_celebas_kind_of_jpeg_again(tmp_path, write, face_paths):
+def test_pngs_are_encoded_like_celebas_jpegs(tmp_path, write, face_paths):
     original = encoded(Image.open(face_paths[0]), "JPEG", quality=75, subsampling="4:2:0")
     with Image.open(io.BytesIO(original)) as image:
         write(tmp_path / "in" / TRAIN, [encoded(image, "PNG")])
@@ -76,7 +76,7 @@ def test_pngs_become_celebas_kind_of_jpeg_again(tmp_path, write, face_paths):
         assert np.abs(np.asarray(image.convert("RGB"), float) - pixels).mean() < 0.3
 
 
-def test_what_is_there_stays_unless_more_files_renumber_it(tmp_path, write, jpegs):
+def test_existing_images_are_kept_unless_more_files_renumber_them(tmp_path, write, jpegs):
     source = tmp_path / "in"
     write(source / "train-00000-of-00002.parquet", jpegs[:3])
     write(source / "valid-00000-of-00001.parquet", jpegs[6:8])
@@ -114,7 +114,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("what", ["no parquet", "cut short", "only a path", *ROWS])
-def test_what_is_not_celeba_is_one_line_that_names_the_file(tmp_path, write, jpegs, what):
+def test_the_error_for_a_file_that_is_not_celeba_names_the_file(tmp_path, write, jpegs, what):
     path = tmp_path / "in" / TRAIN
     write(path, [jpegs[0], ROWS.get(what, jpegs[1])])
     if what == "no parquet":
@@ -131,7 +131,7 @@ def test_what_is_not_celeba_is_one_line_that_names_the_file(tmp_path, write, jpe
     assert not list((tmp_path / "out").rglob(".partial-*"))
 
 
-def test_what_cannot_be_read_at_all_leaves_no_folder(tmp_path, write, jpegs, monkeypatch):
+def test_a_source_that_cannot_be_read_leaves_no_folder(tmp_path, write, jpegs, monkeypatch):
     unnamed = tmp_path / "in" / "images-00000-of-00001.parquet"
     write(unnamed, jpegs[:2])
     with pytest.raises(FastaeError, match=r"images-00000-of-00001.*part of the split"):

@@ -1,4 +1,4 @@
-"""CelebA as users have it: trained on with its split, and unpacked safely, resumably, verified."""
+"""Each form of CelebA can be trained on with its split. `prepare` unpacks safely, resumes, and verifies."""
 
 import io
 import os
@@ -34,7 +34,7 @@ def contents(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_unpacks_verifies_and_resumes(archive, tmp_path, face_paths):
+def test_prepare_unpacks_verifies_and_resumes(archive, tmp_path, face_paths):
     first = prepare_celeba(archive, tmp_path / "out", count=6)
     assert (first.present, first.faulty, first.complete) == (6, [], True)
     kept = (first.folder / NAMES[0]).stat().st_mtime_ns
@@ -52,7 +52,7 @@ ALIGNED, KAGGLE = "img_align_celeba", "img_align_celeba/img_align_celeba"
 IMG, EVAL = "Img/img_align_celeba", "Eval/list_eval_partition.txt"
 
 FORMS = {
-    # The images' folder in the source, the split's file, whether it is zipped, and what of it is given.
+    # Form -> the images' folder and the split file in the source, whether it is zipped, the part passed.
     "original zip": (ALIGNED, None, True, ""),
     "original zip beside the split": (ALIGNED, "../list_eval_partition.txt", True, ""),
     "Kaggle's zip": (KAGGLE, "list_eval_partition.csv", True, ""),
@@ -90,13 +90,13 @@ def assert_official(folder):
     assert sorted(Path(path).name for path in held_out) == [name for name, part in PARTS.items() if part]
 
 
-def test_images_in_the_wild_with_the_same_names_are_not_taken(tmp_path, face_paths):
+def test_unaligned_images_with_the_same_names_are_not_copied(tmp_path, face_paths):
     aligned = put(face_paths, tmp_path / "in" / "img_align_celeba", NAMES[:1])
     put(face_paths[1:], tmp_path / "in" / "img_celeba", NAMES[:1])
     assert contents(prepare_celeba(tmp_path / "in", tmp_path / "out").folder) == contents(aligned)
 
 
-def test_a_split_of_ones_own_is_kept_and_may_name_any_images(archive, tmp_path, face_paths):
+def test_a_users_own_split_is_kept_and_may_name_any_images(archive, tmp_path, face_paths):
     prepare_celeba(archive, tmp_path / "out", count=6)
     own = tmp_path / "out" / "list_eval_partition.txt"
     own.write_text(own.read_text().replace("000004.jpg 0", "000004.jpg 1") + "nobody.jpg 2\n")
@@ -108,7 +108,7 @@ def test_a_split_of_ones_own_is_kept_and_may_name_any_images(archive, tmp_path, 
 
 
 @pytest.mark.parametrize("split", ["000001.jpg 0\n000002.jpg train\n", "000001.jpg,0,1\n", "\0"])
-def test_a_split_that_is_none_is_named_with_its_line(tmp_path, face_paths, split):
+def test_the_error_for_an_invalid_split_names_the_file_and_the_line(tmp_path, face_paths, split):
     put(face_paths, tmp_path, NAMES)
     (tmp_path / "list_eval_partition.csv").write_text(split)
     for use in (lambda: prepare_celeba(tmp_path, tmp_path / "out"), lambda: open_folder(tmp_path)):
@@ -124,7 +124,7 @@ def test_wrong_dimensions_and_broken_images_are_faulty(tmp_path, face_paths):
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_no_entry_leaves_the_folder(tmp_path, good):
+def test_no_entry_is_written_outside_the_folder(tmp_path, good):
     path = tmp_path / "evil.zip"
     evil = ["../../000001.jpg", "/tmp/000002.jpg", "a/../../b/000003.jpg", "../list_eval_partition.txt"]
     with zipfile.ZipFile(path, "w") as made:
@@ -135,7 +135,7 @@ def test_no_entry_leaves_the_folder(tmp_path, good):
             entry.create_system, entry.external_attr = 3, (kind | 0o777) << 16
             made.writestr(entry, "/etc/passwd")
             evil.append(entry.filename)
-        made.writestr("000004.jpg", good)  # of two with one name, the last counts
+        made.writestr("000004.jpg", good)  # of two entries with one name, the last counts
     done = prepare_celeba(path, tmp_path / "deep" / "er" / "out", count=1)
     assert done.complete and done.skipped == evil
     assert contents(done.folder) == {"000004.jpg": good}
@@ -143,7 +143,7 @@ def test_no_entry_leaves_the_folder(tmp_path, good):
     assert sorted(written) == ["000004.jpg", "evil.zip", "list_eval_partition.txt"]
 
 
-def test_bombs_are_refused(tmp_path, archive, monkeypatch):
+def test_decompression_bombs_are_refused(tmp_path, archive, monkeypatch):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made:
         made.writestr("000001.jpg", bytes(50_000_000))
@@ -168,7 +168,7 @@ KINDS = ["stored", "deflated", "bzip2", "lzma", "encrypted", "cut short", "empty
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, good, kind):
+def test_a_damaged_archive_is_an_error_and_leaves_no_partial_file(tmp_path, good, kind):
     methods = {"deflated": zipfile.ZIP_DEFLATED, "bzip2": zipfile.ZIP_BZIP2, "lzma": zipfile.ZIP_LZMA}
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", methods.get(kind, zipfile.ZIP_STORED)) as made:
@@ -188,7 +188,7 @@ def test_a_damaged_archive_is_one_line_and_leaves_no_part_of_a_file(tmp_path, go
     assert not (tmp_path / "out").exists()
 
 
-def test_of_a_folder_nothing_but_its_plain_files_is_taken(tmp_path, face_paths):
+def test_only_the_regular_files_of_a_folder_are_copied(tmp_path, face_paths):
     images = put(face_paths, tmp_path / "in", NAMES[:1])
     secret = tmp_path / "secret"
     secret.write_text("of nobody's business")
@@ -208,9 +208,9 @@ def test_a_folder_that_is_a_link_is_not_entered(tmp_path, face_paths):
     private = put(face_paths, tmp_path / "private", NAMES[:1])
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "img_align_celeba").symlink_to(private)
-    with pytest.raises(FastaeError, match="1 links and devices were skipped"):
+    with pytest.raises(FastaeError, match="skipped links and devices: 1"):
         prepare_celeba(tmp_path / "in", tmp_path / "out")
-    (tmp_path / "link").symlink_to(private)  # named by the user, it may be one
+    (tmp_path / "link").symlink_to(private)  # a link that the user passes is followed
     assert prepare_celeba(tmp_path / "link", tmp_path / "out", count=1).complete
 
 

@@ -1,4 +1,4 @@
-"""A file that cannot be decoded, at once or during a run: reported, replaced, and nothing else changes."""
+"""A file that cannot be decoded is reported and replaced, also during a run. Nothing else changes."""
 
 import gc
 import os
@@ -32,7 +32,7 @@ from fastae.data.loaders.sampler import Sampler
 from fastae.runs.folder import RunFolder
 
 from ..commands import SMALL, here, started, wait_for
-from .bad_files import bad_table, claiming, two_ways_up
+from .bad_files import bad_table, claiming, two_orientations
 from .batches import same, take
 
 TRAIN = [*SMALL, "--loader", "dali", "--gpu-sample-hz", 0, "--no-cache", "--log-every", 1]
@@ -42,7 +42,7 @@ WAYS = {
     "huge": lambda path: path.write_bytes(claiming(path.read_bytes(), 65_500, 65_500)),
     "removed": lambda path: path.unlink(),
     "does not decode": lambda path: path.write_bytes(bad_table(path.read_bytes())),
-    "decodes, but not by DALI": lambda path: path.write_bytes(two_ways_up(path.read_bytes())),
+    "decodes, but not by DALI": lambda path: path.write_bytes(two_orientations(path.read_bytes())),
     "a pipe": lambda path: (path.unlink(), os.mkfifo(path)),
 }
 
@@ -54,7 +54,7 @@ def impatient(monkeypatch):
 
 @pytest.fixture
 def paths(tmp_path, face_paths):
-    """Twelve images of one's own, to damage."""
+    """Copies of twelve images, which a test may damage."""
     folder = tmp_path / "images"
     folder.mkdir()
     return [shutil.copy(face, f"{folder}/{number:02d}.jpg") for number, face in enumerate(face_paths[:12])]
@@ -71,7 +71,7 @@ def note_in(replaced):
 
 
 def open_(paths, replaced=None, kind="dali", **crop_resize):
-    """A loader over files that the quick check passed, or would have passed."""
+    """Makes a loader of files without the quick check."""
     files = ImageFiles(paths, None if replaced is None else note_in(replaced))
     decoder = open_decoder(CropResize(**crop_resize), torch.device("cpu"), Tuning(compiled=False))
     return build_loader(files, Sampler(len(paths), 4, 0, Augmentation()), decoder, kind)
@@ -92,8 +92,8 @@ def test_the_next_good_image_is_read_instead_and_nothing_else_changes(paths, way
     assert sorted(replaced) == paths[5:7]
 
 
-def test_a_file_that_goes_bad_during_a_run_and_one_that_dali_alone_refuses(paths, replaced):
-    """The second is smaller than the crop by now: nothing is wrong with the file itself."""
+def test_files_that_go_bad_during_a_run_are_replaced(paths, replaced):
+    """One is emptied. The other becomes smaller than the crop, which only the decoder notices."""
     batches = open_(paths, replaced, crop=100).batches()
     next(batches)
     damage("emptied", paths[0])
@@ -117,8 +117,8 @@ def skipped(run):
 
 
 @pytest.mark.parametrize("held_out", [1, 4])
-def test_a_run_with_a_held_out_file_that_does_not_decode(paths, tmp_path, held_out, capsys):
-    """If it is the only one, the one before it is held out instead. Five that are trained on are bad, too."""
+def test_a_held_out_file_that_does_not_decode_is_not_evaluated_on(paths, tmp_path, held_out, capsys):
+    """If it is the only one, the file before it is held out instead. Five training files are bad, too."""
     names, images, run = [Path(path).name for path in paths], tmp_path / "images", tmp_path / "run"
     if held_out > 1:
         parts = [f"{name} {int(name in names[-held_out:])}\n" for name in names]
@@ -139,7 +139,7 @@ def test_a_run_with_a_held_out_file_that_does_not_decode(paths, tmp_path, held_o
 
 @pytest.mark.parametrize("gone", [1.0, 0.5])
 def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths, gone, monkeypatch, replaced):
-    """Found batch by batch, each with a new pipeline, they would take minutes."""
+    """Finding them batch by batch, each time with a new pipeline, would take minutes."""
     paths = [str(tmp_path / f"{number:05d}.jpg") for number in range(400)]
     for number, path in enumerate(paths):
         os.link(face_paths[number % 40], path)
@@ -162,8 +162,8 @@ def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths,
 
 
 @pytest.mark.parametrize(("kind", "patience"), [(DecoderError, 1), (DecoderStalled, 8)])
-def test_a_batch_in_which_nothing_is_wrong_is_tried_once_more(paths, kind, patience):
-    """A file was just being written, or the storage is slow; the second time, it is the decoder's fault."""
+def test_a_failed_batch_without_a_bad_file_is_tried_once_more(paths, kind, patience):
+    """A file may be incomplete, or the storage slow. If it fails twice, the decoder's error is raised."""
     failures, restarted = [kind("once")], []
 
     def restart(position, patience):
@@ -184,7 +184,7 @@ def test_a_batch_in_which_nothing_is_wrong_is_tried_once_more(paths, kind, patie
         items()
 
 
-def test_however_many_files_the_decoder_alone_refuses_are_replaced(paths, replaced):
+def test_any_number_of_files_that_only_the_decoder_rejects_is_replaced(paths, replaced):
     damage("decodes, but not by DALI", *paths[1:])
     assert len(take(open_(paths, replaced).batches(), 6)) == 6 and sorted(replaced) == paths[1:]
     damage("decodes, but not by DALI", paths[0])
@@ -192,8 +192,8 @@ def test_however_many_files_the_decoder_alone_refuses_are_replaced(paths, replac
         take(open_(paths).batches(), 6)
 
 
-def test_pipelines_that_failed_are_gone_at_once(paths):
-    """They hold threads and the device's memory, and must not wait for the garbage collector."""
+def test_failed_pipelines_are_freed_at_once(paths):
+    """They hold threads and device memory, and must not wait for the garbage collector."""
 
     def alive():
         return sum(each() is not None for each in pipeline.Pipeline._pipes)
@@ -213,8 +213,8 @@ def test_pipelines_that_failed_are_gone_at_once(paths):
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-def test_a_decoder_that_decodes_nothing_any_more_is_to_blame_itself(paths, monkeypatch, kind, replaced):
-    """A GPU is lost, say: the files are not declared bad for that."""
+def test_no_file_is_declared_bad_if_the_decoder_itself_fails(paths, monkeypatch, kind, replaced):
+    """This happens, for example, if a GPU is lost."""
 
     def broken(self, stream):
         raise RuntimeError("Critical error in pipeline:\nworker thread 3 died")
@@ -236,7 +236,7 @@ def test_a_decoder_that_decodes_nothing_any_more_is_to_blame_itself(paths, monke
     ids=str,
 )
 def test_no_file_is_replaced_because_memory_was_short(paths, monkeypatch, error, short, replaced):
-    """Nor is one tried by itself; if memory was short only once, the run continues."""
+    """The files are not tried one by one either. If memory was short only once, the run continues."""
     healthy, ran = pipeline.Pipeline.run, []
 
     def failing(self, stream):
@@ -247,14 +247,14 @@ def test_no_file_is_replaced_because_memory_was_short(paths, monkeypatch, error,
 
     batches = open_(paths, replaced).batches()
     monkeypatch.setattr(pipeline.Pipeline, "run", failing)
-    ends = pytest.raises(DecoderOutOfMemory, match="out of memory while images were decoded")
+    ends = pytest.raises(DecoderOutOfMemory, match="out of memory while decoding images")
     with ends if short > 1 else nullcontext():
         assert len(take(batches, 6)) == 6
     assert not replaced and len(ran) == (7 if short == 1 else 4)
 
 
-def test_a_large_file_is_good_if_another_of_its_size_does_not_decode_either(paths, tmp_path, monkeypatch):
-    """nvImageCodec does not say that memory was short."""
+def test_a_large_file_is_not_bad_if_a_valid_picture_of_its_size_also_fails(paths, tmp_path, monkeypatch):
+    """nvImageCodec's errors do not show that memory was short."""
     large, bad = str(tmp_path / "large.jpg"), paths[0]
     Image.new("RGB", (500, 400)).save(large)
     damage("decodes, but not by DALI", bad)
@@ -275,7 +275,7 @@ def test_a_large_file_is_good_if_another_of_its_size_does_not_decode_either(path
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("no memory"), RuntimeError("DefaultCPUAllocator")])
-def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, error, replaced):
+def test_errors_outside_the_decoder_are_not_treated_as_decoder_errors(paths, monkeypatch, error, replaced):
     loader = open_(paths, replaced)
 
     def failing(*arguments):
@@ -288,8 +288,8 @@ def test_what_is_not_the_decoders_error_is_not_taken_for_it(paths, monkeypatch, 
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-def test_a_file_at_which_the_decoder_does_not_return_is_replaced(paths, monkeypatch, kind, replaced):
-    """A pipe that looks like a good file."""
+def test_a_file_at_which_the_decoder_hangs_is_replaced(paths, monkeypatch, kind, replaced):
+    """The file is a pipe, and the quick check is made to accept it."""
     expected = take(open_([*paths[:5], paths[6], *paths[6:]], kind=kind).batches(), 4)
     monkeypatch.setattr(recovery, "inspect", lambda path: Inspection(None))
     monkeypatch.setattr("fastae.data.loaders.decode.FILE_PATIENCE", 1.0)
@@ -298,8 +298,8 @@ def test_a_file_at_which_the_decoder_does_not_return_is_replaced(paths, monkeypa
     assert replaced == {paths[5]: "does not decode in time"}
 
 
-def test_a_pipe_in_mid_run_neither_hangs_the_run_nor_keeps_its_process_from_ending(paths, tmp_path):
-    """When Python ends, DALI waits for its pipelines, one of which waits for the pipe's other end."""
+def test_a_file_that_becomes_a_pipe_hangs_neither_the_run_nor_the_end_of_its_process(paths, tmp_path):
+    """When Python ends, DALI waits for its pipelines, and one of them waits for a writer of the pipe."""
     run = tmp_path / "run"
     code = (
         "from fastae.data.files import recovery as r; r.PATIENCE = 1.0; import fastae.cli.main as m; m.main()"
@@ -315,7 +315,7 @@ def test_a_pipe_in_mid_run_neither_hangs_the_run_nor_keeps_its_process_from_endi
 
 
 def test_a_file_cut_short_while_it_is_read_does_not_kill_the_process(paths):
-    """Mapped into memory, it did: a read behind the new end of the file is SIGBUS."""
+    """If it were mapped into memory, a read beyond its new end would raise SIGBUS."""
     for path in paths:
         whole = Path(path).read_bytes()
         Path(path).write_bytes(whole[:-2] + bytes(300_000) + whole[-2:])

@@ -1,4 +1,4 @@
-"""The store of decoded images: on disk whole, verified, shared, rebuilt; and what `auto` chooses by it."""
+"""The store of decoded images is complete, verified, shared and rebuilt; `auto` chooses by its size."""
 
 import json
 import os
@@ -35,8 +35,8 @@ def stores(cache):
     return [path for path in cache.iterdir() if path.name.startswith("resident-")]
 
 
-def test_gives_dalis_batches_to_the_rounding_of_its_pixels_compiled_or_not(face_paths, tmp_path):
-    # The augmentation amplifies the rounding, that of dark pixels most.
+def test_resident_batches_equal_dalis_up_to_rounding_compiled_or_not(face_paths, tmp_path):
+    # The augmentation amplifies the rounding, most of all in dark pixels.
     for augment, levels in (
         (Augmentation(0, 0, 0), 0.5),
         (Augmentation(), 1.5),
@@ -64,7 +64,7 @@ def test_the_second_opening_builds_nothing_and_takes_no_lock(face_paths, tmp_pat
 
 
 @pytest.mark.parametrize("change", ["size", "head", "tail", "list", "crop", "antialias", "decoder", "gpu"])
-def test_whatever_the_pixels_follow_from_makes_another_store(face_paths, tmp_path, change, monkeypatch):
+def test_whatever_the_pixels_depend_on_makes_another_store(face_paths, tmp_path, change, monkeypatch):
     paths = copies_of(face_paths[:10], tmp_path / "data")
     decoder = open_decoder(CropResize(), torch.device("cpu"))
     before = resident._fingerprint(ImageFiles(paths), decoder)
@@ -103,7 +103,7 @@ def test_every_run_that_opens_a_store_reports_its_bad_files(face_paths, tmp_path
     assert again == told and same(first, second)
 
 
-def test_a_store_is_built_anew_whose_bad_files_are_good_by_now(face_paths, tmp_path, monkeypatch, capsys):
+def test_a_store_is_rebuilt_after_its_bad_files_have_been_repaired(face_paths, tmp_path, monkeypatch, capsys):
     paths = copies_of(face_paths[:10], tmp_path / "images")
     intact = Path(paths[3]).read_bytes()
     Path(paths[3]).write_bytes(bad_table(intact))
@@ -123,7 +123,7 @@ def flip_a_bit(store):
 
 
 def with_pipe(name):
-    """A damage: a pipe instead of this file, which would wait for a writer."""
+    """Returns a function that replaces this file by a pipe, which would wait for a writer."""
 
     def damage(store):
         (store / name).unlink()
@@ -153,7 +153,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_store_is_reported_and_built_anew(face_paths, tmp_path, damage, monkeypatch, capsys):
+def test_a_damaged_store_is_reported_and_rebuilt(face_paths, tmp_path, damage, monkeypatch, capsys):
     monkeypatch.setattr(caches, "BLOCK", 100_000)  # several blocks, as real stores have
     paths = face_paths[:30]
     intact = batches(paths, tmp_path)
@@ -168,12 +168,10 @@ def test_a_damaged_store_is_reported_and_built_anew(face_paths, tmp_path, damage
     assert list(tmp_path.iterdir()) == [store] and [entry.path for entry in entries(tmp_path)] == [store]
 
 
-def test_two_that_open_it_at_once_build_one_store(face_paths, tmp_path, monkeypatch):
-    """The lock excludes threads as it excludes processes."""
+def test_two_loaders_that_open_a_store_at_once_build_it_once(face_paths, tmp_path, monkeypatch):
+    """The lock excludes other threads just as it excludes other processes."""
     builds, build = [], resident._build
-    monkeypatch.setattr(
-        resident, "_build", lambda *given, **named: builds.append(0) or build(*given, **named)
-    )
+    monkeypatch.setattr(resident, "_build", lambda *given, **rest: builds.append(0) or build(*given, **rest))
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda paths: batches(paths, tmp_path), [face_paths] * 2)
     assert same(one, other) and len(stores(tmp_path)) == len(builds) == 1
@@ -197,7 +195,7 @@ CELEBA = ImageFiles([""] * 202_599)
     ],
 )
 def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, at_once, kind):
-    """Runs at once all need some of the device's memory."""
+    """Each of the runs at once needs some of the device's memory."""
     free = {device: on_device, "cpu": on_host}
     monkeypatch.setattr(loader, "free_memory", lambda device: free[device.type])
     decoder = open_decoder(CropResize(), torch.device(device, 0))
@@ -211,7 +209,7 @@ def test_auto_leaves_memory_for_all_runs_at_once(monkeypatch, face_paths, at_onc
     assert opened.kind == kind
 
 
-def test_auto_needs_room_on_the_disk_unless_the_images_are_there_already(face_paths, tmp_path, monkeypatch):
+def test_auto_needs_disk_space_unless_the_store_exists_already(face_paths, tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("Usage", "free")(100))
     assert opened(face_paths, "auto", cache=tmp_path).kind == "dali"
     opened(face_paths, "resident", cache=tmp_path)
@@ -220,14 +218,14 @@ def test_auto_needs_room_on_the_disk_unless_the_images_are_there_already(face_pa
 
 
 @pytest.mark.parametrize("cache", ["/proc/fastae", "file/cache"])
-def test_auto_does_without_a_cache_that_cannot_be_written(face_paths, tmp_path, cache):
+def test_auto_chooses_dali_if_the_cache_cannot_be_written(face_paths, tmp_path, cache):
     (tmp_path / "file").touch()
     chosen = opened(face_paths, "auto", cache=tmp_path / cache)
     assert (chosen.kind, chosen.note) == ("dali", f"the cache {str(tmp_path / cache)!r} is not writable")
 
 
 def copies_of(paths, folder):
-    """The same files in a folder of their own, as of another time."""
+    """Copies files to a new folder, with another modification time. Returns their paths."""
     folder.mkdir(parents=True)
     for path in paths:
         shutil.copyfile(path, folder / Path(path).name)
@@ -245,13 +243,13 @@ def test_the_same_files_elsewhere_are_not_decoded_again(face_paths, tmp_path, mo
     assert same(first, batches(there, cache))
 
 
-def test_images_that_do_not_fit_into_memory_are_refused_not_killed(face_paths, monkeypatch):
+def test_images_that_do_not_fit_into_memory_are_refused(face_paths, monkeypatch):
     monkeypatch.setattr(resident, "free_memory", lambda device: 100_000)
     with pytest.raises(FastaeError, match="use the dali loader"):
         opened(face_paths, "resident", cache=False)
 
 
-def test_an_unusable_cache_folder_is_one_line(face_paths, tmp_path):
+def test_an_unusable_cache_folder_gives_a_one_line_error(face_paths, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(FastaeError, match=r"cannot keep the decoded images in .*another cache folder"):
         opened(face_paths, "resident", cache=tmp_path / "file")

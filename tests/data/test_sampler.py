@@ -1,4 +1,4 @@
-"""The order of images and every random parameter, against their definition over epochs."""
+"""The order of images and the random parameters follow their definition."""
 
 import itertools
 
@@ -20,7 +20,7 @@ def sampler(count=100, batch_size=16, seed=0):
 
 @settings(deadline=None)
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 40), seed=st.integers(0, 2**63 - 1))
-def test_each_image_once_an_epoch_and_none_twice_before_all_once(count, batch_size, seed):
+def test_each_epoch_contains_each_image_exactly_once(count, batch_size, seed):
     batches = [Sampler(count, batch_size, seed, RANGES).at(iteration) for iteration in range(12)]
     line = np.concatenate([params.indices for params in batches])
     for epoch in range(len(line) // count):
@@ -34,7 +34,7 @@ def test_a_batch_follows_from_seed_and_iteration_alone():
     assert all(map(np.array_equal, before, sampler().at(10**6)))
 
 
-def test_another_seed_or_epoch_is_another_order():
+def test_another_seed_or_epoch_gives_another_order():
     assert not np.array_equal(permutation(0, 0, 100), permutation(0, 1, 100))
     one, other = sampler(seed=1).at(0), sampler(seed=2).at(0)
     assert not np.array_equal(one.indices, other.indices)
@@ -64,7 +64,7 @@ def test_parameters_of_one_batch_are_independent():
     assert np.abs(correlation).max() < 0.06
 
 
-def test_the_definition_is_pinned():
+def test_the_batches_of_a_seed_never_change():
     """A run resumed under a newer NumPy must see the same images: these numbers never change."""
     params = Sampler(10, 4, 7, RANGES).at(1)
     assert params.indices.tolist() == [3, 2, 7, 5]
@@ -72,7 +72,7 @@ def test_the_definition_is_pinned():
 
 
 @pytest.mark.parametrize(("count", "number"), [(797, 256), (256, 256), (10, 256), (7, 1), (0, 16)])
-def test_as_many_are_chosen_as_asked_for_evenly_spaced(count, number):
+def test_evenly_spaced_chooses_the_requested_number_of_items(count, number):
     chosen = evenly_spaced(range(count), number)
     assert len(set(chosen)) == len(chosen) == min(count, number) and chosen == sorted(chosen)
     gaps = {after - before for before, after in itertools.pairwise(chosen)}

@@ -1,4 +1,4 @@
-"""Which card a name in CUDA is, and what its datasheet promises."""
+"""Finds a card by its name in CUDA, and its peak in the datasheet."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from fastae.device.choose import Precision
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
         ("NVIDIA L4", "L4"),
         ("NVIDIA L40S", "L40S"),
-        # None of these has the arithmetic of the card that its name begins with.
+        # None of these has the peak of the card whose name it begins with.
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
         ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
@@ -30,12 +30,12 @@ from fastae.device.choose import Precision
         ("NVIDIA GB10", None),
     ],
 )
-def test_a_card_by_its_name(name, card):
+def test_a_card_is_found_by_its_whole_name(name, card):
     found = find_card(name)
     assert (found and found.name) == card
 
 
-def test_the_peak_is_that_of_the_precision(monkeypatch):
+def test_the_peak_depends_on_the_precision(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     cuda = torch.device("cuda")
     assert peak_flops(cuda, Precision(torch.bfloat16, "")) == 989e12

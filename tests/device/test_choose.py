@@ -1,4 +1,4 @@
-"""What a program computes on, and what the process is set to: chosen by what is there."""
+"""Device, precision and compilation are chosen by what is available, and applied to the process."""
 
 import pytest
 import torch
@@ -41,8 +41,8 @@ def test_a_cpu_run_is_compiled_if_it_is_long_enough(monkeypatch):
         choose_compile(True, cpu, images=1)
 
 
-def test_deterministic_reaches_pytorch_and_the_jpeg_engine(monkeypatch):
-    """Timings decide nothing then, nor which images the engine has room for. It does not outlive its run."""
+def test_the_deterministic_mode_reaches_pytorch_and_the_jpeg_engine(monkeypatch):
+    """Neither timings nor the load of the JPEG engine affect results then. The mode ends with its run."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
     cudnn = torch.backends.cudnn
@@ -54,7 +54,7 @@ def test_deterministic_reaches_pytorch_and_the_jpeg_engine(monkeypatch):
                 assert cudnn.benchmark is not wanted
                 hardware = Hardware(cpu, FLOAT32, False, "", deterministic=wanted)
                 assert (loader_tuning(None, hardware).hw_decoder_load == 0) is wanted
-            assert cudnn.benchmark_limit == 0, "all engines are tried"
+            assert cudnn.benchmark_limit == 0, "all algorithms are tried"
     finally:
         use_kernels(cpu, False)
 
@@ -70,7 +70,7 @@ def test_a_gpu_needs_more_to_compile_than_a_cpu(monkeypatch, tmp_path, missing):
     if missing != "Python.h":
         there.touch()
     if missing == "gcc":
-        assert choose_compile(None, gpu, 1) == (True, "compiled"), "clang serves as well"
+        assert choose_compile(None, gpu, 1) == (True, "compiled"), "clang also works"
         monkeypatch.setenv("CC", "gcc")
     compiled, note = choose_compile(None, gpu, 1)
     assert not compiled and missing in note
@@ -80,12 +80,12 @@ def test_a_gpu_needs_more_to_compile_than_a_cpu(monkeypatch, tmp_path, missing):
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda:x", "meta", "cuda:99"])
-def test_refuses_a_device_that_is_not_there(name):
+def test_a_device_that_does_not_exist_is_refused(name):
     with pytest.raises(FastaeError, match=f"device '?{name}"):
         choose_device(name)
 
 
-def test_a_gpu_becomes_the_current_one_and_its_float32_is_tf32_if_it_has_that(monkeypatch):
+def test_a_gpu_becomes_the_current_device_and_uses_tf32_if_it_can(monkeypatch):
     current, cuda = [], torch.device("cuda", 0)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)

@@ -1,4 +1,4 @@
-"""The real poller in simulated time, on recorded machines."""
+"""Runs the real poller in simulated time, on recorded machines."""
 
 from types import SimpleNamespace
 
@@ -14,7 +14,7 @@ from fastae.monitor.summary import RunInfo
 from .recorded_nvml import machine_of
 
 OUR_PID = 4_000_001
-"""Above what Linux gives to any process by default."""
+"""It is above the process ids that Linux uses by default."""
 
 DALI = RunInfo(loader="dali", compiled=False, amp=False, batch_size=64)
 HOST = RunInfo(loader="host", compiled=True, amp=True, batch_size=64)
@@ -22,8 +22,13 @@ RESIDENT = RunInfo(loader="resident", compiled=True, amp=True, batch_size=64)
 
 
 def loop(data=0.0, device=0.0, images=1000):
-    """What a loop records in each second: the shares of the time without a batch, and of the host's waits for
-    the device; None for a run on the CPU."""
+    """Returns what a training loop records in each second.
+
+    Args:
+        data: the share of the time in which the device has no batch.
+        device: the share of the time in which the host waits for the device; None for a run on the CPU.
+        images: the images/s.
+    """
     waits = {"data_wait": 100 * data, **({} if device is None else {"device_wait": 100 * device})}
     return {"images_per_second": images, **waits, "seconds": 1.0}
 
@@ -32,7 +37,7 @@ DEVICE_LIMITED, DATA_LIMITED, HOST_LIMITED = loop(0.001, 0.4), loop(0.9, 0.01), 
 
 
 class StubHost:
-    """A host whose processes keep so many cores busy."""
+    """A host on which the run keeps `cpu` cores busy, and all programs `machine` cores."""
 
     def __init__(self, cpu=1.0, machine=1.0):
         values = {"host/cpu": cpu, "host/machine_cpu": machine, "host/memory": 2.0}
@@ -44,7 +49,7 @@ class StubHost:
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Simulated seconds: `now`."""
+    """A simulated clock, whose attribute `now` is the time in seconds."""
     clock = SimpleNamespace(now=0.0)
     for module in (poller, gpu_reader):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
@@ -53,9 +58,16 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def simulate(clock):
-    """Polls a card in a series of states, or a recorded machine, for so many seconds; returns the poller.
+    """Returns a function that polls a card, or a recorded machine, and returns the poller.
 
-    loop: what the training loop records in each second. phases: (seconds, phase) from which it is another.
+    Args of the function:
+        states: the states of the card, one for each poll.
+        library: the recorded machine, instead of `states`.
+        host: the reader of the host.
+        seconds: the simulated time.
+        hz: the number of polls per second.
+        loop: what the training loop records in each second.
+        phases: (start in seconds, phase) of each phase.
     """
 
     def run(states=(), *, library=None, host=None, seconds=30.0, hz=2, loop=None, phases=((0, Phase.TRAIN),)):

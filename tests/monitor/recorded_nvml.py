@@ -1,8 +1,8 @@
 """A stand-in for pynvml with recorded values: its names, signatures, units, structures and errors are real.
 
-A call is bound to the signature of the real function, so that the stand-in cannot drift. Each reading of the
-utilization moves on to the next state of the series, and the last one stays. A value that is an exception is
-raised, or its code is the field's return code.
+A call is bound to the signature of the real function, so that the stand-in cannot deviate from it. Each
+reading of the utilization moves the card to its next state, and it stays in the last one. If a value is an
+exception, it is raised, or its code is the return code of the field.
 """
 
 import dataclasses
@@ -25,35 +25,41 @@ UNKNOWN = NVMLError(pynvml.NVML_ERROR_UNKNOWN)
 
 @dataclass(frozen=True)
 class State:
-    """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits.
-
-    energy: mW by which its counter runs; None for those of `power`. gpm: GPM's metric -> value; None for a
-    card without GPM. corrected, uncorrected: ECC errors so far. xids: errors that the driver logs now.
-    processes: their ids.
-    """
+    """What a card answers, in NVML's units: percent, bytes, mW, degrees C, MHz, bits."""
 
     utilization: object = 0
     used: object = 2 * GIB
     power: object = 60_000
     mean_power: object = 60_000
+
     energy: object = None
+    """The mW by which the energy counter grows; None for the value of `power`."""
+
     temperature: object = 35
     sm_clock: object = 345
     reasons: object = pynvml.nvmlClocksEventReasonGpuIdle
     jpeg: object = 0
     width: object = 16
+
     corrected: object = 0
     uncorrected: object = 0
+    """ECC errors so far."""
+
     xids: tuple = ()
+    """The XID errors that the driver logs in this state."""
+
     gpm: object = None
+    """GPM's number of a metric -> value; None for a card without GPM."""
+
     processes: object = ()
+    """The ids of the processes on the card."""
 
     def but(self, **changes):
         return dataclasses.replace(self, **changes)
 
     @classmethod
     def all(cls, value, **others):
-        """Every call gives the same, such as an error, but for `others`."""
+        """Returns a state in which each call gives this value, or raises this error, except `others`."""
         return cls(**({each.name: value for each in dataclasses.fields(cls)} | others))
 
 
@@ -83,30 +89,39 @@ SLOWED_DOWN = [BUSY[0].but(reasons=HARDWARE_SLOWDOWN)]
 SLICE = [State.all(NOT_SUPPORTED, used=5 * GIB, gpm=None, processes=(), xids=())]
 HOPPER_SLICE = [SLICE[0].but(gpm=gpm(92.0, 70.0, 20.0, 30.0))]
 FALLS_OFF_THE_BUS = [*BUSY * 50, BUSY[0].but(xids=(79, 45, 45)), State.all(LOST, xids=())]
-"""Lost after the 51st reading."""
+"""The card is lost after the 51st reading."""
 
 
 @dataclass(eq=False)
 class Card:
-    """A card in the machine, or a MIG slice of one (`board`); `index` None: hidden but for its UUID.
-
-    lost: the code of the error for whoever asks for its handle. clock: seconds, by which its counters run.
-    xids: the errors that the driver has logged and that nobody has read yet.
-    """
+    """A card in the machine, or a MIG slice of a card."""
 
     states: list
     uuid: str = "GPU-5a1f0c7e-0000-0000-0000-000000000000"
     name: str = "NVIDIA H100 80GB HBM3"
+
     index: int | None = 0
+    """The index in NVML; None if NVML finds it only by its UUID."""
+
     board: "Card | None" = None
+    """The card that a slice is part of."""
+
     lost: int | None = None
+    """The code of the error that NVML raises when it is asked for the handle, if it does."""
+
     capability: tuple = (9, 0)
+
     clock: object = time.monotonic
+    """Returns the seconds by which the counters run."""
+
     tick: int = -1
+    """The index of the current state."""
+
     xids: list = field(default_factory=list)
+    """The XID errors that the driver has logged and that have not been read yet."""
 
     def get(self, name):
-        """A value of the current state. Errors are raised."""
+        """Returns a value of the current state, or raises it if it is an error."""
         value = getattr(self.states[min(max(self.tick, 0), len(self.states) - 1)], name)
         if isinstance(value, Exception):
             raise value
@@ -114,8 +129,13 @@ class Card:
 
 
 class RecordedNvml:
-    """Only what fastae calls. `missing`: functions that this driver does not have yet. absent: the error of
-    nvmlInit. calls: how often each function was called."""
+    """The functions of pynvml that fastae calls. `calls` counts the calls of each function.
+
+    Args:
+        cards: the cards of the machine.
+        missing: the functions that this driver does not have yet.
+        absent: the code of the error that nvmlInit raises, if any.
+    """
 
     def __init__(self, *cards, missing=(), absent=None):
         self.cards = cards
@@ -265,13 +285,13 @@ ANSWERS = {
 
 
 def machine_of(*states, **options):
-    """A machine with a card for each series of states."""
+    """Makes a machine with a card for each series of states."""
     cards = [Card(list(each), uuid=f"GPU-{index}", index=index) for index, each in enumerate(states)]
     return RecordedNvml(*cards, **options)
 
 
 def mig_machine(states=SLICE, names=("aaaa", "bbbb")):
-    """A board in MIG mode and its slices."""
+    """Makes a machine with a board in MIG mode and its slices."""
     board = Card(BUSY, uuid="GPU-board")
     name = "NVIDIA H100 MIG 1g.10gb"
     slices = [Card(list(states), f"MIG-{uuid}", name, index=None, board=board) for uuid in names]

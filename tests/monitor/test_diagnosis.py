@@ -1,4 +1,4 @@
-"""Recordings through summary and diagnosis: figures, energy, hardware, and what is measured."""
+"""Recordings are summarised and diagnosed: figures, energy, hardware, and the measured phase."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ CORES = Cores(8, 8, 8)
 
 @pytest.fixture
 def judge(simulate):
-    """Summary and diagnosis of a recording by `simulate`."""
+    """Returns a function that makes a recording by `simulate`, and returns its summary and diagnosis."""
 
     def run(states=(), info=RESIDENT, **options):
         summary = summarize(simulate(states, **options).recording(), info, CORES)
@@ -33,7 +33,7 @@ def judge(simulate):
     [
         (cards.AT_POWER_LIMIT, {Throttle.POWER_CAP: 1.0}, 0, 0),  # normal at full load
         (cards.TOO_HOT, {Throttle.HARDWARE_THERMAL: 0.25, Throttle.HARDWARE: 0.25}, 1, 2),
-        (cards.SLOWED_DOWN, {Throttle.HARDWARE: 1.0}, 1, 1),  # and no reason for it
+        (cards.SLOWED_DOWN, {Throttle.HARDWARE: 1.0}, 1, 1),  # for an unknown reason
         (
             [*cards.BUSY * 10, *cards.AT_POWER_LIMIT, *cards.TOO_HOT[:1], *cards.BUSY],
             {Throttle.HARDWARE_THERMAL: 0.01},
@@ -43,7 +43,7 @@ def judge(simulate):
         ([cards.BUSY[0].but(width=4)], {}, 1, 0),
     ],
 )
-def test_what_slows_the_card_itself(judge, states, throttling, advised, troubled):
+def test_lowered_clocks_and_missing_pcie_lanes_are_reported(judge, states, throttling, advised, troubled):
     summary, diagnosis = judge(states, loop=DEVICE_LIMITED, seconds=60.0)
     found = {reason: summary.gpus[0].throttled(reason) for reason in throttling}
     assert found == pytest.approx(throttling, abs=0.02)
@@ -53,7 +53,7 @@ def test_what_slows_the_card_itself(judge, states, throttling, advised, troubled
 @pytest.mark.parametrize(
     ("counter", "is_counted", "watts"), [(500_000, True, 500), (cards.NOT_SUPPORTED, False, 600)]
 )
-def test_energy_is_the_counters_end_minus_its_start_or_else_sampled_power(judge, counter, is_counted, watts):
+def test_energy_is_the_growth_of_the_counter_or_else_sampled_power(judge, counter, is_counted, watts):
     summary, _ = judge([cards.BUSY[0].but(energy=counter)], loop=DEVICE_LIMITED)
     assert ("energy" in summary.gpus[0].growth) is is_counted
     assert summary.images_per_joule == pytest.approx(1000 / 600)
@@ -77,12 +77,12 @@ def test_all_gpus_of_a_job_are_summed(judge):
         ((cards.BUSY,), {"at_once": 2}),
     ],
 )
-def test_energy_is_withheld_if_it_is_not_the_runs_or_not_known_of_every_gpu(judge, states, options):
+def test_energy_is_unknown_if_it_cannot_be_measured_for_the_run_and_all_its_gpus(judge, states, options):
     summary, _ = judge(library=cards.machine_of(*states), loop=DEVICE_LIMITED, info=replace(DALI, **options))
     assert summary.kwh is None and summary.images_per_joule is None
 
 
-def test_only_the_ecc_errors_of_the_run_are_its_trouble(judge):
+def test_only_ecc_errors_that_occur_during_the_run_are_reported(judge):
     old = [cards.BUSY[0].but(corrected=3, uncorrected=1)]
     summary, _ = judge([*old * 20, cards.BUSY[0].but(corrected=5, uncorrected=2)], loop=DEVICE_LIMITED)
     growth = summary.gpus[0].growth
@@ -91,8 +91,8 @@ def test_only_the_ecc_errors_of_the_run_are_its_trouble(judge):
     assert not list(troubles(judge(old, loop=DEVICE_LIMITED)[0]))
 
 
-def test_what_the_models_arithmetic_comes_to(judge):
-    """10 GFLOP for each of 1,000 images/s."""
+def test_flops_and_mfu_follow_from_the_rate_of_images(judge):
+    """The model takes 10 GFLOP per image, and trains on 1,000 images/s."""
     info = replace(RESIDENT, image_flops=1e10, peak_flops=100e12)
     summary, _ = judge(cards.BUSY, info, loop=DEVICE_LIMITED)
     assert (summary.tflops, summary.mfu) == pytest.approx((10, 0.1))
@@ -105,7 +105,7 @@ def test_what_the_models_arithmetic_comes_to(judge):
 
 
 def by_hand(spans, **columns):
-    """A recording of one sample a second: (phase, seconds) and the values of each column."""
+    """Makes a recording with one sample per second from (phase, seconds) and the values of each column."""
     starts = [sum(length for _, length in spans[:index]) for index in range(len(spans))]
     spans = tuple(Span(phase, start, length) for (phase, length), start in zip(spans, starts, strict=True))
     made = {name.replace("_", "/", 1): values for name, values in columns.items()}
@@ -119,7 +119,7 @@ def by_hand(spans, **columns):
     return recording
 
 
-def test_only_training_is_measured_and_all_of_it_paid_for():
+def test_statistics_describe_the_training_and_energy_the_whole_run():
     spans = [(Phase.COMPILE, 10), (Phase.TRAIN, 20), (Phase.EVAL, 5), (Phase.SAVE, 5), (Phase.TRAIN, 20)]
     is_training = [phase is Phase.TRAIN for phase, length in spans for _ in range(length)]
     recording = by_hand(
@@ -141,13 +141,13 @@ def test_only_training_is_measured_and_all_of_it_paid_for():
     assert summary.kwh == pytest.approx((40 * 500 + 20 * 100) / 3.6e6)
 
 
-def test_the_loops_figures_are_means_over_the_time():
+def test_the_loops_figures_are_averaged_over_time():
     rates = {"loop_images_per_second": [100.0, 300.0], "loop_seconds": [3.0, 1.0]}
     summary = summarize(by_hand([(Phase.TRAIN, 4)], **rates), RESIDENT, CORES)
     assert summary.images_per_second == pytest.approx(150) and summary.data_wait is None
 
 
-def test_too_short_a_training_is_summed_up_whole():
+def test_a_run_with_too_little_training_is_summarised_as_a_whole():
     recording = by_hand([(Phase.COMPILE, 9), (Phase.TRAIN, 9)], gpu_gpu_busy=[0.0] * 9 + [90.0] * 9)
     summary = summarize(recording, RESIDENT, CORES)
     assert summary.measured is None and summary.gpus[0].mean("gpu_busy") == 45

@@ -1,4 +1,4 @@
-"""gpu.json, gpu.csv, gpu.png and what is printed."""
+"""Reports are written to gpu.json, gpu.csv and gpu.png, and printed."""
 
 import csv
 import io
@@ -32,8 +32,8 @@ def printed(*reports):
     return console.export_text()
 
 
-def test_each_session_of_a_run_has_files_of_its_own(simulate, tmp_path):
-    """A query fails once in the first one; the second one is on a card of another kind."""
+def test_each_session_of_a_run_has_its_own_files(simulate, tmp_path):
+    """A query fails once in the first session. The second session is on another kind of card."""
     reports = []
     fails = cards.STARVED[0].but(temperature=cards.UNKNOWN)
     for states in ([*cards.STARVED[:4], fails, *cards.STARVED], cards.COMPUTE_BOUND):
@@ -60,7 +60,7 @@ def test_an_earlier_session_that_cannot_be_read_is_dropped(simulate, tmp_path):
     assert len(read_sessions(tmp_path)) == 1
 
 
-def test_a_plot_has_a_panel_for_what_is_there(simulate):
+def test_a_plot_has_only_panels_that_have_data(simulate):
     heights = []
     for library in (cards.machine_of(cards.COMPUTE_BOUND), cards.RecordedNvml()):
         picture = io.BytesIO()
@@ -71,7 +71,7 @@ def test_a_plot_has_a_panel_for_what_is_there(simulate):
     assert heights == [100 + 190 * len(PANELS), 100 + 190 * (len(PANELS) - 2)]
 
 
-def test_many_samples_are_medians_with_their_range():
+def test_many_samples_are_plotted_as_medians_with_their_range():
     column = Column("host/cpu")
     for time, value in enumerate(np.tile([0.0, 100.0, 50.0], 1000)):
         column.add(time, value)
@@ -80,7 +80,7 @@ def test_many_samples_are_medians_with_their_range():
     assert set(low) == {0.0} and set(high) == {100.0}
 
 
-def test_one_line_and_the_table_have_the_figures(simulate):
+def test_the_headline_and_the_table_contain_the_figures(simulate):
     report = report_on(simulate(cards.TOO_HOT, loop=DEVICE_LIMITED).recording())
     assert report.diagnosis.verdict.text in headline(report) and "98%" in headline(report)
     text = printed(report)
@@ -90,7 +90,7 @@ def test_one_line_and_the_table_have_the_figures(simulate):
     assert "GPU energy counter" not in text, "a counter's mean says nothing"
 
 
-def test_a_run_on_the_cpu_does_not_wait_for_a_device(simulate):
+def test_the_table_of_a_cpu_run_has_no_wait_for_the_device(simulate):
     loop = {name: value for name, value in DEVICE_LIMITED.items() if name != "device_wait"}
     text = printed(report_on(simulate(library=cards.RecordedNvml(), loop=loop).recording()))
     assert text.startswith("CPU: ") and "waiting for data" in text and "device" not in text
@@ -102,7 +102,7 @@ def test_several_gpus_have_a_row_each(simulate):
     assert all(f"\nGPU {index} busy" in text for index in range(8)) and text.count(" power ") == 1
 
 
-def test_what_is_missing_is_one_line_for_people_and_has_nvmls_reason_in_the_file(simulate):
+def test_missing_metrics_are_one_printed_line_and_have_nvmls_reason_in_the_file(simulate):
     report = report_on(simulate(cards.SLICE, loop=DEVICE_LIMITED).recording(), "NVML shows no GPU")
     lines = [line for _, line in findings(report)]
     (line,) = (line for line in lines if "SM counters" in line)

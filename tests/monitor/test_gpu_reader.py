@@ -1,4 +1,4 @@
-"""Recorded cards through poller and reader: units, fallbacks, and every way in which a card fails."""
+"""Poller and reader read recorded cards: units, older calls, and each way in which a card fails."""
 
 import pynvml
 import pytest
@@ -14,7 +14,7 @@ SM_COUNTERS = "SM counters (they need Hopper or newer)"
 
 @pytest.fixture
 def read(simulate):
-    """Three seconds of the GPU: the samples by metric, and its record."""
+    """Returns a function that reads a GPU for three seconds: the samples by metric, and its record."""
 
     def run(*states, library=None, **options):
         recording = simulate(states, library=library, **{"seconds": 3.0, **options}).recording()
@@ -39,25 +39,25 @@ def test_every_unit_is_converted(read):
     assert throttling == {0} and not record.missing and not record.errors and record.lost is None
 
 
-def test_an_older_driver_gives_the_same_by_older_calls(read):
+def test_an_older_driver_is_read_by_older_calls(read):
     missing = ("nvmlDeviceGetFieldValues", "nvmlDeviceGetJpgUtilization", "nvmlGpmQueryDeviceSupport")
     old = cards.machine_of([cards.BUSY[0].but(mean_power=590_000)], missing=missing)
     values, record = read(library=old)
     assert values["power"][-1] == 590
     assert {record.missing[name] for name in ("energy counter", "JPEG engine", SM_COUNTERS)} == {REFUSED}
-    assert old.calls["nvmlDeviceGetJpgUtilization"] == MOST_FAILURES, "then it is not asked again"
+    assert old.calls["nvmlDeviceGetJpgUtilization"] == MOST_FAILURES, "then it is not called again"
 
 
 def test_samples_of_gpm_are_a_tenth_of_a_second_apart_whatever_the_rate(read):
-    """NVML: "should be greater than 100ms". The last poll of all may come at any time."""
+    """NVML's documentation: "should be greater than 100ms". Only the last poll may come sooner."""
     values, _ = read(cards.COMPUTE_BOUND[0], hz=40)
     assert 20 <= len(values["sm_active"]) <= 30 and len(values["memory"]) > 100
 
 
-def test_gpm_of_a_slice_is_the_slices(read):
+def test_the_counters_of_a_mig_slice_are_those_of_the_slice(read):
     values, record = read(library=cards.mig_machine(cards.HOPPER_SLICE, names=("aaaa",)))
     assert values["sm_active"][-1] == 92
-    assert "gpu_busy" not in values and "power" not in values, "those would be the board's"
+    assert "gpu_busy" not in values and "power" not in values, "these would be figures of the board"
     assert record.missing["busy"] == "NVML_ERROR_NOT_SUPPORTED"
 
 
@@ -65,13 +65,13 @@ def test_gpm_of_a_slice_is_the_slices(read):
     ("pids", "others"),
     [((OUR_PID, 17, 18), 2), ((OUR_PID,), 0), ((17, 18), None), ((), None)],
 )
-def test_processes_of_others_are_counted_if_the_ids_are_those_of_this_namespace(read, pids, others):
+def test_other_processes_are_counted_if_the_ids_are_those_of_this_namespace(read, pids, others):
     values, _ = read(cards.BUSY[0].but(processes=pids))
     assert values.get("other_processes", [None])[-1] == others
 
 
-def test_an_error_costs_one_value(read):
-    """A refused field is replaced by the older call; a timeout is no refusal."""
+def test_an_error_loses_only_one_value(read):
+    """An unsupported field is replaced by the older call. After a timeout, a query is repeated."""
     timeout = cards.BUSY[0].but(temperature=pynvml.NVMLError(pynvml.NVML_ERROR_TIMEOUT))
     fails = cards.BUSY[0].but(
         temperature=cards.UNKNOWN, power=cards.NOT_SUPPORTED, mean_power=590_000, energy=500_000
@@ -83,8 +83,8 @@ def test_an_error_costs_one_value(read):
 
 
 @pytest.mark.parametrize("error", [cards.UNKNOWN, pynvml.NVMLLibraryMismatchError("a surprise"), TypeError()])
-def test_a_query_that_always_fails_costs_itself_alone(read, error):
-    """NVML's list of processes is unknown in WSL; pynvml raises some errors that are no NVMLError."""
+def test_a_query_that_always_fails_does_not_affect_the_others(read, error):
+    """In WSL, NVML has no list of processes. pynvml also raises errors that are not NVMLErrors."""
     library = cards.machine_of([cards.BUSY[0].but(processes=error)])
     values, record = read(library=library, seconds=10.0)
     name = "NVML_ERROR_UNKNOWN" if error is cards.UNKNOWN else type(error).__name__
@@ -93,7 +93,7 @@ def test_a_query_that_always_fails_costs_itself_alone(read, error):
     assert library.calls["nvmlDeviceGetComputeRunningProcesses"] == MOST_FAILURES
 
 
-def test_a_lost_gpu_is_asked_no_more_and_does_not_stop_the_host(read):
+def test_a_lost_gpu_is_no_longer_read_but_the_host_is(read):
     library = cards.machine_of(cards.FALLS_OFF_THE_BUS)
     values, record = read(library=library, seconds=40.0)
     assert record.lost == "NVML_ERROR_GPU_IS_LOST" and record.xids == (45, 79) and not record.errors
@@ -101,7 +101,7 @@ def test_a_lost_gpu_is_asked_no_more_and_does_not_stop_the_host(read):
     assert library.calls["nvmlDeviceGetUtilizationRates"] == 52
 
 
-def test_a_gpu_that_was_lost_before(read):
+def test_a_gpu_that_was_lost_before_the_run_is_not_read(read):
     library = cards.RecordedNvml(cards.Card(cards.BUSY, lost=pynvml.NVML_ERROR_GPU_IS_LOST))
     values, record = read(library=library)
     assert record.lost == "NVML_ERROR_GPU_IS_LOST" and "gpu_busy" not in values

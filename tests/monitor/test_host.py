@@ -1,4 +1,4 @@
-"""CPU, memory and disk of real processes, and which processes belong to a program."""
+"""Reads the CPU time, memory and disk reads of real processes, and finds the processes of a program."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ def _no_shortest(monkeypatch):
     monkeypatch.setattr(module, "SHORTEST", 0.01)
 
 
-def test_work_memory_and_nothing_else():
+def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
     reader, end = HostReader([os.getpid()]), time.process_time() + 0.15
     while time.process_time() < end:
         pass

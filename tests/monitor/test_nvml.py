@@ -1,4 +1,4 @@
-"""NVML opened or not, and which GPUs a process uses."""
+"""Opens NVML, and finds the GPUs that a process uses."""
 
 import pynvml
 import pytest
@@ -17,7 +17,7 @@ from .recorded_nvml import BUSY, IDLE, SLICE, Card, RecordedNvml, mig_machine
         (pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, False, "does not answer"),
     ],
 )
-def test_nvml_that_cannot_be_used(monkeypatch, tmp_path, code, in_wsl, words):
+def test_the_error_says_why_nvml_cannot_be_used(monkeypatch, tmp_path, code, in_wsl, words):
     monkeypatch.setattr(nvml, "WSL_DEVICE", tmp_path if in_wsl else tmp_path / "missing")
     with pytest.raises(NvmlError, match=words) as raised:
         open_nvml(RecordedNvml(absent=code))
@@ -35,10 +35,10 @@ def machine():
     )
 
 
-def test_a_gpu_by_the_uuid_that_cuda_gives(machine):
+def test_a_gpu_is_found_by_the_uuid_that_cuda_reports(machine):
     gpu, _ = gpu_of_cuda(machine, "bbbb2222", None)
     assert (gpu.uuid, gpu.memory_gib, gpu.power_limit, gpu.is_slice) == ("GPU-bbbb2222", 80.0, 700.0, False)
-    assert gpu.index == 1, "as nvidia-smi numbers it"
+    assert gpu.index == 1, "it is the index of nvidia-smi"
     assert gpu.max_pcie_width == 16
     assert gpu_of_cuda(machine, "unknown", None) is None, "never another GPU"
 
@@ -52,14 +52,14 @@ def test_a_gpu_by_the_uuid_that_cuda_gives(machine):
         (("aaaa",), "board", None, "MIG-aaaa"),
     ],
 )
-def test_a_slice_is_found_and_its_board_is_never_taken_for_it(names, uuid, visible, found):
+def test_a_slice_is_found_and_its_board_is_never_returned_instead(names, uuid, visible, found):
     device = gpu_of_cuda(mig_machine(names=names), uuid, visible)
     assert (device and device[0].uuid) == found
     assert device is None or device[0].is_slice
 
 
-def test_a_lost_gpu_stays_in_the_list_and_one_of_another_container_is_not_ours_to_see():
-    """NVML counts every card, and refuses a handle of those that the device cgroup denies."""
+def test_a_lost_gpu_is_listed_but_a_gpu_of_another_container_is_not():
+    """NVML counts every card, but refuses the handles of cards that the device cgroup denies."""
     denied = Card(BUSY, uuid="GPU-1", index=0, lost=pynvml.NVML_ERROR_NO_PERMISSION)
     lost = Card(BUSY, uuid="GPU-3", index=2, lost=pynvml.NVML_ERROR_GPU_IS_LOST)
     machine = RecordedNvml(denied, Card(BUSY, uuid="GPU-2", index=1), lost)
@@ -67,8 +67,8 @@ def test_a_lost_gpu_stays_in_the_list_and_one_of_another_container_is_not_ours_t
     assert found == [(1, None), (2, "NVML_ERROR_GPU_IS_LOST")]
 
 
-def test_an_error_of_the_binding_is_no_answer():
+def test_an_error_of_the_python_binding_counts_as_no_answer():
     def breaks():
-        raise pynvml.NVMLLibraryMismatchError("it is no NVMLError")
+        raise pynvml.NVMLLibraryMismatchError("it is not an NVMLError")
 
     assert offered(breaks) is None

@@ -1,4 +1,4 @@
-"""The poller itself: rate, memory, clock, and what happens when a reading breaks or hangs."""
+"""The poller has a fixed rate and bounded memory, and survives a reading that fails or hangs."""
 
 import threading
 import time
@@ -16,11 +16,11 @@ from .recorded_nvml import BUSY, machine_of
 
 
 def stub(read=lambda: 1.0):
-    """Instead of the host."""
+    """Returns a reader that replaces the host's."""
     return SimpleNamespace(read=lambda: {"host/cpu": read()})
 
 
-def test_a_full_column_is_thinned_and_stays_even():
+def test_a_full_column_is_thinned_and_stays_evenly_spaced():
     column = Column("host/cpu", capacity=8)
     for number in range(1000):
         column.add(number, -number)
@@ -31,7 +31,7 @@ def test_a_full_column_is_thinned_and_stays_even():
 
 
 @pytest.mark.parametrize(("cost", "hz", "step"), [(0.0, 20, 0.05), (0.7, 2, 1.0)])
-def test_readings_are_on_the_grid_and_skip_what_a_slow_one_overran(simulate, clock, cost, hz, step):
+def test_readings_happen_at_multiples_of_the_tick_and_a_slow_one_skips_some(simulate, clock, cost, hz, step):
     def read():
         clock.now += cost
         return 1.0

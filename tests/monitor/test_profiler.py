@@ -1,4 +1,4 @@
-"""PyTorch's trace, and what is costliest in it."""
+"""The profiler writes PyTorch's trace and lists the costliest kernels."""
 
 from contextlib import suppress
 
@@ -10,9 +10,9 @@ from torch.autograd.profiler_util import FunctionEvent
 from fastae.monitor.profiler import SHOWN, TRACE, StepProfiler, costliest
 
 
-def test_a_trace_of_so_many_steps_and_its_costliest_operators(tmp_path):
+def test_a_trace_of_some_steps_is_written_and_its_costliest_operators_are_listed(tmp_path):
     with StepProfiler(2, tmp_path) as profiler:
-        assert not profiler.step(), "it has not begun"
+        assert not profiler.step(), "it has not begun yet"
         profiler.begin()
         torch.ones(300, 300) @ torch.ones(300, 300)
         assert not profiler.step()
@@ -27,22 +27,22 @@ def test_a_trace_of_so_many_steps_and_its_costliest_operators(tmp_path):
 @pytest.mark.parametrize(
     ("steps", "error", "written"), [(0, None, []), (5, None, [TRACE]), (5, KeyError, [])]
 )
-def test_a_loop_that_ends_early_has_what_there_is_unless_it_failed(tmp_path, steps, error, written):
+def test_a_loop_that_ends_early_has_a_trace_unless_it_failed(tmp_path, steps, error, written):
     with suppress(KeyError), StepProfiler(steps, tmp_path) as profiler:
         profiler.begin()
         profiler.step()
         if error:
             raise error
     assert [path.name for path in tmp_path.iterdir()] == written
-    assert not torch.autograd._profiler_enabled(), "left running, it crashes the process at its exit"
+    assert not torch.autograd._profiler_enabled(), "a running profiler crashes the process at its exit"
 
 
 def on_gpu(name, start, length, **options):
     return FunctionEvent(0, name, 1, start, start + length, device_type=DeviceType.CUDA, **options)
 
 
-def test_the_kernels_that_take_the_most_time_and_how_long_the_gpu_was_idle():
-    """80 us of 100: two streams overlap, and a copy counts as work."""
+def test_the_costliest_kernels_and_the_idle_time_of_the_gpu_are_listed():
+    """The GPU works for 80 of 100 us: two streams overlap, and a copy counts as work."""
     events = [
         on_gpu("convolution", 0, 40), on_gpu("convolution", 20, 20), on_gpu("Memcpy HtoD", 40, 20),
         on_gpu("adam", 80, 20), on_gpu("step", 0, 100, is_user_annotation=True),

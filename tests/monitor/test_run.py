@@ -1,4 +1,4 @@
-"""The monitor beside a run: a real run without a GPU, and recorded GPUs beside a pretended loop."""
+"""The monitor of a real run without a GPU, and of a simulated loop with recorded GPUs."""
 
 import csv
 import gzip
@@ -35,7 +35,7 @@ def run(face_folder, tmp_path_factory):
     return out, output.getvalue()
 
 
-def test_a_run_without_a_gpu_has_one_line_and_names_the_command_for_more(run):
+def test_a_run_without_a_gpu_logs_one_line_with_the_command_for_more(run):
     out, output = run
     (line,) = (line for line in output.splitlines() if line.startswith("usage "))
     assert line.endswith(f"fastae gpu {out}") and "GPU" not in line
@@ -43,7 +43,7 @@ def test_a_run_without_a_gpu_has_one_line_and_names_the_command_for_more(run):
     assert report.missing == "" and report.summary.gpus == ()
     assert report.summary.images_per_second > 0
     assert 0 < report.summary.data_wait < 1 and report.summary.device_wait is None
-    assert report.summary.tflops > 0 and report.summary.mfu is None, "of a CPU the peak is not known"
+    assert report.summary.tflops > 0 and report.summary.mfu is None, "the peak of a CPU is unknown"
     assert set(report.summary.phases) >= {Phase.WARM_UP, Phase.TRAIN, Phase.EVAL, Phase.SAVE}
     header, *lines = csv.reader((out / "gpu.csv").open())
     assert header[:2] == ["time [s]", "phase"] and "loop/data_wait [%]" in header and len(lines) > 3
@@ -51,7 +51,7 @@ def test_a_run_without_a_gpu_has_one_line_and_names_the_command_for_more(run):
     assert not list(out.glob("**/*partial*"))
 
 
-def test_the_table_the_trace_and_the_curves_of_a_run(run, capsys):
+def test_a_run_has_a_table_a_trace_and_curves(run, capsys):
     out, output = run
     assert not here("gpu", out) and "\nverdict " in capsys.readouterr().out
     lines = output.splitlines()
@@ -64,8 +64,8 @@ def test_the_table_the_trace_and_the_curves_of_a_run(run, capsys):
     assert curve(out, "utilisation/host memory (GiB)") and curve(out, "utilisation/host CPU (cores)")
 
 
-def test_off_leaves_nothing(small_run, tmp_path):
-    assert not list(small_run.glob("gpu.*")), "it had --gpu-sample-hz 0"
+def test_without_sampling_there_is_no_report(small_run, tmp_path):
+    assert not list(small_run.glob("gpu.*")), "it used --gpu-sample-hz 0"
     assert "--gpu-sample-hz 0" in refuses("gpu", small_run)
     assert "missing" in refuses("gpu", tmp_path / "missing")
     assert "--gpu-sample-hz" in refuses("train", "--gpu-sample-hz", "-1")
@@ -81,7 +81,7 @@ def test_an_interrupted_run_has_its_report_if_it_had_begun(tmp_path, has_begun):
 
 
 def watched(folder, library, gpus, info=INFO):
-    """The report beside a pretended loop on a recorded machine."""
+    """Monitors a simulated loop on a recorded machine, and returns the report."""
     with Monitor(folder, 50, gpus, info, library) as monitor:
         monitor.enter(Phase.TRAIN)
         time.sleep(0.05)
@@ -90,7 +90,7 @@ def watched(folder, library, gpus, info=INFO):
     return read_report(folder)
 
 
-def test_phases_are_ranges_of_nvtx_one_at_a_time(tmp_path, monkeypatch):
+def test_phases_are_marked_as_nvtx_ranges_one_at_a_time(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda.nvtx, "range_start", lambda name: calls.append(name) or len(calls))
@@ -109,13 +109,13 @@ def test_the_gpu_of_the_run_is_sampled(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("states", "verdict"), [(BUSY, Verdict.GPU_BOUND), (HALF_BUSY, Verdict.UNKNOWN)])
-def test_a_run_that_took_turns_has_no_waits_and_no_energy_of_its_own(tmp_path, states, verdict):
+def test_a_run_that_took_turns_has_no_figures_for_waits_and_energy(tmp_path, states, verdict):
     report = watched(tmp_path, machine_of(states), ["0"], replace(INFO, at_once=4))
     assert report.diagnosis.verdict is verdict
     assert report.summary.data_wait is report.summary.images_per_second is report.summary.kwh is None
 
 
-def test_a_gpu_that_fails_is_in_the_log_at_the_end_of_the_run(tmp_path, capsys):
+def test_the_faults_of_a_gpu_are_logged_at_the_end_of_the_run(tmp_path, capsys):
     watched(tmp_path, machine_of(FALLS_OFF_THE_BUS[-3:]), ["0"])
     *troubles, usage = capsys.readouterr().out.splitlines()
     assert usage.startswith("usage ") and all(line.startswith("trouble ") for line in troubles)
@@ -125,18 +125,18 @@ def test_a_gpu_that_fails_is_in_the_log_at_the_end_of_the_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("library", "words"),
     [
-        (mig_machine(), "does not show"),  # and is not replaced by another
+        (mig_machine(), "does not show"),  # another slice must not replace it
         (machine_of(absent=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND), "NVML_ERROR_LIBRARY_NOT_FOUND"),
     ],
 )
-def test_a_gpu_that_nvml_does_not_show(tmp_path, library, words):
+def test_a_gpu_that_nvml_does_not_show_is_reported_as_missing(tmp_path, library, words):
     report = watched(tmp_path, library, ["board"])
     assert words in report.missing and report.summary.gpus == ()
 
 
 @pytest.mark.parametrize(("ranks", "found"), [(1, ["uuid 3"]), (4, [f"uuid {index}" for index in range(4)])])
-def test_the_gpus_of_a_run(monkeypatch, ranks, found):
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # a sweep under torchrun: several runs of one rank each
+def test_a_run_has_one_gpu_or_those_of_all_local_ranks(monkeypatch, ranks, found):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # under torchrun, a sweep has runs of one rank each
     properties = lambda index: SimpleNamespace(uuid=f"uuid {index}")  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
     assert local_gpus(torch.device("cuda", 3), ranks) == found
@@ -144,7 +144,7 @@ def test_the_gpus_of_a_run(monkeypatch, ranks, found):
 
 
 @pytest.mark.parametrize("broken", ["Poller", "HostReader", "summarize", "write_report"])
-def test_the_monitor_never_harms_its_run(monkeypatch, tmp_path, capsys, broken):
+def test_a_failure_of_the_monitor_does_not_end_the_run(monkeypatch, tmp_path, capsys, broken):
     def breaks(*arguments, **options):
         raise RuntimeError("a surprise")
 

@@ -1,5 +1,4 @@
-"""The table of verdicts: a series of states of a card, what the loop reported beside it, and what an expert
-would say."""
+"""A table of verdicts: a card's states, the loop's figures, and the verdict that an expert would give."""
 
 from dataclasses import replace
 from typing import NamedTuple
@@ -38,9 +37,11 @@ def busy(percent):
 
 
 class Case(NamedTuple):
-    """cards: a series of states for each."""
+    """A run, and its right verdict."""
 
     cards: tuple
+    """A series of states for each card."""
+
     loop: dict | None
     verdict: Verdict
     why: str
@@ -48,46 +49,46 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case((STARVED,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA, "it has no batch for most of the time", DALI),
+    Case((STARVED,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA, "it mostly has no batch", DALI),
     Case((busy(40),), loop(0.15, 0.0), Verdict.WAITING_FOR_DATA,
-         "a queue that is found empty has a producer that is too slow, however long the launches take", DALI),
+         "if the queue is found empty, its producer is too slow, however long the launches take", DALI),
     Case((HALF_BUSY,), loop(0.3, 0.6), Verdict.WAITING_FOR_DATA,
-         "DALI hands batches over before they are decoded: the host waits for the device, and that for data"),
+         "DALI hands over undecoded batches: the host waits for the device, which waits for data"),
     Case((BUSY,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA,
          "decoding keeps the GPU busy while the step waits for it", DALI),
     Case((busy(97),), loop(0.0, 0.0), Verdict.LAUNCH_BOUND,
          "a host that never waits is the limit; to NVML a GPU that runs any kernel is busy"),
-    Case((HALF_BUSY,), loop(0.01, 0.001), Verdict.LAUNCH_BOUND, "the GPU waits, the host does not", DALI),
-    Case((busy(85),), loop(0.0, 0.95), Verdict.GPU_BOUND, "the host waits for nothing but the GPU"),
-    Case((busy(98),), loop(0.001, 0.4), Verdict.GPU_BOUND, "the same, and no counters to say more"),
+    Case((HALF_BUSY,), loop(0.01, 0.001), Verdict.LAUNCH_BOUND, "the GPU waits, but the host does not", DALI),
+    Case((busy(85),), loop(0.0, 0.95), Verdict.GPU_BOUND, "the host waits only for the GPU"),
+    Case((busy(98),), loop(0.001, 0.4), Verdict.GPU_BOUND, "the same, without counters to refine it"),
     Case((HALF_BUSY,), loop(0.001, 0.9), Verdict.GPU_BOUND,
-         "still the host waits for the device; the pauses within its work are for the profile to explain"),
+         "the host still waits for the device; a profile can explain the pauses of the GPU"),
     Case((COMPUTE_BOUND,), loop(0.001, 0.4), Verdict.COMPUTE_BOUND, "tensor cores at 70 % of their peak"),
     Case((MEMORY_BOUND,), loop(0.001, 0.4), Verdict.MEMORY_BOUND, "DRAM at 75 % of its bandwidth"),
     Case((UNDERFILLED,), loop(0.001, 0.4), Verdict.GPU_BOUND, "no unit is near its peak"),
-    Case((NO_TENSOR_CORES,), loop(0.001, 0.4), Verdict.GPU_BOUND, "SMs full of warps are not arithmetic"),
+    Case((NO_TENSOR_CORES,), loop(0.001, 0.4), Verdict.GPU_BOUND, "SMs full of warps need not compute"),
     Case((SPINNING,), loop(0.001, 0.4), Verdict.GPU_BOUND, "one rank: kernels that wait for memory latency"),
     Case((AT_POWER_LIMIT,), loop(0.0, 0.5), Verdict.GPU_BOUND, "the power limit at full load is normal"),
     Case((SPINNING, SPINNING), loop(0.001, 0.4), Verdict.WAITING_FOR_RANK,
          "SM 97 %, tensor 2 %, DRAM 8 %: NCCL's kernels spin", TWO_RANKS),
     Case((BUSY, busy(60)), loop(0.001, 0.4), Verdict.WAITING_FOR_RANK,
          "the other rank is 38 points less busy: this one waits for it", TWO_RANKS),
-    Case((BUSY, busy(90)), loop(0.001, 0.4), Verdict.GPU_BOUND, "8 points are no straggler", TWO_RANKS),
+    Case((BUSY, busy(90)), loop(0.001, 0.4), Verdict.GPU_BOUND, "8 points less is normal", TWO_RANKS),
     Case((busy(60), BUSY), loop(0.5, 0.0), Verdict.WAITING_FOR_DATA,
-         "this rank is itself the one that the others wait for", TWO_RANKS),
+         "the other ranks wait for this rank", TWO_RANKS),
     Case((HALF_BUSY, HALF_BUSY), loop(0.0, 0.0), Verdict.LAUNCH_BOUND, "two launch-bound ranks", TWO_RANKS),
-    Case((SLICE,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA, "before Hopper: the loop is enough"),
+    Case((SLICE,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA, "before Hopper, the loop's figures suffice"),
     Case((HOPPER_SLICE,), loop(0.0, 0.4), Verdict.COMPUTE_BOUND, "a slice has counters of its own"),
     Case((), loop(0.0, 0.4), Verdict.GPU_BOUND, "a GPU that NVML does not show"),
-    Case((FALLS_OFF_THE_BUS,), loop(0.0, 0.4), Verdict.GPU_BOUND, "it was lost, and is judged until then"),
-    Case((BUSY,), None, Verdict.GPU_BOUND, "runs in turns report no waits: GPU busy decides", IN_TURNS),
-    Case((HALF_BUSY,), None, Verdict.UNKNOWN, "the same, and it says too little", IN_TURNS),
+    Case((FALLS_OFF_THE_BUS,), loop(0.0, 0.4), Verdict.GPU_BOUND, "lost later; its earlier figures count"),
+    Case((BUSY,), None, Verdict.GPU_BOUND, "runs in turns have no waits: GPU busy decides", IN_TURNS),
+    Case((HALF_BUSY,), None, Verdict.UNKNOWN, "the same, but GPU busy is too low to decide", IN_TURNS),
     Case((), None, Verdict.UNKNOWN, "nothing is known"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
-def test_the_verdict_is_an_experts(simulate, case):
+def test_the_verdict_is_the_one_that_an_expert_would_give(simulate, case):
     recording = simulate(library=machine_of(*case.cards), loop=case.loop).recording()
     summary = summarize(recording, case.info, Cores(8, 8, 8))
     assert diagnose(summary, case.info).verdict is case.verdict, case.why
@@ -100,13 +101,13 @@ TWO_CORES, SMT = Cores(2, 2, 2), Cores(4, 2, 2)
     ("cores", "cpu", "machine", "data", "verdict", "why"),
     [
         (TWO_CORES, 1.9, 2.0, 0.0, Verdict.CPU_BOUND, "both cores are in use"),
-        (SMT, 1.9, 2.0, 0.0, Verdict.CPU_BOUND, "both physical cores are: second threads add little"),
-        (SMT, 1.0, 1.1, 0.0, Verdict.CPU_IDLE, "one of them is free"),
-        (SMT, 0.9, 1.9, 0.0, Verdict.CPU_CONTENTION, "another program has the other one"),
+        (SMT, 1.9, 2.0, 0.0, Verdict.CPU_BOUND, "both physical cores are in use: second threads add little"),
+        (SMT, 1.0, 1.1, 0.0, Verdict.CPU_IDLE, "a physical core is free"),
+        (SMT, 0.9, 1.9, 0.0, Verdict.CPU_CONTENTION, "another program uses the other core"),
         (TWO_CORES, 1.0, 1.1, 0.0, Verdict.CPU_IDLE, "a core is free"),
-        (TWO_CORES, 0.0, 2.0, 0.0, Verdict.CPU_IDLE, "a program that sleeps misses none"),
-        (Cores(64, 64, 64), 1.0, 9.0, 0.0, Verdict.CPU_IDLE, "others leave cores enough"),
-        (TWO_CORES, 1.0, 1.1, 0.9, Verdict.WAITING_FOR_DATA, "most of the time"),
+        (TWO_CORES, 0.0, 2.0, 0.0, Verdict.CPU_IDLE, "a run that sleeps does not need a core"),
+        (Cores(64, 64, 64), 1.0, 9.0, 0.0, Verdict.CPU_IDLE, "other programs leave enough cores"),
+        (TWO_CORES, 1.0, 1.1, 0.9, Verdict.WAITING_FOR_DATA, "the run waits for data most of the time"),
         (TWO_CORES, 1.0, 2.0, 0.2, Verdict.CPU_CONTENTION, "decoding shares the cores"),
         (TWO_CORES, None, None, 0.0, Verdict.UNKNOWN, "/proc shows nothing"),
     ],
@@ -118,11 +119,11 @@ def test_the_verdict_on_a_cpu(simulate, cores, cpu, machine, data, verdict, why)
     ).recording()
     diagnosis = diagnose(summarize(recording, info, cores), info)
     assert diagnosis.verdict is verdict, why
-    assert ("--loader" in " ".join(diagnosis.advice)) is (data >= 0.1), "named whatever the verdict"
+    assert ("--loader" in " ".join(diagnosis.advice)) is (data >= 0.1), "it is named with any verdict"
 
 
-def test_what_is_read_within_a_second_after_a_change_of_phase_counts_for_neither(simulate):
-    """Two seconds of training, two of evaluation, and so on; NVML's figures lag by half a second."""
+def test_samples_within_a_second_after_a_change_of_phase_are_not_used(simulate):
+    """Training and evaluation alternate every two seconds. NVML's figures lag by half a second."""
     states = [
         each for _ in range(60) for each in (*busy(20) * 1, *busy(98) * 3, *busy(98) * 1, *busy(20) * 3)
     ]

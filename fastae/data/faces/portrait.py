@@ -1,8 +1,8 @@
 """Draws synthetic portraits, framed like aligned CelebA photographs: `draw(index)` returns a face.
 
 Shapes with soft edges are blended from back to front, in linear light, and the head is a relief that is lit
-from one side. Every choice is made by a counter-based generator that is keyed by the index. All lengths are
-in pixels.
+from one side. All random choices come from a counter-based generator that is keyed by the index. All lengths
+are in pixels.
 """
 
 import math
@@ -18,12 +18,12 @@ MOUTH, CHIN = 38, 66  # the distances below the eyes
 
 
 def rgb(red: float, green: float, blue: float) -> np.ndarray:
-    """Converts a color, 0..1, to linear light (3, 1, 1). Gamma 2 is close to sRGB's and cheap."""
+    """Converts sRGB values in [0, 1] to linear light (3, 1, 1). Gamma 2 is cheap and close to sRGB's."""
     return np.square(np.array([red, green, blue], np.float32))[:, None, None]
 
 
-PALE, BROWN = rgb(0.97, 0.80, 0.71), rgb(0.46, 0.29, 0.21)  # the ends of the range of skin
-# The first two colors of hair and of eyes go with any skin.
+PALE, BROWN = rgb(0.97, 0.80, 0.71), rgb(0.46, 0.29, 0.21)  # the palest and the darkest skin
+# Dark skin goes only with the first two colors of hair and of eyes.
 HAIR = [rgb(0.12, 0.10, 0.10), rgb(0.24, 0.16, 0.13), rgb(0.42, 0.27, 0.18), rgb(0.62, 0.33, 0.18),
         rgb(0.82, 0.66, 0.42), rgb(0.66, 0.65, 0.65)]  # fmt: skip
 IRIS = [rgb(0.25, 0.15, 0.09), rgb(0.42, 0.30, 0.14), rgb(0.34, 0.46, 0.32), rgb(0.32, 0.50, 0.64)]
@@ -36,7 +36,8 @@ SCATTER = rgb(0.67, 0.50, 0.42)  # how far each color of light wraps around skin
 class Canvas:
     """A picture (3, h, w) in linear light, and the positions (h, w) of its pixels.
 
-    Positions are relative to the point between the eyes, to the right and down, and are turned with the head.
+    Positions are measured from the point between the eyes, x to the right and y down. They are rotated like
+    the head.
     """
 
     pixels: np.ndarray
@@ -44,7 +45,7 @@ class Canvas:
     y: np.ndarray
 
     def around(self, x: int, y: int, wide: int, tall: int) -> "Canvas":
-        """The part within `wide` and `tall` of a point. What is painted on it shows on the whole."""
+        """A view of the part within `wide` and `tall` of a point: painting on it also paints the whole."""
         rows = slice(max(EYES_Y + y - tall, 0), EYES_Y + y + tall)
         columns = slice(max(EYES_X + x - wide, 0), EYES_X + x + wide)
         return Canvas(self.pixels[:, rows, columns], self.x[rows, columns], self.y[rows, columns])
@@ -55,14 +56,14 @@ class Canvas:
 
 
 class Person:
-    """What several parts of a portrait depend on, chosen at random."""
+    """Random properties of a person, which several parts of the portrait share."""
 
     def __init__(self, rng: np.random.Generator) -> None:
         self.rng = rng
         self.woman = rng.random() < 0.55
         self.long_hair = self.woman and rng.random() < 0.85
         self.smile = rng.random()  # 0..1
-        # How far the outline of the turned head is to the left of where it would be from the front.
+        # How far the outline of the head is shifted to the left because the head is turned.
         self.turn = rng.normal(0, 5)
         tone = rng.random() ** 1.5  # 0 pale .. 1 brown
         self.skin = PALE ** (1 - tone) * BROWN**tone
@@ -75,47 +76,47 @@ class Person:
 
 
 def any_color(rng: np.random.Generator) -> np.ndarray:
-    """Any hue and brightness, but not garish."""
+    """Returns a color of any hue and brightness that is not garish."""
     return rgb(*rng.uniform(0.15, 1) * rng.uniform(0.6, 1, 3))
 
 
 def noise(rng: np.random.Generator, cells: int) -> np.ndarray:
-    """Smooth noise over a whole picture, -0.5..0.5: a random grid (cells, cells), enlarged."""
+    """Returns smooth noise in [-0.5, 0.5] for a whole picture: a random grid (cells, cells), enlarged."""
     grid = Image.fromarray(rng.random((cells, cells), np.float32) - 0.5)
     return np.asarray(grid.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
 
 
 def cover(distance: np.ndarray, soft: float = 1.5) -> np.ndarray:
-    """The coverage 0..1 of a shape, from the distance to its edge: negative inside, blurred over `soft`."""
+    """Converts the distance to a shape's edge, negative inside, to a coverage 0..1, blurred over `soft`."""
     amount = np.clip(0.5 - distance / soft, 0, 1)
     return amount * amount * (3 - 2 * amount)
 
 
 def ellipse(x: np.ndarray, y: np.ndarray, wide: float, tall: float, power: float = 2) -> np.ndarray:
-    """The distance to an ellipse around 0, about right near its edge. A higher power gives it corners."""
+    """The distance to an ellipse around (0, 0), accurate near its edge. A higher power makes it squarer."""
     reach = np.abs(x / wide) ** power + np.abs(y / tall) ** power
     return (reach ** (1 / power) - 1) * min(wide, tall)
 
 
 def band(y: np.ndarray, top: np.ndarray, bottom: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """The distance to the region between two curves that is within the distance `sides`."""
+    """The distance to the region between the curves `top` and `bottom` in which `sides` is negative."""
     return np.maximum(np.maximum(top - y, y - bottom), sides)
 
 
 def bump(x: np.ndarray, y: np.ndarray, wide: float, tall: float) -> np.ndarray:
-    """A round hill with height 1 at 0."""
+    """A Gaussian hill of height 1 at (0, 0)."""
     return np.exp(-((x / wide) ** 2) - (y / tall) ** 2)
 
 
 def shade(light: np.ndarray, height: np.ndarray) -> np.ndarray:
-    """The light (3, h, w) on a relief of this height (h, w), from the direction (3,) to the lamp."""
+    """The brightness (3, h, w) of a relief of this height (h, w), lit from the direction `light` (3,)."""
     down, right = np.gradient(height)
     facing = (light[2] - right * light[0] - down * light[1]) / np.sqrt(right**2 + down**2 + 1)
     return 0.25 + 1.15 / (1 + SCATTER) * np.maximum(facing + SCATTER, 0)
 
 
 def background(rng: np.random.Generator, canvas: Canvas) -> None:
-    """One color under large spots that are out of focus."""
+    """Paints one color, and over it large spots that are out of focus."""
     canvas.pixels[:] = any_color(rng)
     for _ in range(4):
         x, y, size = rng.uniform(-90, 90), rng.uniform(-110, 110), rng.uniform(20, 80)
@@ -124,7 +125,7 @@ def background(rng: np.random.Generator, canvas: Canvas) -> None:
 
 
 def hair_mass(person: Person, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the distance to the outline of the hair, which has no opening for the face, and its picture."""
+    """Returns the distance to the outline of the hair, which also covers the face, and its picture."""
     rng, long = person.rng, person.long_hair
     x, y = canvas.x + 0.8 * person.turn, canvas.y + 10
     volume = rng.uniform(4, 14)
@@ -132,10 +133,10 @@ def hair_mass(person: Person, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
     flare = rng.uniform(0, 0.15) if long else -0.6
     half = np.maximum(45 + volume + flare * np.maximum(y, 0), 9)
     up = np.minimum(y / (62 + volume), 0)
-    # The position between the sides of the hair, -1..1, along lines that meet at the crown.
+    # The position from the left side of the hair (-1) to the right side (1). Its lines meet at the crown.
     across = np.clip(x / half / np.sqrt(np.maximum(1 - up**2, 0.02)), -2, 2)
     curl = rng.random() ** 3
-    # Each strand lies where this is constant, but for waves and noise that bend it.
+    # This is constant along a strand. Waves and noise bend the strands.
     strand = 25 * across + 2 * rng.random() * np.sin(y / 9 + 2 * across) + (2 + 12 * curl) * noise(rng, 30)
     lines = 0.4 * np.sin(strand) + 0.3 * np.sin(2.3 * strand) + 0.3 * np.sin(4.1 * strand)
     length = rng.uniform(40, 150) if long else rng.uniform(0, 10)
@@ -147,7 +148,7 @@ def hair_mass(person: Person, canvas: Canvas) -> tuple[np.ndarray, np.ndarray]:
 
 
 def hair_front(person: Person, canvas: Canvas, distance: np.ndarray, picture: np.ndarray) -> None:
-    """The hair around the face, and its shadow on the head."""
+    """Paints the hair around the face, and its shadow on the head."""
     rng = person.rng
     line = rng.uniform(14, 20) if rng.random() < 0.3 else rng.uniform(30, 46)
     y = np.minimum(canvas.y - 20 + rng.normal(0, 0.2) * canvas.x, 0)
@@ -157,7 +158,7 @@ def hair_front(person: Person, canvas: Canvas, distance: np.ndarray, picture: np
 
 
 def body(person: Person, canvas: Canvas) -> None:
-    """Neck, shoulders and clothes."""
+    """Paints neck, shoulders and clothes."""
     rng, part = person.rng, canvas.around(0, 80, 100, 45)
     x, y = part.x + 0.5 * person.turn, part.y
     neck = rng.uniform(18, 22) if person.woman else rng.uniform(23, 28)
@@ -171,13 +172,13 @@ def body(person: Person, canvas: Canvas) -> None:
 
 
 def ears(person: Person, canvas: Canvas) -> None:
-    """Both ears, before the hair is drawn over them."""
+    """Paints both ears. Later, hair may cover them."""
     outline = ellipse(np.abs(canvas.x + 0.7 * person.turn) - 45, canvas.y - 8, 6, 13)
     canvas.paint(person.skin * BLOOD**0.4 * (0.8 - 0.4 * np.exp(-((outline + 3) ** 2))), cover(outline))
 
 
 def head(person: Person, canvas: Canvas) -> None:
-    """The head with its nose, cheeks and chin, as a lit relief, and perhaps a beard."""
+    """Paints the head as a lit relief with nose, cheeks and chin, and perhaps a beard."""
     rng, part = person.rng, canvas.around(0, -2, 64, 82)
     x, y, side = part.x, part.y, np.abs(part.x)
     low = np.clip(y / CHIN, 0, 1)
@@ -201,7 +202,7 @@ def head(person: Person, canvas: Canvas) -> None:
 
 
 def eyes(person: Person, canvas: Canvas) -> None:
-    """Both eyes with lids, lashes and brows."""
+    """Paints both eyes with lids, lashes and brows."""
     rng, part = person.rng, canvas.around(0, -4, 42, 22)
     x, y = np.abs(part.x) - EYE, part.y  # towards the temple, and down
     half = rng.uniform(9, 10.5)
@@ -221,7 +222,7 @@ def eyes(person: Person, canvas: Canvas) -> None:
 
 
 def mouth(person: Person, canvas: Canvas) -> None:
-    """Lips, and teeth if the smile opens them."""
+    """Paints the lips, and teeth if the smile opens them."""
     rng, smile, part = person.rng, person.smile, canvas.around(0, 42, 32, 22)
     x, y = part.x, part.y
     half, full, gap = rng.uniform(13, 15) + 4 * smile, rng.uniform(4, 6), max(0, 11 * (smile - 0.45))
@@ -237,7 +238,7 @@ def mouth(person: Person, canvas: Canvas) -> None:
 
 
 def glasses(rng: np.random.Generator, canvas: Canvas) -> None:
-    """The frame and arms of a pair of glasses."""
+    """Paints the frame and arms of a pair of glasses."""
     part = canvas.around(0, 2, 60, 24)
     x, y = np.abs(part.x) - EYE, part.y - 2
     thick = rng.uniform(0.7, 1.5)

@@ -24,13 +24,13 @@ NAME = f"faces-v2-{COUNT}"
 """The name of the folder of faces in the cache."""
 
 QUALITY = 86
-"""The JPEG quality that gives files of the size of CelebA's."""
+"""The JPEG quality with which the files are about as large as CelebA's."""
 
 
 def write(folder: Path, count: int = COUNT) -> None:
     """Draws faces 1..count into an existing folder as 000001.jpg, 000002.jpg, ..."""
-    # After a block of this size was freed once, glibc keeps freed memory for reuse. Otherwise the pages of
-    # each temporary array are mapped again, which takes a fourth of the time.
+    # Once a block of this size has been freed, glibc keeps freed memory for reuse. Otherwise it would map the
+    # pages of each temporary array again, which takes a quarter of the time.
     np.empty(24 << 20, np.uint8)
     # One thread: with arrays this small, a second one only competes for the interpreter lock.
     for index in range(1, count + 1):
@@ -46,7 +46,7 @@ def is_builtin(folder: str, cache: Path) -> bool:
 
 
 def ensure(cache: Path) -> Path:
-    """Returns the folder of faces in `cache`. They are drawn unless all files are there, bit for bit.
+    """Returns the folder of faces in `cache`. Draws the faces if a file is missing or has changed.
 
     The folder appears once it is complete. Raises OSError if it cannot be written.
     """

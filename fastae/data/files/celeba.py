@@ -21,17 +21,17 @@ IMAGES = "img_align_celeba"
 
 IMAGE_NAME = re.compile(r"[0-9]{6}\.jpg")
 MAX_ENTRY = 1 << 20
-"""The most bytes of an image. CelebA's largest has 22 kB; a larger file may be a decompression bomb."""
+"""The maximum bytes of an image file. CelebA's largest has 22 kB; larger ones may be decompression bombs."""
 
 TRAIN, VALID, TEST = 0, 1, 2
 LAST_TRAIN, LAST_VALID = 162_770, 182_637
 """The numbers of the last training and the last validation image in the official split."""
 
 SPLIT_NAMES = ("list_eval_partition.txt", "list_eval_partition.csv")
-"""The split files of the authors (lines of NAME 0|1|2) and of Kaggle (with commas and a header)."""
+"""The split files of the authors (lines "NAME 0|1|2") and of Kaggle (with commas and a header)."""
 
 MAX_SPLIT = 1 << 25
-"""The most bytes of a split file. CelebA's has 2.8 million."""
+"""The maximum size of a split file in bytes. CelebA's has 2.8 million."""
 
 Split = dict[str, int]
 """Image names -> TRAIN, VALID or TEST."""
@@ -43,16 +43,17 @@ def image_name(number: int) -> str:
 
 
 def official_part(name: str) -> int:
-    """The part of the official split (TRAIN, VALID or TEST) of an image, by the number in its name."""
+    """Returns an image's part of the official split (TRAIN, VALID or TEST), by the number in its name."""
     number = int(name.removesuffix(".jpg"))
     return TRAIN if number <= LAST_TRAIN else VALID if number <= LAST_VALID else TEST
 
 
 def find_splits(images: str | Path, root: str | Path) -> Iterator[Path]:
-    """Yields the split files beside and above a folder of images, which is at or below `root`; nearest first.
+    """Yields the split files beside and above a folder of images, nearest first.
 
-    The search ends two folders above `root`. torchvision puts the file one folder above the images, Kaggle
-    two. The authors put it into a folder Eval, which is beside the parent of the images' folder.
+    The folder is `root` or below it, and the search ends two folders above `root`. torchvision puts the
+    file one folder above the images, and Kaggle two. The authors put it into a folder Eval, which is beside
+    the parent of the images' folder.
     """
     folder, top = Path(os.path.abspath(images)), Path(os.path.abspath(root))  # noqa: PTH100
     for parent in (folder, *folder.parents[: len(folder.relative_to(top).parts) + 2]):
@@ -62,7 +63,7 @@ def find_splits(images: str | Path, root: str | Path) -> Iterator[Path]:
 
 
 def read_split(path: Path) -> Split:
-    """Reads a split file. Raises FastaeError if it cannot be read or is not one."""
+    """Reads a split file. Raises FastaeError if it cannot be read or is not a split file."""
     try:
         with path.open("rb") as file:
             return parse_split(file.read(MAX_SPLIT + 1), str(path))
@@ -71,7 +72,10 @@ def read_split(path: Path) -> Split:
 
 
 def parse_split(content: bytes, source: str) -> Split:
-    """Parses a split file, for any image names. An error (FastaeError) names `source` and the line."""
+    """Parses the content of a split file. The images may have any names.
+
+    Raises FastaeError, which names `source` and the line, if a line is invalid or the content is too large.
+    """
     if len(content) > MAX_SPLIT:
         raise FastaeError(f"{source!r} has more than {MAX_SPLIT:,} bytes: it is not CelebA's split")
     split = {}

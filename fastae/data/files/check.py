@@ -23,10 +23,10 @@ from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
 
 VERSION = 4
-"""The version of the records and of the results of `inspect` in them."""
+"""The version of the records. It changes with their format and with the results of `inspect`."""
 
 Stamp = tuple[int, int]
-"""A file's size in bytes and the low 63 bits of its modification time in ns, which may be any number."""
+"""A file's size in bytes, and the low 63 bits of its modification time in ns, which may exceed 64 bits."""
 
 Records = dict[bytes, tuple[Stamp, Inspection]]
 """Path -> the file's stamp, and the inspection of the file when it had that stamp."""
@@ -73,12 +73,12 @@ def check(
     Args:
         root: the data folder that the records belong to.
         paths: the files to check.
-        crop: the least length of an image's shorter side in pixels.
+        crop: the minimum length of an image's shorter side in pixels.
         records: the folder in which results are recorded, if any.
-        find_faults: decodes files, for the deep check.
+        find_faults: decodes files and yields the fault of each, for the deep check.
 
     Raises:
-        DecoderError: the decoder does not even decode a valid picture.
+        DecoderError: the decoder fails even for a valid picture.
     """
     found = _quick_check(root, paths, records)
     faults = {path: each.fault for path, each in found.items()}
@@ -103,7 +103,7 @@ def was_checked(root: str, records: Path | None) -> bool:
 
 
 def stamp(path: str) -> Stamp | None:
-    """The stamp of a file, which changes when the file does; None if it cannot be read."""
+    """Returns the stamp of a file, which changes when the file does; None if it cannot be read."""
     try:
         status = os.stat(path)  # noqa: PTH116
     except OSError:
@@ -114,7 +114,8 @@ def stamp(path: str) -> Stamp | None:
 def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[str, Inspection]:
     file = records and _records_file(root, records)
     known = _read_records(file) if file else {}
-    # Stamps are taken before the files are read: one that changes meanwhile is inspected again next time.
+    # Stamps are taken before the files are read: a file that changes meanwhile is inspected again
+    # by the next check.
     stamps = {path: stamp(path) for path in paths}
     found = {
         path: known[key][1]
@@ -134,8 +135,8 @@ def _records_file(root: str, records: Path) -> Path:
 
 
 def _read_records(file: Path) -> Records:
-    """Reads the records; none if the file is missing or damaged, so that all images are inspected again."""
-    with suppress(Exception):  # whatever a parser raises over a damaged file
+    """Reads the records. Returns {} if the file is missing or damaged, so that all images are inspected."""
+    with suppress(Exception):  # a parser may raise any error for a damaged file
         require_file(file)
         return msgspec.msgpack.decode(file.read_bytes(), type=Records)
     return {}

@@ -50,15 +50,15 @@ TOGETHER = 256
 """The number of decoded images that a loader holds at the same time, as measured with batches of 64."""
 
 LOST_AT_MOST = 0.01
-"""The largest share of a run's files that may be lost; if more are, this is another data set.
+"""The largest share of a run's files that may be lost. If more are lost, this is another data set.
 
-One file may always be lost.
+One lost file is always accepted.
 """
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A data folder, divided. Paths are strings, since 200,000 of them take little memory."""
+    """A data folder, divided into training and held-out files. Paths are strings, to save memory."""
 
     root: str
 
@@ -75,7 +75,7 @@ class ImageFolder:
     """The result of the check. The lost files of a resumed run are among its faults."""
 
     ignored: Mapping[str, int] = field(default_factory=dict)
-    """Kind of ignored file, as `walk` names it -> number."""
+    """Kind of ignored file, such as "PNG file" -> number of files."""
 
     @property
     def skipped(self) -> list[FileFault]:
@@ -111,8 +111,8 @@ def open_folder(
         root: the data folder.
         crop: images with a side shorter than this are skipped.
         records: the folder that contains the results of earlier checks, if any.
-        manifest: the manifest of the run that is resumed, if any. A file that was lost is replaced by the
-            next one in order.
+        manifest: the manifest of the run that is resumed, if any. A lost file is replaced by the next one in
+            order.
 
     Raises:
         FastaeError: the folder does not exist, has fewer than two usable JPEGs, has images so large that
@@ -123,7 +123,7 @@ def open_folder(
     if manifest and not os.path.isdir(root):  # noqa: PTH112
         raise _other_images(root, "there is no such folder")
     paths = find_jpegs(root, ignored)
-    if manifest:  # only files that were found: a manifest from elsewhere cannot name others
+    if manifest:  # it only selects from the files that were found, so it cannot name files elsewhere
         listed = manifest.sizes
         paths = [path for path in paths if name_below(root, path) in listed]
     checked = check(root, paths, crop=crop, records=records)
@@ -146,13 +146,13 @@ def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
 
 
 def _require_memory(checked: Check, crop: int | None, where: str) -> None:
-    """Raises FastaeError if RGB pixels of the crops of the TOGETHER largest images exceed the free memory."""
+    """Raises FastaeError if the TOGETHER largest crops, in RGB, exceed the free memory."""
     sides = heapq.nlargest(TOGETHER, map(min, checked.shapes.elements()))
     needed, free = sum(3 * (crop or side) ** 2 for side in sides), free_bytes()
     if needed > free:
         raise FastaeError(
-            f"the largest images {where} take {needed / 1e9:.1f} GB when batches of them are "
-            f"decoded, and {free / 1e9:.1f} GB are free: set a smaller crop, or make the images smaller"
+            f"decoding the largest images {where} takes {needed / 1e9:.1f} GB, but only {free / 1e9:.1f} GB "
+            "are free: set a smaller crop, or make the images smaller"
         )
 
 
@@ -166,7 +166,7 @@ def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
 
     Args:
         root: the data folder. Links to folders are followed.
-        ignored: counts the other files, as for `walk`.
+        ignored: counts archives and other images (see `walk`).
 
     Returns:
         The paths, sorted.
@@ -187,7 +187,7 @@ def find_jpegs(root: str, ignored: Counter[str] | None = None) -> list[str]:
 
 
 def _no_folder(path: str) -> str:
-    """Says why the path is not a data folder."""
+    """Returns why the path is not a data folder."""
     if not os.path.exists(path):  # noqa: PTH110
         return "does not exist"
     if path.lower().endswith(SUFFIXES):
@@ -196,7 +196,7 @@ def _no_folder(path: str) -> str:
 
 
 def _conversion(root: str, ignored: Mapping[str, int]) -> str:
-    """': ' and a command that converts the ignored files to JPEGs; '' if there is none."""
+    """Returns ': ' and a command that converts the ignored files to JPEGs; '' if there is none."""
     folder = shlex.quote(root)
     if any(map(ignored.get, ARCHIVES.values())):
         return f": {_PREPARE.format(folder)}"
@@ -209,9 +209,9 @@ def walk(
 ) -> Iterator[str]:
     """Yields every file with one of these suffixes under `root`, and every folder that cannot be listed.
 
-    The order is arbitrary. Each real folder is read once, even if links lead to it: first by a path without
-    links, else through the link that is first by name. A link to a folder above `root` would be a loop, and
-    is not followed.
+    The order is arbitrary. Each real folder is read once, even if links lead to it: by its path without links
+    if it is below `root`, else through the link whose path sorts first. A link to a folder above `root` would
+    be a loop, and is not followed.
 
     Args:
         root: the folder to search.
@@ -224,8 +224,8 @@ def walk(
     """
     ignored = Counter() if ignored is None else ignored
     known = {_identity(os.fspath(folder)) for folder in Path(os.path.realpath(root)).parents}
-    # A heap of (is reached through a link, path), so that paths without links come first. A recursion would
-    # fail for folders that are nested deeper than Python's limit of calls.
+    # A heap of (is reached through a link, path), so that paths without links come first. Recursion would
+    # fail for folders that are nested deeper than Python's recursion limit.
     folders = [(False, root)]
     while folders:
         is_linked, folder = heapq.heappop(folders)
@@ -263,12 +263,12 @@ def _identity(folder: str) -> tuple[int, int] | None:
 
 
 def count_ignored(ignored: Mapping[str, int]) -> str:
-    """'25 PNG files, 1 zip archive', with the most frequent kind first."""
+    """Returns text such as '25 PNG files, 1 zip archive', with the most frequent kind first."""
     return ", ".join(counted(number, kind) for kind, number in Counter(ignored).most_common())
 
 
 def count_faults(faults: Sequence[FileFault]) -> str:
-    """'3 truncated, 1 empty', with the most frequent fault first."""
+    """Returns text such as '3 truncated, 1 empty', with the most frequent fault first."""
     counts = Counter(each.fault.value for each in faults).most_common()
     return ", ".join(f"{number} {fault}" for fault, number in counts)
 
@@ -290,7 +290,7 @@ def _divide(root: str, checked: Check) -> ImageFolder:
 
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
-    """The files to train on, the files to hold out, and the rule, in words."""
+    """Returns the files to train on, the files to hold out, and the rule that divides them, in words."""
     rule = "the last 5 % by name"
     # The paths are sorted: the common folder of the first and the last contains all of them.
     for file in find_splits(os.path.commonpath([paths[0], paths[-1]]), root):
@@ -306,7 +306,7 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
 
 
 def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
-    """The folder of a resumed run, divided as its manifest says. Raises FastaeError if the images differ."""
+    """Divides the folder of a resumed run by its manifest. Raises FastaeError if the images differ."""
     found = {name_below(root, path): size for path, size in checked.sizes.items()}
     listed = manifest.sizes
     lost = [name for name in listed if name not in found]
@@ -314,7 +314,7 @@ def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
         raise _other_images(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
     for name, size in found.items():
         if size != listed[name]:
-            raise _other_images(root, f"{name!r:.200} does not have {listed[name]:,} bytes any more")
+            raise _other_images(root, f"{name!r:.200} no longer has {listed[name]:,} bytes")
         digest = manifest.digests.get(name)
         if digest and content_digest(_path(root, name)) != digest:
             raise _other_images(root, f"{name!r:.200} has changed since the run began")
@@ -331,7 +331,7 @@ def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     try:
         train, held_out = paths_of(manifest.train), paths_of(manifest.held_out)
     except NoneLeft:
-        raise _other_images(root, "all files to train on, or all to evaluate on, are lost") from None
+        raise _other_images(root, "all files to train on, or all files to evaluate on, are lost") from None
     return ImageFolder(root, train=train, held_out=held_out, manifest=manifest, checked=checked)
 
 
@@ -342,5 +342,5 @@ def _path(root: str, name: str) -> str:
 
 def _other_images(root: str, why: str) -> FastaeError:
     return FastaeError(
-        f"{root!r} does not hold the images of the run: {why}; restore them, or give their folder by --data"
+        f"{root!r} does not hold the images of the run: {why}; restore them, or pass their folder by --data"
     )

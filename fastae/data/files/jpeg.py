@@ -1,9 +1,9 @@
 """Inspects a JPEG file without decoding it: whether a decoder will accept it, and its width and height.
 
-DALI ends its whole pipeline at a broken file, and decodes some files that are not what they seem. Pillow's
-header parser is no substitute: with the same check of the file's end, it reads 34,000 CelebA files/s on one
-core, and this parser 62,000. Of 3,000 broken files (`tests/fuzz`, seed 0), Pillow's parser accepts 207 that
-DALI and this parser reject.
+A broken file ends DALI's whole pipeline, and DALI also decodes files that are not JPEGs, such as PNGs.
+Pillow's header parser cannot replace this one: with the same check of the file's end, it reads 34,000 CelebA
+files/s on one core, and this parser 62,000. Of 3,000 broken files (`tests/fuzz`, seed 0), Pillow's parser
+accepts 207 that DALI and this parser reject.
 """
 
 from __future__ import annotations
@@ -20,31 +20,31 @@ from typing import NamedTuple
 from fastae.utils.limits import require_files
 
 HEAD = 1 << 16
-"""The bytes that are read first. Nearly every header ends within them."""
+"""The number of bytes that are read first. Nearly every header ends within them."""
 
 TAIL = 1 << 12
-"""The bytes at the end of a file in which the end marker is searched first."""
+"""The number of bytes at the end of a file that are searched for the end marker first."""
 
 MAX_PIXELS = 1 << 26
-"""The most pixels of an image: 192 MiB of RGB, more than from cameras. A small file may claim any number."""
+"""The maximum pixels of an image: 192 MiB of RGB, more than cameras give. A header may claim any number."""
 
 MAX_SIDE = 65_500
-"""The most pixels of a side, which is libjpeg's own limit."""
+"""The maximum side of an image in pixels, which is also libjpeg's limit."""
 
 MAX_BYTES = 1 << 28
-"""The most bytes of a file: more than MAX_PIXELS take at the best quality."""
+"""The maximum size of a file in bytes: more than MAX_PIXELS take at the best quality."""
 
 MAX_HEADER = 1 << 22
-"""The most bytes before the compressed data, such as metadata, which a decoder reads marker by marker."""
+"""The maximum bytes before the compressed data, mostly metadata. A decoder reads them marker by marker."""
 
 MAX_SCANS = 64
-"""The most scans of a file. A decoder processes the whole image for each. Progressive files have about 10."""
+"""The maximum scans of a file. A decoder passes over the image for each. Progressive files have about 10."""
 
 PIXELS_PER_BYTE = 512
-"""The most pixels per byte of a file: a block of 8 x 8 pixels takes at least one bit."""
+"""The maximum pixels per byte of a file: a block of 8 x 8 pixels takes at least one bit."""
 
 MAX_SEGMENTS = 1 << 16
-"""The most segments of a file that are read. A camera's files have a few dozen."""
+"""The maximum number of segments of a file that are read. A camera's files have a few dozen."""
 
 START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 START_OF_SCAN, END_OF_IMAGE = SCAN[1], END[1]
@@ -63,7 +63,7 @@ DATA_END = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd7]")
 
 
 class Fault(StrEnum):
-    """The fault of a file, or a peculiarity: files with the last two can be trained on."""
+    """The fault of a file, or a peculiarity: gray and progressive files can be trained on."""
 
     EMPTY = "empty"
     NOT_JPEG = "not a JPEG"
@@ -116,12 +116,12 @@ class Inspection(NamedTuple):
 
 
 def inspect(path: str) -> Inspection:
-    """Reads the header and the end of a file. Whatever the file contains, no error is raised.
+    """Reads the header and the end of a file. The content of a file never raises an error.
 
     Raises FastaeError if the process has too many files open, since that is not the file's fault.
     """
     try:
-        # The type is checked before opening: opening a pipe may block, and opening a device do anything.
+        # The type is checked before opening: opening a pipe may block, and opening a device may do anything.
         status = os.stat(path)  # noqa: PTH116
         if not stat.S_ISREG(status.st_mode):
             hidden = stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK)
@@ -160,7 +160,7 @@ def _inspect(descriptor: int, size: int) -> tuple[Fault | None, int, int]:
 
 
 class _Header(NamedTuple):
-    """The content of a frame header, and what is known of the scans."""
+    """The content of a frame header, and where its scans begin."""
 
     kind: int
     """The frame's marker: BASELINE, PROGRESSIVE, ..."""
@@ -182,7 +182,7 @@ class _Header(NamedTuple):
 
 
 def _read_header(head: bytes) -> _Header | None:
-    """Parses the header; None if it has no frame header that is followed by a scan."""
+    """Parses the header. Returns None unless it has a frame header that is followed by a scan."""
     frame = None
     for marker, offset in islice(_segments(head, len(START)), MAX_SEGMENTS):
         if marker in FRAMES and frame is None:
@@ -237,7 +237,7 @@ def _end_fault(header: _Header, head: bytes, descriptor: int, size: int) -> Faul
 
 
 def _count_scans(data: bytes, first: int) -> tuple[int, bool]:
-    """Counts the scans from offset `first` on, and says whether the end marker follows the last one.
+    """Counts the scans from offset `first` on. Also returns whether the end marker follows the last one.
 
     If the segments cannot be parsed to the end, every later occurrence of the scan marker is counted.
     """
@@ -264,7 +264,7 @@ def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
         if length < 2:
             if marker not in METADATA:
                 return
-            length = 2  # as in libjpeg, metadata with an invalid length are empty
+            length = 2  # as in libjpeg, metadata with an invalid length count as empty
         offset += 2 + length
         if marker == START_OF_SCAN:
             found = DATA_END.search(data, offset)

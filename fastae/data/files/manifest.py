@@ -1,4 +1,4 @@
-"""The files that a run or a sweep began with, by name and size: images.json in its folder.
+"""The list of the files that a run or a sweep began with, by name and size: images.json in its folder.
 
 For some files the digest of the content is stored too, so that other images with the same names and sizes are
 detected.
@@ -27,7 +27,7 @@ DIGESTS = 16
 """The number of files whose content is compared when a run is resumed. Reading all would take minutes."""
 
 MAX_BYTES = 1 << 27
-"""The most bytes of the file, enough for some five million images. CelebA takes 4 MB."""
+"""The maximum size of images.json in bytes, enough for some five million images. CelebA takes 4 MB."""
 
 
 def content_digest(path: str) -> str | None:
@@ -47,17 +47,17 @@ class Manifest:
     """The rule that divided the files, in words."""
 
     train: Mapping[str, int]
-    """Name -> bytes of each file to train on; image i is the i-th."""
+    """Name -> size in bytes of each file to train on. Image i is the i-th file, from 0."""
 
     held_out: Mapping[str, int]
-    """Name -> bytes of each held-out file, in the order of evaluation."""
+    """Name -> size in bytes of each held-out file, in the order of evaluation."""
 
     digests: Mapping[str, str] = field(default_factory=dict)
     """Name -> SHA-256 of the content in hexadecimal, for DIGESTS of the files."""
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Name -> bytes of every file."""
+        """Name -> size in bytes of every file."""
         return {**self.train, **self.held_out}
 
     @cached_property
@@ -75,7 +75,7 @@ class Manifest:
         """Writes the file. Raises OSError, or FastaeError if the file would be too large to be read again."""
         content = json.dumps(dataclasses.asdict(self), indent=0, separators=(",", ":")).encode()
         if len(content) > MAX_BYTES:
-            raise FastaeError(f"the names of {len(self.sizes):,} images exceed {MAX_BYTES:,} bytes")
+            raise FastaeError(f"too many images: the list of {len(self.sizes):,} exceeds {MAX_BYTES:,} bytes")
         with atomic_write(path) as file:
             file.write(content)
 
@@ -86,4 +86,4 @@ class Manifest:
             return read_json(path, cls, MAX_BYTES)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-            raise FastaeError(f"{str(path)!r}, the list of its images, cannot be read: {reason}") from None
+            raise FastaeError(f"the list of images {str(path)!r} cannot be read: {reason}") from None

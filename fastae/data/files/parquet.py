@@ -1,9 +1,9 @@
-"""Converts CelebA as Hugging Face stores it, in parquet files with an image per row, to JPEGs.
+"""Converts CelebA from Hugging Face's parquet files, which have one image per row, to JPEGs.
 
 The library `datasets` stores an image as struct<bytes: binary, path: string>, and the parts of a data set in
 files named train-00000-of-00019.parquet (flwrlabs/celeba) or, on the converted branch, train/0000.parquet.
-Images that were saved from pixels are PNGs, which are encoded like CelebA's own JPEGs. Their pixels differ
-from the originals' by 0.04 gray levels on average (60 images).
+Images that were saved from pixels are PNGs. They are encoded again, like CelebA's own JPEGs, and then differ
+from the original pixels by 0.04 gray levels on average (60 images).
 """
 
 from __future__ import annotations
@@ -22,18 +22,20 @@ from fastae.data.files.folder import walk
 from fastae.errors import FastaeError
 
 PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
-"""First word of the name of a file, or of its folder -> the part of the split that the file contains."""
+"""First word of a file's name, or name of its folder -> the part of the split that the file contains."""
 
 ROWS = 64
+"""The number of images that are read at a time."""
+
 READ_AHEAD = 1 << 20
-"""Bytes that are read at a time. By default pyarrow reads a whole column of a row group."""
+"""The number of bytes that are read at a time. By default pyarrow reads a whole column of a row group."""
 
 File = tuple[Path, int]
 """A parquet file, and the part of the split that it contains."""
 
 
 def find_parquet(folder: Path) -> list[File]:
-    """The parquet files in and below `folder`, sorted by part of the split, then by path.
+    """Finds the parquet files in and below `folder`, sorted by part of the split, then by path.
 
     A file may be a link, as in Hugging Face's cache, since only the images in a parquet file are read.
     Raises FastaeError if a name does not say which part of the split the file contains.
@@ -56,9 +58,9 @@ def read_jpegs(files: Sequence[File]) -> Iterator[tuple[bytes, int]]:
 
 
 def as_jpeg(content: Any, path: Path) -> bytes:
-    """Returns a JPEG as it is and a PNG converted. Raises FastaeError, naming the file, for other content."""
+    """Returns a JPEG as it is and a PNG converted. For other content, raises FastaeError, naming the file."""
     if not isinstance(content, bytes) or len(content) > MAX_ENTRY:
-        raise FastaeError(f"{str(path)!r} has a row without the bytes of an image: this is not CelebA")
+        raise FastaeError(f"{str(path)!r} is not CelebA: a row has no image, or a huge one")
     if content.startswith(b"\xff\xd8"):
         return content
     jpeg = io.BytesIO()
@@ -67,7 +69,7 @@ def as_jpeg(content: Any, path: Path) -> bytes:
             if image.size != SIZE:
                 raise ValueError(f"an image has {image.size[0]}x{image.size[1]} pixels")
             image.convert("RGB").save(jpeg, "JPEG", quality=QUALITY, subsampling="4:2:0")
-    except Exception as error:  # whatever Pillow's parsers raise over a broken file
+    except Exception as error:  # Pillow's parsers may raise any error for a broken file
         raise FastaeError(f"{str(path)!r} contains something other than CelebA's images: {error}") from None
     return jpeg.getvalue()
 
@@ -78,16 +80,16 @@ def _part_of(path: Path) -> int:
             return PARTS[name]
     raise FastaeError(
         f"{str(path)!r} does not say which part of the split it contains: "
-        f"its name, or its folder's, must begin with one of: {', '.join(PARTS)}"
+        f"the name of the file or its folder must begin with one of: {', '.join(PARTS)}"
     )
 
 
 def _rows(path: Path) -> Iterator[list[Any]]:
-    """Yields the images' bytes, ROWS at a time."""
+    """Yields the images as bytes, ROWS at a time; None for a row without an image."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError:
-        raise FastaeError(f"{str(path)!r} needs pyarrow, which is missing: pip install pyarrow") from None
+        raise FastaeError(f"reading {str(path)!r} needs pyarrow: pip install pyarrow") from None
     try:
         # The file is opened here, since pyarrow may interpret a name as a remote address.
         with path.open("rb") as source, ParquetFile(source, buffer_size=READ_AHEAD) as file:
@@ -100,12 +102,12 @@ def _rows(path: Path) -> Iterator[list[Any]]:
                 yield [row and row["bytes"] for row in batch.column(0).to_pylist()]
     except FastaeError:
         raise
-    except Exception as error:  # whatever pyarrow raises over a damaged file
+    except Exception as error:  # pyarrow may raise any error for a damaged file
         raise FastaeError(f"{str(path)!r} is not a readable parquet file: {error}") from None
 
 
 def _image_column(file: Any, path: Path) -> str:
-    """The name of the column of images. Raises FastaeError if there is none."""
+    """Returns the name of the column of images. Raises FastaeError if there is none."""
     for field in file.schema_arrow:
         if str(field.type).startswith("struct<") and field.type.get_field_index("bytes") >= 0:
             return field.name

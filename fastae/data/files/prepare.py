@@ -1,9 +1,9 @@
 """Converts any copy of CelebA to a folder for `fastae train`: img_align_celeba/ beside the split file.
 
 The source is the original img_align_celeba.zip, Kaggle's archive, either of them unpacked, torchvision's root
-folder, or Hugging Face's parquet files. Nothing is downloaded. Images keep CelebA's names, and are limited in
-size. They are read from plain files only: links, devices and names that point outside are skipped. Images
-that were copied before are kept, so that the same command resumes an interrupted conversion.
+folder, or Hugging Face's parquet files. Nothing is downloaded. Images keep CelebA's names, and their size is
+limited. Only regular files are read: links, devices, and names that point outside the source are skipped.
+Images that were copied before are kept, so that the same command resumes an interrupted conversion.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from fastae.utils.files import atomic_write
 from fastae.utils.paths import expand_home
 
 MAX_TOTAL = 1 << 32
-"""The most bytes of all images. CelebA's have 1.4 billion."""
+"""The maximum size of all images together in bytes. CelebA's have 1.4 billion."""
 
 NO_IMAGE = "contains no image named like CelebA's (000001.jpg)"
 
@@ -45,13 +45,13 @@ class Preparation:
     """The number of images in the folder."""
 
     expected: int
-    """The number of images that there should be."""
+    """The number of images that a complete copy has."""
 
     faulty: list[str]
     """Names of images that are broken or do not have CelebA's size."""
 
     skipped: list[str]
-    """Names in the source that are not plain files."""
+    """Names in the source that are not regular files, or point outside it."""
 
     parts: tuple[int, int, int]
     """The number of images to train on, to validate on and to test on."""
@@ -70,9 +70,9 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     Nothing is written until an image is found.
 
     Args:
-        source: a copy of CelebA in one of the forms above.
+        source: a copy of CelebA in one of the forms that the module's docstring lists.
         out: the target folder.
-        count: the number of images that there should be.
+        count: the number of images that a complete copy has.
 
     Raises:
         FastaeError: the source is not a copy of CelebA, or `out` cannot be written.
@@ -104,13 +104,13 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
 
 
 def _take(source: Path, images: Path) -> tuple[Split, list[str]]:
-    """Copies the images; returns the split, {} if the source has none, and the names that were skipped."""
+    """Copies the images. Returns the split ({} if the source has none) and the names that were skipped."""
     if os.path.isdir(source):  # noqa: PTH112 (pathlib's raises for a name that is too long)
         return _take_folder(source, images)
     if os.path.isfile(source):  # noqa: PTH113
         return _take_zip(source, images)
     what = "is not a file" if os.path.exists(source) else "does not exist"  # noqa: PTH110
-    raise FastaeError(f"{str(source)!r} {what}: give img_align_celeba.zip, Kaggle's archive, or a folder")
+    raise FastaeError(f"{str(source)!r} {what}: pass img_align_celeba.zip, Kaggle's archive, or a folder")
 
 
 def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
@@ -120,7 +120,7 @@ def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
     plain = list(filter(_is_plain, found))
     skipped = [str(path) for path in found if not _is_plain(path)]
     if plain:
-        # The authors' images in the wild have the same names.
+        # The authors' unaligned images ("in the wild") have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain
         _copy(((path.name, path.open("rb")) for path in plain), images, total=len(plain))
         return _find_split(plain[0].parent, source), skipped
@@ -130,7 +130,7 @@ def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
         if split:
             return split, skipped
     links = len(skipped) + ignored[LINKED_FOLDER]
-    also = f"; {links:,} links and devices were skipped" if links else ""
+    also = f"; skipped links and devices: {links:,}" if links else ""
     raise FastaeError(f"{str(source)!r} {NO_IMAGE}, and no parquet file with images{also}")
 
 
@@ -156,22 +156,22 @@ def _take_zip(source: Path, images: Path) -> tuple[Split, list[str]]:
                     return celeba.parse_split(file.read(celeba.MAX_SPLIT + 1), entry.filename), skipped
     except FastaeError:
         raise
-    except Exception as error:  # whatever zipfile and its decompressors raise over a damaged archive
+    except Exception as error:  # a decompressor may raise any error for a damaged archive
         if isinstance(error, OSError) and error.errno is not None:
-            raise  # the disk's
+            raise  # this is an error of the disk
         reason = str(error) or type(error).__name__
         raise FastaeError(f"{str(source)!r} is not a readable zip archive: {reason}") from None
     return _find_split(source.parent, source.parent), skipped
 
 
 def _sort_entries(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo], list[str]]:
-    """File name -> entry of the images and the split files, and the names of entries that are skipped."""
+    """Returns file name -> entry of the images and split files, and the names of the skipped entries."""
     entries, skipped = {}, []
     for entry in archive.infolist():
         path = PurePosixPath(entry.filename)
         if not IMAGE_NAME.fullmatch(path.name) and path.name not in SPLIT_NAMES:
             continue
-        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 if it was not made on Unix
+        kind = stat.S_IFMT(entry.external_attr >> 16)  # 0 if the archive was not made on Unix
         if kind not in (0, stat.S_IFREG) or path.is_absolute() or ".." in path.parts:
             skipped.append(entry.filename)
         else:
@@ -180,9 +180,9 @@ def _sort_entries(archive: zipfile.ZipFile) -> tuple[dict[str, zipfile.ZipInfo],
 
 
 def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
-    # Other methods may decompress any amount of data, however little is read.
+    # Other methods may decompress any amount of data, even if little of it is read.
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise zipfile.BadZipFile(f"{entry.filename!r} is compressed by method {entry.compress_type}")
+        raise zipfile.BadZipFile(f"{entry.filename!r} has the unsupported compression {entry.compress_type}")
     return archive.open(entry)
 
 
@@ -206,7 +206,7 @@ def _write(path: Path, content: bytes) -> None:
 
 
 def _find_split(images: Path, root: Path) -> Split:
-    """The split file beside or above the images, unless it is a link; {} if there is none."""
+    """Reads the split file beside or above the images, unless it is a link. Returns {} if there is none."""
     return next((celeba.read_split(path) for path in celeba.find_splits(images, root) if _is_plain(path)), {})
 
 

@@ -20,13 +20,13 @@ PATIENCE = 20.0
 """The seconds that a batch may take before its files are inspected."""
 
 MORE_PATIENCE = 8
-"""PATIENCE is multiplied by this if a slow batch has no bad file, since then the storage is slow."""
+"""PATIENCE is multiplied by this if a slow batch has no bad file: then the storage must be slow."""
 
 FILE_PATIENCE = 120.0
 """The seconds that one file may take: far more than the largest file that passes the check needs."""
 
 MANY = 4
-"""If at least one in four files of a batch is bad, all files are inspected at once."""
+"""If at least 1/MANY of the files of a batch are bad, all files are inspected at once."""
 
 
 class DecoderError(FastaeError):
@@ -42,7 +42,7 @@ class DecoderStalled(DecoderError):
 
 
 class DecoderOutOfMemory(DecoderError):
-    """Decoding needs more memory than is free, which no file that passes the quick check causes."""
+    """Decoding needs more memory than is free. No file that passes the quick check causes this."""
 
 
 class NoneLeft(FastaeError):
@@ -57,7 +57,7 @@ class NoneLeft(FastaeError):
 
 
 FindFaults = Callable[[Sequence[str]], Iterable[Fault | None]]
-"""Decodes files and gives the fault of each, in order; None for a file that can be decoded."""
+"""Decodes files and yields the fault of each, in order; None for a file that can be decoded."""
 
 
 class ImageFiles:
@@ -111,11 +111,11 @@ def recovered(
 
     Args:
         files: the images' files.
-        find_faults: finds the files that pass the quick check and that the decoder rejects.
-        restart: yields the items at a position, position + 1, ..., decoded from the current `files.paths`. It
-            raises DecoderError, and DecoderStalled if an item takes more than a number of seconds, which is
-            its second argument.
-        indices_at: returns the indices of the images that the item at a position is made of.
+        find_faults: decodes files, to find those that pass the quick check but that the decoder rejects.
+        restart: takes a position and a number of seconds. It yields the items at position, position + 1, ...,
+            decoded from the current `files.paths`. It raises DecoderStalled if an item takes more than these
+            seconds, and DecoderError if decoding fails for another reason.
+        indices_at: takes a position, and returns the indices of the images that its item is made of.
 
     Raises:
         NoneLeft: no good file remains.
@@ -141,7 +141,7 @@ def recovered(
 def _find_bad(
     files: ImageFiles, indices: Sequence[int], find_faults: FindFaults, error: DecoderError
 ) -> dict[int, Fault]:
-    """Index -> fault of the bad files of an item of these indices, for which the decoder raised `error`."""
+    """Returns index -> fault of the bad files of an item, for which the decoder raised `error`."""
     # Prefetched files cannot be the cause: DALI raises an error with the batch in which it occurred.
     read = {files.paths[index] for index in indices}
     suspects = [index for index in files.good() if files.own[index] in read]
@@ -155,7 +155,7 @@ def _find_bad(
     return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}
 
 
-def _quick_check(files: ImageFiles, images: Sequence[int]) -> dict[int, Fault]:
-    """Index -> fault of the images whose own files fail the quick check."""
-    faults = ((index, inspect(files.own[index]).fault) for index in images)
+def _quick_check(files: ImageFiles, indices: Sequence[int]) -> dict[int, Fault]:
+    """Returns index -> fault of the images whose own files fail the quick check."""
+    faults = ((index, inspect(files.own[index]).fault) for index in indices)
     return {index: fault for index, fault in faults if fault and fault not in USABLE}

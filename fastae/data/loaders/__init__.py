@@ -1,1 +1,1 @@
-"""Loaders, which make augmented batches from files, on a CPU or a GPU."""
+"""The loaders make augmented batches from files, on a CPU or a GPU."""

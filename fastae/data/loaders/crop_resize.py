@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fastae.utils.arguments import CROP, IMAGE_SIZE, Range, require_int, require_type
 
 SIZE = Range(1, IMAGE_SIZE.most)
-"""The range of sizes of a loader. The model also requires a multiple of 16."""
+"""The image sizes that a loader supports. The model also requires a multiple of 16."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class CropResize:
     """Side of the result in pixels, 1 to 4,096."""
 
     antialias: bool = False
-    """Whether shrinking filters the image. TensorFlow does not by default, and so the article did not."""
+    """Whether shrinking antialiases. TensorFlow does not by default, nor did the article."""
 
     def __post_init__(self) -> None:
         if self.crop is not None:
@@ -30,6 +30,6 @@ class CropResize:
         require_type(self.antialias, "antialias", bool)
 
     def in_words(self) -> str:
-        """In words, for example 'the largest centred square, resized to 128x128'."""
+        """Describes the crop and resize, for example 'the largest centred square, resized to 128x128'."""
         square = f"the centred {self.crop}x{self.crop} pixels" if self.crop else "the largest centred square"
         return f"{square}, resized to {self.size}x{self.size}{', antialiased' if self.antialias else ''}"

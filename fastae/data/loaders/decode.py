@@ -36,12 +36,12 @@ SMALLEST = 16
 """The side in pixels of the picture that tests whether a decoder works, unless the crop is larger."""
 
 MOST_THREADS = 8
-"""The most decoding threads on a CPU. More gain little for images of 178x218."""
+"""The maximum number of decoding threads on a CPU. More gain little for images of 178x218."""
 
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes images on one device. Made by `open_decoder`, which sets the tuning's threads."""
+    """Decodes images on one device. `open_decoder` makes it, with `tuning.threads` and `compiled` set."""
 
     crop_resize: CropResize
     pixel_ops: PixelOps
@@ -81,8 +81,8 @@ class Decoder:
         """Yields each file's fault in order; None for a file that can be decoded.
 
         `together` files are decoded at once, and one by one if that fails.
-        Raises DecoderError if the decoder fails for a valid picture of a file's size too: then the GPU may be
-        lost, or its memory full.
+        Raises DecoderError if the decoder also fails for a valid picture of the same size as a file: then the
+        GPU may be lost, or its memory full.
         """
         batches = [paths[start : start + together] for start in range(0, len(paths), together)]
         done = 0
@@ -95,7 +95,7 @@ class Decoder:
                 if together > 1:
                     yield from self.faults(batches[done])
                 else:
-                    self._require_not_to_blame(inspect(batches[done][0]), error)
+                    self._require_working_decoder(inspect(batches[done][0]), error)
                     yield error.fault
                 done += 1
 
@@ -107,15 +107,15 @@ class Decoder:
         from fastae.data.loaders.pipeline import DaliPipeline, read_crops, read_images
 
         # The JPEG engine's pixels differ slightly from those of the GPU's cores. If both were used, the
-        # pixels of an image would depend on its index in the batch. So only the cores are.
+        # pixels of an image would depend on its index in the batch. So only the cores decode.
         tuning = replace(self.tuning, hw_decoder_load=0.0)
         dali = DaliPipeline(self.crop_resize, self.device, size, tuning=tuning, patience=patience)
         if self.on_gpu:
             return (images.transpose(1, 2) for images in read_images(iter(batches), dali))
         return map(self.pixel_ops.resize, read_crops(iter(batches), dali))
 
-    def _require_not_to_blame(self, file: Inspection, error: DecoderError) -> None:
-        """Raises DecoderError unless the decoder can decode a picture of the file's size.
+    def _require_working_decoder(self, file: Inspection, error: DecoderError) -> None:
+        """Raises DecoderError unless the decoder can decode a valid picture of the file's size.
 
         `error` is the error that the file itself raised.
         """

@@ -31,17 +31,18 @@ def upload_batches(
 
     A batch is uint8 (N, S, 3, S), the means (N, 3) and the packed parameters, for use on the current stream.
     """
-    cuda = torch.get_device_module(device)  # on a CPU, where only tests run this, its functions do nothing
+    cuda = torch.get_device_module(device)  # on a CPU, used only by tests, its functions do nothing
     stream = cuda.Stream(device)
 
     def upload(iteration: int) -> tuple[tuple[Tensor, ...], Any]:
         """Queues the copies of a batch; returns the copies, and the event after which they are complete."""
         pinned = gather(store, sampler.at(iteration), pinned=device.type == "cuda")
         with cuda.stream(stream):
-            # PyTorch reuses the pinned memory after the copies, which it knows by events of its own.
+            # PyTorch reuses the pinned memory only after these copies, which it tracks by its own events.
             return tuple(value.to(device, non_blocking=True) for value in pinned), stream.record_event()
 
-    # A thread starts on the first GPU, where leaving a stream would create a context of half a GB.
+    # The current device of a new thread is the first GPU. Leaving a stream there would create a CUDA context,
+    # which takes half a GB.
     with ThreadPoolExecutor(1, "gather", cuda.set_device, (device,)) as pool:
         uploads = deque(pool.submit(upload, iteration) for iteration in range(start, start + AHEAD))
         for iteration in itertools.count(start + AHEAD):
@@ -50,13 +51,13 @@ def upload_batches(
             consumer = cuda.current_stream(device)
             consumer.wait_event(uploaded)
             for value in batch:
-                if value.is_cuda:  # its memory may be reused after the work that uses it on this stream
+                if value.is_cuda:  # its memory is reused only after this stream's work on it
                     value.record_stream(consumer)
             yield batch
 
 
 def gather(store: Store, params: BatchParams, pinned: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """Gathers a batch of the store: pixels, means and packed parameters, in pinned memory if wanted."""
+    """Gathers a batch of the store: pixels, means and packed parameters, if `pinned` in pinned memory."""
     indices = torch.from_numpy(params.indices)
     pixels = torch.empty(len(indices), *store.pixels.shape[1:], dtype=torch.uint8, pin_memory=pinned)
     means = torch.empty(len(indices), 3, pin_memory=pinned)

@@ -9,8 +9,8 @@
     auto        resident if the array fits in half of the device's free memory (in a share of 1/(n + 1) for n
                 runs at once), else host if it fits in half of the host's, else dali.
 
-Every batch is a function of (seed, iteration), so that the iteration number is a loader's whole state, and
-all loaders yield the same batches (resident and host up to the rounding of their stored pixels).
+Every batch is a function of (seed, iteration). So the iteration number is a loader's whole state, and all
+loaders yield the same batches (resident and host up to the rounding of their stored pixels).
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ CPU = torch.device("cpu")
 ITERATION = Range(0, 2**63 - 1)
 
 GROUP_BYTES = 1 << 29
-"""The most bytes of images that DALI decodes at once, unless one training batch has more.
+"""The maximum bytes of the images that DALI decodes at once, unless one training batch has more.
 
 DALI holds two or three groups of this size.
 """
@@ -77,7 +77,7 @@ class Loader(ABC):
     kind: LoaderKind
 
     note: str = ""
-    """The reason for the choice of `auto`, in words."""
+    """Why `auto` chose this kind, in words."""
 
     paths: Sequence[str] = ()
     """The file of each image by index. A bad file is replaced by that of another image."""
@@ -111,7 +111,7 @@ class Loader(ABC):
         return itertools.islice(self.batches(start), len(self))
 
     def reseeded(self, seed: int) -> Self:
-        """A loader with the same images in another order, which shares the files or stored pixels."""
+        """Returns a loader of the same images in another order. It shares the files or stored pixels."""
         other = copy.copy(self)
         other.sampler = replace(self.sampler, seed=seed)
         return other
@@ -133,10 +133,10 @@ class Loader(ABC):
 
     @abstractmethod
     def make_batch(self, *inputs: Tensor) -> Tensor:
-        """Makes a batch from its inputs. A training step may compile and capture this as its own part."""
+        """Makes a batch from its inputs. A training step may compile and capture this as a part of itself."""
 
     def example(self) -> tuple[Tensor, ...]:
-        """Inputs of the right shapes. DALI is not started, so that a training step can be captured before."""
+        """Returns inputs of the right shapes without starting DALI, so that a step can be captured first."""
         return next(self.inputs())
 
     def _all_params(self, start: int = 0) -> Iterator[Tensor]:
@@ -149,8 +149,8 @@ class DaliLoader(Loader):
     """Streams augmented batches of JPEG files through DALI.
 
     On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its
-    length. So an image has the same index in its group, and is decoded by the same of the GPU's two decoders,
-    wherever a run starts.
+    length. So wherever a run starts, an image has the same index in its group, and the same one of the GPU's
+    two decoders decodes it.
     """
 
     kind = "dali"
@@ -197,13 +197,13 @@ class DaliLoader(Loader):
         return zip(batches, self._all_params(start), strict=False) if self.colors_in_step else zip(batches)
 
     def _group(self, iteration: int) -> BatchParams:
-        """The batches of the group that contains this iteration, as one."""
+        """Returns the batches of the group that contains this iteration, concatenated."""
         first = iteration - iteration % self.group_length
         batches = map(self.sampler.at, range(first, first + self.group_length))
         return BatchParams(*map(np.concatenate, zip(*batches, strict=True)))
 
     def _augmented(self, first: int, patience: float) -> Iterator[Tensor]:
-        """Yields the batches of iterations first, first + 1, ... as `recovered` restarts them."""
+        """Yields the batches of iterations first, first + 1, ... from a new pipeline."""
         from fastae.data.loaders.pipeline import DaliPipeline, read_augmented, read_crops
 
         decoder, sampler, paths, length = self.decoder, self.sampler, self.files.paths, self.group_length
@@ -297,7 +297,7 @@ def open_loader(
             be smaller. Default: true unless `augment` is False.
         image_size: the side of the images in pixels.
         crop: the side of the central square that is cut out first, in pixels. Default: the largest.
-        antialias: whether shrinking filters the image (torchvision does; TensorFlow and the article do not).
+        antialias: whether to antialias when shrinking (torchvision does; TensorFlow and the article do not).
         device: the device of the batches. Default: CUDA's current device if there is one, else the CPU.
         seed: the seed of order, flips and colors.
         kind: how batches are made; see the module `fastae.data.loaders.loader`.
@@ -381,7 +381,7 @@ def build_loader(
     if batch_size % sampler.parts:
         raise SettingError("batch_size", f"{batch_size} cannot be shared equally by {sampler.parts} ranks")
     if sampler.parts > 1 and not sampler.shuffle:
-        raise SettingError("shard", "needs shuffled batches: else give each rank its own list of files")
+        raise SettingError("shard", "needs shuffled batches: shuffle, or give each rank its own files")
     note = ""
     if kind == "auto":
         kind, note = _choose_kind(files, decoder, cache, at_once=at_once)
@@ -399,7 +399,7 @@ def build_loader(
 def _find_files(
     source: PathLike | Iterable[PathLike], split: Split, crop: int | None, cache: Path | None
 ) -> tuple[list[str], list[FileFault], int | None]:
-    """The usable files of a folder or list, the others, and the images' shorter side if all have the same."""
+    """Returns the usable files, the skipped files, and the images' shorter side if it is the same for all."""
     if isinstance(source, str | os.PathLike):
         folder = user_path(os.fspath(source), "source")
         opened = open_folder(folder, crop, cache and check_records(cache))
@@ -439,7 +439,7 @@ def load_images(
         crop_resize: the crop of each image, and the size of the result.
         device: the device that decodes and keeps the images. Default: CUDA's current device, else the CPU.
         tuning: the number of threads and other settings that change only the speed.
-        indices: the images to load. Default: all. The others may replace one that cannot be decoded.
+        indices: the images to load. Default: all. Any image may replace one that cannot be decoded.
         on_replaced: is called with each file that cannot be decoded and the path of its replacement.
 
     Returns:
@@ -462,7 +462,7 @@ def _choose_kind(
 ) -> tuple[LoaderKind, str]:
     """Chooses resident, host or dali; returns the choice and its reason, in words.
 
-    The images may take as large a share of the device's free memory as each of the runs.
+    The images may take the same share of the device's free memory as each run.
     """
     needed = store_bytes(len(files), decoder.crop_resize.size)
     candidates: list[tuple[LoaderKind, torch.device, int]] = [("resident", decoder.device, at_once + 1)]
@@ -479,7 +479,7 @@ def _choose_kind(
 
 
 def _obstacle(files: ImageFiles, decoder: Decoder, cache: Path, needed: int) -> str | None:
-    """The reason, in words, why the cache cannot take so many bytes of images; None if it can."""
+    """Returns why the cache cannot store this many bytes of images, in words; None if it can."""
     if not is_writable(cache):
         return f"the cache {str(cache)!r} is not writable"
     existing = next(folder for folder in (cache, *cache.parents) if folder.exists())

@@ -33,19 +33,20 @@ from fastae.data.loaders.tuning import Tuning
 from fastae.device.nvml import has_nvml
 from fastae.utils.limits import thread_limit
 
-# A container without the capability "utility" has no NVML, without which the GPU's decoder fails to start.
+# Without NVML, DALI's GPU decoder fails to start unless this is set. A container that lacks the driver
+# capability "utility" has no NVML.
 if not has_nvml():
     os.environ.setdefault("DALI_DISABLE_NVML", "1")
 
 from nvidia.dali import Pipeline, backend, fn, math, types
 
 OUT_OF_MEMORY = ("allocation failed", "Can't allocate", "bad_alloc", "out of memory")
-"""Phrases in the messages of DALI's errors if memory is exhausted."""
+"""DALI's error messages contain one of these phrases if memory is exhausted."""
 
 
 @dataclass(frozen=True)
 class DaliPipeline:
-    """The settings with which a graph runs, and the functions to build and run it."""
+    """The settings of a DALI pipeline, and the functions that build and run it."""
 
     crop_resize: CropResize
 
@@ -53,7 +54,7 @@ class DaliPipeline:
     """The device of the output."""
 
     batch_size: int
-    """The largest batch."""
+    """The maximum number of images in a batch."""
 
     tuning: Tuning
 
@@ -68,7 +69,7 @@ class DaliPipeline:
         """Builds a pipeline of one of the graphs below.
 
         Args:
-            graph: one of the functions below, which take this object and the inputs.
+            graph: `_crops`, `_resized` or `_augmented`. It gets this object and the inputs.
             feed: yields the inputs of each batch.
             columns: the number of inputs.
 
@@ -94,7 +95,8 @@ class DaliPipeline:
     def run(self, pipeline: Pipeline) -> Iterator[Any]:
         """Yields the pipeline's output of each batch.
 
-        DALI is given PyTorch's stream and orders its work before ours there, so that the host never waits.
+        DALI gets PyTorch's current stream, and its work precedes all later work on this stream. So the host
+        never waits.
 
         Raises:
             DecoderStalled: DALI does not return in time.
@@ -108,7 +110,7 @@ class DaliPipeline:
             except StopIteration:
                 return
             except TimeoutError:
-                # When the process ends, DALI must not wait for this pipeline. Nothing public prevents it.
+                # Else DALI would wait for this pipeline when the process ends. No public call prevents it.
                 Pipeline._pipes.discard(weakref.ref(pipeline))
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
             except (RuntimeError, ValueError, MemoryError) as error:
@@ -130,7 +132,7 @@ class DaliPipeline:
         return copied
 
     def _run_once(self, pipeline: Pipeline, stream: Any) -> Any:
-        if self.on_gpu:  # a thread starts on the first GPU, where DALI would create a context
+        if self.on_gpu:  # else a new thread would create a context on the first GPU
             torch.cuda.set_device(self.device)
         return pipeline.run(stream)
 
@@ -151,7 +153,7 @@ def _within(seconds: float, function: Callable[[], Any]) -> Any:
     try:
         return outcome.result(seconds)
     finally:
-        # It may hold an error, which refers to this frame: the cycle would keep the pipeline alive.
+        # It may contain an error, which refers to this frame: the cycle would keep the pipeline alive.
         del outcome
 
 
@@ -167,8 +169,8 @@ def _described(error: Exception) -> DecoderError:
     """Converts an error of DALI to a DecoderError whose message has one line."""
     if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
         return DecoderOutOfMemory(
-            f"out of memory while images were decoded ({_gist(error)}): a smaller --batch-size or smaller "
-            "images need less"
+            f"out of memory while decoding images ({_gist(error)}): use a smaller --batch-size, or smaller "
+            "images"
         )
     return DecoderError(thread_limit(error) or f"DALI failed: {_gist(error)}")
 
@@ -228,8 +230,11 @@ def _inputs(paths: Sequence[str], params: BatchParams) -> tuple[Any, ...]:
 
 
 def _crops(dali: DaliPipeline, path: Any) -> Any:
-    """Decodes the centred squares of files: uint8 (L, L, 3). Half a pixel rounds down and to the right."""
-    # Files are read, not mapped: one that shrinks while it is mapped kills the process. Reading is as fast.
+    """Decodes the centred squares of files: uint8 (L, L, 3).
+
+    If a margin is odd, the square is half a pixel below the centre or to the right of it.
+    """
+    # Files are read, not mapped: a file that shrinks while it is mapped kills the process. This is as fast.
     encoded = fn.io.file.read(path, dont_use_mmap=True)
     side: Any = dali.crop_resize.crop
     if side is None:
@@ -255,7 +260,7 @@ def cut_square(images: Any, side: Any) -> Any:
 
 
 def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
-    """Decodes and resizes files: float32 (S, S, 3) in [0, 255]. A resize from the right edge flips."""
+    """Decodes and resizes files: float32 (S, S, 3) in [0, 255]. Resizing from right to left flips."""
     size, antialias = dali.crop_resize.size, dali.crop_resize.antialias
     region = {} if start is None else {"roi_start": start, "roi_end": 1.0 - start, "roi_relative": True}
     return fn.resize(
@@ -294,4 +299,5 @@ class _Interleaved:
 
 
 def _characters(paths: Sequence[str]) -> list[np.ndarray]:
+    """Returns each path as an array of bytes, DALI's form of a string."""
     return [np.frombuffer(os.fsencode(path), np.uint8) for path in paths]

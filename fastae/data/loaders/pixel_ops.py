@@ -34,7 +34,10 @@ from fastae.data.loaders.sampler import BatchParams
 
 
 def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
-    """Packs the parameters of a batch into int32 (5, N), floats by their bits, for one copy to a GPU."""
+    """Packs the parameters of a batch into int32 (5, N), so that one copy to a GPU suffices.
+
+    Floats are stored by their bits.
+    """
     words = torch.empty(len(params), len(params.indices), dtype=torch.int32, pin_memory=pinned)
     rows = words.numpy()
     rows[0], rows[1] = params.indices, params.flip
@@ -43,7 +46,7 @@ def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
 
 
 def unpack_params(words: Tensor) -> tuple[Tensor, ...]:
-    """The packed indices (int64), flips (bool), brightness, contrast and saturation (float32), each (N,)."""
+    """Unpacks indices (int64), flips (bool), brightness, contrast and saturation (float32), each (N,)."""
     indices, flip = words[:2].unbind()
     return indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind()
 
@@ -53,7 +56,7 @@ CHUNK = 8
 
 
 class PixelOps:
-    """The passes over pixels. Compiled and eager, they are the same functions with the same results.
+    """The passes over pixels. The compiled and the eager functions have the same results.
 
     Args:
         crop_resize: the size of the resized images.
@@ -71,7 +74,7 @@ class PixelOps:
         beside = {"cpp.threads": threads}
         # The passes are separate: a fused kernel would recompute a pass for each tap of the next one.
         self._shrink_rows = wrap(_shrink_rows, beside)
-        self._turn = wrap(_turn, beside)
+        self._transpose = wrap(_transpose, beside)
         self._shrink_columns = wrap(_shrink_columns, beside)
         self._augment_columns = wrap(_augment_columns, beside)
         self._color_jitter = wrap(_color_jitter)
@@ -94,7 +97,7 @@ class PixelOps:
         taps = _Taps.of(crops.shape[1], size)
         upright = torch.zeros(CHUNK, dtype=torch.bool)
         columns = [
-            self._shrink_columns(self._columns(chunk, taps), upright[: len(chunk)], *taps.turned)
+            self._shrink_columns(self._columns(chunk, taps), upright[: len(chunk)], *taps.transposed)
             for chunk in _chunks(crops)
         ]
         return torch.cat(columns).unflatten(1, (size, 3)).transpose(1, 3)
@@ -120,14 +123,14 @@ class PixelOps:
         parts = (_chunks(value) for value in (crops, batch.flatten(2), flips, *all_colors))
         for chunk, out, flip, *colors in zip(*parts, strict=True):
             columns = self._columns(chunk, taps)
-            self._turn(self._augment_columns(columns, flip, *taps.turned, *colors), out)
+            self._transpose(self._augment_columns(columns, flip, *taps.transposed, *colors), out)
         return batch.permute(0, 3, 1, 2)
 
     def _columns(self, crops: Tensor, taps: _Taps) -> Tensor:
         """(n, L, L, 3) uint8 -> (n, 3 L, S): shrinks crops vertically, and transposes them."""
         rows = self._shrink_rows(crops.flatten(2), taps.low, taps.high, weight=taps.weight)
         columns = torch.empty(rows.transpose(1, 2).shape)
-        self._turn(rows, columns)
+        self._transpose(rows, columns)
         return columns
 
     def gather(self, store: Tensor, means: Tensor, words: Tensor) -> Tensor:
@@ -161,7 +164,7 @@ class PixelOps:
             self._selected = torch.empty(shape, dtype=torch.uint8)
         # The memory is reused: new pages would cost more than the copy.
         selected = torch.index_select(store, 0, indices, out=self._selected)
-        # One by one: PyTorch flips the bytes of an image fast, but masks and scatters bytes slowly.
+        # Images are flipped one by one: PyTorch flips bytes fast, but masks and scatters them slowly.
         for index in flips.nonzero().flatten().tolist():
             selected[index] = selected[index].flip(2)
         return selected
@@ -206,8 +209,8 @@ class _Taps:
     weight: Tensor
     """The weight of the second neighbour, float32 (S,)."""
 
-    turned: tuple[Tensor, Tensor, Tensor]
-    """The three for transposed images, whose rows are the columns of each channel: each (2, 3 S).
+    transposed: tuple[Tensor, Tensor, Tensor]
+    """The three tensors for transposed images, with a row per column and channel: each (2, 3 S).
 
     The first row is for images as they are, the second for flipped images.
     """
@@ -226,8 +229,8 @@ class _Taps:
         low_columns, high_columns = (
             (3 * both_ways(values) + torch.arange(3)).flatten(1) for values in (low, high)
         )
-        turned = (low_columns, high_columns, both_ways(weight).flatten(1))
-        return _Taps(low, high, weight, turned=turned)
+        transposed = (low_columns, high_columns, both_ways(weight).flatten(1))
+        return _Taps(low, high, weight, transposed=transposed)
 
 
 def _shrink_rows(crops: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
@@ -237,7 +240,7 @@ def _shrink_rows(crops: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Te
 
 
 def _shrink_columns(columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor) -> Tensor:
-    """Shrinks and flips transposed crops by the `turned` taps: (n, 3 L, S) -> (n, 3 S, S)."""
+    """Shrinks and flips transposed crops by the `transposed` taps: (n, 3 L, S) -> (n, 3 S, S)."""
     images, way = torch.arange(len(columns))[:, None], flip.long()
     left, right = columns[images, low[way]], columns[images, high[way]]
     return left + (right - left) * weight[way][:, :, None]
@@ -246,12 +249,12 @@ def _shrink_columns(columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, we
 def _augment_columns(
     columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor, *colors: Tensor
 ) -> Tensor:
-    """`_shrink_columns`, and then the color changes: (n, 3 S, S) in [0, 1]."""
+    """Applies `_shrink_columns` and then changes the colors: (n, 3 S, S) in [0, 1]."""
     pixels = _shrink_columns(columns, flip, low, high=high, weight=weight).unflatten(1, (columns.shape[2], 3))
     return torch.stack(_jittered(pixels, channel_means(pixels), *colors), dim=2).flatten(1, 2)
 
 
-def _turn(values: Tensor, out: Tensor) -> None:
+def _transpose(values: Tensor, out: Tensor) -> None:
     """Transposes (n, A, B) into `out` (n, B, A)."""
     out.copy_(values.transpose(1, 2))
 

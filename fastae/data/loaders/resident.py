@@ -1,4 +1,4 @@
-"""All images of a data set in one uint8 array, decoded once, and cached on disk in a file that is mapped.
+"""Decodes all images of a data set once, into one uint8 array that is cached in a memory-mapped file.
 
 CelebA at 128x128 takes 9.96 GB. An image has S rows of three planes (S, 3, S), the layout that
 `fastae.data.loaders.pixel_ops` uses. The channel means of each image are stored too, taken before rounding,
@@ -45,13 +45,13 @@ BAD = "bad.json"
 """The file of an entry that maps index -> fault of files that could not be decoded."""
 
 SAMPLE = 16
-"""The number of files that could not be decoded and are tried again when a store is opened."""
+"""How many of the files that could not be decoded are tried again when a store is opened."""
 
 HASHED = 256
 """The number of files whose content is hashed, to distinguish data sets with the same names and sizes."""
 
 HASHED_BYTES = 1 << 20
-"""The bytes of each that are hashed, from its start: the whole of a usual photograph."""
+"""The number of bytes at a file's start that are hashed. Most photographs are hashed as a whole."""
 
 DECODER_PACKAGES = (
     *DALI_BUILDS.values(),
@@ -79,7 +79,7 @@ class Store:
 
 
 def store_bytes(count: int, size: int) -> int:
-    """The bytes of the pixels of `count` images."""
+    """The number of bytes that the pixels of `count` images take."""
     return count * size * size * 3
 
 
@@ -130,7 +130,7 @@ def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache
     data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
 
     def build(draft: Path) -> None:
-        with suppress(OSError):  # a damaged store takes as much disk space as the new one
+        with suppress(OSError):  # a damaged store would take as much disk space as the new one
             (folder / PIXELS).unlink()
         _build(draft, shape, files, decoder=decoder)
 
@@ -210,7 +210,7 @@ def _open(folder: Path) -> Store:
 
 
 def _fault(folder: Path, files: ImageFiles, decoder: Decoder) -> str | None:
-    """The reason to rebuild a store, in words.
+    """Returns why a store must be rebuilt, in words; None if it is up to date.
 
     Either it is damaged, or one of a sample of the files that could not be decoded can be decoded now.
     """

@@ -59,15 +59,16 @@ class Sampler:
     augmentation: Augmentation
 
     part: int = 0
-    """The index of the part of each batch."""
+    """The index of this part, from 0."""
 
     parts: int = 1
-    """The number of parts, which is 1 unless batches are shuffled."""
+    """The number of parts of each batch. It is 1 unless batches are shuffled."""
 
     flip: bool = True
     """Whether images are flipped left-right, each with a probability of 1/2."""
 
     shuffle: bool = True
+    """Whether each epoch visits the images in a new random order."""
 
     @property
     def share(self) -> int:
@@ -88,7 +89,7 @@ class Sampler:
         return min(self.batch_size, self.count - first)
 
     def at(self, iteration: int) -> BatchParams:
-        """One batch. It takes about 10 us, and once per epoch the time of a permutation."""
+        """Returns one batch. This takes about 10 us, and once per epoch also the time of a permutation."""
         words = _words(self.seed, PARAMETERS, iteration, number=4 * self.batch_size)
         uniform = (words >> np.uint64(11)) * 2.0**-53  # the usual construction of a float64 in [0, 1)
         flip, brightness, contrast, saturation = uniform.reshape(4, self.batch_size)
@@ -115,7 +116,7 @@ class Sampler:
         return indices
 
 
-# A batch contains at most two epochs, except for tiny data sets, whose permutations are cheap.
+# A batch has images of at most two epochs, except for tiny data sets, whose permutations are cheap.
 @lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the images in one epoch: int64, each of 0..count-1 once."""

@@ -16,7 +16,7 @@ class Tuning:
     """
 
     threads: int | None = None
-    """The number of CPU threads that decode. Default: it depends on the number of cores."""
+    """The number of CPU threads that decode. Default: see `fastae.data.loaders.decode.default_threads`."""
 
     compiled: bool | None = None
     """Whether torch.compile is used for the passes over pixels. Default: if there is a C++ compiler."""
@@ -27,7 +27,7 @@ class Tuning:
     hw_decoder_load: float = 0.65
     """The share of a batch that the JPEG engine decodes, 0 to 1 (DALI's default: 0.65).
 
-    With 0, an image's pixels do not depend on the others in its batch.
+    With 0, an image's pixels do not depend on the other images in its batch.
     """
 
     decode_on_cpu: bool = False
