@@ -32,7 +32,7 @@ from fastae.utils.json import convert
 from fastae.utils.paths import user_path
 
 COUNT = Range(1, 10**12)
-"""The range of iterations, images and checkpoints. Times any batch size, they fit into 64 bits."""
+"""The range of iterations, images and checkpoints. Multiplied by any batch size, they fit into 64 bits."""
 
 MINUTES = Range(1e-6, 1e7)
 
@@ -55,7 +55,7 @@ def setting(
         group: the heading under which `--help` lists the option.
         text: the option's help.
         within: the valid numbers.
-        can_change: whether a resumed run may change it, since it does not change what is optimized.
+        can_change: whether a resumed run may change it, since what is optimized stays the same.
         choices: the valid words.
         path: whether the value is a path.
         metavar: the name of the value in `--help`.

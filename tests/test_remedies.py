@@ -30,7 +30,7 @@ def test_a_folder_of_runs_is_no_run(run, tmp_path, monkeypatch, command):
     run.rename(tmp_path / "pixel_mse")
     monkeypatch.chdir(tmp_path)
     message = refuses(*command.split())
-    assert "holds several runs" in message and "pixel_mse" in message
+    assert "is a folder of runs" in message and "pixel_mse" in message
 
 
 def test_a_resume_is_refused_with_the_remedy_and_else_sums_up_from_the_first_iteration(run, capsys):

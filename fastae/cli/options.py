@@ -32,14 +32,14 @@ class PathType(click.Path):
 
 
 class InOrder(click.Group):
-    """A group that lists commands in the order of their definition, and names the option in SettingErrors."""
+    """A group that lists its commands as they are defined, and names the option in a SettingError."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SettingError as error:
-            is_pythons = error.name.isidentifier() and error.name.islower()
-            name = flag(error.name) if is_pythons else error.name
+            is_python_name = error.name.isidentifier() and error.name.islower()
+            name = flag(error.name) if is_python_name else error.name
             raise FastaeError(f"{name} {error.problem}") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,7 +49,7 @@ class InOrder(click.Group):
 class GroupedCommand(click.Command):
     """A command without arguments, whose --help lists its options under headings."""
 
-    allow_extra_args = True  # an argument is refused with a hint: it may be meant for --data
+    allow_extra_args = True  # `invoke` refuses arguments with a hint: one may be meant for --data
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.args:

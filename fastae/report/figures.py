@@ -38,10 +38,10 @@ WIDTHS = {"minibatch": 5.0, "pixel": 2.6, "sample": 1.0}
 """Line widths in points."""
 
 MARKERS = {"minibatch": "o", "pixel": "s", "sample": "^"}
-"""They are filled for cross entropy and hollow for squared error."""
+"""Reduction -> marker. Markers are filled for cross entropy and hollow for squared error."""
 
 MARKED = 8
-"""About as many points of a curve have a marker."""
+"""About so many points of each curve have a marker."""
 
 FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
 FURTHER_DASHES = ("-", "--", ":", "-.")
@@ -121,7 +121,7 @@ class Chart(NamedTuple):
 
 
 def draw_charts(groups: Sequence[Group]) -> list[Chart]:
-    """The charts that have data.
+    """Draws the charts that have data.
 
     They are the article's first figure (training batches), held-out images, and the second half of the
     latter, which shows differences better.
@@ -146,7 +146,7 @@ def draw_charts(groups: Sequence[Group]) -> list[Chart]:
 def _curves(
     groups: Sequence[Group], series: Callable[[Run], Series], is_smoothed: bool = False
 ) -> list[Curve]:
-    """The curve of each group, over the seeds that have logged finite values."""
+    """Makes the curve of each group, over the seeds that have logged finite values."""
     curves = []
     for group in groups:
         if seeds := [each for each in map(series, group.runs) if any(map(math.isfinite, each.values()))]:
@@ -159,7 +159,7 @@ def _curves(
 
 
 def _in_words(title: str, curves: Sequence[Curve]) -> str:
-    """A chart's description, with the last finite value of each curve."""
+    """Describes a chart, with the last finite value of each curve."""
     ends = []
     for curve in curves:
         finite = curve.mean[np.isfinite(curve.mean)]
@@ -260,10 +260,10 @@ def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def marked_points(points: int, index: int) -> tuple[int, int]:
-    """The first of a curve's points that has a marker, and the distance to the next one.
+    """Returns the index of a curve's first point with a marker, and the distance to the next one.
 
-    Of curves with the same points, three in succession have theirs at different ones, and so have the three
-    reductions of an element.
+    If curves have the same points, any three in succession have their markers at different points. So do the
+    three reductions of an element.
     """
     distance = max(min(points, 3), points // MARKED, 1)
     return index * distance // 3 % distance, distance
@@ -281,7 +281,7 @@ def _scale_log(axes: Any, ticker: Any) -> None:
 
 
 def _svg(figure: Any) -> bytes:
-    """The figure as SVG, without the XML prologue, which contains web addresses."""
+    """Returns the figure as SVG, without the XML prologue, which contains web addresses."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     written = file.getvalue().decode()

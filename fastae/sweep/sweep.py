@@ -35,7 +35,7 @@ from fastae.utils.console import log
 from fastae.utils.paths import expand_home
 
 POLL_SECONDS = 2.0
-"""The seconds between two looks at sweep.json while the main rank waits for the others."""
+"""The seconds between two readings of sweep.json while the main rank waits for the others."""
 
 
 def run_sweep(
@@ -104,7 +104,7 @@ class Sweep:
         """
         if self.folder.manifest_file.exists():
             self._refresh()
-            self._require_results()
+            self._correct_states()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not RunState.FINISHED]
         settings = self._config.train
@@ -207,14 +207,14 @@ class Sweep:
         self._set(replace(self._runs[name], **values))
         self.folder.change(self._runs[name])
 
-    def _require_results(self) -> None:
+    def _correct_states(self) -> None:
         """Corrects states in sweep.json that do not agree with the weights, which only a finished run has."""
         for run in self._runs.values():
             has_weights = finished_at(self.folder.run(run.name)) is not None
             if has_weights and self._config.train.keep == 0:
                 self._set(replace(run, state=RunState.FINISHED))  # with keep 0 it has no checkpoint
             elif run.state is RunState.FINISHED and not has_weights:
-                log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
+                log(f"{run.name}: finished according to sweep.json, but it has no weights: resuming it")
                 self._set(replace(run, state=RunState.WAITING))
 
     def _refresh(self) -> None:
@@ -223,7 +223,7 @@ class Sweep:
 
 
 class Slot:
-    """A model that runs train one after the other, and the stream on a GPU in which they do."""
+    """Holds one run at a time, with a model, which its runs train one after the other, and a stream."""
 
     def __init__(self, session: Session) -> None:
         self.models = Models(session)
@@ -281,8 +281,8 @@ def begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Itera
                 and run.read_manifest(newest.description).fingerprint != session.folder.manifest.fingerprint
             ):
                 raise FastaeError(
-                    "it began with other images than the sweep's; "
-                    f"fastae train --resume {run.path} resumes it alone"
+                    "the run began with other images than the sweep's; "
+                    f"to resume it alone: fastae train --resume {run.path}"
                 )
             yield newest
     else:
@@ -305,8 +305,8 @@ def open_shared_session(
         at_once: how many runs take turns on this rank's device.
 
     Returns:
-        The session, and the user's settings. If the user named no data folder, they have the one of the runs
-        that are resumed. Automatic choices of the session, for example the loader, are not in the settings.
+        The session, and the user's settings. If the user named no data folder, the settings name that of the
+        resumed runs. They do not contain the session's automatic choices, such as the loader.
     """
     begun = next((run for run in map(folder.run, names) if run.config_file.exists()), None)
     before = begun.read_description() if begun else RunDescription(config)

@@ -34,6 +34,7 @@ NVJPEG, NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = "**/libnvjpeg.so.1[23]", 3, 7  #
 COLORS = {"problem: ": "red", "warning: ": "yellow", "": None}
 
 Answer = tuple[str, str]
+"""The text and the remedy of a check."""
 
 
 class Problem(Exception):
@@ -64,7 +65,7 @@ def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
     except Problem as problem:
         return "problem: ", *problem.args
     except Exception as error:  # the other checks still run
-        return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this"
+        return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this as a bug"
 
 
 def check_fastae() -> Answer:
@@ -182,7 +183,7 @@ def check_cache() -> Answer:
 
 
 def _nvjpeg_status() -> int | None:
-    """The status of DALI's nvJPEG for a handle with the hardware backend; None if it cannot be loaded."""
+    """Returns nvJPEG's status for a handle with the hardware backend; None if DALI's nvJPEG does not load."""
     import nvidia
 
     found = next((path for folder in nvidia.__path__ for path in Path(folder).glob(NVJPEG)), None)

@@ -119,7 +119,7 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
 
 
 def as_before(config: TrainConfig, given: Mapping[str, Any], before: RunDescription) -> TrainConfig:
-    """Returns the settings; what is not `given` now is as it was chosen automatically `before`."""
+    """Returns the settings with data folder, loader and compilation as `before`, unless they are `given`."""
     chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
     kept: dict[str, Any] = {
         name: value for name, value in chosen.items() if name not in given and value is not None

@@ -13,7 +13,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals(AbstractContextManager):
-    """While the block runs, `caught` is the first SIGTERM, SIGINT or SIGHUP that came; None if none did.
+    """While the block runs, `caught` is the first SIGTERM, SIGINT or SIGHUP that arrived, or None.
 
     If the block ends without an exception although a signal was caught, that signal is sent again. A signal
     that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main thread,
