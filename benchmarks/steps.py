@@ -42,7 +42,7 @@ TRIED: dict[str, dict[str, str]] = {
     "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
     WIDE: {},
 }
-"""Change to the last variant on a GPU -> environment variables. `_fastae_step` makes other changes by name."""
+"""Change to the last variant on a GPU -> environment variables. `_fastae_step` makes the others by name."""
 LOSS = "minibatch_bce"
 WARM_UP = 3
 LOSS_TOLERANCE = 0.01

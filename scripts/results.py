@@ -88,7 +88,7 @@ def results(folder: Path) -> Iterator[str]:
 
 
 def averages(numbers: Table) -> Table:
-    """Returns the last row of each loss in the table of runs: the mean over the seeds if there are several."""
+    """Returns the last row of each loss in the table of runs: the mean over its seeds if it has several."""
     columns = [numbers.head.index(name) for name in SHOWN if name in numbers.head]
     rows = {row.cells[0].text: row for row in numbers.rows}
     cells = [[Cell(row.cells[column].text) for column in columns] for row in rows.values()]

@@ -27,7 +27,7 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
-def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
+def test_fastae_accepts_the_command_of_every_run_and_sweep(tmp_path, on_gpu):
     """Tests do not share the card, and loaders get all cores."""
     commands = parts(tmp_path, on_gpu, images=None)
     assert {"resident", "dali", "at-once-1", "at-once-2", "at-once-3", "at-once-6"} <= commands.keys()
@@ -45,7 +45,7 @@ def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_the_rate_of_runs_at_once_is_of_all_while_all_are_busy(tmp_path, number):
+def test_the_rate_of_runs_at_once_is_their_total_while_all_slots_are_busy(tmp_path, number):
     """Each trains 10 images/s of the wall's time, but at the start, and when others have ended."""
     for run in range(6):
         folder = tmp_path / f"run{run}"
@@ -58,7 +58,7 @@ def test_the_rate_of_runs_at_once_is_of_all_while_all_are_busy(tmp_path, number)
     assert gpu_check.rate_at_once(tmp_path, number) == pytest.approx(10.0 * number)
 
 
-def test_a_second_call_continues_with_what_failed(tmp_path, monkeypatch):
+def test_a_second_call_runs_only_the_parts_that_failed(tmp_path, monkeypatch):
     commands = {"one": ["true"], "two": ["test", "-e", str(tmp_path / "fixed")]}
     monkeypatch.setattr(gpu_check, "parts", lambda *_: commands)
     first = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])

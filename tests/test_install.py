@@ -58,19 +58,19 @@ def make(tmp_path):
         ("580.65.06", "12.0\\n", "cuda13"),
     ],
 )
-def test_the_builds_that_fit_driver_and_card(make, driver, capabilities, extra):
+def test_make_setup_installs_the_builds_that_fit_driver_and_card(make, driver, capabilities, extra):
     output = make(driver, capabilities, "-n").stdout
     assert f"-e '.[{extra},dev]'" in output
     assert ("--extra-index-url https://download.pytorch.org/whl/cu126" in output) is (extra == "cuda12")
 
 
-def test_a_new_card_with_an_old_driver_is_told_which_driver_it_needs(make):
+def test_make_setup_names_the_driver_that_a_new_card_needs(make):
     result = make("570.86.15", "12.0\\n")
     assert result.returncode != 0 and "driver 580 or newer, not 570" in result.stderr
 
 
 @pytest.mark.parametrize("has_pip", [True, False])
-def test_a_python_without_ensurepip(make, tmp_path, has_pip):
+def test_make_setup_works_without_ensurepip_if_there_is_a_pip(make, tmp_path, has_pip):
     """It leaves half a .venv. What it can do without: pip, which here only notes how it is called."""
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh

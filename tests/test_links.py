@@ -42,13 +42,13 @@ FILES = (
 
 
 @pytest.mark.parametrize("name", [*FILES, "checkpoints", "samples", "report"])
-def test_a_run_with_a_link_under_a_name_that_is_written_is_refused(run, outside, name):
+def test_a_run_folder_with_a_link_where_fastae_writes_is_refused(run, outside, name):
     link = plant(run / name, outside / ("file" if name in FILES else "below"))
     assert str(link) in refuses("train", "--resume", run, "--iterations", 6)
     assert link.is_symlink()
 
 
-def test_a_link_to_the_newest_checkpoint_is_replaced_whatever_it_leads_to(run, outside, tmp_path):
+def test_the_link_to_the_newest_checkpoint_is_replaced_and_not_followed(run, outside, tmp_path):
     """And the run's folder may itself be reached through a link."""
     plant(run / "checkpoints" / "last.pt", outside / "file")
     (tmp_path / "link").symlink_to(run)
@@ -77,7 +77,7 @@ def test_a_report_is_not_written_through_links(run, outside, name):
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "pipe"])
-def test_what_writes_a_file_follows_no_link_and_replaces_regular_files_alone(tmp_path, outside, kind):
+def test_writing_follows_no_link_and_replaces_only_regular_files(tmp_path, outside, kind):
     """To anybody who may rename there (root), a file that replaces /dev/null is the end of much."""
     path = tmp_path / "path"
     if kind == "pipe":

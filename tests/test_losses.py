@@ -30,7 +30,7 @@ def tensor_in_numpy(name, reconstruction, images):
     return {"minibatch": elements.mean(), "sample": elements.mean(axis=0), "pixel": elements}[reduction]
 
 
-def test_the_six_in_the_articles_order():
+def test_the_six_losses_are_in_the_articles_order():
     assert list(LOSSES) == ARTICLE_ORDER
 
 
@@ -75,7 +75,7 @@ def ssim_in_numpy(x, y):
     return np.mean(found)
 
 
-def test_ssim_is_what_its_authors_define():
+def test_ssim_agrees_with_its_definition():
     images = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(1))
     noisy = (images + torch.linspace(-0.3, 0.3, 20)).clamp(0, 1)
     pairs = zip(noisy.double().numpy(), images.double().numpy(), strict=True)

@@ -112,7 +112,7 @@ def tensorflow_padded(model, x):
     return x
 
 
-def test_symmetric_padding_is_tensorflows_in_a_mirror():
+def test_symmetric_padding_is_tensorflows_padding_of_mirrored_images():
     torch.manual_seed(0)
     ours = AutoEncoder(32, 16).double()
     images = torch.rand(2, 3, 32, 32, dtype=torch.float64)

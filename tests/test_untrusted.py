@@ -98,7 +98,7 @@ def test_a_malicious_checkpoint_does_nothing_and_the_one_before_is_used(tmp_path
     assert not (tmp_path / DONE).exists()
 
 
-def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_instead_of_a_checkpoint_does_not_block(tmp_path):
     lines = []
     plant(tmp_path, saved(GOOD))
     os.mkfifo(tmp_path / "0000002.pt")
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
     assert checkpoint.newest(tmp_path, lines.append).iteration == 1 and len(lines) == 1
 
 
-def test_a_model_that_config_json_claims_takes_no_memory(run):
+def test_a_model_size_that_config_json_claims_allocates_no_memory(run):
     (run / "model.safetensors").unlink()
     described = json.loads((run / "config.json").read_text())
     described["config"] |= {"latent": 2**20, "image_size": 4096}
@@ -209,7 +209,7 @@ def nested(depth):
         ("progress", [], "progress|object"),
     ],
 )
-def test_what_a_checkpoint_says_is_converted_to_its_type_first(small_run, tmp_path, part, value, reason):
+def test_the_types_of_a_checkpoints_values_are_checked_first(small_run, tmp_path, part, value, reason):
     """Its digest is valid: whoever made the folder made that, too."""
     state = last_state(small_run) | {"iteration": 9}
     state[part] = value if isinstance(value, list) else state[part] | value
@@ -219,7 +219,7 @@ def test_what_a_checkpoint_says_is_converted_to_its_type_first(small_run, tmp_pa
     assert len(lines) == 1 and re.search(reason, lines[0]) and len(lines[0]) < 500
 
 
-def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(run):
+def test_a_run_does_not_begin_again_if_its_checkpoints_cannot_be_used(run):
     (run / "model.safetensors").unlink()
     (run / "checkpoints" / "0000004.pt.sha256").unlink()
     for use in (lambda: here("train", "--resume", run, "--iterations", 5), lambda: load_model(run)):
@@ -228,7 +228,7 @@ def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(run):
     assert (run / "checkpoints" / "0000004.pt").exists()
 
 
-def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):
+def test_a_sweep_json_that_names_a_folder_outside_is_refused(tmp_path):
     """The folder of a run that had not begun is removed."""
     for name in ("../precious", str(tmp_path), ".", "", "pixel_bce/..", "pixel_bce-1/../../precious"):
         entry = {"name": name, "loss": "pixel_bce", "seed": 0}
@@ -251,7 +251,7 @@ FORBIDDEN = re.compile(
 )
 
 
-def test_nothing_that_is_read_can_be_run():
+def test_no_source_can_run_code_that_it_reads():
     """No pickle, eval, shell or unpacking of whole archives, client or server in any source."""
     sources = [path for name in ("fastae", "benchmarks", "scripts") for path in (ROOT / name).rglob("*.py")]
     assert len(sources) > 50
@@ -259,7 +259,7 @@ def test_nothing_that_is_read_can_be_run():
         assert not (found := FORBIDDEN.search(path.read_text())), (path, found)
 
 
-def test_tensorboard_is_suggested_on_localhost_alone():
+def test_tensorboard_is_suggested_only_on_localhost():
     """The default: it listens elsewhere only with another `--host`."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
     for path in (*pages, *ROOT.glob("fastae/**/*.py")):
@@ -276,7 +276,7 @@ def is_harmless(text):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_nothing_that_is_printed_is_obeyed_by_a_terminal(terminal, capsys):
+def test_printed_text_cannot_control_a_terminal(terminal, capsys):
     screen = io.StringIO()
     console = HarmlessConsole(file=screen, force_terminal=terminal, color_system=None, width=300)
     table = Table(HOSTILE, title=HOSTILE)
@@ -292,7 +292,7 @@ def test_nothing_that_is_printed_is_obeyed_by_a_terminal(terminal, capsys):
     assert error.count("\n") == 1 and is_harmless(error)
 
 
-def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths, capsys):
+def test_a_run_with_hostile_names_prints_harmless_text(tmp_path, face_paths, capsys):
     """Folder, files and run."""
     data = tmp_path / f"-data\n{HOSTILE}"
     data.mkdir()
@@ -311,7 +311,7 @@ def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths, capsys):
     assert (out / "gpu.png").is_file()
 
 
-def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
+def test_a_terminal_with_only_ascii_gets_escapes(tmp_path):
     result = fastae("cache", "list", "--cache-dir", tmp_path / "é\U0001f600", PYTHONIOENCODING="ascii")
     assert result.returncode == 0 and r"\xe9\U0001f600" in result.stdout
 
@@ -333,7 +333,7 @@ def foreign_report(text):
     return {"summary": summary, "diagnosis": diagnosis, "missing": text}
 
 
-def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(tmp_path, capsys):
+def test_a_foreign_utilisation_report_cannot_control_a_terminal(tmp_path, capsys):
     report = foreign_report(HOSTILE)
     (tmp_path / "gpu.json").write_text(json.dumps([report]))
     (tmp_path / "config.json").write_text("{}")

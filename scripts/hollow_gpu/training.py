@@ -1,4 +1,4 @@
-"""Makes whole runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
+"""Makes runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
 
 from __future__ import annotations
 

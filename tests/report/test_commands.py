@@ -54,7 +54,7 @@ def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at
         assert len(texts(runs)) == len(runs) + 1
 
 
-def test_an_option_and_its_value_are_one_piece_and_give_the_settings_again(tmp_path):
+def test_a_command_keeps_options_with_their_values_and_parses_to_the_same_settings(tmp_path):
     settings = {
         "loss": "sample_bce", "seed": 3, "amp": True, "channels_last": False, "minutes": 2.5,
         "data": "/a folder/with 'quotes' $HOME", "out": "a folder/run",

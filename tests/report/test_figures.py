@@ -52,7 +52,7 @@ def test_a_long_curve_is_a_small_figure():
     assert len(figures.draw_curves([curve("sample_bce", noise, weight=0.95)])) < 200_000
 
 
-def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged(tmp_path):
+def test_seeds_are_drawn_as_their_mean_in_a_band_at_common_iterations(tmp_path):
     make_run(tmp_path / "a", seed=1, held_out={0: 9e5, 50: 4e5, 75: 4e5, 100: 4e5})
     make_run(tmp_path / "b", seed=2, held_out={0: 9e5, 50: 8e5, 100: 2e5, 120: 1e5})
     (group,) = group_seeds(find_runs([tmp_path])[0])
@@ -83,7 +83,7 @@ def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(poin
         assert points < 3 or sum(map(len, of_element)) == len(set.union(*of_element))
 
 
-def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
+def test_long_labels_are_broken_between_words_and_leave_room_for_the_curves():
     label = "pixel_mse --learning-rate 0.1 --batch-size 8 (folder $x$ of another name)"
     svg = figures.draw_curves([curve("pixel_mse", (2, 1), label=f"{n} {label}") for n in range(9)])
     lines = [text for text in texts(svg) if text and "--" in text]
@@ -106,7 +106,7 @@ def test_numbers_are_short():
     ]  # fmt: skip
 
 
-def test_smoothing_is_tensorboards_and_what_is_not_finite_is_kept_and_not_averaged():
+def test_smoothing_is_tensorboards_and_keeps_values_that_are_not_finite():
     smoothed = figures.smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
     # By hand: 10; (0.95 * 0.5 + 0.05 * 20) / (1 - 0.95^2); ...
     assert smoothed == pytest.approx([10, math.nan, 15.128205, math.inf, 23.847502], abs=1e-6, nan_ok=True)

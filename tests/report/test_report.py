@@ -70,7 +70,7 @@ def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_pa
     assert make_report([run], tmp_path / "other.html").is_file()
 
 
-def test_numbers_alone_make_a_page(tmp_path):
+def test_a_page_needs_only_numbers(tmp_path):
     for seed in range(3):
         for index, loss in enumerate(("pixel_bce", "pixel_mse")):
             make_run(
@@ -96,7 +96,7 @@ def test_the_page_says_how_it_is_smoothed_and_what_is_wrong_with_runs(tmp_path, 
     assert (tmp_path / "else" / "page" / "train.svg").is_file()
 
 
-def test_options_are_not_broken():
+def test_lines_do_not_break_within_options():
     assert unbroken("a <b> --lr 0.1, --sync-bn --amp (--no-x y)") == (
         'a &lt;b&gt; <span class="unbroken">--lr 0.1</span>, <span class="unbroken">--sync-bn</span> '
         '<span class="unbroken">--amp</span> (<span class="unbroken">--no-x y</span>)'
@@ -111,13 +111,13 @@ def page_that_contains(text, folder):
     return make_report([make_run(run, data=f"/gone/{text}", described=described)])
 
 
-def test_whatever_comes_from_outside_is_text(tmp_path):
+def test_text_from_outside_is_escaped(tmp_path):
     page = page_that_contains(f"{HOSTILE}caf\udce9", tmp_path)
     require_harmless(page)
     assert words_of(page).count("alert(1)") >= 6 and "{{ 7 * 7 }}" in words_of(page)
 
 
-def test_a_page_holds_no_control_characters(tmp_path):
+def test_a_page_contains_no_control_characters(tmp_path):
     hidden = "\x1b[31m\x07\x7f\x9b\u202e"
     text = page_that_contains(hidden, tmp_path).read_text()
     assert not set(hidden) - set("[31m") & set(text) and r"run\x1b[31m\x07\x7f\x9b\u202e" in text

@@ -36,7 +36,7 @@ def source(run):
 
 
 @pytest.mark.parametrize(("iteration", "file"), [(3, "checkpoint"), (4, "model.safetensors")])
-def test_the_newest_weights_are_read_and_safetensors_if_both_are(run, iteration, file):
+def test_the_newest_weights_are_read_and_safetensors_if_both_are_as_new(run, iteration, file):
     save_weights(run, {"iteration": str(iteration)})
     assert source(run) == (file, 4)
 

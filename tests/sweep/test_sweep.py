@@ -68,7 +68,7 @@ def opened(config, folder):
         return opened
 
 
-def test_trains_the_six_losses_each_from_its_own_seed(swept):
+def test_a_sweep_trains_the_six_losses_each_from_its_own_seed(swept):
     out, lines = swept
     assert states(out) == dict.fromkeys(LOSSES, "finished")
     rows = [line.split() for line in lines]
@@ -94,7 +94,7 @@ def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_pa
         assert same_state(last_state(swept[0] / "pixel_mse")[part], last_state(alone)[part]), part
 
 
-def test_runs_that_take_turns_are_those_that_do_not(swept, face_folder, tmp_path, capsys):
+def test_runs_that_take_turns_end_in_the_same_bits_as_runs_that_do_not(swept, face_folder, tmp_path, capsys):
     run_sweep(
         SweepConfig(settings(face_folder), ("minibatch_bce", "minibatch_mse", "pixel_bce")), tmp_path, 2
     )
@@ -135,7 +135,7 @@ def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
         assert same_state(last_state(tmp_path / loss)["model"], last_state(swept[0] / loss)["model"])
 
 
-def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, tmp_path, monkeypatch):
+def test_ranks_share_the_runs_and_train_on_the_images_of_the_first_rank(face_folder, tmp_path, monkeypatch):
     """The second trains when the first has nothing left to do but wait for it."""
     data, store, losses = tmp_path / "data", dist.HashStore(), (*TWO, "pixel_bce")
     shutil.copytree(face_folder, data)
@@ -160,7 +160,7 @@ def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, 
     assert len(manifests) == 1
 
 
-def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_is_reported_and_the_others_are_trained(face_folder, tmp_path, monkeypatch, capsys):
     open_trainer = sweeping.open_trainer
 
     def failing(models, config, *rest, **options):
@@ -178,7 +178,7 @@ def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, mo
     assert {run.state for run in runs} == {"finished"} and not any(run.error for run in runs)
 
 
-def test_a_disk_that_is_full_for_the_plan_is_one_line(face_folder, tmp_path):
+def test_a_full_disk_at_the_start_of_a_sweep_is_reported_in_one_line(face_folder, tmp_path):
     config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
     run_sweep(SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",)), tmp_path / "first")
     folder = tmp_path / "new" / "sweep"
@@ -237,7 +237,7 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
     assert refusal.value.exit_code == 2 and not (tmp_path / "out").exists()
 
 
-def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(face_folder, tmp_path):
+def test_refused_settings_leave_no_plan_behind(face_folder, tmp_path):
     def begin(**others):
         return run_sweep(SweepConfig(settings(face_folder, iterations=1, **others), ("pixel_mse",)), tmp_path)
 
@@ -250,7 +250,7 @@ def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(fa
         begin(latent=17)
 
 
-def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
+def test_a_second_sweep_in_a_folder_is_refused(face_folder, tmp_path):
     one, other = (SweepConfig(settings(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
     with open_sweep(one, tmp_path):
         for late in (one, other):
@@ -259,7 +259,7 @@ def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder, tmp_path):
+def test_a_run_of_a_sweep_keeps_files_that_somebody_put_in_its_folder(face_folder, tmp_path):
     (tmp_path / "pixel_mse").mkdir()
     (tmp_path / "pixel_mse" / "precious").touch()
     config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
@@ -268,7 +268,7 @@ def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder,
     assert "is not empty" in run.error and (tmp_path / "pixel_mse" / "precious").exists()
 
 
-def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_path, capsys):
+def test_moved_data_are_found_by_the_option_data(copy, swept, face_folder, tmp_path, capsys):
     """And a run that began with other images than the sweep is not continued."""
     moved = tmp_path / "moved"
     shutil.copytree(face_folder, moved)
@@ -284,7 +284,7 @@ def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_pa
     assert same_state(last_state(copy / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
 
 
-def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
+def test_a_folder_of_another_plan_is_refused_with_the_differences(swept, face_folder, tmp_path):
     other = SweepConfig(settings(face_folder, lr=0.5, iterations=9), same_init=True)
     with pytest.raises(
         FastaeError, match=r"--iterations 3, not 9, --lr 0\.0001, not 0\.5, --same-init False"
@@ -318,7 +318,7 @@ def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeyp
     assert f"--out {folder.relative_to(tmp_path)}" in str(stopped.value)
 
 
-def test_what_runs_logged_is_counted_whatever_became_of_the_sweep(swept, copy, face_folder):
+def test_figures_that_runs_logged_survive_a_killed_sweep(swept, copy, face_folder):
     """Killed, nothing of a session is in sweep.json; a run may also have been resumed on its own."""
     content = written(copy)
     for run in content["runs"]:
@@ -331,7 +331,7 @@ def test_what_runs_logged_is_counted_whatever_became_of_the_sweep(swept, copy, f
         assert run.seconds == pytest.approx(before["seconds"])
 
 
-def test_a_run_is_finished_by_its_results_not_by_what_sweep_json_says(swept, face_folder, tmp_path, capsys):
+def test_weights_and_not_sweep_json_decide_whether_a_run_is_finished(swept, face_folder, tmp_path, capsys):
     copied(swept[0], tmp_path / "out")
     content = written(tmp_path / "out")
     assert {run["state"] for run in content["runs"]} == {"finished"}

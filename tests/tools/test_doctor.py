@@ -56,7 +56,7 @@ def install(monkeypatch):
     return be
 
 
-def test_this_machine_on_one_screen(capsys):
+def test_the_output_for_this_machine_fits_on_one_screen(capsys):
     assert here("doctor") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24 and CHECKS.keys() <= {line.split()[0] for line in lines}
@@ -83,7 +83,7 @@ def test_this_machine_on_one_screen(capsys):
         (card("580.65.06", (13, 0), BLACKWELL, VOLTA), None, 13, "'.[cuda13]'"),
     ],
 )
-def test_pytorch_against_driver_and_card(install, driver, cuda, dali, line):
+def test_pytorchs_build_is_compared_with_driver_and_card(install, driver, cuda, dali, line):
     built = {None: [], "13.0": CUDA_13_BUILD}.get(cuda, CUDA_12_BUILD)
     install(cuda, built, (dali,), driver, available=not line)
     assert (torch_mismatch(driver) == "") is (line == "")
@@ -132,7 +132,7 @@ def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys):
     assert "PyTorch" in refuses("doctor") and "make setup" in refuses("doctor")
 
 
-def test_the_driver_and_its_gpus(install):
+def test_the_driver_and_its_gpus_are_listed(install):
     lost = Card(BUSY, uuid="GPU-3", index=2, lost=pynvml.NVML_ERROR_GPU_IS_LOST)
     machine = RecordedNvml(Card(BUSY), Card(BUSY, uuid="GPU-2", index=1), lost)
     driver = compatibility.read_driver(machine)
@@ -182,7 +182,7 @@ def test_without_nvml_there_is_a_reason_and_a_remedy_if_there_is_a_card(
         ("cudaGetDeviceCount(). Error 999: unknown error\nmore", "dmesg"),
     ],
 )
-def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, error, words):
+def test_pytorchs_error_says_why_cuda_does_not_start(install, monkeypatch, error, words):
     def breaks():
         raise RuntimeError(error)
 
@@ -195,9 +195,7 @@ def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, erro
     assert "CUDA_VISIBLE_DEVICES" in doctor.check_driver()[1] and unusable_gpu_reason() is None
 
 
-def test_a_card_without_memory_of_its_own_one_that_is_not_on_pci_and_one_that_is(
-    install, monkeypatch, tmp_path
-):
+def test_cards_with_shared_memory_jetsons_and_cards_on_pci_are_recognised(install, monkeypatch, tmp_path):
     install(driver=Driver("580.1", (13, 0), (Gpu(0, "NVIDIA GB10", capability=(12, 1)),)))
     text, _ = doctor.check_driver()
     assert "0 GiB" not in text and "shared" in text
@@ -217,7 +215,7 @@ def test_a_card_without_memory_of_its_own_one_that_is_not_on_pci_and_one_that_is
     ("status", "warned", "words"),
     [(0, False, "JPEG engine"), (7, False, "CUDA cores"), (None, True, "unknown")],
 )
-def test_a_jpeg_engine_is_what_nvjpeg_says(monkeypatch, status, warned, words):
+def test_nvjpeg_tells_whether_there_is_a_jpeg_engine(monkeypatch, status, warned, words):
     if not torch.cuda.is_available():
         assert doctor._nvjpeg_status() != 0, "DALI's nvJPEG answers, and not that there is an engine"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -226,7 +224,7 @@ def test_a_jpeg_engine_is_what_nvjpeg_says(monkeypatch, status, warned, words):
     assert words in text and ("video" in remedy) is warned
 
 
-def test_no_compiler(monkeypatch, tmp_path):
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "CXX" in doctor.check_compile()[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -236,7 +234,7 @@ def test_no_compiler(monkeypatch, tmp_path):
     assert "no-such-compiler-either" in remedy and "Python.h" in remedy, "what Triton needs"
 
 
-def test_little_cpu_memory_disk_and_cache(monkeypatch, tmp_path):
+def test_too_few_cores_and_too_little_memory_or_disk_have_remedies(monkeypatch, tmp_path):
     assert not doctor.check_disk()[1]
     monkeypatch.setattr(doctor, "usable_cores", lambda: 0.5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_leaves_no_file(small_run, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_the_format_cannot_hold_and_a_wrong_run_or_folder_are_refused(small_run, tmp_path, monkeypatch):
+def test_a_model_too_large_for_onnx_and_a_wrong_run_or_folder_are_refused(small_run, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "precious").write_text("kept")

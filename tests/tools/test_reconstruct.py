@@ -110,7 +110,7 @@ def reason_against(path, crop_resize=SMALL):
     return str(caught.value)
 
 
-def test_each_unusable_file_is_refused_and_no_broken_one_is_more_than_unusable(tmp_path, good, photo):
+def test_unusable_files_are_refused_and_broken_ones_raise_no_other_error(tmp_path, good, photo):
     bad_files.make(tmp_path, good)
     for path in tmp_path.iterdir():
         with suppress(UnusableImage):
@@ -145,7 +145,7 @@ def test_folders_give_their_images_sorted_and_files_stay_in_order(tmp_path):
     assert "folder" in reason_against(tmp_path / "c")
 
 
-def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path, capsys):
+def test_good_files_with_awkward_names_are_used_and_bad_ones_skipped(small_run, face_paths, tmp_path, capsys):
     inside, out = tmp_path / "mine", tmp_path / "new" / "out"
     inside.mkdir()
     (inside / "0.jpg").write_bytes(Path(face_paths[1]).read_bytes())
@@ -178,7 +178,7 @@ def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path,
         assert float(decibel) == pytest.approx(psnr(error), abs=0.051)
 
 
-def test_all_good_is_exit_code_0_although_the_gpu_runs_nothing(small_run, face_paths, tmp_path, monkeypatch):
+def test_reconstruct_works_beside_a_gpu_that_does_not(small_run, face_paths, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert here("reconstruct", small_run, face_paths[0], "--out", tmp_path) == 0  # empty is as good as new

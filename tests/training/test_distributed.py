@@ -32,7 +32,7 @@ RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-def test_the_ranks_batches_are_the_one_process_batch(face_paths, kind):
+def test_the_batches_of_all_ranks_form_the_batch_of_one_process(face_paths, kind):
     def batch(shard=(0, 1)):
         loader = open_loader(
             face_paths,
@@ -77,7 +77,7 @@ def rows(run, kind):
     return [found.values[name][:2].tolist() for name in ("loss", "loss_index", "grad_norm")]
 
 
-def test_two_ranks_train_what_one_process_trains_and_stop_at_one_iteration(face_folder, tmp_path):
+def test_two_ranks_train_what_one_process_trains_and_stop_at_the_same_iteration(face_folder, tmp_path):
     """With --sync-bn. Rounding may flip a ReLU, and Adam's first steps are the sign of a gradient."""
     one, two = tmp_path / "one", tmp_path / "two"
     train(small_config(face_folder, one, log_every=1, eval_every=1, seed=2))
@@ -135,7 +135,7 @@ def group(monkeypatch):
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_a_rank_parts_in_good_order_and_ends_at_once_after_an_exception(
+def test_a_rank_leaves_its_group_in_order_but_ends_at_once_after_an_exception(
     group, monkeypatch, capsys, error, ends
 ):
     """NCCL would wait for ten minutes if a rank parted after an exception; gloo does not wait."""

@@ -44,7 +44,7 @@ def files(run):
     return {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")}
 
 
-def test_a_disk_that_is_full_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
+def test_a_full_disk_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
     run = tmp_path / "run"
     copied(whole, run)
     before = files(run)
@@ -67,14 +67,14 @@ def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(fac
     assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
 
 
-def test_a_disk_that_is_full_while_events_are_written(face_folder, tmp_path):
+def test_a_full_disk_while_events_are_written_ends_the_run(face_folder, tmp_path):
     config = settings(face_folder, tmp_path / "run", iterations=100, eval_every=2, checkpoint_every=None)
     with largest_file(100_000), pytest.raises(RunFailure, match=f"{FULL}.*nothing was saved yet"):
         train(config)
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced by a file", "read-only"])
-def test_a_run_folder_that_becomes_unusable_during_the_run(face_folder, tmp_path, monkeypatch, how):
+def test_a_run_folder_that_becomes_unusable_ends_the_run(face_folder, tmp_path, monkeypatch, how):
     out = tmp_path / "run"
     if how == "read-only" and os.geteuid() == 0:
         pytest.skip("nothing is read-only to root")
@@ -143,7 +143,7 @@ def test_memory_and_threads_that_run_out_in_a_step_have_their_remedy(
         train(settings(face_folder, tmp_path / "run"))
 
 
-def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monkeypatch):
+def test_an_error_of_dali_ends_the_run_in_one_line(face_folder, tmp_path, monkeypatch):
     healthy, given = Pipeline.run, []
 
     def failing(self, stream):
@@ -187,7 +187,7 @@ def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_p
     assert not child.is_alive()
 
 
-def test_no_more_threads_are_one_line_with_the_limit(face_folder, tmp_path, monkeypatch):
+def test_too_many_threads_are_reported_with_the_limit_to_raise(face_folder, tmp_path, monkeypatch):
     def refused(pipeline):
         raise RuntimeError(
             "Critical error:\n\nResource temporarily unavailable\nCurrent pipeline is invalid."

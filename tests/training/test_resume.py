@@ -161,7 +161,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, how):
     assert newest.name in line
 
 
-def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(stopped):
+def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_removed(stopped):
     """By their numbers alone the damaged one, which is of a later iteration, would be the one to keep."""
     replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.pt", b"")
     resume_run(stopped, {"iterations": STOPPED - 1, "keep": 1})
@@ -171,7 +171,7 @@ def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(sto
     assert last_state(stopped)["iteration"] == LENGTH
 
 
-def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
+def test_another_number_of_ranks_is_reported_and_not_as_rounding(stopped, capsys):
     described = json.loads((stopped / "config.json").read_text())
     last = checkpoint.newest(stopped / "checkpoints", print)
     checkpoint.write(
@@ -182,7 +182,7 @@ def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
     assert described["world_size"] == 1 and "rounding" not in line
 
 
-def test_checkpoints_are_what_sha256sum_checks_and_keep_of_them_stay(stopped_run, uninterrupted):
+def test_sha256sum_verifies_the_checkpoints_and_keep_limits_their_number(stopped_run, uninterrupted):
     for run, kept in ((stopped_run, [18, 21]), (uninterrupted(), [24])):
         folder, names = run / "checkpoints", [f"{iteration:07d}.pt" for iteration in kept]
         assert sorted(path.name for path in folder.glob("*.pt")) == [*names, "last.pt"]
@@ -268,7 +268,7 @@ def test_a_run_killed_between_digest_and_checkpoint_begins_again(stopped):
 @pytest.mark.parametrize(
     ("name", "value"), [("seed", 1), ("lr", 2e-4), ("loss", "minibatch_mse"), ("latent", 32)]
 )
-def test_the_checkpoint_decides_what_the_run_is(stopped, name, value):
+def test_a_config_json_that_contradicts_the_checkpoint_is_refused(stopped, name, value):
     """Its digest covers its settings; config.json has none, and one bit of it would make it another run."""
     described = json.loads((stopped / "config.json").read_text())
     trained, described["config"][name] = described["config"][name], value
@@ -324,7 +324,7 @@ def test_event_files_that_were_lost_are_reported(stopped, capsys):
     assert len(last_state(stopped)["progress"]["events"]) == 2
 
 
-def test_what_would_be_another_run_is_refused_by_name(stopped):
+def test_settings_that_would_make_another_run_are_refused_by_name(stopped):
     with pytest.raises(
         FastaeError, match=r"--loss minibatch_bce, not pixel_mse, --lr 0.0001, not 0.1: start a"
     ):
@@ -341,7 +341,7 @@ def test_a_list_of_other_images_is_refused(stopped):
         resume_run(stopped, {})
 
 
-def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
+def test_moved_data_are_found_by_the_option_data_and_other_data_are_refused(
     stopped, face_folder, tmp_path, uninterrupted
 ):
     moved = tmp_path / "moved"
@@ -361,7 +361,7 @@ def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
 
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
-def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, capsys, loader):
+def test_a_file_that_went_bad_before_a_resume_does_not_end_the_run(face_folder, tmp_path, capsys, loader):
     """It is as if it had gone bad in mid-run: the next is read instead, and no other image moves."""
     data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
     shutil.copytree(face_folder, data)
@@ -399,7 +399,7 @@ def test_another_version_is_reported(stopped, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"config": {"loss": "minibatch_bce", "os": "system"}}'])
-def test_what_is_not_a_run_is_refused(tmp_path, content):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, content):
     if content:
         (tmp_path / "config.json").write_text(content)
     for folder in (tmp_path, tmp_path / "nothing", Path(__file__)):
@@ -407,7 +407,7 @@ def test_what_is_not_a_run_is_refused(tmp_path, content):
             resume_run(folder, {})
 
 
-def test_two_runs_in_one_folder_are_one_too_many(stopped, face_folder):
+def test_a_second_run_in_a_folder_is_refused(stopped, face_folder):
     with RunFolder(stopped).lock():
         with pytest.raises(FastaeError, match="is locked by another run"):
             resume_run(stopped, {})

@@ -21,7 +21,7 @@ SECONDS, MINUTES = (20_000, 10.0) if os.environ.get("FASTAE_SOAK") else (40, 0.1
 PAGE = 4096
 
 
-def test_memory_is_flat_and_checkpoints_come_by_the_clock(face_folder, tmp_path):
+def test_memory_does_not_grow_and_checkpoints_follow_the_clock(face_folder, tmp_path):
     """In a process of its own, whose memory is its own."""
     command = [sys.executable, "-m", "tests.training.test_soak", face_folder, tmp_path / "run"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)

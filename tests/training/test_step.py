@@ -152,7 +152,7 @@ def test_restored_moments_lie_in_memory_as_the_weights_do(model):
             assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()
 
 
-def test_a_step_is_freed_with_its_last_name(model):
+def test_a_step_is_freed_with_its_last_reference(model):
     """A cycle of references would keep weights' gradients and moments, 340 MB, until Python collects it."""
     step = training_step(model)
     step(images(0))
@@ -286,7 +286,7 @@ def test_a_recording_that_fails_is_tried_once_more_and_leaves_nothing(
     assert_the_same_after(ours, eager, [images(number) for number in range(2)])
 
 
-def test_a_c_compiler_that_fails_is_no_traceback_of_the_recording(model, monkeypatch):
+def test_a_failing_c_compiler_leaves_a_step_without_a_cuda_graph(model, monkeypatch):
     """Triton compiles C when a kernel is first launched, outside of what torch.compile watches."""
 
     class Failing(ReplayedFunction):
@@ -317,7 +317,7 @@ def test_a_gpus_relu_has_relus_values_and_gradients(dtype, compiled):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def test_only_a_compiled_relu_is_another_and_the_state_dict_keeps_its_names(model):
+def test_only_a_compiled_relu_is_replaced_and_the_state_dict_keeps_its_names(model):
     ours = copy.deepcopy(model)
     recompute_masks(ours)
     assert sum(type(layer) is RecomputedReLU for layer in ours.modules()) == 9
@@ -362,7 +362,7 @@ def test_the_adam_that_writes_copies_is_adam(copying):
     assert all(each.grad is None for each in copies)
 
 
-def test_copies_follow_the_weights_and_no_checkpoint_knows_of_them(model, copying):
+def test_copies_follow_the_weights_and_are_in_no_checkpoint(model, copying):
     """A run without copies continues with them, in the same bits whatever the copies were before."""
     before = training_step(copy.deepcopy(model), precision=BF16)
     before(images(0))
@@ -394,14 +394,14 @@ def test_a_step_waits_for_nothing(model):
     "wait",
     [float, lambda loss: torch.tensor(1.0) + loss, lambda loss: loss.nonzero(), lambda loss: loss.to("meta")],
 )
-def test_a_wait_would_be_noticed(wait):
+def test_refuse_waits_notices_each_kind_of_wait(wait):
     loss = torch.ones(())
     with RefuseWaits(), pytest.raises(AssertionError):
         wait(loss)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_shared_batch_norm_is_batch_norm(compiled):
+def test_sync_batch_norm_agrees_with_batch_norm(compiled):
     """Also if a channel's mean is a thousand times its deviation, which float32's squares do not survive."""
     torch.manual_seed(0)
     shared, plain = SyncBatchNorm2d(4), torch.nn.BatchNorm2d(4).double()

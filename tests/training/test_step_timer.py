@@ -7,7 +7,7 @@ from fastae.training import step_timer
 from fastae.training.step_timer import StepTimer
 
 
-def test_tells_waiting_for_data_from_working(monkeypatch):
+def test_the_timer_tells_waiting_for_data_from_working(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"), batch_size=10)

@@ -45,7 +45,7 @@ def events(finished):
     return accumulator
 
 
-def test_prints_plain_lines_and_ends_with_what_to_look_at(finished):
+def test_a_run_prints_plain_lines_and_ends_with_its_folder_picture_and_curves(finished):
     out, lines = finished
     line = r" 5/30  loss \d+\.\d{4}  loss_index +[\d,]+  [\d,.]+ images/s  data wait [\d.]+%  ETA "
     assert sum(bool(re.match(line, each)) for each in lines) == 1
@@ -107,7 +107,7 @@ def test_pictures_and_settings_are_in_tensorboard_and_on_disk(finished, events):
     assert names == [f"{iteration:07d}.png" for iteration in EVALUATED]
 
 
-def test_the_picture_shows_held_out_originals_above(finished, face_paths):
+def test_the_picture_shows_held_out_originals_above_reconstructions(finished, face_paths):
     sheet = np.asarray(Image.open(finished[0] / "samples" / "0000030.png"))
     loaded = load_images(face_paths[-2:], CropResize(size=32), "cpu").permute(0, 2, 3, 1).numpy()
     for column, original in enumerate(loaded):

@@ -16,7 +16,7 @@ class Content:
     parts: tuple[float, ...] = ()
 
 
-def test_what_was_written_is_read_stray_bytes_included(tmp_path):
+def test_written_json_is_read_back_even_with_undecodable_bytes(tmp_path):
     name = os.fsdecode(b"caf\xe9")  # a path that is no UTF-8, as Python has it
     write_json(tmp_path / "a.json", {"name": name, "sizes": {name: 1}, "parts": [1, 2.5]})
     assert read_json(tmp_path / "a.json", Content) == Content(name, {name: 1}, (1.0, 2.5))
@@ -33,7 +33,7 @@ FULL = b'{"name": "a", "sizes": {}, "parts": [%s]}'
     ],
     ids=range(10),
 )  # fmt: skip
-def test_anything_else_is_a_value_error(tmp_path, content):
+def test_invalid_content_is_a_value_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json", Content, limit=200_000)

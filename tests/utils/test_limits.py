@@ -75,7 +75,7 @@ def test_free_memory_is_what_the_control_groups_allow(machine, cgroup, groups, f
     assert (limits.free_bytes(), limits.total_bytes()) == (free, total)
 
 
-def test_whoever_asks_for_free_memory_gets_the_control_groups(machine):
+def test_every_caller_gets_the_free_memory_of_the_control_groups(machine):
     machine("0::/\n", {".": v2(900 * MIB, 300 * MIB, 100 * MIB)})
     cpu = torch.device("cpu")
     assert (memory.free_memory(cpu), memory.total_memory(cpu)) == (700 * MIB, 900 * MIB)
@@ -112,12 +112,12 @@ def test_the_ranks_of_a_machine_share_its_cores(machine, monkeypatch):
     assert decode.default_threads(torch.device("cuda")) == 6 - 2
 
 
-def test_without_proc_memory_is_what_the_kernel_says(tmp_path, monkeypatch):
+def test_without_proc_the_memory_is_the_figure_of_sysconf(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "ROOT", tmp_path)
     assert MIB < limits.free_bytes() < limits.total_bytes()
 
 
-def test_the_second_threads_of_a_core_are_no_cores(machine, monkeypatch, tmp_path):
+def test_the_two_threads_of_a_core_count_as_one_core(machine, monkeypatch, tmp_path):
     """Four CPUs on two cores; this process may use three of them, by a quota two and a half."""
     machine("0::/\n", {".": {"cpu.max": "2500 1000"}})
     for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):

@@ -24,7 +24,7 @@ def flock(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_without_flock_a_second_process_is_refused_as_well(tmp_path, flock):
+def test_without_flock_a_second_process_is_refused_too(tmp_path, flock):
     flock(errno.ENOSYS)
     with (
         hold_lock(tmp_path, "run"),

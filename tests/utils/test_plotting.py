@@ -16,13 +16,13 @@ def imported(**environment):
     )
 
 
-def test_its_list_of_fonts_goes_into_the_cache(tmp_path):
+def test_matplotlibs_list_of_fonts_goes_into_the_cache(tmp_path):
     result = imported(FASTAE_CACHE=str(tmp_path))
     assert (result.stdout.strip(), result.stderr) == (str(tmp_path / "matplotlib"), "")
     assert (tmp_path / "matplotlib" / "entry.json").is_file()
 
 
-def test_without_a_cache_it_goes_into_a_temporary_folder_that_is_removed(tmp_path):
+def test_without_a_cache_the_list_goes_into_a_temporary_folder_that_is_removed(tmp_path):
     result = imported(FASTAE_CACHE="/proc/nowhere", TMPDIR=str(tmp_path))
     assert result.stdout.startswith(str(tmp_path)) and result.stderr == ""
     assert not list(tmp_path.iterdir())
