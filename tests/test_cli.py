@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help at once, and each mistake one line, exit code 2, no trace."""
+"""The command line as a user sees it: help is fast, a mistake is one line and exit code 2."""
 
 import dataclasses
 import json
@@ -136,7 +136,7 @@ def test_a_failed_write_to_stdout_is_at_most_one_line(face_folder, arguments, un
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "stdout" in line and "No space left on device" in line
-    if arguments == ["--help"]:  # a reader that has seen enough, as in `fastae --help | head`, is no news
+    if arguments == ["--help"]:  # a closed pipe, as in `fastae --help | head`, is not an error
         result = fastae(*arguments, preexec=into_closed_pipe, PYTHONUNBUFFERED=unbuffered)
         assert (result.returncode, result.stderr) == (1, "")
 
@@ -218,7 +218,7 @@ def visible(folder):
 
 
 def test_data_and_cache_folders_come_from_environment_variables(tmp_path, face_folder, monkeypatch, capsys):
-    """They name folders in the home folder. The run gets a name, and the cache holds compiled kernels."""
+    """Here they are in the home folder. The run gets a name, and the cache contains compiled kernels."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(face_folder)

@@ -1,4 +1,4 @@
-"""The documentation links to files, and names tests, that exist; and its Python runs as it is written."""
+"""The files and tests that the documentation names exist, and its Python code runs as it is written."""
 
 import os
 import re
@@ -35,7 +35,7 @@ def run(code, names, page):
 
 @pytest.fixture
 def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
-    """The current folder of a reader: 40 photos, two of them here, and a run. No GPU, and no C++ compiler."""
+    """A reader's current folder: 40 photos in `photos`, two of them also here, and a run. There is no GPU."""
     (tmp_path / "photos").mkdir()
     for face in face_paths:
         os.link(face, tmp_path / "photos" / Path(face).name)
@@ -78,7 +78,7 @@ def test_the_example_training_loop_resumes_to_the_same_weights(readers_folder, m
         run(example, {}, "docs/python.md")
     monkeypatch.setattr(torch, "save", save)
     run(example, resumed, "docs/python.md")
-    assert resumed["done"] == 25  # what was not renamed is not used
+    assert resumed["done"] == 25  # the second checkpoint was not renamed, so it is not used
     for one, other in zip(straight["model"].parameters(), resumed["model"].parameters(), strict=True):
         assert torch.equal(one, other)
     assert straight["errors"].mean() < 0.1

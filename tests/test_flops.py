@@ -1,4 +1,4 @@
-"""The model's arithmetic by PyTorch's counter, and by the formulas for its layers."""
+"""The model's FLOPs by PyTorch's counter agree with the formulas for its layers."""
 
 import pytest
 

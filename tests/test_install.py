@@ -1,4 +1,4 @@
-"""The Makefile installs what fits the card, and the package is found from anywhere, whatever lies there."""
+"""The Makefile installs the builds that fit the card, and the package is found from every current folder."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import fastae
 
 
 def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
-    """As in the folder that holds the clone, and in one that `fastae export --out model` was called in."""
+    """For example the clone's parent folder, or a folder where `fastae export --out model` was called."""
     for name in ("fastae", "model", "data", "fastae/model"):
         (tmp_path / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -27,7 +27,7 @@ def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
 
 @pytest.fixture
 def make(tmp_path):
-    """`make setup` in a folder with the Makefile alone, on a machine with this driver and these cards."""
+    """A function that calls `make setup` in a folder with only the Makefile, on a simulated machine."""
     if not shutil.which("make"):
         pytest.skip("no make")
 
@@ -71,7 +71,7 @@ def test_make_setup_names_the_driver_that_a_new_card_needs(make):
 
 @pytest.mark.parametrize("has_pip", [True, False])
 def test_make_setup_works_without_ensurepip_if_there_is_a_pip(make, tmp_path, has_pip):
-    """It leaves half a .venv. What it can do without: pip, which here only notes how it is called."""
+    """Such a Python leaves half a .venv. The pip in this test only notes how it is called."""
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
 case "$*" in
@@ -84,5 +84,5 @@ esac
     python.chmod(0o755)
     result = make(None, "", f"PYTHON={python}")
     installed = tmp_path / "installed"
-    assert installed.exists() is has_pip and result.returncode != 0, "there is no fastae to check at the end"
+    assert installed.exists() is has_pip and result.returncode != 0, "make succeeded without fastae"
     assert ("apt install python3-venv" in result.stderr) is not has_pip

@@ -1,4 +1,4 @@
-"""The six losses and SSIM against NumPy in float64, and the factor k between the losses' gradients."""
+"""The six losses and SSIM agree with NumPy in float64; the losses' gradients differ by the factor k."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def batch():
 
 
 def tensor_in_numpy(name, reconstruction, images):
-    """The tensor that the article handed to TensorFlow: scalar, (C, H, W) or (N, C, H, W)."""
+    """Returns the tensor that the article passed to TensorFlow: a scalar, (C, H, W) or (N, C, H, W)."""
     x, y = images.numpy().astype(np.float64), reconstruction.numpy().astype(np.float64)
     reduction, element = name.split("_")
     if element == "mse":
@@ -60,7 +60,7 @@ def test_loss_index_is_the_mean_squared_error_in_the_articles_unit():
 
 
 def ssim_in_numpy(x, y):
-    """SSIM of two channels (H, W) by its definition, a window at a time."""
+    """Returns the SSIM of two channels (H, W) by its definition, window by window."""
     distance = np.arange(-5, 6)
     weights = np.exp(-(distance[:, None] ** 2 + distance**2) / (2 * 1.5**2))
     weights /= weights.sum()

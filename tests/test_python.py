@@ -1,4 +1,4 @@
-"""fastae as a library: what is typed first works, and a wrong argument is named as Python names it."""
+"""fastae as a library: short calls work, and an error begins with the name of the wrong argument."""
 
 import itertools
 import os

@@ -1,4 +1,4 @@
-"""What a mistake is answered with holds the remedy; what a run prints is scaled to what ends it."""
+"""Error messages contain the remedy, and progress is shown in the unit that ends the run."""
 
 import io
 import re
@@ -44,7 +44,7 @@ def test_a_refused_resume_names_the_remedy_and_a_resumed_run_reports_its_first_a
 
 @pytest.mark.parametrize(("minutes", "shown"), [(None, "50/100"), (2.5, "50")])
 def test_the_progress_bar_counts_to_the_iterations_or_minutes_that_end_the_run(monkeypatch, minutes, shown):
-    """And it is gone before the result is printed."""
+    """The bar disappears before the result is printed."""
     console = HarmlessConsole(file=io.StringIO(), force_terminal=True, width=120)
     monkeypatch.setattr(progress, "console", console)
     bar = ProgressBar()

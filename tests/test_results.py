@@ -1,4 +1,4 @@
-"""`python -m scripts.results`: the page of results is made from copied numbers that name nothing private."""
+"""`python -m scripts.results` makes the page of results from copied numbers that contain nothing private."""
 
 import re
 from dataclasses import replace

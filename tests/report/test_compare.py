@@ -14,13 +14,13 @@ START = 900_000.0
 
 
 def compared(folder):
-    """The comparison of the folder's runs, and their names."""
+    """Returns the comparison of the folder's runs, and the names of the compared ones."""
     found = compare(find_runs([folder])[0])
     return found, [run.name for run in found.compared]
 
 
 def groups_of(folder):
-    """Label -> names of the runs."""
+    """Returns label of a group -> names of its runs."""
     groups = group_seeds(find_runs([folder])[0])
     return {group.label: [run.name for run in group.runs] for group in groups}
 

@@ -1,4 +1,4 @@
-"""Differences over seeds: intervals, pairs and pools against hand-made figures."""
+"""Differences over seeds: intervals, pairs and pools agree with figures that were computed by hand."""
 
 import pytest
 
@@ -46,9 +46,9 @@ def test_the_comparisons_are_between_elements_and_between_reductions_of_one_elem
 
 
 def made_sweep(folder, same_init, repeats=3, with_ssim=True):
-    """Runs whose held-out error, PSNR and SSIM are known functions of loss and seed; their differences.
+    """Makes runs whose metrics are known functions of loss and seed; returns the runs' differences.
 
-    The first one was last evaluated at iteration 50, the others at 100, where all numbers are 0.
+    Runs of the first loss were last evaluated at iteration 50, the others at 100, where all numbers are 0.
     """
     for index, loss in enumerate(LOSSES):
         for repeat in range(repeats):

@@ -1,4 +1,4 @@
-"""Figures: well-formed, without addresses, with the losses' names in text; TensorBoard's smoothing."""
+"""Figures are well-formed SVG without addresses, name the losses in text, and smooth as TensorBoard does."""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +15,7 @@ from .made import make_run
 
 
 def curve(loss, *seeds, label=None, weight=0.0):
-    """The curve of these values, a row per seed."""
+    """Makes the curve of these values, one row for each seed."""
     values = np.array(seeds, float)
     return figures.Curve(loss, label or loss, np.arange(1, values.shape[1] + 1), values, weight)
 
@@ -96,7 +96,7 @@ def test_long_labels_are_broken_between_words_and_leave_room_for_the_curves():
 def test_smoothing_suits_the_number_of_points(points, weight):
     assert figures.smoothing_weight(points) == pytest.approx(weight)
     values = np.linspace(1, 0.5, points)
-    # It lags behind by a hundredth of the curve, of which this one falls by half.
+    # Smoothing lags behind by a hundredth of the curve, and this curve falls by 0.5.
     assert np.all(figures.smooth(values, weight) - values <= 0.5 / 100 + 1e-9)
 
 

@@ -1,4 +1,4 @@
-"""A run folder that anybody may have written: no wait, no flood, no traceback, nobody's pictures."""
+"""A report on a run folder from anybody neither hangs nor crashes, and shows no private images."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def no_wait():
 
 
 def claim(run, **settings):
-    """Has the run's config.json say so; returns its content."""
+    """Writes these settings into a run's config.json; returns its content."""
     described = json.loads((run / "config.json").read_text())
     described["config"] |= settings
     (run / "config.json").write_text(json.dumps(described))
@@ -35,7 +35,7 @@ def claim(run, **settings):
 
 
 def pictures(page):
-    """How many images of a page are pictures."""
+    """Returns the number of pictures in a page, without charts."""
     return page.read_text().count('src="data:image/png')
 
 
@@ -122,7 +122,7 @@ CLAIMS = (
 )
 
 
-@pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without: errors of zero
+@pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without them: all errors are 0
 def test_any_claimed_values_still_give_a_page(numbers, tmp_path):
     nothing = {0: 0.0, 50: 0.0, 100: 0.0}
     for index, value in enumerate(ANYTHING):

@@ -19,7 +19,7 @@ from .made import make_run
 
 @pytest.fixture
 def data(face_folder, tmp_path):
-    """A data folder to change."""
+    """A data folder that a test may change."""
     return shutil.copytree(face_folder, tmp_path / "faces")
 
 
@@ -28,7 +28,7 @@ def gallery_of(folder, data=None):
 
 
 def names_of(folder, data):
-    """The names of the images, in order, and the warnings."""
+    """Returns the sorted names of the images, and the warnings."""
     gallery, warnings = gallery_of(folder, data)
     return sorted(gallery.names), warnings
 

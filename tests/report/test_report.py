@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>'\"&amp;{{ 7 * 7 }}"
 
 
 def words_of(page):
-    """The page's text, without markup, blanks evened out."""
+    """Returns the page's text without markup, with single blanks."""
     text = re.sub(r"<style>.*?</style>|</?span[^>]*>|<wbr>", "", page.read_text(), flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
@@ -29,7 +29,7 @@ def figures_of(page):
 
 
 def require_harmless(page):
-    """Nothing in the page runs, and it loads nothing."""
+    """Fails if the page contains code, or loads anything."""
     text = page.read_text()
     assert not re.findall(r"<(script|iframe|object|embed)|<[^>]*\son\w+=|url\(|@import", text)
     found = re.findall(r'\s(?:src|href|srcset|action|poster)="([^"]*)"', text)
@@ -104,7 +104,7 @@ def test_lines_do_not_break_within_options():
 
 
 def page_that_contains(text, folder):
-    """A page with this text in every place that comes from outside."""
+    """Makes a page that contains this text wherever its text comes from outside."""
     environment = {"fastae": text, "packages": {text: text}}
     run = folder / f"run{text.replace('/', '')}"
     described = {"environment": environment, "device": text}

@@ -1,4 +1,4 @@
-"""Run folders found, named and read."""
+"""Run folders are found, named and read."""
 
 import math
 

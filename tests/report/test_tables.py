@@ -1,4 +1,4 @@
-"""What the report says, with numbers worked out by hand."""
+"""What the report says agrees with numbers that were computed by hand."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def texts(row):
 
 
 def report_on(folder):
-    """The groups of its runs, their comparison and differences, and the answer."""
+    """Returns the groups of the folder's runs, their comparison and differences, and the answer."""
     runs, _ = find_runs([folder])
     groups, comparison = group_seeds(runs), compare(runs)
     found = differences(comparison)

@@ -1,4 +1,4 @@
-"""What config.json says of a run: written, read again, and whatever else stands there."""
+"""A run's description in config.json is read back as it was written, and invalid parts get defaults."""
 
 import pytest
 

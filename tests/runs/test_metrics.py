@@ -1,4 +1,4 @@
-"""metrics.csv: what is appended is read again, whatever interrupts it, and whoever wrote it."""
+"""metrics.csv: appended rows are read back, also after interruptions, and foreign files do no harm."""
 
 import csv
 import math
@@ -48,7 +48,7 @@ def test_appended_rows_are_read_back_and_the_file_has_the_documented_format(path
 def test_a_resumed_run_repeats_no_iteration(path):
     write(path, 1, 10, 20)
     with path.open("ab") as file:
-        file.write(b"30,train,0.4,3")  # torn, as a killed process leaves it
+        file.write(b"30,train,0.4,3")  # half a row, as a killed process leaves it
     with MetricsWriter(path, start=10) as metrics:
         metrics.append(20, TRAIN, loss_index=7.0)
     assert read_metrics(path).train.values["loss_index"].tolist() == [10.0, 100.0, 7.0]

@@ -1,4 +1,4 @@
-"""model.safetensors, as safetensors' own library reads it."""
+"""model.safetensors is valid for safetensors' own library, and is written without a copy."""
 
 import torch
 from safetensors import safe_open

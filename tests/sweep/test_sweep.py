@@ -1,4 +1,4 @@
-"""`fastae sweep`: six runs that are each what `fastae train` would have made, and that survive a stop."""
+"""`fastae sweep` makes six runs, each as `fastae train` would make it. A stopped sweep is resumed."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def swept(face_folder, tmp_path_factory):
 
 @pytest.fixture
 def copy(swept, tmp_path):
-    """A copy of it, whose runs have not finished by its own account."""
+    """A copy of the sweep, in which all runs are marked as stopped in sweep.json."""
     copied(swept[0], tmp_path / "out")
     content = written(tmp_path / "out")
     for run in content["runs"]:
@@ -56,6 +56,7 @@ def copy(swept, tmp_path):
 
 
 def written(out):
+    """Returns the content of sweep.json."""
     return json.loads((out / "sweep.json").read_text())
 
 
@@ -64,6 +65,7 @@ def states(out):
 
 
 def opened(config, folder):
+    """Opens and closes a sweep's folder."""
     with open_sweep(config, folder) as opened:
         return opened
 
@@ -89,7 +91,7 @@ def test_the_time_is_compared_with_the_articles_for_as_many_images(hours, ratio)
 
 def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_path):
     alone = train(settings(face_folder, out=tmp_path / "alone", loss="pixel_mse", seed=3))
-    # The fourth of the sweep: what is shared with the three before it changes no bit.
+    # It is the sweep's fourth run. What it shares with the three before it changes no bit.
     for part in ("model", "optimizer"):
         assert same_state(last_state(swept[0] / "pixel_mse")[part], last_state(alone)[part]), part
 
@@ -136,14 +138,14 @@ def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
 
 
 def test_ranks_share_the_runs_and_train_on_the_images_of_the_first_rank(face_folder, tmp_path, monkeypatch):
-    """The second trains when the first has nothing left to do but wait for it."""
+    """The second rank trains when the first one has only to wait for it."""
     data, store, losses = tmp_path / "data", dist.HashStore(), (*TWO, "pixel_bce")
     shutil.copytree(face_folder, data)
     config, trained = SweepConfig(settings(data, iterations=1), losses), []
 
     def second(_seconds):
         trained.append([name for name, state in states(out).items() if state == "finished"])
-        shutil.copy(data / "000001.jpg", data / "000.jpg")  # a file comes in between
+        shutil.copy(data / "000001.jpg", data / "000.jpg")  # a file is added meanwhile
         monkeypatch.setattr(sweeping, "launched", lambda: Ranks(1, 2, 1))
         run_sweep(config)
 
@@ -269,10 +271,10 @@ def test_a_run_of_a_sweep_keeps_files_that_somebody_put_in_its_folder(face_folde
 
 
 def test_moved_data_are_found_by_the_option_data(copy, swept, face_folder, tmp_path, capsys):
-    """And a run that began with other images than the sweep is not continued."""
+    """A run that began with other images than the sweep is not resumed."""
     moved = tmp_path / "moved"
     shutil.copytree(face_folder, moved)
-    shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # not the sweep's
+    shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # a file that is not among the sweep's images
     killed_before_its_first_checkpoint(copy / "pixel_bce")
     images = RunFolder(copy / "sample_bce").read_manifest()
     begin_with(copy / "sample_bce", replace(images, train=dict(reversed(images.train.items()))))
@@ -308,7 +310,7 @@ def test_runs_that_take_turns_are_not_profiled(face_folder, tmp_path):
 
 
 def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeypatch):
-    """Without --out the same command would begin another."""
+    """Without --out the same command would begin another sweep."""
     monkeypatch.chdir(tmp_path)
     advance = Trainer.advance
     monkeypatch.setattr(Trainer, "advance", lambda each: signal.raise_signal(signal.SIGTERM) or advance(each))
@@ -319,7 +321,7 @@ def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeyp
 
 
 def test_figures_that_runs_logged_survive_a_killed_sweep(swept, copy, face_folder):
-    """Killed, nothing of a session is in sweep.json; a run may also have been resumed on its own."""
+    """A killed sweep leaves no figures in sweep.json, and a run may have been resumed on its own."""
     content = written(copy)
     for run in content["runs"]:
         run |= {"state": "running", "iteration": 0, "seconds": 0.0, "held_out": None, "loss_index": None}

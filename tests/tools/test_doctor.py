@@ -1,4 +1,4 @@
-"""`fastae doctor` on this machine, and on machines that lack or have things."""
+"""`fastae doctor` on this machine, and on simulated ones."""
 
 import sys
 import tempfile
@@ -24,7 +24,7 @@ HOPPER, VOLTA, BLACKWELL = (9, 0), (7, 0), (12, 0)
 
 
 def card(version, cuda, *capabilities):
-    """A driver of this version, with a card of each of these compute capabilities."""
+    """Makes a driver of this version, with a card of each of these compute capabilities."""
     known = capabilities or (HOPPER,)
     return Driver(version, cuda, tuple(Gpu(0, "H100", memory_gib=80.0, capability=each) for each in known))
 
@@ -34,7 +34,7 @@ NEW, OLD = card("580.65.06", (13, 0)), card("570.86.15", (12, 8))
 
 @pytest.fixture
 def install(monkeypatch):
-    """PyTorch and DALI for these versions of CUDA, and this driver, as doctor and compatibility see them."""
+    """A function that simulates PyTorch and DALI for some versions of CUDA, and a driver."""
 
     def be(cuda=None, built=(), dali=(13,), driver=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, available=False):
         monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -75,7 +75,7 @@ def test_the_output_for_this_machine_fits_on_one_screen(capsys):
         (card("580.65.06", (13, 0), VOLTA), "13.0", 13, "'.[cuda12]'"),
         (card("580.65.06", (13, 0), VOLTA), "12.8", 12, ""),
         (card("470.57", (11, 4), VOLTA), "12.8", 12, "driver 580"),
-        # Neither build works: no circle from 13 to 12 and back.
+        # Neither build works, so the remedy must not lead from 13 to 12 and back.
         (card("570.86.15", (12, 8), BLACKWELL), "13.0", 13, "driver 580 or newer"),
         (card("570.86.15", (12, 8), BLACKWELL), "12.6", 12, "driver 580 or newer"),
         (card("580.65.06", (13, 0), BLACKWELL), "12.6", 12, "'.[cuda13]'"),
@@ -217,7 +217,7 @@ def test_cards_with_shared_memory_jetsons_and_cards_on_pci_are_recognised(instal
 )
 def test_nvjpeg_tells_whether_there_is_a_jpeg_engine(monkeypatch, status, warned, words):
     if not torch.cuda.is_available():
-        assert doctor._nvjpeg_status() != 0, "DALI's nvJPEG answers, and not that there is an engine"
+        assert doctor._nvjpeg_status() != 0, "nvJPEG reports a JPEG engine without a GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "_nvjpeg_status", lambda: status)
     text, remedy = doctor.check_jpeg()
@@ -231,7 +231,7 @@ def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setenv("CC", "no-such-compiler-either")
     remedy = doctor.check_compile()[1]
-    assert "no-such-compiler-either" in remedy and "Python.h" in remedy, "what Triton needs"
+    assert "no-such-compiler-either" in remedy and "Python.h" in remedy, "Triton needs both"
 
 
 def test_too_few_cores_and_too_little_memory_or_disk_have_remedies(monkeypatch, tmp_path):

@@ -1,4 +1,4 @@
-"""What can happen to a run from outside: one clear line, the checkpoints as they were, an exit code of 1."""
+"""Faults from outside end a run with one clear line and exit code 1. Its checkpoints stay as they were."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""
 
 FULL = "File too large"
-"""The kernel's word where a limit stands for a full disk: write() fails in the same place and way."""
+"""The kernel's message if a limit simulates a full disk: write() fails in the same place and way."""
 
 
 def settings(face_folder, out, **others):
@@ -41,6 +41,7 @@ def whole(face_folder, tmp_path_factory):
 
 
 def files(run):
+    """Returns name -> content of a run's checkpoints."""
     return {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")}
 
 
@@ -201,7 +202,7 @@ def test_too_many_threads_are_reported_with_the_limit_to_raise(face_folder, tmp_
 
 def test_without_a_temporary_folder_nothing_is_begun(face_folder, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setenv("FASTAE_CACHE", "/proc/nowhere")  # else what torch.compile makes would lie there
+    monkeypatch.setenv("FASTAE_CACHE", "/proc/nowhere")  # otherwise torch.compile's files would be there
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     with pytest.raises(FastaeError, match="TMPDIR") as no:

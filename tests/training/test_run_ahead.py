@@ -1,4 +1,4 @@
-"""How far the training loop runs ahead of a GPU, by events that a test sets; windows that are read later."""
+"""How far the training loop runs ahead of a GPU, with simulated events; windows that are read later."""
 
 import torch
 
@@ -23,7 +23,7 @@ class Event:
 
 
 def steps(number, device="cuda", lagging=True):
-    """The ends of so many steps, and the queue that they were added to."""
+    """Returns the ends of `number` steps, and the queue to which they were added."""
     queue = StepQueue(torch.device(device))
     events = [Event(reached=not lagging) for _ in range(number)]
     for event in events:
@@ -43,7 +43,7 @@ def test_the_host_does_not_wait_for_a_fast_gpu_or_on_a_cpu():
 
 
 def close(windows, losses):
-    """Adds iterations with these losses, by one tensor that each overwrites, and closes the window."""
+    """Adds iterations with these losses, in one tensor that each overwrites, and closes the window."""
     loss = torch.zeros(())
     for value in losses:
         windows.add(loss.fill_(value))

@@ -39,7 +39,7 @@ def test_a_signal_saves_and_the_run_continues_from_there(face_folder, tmp_path, 
 
 
 def saved(run, iteration, process):
-    """Returns when the process has saved this iteration."""
+    """Waits until the process has saved this iteration."""
     while not (run / "checkpoints" / f"{iteration:07d}.pt").exists():
         assert process.poll() is None
         time.sleep(0.1)
@@ -58,7 +58,7 @@ def test_a_closed_terminal_does_not_end_a_run_but_a_signal_does(face_folder, tmp
 
 
 def test_a_second_signal_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), StopSignals() as stops:  # the first is sent again, when it is over
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stops:  # the first is sent again at the end
         signal.raise_signal(signal.SIGINT)
         assert stops.caught is signal.SIGINT
         assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -75,7 +75,7 @@ COMPILER = """#!/bin/sh
 rm "$0.armed" 2>/dev/null && touch "$0.busy" && exec sleep 600
 exec g++ "$@"
 """
-"""g++; once armed, one call takes so long that a signal finds it at work."""
+"""g++, except that one call takes very long if the file NAME.armed exists, so that a signal interrupts it."""
 
 
 def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(face_folder, tmp_path):

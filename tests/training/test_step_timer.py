@@ -1,4 +1,4 @@
-"""The timer of the training loop, on the host; `tests/gpu` has the same on CUDA events."""
+"""The timer of the training loop with the host's clock. `tests/gpu` tests it with CUDA events."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""A whole run on real JPEGs, and what it leaves behind."""
+"""A whole run on real JPEGs, and the files that it leaves."""
 
 import json
 import re
@@ -28,7 +28,7 @@ LOGGED, EVALUATED = [1, 2, 5, 10, 20, 30], [0, 15, 30]
 
 @pytest.fixture(scope="module")
 def finished(face_folder, tmp_path_factory):
-    """One run of 30 iterations, and the lines that it printed."""
+    """The folder of a run of 30 iterations, and the lines that it printed."""
     out = tmp_path_factory.mktemp("run") / "out"
     with redirect_stdout(StringIO()) as output:
         here(
@@ -95,7 +95,7 @@ def test_training_lowers_the_held_out_error_and_logs_means(finished):
     metrics = read_metrics(finished[0] / "metrics.csv")
     first, *_, last = metrics.held_out.values["loss_index"]
     assert last < 0.9 * first
-    # An untrained network's cross entropy is near log 2 an element; pixel's sum would be 10,000.
+    # An untrained network's cross entropy is near log 2 per element; the sum of pixel_bce would be 10,000.
     assert 0.5 < metrics.train.values["loss"][0] < 1.2
 
 

@@ -1,4 +1,4 @@
-"""JSON files that anybody may have written."""
+"""JSON files that anybody may have written are read as the expected type, or refused."""
 
 import os
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class Content:
 
 
 def test_written_json_is_read_back_even_with_undecodable_bytes(tmp_path):
-    name = os.fsdecode(b"caf\xe9")  # a path that is no UTF-8, as Python has it
+    name = os.fsdecode(b"caf\xe9")  # a path that is not UTF-8, as Python represents it
     write_json(tmp_path / "a.json", {"name": name, "sizes": {name: 1}, "parts": [1, 2.5]})
     assert read_json(tmp_path / "a.json", Content) == Content(name, {name: 1}, (1.0, 2.5))
 

@@ -1,4 +1,4 @@
-"""Matplotlib's folder if the home folder cannot be written."""
+"""The folder of Matplotlib's list of fonts if the home folder is not writable."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ IMPORT = "from fastae.utils.plotting import import_matplotlib as get; print(get(
 
 
 def imported(**environment):
-    """Imports Matplotlib in a process without a home folder, whose own folders are thus not writable."""
+    """Imports Matplotlib in a process without a home folder, so that its own folders are not writable."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}
     environment = inherited | {"HOME": "/proc/nowhere"} | environment
     return subprocess.run(
