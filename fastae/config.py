@@ -48,7 +48,7 @@ def setting(
     path: bool = False,
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field with its help and its valid values.
+    """Returns a dataclass field with its help and its valid values.
 
     Args:
         default: the field's default.
@@ -196,15 +196,16 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augmentation:
+        """The ranges of the random changes of colors."""
         return Augmentation(self.brightness, self.contrast, self.saturation)
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
+        """Returns the settings as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> TrainConfig:
-        """The settings that `as_dict` wrote. Missing ones have their defaults.
+        """Returns the settings that `as_dict` returned as `values`. Missing ones have their defaults.
 
         Raises FastaeError, naming the file `where` that contains the values, if they are not valid settings.
         """
@@ -227,5 +228,5 @@ FIXED = tuple(
 
 
 def flag(name: str) -> str:
-    """The option of a field: batch_size -> --batch-size."""
+    """Returns the option of a field: --batch-size for batch_size."""
     return "--" + name.replace("_", "-")

@@ -77,7 +77,7 @@ class GroupedOption(click.Option):
 
 
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
-    """A decorator that adds one option for each field of the dataclass `config`.
+    """Returns a decorator that adds one option for each field of the dataclass `config`.
 
     Booleans become `--name/--no-name`. The help text says what a default of None means.
     """
@@ -93,6 +93,7 @@ def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
 
 
 def _option(entry: dataclasses.Field, annotation: object) -> Callable:
+    """Returns the decorator that adds the option of one field, whose type is `annotation`."""
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     kind: Any = kinds[0] if kinds else annotation
     choices, text = entry.metadata["choices"], entry.metadata["help"]

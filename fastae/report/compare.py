@@ -99,7 +99,7 @@ def _states(run: Run) -> Iterator[str]:
 
 
 def ends_finite(run: Run) -> bool:
-    """Whether the last loss_index of training and that of the held-out images are finite."""
+    """Returns whether the last loss_index of training and that of the held-out images are finite."""
     return math.isfinite(last(run.train)) and math.isfinite(last(run.held_out))
 
 

@@ -41,7 +41,7 @@ MARKERS = {"minibatch": "o", "pixel": "s", "sample": "^"}
 """Reduction -> marker. Markers are filled for cross entropy and hollow for squared error."""
 
 MARKED = 8
-"""About so many points of each curve have a marker."""
+"""The approximate number of a curve's points that have a marker."""
 
 FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
 FURTHER_DASHES = ("-", "--", ":", "-.")
@@ -101,7 +101,7 @@ class Curve:
         return self.drawn.mean(axis=0)
 
     def since(self, iteration: int) -> Curve:
-        """The part of the curve from an iteration on."""
+        """Returns the part of the curve from an iteration on."""
         kept = self.steps >= iteration
         return replace(self, steps=self.steps[kept], values=self.values[:, kept])
 
@@ -202,7 +202,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
 
 
 def smoothing_weight(points: int) -> float:
-    """The weight for a curve of `points` points: 1 - 100 / points, from 0 to 0.95.
+    """Returns the weight for a curve of `points` points: 1 - 100 / points, from 0 to 0.95.
 
     A weight w averages over about 1 / (1 - w) points, which is a hundredth of the curve, and 20 points at
     most. TensorBoard's constant 0.95 would draw a curve of twenty falling points far above all of them.
@@ -211,7 +211,7 @@ def smoothing_weight(points: int) -> float:
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """The exponential moving average of values (n,), like TensorBoard's scalar chart.
+    """Returns the exponential moving average of values (n,), as TensorBoard's scalar chart shows it.
 
     s = weight * s + (1 - weight) * value from s = 0, and the result is s / (1 - weight^n) for the n-th value.
     Values that are not finite are kept, and not averaged. With weight 0 no value is changed.
@@ -223,7 +223,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def short(value: float, _: object = None) -> str:
-    """A number in three digits: 1,234,000 -> "1.23 M", 40,000 -> "40 k"."""
+    """Returns a number in three digits: "1.23 M" for 1,234,000, "40 k" for 40,000."""
     for size, unit in ((1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"

@@ -67,7 +67,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Held-out images and their reconstructions, of which the page shows some."""
+    """Held-out images and their reconstructions. The page shows some of them."""
 
     source: tuple[object, ...]
     """What determines the images: equal for runs that were evaluated on the same ones."""
@@ -189,6 +189,7 @@ def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
 
 
 def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
+    """Reconstructs the images (N, 3, S, S) with a run's model."""
     chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
     reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()

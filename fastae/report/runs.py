@@ -164,6 +164,7 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _series(rows: Rows, column: str) -> Series:
+    """Returns iteration -> value of a column."""
     return dict(zip(rows.iterations.tolist(), rows.values[column].tolist(), strict=True))
 
 

@@ -298,6 +298,7 @@ def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor])
 
 
 def _name(key: tuple) -> str:
+    """Returns a key of `_tensors` in words."""
     return f"{' '.join(map(str, key)):.100}"
 
 

@@ -242,7 +242,7 @@ def new_run(path: Path | None, loss: str, option: str = "--out") -> Iterator[Run
 def locked_folder(
     path: Path | None, *, name: str, kind: str, begun: str, require: Callable[[Path], None]
 ) -> Iterator[Path]:
-    """Yields a locked folder for a run or a sweep. It is made if need be, and removed if nothing begins.
+    """Yields a locked folder for a run or a sweep. It is made if missing, and removed if nothing begins.
 
     Args:
         path: the folder; None for a new one, runs/TIME-NAME.

@@ -73,6 +73,7 @@ class GraphedFunction:
 def _capture(
     function: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], device: torch.device
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
+    """Captures a call of `function`. Returns the graph, and the outputs that each replay overwrites."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     with _no_garbage_collection():
         torch.cuda.synchronize(device)

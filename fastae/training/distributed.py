@@ -132,7 +132,7 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
 
 
 def _leave_group() -> None:
-    """Destroys the process group. Objects of DDP that nobody uses any more are freed before: they use it."""
+    """Destroys the process group, after unused objects of DDP, which refer to it, are freed."""
     gc.collect()
     dist.destroy_process_group()
 

@@ -34,7 +34,7 @@ class LogLines:
         self._total = ""
 
     def begin(self, iterations: int | None) -> AbstractContextManager:
-        """Begins the display of a run of so many iterations; None if --minutes may end it earlier."""
+        """Begins the display of a run of `iterations`, which is None if --minutes may end the run earlier."""
         self._total = "" if iterations is None else f"/{iterations:,}"
         return nullcontext()
 

@@ -53,7 +53,7 @@ TAGS = {
 PICTURE_TAG = "held_out/original_over_reconstruction"
 
 PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
-"""After so many iterations, a hint is logged if the run will take more than LONG_RUN seconds."""
+"""The iterations after which a hint is logged if the run will take more than LONG_RUN seconds."""
 
 
 class Recorder:
@@ -175,6 +175,7 @@ class Recorder:
         log(f"iteration {iteration:,}: held-out loss_index {evaluation.loss_index:,.0f}")
 
     def _append(self, iteration: int, kind: str, **values: float) -> None:
+        """Appends a row to metrics.csv, and its finite values to TensorBoard."""
         self._metrics.append(iteration, kind, **values)
         tags = self._tags[kind]
         finite = {tags[name]: value for name, value in values.items() if math.isfinite(value)}

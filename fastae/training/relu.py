@@ -1,9 +1,9 @@
 """ReLU in the form that suits the compiled step on a GPU: its backward pass reads no mask from memory.
 
-The backward pass of `nn.ReLU` reads ReLU's output. The two kernels of batch norm's backward pass, of which it
-becomes a part, must therefore read a third tensor. The backward pass of `torch.where` reads ReLU's input
-instead, which these kernels compute anew from a tensor that they read anyway, the convolution's output.
-Values and gradients are the same, also at 0, NaN and infinity.
+The backward pass of `nn.ReLU` reads ReLU's output. It is part of the two kernels of batch norm's backward
+pass, which therefore have to read a third tensor. The backward pass of `torch.where` reads ReLU's input
+instead. These kernels recompute that input from the convolution's output, which they read anyway. Values and
+gradients are the same, also at 0, NaN and infinity.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from fastae.runs.folder import RunFolder
 from fastae.utils.console import console, log, printable
 
 NAMED = 3
-"""The log names so many replaced files, and only counts further ones."""
+"""The number of replaced files that the log names. Further ones are only counted."""
 
 
 class ReplacedFiles:

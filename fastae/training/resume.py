@@ -1,7 +1,7 @@
 """`fastae train --resume RUN`: continues the run in a folder from its newest valid checkpoint.
 
-Settings that decide the optimization cannot be changed. Others, such as more iterations, another device or
-another data folder, may be given anew. If nothing is changed, the run ends in the same bits as one that was
+Settings that decide the optimization cannot be changed. Others can, such as the number of iterations, the
+device or the data folder. If nothing is changed, the run ends in the same bits as one that was
 never stopped.
 """
 
@@ -62,7 +62,7 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
 
 
 def ended_by(config: TrainConfig, iteration: int, spent: float) -> str | None:
-    """Returns the option that has ended a run after so many iterations and seconds; None if it continues."""
+    """Returns the option that ends a run after this iteration and time in seconds; None if it continues."""
     if iteration >= config.iterations:
         return "--iterations"
     return "--minutes" if config.minutes and spent >= 60 * config.minutes else None

@@ -120,6 +120,7 @@ class PendingWindows:
 def _measure(
     iteration: int, values: Tensor, ready: torch.cuda.Event | None, marks: Marks, waited: float
 ) -> TrainMetrics:
+    """Computes the figures of a closed window, after waiting until its values are on the host."""
     seconds = waited + (_wait_for(ready) if ready else 0.0)
     loss, error, norm, *losses = values.tolist()
     return TrainMetrics(

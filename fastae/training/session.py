@@ -115,7 +115,7 @@ class Session:
 
 
 class Models:
-    """One model, which each run trains anew, and its objectives, each compiled once."""
+    """One model, which each run trains from new initial weights, and its objectives, each compiled once."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -200,7 +200,7 @@ def open_session(
     if folder.ignored:
         log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
     if folder.skipped:
-        lost = ", missing or bad since the run began: replaced by the next" if manifest else ""
+        lost = " (bad since the run began: replaced by the next)" if manifest else ""
         log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")
     files = ImageFiles(folder.train, replaced.add)
     sampler = Sampler(
@@ -274,7 +274,7 @@ def load_held_out(
 ) -> tuple[ImageFolder, Tensor]:
     """Decodes the images to evaluate on, and returns them with their folder.
 
-    A new run divides its files anew if none of the held-out ones can be decoded.
+    A new run divides its files again if none of the held-out ones can be decoded.
     """
     while True:
         held_out = folder.held_out

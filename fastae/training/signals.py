@@ -32,7 +32,7 @@ class StopSignals(AbstractContextManager):
         return self
 
     def within(self, seconds: float) -> signal.Signals | None:
-        """Waits at most so many seconds for a signal; returns it, or the one that was caught before.
+        """Waits at most `seconds` for a signal; returns it, or one that was caught before, or None.
 
         A batch system signals the processes of a job one after the other. So a child process may have died of
         a signal that this process has yet to receive.

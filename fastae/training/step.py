@@ -31,7 +31,7 @@ WARM_UP = 3
 happen in them."""
 
 GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 16, "combo_kernels": True}
-"""Options of Inductor. A value that kernels read up to 16 times is computed anew instead of stored, which
+"""Options of Inductor. A value that kernels read up to 16 times is recomputed instead of stored, which
 `recompute_masks` needs. Small kernels that do not depend on each other are launched as one."""
 
 ATTEMPTS = 2
@@ -223,6 +223,7 @@ class TrainingStep:
             self.scaler.load_state_dict(state["scaler"])
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Trains on inputs that are on the device. This is what a CUDA graph contains."""
         images = self.make_batch(*inputs)
         self.optimizer.zero_grad(set_to_none=True)
         objective, error = self._objective(images)

@@ -71,6 +71,7 @@ class StepTimer:
         return Marks(marks, excluded, on_gpu=self._on_gpu, batch_size=self._batch_size)
 
     def _mark(self) -> Any:
+        """Marks this moment: on CUDA by an event in the stream, else by the host's clock in seconds."""
         if not self._on_gpu:
             return time.perf_counter()
         event = torch.cuda.Event(enable_timing=True, blocking=True)  # a waiting thread frees its core

@@ -50,6 +50,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _mean_over_ranks(values: Tensor) -> Tensor:
+    """Returns the mean of a tensor over the ranks. All ranks must call."""
     total = values.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()

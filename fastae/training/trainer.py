@@ -39,7 +39,7 @@ WARM_UP = 10
 """The number of iterations after which the speed is representative: cuDNN has chosen, caches are warm."""
 
 AGREE_EVERY = 10
-"""Several ranks agree on whether to stop once in so many iterations, since each then waits for all."""
+"""The iterations between two moments at which all ranks agree on whether to stop: each waits for all."""
 
 
 def is_log_step(iteration: int, every: int) -> bool:
@@ -71,7 +71,7 @@ class Clock:
         return self.after(time.monotonic() - self._began)
 
     def after(self, seconds: float) -> float:
-        """Returns the time after so many seconds of this session's training."""
+        """Returns the time after this many seconds of this session's training."""
         return self._spent + seconds / self._at_once
 
 
@@ -204,6 +204,7 @@ class Trainer:
         return f"{rate_text(flops)}{share}"
 
     def _begin(self) -> None:
+        """Prepares this session's first iteration. A new run is evaluated before."""
         self._step.model.train()
         if self.iteration == 0:
             self._evaluate()
@@ -212,6 +213,7 @@ class Trainer:
         self._timer.begin()
 
     def _next_inputs(self) -> tuple[Tensor, ...]:
+        """Returns the inputs of the next step. Raises TrainingFault if the loader cannot continue."""
         try:
             return next(self._batches)
         except DecoderError as error:
@@ -237,6 +239,7 @@ class Trainer:
         return over, stopped and not over  # a signal after the end stops the process, not the run
 
     def _enter_phase(self) -> None:
+        """Begins the phase of the next iteration, for the utilisation report."""
         done = self.iteration - self._start
         compiling = done == 0 and self._session.hardware.compiled
         if self._recorder:
@@ -282,6 +285,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
+        """Evaluates on the held-out images, and records the result. Only the main rank does it."""
         if self._recorder:
             self._record()
             self._recorder.phase(Phase.EVAL)

@@ -196,7 +196,7 @@ def require_new_folder(path: Path, option: str) -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Returns whether files can be made in a folder, which is made if need be."""
+    """Returns whether files can be made in a folder. The folder is made if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

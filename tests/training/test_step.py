@@ -1,4 +1,4 @@
-"""The training step optimizes as the article's does, whatever is switched on for speed."""
+"""The training step optimizes as the article's does, with every setting for speed."""
 
 import copy
 import gc
