@@ -337,6 +337,6 @@ def complain(line: str, code: int) -> int:
     from fastae.utils.console import printable  # not at the top: `fastae --help` would wait for rich
 
     color = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
-    with suppress(OSError):  # if the terminal is gone, the exit code still tells
+    with suppress(OSError):  # without a terminal, the exit code must suffice
         click.secho(printable(line), fg="red", err=True, color=color)
     return code

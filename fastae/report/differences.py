@@ -81,7 +81,7 @@ def differences(comparison: Comparison) -> dict[str, dict[str, Difference]]:
 
 
 def subtract(one: Samples, other: Samples) -> Difference | None:
-    """Subtracts `other` from `one`: in pairs of one seed if there are at least two, else by Welch's test.
+    """Subtracts `other` from `one`: by pairs with the same seed if there are two, else by Welch's test.
 
     Returns None if a sample has fewer than two values.
     """

@@ -181,7 +181,10 @@ def _cells(seeds: np.ndarray, forms: Sequence[Callable[[float], str]]) -> list[C
 
 
 def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
-    """Returns the mean of values (n,), and their deviation if they differ; a dash if one is not finite."""
+    """Returns the mean of values (n,) and, if they differ, their standard deviation.
+
+    Returns a dash if a value is not finite.
+    """
     if not np.isfinite(values).all():
         return NONE
     deviation = f" ± {form(values.std(ddof=1))}" if np.ptp(values) else ""
@@ -256,7 +259,10 @@ def _shown(value: object) -> str:
 
 
 def percent(share: float) -> str:
-    """Returns a share in percent: "1.2 %" for 0.0123. Only 0 itself is shown as 0."""
+    """Returns a share in percent, with at most three digits: "1.2 %" for 0.0123.
+
+    Only 0 itself is shown as 0.
+    """
     value = 100 * share
     if 0 < abs(value) < 0.01:
         return "less than 0.01 %"

@@ -169,7 +169,7 @@ def _read(path: Path) -> Checkpoint:
             if digest.read_text().split()[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]:
                 raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
         require_plain(path)
-        # Onto the CPU: the caller chooses the device of the tensors; the file must not.
+        # Load onto the CPU: the caller chooses the device, and the file must not.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FastaeError:
         raise

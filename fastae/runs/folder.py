@@ -145,7 +145,7 @@ class RunFolder:
         return manifest
 
     def note_skipped(self, bad: Iterable[FileFault]) -> None:
-        """Writes the files that training skips to skipped.txt, unless it lists them. Raises OSError."""
+        """Adds the files that training skips to skipped.txt, unless they are listed there. Raises OSError."""
         lines = [f"{each.fault.value}\t{printable(each.path)}\n".encode() for each in bad]
         if lines and self.path.is_dir():
             with open_own(self.skipped_file, "a") as file:  # several ranks may append
@@ -154,7 +154,7 @@ class RunFolder:
                 file.writelines(line for line in dict.fromkeys(lines) if line not in noted)
 
     def note_non_finite(self, iteration: int, images: Iterable[str]) -> None:
-        """Writes the images of an iteration whose loss is not finite to nan.txt. Raises OSError."""
+        """Adds the images of an iteration to nan.txt, because its loss is not finite. Raises OSError."""
         with open_own(self.non_finite_file, "a") as file:
             file.writelines(f"{iteration}\t{printable(path)}\n".encode() for path in images)
 
@@ -186,7 +186,7 @@ class RunFolder:
             config, rows = self.read_config(), metrics.read_metrics(self.metrics_file)
             last = int(rows.train.iterations.max(initial=0))
             seconds = float(rows.windows(config.batch_size)[1].sum())
-            # The second checkpoint is begun only when the first one is on the disk.
+            # A run begins its second checkpoint only when the first one is on the disk.
             if last > 2 * (config.checkpoint_every or math.inf) or seconds > 120 * config.checkpoint_minutes:
                 return f"metrics.csv reaches iteration {last:,}"
         return None

@@ -41,10 +41,10 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 class GraphedFunction:
-    """A function that is captured once and replayed by every call, which returns the same two tensors.
+    """A function that is captured once, and replayed by every call. All calls return the same two tensors.
 
-    The graph reads its inputs from fixed addresses. Each call copies its inputs there; they may lie
-    in pinned memory. An instance must be made within `side_stream`, on which the function has run before.
+    The graph reads its inputs from fixed addresses. Each call copies its inputs there; they may lie in
+    pinned memory. An instance must be made within `side_stream`, on which the function has run before.
 
     Args:
         function: what is captured.

@@ -23,7 +23,7 @@ SIGNALS_APART = 1.0
 
 
 def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSignals) -> Exception:
-    """Returns an error that tells the user what to do, if the cause is outside of fastae; else `error`."""
+    """Returns an error that tells the user what to do; `error` itself if its cause is not known."""
     hint = run.resume_hint()
     if isinstance(error, Stopped):
         return Stopped(error.caught, f"{error}; {hint}")

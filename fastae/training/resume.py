@@ -1,8 +1,7 @@
 """`fastae train --resume RUN`: continues the run in a folder from its newest valid checkpoint.
 
 Settings that decide the optimization cannot be changed. Others can, such as the number of iterations, the
-device or the data folder. If nothing is changed, the run ends in the same bits as one that was
-never stopped.
+device or the data folder. If nothing is changed, the run ends in the same bits as one that was never stopped.
 """
 
 from __future__ import annotations

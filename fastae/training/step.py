@@ -67,7 +67,7 @@ class Objective(nn.Module):
 def objective_of(
     model: AutoEncoder, loss: str, precision: Precision, compiled: bool, world_size: int = 1
 ) -> nn.Module:
-    """Makes the objective of `loss`. If compiled, it is specialised for its first batch's shape.
+    """Makes the objective of `loss`. If it is compiled, it suits only its first batch's shape.
 
     The state dict of the model keeps its names. `world_size` ranks train the model.
     """

@@ -1,8 +1,8 @@
 """Batch norm over the whole batch if several ranks share it.
 
 With PyTorch's DDP each rank uses the statistics of its own part of the batch. `nn.SyncBatchNorm` shares them,
-but only on GPUs, and torch.compile cannot trace it. So this module
-implements it in float32, for CPUs too.
+but only on GPUs, and torch.compile cannot trace it. So this module implements it in
+float32, for CPUs too.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ def test_the_files_compute_what_the_model_does_and_name_no_folder_of_the_machine
 @pytest.mark.parametrize("error", [2e-4, float("nan")])
 def test_a_file_that_computes_something_else_is_not_written(small_run, tmp_path, monkeypatch, error):
     encoder = load_model(small_run).model.encoder
-    monkeypatch.setattr(exporting, "encode", lambda *arguments: b"")
+    monkeypatch.setattr(exporting, "encode", lambda *arguments, **output: b"")
     monkeypatch.setattr(exporting, "decode", lambda *file: lambda images: encoder(images) + error)
     assert "encoder.pt2 " in refuses("export", small_run, "--format", "torch", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
