@@ -74,7 +74,7 @@ def test_a_bias_before_batch_norm_changes_nothing():
 
 
 @pytest.mark.parametrize(("image_size", "latent"), [(16, 4), (64, 10)])
-def test_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, latent):
+def test_the_model_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, latent):
     model, images = AutoEncoder(image_size, latent), torch.rand(2, 3, image_size, image_size)
     assert model.encoder(images).shape == (2, latent)
     reconstruction = model(images)

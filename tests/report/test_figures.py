@@ -100,7 +100,7 @@ def test_smoothing_suits_the_number_of_points(points, weight):
     assert np.all(figures.smooth(values, weight) - values <= 0.5 / 100 + 1e-9)
 
 
-def test_numbers_are_short():
+def test_numbers_are_shown_in_three_digits():
     assert [figures.short(value) for value in (0, 950, 1234, 999_999, 1_234_567)] == [
         "0", "950", "1.23 k", "1 M", "1.23 M",
     ]  # fmt: skip

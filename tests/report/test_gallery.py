@@ -45,7 +45,7 @@ def test_the_best_the_median_and_the_worst_are_picked():
 
 
 @pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 144), (256, 256)])
-def test_a_row_is_an_image_and_its_reconstructions_at_128_pixels_at_least(side, shown):
+def test_a_row_is_an_image_and_its_reconstructions_of_at_least_128_pixels(side, shown):
     images = torch.rand(3, 3, side, side)
     made = Column("pixel_mse", 1, to_bytes(1 - images), np.zeros(3))
     rows = np.asarray(Image.open(io.BytesIO(Gallery((), "abc", images, [made]).png(0, 2))))

@@ -132,7 +132,7 @@ def test_a_page_contains_no_control_characters(tmp_path):
         ("../run", "/proc/fastae/page.html", "'/proc/fastae/page.html'"),
     ],
 )
-def test_a_mistake_leaves_nothing(folder, out, words, tmp_path, monkeypatch):
+def test_a_refused_report_leaves_nothing(folder, out, words, tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     (tmp_path / "here" / "folder.html").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")

@@ -62,7 +62,7 @@ def test_damaged_metrics_are_named_and_another_file_is_refused(tmp_path):
         find_runs([folder])
 
 
-def test_speed_is_that_of_all_windows_but_the_slowest_and_time_that_of_all(tmp_path):
+def test_speed_excludes_the_slowest_window_and_time_counts_all_windows(tmp_path):
     # 1 iteration at 4 images/s, 49 at 100, 50 at 50, of 4 images each: 1 s, 1.96 s and 4 s.
     run = only(make_run(tmp_path / "run"))
     run.metrics.train.values["images_per_second"][:] = [4.0, 100.0, 50.0]

@@ -44,7 +44,7 @@ def test_short_training_gives_a_headline_without_a_conclusion(at, batch_size, he
     assert "lowest for pixel_mse, 279,000, and highest for minibatch_bce, 310,000" in ends
 
 
-def test_seeds_are_given_beside_the_means(tmp_path):
+def test_means_are_shown_with_the_deviation_of_the_seeds(tmp_path):
     for loss, values in {"minibatch_bce": (310e3, 300e3, 305e3), "pixel_mse": (290e3, 296e3, 293e3)}.items():
         for seed, value in enumerate(values):
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **final(value))
@@ -98,7 +98,7 @@ def test_the_articles_time_is_projected_only_from_runs_of_its_sizes(tmp_path):
     assert "not projected" in refused
 
 
-def test_settings_that_differ_are_apart_from_those_that_do_not(tmp_path):
+def test_differing_settings_are_listed_apart_from_common_ones(tmp_path):
     same = {"image_size": 128, "latent": 512, "iterations": 100_000, "eval_every": 1000, "log_every": 50}
     for name, device in {"a": "AMD EPYC", "b": "NVIDIA H100"}.items():
         made = {"described": {"device": device}, "batch_size": 8, "threads": 2, "amp": True}

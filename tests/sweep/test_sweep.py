@@ -89,7 +89,7 @@ def test_the_time_is_compared_with_the_articles_for_as_many_images(hours, ratio)
     assert caption(half, TrainConfig()).endswith(f"the article's GPU took 5 h 00 min for as many: {ratio}")
 
 
-def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_path):
+def test_a_run_of_a_sweep_ends_in_the_same_bits_as_the_run_that_train_makes(swept, face_folder, tmp_path):
     alone = train(settings(face_folder, out=tmp_path / "alone", loss="pixel_mse", seed=3))
     # It is the sweep's fourth run. What it shares with the three before it changes no bit.
     for part in ("model", "optimizer"):

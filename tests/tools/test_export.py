@@ -79,7 +79,7 @@ def test_a_file_that_computes_something_else_is_not_written(small_run, tmp_path,
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_is_full_leaves_no_file(small_run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_exported_file(small_run, tmp_path, monkeypatch):
     sizes = {"images": 1_000, "codes": 2_000_000}
     monkeypatch.setattr(exporting, "encode", lambda module, kind, inputs, output: bytes(sizes[min(inputs)]))
     monkeypatch.setattr(exporting, "decode", lambda *file: None)

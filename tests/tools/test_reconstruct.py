@@ -179,7 +179,7 @@ def test_good_files_with_awkward_names_are_used_and_bad_ones_skipped(small_run, 
         assert float(decibel) == pytest.approx(psnr(error), abs=0.051)
 
 
-def test_reconstruct_works_beside_a_gpu_that_does_not(small_run, face_paths, tmp_path, monkeypatch):
+def test_reconstruct_succeeds_with_an_unusable_gpu(small_run, face_paths, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert here("reconstruct", small_run, face_paths[0], "--out", tmp_path) == 0  # it is empty

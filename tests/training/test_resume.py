@@ -119,7 +119,7 @@ def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folde
     print(f"{kind}: {KILLS} kills, {drafts} of them while a checkpoint was being written")
 
 
-def test_a_compiled_run_continues_compiled(uninterrupted, tmp_path, capsys):
+def test_a_resumed_run_is_compiled_as_before(uninterrupted, tmp_path, capsys):
     run = copied(uninterrupted("dali-compiled", 2), tmp_path / "run")
     capsys.readouterr()
     resume_run(run, {"iterations": 6})

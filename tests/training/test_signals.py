@@ -57,7 +57,7 @@ def test_a_closed_terminal_does_not_end_a_run_but_a_signal_does(face_folder, tmp
         assert line.startswith("fastae: stopped by SIGTERM")
 
 
-def test_a_second_signal_ends_at_once():
+def test_a_second_signal_ends_the_process_at_once():
     with pytest.raises(KeyboardInterrupt), StopSignals() as stops:  # the first is sent again at the end
         signal.raise_signal(signal.SIGINT)
         assert stops.caught is signal.SIGINT

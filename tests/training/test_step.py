@@ -124,7 +124,7 @@ def test_bf16_follows_float32(model):
     assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
 
 
-def test_the_compiled_step_is_the_eager_one_and_compiles_once(model):
+def test_the_compiled_step_agrees_with_the_eager_one_and_compiles_once(model):
     eager = copy.deepcopy(model)
     compiled_step, eager_step = training_step(model, compiled=True), training_step(eager)
     compiled_step(images(0)), eager_step(images(0))
@@ -340,7 +340,7 @@ def test_copies_of_weights_have_the_gradients_of_the_weights(model, copying):
     assert ours.gradient_norm().item() == pytest.approx(theirs.gradient_norm().item())
 
 
-def test_the_adam_that_writes_copies_is_adam(copying):
+def test_copying_adam_agrees_with_adam(copying):
     """The gradients are the same, of all magnitudes that occur. A float32 weight may have no copy."""
     torch.manual_seed(0)
     weights = [torch.randn(40, 5), torch.randn(7)]
