@@ -15,7 +15,7 @@ LATENT = 512
 
 
 def build(batch_size: int, size: int) -> Callable[[], Any]:
-    """A function that trains on one fixed random batch (N, S, S, 3) and returns the loss."""
+    """Returns a function that trains on one fixed random batch (N, S, S, 3) and returns the loss."""
     import tensorflow as tf
 
     variables: list[Any] = []

@@ -151,14 +151,14 @@ def _step(batch_size: int, device: Any, precision: Any, compiled: bool, make_bat
 def measure_all(
     images: str | None, batch_size: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Measures each loader in a separate process: kind -> result of `measure`."""
+    """Measures each loader in a separate process; returns kind -> result of `measure`."""
     iterations = (5 if quick else 12) if device == "cpu" else 500
     common = {"images": images, "batch_size": batch_size, "iterations": iterations, "device": device}
     return {kind: isolated("benchmarks.endtoend:measure", {"kind": kind, **common}, log) for kind in LOADERS}
 
 
 def lines(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The results as lines."""
+    """Returns the results as lines."""
     shown = []
     for kind, found in results.items():
         if "loader" not in found:
@@ -174,10 +174,10 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, float]:
-    """The total seconds of each part of the six runs on this machine; empty if nothing was measured.
+    """Returns the total seconds of each part of the six runs on this machine; {} if nothing was measured.
 
     If the batch size is not the article's, a step's time is scaled by its number of images. "at_once" is the
-    fastest number of runs at once, which does not speed up evaluations and checkpoints.
+    fastest number of runs at once. Runs at once do not speed up evaluations and checkpoints.
     """
     measured = [found for found in results.values() if "loader" in found]
     if not measured:
@@ -201,7 +201,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
 
 
 def budget_lines(parts: dict[str, float]) -> list[str]:
-    """The budget as lines; the last is the sum."""
+    """Returns the budget as lines; the last is the sum."""
     seconds = {name: value for name, value in parts.items() if name != "at_once"}
     shown = [f"  {name:12} {value / 3600:8,.2f} h" for name, value in seconds.items()]
     return [*shown, f"  {int(parts['at_once'])} at once: {in_words(sum(seconds.values()))}"]

@@ -3,7 +3,7 @@
 The JPEGs are copied into FFCV's file; its own writer would encode the pixels again. They must all have the
 same size, which FFCV's simple decoder needs: its other decoders shrink with a filter. FFCV's flips and color
 changes draw their own random numbers and are not `tf.image`'s. So everything after the decoder is one
-operation of our own, of the kind that FFCV's users write.
+operation of our own, such as FFCV's users write.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ WARM_UP = 10
 
 
 def measure(name: str, images: str | None, threads: int, batches: int, device: str) -> dict[str, Any]:
-    """Measures one variant: {"rate": Figure, "first_epoch": images/s, ...} or {"absent": reason}."""
+    """Measures one variant; returns {"rate": Figure, "first_epoch": images/s, ...} or {"absent": reason}."""
     from fastae.augment import Augmentation
     from fastae.data.loaders.sampler import Sampler
     from fastae.data.source import open_source
@@ -66,7 +66,7 @@ def measure(name: str, images: str | None, threads: int, batches: int, device: s
 
 
 def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -> Iterator[Any]:
-    """Batches of our loaders. `host` without a GPU only gathers into buffers, like its thread."""
+    """Yields batches of our loaders. Without a GPU, `host` only gathers into buffers, as its thread does."""
     import torch
 
     from fastae.data import Tuning, open_loader
@@ -88,13 +88,13 @@ def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -
 def measure_all(
     images: str | None, threads: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Measures every variant in a separate process: name -> result of `measure`."""
+    """Measures every variant in a separate process; returns name -> result of `measure`."""
     common = {"images": images, "threads": threads, "batches": 10 if quick else 60, "device": device}
     return {name: isolated("benchmarks.loaders:measure", {"name": name, **common}, log) for name in NAMES}
 
 
 def lines(results: dict[str, dict[str, Any]]) -> list[str]:
-    """The results as lines, with the ratio to the fastest peer."""
+    """Returns the results as lines, with the ratio to the fastest peer."""
     measured = {name: Figure(**found["rate"]) for name, found in results.items() if "rate" in found}
     fastest = max((figure.median for name, figure in measured.items() if name not in OURS), default=None)
     shown = []

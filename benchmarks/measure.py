@@ -27,7 +27,7 @@ CHECKOUT = Path(__file__).parents[1]
 
 @dataclass(frozen=True)
 class Figure:
-    """A quantity, measured several times, in `unit`."""
+    """The median and the range of several measurements, in `unit`."""
 
     unit: str
     median: float
@@ -41,7 +41,7 @@ class Figure:
 
 
 def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
-    """The images/s of `work`, which returns its number of images. The caller warms it up before."""
+    """Measures the images/s of `work`, which returns its number of images. The caller warms it up."""
     measured = []
     for _ in range(repeats):
         started = time.perf_counter()

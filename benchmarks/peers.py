@@ -1,4 +1,4 @@
-"""Other loaders of the same data. Each peer does the same work as fastae, in its own way:
+"""Other loaders of the same data. Each peer does fastae's work in its own way:
 
 read -> decode JPEG -> central square -> 128x128, bilinear, no antialias -> flip -> brightness, contrast,
 saturation with `tf.image`'s formulas -> float32 batches. All have the same files, parameters and number
@@ -46,7 +46,7 @@ class _Numpy:
 
 
 def square(width: int, height: int) -> tuple[int, int, int]:
-    """The left, top and side of the central square."""
+    """Returns the left, top and side of the central square."""
     side = min(width, height)
     return (width - side + 1) // 2, (height - side + 1) // 2, side
 
@@ -75,6 +75,7 @@ def color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturat
 
 
 def load_with_pillow(sample: Sample) -> np.ndarray:
+    """Loads and augments a sample: float32 (128, 128, 3) in [0, 1]."""
     path, flip, *colors = sample
     return finish(Image.open(path).convert("RGB"), bool(flip), *colors)
 
@@ -220,7 +221,7 @@ PEERS = {
 
 
 def missing(peer: str) -> str | None:
-    """The reason why this peer cannot run here; None if it can."""
+    """Returns the reason why this peer cannot run here; None if it can."""
     module, _, install = PEERS[peer]
     package = module.split(".")[0]
     try:
@@ -234,6 +235,6 @@ def missing(peer: str) -> str | None:
 
 
 def first_batches(peer: str, paths: Sequence[str], sampler: Sampler, scratch: Path, number: int) -> list:
-    """The first batches of a peer, for tests: float32 (N, 128, 128, 3) in [0, 1]."""
+    """Returns the first batches of a peer, for tests: float32 (N, 128, 128, 3) in [0, 1]."""
     batches = PEERS[peer].batches(paths, sampler, 2, scratch)
     return [np.array(batch) for batch in itertools.islice(batches, number)]  # FFCV reuses its buffers

@@ -22,7 +22,7 @@ FORMAT = 1
 
 
 def folder_of(device: str, records: Path = RECORDS) -> Path:
-    """The folder of a record that is made today on this device."""
+    """Returns the folder of a record that is made today on this device."""
     hardware = re.sub(r"[^a-z0-9]+", "-", device.lower()).strip("-")
     return records / f"{date.today().isoformat()}_{hardware}"
 
@@ -68,7 +68,7 @@ def index(records: Path = RECORDS) -> None:
 
 
 def compare(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """The ratios of the new rates to the old ones, as lines. Raises FastaeError if the hardware differs."""
+    """Returns the ratios of new rates to old ones as lines. Raises FastaeError if the hardware differs."""
     if new["device"] != old["device"]:
         raise FastaeError(f"the record is of {old['device']}, not of {new['device']}: cannot compare them")
     before = _medians(old)
@@ -123,6 +123,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 
 def _medians(result: dict[str, Any]) -> dict[str, float]:
+    """Returns name of a loader or step -> its median rate in images/s."""
     return {
         name: found["rate"]["median"]
         for section in ("loaders", "steps")
@@ -132,6 +133,7 @@ def _medians(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _row(folder: Path, result: dict[str, Any]) -> str:
+    """Returns a record's row of the table."""
     medians = _medians(result)
 
     def rate(name: str) -> str:

@@ -35,7 +35,7 @@ LOSS_BYTES = 28
 """Bytes per pixel and step: cast images, the last bias and sigmoid, the loss, and their gradients."""
 
 FEATURE_BYTES = 12
-"""Bytes per feature between encoder and decoder, and step: tanh and change of layout, both ways."""
+"""Bytes per step and feature between encoder and decoder: tanh and change of layout, both ways."""
 
 DATA_BYTES = 15
 """Bytes per pixel and step, from the resident store: gather, flip, colors, change of layout."""
@@ -43,7 +43,7 @@ DATA_BYTES = 15
 OPTIMIZER_BYTES = 28
 """Bytes per parameter and step: weight and moments read and written in float32, gradient and copy in bf16.
 
-With fp16 (T4, V100) 12 more, which are not counted: weights and gradients are cast.
+With fp16 (T4, V100), casts of weights and gradients take 12 more, which are not counted.
 """
 
 USUAL_SHARE, NARROW_SHARE = 0.4, 0.25
@@ -55,7 +55,7 @@ USUAL_BANDWIDTH = 0.88
 """The share of a card's memory bandwidth in the kernels between convolutions."""
 
 NODES, NODE_SECONDS = 112, 1e-6
-"""Kernels and copies in a step's CUDA graph, by the lowering, and a GPU's pause between two of them."""
+"""Kernels and copies in a step's CUDA graph, by the lowering, and the seconds between two of them."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Cost:
 
 
 def count(batch_size: int = BATCH, image_size: int = 128, element_bytes: int = 2) -> list[Cost]:
-    """The costs of a training step: each layer forward and backward, normalisation, Adam, augmentation.
+    """Returns the costs of a training step: layers forward and backward, normalisation, Adam, augmentation.
 
     `element_bytes` is the size of an activation's element, which is 2 with AMP.
     """
@@ -157,6 +157,7 @@ def count(batch_size: int = BATCH, image_size: int = 128, element_bytes: int = 2
 
 
 def _describe(layer: nn.Module) -> str:
+    """Returns a layer's kind and channels in words: 'convolution 3->32'."""
     if isinstance(layer, nn.Linear):
         return f"linear {layer.in_features}->{layer.out_features}"
     assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
@@ -165,12 +166,12 @@ def _describe(layer: nn.Module) -> str:
 
 
 def floor_seconds(costs: list[Cost], flops: float) -> float:
-    """The seconds that a step takes at least: its arithmetic at this rate, in FLOP/s."""
+    """Returns the seconds that a step takes at least, for its arithmetic at `flops` FLOP/s."""
     return sum(cost.flops for cost in costs if "->" in cost.name) / flops
 
 
 def expected_seconds(costs: list[Cost], flops: float, bandwidth: float) -> tuple[float, float]:
-    """The range of seconds of a step as it is compiled today, with kernels running one after the other.
+    """Returns the least and most expected seconds of a step, whose kernels run one after the other.
 
     A convolution's own traffic is assumed to be hidden by its arithmetic. The shorter time assumes that all
     convolutions run at USUAL_SHARE. The longer one assumes NARROW_SHARE for narrow ones, USUAL_BANDWIDTH for
@@ -190,18 +191,18 @@ def expected_seconds(costs: list[Cost], flops: float, bandwidth: float) -> tuple
 
 
 def in_words(seconds: float) -> str:
-    """The time of the six runs, and its ratio to the article's, in words."""
+    """Returns the time of the six runs, and its ratio to the article's, in words."""
     return f"six runs in {span(seconds)}, {ARTICLE_SECONDS / seconds:.3g}x the article's speed"
 
 
 def span(seconds: float) -> str:
-    """A time in words: '1.5 h', '20 min'."""
+    """Returns a time in words: '1.5 h', '20 min'."""
     hours = seconds / 3600
     return f"{hours:,.1f} h" if hours >= 1 else f"{60 * hours:.0f} min"
 
 
 def lines(batch_size: int = BATCH) -> list[str]:
-    """The table of parts, and the predictions for the cards, as lines."""
+    """Returns the table of parts, and the predictions for the cards, as lines."""
     costs = count(batch_size)
     total = sum(cost.flops for cost in costs)
     shown = [f"  {'part of a step':42} {'GFLOP':>9} {'share':>6} {'MB moved':>9}"]

@@ -42,16 +42,16 @@ TRIED: dict[str, dict[str, str]] = {
     "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
     WIDE: {},
 }
-"""Changes to the last variant on a GPU -> environment variables. `_fastae_step` does the rest by name."""
+"""Change to the last variant on a GPU -> environment variables. `_fastae_step` makes the others by name."""
 LOSS = "minibatch_bce"
 WARM_UP = 3
 LOSS_TOLERANCE = 0.01
-"""The largest relative difference of losses in the warm-up, from the same weights and batch: bf16 rounds."""
+"""The largest relative difference of losses in the warm-up, from the same weights and batch. bf16 rounds."""
 SIZE = 128
 
 
 def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, Any]:
-    """Measures one variant in this process: {"rate", "first_step", ...} or {"absent": reason}."""
+    """Measures one variant in this process; returns {"rate", "first_step", ...} or {"absent": reason}."""
     if name == ARTICLE:
         return _article(batch_size, steps)
     import torch
@@ -78,7 +78,7 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
 
 
 def ceiling(device: Any, precision: Any) -> dict[str, Any]:
-    """The FLOP/s of a large matrix product in the step's precision, the best of several, and the precision.
+    """Measures the best FLOP/s of a large matrix product in the step's precision; returns both.
 
     A GPU with TF32 multiplies float32 in TF32, so the ceiling is measured in TF32 too.
     """
@@ -100,7 +100,7 @@ def ceiling(device: Any, precision: Any) -> dict[str, Any]:
 
 
 def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any]:
-    """The rate of a step after its warm-up, its first losses, and the seconds of the first step."""
+    """Returns the rate of a step after its warm-up, its first losses, and the seconds of the first step."""
     started = time.perf_counter()
     losses = [float(run())]
     first = time.perf_counter() - started
@@ -116,7 +116,7 @@ def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any
 
 
 def _rates_without_recompiling(work: Callable[[], int]) -> Figure:
-    """`rates`, in which a recompile raises an error. PyTorch is not imported if TensorFlow is measured."""
+    """Calls `rates`; a recompile raises an error. PyTorch is not imported if TensorFlow is measured."""
     if "torch" not in sys.modules:
         return rates(work)
     import torch
@@ -136,7 +136,7 @@ def _model(level: int, device: Any) -> Any:
 
 
 def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
-    """A simple training step with the first `level` changes."""
+    """Makes a simple training step with the first `level` changes, for a batch that is given later."""
     import torch
 
     from fastae.device.choose import choose_precision
@@ -166,7 +166,7 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
 
 
 def _widened(model: Any) -> Any:
-    """The model with 8 channels instead of 3 at both ends, for tensor cores. The added weights are 0."""
+    """Returns the model with 8 channels instead of 3 at both ends, for tensor cores. Added weights are 0."""
     import torch
     from torch import nn
     from torch.nn import functional
@@ -191,6 +191,7 @@ def _widened(model: Any) -> Any:
 
 
 def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable[[], Any]]:
+    """Makes fastae's step with the first `level` changes and the tried one `name`, as `_plain_step` does."""
     from torch import nn
 
     from fastae.device.apply import use_kernels
@@ -240,7 +241,7 @@ def _article(batch_size: int, steps: int) -> dict[str, Any]:
 def measure_all(
     batch_size: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
-    """Measures every variant in a separate process: name -> result of `measure`."""
+    """Measures every variant in a separate process; returns name -> result of `measure`."""
     steps = 1 if device == "cpu" and quick else 2 if device == "cpu" else 50
     common = {"batch_size": batch_size, "steps": steps, "device": device}
 
@@ -256,7 +257,7 @@ def measure_all(
 
 
 def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
-    """Lines about our variants whose first losses differ from plain PyTorch's."""
+    """Returns lines about our variants whose first losses differ from plain PyTorch's."""
     plain = results[VARIANTS[0]].get("losses")
     return [
         f"{name} trains differently: losses {found['losses']}, plain {plain}"
@@ -269,7 +270,7 @@ def disagreements(results: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_per_image: float) -> list[str]:
-    """The results as lines: rate, time of a step, ratio to plain float32, share of the ceiling."""
+    """Returns the results as lines: rate, time of a step, ratio to plain float32, share of the ceiling."""
     plain = results[VARIANTS[0]].get("rate", {}).get("median")
     shown = []
     for name, found in results.items():

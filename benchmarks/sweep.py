@@ -23,7 +23,7 @@ WARM_UP = 20
 
 
 def settings(on_gpu: bool, threads: int) -> list[Tuning]:
-    """The default tuning, and tunings with one value changed."""
+    """Returns the default tuning, and tunings with one value changed."""
     base = Tuning(threads=threads)
     changes: list[dict] = [{"threads": number} for number in (1, 2, 4, 8, 12, 16) if number != threads]
     changes += [{"prefetch": depth} for depth in (3, 4)]
@@ -36,7 +36,7 @@ def settings(on_gpu: bool, threads: int) -> list[Tuning]:
 
 
 def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Figure:
-    """The rate of `dali` with one tuning."""
+    """Measures the rate of `dali` with one tuning."""
     root = open_source(images)[0].root
     stream = open_loader(
         root, kind="dali", batch_size=BATCH, device=device, seed=0, tuning=tuning, cache=False

@@ -32,7 +32,7 @@ from fastae.utils.json import convert
 from fastae.utils.paths import user_path
 
 COUNT = Range(1, 10**12)
-"""The range of iterations, images and checkpoints. Times any batch size, they fit into 64 bits."""
+"""The range of iterations, images and checkpoints. Multiplied by any batch size, they fit into 64 bits."""
 
 MINUTES = Range(1e-6, 1e7)
 
@@ -48,14 +48,14 @@ def setting(
     path: bool = False,
     metavar: str | None = None,
 ) -> Any:
-    """A dataclass field with its help and its valid values.
+    """Returns a dataclass field with its help and its valid values.
 
     Args:
         default: the field's default.
         group: the heading under which `--help` lists the option.
         text: the option's help.
         within: the valid numbers.
-        can_change: whether a resumed run may change it, since it does not change what is optimized.
+        can_change: whether a resumed run may change it, since what is optimized stays the same.
         choices: the valid words.
         path: whether the value is a path.
         metavar: the name of the value in `--help`.
@@ -202,15 +202,16 @@ class TrainConfig:
 
     @property
     def augmentation(self) -> Augmentation:
+        """The ranges of the random changes of colors."""
         return Augmentation(self.brightness, self.contrast, self.saturation)
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as plain JSON values."""
+        """Returns the settings as plain JSON values."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: object, where: str) -> TrainConfig:
-        """The settings that `as_dict` wrote. Missing ones have their defaults.
+        """Returns the settings that `as_dict` returned as `values`. Missing ones have their defaults.
 
         Raises FastaeError, naming the file `where` that contains the values, if they are not valid settings.
         """
@@ -233,5 +234,5 @@ FIXED = tuple(
 
 
 def flag(name: str) -> str:
-    """The option of a field: batch_size -> --batch-size."""
+    """Returns the option of a field: --batch-size for batch_size."""
     return "--" + name.replace("_", "-")

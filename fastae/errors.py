@@ -6,16 +6,16 @@ import signal
 
 
 class FastaeError(Exception):
-    """A mistake in the input. The message names the thing and the remedy, in one line."""
+    """A user's mistake, such as a wrong setting. Its message is one line with the fault and the remedy."""
 
     exit_code = 2
 
 
 class SettingError(FastaeError):
-    """A setting or an argument has a wrong value. The message is its name in Python and the problem.
+    """A setting or an argument has a wrong value. The message consists of `name` and `problem`.
 
     Args:
-        name: for example `batch_size`, which the command line shows as `--batch-size`.
+        name: its name in Python, for example `batch_size`, which the command line shows as `--batch-size`.
         problem: the rest of the sentence, such as 'must be an integer, not 1.5'.
     """
 
@@ -40,7 +40,7 @@ class NotFinite(TrainingFault):
 
 
 class Stopped(Exception):
-    """A run was stopped by a signal. The message says what is saved and how to resume."""
+    """A run was stopped by the signal `caught`. The message says what is saved and how to resume."""
 
     def __init__(self, caught: signal.Signals, message: str) -> None:
         super().__init__(message)

@@ -30,17 +30,17 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics
 
 PART_SECONDS = 1200
-"""The time limit of a part, so that one that hangs leaves time for the others. Several cold compiles fit."""
+"""The time limit of a part, so that a hanging one leaves time for the others. Several cold compiles fit."""
 
 LOADERS = [kind for kind in TrainConfig.__dataclass_fields__["loader"].metadata["choices"] if kind != "auto"]
 AT_ONCE = (2, 3, 1, 6)
 SECTIONS = ("steps", "loaders", "endtoend", "roofline")
 WARM_UP = 1 / 3
-"""The share of a run's log steps in which this run or another one compiles."""
+"""The share of log steps at a run's start that are not counted, since this run or another one compiles."""
 
 
 def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
-    """Name -> command, in order. Each command writes to OUT/NAME."""
+    """Returns name -> command, in order. Each command writes to OUT/NAME."""
     fastae, python = [sys.executable, "-m", "fastae"], [sys.executable, "-m"]
     cores = str(len(os.sched_getaffinity(0)))
     benchmark = ["--device", "cuda" if on_gpu else "cpu", "--threads", cores]
@@ -54,7 +54,7 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
     batches = [] if on_gpu else ["--batches", "5"]
 
     def tests(*names: str) -> list[str]:
-        """Runs tests in one process, since several would share the card."""
+        """Returns a command that runs tests in one process, since several would share the card."""
         report = f"--junit-xml={out / names[0]}.xml"
         return [
             *python,
@@ -97,7 +97,7 @@ def results(out: Path) -> Iterator[str]:
 
 
 def rate_at_once(sweep: Path, number: int) -> float:
-    """Images/s of all runs together while all slots are busy; `number` runs take turns.
+    """Returns the images/s of all runs together while all slots are busy; `number` runs take turns.
 
     A run's time between two log steps includes the turns of the others. The runs advance together, so that no
     slot is free before their last log step.
@@ -120,7 +120,7 @@ def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
         return f"stopped after {seconds:g} s"
     finally:
         if process.poll() is None:
-            for pid in family(process.pid):  # benchmarks start new sessions, so no process group has all
+            for pid in family(process.pid):  # benchmarks start new sessions, so no process group contains all
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             process.wait()

@@ -88,7 +88,7 @@ def results(folder: Path) -> Iterator[str]:
 
 
 def averages(numbers: Table) -> Table:
-    """The last row of each loss in the table of runs: the mean over its seeds if there are several."""
+    """Returns the last row of each loss in the table of runs: the mean over its seeds if it has several."""
     columns = [numbers.head.index(name) for name in SHOWN if name in numbers.head]
     rows = {row.cells[0].text: row for row in numbers.rows}
     cells = [[Cell(row.cells[column].text) for column in columns] for row in rows.values()]
@@ -98,13 +98,14 @@ def averages(numbers: Table) -> Table:
 
 
 def markdown(shown: Table) -> str:
-    """The table in Markdown, with a cell's detail in parentheses."""
+    """Returns the table in Markdown, with a cell's detail in parentheses."""
     lines = [shown.head, ["---", *["---:"] * (len(shown.head) - 1)]]
     lines += [[_text(cell) for cell in row.cells] for row in shown.rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _text(cell: Cell) -> str:
+    """Returns a cell in Markdown."""
     text = f"**{cell.text}**" if cell.is_bold else cell.text
     return f"{text} ({cell.detail})" if cell.detail else text
 

@@ -1,4 +1,4 @@
-"""fastae as a user starts it: mostly in a process of its own."""
+"""Starts fastae as a user does, mostly in a separate process, and reads or changes what a run has left."""
 
 import json
 import os
@@ -23,18 +23,18 @@ SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-comp
 
 
 def fastae(*arguments, cwd=None, preexec=None, **environment):
-    """Runs it to its end."""
+    """Runs a fastae command to its end, in a separate process."""
     options = {"cwd": cwd, "env": os.environ | environment, "preexec_fn": preexec}
     return subprocess.run([*FASTAE, *map(str, arguments)], capture_output=True, text=True, **options)
 
 
 def here(*arguments):
-    """Runs it in this process, which spares the seconds of a start; returns the exit code."""
+    """Runs a command in this process, which saves the seconds of a start; returns the exit code."""
     return cli.main([*map(str, arguments)], standalone_mode=False)
 
 
 def refuses(*arguments):
-    """The one line in which it refuses, in this process."""
+    """Runs a command that fastae must refuse, in this process; returns the one line of the error."""
     with pytest.raises(FastaeError) as caught:
         here(*arguments)
     assert caught.value.exit_code == 2 and "\n" not in str(caught.value)
@@ -43,9 +43,14 @@ def refuses(*arguments):
 
 @contextmanager
 def started(*arguments, command=FASTAE, cwd=None, group=False, **environment):
-    """A process that is under way; killed at the end of the block if it still is.
+    """Yields a running process, which is killed at the end of the block if it still runs.
 
-    group: it leads a process group of its own.
+    Args:
+        *arguments: the arguments of the command.
+        command: the command, which is fastae by default.
+        cwd: the process's folder.
+        group: whether the process leads a process group of its own.
+        **environment: additional environment variables.
     """
     process = subprocess.Popen(
         [*command, *map(str, arguments)],
@@ -64,7 +69,7 @@ def started(*arguments, command=FASTAE, cwd=None, group=False, **environment):
 
 
 def wait_for(process, text, seconds=600):
-    """Reads lines of its output until one holds `text`; returns them. After `seconds` it is taken to hang."""
+    """Reads a process's lines until one contains `text`; returns them. Fails after `seconds`."""
     lines, deadline = [], time.monotonic() + seconds
     for line in process.stdout:
         lines.append(line)
@@ -75,7 +80,7 @@ def wait_for(process, text, seconds=600):
 
 
 def wait_until_ended(pid, seconds=60):
-    """Killed, a process may take a moment to die; it is a zombie while nobody has asked for its exit code."""
+    """Waits until a killed process has died. It is a zombie until its parent asks for its exit code."""
     status, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + seconds
     with suppress(FileNotFoundError, ProcessLookupError):
         while status.read_text().rpartition(")")[2].split()[0] != "Z":
@@ -84,11 +89,12 @@ def wait_until_ended(pid, seconds=60):
 
 
 def last_state(run):
+    """Returns the content of a run's newest checkpoint."""
     return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
 
 
 def begin_with(run, images):
-    """Has a run, and its newest checkpoint, say that it began with these images."""
+    """Rewrites a run so that it appears to have begun with these images: its files and newest checkpoint."""
     images.write(run / "images.json")
     described = json.loads((run / "config.json").read_text())
     described["data"]["fingerprint"] = images.fingerprint
@@ -101,7 +107,7 @@ def begin_with(run, images):
 
 
 def killed_before_its_first_checkpoint(run):
-    """Has a run's folder hold what it did then."""
+    """Rewrites a run's folder so that the run appears to have been killed before its first checkpoint."""
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").mkdir()
     (run / "model.safetensors").unlink(missing_ok=True)
@@ -110,14 +116,14 @@ def killed_before_its_first_checkpoint(run):
 
 
 def same_state(one, other):
-    """Whether weights, optimizer and iteration are the same bits."""
+    """Returns whether two values, such as nested states, have the same bits."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(same_state(one[name], other[name]) for name in one)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
 def curve(run, tag="loss_index/train"):
-    """(iteration, value) of every point, as TensorBoard shows them."""
+    """Returns (iteration, value) of every point, as TensorBoard shows them."""
     events = EventAccumulator(str(run), size_guidance={"scalars": 0})
     events.Reload()
     return [(event.step, event.value) for event in events.Scalars(tag)]

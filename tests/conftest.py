@@ -1,9 +1,12 @@
-"""Images that the tests share. Real DALI, real files; nothing is mocked."""
+"""Images and runs that the tests share.
+
+The tests use real DALI and real files. Only the compilation of loaders is off, unless a test asks for it.
+"""
 
 import os
 
 # Before torch is imported, and for every process that a test starts: the models are tiny, and on a busy
-# machine threads that wait for each other cost more than they bring.
+# machine threads that wait for each other cost more than they gain.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One folder for all tests, since each compiles the same kernels.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp/fastae-tests-kernels")
@@ -25,14 +28,14 @@ from fastae.training.trainer import Trainer
 CELEBA = Path(os.environ.get("FASTAE_CELEBA", "../shared/celeba/img_align_celeba"))
 
 
-# A shell starts background jobs with these ignored, and so would be every process that a test starts.
+# A shell makes background jobs ignore these signals, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture(scope="session")
 def face_folder(tmp_path_factory):
-    """40 synthetic faces, flat: 38 to train on, 2 held out."""
+    """A folder with 40 synthetic faces: 38 to train on, 2 held out."""
     folder = tmp_path_factory.mktemp("faces")
     faces.write(folder, 40)
     return folder
@@ -45,13 +48,13 @@ def face_paths(face_folder):
 
 @pytest.fixture(scope="session")
 def good(face_paths):
-    """The bytes of a good JPEG: of the first of these paths."""
+    """The bytes of a good JPEG, the first of `face_paths`."""
     return Path(face_paths[0]).read_bytes()
 
 
 @pytest.fixture(scope="session")
 def small_run(face_folder, tmp_path_factory):
-    """The folder of a finished run: 4 iterations on synthetic faces, 32x32, 16 numbers a code."""
+    """The folder of a finished run: 4 iterations on synthetic faces of 32x32 pixels, with a latent of 16."""
     out = tmp_path_factory.mktemp("small_run") / "run"
     train(small_config(face_folder, out, batch_size=8, iterations=4, lr=1e-3, cache=False))
     return out
@@ -59,18 +62,18 @@ def small_run(face_folder, tmp_path_factory):
 
 @pytest.fixture
 def run(small_run, tmp_path):
-    """A copy of it, to be changed."""
+    """A copy of `small_run`, which a test may change."""
     return copied(small_run, tmp_path / "run")
 
 
 def small_config(data, out=None, **others):
-    """Settings of a run that takes a second or two."""
+    """Returns the settings of a run that takes a second or two."""
     defaults = {"image_size": 32, "latent": 16, "compile": False, "batch_size": 4, "iterations": 2}
     return TrainConfig(data=str(data), out=out and str(out), **{**defaults, "gpu_sample_hz": 0, **others})
 
 
 def copied(run, to):
-    """A copy of a run's or sweep's folder; checkpoints, which fastae never changes in place, are links."""
+    """Copies a run or a sweep. Checkpoints, which fastae never changes in place, become hard links."""
 
     def copy(source, target):
         (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
@@ -80,6 +83,7 @@ def copied(run, to):
 
 @contextmanager
 def _limited(kind, value):
+    """Sets a limit of this process while the block runs."""
     before = resource.getrlimit(kind)
     resource.setrlimit(kind, (value, before[1]))
     try:
@@ -89,24 +93,24 @@ def _limited(kind, value):
 
 
 def largest_file(size):
-    """Within it the kernel refuses to write files of more bytes, as a full disk does."""
+    """While the block runs, no file may grow beyond `size` bytes: the kernel refuses, as on a full disk."""
     return _limited(resource.RLIMIT_FSIZE, size)
 
 
 def no_more_files():
-    """Within it the kernel refuses to open any file."""
+    """While the block runs, the kernel refuses to open any file."""
     return _limited(resource.RLIMIT_NOFILE, 0)
 
 
 def little_memory(size):
-    """Within it the kernel refuses to give this process more than so many bytes beyond what it has."""
+    """While the block runs, the kernel gives this process at most `size` more bytes of memory."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     return _limited(resource.RLIMIT_AS, pages * resource.getpagesize() + size)
 
 
 @pytest.fixture(scope="session")
 def celeba():
-    """The real data set's folder, where the machine has a part of it."""
+    """The folder of the real data set, if the machine has a part of it."""
     if not CELEBA.is_dir():
         pytest.skip(f"no CelebA at {CELEBA} (set FASTAE_CELEBA)")
     return CELEBA
@@ -114,9 +118,10 @@ def celeba():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_surroundings(tmp_path_factory):
-    """No test, and no fixture of several, reads or fills the user's data and cache folders.
+    """Keeps tests and shared fixtures from using the user's data and cache folders.
 
-    Nor is a loader compiled unless a test asks for it: that takes seconds for every size of image.
+    It also keeps loaders from being compiled, which takes seconds for every image size, unless a test asks
+    for it.
     """
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setattr(decode, "can_compile", lambda *device: False)
@@ -126,7 +131,7 @@ def _own_surroundings(tmp_path_factory):
 
 
 def at_iteration(monkeypatch, number, action):
-    """Has `action()` called when iteration `number` of a run in this process begins."""
+    """Makes a run in this process call `action()` when iteration `number` begins."""
     advance = Trainer.advance
 
     def after_action(trainer):

@@ -1,7 +1,7 @@
-"""A CUDA graph's stand-in on the CPU: a function's operations, recorded and run again into the same memory.
+"""Replaces CUDA graphs on the CPU: records a function's operations, and runs them again on the same memory.
 
-Like a graph it knows nothing of Python: a number that was read into Python, or a tensor that is made anew for
-each step, is replayed as it was at the recording.
+Like a graph, it records nothing of Python. A number that was read into Python, or a tensor that each step
+makes anew, is replayed with its value from the recording.
 """
 
 from contextlib import nullcontext
@@ -11,15 +11,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 WAITS = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select", "unique", "lift_fresh")
-"""Operations that wait for a GPU: they bring values to the host, or (lift_fresh: torch.tensor) from it."""
+"""Operations that wait for a GPU: they copy values to the host, or from it (lift_fresh, by torch.tensor)."""
 
 
 def tensors(values):
+    """Returns the tensors in nested values."""
     return [leaf for leaf in tree_leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 class RefuseWaits(TorchDispatchMode):
-    """Within it an operation is an error that would have the host wait for a GPU, or mixes devices."""
+    """While the block runs, an operation that would wait for a GPU, or that mixes devices, is an error."""
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         name = function.overloadpacket.__name__
@@ -33,7 +34,7 @@ class RefuseWaits(TorchDispatchMode):
 
 
 class Refuse(TorchDispatchMode):
-    """Within it one operation is an error, as CUDA refuses some in a recording."""
+    """While the block runs, the operation `name` is an error, as CUDA refuses some during a capture."""
 
     def __init__(self, name):
         super().__init__()
@@ -46,6 +47,8 @@ class Refuse(TorchDispatchMode):
 
 
 class _Recording(TorchDispatchMode):
+    """Records the operations of the block, with their arguments and results."""
+
     def __init__(self):
         super().__init__()
         self.calls = []
@@ -57,7 +60,7 @@ class _Recording(TorchDispatchMode):
 
 
 class ReplayedFunction:
-    """As `fastae.training.cuda_graph.GraphedFunction`."""
+    """Replaces `fastae.training.cuda_graph.GraphedFunction`."""
 
     def __init__(self, function, example, device):
         self.inputs = [value.clone() for value in example]
@@ -77,7 +80,7 @@ class ReplayedFunction:
 
 
 class Graphs:
-    """As the module `fastae.training.cuda_graph`, for any device."""
+    """Replaces the module `fastae.training.cuda_graph`, for any device."""
 
     def __init__(self, function=ReplayedFunction):
         self.GraphedFunction = function

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: help at once, and each mistake one line, exit code 2, no trace."""
+"""The command line as a user sees it: help is fast, a mistake is one line and exit code 2."""
 
 import dataclasses
 import json
@@ -47,7 +47,7 @@ def test_every_command_has_help_that_fits_into_80_columns(capsys, monkeypatch):
         assert "..." not in printed.partition("Commands:")[2], call
 
 
-def test_a_mistake_is_one_line_whoever_notices_it(tmp_path):
+def test_a_mistake_is_one_line_whether_click_or_fastae_finds_it(tmp_path):
     for arguments, optimize, words in (
         (["--loss", "mse"], "", ["--loss", *LOSSES]),
         ([], "2", ["PYTHONOPTIMIZE=2"]),
@@ -69,7 +69,7 @@ def test_a_wrong_setting_is_named_with_its_value(option, value, tmp_path, monkey
     assert line.startswith(option) and str(value) in line and not list(tmp_path.iterdir())
 
 
-def test_wrong_data_leaves_nothing(tmp_path, face_folder):
+def test_wrong_data_are_refused_and_leave_no_run_folder(tmp_path, face_folder):
     empty, split, out = (tmp_path / name for name in ("empty", "split", "run"))
     for folder in (empty, split):
         folder.mkdir()
@@ -87,7 +87,7 @@ def test_wrong_data_leaves_nothing(tmp_path, face_folder):
         assert not out.exists()
 
 
-def test_an_out_that_cannot_be_made(tmp_path, face_folder):
+def test_an_out_folder_that_cannot_be_made_is_refused(tmp_path, face_folder):
     (tmp_path / "file").write_text("kept")
     (tmp_path / "closed").mkdir(mode=0o500)
     refused = [tmp_path / "file", tmp_path / "file" / "run", "/proc/fastae/run"]
@@ -131,12 +131,12 @@ def test_a_run_continues_when_the_disk_of_its_stdout_is_full(tmp_path, face_fold
 @pytest.mark.parametrize(
     ("arguments", "unbuffered"), [(["--help"], ""), (["--help"], "1"), (["check", "--json", "."], "")]
 )
-def test_a_stdout_that_takes_nothing_is_one_line(face_folder, arguments, unbuffered):
+def test_a_failed_write_to_stdout_is_at_most_one_line(face_folder, arguments, unbuffered):
     result = fastae(*arguments, cwd=face_folder, preexec=into_full_disk, PYTHONUNBUFFERED=unbuffered)
     assert result.returncode == 1
     (line,) = result.stderr.splitlines()
     assert "stdout" in line and "No space left on device" in line
-    if arguments == ["--help"]:  # a reader that has seen enough, as in `fastae --help | head`, is no news
+    if arguments == ["--help"]:  # a closed pipe, as in `fastae --help | head`, is not an error
         result = fastae(*arguments, preexec=into_closed_pipe, PYTHONUNBUFFERED=unbuffered)
         assert (result.returncode, result.stderr) == (1, "")
 
@@ -157,12 +157,12 @@ def test_every_number_has_bounds(entry):
 @pytest.mark.parametrize(
     ("name", "value"), [("iterations", 2.0), ("iterations", "2"), ("amp", 1), ("lr", "1"), ("seed", None)]
 )
-def test_a_setting_of_another_type_is_one_line(name, value):
+def test_a_setting_of_another_type_is_refused(name, value):
     with pytest.raises(FastaeError, match=f"^{name} must be of type"):
         TrainConfig(**{name: value})
 
 
-def test_an_integer_is_a_number():
+def test_a_float_setting_accepts_an_integer():
     assert TrainConfig(lr=1, minutes=2).lr == 1
 
 
@@ -192,7 +192,7 @@ cache clear --cache-dir PATH
 
 
 @pytest.mark.parametrize("command", COMMANDS.strip().splitlines())
-def test_what_cannot_be_a_path_is_one_line(tmp_path, monkeypatch, command):
+def test_an_invalid_path_is_refused_in_one_line(tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
     arguments = command.split()
     option = arguments[arguments.index("PATH") - 1]
@@ -217,8 +217,8 @@ def visible(folder):
     return {path.name for path in folder.iterdir() if not path.name.startswith(".")}
 
 
-def test_data_and_cache_come_from_variables(tmp_path, face_folder, monkeypatch, capsys):
-    """They name folders in the home folder. The run gets a name, and the cache holds compiled kernels."""
+def test_data_and_cache_folders_come_from_environment_variables(tmp_path, face_folder, monkeypatch, capsys):
+    """Here they are in the home folder. The run gets a name, and the cache contains compiled kernels."""
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(face_folder)
@@ -237,7 +237,7 @@ def test_data_and_cache_come_from_variables(tmp_path, face_folder, monkeypatch, 
     assert visible(tmp_path) == {"data", "runs", "cache"}
 
 
-def test_the_home_folder_in_python(tmp_path, face_folder, run, monkeypatch):
+def test_python_functions_expand_the_home_folder(tmp_path, face_folder, run, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data").symlink_to(face_folder)
@@ -254,12 +254,12 @@ def test_the_home_folder_in_python(tmp_path, face_folder, run, monkeypatch):
     assert TrainConfig(out="~nobody-of-that-name/x").out == "~nobody-of-that-name/x"
 
 
-def test_a_home_folder_that_is_not_known(monkeypatch):
+def test_an_unknown_home_folder_is_refused(monkeypatch):
     monkeypatch.setattr("os.path.expanduser", lambda path: path)
     assert "HOME" in refuses("train", "--out", "~/run")
 
 
-def test_a_variable_that_cannot_be_a_path_is_one_line(tmp_path, face_folder, monkeypatch):
+def test_an_invalid_path_in_a_variable_is_refused_in_one_line(tmp_path, face_folder, monkeypatch):
     for path in (IMPOSSIBLE[0], IMPOSSIBLE[2]):  # a variable cannot hold the others
         monkeypatch.setenv("FASTAE_CACHE", path)
         for command in (["cache", "list"], ["check", face_folder], ["train", "--data", face_folder]):
@@ -267,7 +267,7 @@ def test_a_variable_that_cannot_be_a_path_is_one_line(tmp_path, face_folder, mon
 
 
 @pytest.mark.parametrize("keys", [("config", "cache_dir"), ("config", "data"), ("data", "folder")])
-def test_what_cannot_be_a_path_in_a_runs_settings_is_one_line(run, keys):
+def test_an_invalid_path_in_config_json_is_refused_in_one_line(run, keys):
     killed_before_its_first_checkpoint(run)
     described = json.loads((run / "config.json").read_text())
     described[keys[0]][keys[1]] = "a\0b"

@@ -1,4 +1,4 @@
-"""The documentation links to files, and names tests, that exist; and its Python runs as it is written."""
+"""The files and tests that the documentation names exist, and its Python code runs as it is written."""
 
 import os
 import re
@@ -15,7 +15,7 @@ SOURCES = "".join(path.read_text() for path in Path("tests").rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
-def test_what_a_page_names_exists(page):
+def test_the_files_and_tests_that_a_page_names_exist(page):
     text = page.read_text()
     links = re.findall(r"\]\(([^()\s#:]+)(?:#[\w-]+)?\)", text)
     files = re.findall(r"`((?:fastae|tests|scripts|benchmarks)/[\w/]+\.\w+)", text)
@@ -35,7 +35,7 @@ def run(code, names, page):
 
 @pytest.fixture
 def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
-    """The current folder of a reader: 40 photos, two of them here, and a run. No GPU, and no C++ compiler."""
+    """A reader's current folder: 40 photos in `photos`, two of them also here, and a run. There is no GPU."""
     (tmp_path / "photos").mkdir()
     for face in face_paths:
         os.link(face, tmp_path / "photos" / Path(face).name)
@@ -50,7 +50,7 @@ WITH_PYTHON = [str(page) for page in PAGES if blocks(page)]
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_the_pages_python_runs_in_order(page, readers_folder, small_run):
+def test_the_python_code_of_a_page_runs(page, readers_folder, small_run):
     found = blocks(ROOT / page)
     if any("onnxruntime" in block for block in found):
         pytest.importorskip("onnxruntime")
@@ -60,7 +60,7 @@ def test_the_pages_python_runs_in_order(page, readers_folder, small_run):
         run(block, names, page)
 
 
-def test_the_training_loop_of_ones_own_resumes_to_the_same_weights(readers_folder, monkeypatch):
+def test_the_example_training_loop_resumes_to_the_same_weights(readers_folder, monkeypatch):
     (example,) = (block for block in blocks(ROOT / "docs/python.md") if "optimizer" in block)
     assert example.count("\n") <= 45
     straight, resumed = {}, {}
@@ -78,7 +78,7 @@ def test_the_training_loop_of_ones_own_resumes_to_the_same_weights(readers_folde
         run(example, {}, "docs/python.md")
     monkeypatch.setattr(torch, "save", save)
     run(example, resumed, "docs/python.md")
-    assert resumed["done"] == 25  # what was not renamed is not used
+    assert resumed["done"] == 25  # the second checkpoint was not renamed, so it is not used
     for one, other in zip(straight["model"].parameters(), resumed["model"].parameters(), strict=True):
         assert torch.equal(one, other)
     assert straight["errors"].mean() < 0.1

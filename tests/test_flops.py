@@ -1,4 +1,4 @@
-"""The model's arithmetic by PyTorch's counter, and by the formulas for its layers."""
+"""The model's FLOPs by PyTorch's counter agree with the formulas for its layers."""
 
 import pytest
 
@@ -13,6 +13,6 @@ def test_flops_are_those_of_the_layers(image_size, latent):
     )
 
 
-def test_figures_for_people():
+def test_flops_of_the_articles_model_and_rates_in_words():
     assert training_flops() == pytest.approx(10.7e9, rel=0.01)
     assert (rate_text(2.134e14), rate_text(3.72e9)) == ("213 TFLOP/s", "3.72 GFLOP/s")

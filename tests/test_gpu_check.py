@@ -1,4 +1,4 @@
-"""scripts/gpu_check.py: what it starts, that nothing of it stays behind, and that it resumes."""
+"""scripts/gpu_check.py: its commands are valid, no process is left behind, and a second call resumes."""
 
 import json
 import os
@@ -17,7 +17,7 @@ from .commands import wait_until_ended
 
 
 def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
-    """Neither a child in a session of its own, as the benchmarks' are."""
+    """Not even a child in a session of its own is left. The benchmarks start such children."""
     path = tmp_path / "log"
     with path.open("w") as log:
         ended = run_part(["sh", "-c", "setsid sleep 600 & echo $!; wait"], log, seconds=1)
@@ -27,8 +27,8 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
 
 
 @pytest.mark.parametrize("on_gpu", [True, False])
-def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
-    """Tests do not share the card, and loaders get all cores."""
+def test_fastae_accepts_the_command_of_every_run_and_sweep(tmp_path, on_gpu):
+    """Tests run one after the other on the card, and loaders use all cores."""
     commands = parts(tmp_path, on_gpu, images=None)
     assert {"resident", "dali", "at-once-1", "at-once-2", "at-once-3", "at-once-6"} <= commands.keys()
     named = [name for command in commands.values() for name in command if name.startswith("tests/gpu/")]
@@ -45,8 +45,8 @@ def test_every_run_and_sweep_is_one_that_fastae_accepts(tmp_path, on_gpu):
 
 
 @pytest.mark.parametrize("number", [1, 2, 6])
-def test_the_rate_of_runs_at_once_is_of_all_while_all_are_busy(tmp_path, number):
-    """Each trains 10 images/s of the wall's time, but at the start, and when others have ended."""
+def test_the_rate_of_runs_at_once_is_their_total_while_all_slots_are_busy(tmp_path, number):
+    """Each run trains 10 images/s, except at the start, and after others have ended."""
     for run in range(6):
         folder = tmp_path / f"run{run}"
         folder.mkdir()
@@ -58,7 +58,7 @@ def test_the_rate_of_runs_at_once_is_of_all_while_all_are_busy(tmp_path, number)
     assert gpu_check.rate_at_once(tmp_path, number) == pytest.approx(10.0 * number)
 
 
-def test_a_second_call_continues_with_what_failed(tmp_path, monkeypatch):
+def test_a_second_call_runs_only_the_parts_that_failed(tmp_path, monkeypatch):
     commands = {"one": ["true"], "two": ["test", "-e", str(tmp_path / "fixed")]}
     monkeypatch.setattr(gpu_check, "parts", lambda *_: commands)
     first = CliRunner().invoke(gpu_check.main, ["--out", str(tmp_path)])

@@ -1,4 +1,4 @@
-"""The Makefile installs what fits the card, and the package is found from anywhere, whatever lies there."""
+"""The Makefile installs the builds that fit the card, and the package is found from every current folder."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import fastae
 
 
 def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
-    """As in the folder that holds the clone, and in one that `fastae export --out model` was called in."""
+    """For example the clone's parent folder, or a folder where `fastae export --out model` was called."""
     for name in ("fastae", "model", "data", "fastae/model"):
         (tmp_path / name).mkdir()
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
@@ -27,7 +27,7 @@ def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
 
 @pytest.fixture
 def make(tmp_path):
-    """`make setup` in a folder with the Makefile alone, on a machine with this driver and these cards."""
+    """A function that calls `make setup` in a folder with only the Makefile, on a simulated machine."""
     if not shutil.which("make"):
         pytest.skip("no make")
 
@@ -58,20 +58,20 @@ def make(tmp_path):
         ("580.65.06", "12.0\\n", "cuda13"),
     ],
 )
-def test_the_builds_that_fit_driver_and_card(make, driver, capabilities, extra):
+def test_make_setup_installs_the_builds_that_fit_driver_and_card(make, driver, capabilities, extra):
     output = make(driver, capabilities, "-n").stdout
     assert f"-e '.[{extra},dev]'" in output
     assert ("--extra-index-url https://download.pytorch.org/whl/cu126" in output) is (extra == "cuda12")
 
 
-def test_a_new_card_with_an_old_driver_is_told_which_driver_it_needs(make):
+def test_make_setup_names_the_driver_that_a_new_card_needs(make):
     result = make("570.86.15", "12.0\\n")
     assert result.returncode != 0 and "driver 580 or newer, not 570" in result.stderr
 
 
 @pytest.mark.parametrize("has_pip", [True, False])
-def test_a_python_without_ensurepip(make, tmp_path, has_pip):
-    """It leaves half a .venv. What it can do without: pip, which here only notes how it is called."""
+def test_make_setup_works_without_ensurepip_if_there_is_a_pip(make, tmp_path, has_pip):
+    """Such a Python leaves half a .venv. The pip in this test only notes how it is called."""
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
 case "$*" in
@@ -84,5 +84,5 @@ esac
     python.chmod(0o755)
     result = make(None, "", f"PYTHON={python}")
     installed = tmp_path / "installed"
-    assert installed.exists() is has_pip and result.returncode != 0, "there is no fastae to check at the end"
+    assert installed.exists() is has_pip and result.returncode != 0, "make succeeded without fastae"
     assert ("apt install python3-venv" in result.stderr) is not has_pip

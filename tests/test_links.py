@@ -1,4 +1,4 @@
-"""A folder from elsewhere may hold links: through none of them is anything written, changed or removed."""
+"""A folder from elsewhere may contain links. fastae writes, changes and removes nothing through them."""
 
 import os
 import shutil
@@ -15,7 +15,7 @@ from .conftest import small_config
 
 @pytest.fixture
 def outside(tmp_path):
-    """A folder of the user's own, which is as it was at the end of the test."""
+    """A folder of the user, which must be unchanged at the end of the test."""
     folder = tmp_path / "outside"
     (folder / "below").mkdir(parents=True)
     files = {folder / "file": "the user's", folder / "below" / "0000001.pt": "the user's, too"}
@@ -27,7 +27,7 @@ def outside(tmp_path):
 
 
 def plant(path, target):
-    """A link instead of what is there."""
+    """Replaces what is at `path` by a link to `target`; returns `path`."""
     shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink(missing_ok=True)
     path.symlink_to(target)
     return path
@@ -42,14 +42,14 @@ FILES = (
 
 
 @pytest.mark.parametrize("name", [*FILES, "checkpoints", "samples", "report"])
-def test_a_run_with_a_link_under_a_name_that_is_written_is_refused(run, outside, name):
+def test_a_run_folder_with_a_link_where_fastae_writes_is_refused(run, outside, name):
     link = plant(run / name, outside / ("file" if name in FILES else "below"))
     assert str(link) in refuses("train", "--resume", run, "--iterations", 6)
     assert link.is_symlink()
 
 
-def test_a_link_to_the_newest_checkpoint_is_replaced_whatever_it_leads_to(run, outside, tmp_path):
-    """And the run's folder may itself be reached through a link."""
+def test_the_link_to_the_newest_checkpoint_is_replaced_and_not_followed(run, outside, tmp_path):
+    """The run's folder may itself be reached through a link."""
     plant(run / "checkpoints" / "last.pt", outside / "file")
     (tmp_path / "link").symlink_to(run)
     here("train", "--resume", tmp_path / "link", "--iterations", 6)
@@ -77,8 +77,8 @@ def test_a_report_is_not_written_through_links(run, outside, name):
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling", "pipe"])
-def test_what_writes_a_file_follows_no_link_and_replaces_regular_files_alone(tmp_path, outside, kind):
-    """To anybody who may rename there (root), a file that replaces /dev/null is the end of much."""
+def test_writing_follows_no_link_and_replaces_only_regular_files(tmp_path, outside, kind):
+    """Root could otherwise replace /dev/null by a file, which would break many programs."""
     path = tmp_path / "path"
     if kind == "pipe":
         os.mkfifo(path)
@@ -95,7 +95,7 @@ def test_what_writes_a_file_follows_no_link_and_replaces_regular_files_alone(tmp
 
 
 def test_the_name_of_a_draft_cannot_be_guessed(tmp_path):
-    """A link that waits under it would be followed by a library that is given the name."""
+    """A library that writes to a draft would follow a link that somebody had made under its name."""
     names = set()
     for _ in range(2):
         with draft(tmp_path / "trace.json.gz") as path:

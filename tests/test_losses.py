@@ -1,4 +1,4 @@
-"""The six losses and SSIM against NumPy in float64, and the factor k between the losses' gradients."""
+"""The six losses and SSIM agree with NumPy in float64; the losses' gradients differ by the factor k."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def batch():
 
 
 def tensor_in_numpy(name, reconstruction, images):
-    """The tensor that the article handed to TensorFlow: scalar, (C, H, W) or (N, C, H, W)."""
+    """Returns the tensor that the article passed to TensorFlow: a scalar, (C, H, W) or (N, C, H, W)."""
     x, y = images.numpy().astype(np.float64), reconstruction.numpy().astype(np.float64)
     reduction, element = name.split("_")
     if element == "mse":
@@ -30,7 +30,7 @@ def tensor_in_numpy(name, reconstruction, images):
     return {"minibatch": elements.mean(), "sample": elements.mean(axis=0), "pixel": elements}[reduction]
 
 
-def test_the_six_in_the_articles_order():
+def test_the_six_losses_are_in_the_articles_order():
     assert list(LOSSES) == ARTICLE_ORDER
 
 
@@ -60,7 +60,7 @@ def test_loss_index_is_the_mean_squared_error_in_the_articles_unit():
 
 
 def ssim_in_numpy(x, y):
-    """SSIM of two channels (H, W) by its definition, a window at a time."""
+    """Returns the SSIM of two channels (H, W) by its definition, window by window."""
     distance = np.arange(-5, 6)
     weights = np.exp(-(distance[:, None] ** 2 + distance**2) / (2 * 1.5**2))
     weights /= weights.sum()
@@ -75,7 +75,7 @@ def ssim_in_numpy(x, y):
     return np.mean(found)
 
 
-def test_ssim_is_what_its_authors_define():
+def test_ssim_agrees_with_its_definition():
     images = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(1))
     noisy = (images + torch.linspace(-0.3, 0.3, 20)).clamp(0, 1)
     pairs = zip(noisy.double().numpy(), images.double().numpy(), strict=True)

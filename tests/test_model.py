@@ -43,7 +43,7 @@ def test_layers_are_the_articles_in_order(model):
 
 
 def with_the_articles_biases(model):
-    """A copy whose convolutions add a constant to each channel before batch norm, as the article's do."""
+    """Returns a copy whose convolutions add a bias to each channel before batch norm, as the article's do."""
     model = copy.deepcopy(model)
     for layer in model.modules():
         if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d) and layer.bias is None:
@@ -74,7 +74,7 @@ def test_a_bias_before_batch_norm_changes_nothing():
 
 
 @pytest.mark.parametrize(("image_size", "latent"), [(16, 4), (64, 10)])
-def test_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, latent):
+def test_the_model_maps_images_to_codes_and_to_images_in_the_unit_interval(image_size, latent):
     model, images = AutoEncoder(image_size, latent), torch.rand(2, 3, image_size, image_size)
     assert model.encoder(images).shape == (2, latent)
     reconstruction = model(images)
@@ -98,21 +98,21 @@ def test_initial_weights_are_a_normal_cut_at_two_sigma(model):
 
 
 def tensorflow_padded(model, x):
-    """The same weights, convolved where TensorFlow's SAME would put them: stride 2 pads (1, 2)."""
+    """Applies the model's layers with the padding of TensorFlow's SAME, which is (1, 2) for stride 2."""
     for layer in (*model.encoder, *model.decoder):
         if isinstance(layer, nn.Conv2d):
             before, after = (1, 2) if layer.stride == (2, 2) else (2, 2)
             padded = functional.pad(x, (before, after, before, after))
             x = functional.conv2d(padded, layer.weight, layer.bias, layer.stride)
         elif isinstance(layer, nn.ConvTranspose2d):
-            # The gradient of the convolution that TensorFlow pads by (1, 2): 2n + 3, cut there to 2n.
+            # The transpose of the convolution that TensorFlow pads by (1, 2): 2n + 3 outputs, cut to 2n.
             x = functional.conv_transpose2d(x, layer.weight, layer.bias, stride=2)[:, :, 1:-2, 1:-2]
         else:
             x = layer(x)
     return x
 
 
-def test_symmetric_padding_is_tensorflows_in_a_mirror():
+def test_symmetric_padding_is_tensorflows_padding_of_mirrored_images():
     torch.manual_seed(0)
     ours = AutoEncoder(32, 16).double()
     images = torch.rand(2, 3, 32, 32, dtype=torch.float64)
@@ -122,7 +122,7 @@ def test_symmetric_padding_is_tensorflows_in_a_mirror():
     for name, value in state.items():
         if value.ndim == 4:
             state[name] = value.flip(2, 3)
-    side = 2  # the code's feature maps are 512 x 2 x 2, and are mirrored too
+    side = 2  # the feature maps before the latent are 512 x 2 x 2, and are mirrored too
     into, out = "encoder.16.weight", "decoder.0.weight"
     state[into] = state[into].reshape(16, 512, side, side).flip(2, 3).reshape(16, -1)
     state[out] = state[out].reshape(512, side, side, 16).flip(1, 2).reshape(-1, 16)
@@ -130,5 +130,5 @@ def test_symmetric_padding_is_tensorflows_in_a_mirror():
 
     expected = tensorflow_padded(mirrored, images.flip(2, 3)).flip(2, 3)
     torch.testing.assert_close(ours(images), expected, rtol=1e-9, atol=1e-10)
-    # ... and the mirror is needed: without it the maps differ.
+    # The mirror is needed: without it the outputs differ.
     assert (ours(images) - tensorflow_padded(ours, images)).abs().max() > 1e-4

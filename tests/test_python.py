@@ -1,4 +1,4 @@
-"""fastae as a library: what is typed first works, and a wrong argument is named as Python names it."""
+"""fastae as a library: short calls work, and an error begins with the name of the wrong argument."""
 
 import itertools
 import os
@@ -19,7 +19,7 @@ KINDS = pytest.mark.parametrize("kind", ["dali", "resident"])
 EAGER = Tuning(compiled=False)
 
 
-def test_a_name_is_listed_and_found_before_its_first_use_and_torch_is_not_imported_for_it():
+def test_public_names_are_listed_without_importing_torch_and_exist():
     code = "import sys, fastae; assert {'data', '__version__', *fastae.__all__} <= set(dir(fastae)); "
     code += "assert 'torch' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -27,7 +27,7 @@ def test_a_name_is_listed_and_found_before_its_first_use_and_torch_is_not_import
     assert fastae.data.Augmentation and fastae.data.CropResize and fastae.data.Tuning and fastae.__version__
 
 
-def test_a_folder_is_all_that_is_needed(face_folder, tmp_path, monkeypatch):
+def test_open_loader_needs_only_a_folder(face_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("HOME", str(face_folder.parent))
     loader = open_loader(f"~/{face_folder.name}", 8, image_size=32, cache=tmp_path, tuning=EAGER)
@@ -74,7 +74,7 @@ def test_a_wrong_source_is_named(source):
         open_loader(source)
 
 
-def test_whatever_else_is_wrong_is_named(face_paths, small_run, monkeypatch):
+def test_wrong_arguments_of_other_functions_are_named(face_paths, small_run, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loader = open_loader(face_paths, 8, cache=False, tuning=EAGER)
     for name, action in (
@@ -98,7 +98,7 @@ def test_whatever_else_is_wrong_is_named(face_paths, small_run, monkeypatch):
             action()
 
 
-def test_numpys_numbers_are_numbers(face_paths):
+def test_numbers_of_numpy_are_accepted(face_paths):
     ranges = Augmentation(np.float32(0.5), np.float64(0), 0)
     loader = open_loader(face_paths, np.int64(8), augment=ranges, seed=np.uint8(3), kind="dali")
     assert next(loader.batches(np.int32(2))).shape == (8, 3, 128, 128)
@@ -108,7 +108,7 @@ def test_numpys_numbers_are_numbers(face_paths):
 @pytest.mark.parametrize(
     ("split", "numbers"), [("train", range(1, 39)), ("held_out", [39, 40]), ("all", range(1, 41))]
 )
-def test_a_split_is_given_in_order_and_as_it_is(face_folder, kind, split, numbers):
+def test_a_split_without_augmentation_is_in_order_and_unchanged(face_folder, kind, split, numbers):
     loader = open_loader(
         face_folder, 16, split=split, augment=False, image_size=48, kind=kind, cache=False, tuning=EAGER
     )
@@ -124,7 +124,7 @@ def test_a_split_is_given_in_order_and_as_it_is(face_folder, kind, split, number
 
 
 @KINDS
-def test_flips_colors_and_order_are_set_apart(face_paths, kind):
+def test_flips_colors_and_order_can_be_set_separately(face_paths, kind):
     def batch(**options):
         loader = open_loader(face_paths, 40, image_size=48, kind=kind, cache=False, tuning=EAGER, **options)
         return next(loader.batches(3)).clone()
@@ -145,7 +145,7 @@ def test_flips_colors_and_order_are_set_apart(face_paths, kind):
     assert torch.equal(batch(), batch(flip=True, shuffle=True, augment=Augmentation()))
 
 
-def test_a_folder_and_a_list_take_the_same_files(tmp_path, face_paths, capsys):
+def test_a_folder_and_a_list_of_files_accept_the_same_files(tmp_path, face_paths, capsys):
     image = Image.open(face_paths[0])
     image.convert("CMYK").save(tmp_path / "cmyk.jpg")
     image.convert("L").save(tmp_path / "grey.jpg")

@@ -1,4 +1,4 @@
-"""`python -m scripts.results`: the page of results is made from copied numbers that name nothing private."""
+"""`python -m scripts.results` makes the page of results from copied numbers that contain nothing private."""
 
 import re
 from dataclasses import replace
@@ -61,7 +61,7 @@ def test_a_page_is_made_from_the_numbers_of_a_sweep_and_made_again_from_their_co
     assert results(copied).exit_code == 0 and PAGE.read_text() == page
 
 
-def test_a_page_without_a_place_for_the_results_is_left_alone(sweep):
+def test_a_page_without_a_place_for_the_results_is_not_changed(sweep):
     PAGE.write_text("# Results\n")
     result = results(sweep)
     assert result.exit_code == 2 and "<!-- sweep -->" in result.output and PAGE.read_text() == "# Results\n"

@@ -1,4 +1,4 @@
-"""Files from elsewhere run no code, take no more than their share, and are printed harmlessly."""
+"""Files from elsewhere run no code, do not exhaust memory or disk, and are printed harmlessly."""
 
 import hashlib
 import io
@@ -50,7 +50,7 @@ def saved(state, **options):
 
 
 def archived(pickled, compression=zipfile.ZIP_STORED):
-    """A file like torch.save's around any pickle."""
+    """Returns a file as torch.save writes it, but with any pickle."""
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w", compression) as archive:
         for name, content in (("data.pkl", pickled), ("version", "3\n"), ("byteorder", "little")):
@@ -59,7 +59,7 @@ def archived(pickled, compression=zipfile.ZIP_STORED):
 
 
 def plant(folder, content, iteration=1):
-    """A checkpoint of these bytes, and a digest that matches."""
+    """Writes a checkpoint of these bytes, with a digest that matches; returns its path."""
     path = folder / f"{iteration:07d}.pt"
     path.write_bytes(content)
     path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
@@ -88,7 +88,7 @@ MALICIOUS = [
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(("make", "reason"), MALICIOUS)
 def test_a_malicious_checkpoint_does_nothing_and_the_one_before_is_used(tmp_path, monkeypatch, make, reason):
-    """It is named in one line: pickles that run code, bombs, and what is no state of a run."""
+    """One line names it. It may run code, exhaust memory, or not be the state of a run."""
     monkeypatch.chdir(tmp_path)
     lines = []
     plant(tmp_path, saved(GOOD))
@@ -98,7 +98,7 @@ def test_a_malicious_checkpoint_does_nothing_and_the_one_before_is_used(tmp_path
     assert not (tmp_path / DONE).exists()
 
 
-def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
+def test_a_pipe_instead_of_a_checkpoint_does_not_block(tmp_path):
     lines = []
     plant(tmp_path, saved(GOOD))
     os.mkfifo(tmp_path / "0000002.pt")
@@ -107,7 +107,7 @@ def test_a_checkpoint_that_is_a_pipe_is_not_waited_for(tmp_path):
     assert checkpoint.newest(tmp_path, lines.append).iteration == 1 and len(lines) == 1
 
 
-def test_a_model_that_config_json_claims_takes_no_memory(run):
+def test_a_model_size_that_config_json_claims_allocates_no_memory(run):
     (run / "model.safetensors").unlink()
     described = json.loads((run / "config.json").read_text())
     described["config"] |= {"latent": 2**20, "image_size": 4096}
@@ -117,7 +117,7 @@ def test_a_model_that_config_json_claims_takes_no_memory(run):
 
 
 def replaced(nest, path, value):
-    """The same nest of dicts with another value at a path of keys; without it if that is None."""
+    """Returns nested dicts with `value` at a path of keys, or without this entry if `value` is None."""
     name, *rest = path
     if rest:
         return nest | {name: replaced(nest[name], rest, value)}
@@ -170,7 +170,7 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_named_and_the_one_before_used
 
 
 def test_a_resumed_run_survives_what_others_put_into_its_folder(run, capsys):
-    """Moments of another shape, a checkpoint of an older version, endless metrics, a folder as a draft."""
+    """Moments of another shape, a checkpoint of an older version, a huge metrics.csv, a folder as a draft."""
     state = last_state(run)
     older = {name: value for name, value in state.items() if name != "progress"} | {"iteration": 5}
     plant(run / "checkpoints", saved(older), iteration=5)
@@ -181,13 +181,13 @@ def test_a_resumed_run_survives_what_others_put_into_its_folder(run, capsys):
     here("train", "--resume", run, "--iterations", 7)
     printed = capsys.readouterr().out
     assert "0000006.pt" in printed and "from iteration 5" in printed
-    assert "lost or changed rows" not in printed, "they are all there"
+    assert "lost or changed rows" not in printed, "no row is missing"
     assert (run / "metrics.csv").stat().st_size < 10_000 and (run / f"{DRAFT}folder").is_dir()
     assert last_state(run)["iteration"] == 7
 
 
 def nested(depth):
-    """A list of a kilobyte that holds 2^depth numbers for whoever walks through it."""
+    """Returns a list that pickles to a kilobyte, but in which a walk meets 2^depth numbers."""
     made = [0]
     for _ in range(depth):
         made = [made, made]
@@ -209,8 +209,8 @@ def nested(depth):
         ("progress", [], "progress|object"),
     ],
 )
-def test_what_a_checkpoint_says_is_converted_to_its_type_first(small_run, tmp_path, part, value, reason):
-    """Its digest is valid: whoever made the folder made that, too."""
+def test_the_types_of_a_checkpoints_values_are_checked_first(small_run, tmp_path, part, value, reason):
+    """The digest is valid, since whoever made the folder made the digest, too."""
     state = last_state(small_run) | {"iteration": 9}
     state[part] = value if isinstance(value, list) else state[part] | value
     plant(tmp_path, saved(state), iteration=9)
@@ -219,7 +219,7 @@ def test_what_a_checkpoint_says_is_converted_to_its_type_first(small_run, tmp_pa
     assert len(lines) == 1 and re.search(reason, lines[0]) and len(lines[0]) < 500
 
 
-def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(run):
+def test_a_run_does_not_begin_again_if_its_checkpoints_cannot_be_used(run):
     (run / "model.safetensors").unlink()
     (run / "checkpoints" / "0000004.pt.sha256").unlink()
     for use in (lambda: here("train", "--resume", run, "--iterations", 5), lambda: load_model(run)):
@@ -228,8 +228,8 @@ def test_a_run_is_not_begun_again_over_checkpoints_that_cannot_be_used(run):
     assert (run / "checkpoints" / "0000004.pt").exists()
 
 
-def test_a_sweeps_file_names_no_folder_outside_it(tmp_path):
-    """The folder of a run that had not begun is removed."""
+def test_a_sweep_json_that_names_a_folder_outside_is_refused(tmp_path):
+    """A sweep may remove the folder of a run that has not begun."""
     for name in ("../precious", str(tmp_path), ".", "", "pixel_bce/..", "pixel_bce-1/../../precious"):
         entry = {"name": name, "loss": "pixel_bce", "seed": 0}
         (tmp_path / "sweep.json").write_text(json.dumps({"plan": {}, "runs": [entry]}))
@@ -251,16 +251,16 @@ FORBIDDEN = re.compile(
 )
 
 
-def test_nothing_that_is_read_can_be_run():
-    """No pickle, eval, shell or unpacking of whole archives, client or server in any source."""
+def test_no_source_can_run_code_that_it_reads():
+    """No source uses pickle, eval, a shell, unpacking of whole archives, or a network client or server."""
     sources = [path for name in ("fastae", "benchmarks", "scripts") for path in (ROOT / name).rglob("*.py")]
     assert len(sources) > 50
     for path in sources:
         assert not (found := FORBIDDEN.search(path.read_text())), (path, found)
 
 
-def test_tensorboard_is_suggested_on_localhost_alone():
-    """The default: it listens elsewhere only with another `--host`."""
+def test_tensorboard_is_suggested_only_on_localhost():
+    """This is TensorBoard's default. It listens elsewhere only with `--host` or `--bind_all`."""
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "Makefile"]
     for path in (*pages, *ROOT.glob("fastae/**/*.py")):
         text = path.read_text()
@@ -276,7 +276,7 @@ def is_harmless(text):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_nothing_that_is_printed_is_obeyed_by_a_terminal(terminal, capsys):
+def test_printed_text_cannot_control_a_terminal(terminal, capsys):
     screen = io.StringIO()
     console = HarmlessConsole(file=screen, force_terminal=terminal, color_system=None, width=300)
     table = Table(HOSTILE, title=HOSTILE)
@@ -292,8 +292,8 @@ def test_nothing_that_is_printed_is_obeyed_by_a_terminal(terminal, capsys):
     assert error.count("\n") == 1 and is_harmless(error)
 
 
-def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths, capsys):
-    """Folder, files and run."""
+def test_a_run_with_hostile_names_prints_harmless_text(tmp_path, face_paths, capsys):
+    """The data folder, its files and the run have such names."""
     data = tmp_path / f"-data\n{HOSTILE}"
     data.mkdir()
     names = ["-rf", " ", "new\nline", "é\U0001f600", "x" * 251, HOSTILE]
@@ -311,13 +311,13 @@ def test_a_run_whose_names_are_all_hostile(tmp_path, face_paths, capsys):
     assert (out / "gpu.png").is_file()
 
 
-def test_a_terminal_that_knows_ascii_alone_gets_escapes(tmp_path):
+def test_a_terminal_with_only_ascii_gets_escapes(tmp_path):
     result = fastae("cache", "list", "--cache-dir", tmp_path / "é\U0001f600", PYTHONIOENCODING="ascii")
     assert result.returncode == 0 and r"\xe9\U0001f600" in result.stdout
 
 
 def foreign_report(text):
-    """A gpu.json, as Python's values, that holds `text` wherever a text may be."""
+    """Returns the values of a gpu.json that contains `text` wherever a text may be."""
     figures = ("mean", "p5", "p50", "p95", "max")
     gpu = {
         "record": {"prefix": text, "gpu": {"index": 0, "name": text}, "lost": text,
@@ -333,7 +333,7 @@ def foreign_report(text):
     return {"summary": summary, "diagnosis": diagnosis, "missing": text}
 
 
-def test_a_report_that_somebody_else_wrote_is_shown_harmlessly(tmp_path, capsys):
+def test_a_foreign_utilisation_report_cannot_control_a_terminal(tmp_path, capsys):
     report = foreign_report(HOSTILE)
     (tmp_path / "gpu.json").write_text(json.dumps([report]))
     (tmp_path / "config.json").write_text("{}")

@@ -22,13 +22,13 @@ from fastae.losses import LOSSES
 from fastae.utils.streams import discard_output, open_streams
 
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
-"""An unhandled OSError that has one of these numbers and no file's name was raised by writing to stdout."""
+"""An unhandled OSError with one of these numbers and no file name was raised by writing to stdout."""
 
 
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fastae", prog_name="fastae")
 def cli() -> None:
-    """A 2017 experiment with one CelebA autoencoder and six losses, repeated at full speed.
+    """Train one CelebA autoencoder with six losses, as an article of 2017 did, and compare the results.
 
     Start with: fastae train --amp --minutes 3
     """
@@ -57,11 +57,13 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
 
 
 def refuse_resume(context: click.Context, option: click.Parameter, folder: Path | None) -> None:
+    """Refuses `fastae sweep --resume`, and names the option that resumes a sweep."""
     if folder:
         raise FastaeError(f"a sweep is resumed by the command that began it, with --out {folder}")
 
 
 def sweep_option(*names: str, **settings: Any) -> Any:
+    """Returns a decorator that adds an option, which --help lists under the heading Sweep."""
     return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
 
 
@@ -96,7 +98,7 @@ def sweep(
 
 @cli.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=PathType())
-@click.option("--open", "show", is_flag=True, help="Show it in the browser.")
+@click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--out", metavar="FILE", type=PathType(), help="Page to write. Default: DIR/report.html.")
 @click.option(
     "--data", metavar="DIR", type=PathType(str),
@@ -143,7 +145,7 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
     "--format", "kind", required=True, type=click.Choice(["onnx", "torch"]),
     help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
 )  # fmt: skip
-@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
+@click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder for the files.")
 def export(run: Path, kind: str, out: Path) -> None:
     """Write RUN's encoder and decoder as ONNX or PyTorch files.
 
@@ -180,7 +182,7 @@ def celeba(source: Path, out: Path, count: int) -> int:
 @click.argument("folder", metavar="DIR", type=PathType(str))
 @click.option("--deep", is_flag=True, help="Decode every file as well, as training does.")
 @click.option(
-    "--crop", type=click.IntRange(min=1), help="Training's --crop: the least side of a usable image."
+    "--crop", type=click.IntRange(min=1), help="Training's --crop: the smallest side of a usable image."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, with the names of all files.")
 def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
@@ -267,8 +269,8 @@ def list_cache(cache_dir: str | None) -> None:
 def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     """Remove the entry NAME, or all entries.
 
-    They are made again when needed. Only folders with fastae's own marker (entry.json) are removed. The exit
-    code is 1 if an entry is being built.
+    Removed entries are made again when needed. Only folders with fastae's own marker (entry.json) are
+    removed. The exit code is 1 if an entry is being built.
     """
     from fastae.utils.cache import cache_folder, entries, remove
     from fastae.utils.console import log, printable
@@ -326,13 +328,15 @@ def report_error(error: BaseException) -> int:
 
 
 def refuse(message: str, code: int = 2) -> int:
+    """Prints an error in one line and returns the exit code."""
     return complain(f"fastae: error: {' '.join(message.split())}", code)
 
 
 def complain(line: str, code: int) -> int:
+    """Prints a line on stderr, in red on a terminal, and returns the exit code."""
     from fastae.utils.console import printable  # not at the top: `fastae --help` would wait for rich
 
     color = False if os.environ.get("NO_COLOR") else None  # None: on a terminal
-    with suppress(OSError):  # if the terminal is gone, the exit code remains
+    with suppress(OSError):  # without a terminal, the exit code must suffice
         click.secho(printable(line), fg="red", err=True, color=color)
     return code

@@ -32,14 +32,14 @@ class PathType(click.Path):
 
 
 class InOrder(click.Group):
-    """A group that lists commands in the order of their definition, and names the option in SettingErrors."""
+    """A group that lists its commands as they are defined, and names the option in a SettingError."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except SettingError as error:
-            is_pythons = error.name.isidentifier() and error.name.islower()
-            name = flag(error.name) if is_pythons else error.name
+            is_python_name = error.name.isidentifier() and error.name.islower()
+            name = flag(error.name) if is_python_name else error.name
             raise FastaeError(f"{name} {error.problem}") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -49,7 +49,7 @@ class InOrder(click.Group):
 class GroupedCommand(click.Command):
     """A command without arguments, whose --help lists its options under headings."""
 
-    allow_extra_args = True  # an argument is refused with a hint: it may be meant for --data
+    allow_extra_args = True  # `invoke` refuses arguments with a hint: one may be meant for --data
 
     def invoke(self, ctx: click.Context) -> Any:
         if ctx.args:
@@ -77,7 +77,7 @@ class GroupedOption(click.Option):
 
 
 def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
-    """A decorator that adds one option for each field of the dataclass `config`.
+    """Returns a decorator that adds one option for each field of the dataclass `config`.
 
     Booleans become `--name/--no-name`. The help text says what a default of None means.
     """
@@ -93,6 +93,7 @@ def options_of(config: type, leave_out: tuple[str, ...] = ()) -> Callable:
 
 
 def _option(entry: dataclasses.Field, annotation: object) -> Callable:
+    """Returns the decorator that adds the option of one field, whose type is `annotation`."""
     kinds = [kind for kind in typing.get_args(annotation) if kind is not type(None)]
     kind: Any = kinds[0] if kinds else annotation
     choices, text = entry.metadata["choices"], entry.metadata["help"]

@@ -37,11 +37,12 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
 
 
 def _command(name: str, arguments: Sequence[Sequence[str]]) -> Command:
+    """Returns a command of fastae, quoted for a shell."""
     return ("fastae", name, *map(shlex.join, arguments))
 
 
 def _options(config: TrainConfig | SweepConfig, *skip: str) -> list[Sequence[str]]:
-    """The settings that differ from their defaults and are not in `skip`, as options with their values."""
+    """Returns settings that differ from their defaults and are not in `skip`, as options with values."""
     options: list[Sequence[str]] = []
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
@@ -55,7 +56,7 @@ def _options(config: TrainConfig | SweepConfig, *skip: str) -> list[Sequence[str
 
 
 def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
-    """The sweep in a folder, if the given runs are all of its runs."""
+    """Returns the settings of the sweep in a folder, or None unless the given runs are all of its runs."""
     try:
         plan = SweepFolder(folder).read().plan
         own = {name: plan.get(name) for name in ("losses", "repeats", "same_init")}

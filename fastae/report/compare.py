@@ -1,4 +1,4 @@
-"""Finds which runs belong together: those that are compared, and where; those that are one curve."""
+"""Finds which runs are compared, and at which iteration, and which runs form one curve."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
     "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
     **{flag(name): attrgetter(f"config.{name}") for name in FIXED if name not in ("loss", "seed")},
 }
-"""What the runs of a curve have in common besides the loss: option or description -> its value."""
+"""What the runs of a curve have in common besides the loss: name of an option or condition -> its value."""
 
 COMPARED_BY = {name: value for name, value in GROUPED_BY.items() if name not in ("--amp", "--deterministic")}
-"""What compared runs have in common: all that changes what is optimized by more than rounding."""
+"""What compared runs have in common: everything that changes what is optimized by more than rounding."""
 
 FAR_ENOUGH = 0.5
 """The share of the longest run's iterations that a run needs to be compared."""
@@ -70,7 +70,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 
 def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:
-    """Loss -> seed -> a metric of the held-out images at an iteration, by the first run with that seed."""
+    """Returns loss -> seed -> a held-out metric at an iteration. The first run with a seed counts."""
     found: dict[str, dict[int, float]] = {}
     for run in runs:
         value = run.evaluated(metric).get(at, math.nan)
@@ -90,6 +90,7 @@ def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _states(run: Run) -> Iterator[str]:
+    """Yields warnings that a run is unfinished, or had a loss that is not finite before its end."""
     if not run.finished:
         yield f"unfinished: iteration {run.iteration:,} of {run.config.iterations:,}"
     broken = [step for step, value in run.train.items() if not math.isfinite(value)]
@@ -98,7 +99,7 @@ def _states(run: Run) -> Iterator[str]:
 
 
 def ends_finite(run: Run) -> bool:
-    """Whether the last loss_index of training and that of the held-out images are finite."""
+    """Returns whether the last loss_index of training and that of the held-out images are finite."""
     return math.isfinite(last(run.train)) and math.isfinite(last(run.held_out))
 
 
@@ -154,6 +155,7 @@ def _differing(run: Run, runs: Sequence[Run]) -> Iterator[str]:
 
 
 def _typed(name: str, value: object) -> str:
+    """Returns a setting as a user types it."""
     if isinstance(value, bool):
         return name if value else f"--no-{name.removeprefix('--')}"
     return f"no {name}" if value is None else f"{name} {value}"

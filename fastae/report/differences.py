@@ -44,10 +44,12 @@ class Difference:
 
     @property
     def number(self) -> str:
+        """The rounded value, with its sign."""
         return self._rounded(self.value)
 
     @property
     def interval(self) -> str:
+        """The rounded ends of the interval."""
         return f"{self._rounded(self.value - self.half)} to {self._rounded(self.value + self.half)}"
 
     def _rounded(self, value: float) -> str:
@@ -68,7 +70,7 @@ def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
 
 
 def differences(comparison: Comparison) -> dict[str, dict[str, Difference]]:
-    """Comparison -> heading of a metric -> difference, for differences that have an interval."""
+    """Returns name of a comparison -> heading of a metric -> difference, if it has an interval."""
     found: dict[str, dict[str, Difference]] = {}
     for heading, metric in METRICS.items():
         values = by_seed(comparison.compared, metric, comparison.at)
@@ -79,7 +81,7 @@ def differences(comparison: Comparison) -> dict[str, dict[str, Difference]]:
 
 
 def subtract(one: Samples, other: Samples) -> Difference | None:
-    """`one` minus `other`, over pairs with the same seed if there are at least two, else by Welch's test.
+    """Subtracts `other` from `one`: by pairs with the same seed if there are two, else by Welch's test.
 
     Returns None if a sample has fewer than two values.
     """
@@ -90,7 +92,7 @@ def subtract(one: Samples, other: Samples) -> Difference | None:
     first, second = (
         [each[seed] for seed in common] if is_paired else [*each.values()] for each in (one, other)
     )
-    with warnings.catch_warnings(action="ignore"):  # of values that are all equal, whose interval is a point
+    with warnings.catch_warnings(action="ignore"):  # about equal values, whose interval is a point
         test = (
             stats.ttest_rel(first, second) if is_paired else stats.ttest_ind(first, second, equal_var=False)
         )
@@ -100,7 +102,7 @@ def subtract(one: Samples, other: Samples) -> Difference | None:
 
 
 def _pool(values: Mapping[str, Samples], losses: Sequence[str]) -> dict[int, float]:
-    """Seed -> the mean of its finite values over these losses."""
+    """Returns seed -> the mean of its finite values over these losses."""
     pooled: dict[int, list[float]] = {}
     for loss in losses:
         for seed, value in values.get(loss, {}).items():

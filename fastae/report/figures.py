@@ -38,10 +38,10 @@ WIDTHS = {"minibatch": 5.0, "pixel": 2.6, "sample": 1.0}
 """Line widths in points."""
 
 MARKERS = {"minibatch": "o", "pixel": "s", "sample": "^"}
-"""They are filled for cross entropy and hollow for squared error."""
+"""Reduction -> marker. Markers are filled for cross entropy and hollow for squared error."""
 
 MARKED = 8
-"""About as many points of a curve have a marker."""
+"""The approximate number of a curve's points that have a marker."""
 
 FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
 FURTHER_DASHES = ("-", "--", ":", "-.")
@@ -101,7 +101,7 @@ class Curve:
         return self.drawn.mean(axis=0)
 
     def since(self, iteration: int) -> Curve:
-        """The part of the curve from an iteration on."""
+        """Returns the part of the curve from an iteration on."""
         kept = self.steps >= iteration
         return replace(self, steps=self.steps[kept], values=self.values[:, kept])
 
@@ -121,7 +121,7 @@ class Chart(NamedTuple):
 
 
 def draw_charts(groups: Sequence[Group]) -> list[Chart]:
-    """The charts that have data.
+    """Draws the charts that have data.
 
     They are the article's first figure (training batches), held-out images, and the second half of the
     latter, which shows differences better.
@@ -146,7 +146,7 @@ def draw_charts(groups: Sequence[Group]) -> list[Chart]:
 def _curves(
     groups: Sequence[Group], series: Callable[[Run], Series], is_smoothed: bool = False
 ) -> list[Curve]:
-    """The curve of each group, over the seeds that have logged finite values."""
+    """Makes the curve of each group, over the seeds that have logged finite values."""
     curves = []
     for group in groups:
         if seeds := [each for each in map(series, group.runs) if any(map(math.isfinite, each.values()))]:
@@ -159,7 +159,7 @@ def _curves(
 
 
 def _in_words(title: str, curves: Sequence[Curve]) -> str:
-    """A chart's description, with the last finite value of each curve."""
+    """Describes a chart, with the last finite value of each curve."""
     ends = []
     for curve in curves:
         finite = curve.mean[np.isfinite(curve.mean)]
@@ -202,7 +202,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
 
 
 def smoothing_weight(points: int) -> float:
-    """The weight for a curve of `points` points: 1 - 100 / points, from 0 to 0.95.
+    """Returns the weight for a curve of `points` points: 1 - 100 / points, from 0 to 0.95.
 
     A weight w averages over about 1 / (1 - w) points, which is a hundredth of the curve, and 20 points at
     most. TensorBoard's constant 0.95 would draw a curve of twenty falling points far above all of them.
@@ -211,7 +211,7 @@ def smoothing_weight(points: int) -> float:
 
 
 def smooth(values: np.ndarray, weight: float) -> np.ndarray:
-    """The exponential moving average of values (n,), like TensorBoard's scalar chart.
+    """Returns the exponential moving average of values (n,), as TensorBoard's scalar chart shows it.
 
     s = weight * s + (1 - weight) * value from s = 0, and the result is s / (1 - weight^n) for the n-th value.
     Values that are not finite are kept, and not averaged. With weight 0 no value is changed.
@@ -223,7 +223,7 @@ def smooth(values: np.ndarray, weight: float) -> np.ndarray:
 
 
 def short(value: float, _: object = None) -> str:
-    """A number in three digits: 1,234,000 -> "1.23 M", 40,000 -> "40 k"."""
+    """Returns a number in three digits: "1.23 M" for 1,234,000, "40 k" for 40,000."""
     for size, unit in ((1e6, " M"), (1e3, " k")):
         if abs(value) >= 0.9995 * size:
             return f"{value / size:.3g}{unit}"
@@ -260,10 +260,10 @@ def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def marked_points(points: int, index: int) -> tuple[int, int]:
-    """The first of a curve's points that has a marker, and the distance to the next one.
+    """Returns the index of a curve's first point with a marker, and the distance to the next one.
 
-    Of curves with the same points, three in succession have theirs at different ones, and so have the three
-    reductions of an element.
+    If curves have the same points, any three in succession have their markers at different points. So do the
+    three reductions of an element.
     """
     distance = max(min(points, 3), points // MARKED, 1)
     return index * distance // 3 % distance, distance
@@ -281,7 +281,7 @@ def _scale_log(axes: Any, ticker: Any) -> None:
 
 
 def _svg(figure: Any) -> bytes:
-    """The figure as SVG, without the XML prologue, which contains web addresses."""
+    """Returns the figure as SVG, without the XML prologue, which contains web addresses."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
     written = file.getvalue().decode()

@@ -36,7 +36,7 @@ from fastae.utils.sample import evenly_spaced
 FLOAT32 = Precision(None, "float32")
 
 MAX_SIDE, MAX_SET = 1024, 1 << 32
-"""The most pixels of a side, and bytes of the held-out images of a data set: config.json may claim any."""
+"""The most pixels of a side, and bytes of a data set's held-out images. config.json may claim any number."""
 
 MAX_BATCH = 64 * 128 * 128
 """The number of pixels that go through the model at once."""
@@ -45,12 +45,12 @@ SHOWN = 3
 """The number of images in each of the groups best, median and worst."""
 
 PIXELS, GAP = 128, 2
-"""The least side of a shown image, and the transparent pixels on its left and right."""
+"""The smallest side of a shown image, and the transparent pixels on its left and right."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """What a run's model makes of the held-out images."""
+    """The reconstructions of the held-out images by one run's model."""
 
     label: str
     """The label of the group of runs that the run represents."""
@@ -67,7 +67,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Held-out images and their reconstructions, of which the page shows some."""
+    """Held-out images and their reconstructions. The page shows some of them."""
 
     source: tuple[object, ...]
     """What determines the images: equal for runs that were evaluated on the same ones."""
@@ -125,7 +125,7 @@ def make_gallery(
                 gallery.columns.append(_column(group.label, loaded, gallery.images))
                 break
     if bare := [group.label for group in groups if not any(map(_has_weights, group.runs))]:
-        warnings.append(f"no reconstructions by {', '.join(bare)}: their folders hold no weights")
+        warnings.append(f"no reconstructions by {', '.join(bare)}: their folders contain no weights")
     return gallery, list(dict.fromkeys(warnings))
 
 
@@ -160,7 +160,7 @@ def open_gallery(
 
 
 def known_folder(run: Run, manifest: Manifest) -> str | None:
-    """The folder of images that config.json names, if it may be opened; otherwise None.
+    """Returns the folder of images that config.json names, if it may be opened; otherwise None.
 
     A folder may be opened only if fastae has read it before, according to this user's cache. So a config.json
     from elsewhere cannot cause a network folder to be mounted or a disk to be searched. Since the page shows
@@ -177,17 +177,19 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
 
 
 def _has_weights(run: Run) -> bool:
-    """Whether the folder has what training leaves for weights; not if only its numbers were copied."""
+    """Returns whether the run's folder has weights or checkpoints, not only a copy of its numbers."""
     folder = RunFolder(run.path)
     return folder.weights_file.exists() or folder.checkpoints.exists()
 
 
 def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
+    """Returns what determines the images that a run was evaluated on."""
     config = run.config
     return manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images
 
 
 def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
+    """Reconstructs the images (N, 3, S, S) with a run's model."""
     chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
     reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
@@ -195,9 +197,9 @@ def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:
-    """Heading -> the indices of the best, median and worst of the errors (N,), each from best to worst.
+    """Returns heading -> indices of the best, median and worst of the errors (N,), each from best to worst.
 
-    If there are too few for three groups, all are in one.
+    If there are too few errors for three groups, all are in one group.
     """
     ranked = np.argsort(errors, kind="stable").tolist()
     if len(ranked) <= 3 * SHOWN:

@@ -78,7 +78,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
 
 
 def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Comparison) -> dict[str, Any]:
-    """What the page shows of the runs' numbers and settings."""
+    """Returns the variables of the template that come from the runs' numbers and settings."""
     found = differences(comparison)
     headline, sentences = answer(comparison, groups[0].label, found)
     differing, common = settings(runs)
@@ -99,7 +99,7 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Compariso
 
 
 def render(**content: Any) -> bytes:
-    """The page as HTML. `content` are the variables of template.html.j2, which escapes all text."""
+    """Returns the page as HTML. `content` are the variables of template.html.j2, which escapes all text."""
     environment = Environment(
         loader=PackageLoader("fastae.report", "."),
         autoescape=True,
@@ -121,16 +121,18 @@ def _visible(value: object) -> object:
 
 
 def unbroken(text: str) -> Markup:
-    """The text as HTML that has no line breaks within options or between an option and its value."""
+    """Returns text as HTML without line breaks within options or between an option and its value."""
     option = r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)&]+)?)"
     return Markup(re.sub(option, r'<span class="unbroken">\1</span>', str(escape(printable(text)))))
 
 
 def data_uri(content: bytes, mime: str) -> str:
+    """Returns a file's content as an address, which a page can use instead of a link."""
     return f"data:{mime};base64,{base64.b64encode(content).decode()}"
 
 
 def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
+    """Returns the path of the page. Raises FastaeError if `out` cannot be one."""
     if out is None:
         return Path(os.path.commonpath([folder.absolute() for folder in folders])) / PAGE
     if out.suffix.lower() not in (".html", ".htm"):
@@ -141,6 +143,7 @@ def _choose_out(folders: Sequence[Path], out: Path | None) -> Path:
 
 
 def _write(out: Path, page: bytes, files: Mapping[str, bytes]) -> None:
+    """Writes the page, and its figures into the folder beside it. Raises FastaeError."""
     folder = out.with_suffix("")
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -27,7 +27,7 @@ from fastae.utils.console import printable
 CONFIG = "config.json"
 
 METRICS = {"held-out error": "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
-"""Heading -> column of metrics.csv: what is measured of the held-out images."""
+"""Heading -> column of metrics.csv, for the metrics of the held-out images."""
 
 MAX_TEXT = 200
 """The most characters shown of a text in config.json."""
@@ -60,7 +60,7 @@ class Run:
 
     @property
     def took_turns(self) -> bool:
-        """Whether it took turns with other runs of a sweep, so that its energy and speed are unknown."""
+        """Whether the run took turns with others of a sweep, so that its energy and speed are unknown."""
         return self.description.at_once != 1
 
     @cached_property
@@ -74,7 +74,7 @@ class Run:
         return self.evaluated("loss_index")
 
     def evaluated(self, metric: str) -> Series:
-        """A metric of the held-out images, which is one of METRICS; nan where it was not logged."""
+        """Returns a metric of the held-out images, which is one of METRICS; nan where it was not logged."""
         return _series(self.metrics.held_out, metric)
 
     @property
@@ -84,13 +84,13 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has done all iterations or, if limited by --minutes, has final weights."""
+        """Whether the run has done all iterations or, if limited by --minutes, has final weights."""
         return self.iteration >= self.config.iterations or (
             self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration
         )
 
     def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """The images and seconds between log steps, both (n,); empty if it took turns."""
+        """Returns the images and seconds between log steps, both (n,); empty if the run took turns."""
         images, seconds = self.metrics.windows(self.config.batch_size)
         return (images[:0], seconds[:0]) if self.took_turns else (images, seconds)
 
@@ -112,7 +112,7 @@ class Run:
     def kwh(self) -> float:
         """The energy of all of the run's GPUs; nan unless it was measured in all sessions.
 
-        A session that was killed has measured nothing.
+        A session that was killed has recorded no energy.
         """
         try:
             energies = [report.summary.kwh for report in read_sessions(self.path)]
@@ -123,12 +123,12 @@ class Run:
 
 
 def last(series: Series) -> float:
-    """The last value; nan if there is none."""
+    """Returns the last value; nan if there is none."""
     return next(reversed(series.values()), math.nan)
 
 
 def as_text(value: object) -> str:
-    """A value of a run's description as printable text; empty for None."""
+    """Returns a value of a run's description as printable text; empty for None."""
     return "" if value is None else printable(str(value))[:MAX_TEXT]
 
 
@@ -164,11 +164,12 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
 
 
 def _series(rows: Rows, column: str) -> Series:
+    """Returns iteration -> value of a column."""
     return dict(zip(rows.iterations.tolist(), rows.values[column].tolist(), strict=True))
 
 
 def _find(folders: Sequence[Path]) -> dict[Path, Path]:
-    """Resolved path -> path of each run folder. Nothing is searched for below a run."""
+    """Returns resolved path -> path of each run folder. The search does not go below a run."""
     found: dict[Path, Path] = {}
     for folder in folders:
         below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
@@ -180,6 +181,7 @@ def _find(folders: Sequence[Path]) -> dict[Path, Path]:
 
 
 def _read(name: str, path: Path) -> Run:
+    """Reads a run folder. Raises FastaeError."""
     folder = RunFolder(path)
     description = folder.read_description()
     try:
@@ -189,7 +191,7 @@ def _read(name: str, path: Path) -> Run:
 
 
 def _short_names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of each path, as few as make the names different."""
+    """Returns the last parts of each path, as few as make the names different."""
     for length in count(1):
         names = ["/".join(path.parts[-length:]) for path in paths]
         if len(set(names)) == len(paths):

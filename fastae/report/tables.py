@@ -1,4 +1,4 @@
-"""The report's answer and tables as text, which the page escapes."""
+"""Makes the report's answer and tables as text, which the page escapes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LONG_ENOUGH = 0.5
 
 NONE, NOT_SET = "–", "not set"
 NOT_LISTED = ("--loss", "--seed", "--out", "--data", "images, source", "images, fingerprint")
-"""Settings that are in the table of runs, or are other words for a listed one."""
+"""Settings that are not listed, since the table of runs has them or another entry says the same."""
 
 COLUMNS: dict[str, Callable[[float], str]] = {
     "iterations": "{:,.0f}".format,
@@ -114,13 +114,13 @@ def answer(
 
 
 def trained_share(comparison: Comparison) -> float:
-    """The share of the article's training that each compared run has done, in images."""
+    """Returns the share of the article's training that each compared run has done, in images."""
     images = comparison.at * comparison.compared[0].config.batch_size
     return images * len(LOSSES) / ARTICLE_IMAGES
 
 
 def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
-    """The table of differences; an interval that excludes 0 is bold."""
+    """Returns the table of differences. An interval that excludes 0 is bold."""
     metrics = [heading for heading in METRICS if any(heading in row for row in found.values())]
     rows = []
     for name, row in found.items():
@@ -131,7 +131,7 @@ def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
 
 
 def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
-    """Sentences about what the data do not decide."""
+    """Returns sentences about what the data do not decide."""
     open_ones = []
     for name, row in found.items():
         if metrics := [heading for heading, each in row.items() if not each.is_decided]:
@@ -148,7 +148,7 @@ def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Differenc
 
 
 def table(groups: Sequence[Group]) -> Table:
-    """The table of runs.
+    """Returns the table of runs.
 
     There is a row for each run and, below several seeds of a group, a row with their mean and standard
     deviation. Columns without a value are omitted.
@@ -170,18 +170,21 @@ def table(groups: Sequence[Group]) -> Table:
 
 
 def _numbers(run: Run) -> np.ndarray:
-    """A run's values in COLUMNS; nan if unknown. Those of the held-out images are the last logged ones."""
+    """Returns a run's values in COLUMNS; nan if unknown. Held-out metrics are the last logged ones."""
     quality = [last(run.evaluated(metric)) for metric in METRICS.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 
 def _cells(seeds: np.ndarray, forms: Sequence[Callable[[float], str]]) -> list[Cell]:
-    """The means over the seeds of values (seeds, columns)."""
+    """Returns the means over the seeds of values (seeds, columns)."""
     return [Cell(_mean(values, form)) for values, form in zip(seeds.T, forms, strict=True)]
 
 
 def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
-    """The mean of values (n,) and, if they differ, their standard deviation; a dash if one is not finite."""
+    """Returns the mean of values (n,) and, if they differ, their standard deviation.
+
+    Returns a dash if a value is not finite.
+    """
     if not np.isfinite(values).all():
         return NONE
     deviation = f" ± {form(values.std(ddof=1))}" if np.ptp(values) else ""
@@ -215,7 +218,7 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
 
 
 def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """(name, value) of settings that differ between the runs or from the defaults, and of all others."""
+    """Returns (name, value) of settings that differ between runs or from the defaults, and of the others."""
     described = {run.name: _settings(run) for run in runs}
     defaults = {flag(field.name): _shown(field.default) for field in fields(TrainConfig)}
     differing: list[tuple[str, str]] = []
@@ -236,7 +239,7 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
 
 
 def _settings(run: Run) -> dict[str, str]:
-    """All settings, hardware and versions of a run except its loss and seed, as text."""
+    """Returns all settings, hardware and versions of a run, except for NOT_LISTED, as text."""
     described, environment = run.description, run.description.environment
     found: dict[str, object] = {
         **{flag(name): value for name, value in vars(run.config).items()},
@@ -249,14 +252,17 @@ def _settings(run: Run) -> dict[str, str]:
 
 
 def _shown(value: object) -> str:
-    """A setting's value as text."""
+    """Returns a setting's value as text."""
     if isinstance(value, bool):
         return "on" if value else "off"
     return as_text(value) or NOT_SET
 
 
 def percent(share: float) -> str:
-    """0.0123 -> "1.2 %", with three digits at most. Only 0 itself is shown as 0."""
+    """Returns a share in percent, with at most three digits: "1.2 %" for 0.0123.
+
+    Only 0 itself is shown as 0.
+    """
     value = 100 * share
     if 0 < abs(value) < 0.01:
         return "less than 0.01 %"

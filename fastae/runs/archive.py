@@ -1,7 +1,7 @@
-"""What a checkpoint file may contain, checked before PyTorch reads it.
+"""Checks what a checkpoint file contains before PyTorch reads it.
 
-`torch.load(weights_only=True)` runs no code, but it decompresses, and makes byte arrays of any length: a file
-of 1 MB can use up the memory. The checkpoints that fastae writes need neither.
+`torch.load(weights_only=True)` runs no code, but it decompresses data and makes byte arrays of any length, so
+a file of 1 MB can exhaust the memory. The checkpoints that fastae writes need neither.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ NAMING = {"GLOBAL", "STACK_GLOBAL", "INST"}
 REPEATABLE = NAMING | {"BINUNICODE"}
 """The instructions whose results a checkpoint may use again: names and texts.
 
-If a list could be used twice in a list that is itself used twice, and so on, then any code that walks through
-a file of 1 kB could meet 2^40 lists.
+If one list could contain another list twice, that list a third one twice, and so on, then code that walks
+through a file of 1 kB could visit 2^40 lists.
 """
 
 
@@ -53,15 +53,15 @@ def _require_tree(content: bytes) -> None:
     for instruction, argument, _ in pickletools.genops(content):
         name = instruction.name
         if name in NAMING and argument not in NAMES:
-            raise ValueError(f"it names {argument or 'something'!s:.60}, which a checkpoint must not")
+            raise ValueError(f"it names {argument or 'a function'!s:.60}, which no checkpoint may contain")
         if name in ("BINPUT", "LONG_BINPUT") and last_name in REPEATABLE:
             sizes[argument] = len(str(last_argument))
         elif name in ("BINGET", "LONG_BINGET"):
             if argument not in sizes:
-                raise ValueError("it holds one list or mapping twice, which a checkpoint must not")
+                raise ValueError("it contains one list or mapping twice, which no checkpoint may")
             repeated += sizes[argument]
             if repeated > MAX_PICKLE:
-                raise ValueError("it repeats its texts too often for a checkpoint")
+                raise ValueError("it repeats its texts too often")
         last_name, last_argument = name, argument
 
 

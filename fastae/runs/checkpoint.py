@@ -29,7 +29,7 @@ from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, re
 from fastae.utils.json import convert, plain
 
 LAST = "last.pt"
-"""The name of a link to the newest checkpoint, for people and scripts; fastae itself goes by the numbers."""
+"""The name of a link to the newest checkpoint, for people and scripts. fastae itself uses the numbers."""
 
 PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
 """The entries that every checkpoint has, and their types. `run` is a RunDescription, as in config.json."""
@@ -37,7 +37,7 @@ PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "co
 
 @dataclass(frozen=True)
 class Progress:
-    """How long a run was trained, and what its other files held when a checkpoint was written."""
+    """How long a run had been trained, and what its other files contained, when a checkpoint was written."""
 
     seconds: Annotated[float, Meta(ge=0)] = 0.0
     """The time of steps and waiting for data, in all sessions. If the run took turns with others, it is the
@@ -169,7 +169,7 @@ def _read(path: Path) -> Checkpoint:
             if digest.read_text().split()[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]:
                 raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
         require_plain(path)
-        # Onto the CPU: the caller chooses the device of the tensors, not the file.
+        # Load onto the CPU: the caller chooses the device, and the file must not.
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FastaeError:
         raise
@@ -229,7 +229,7 @@ def _digest_of(path: Path) -> Path:
 
 
 def moments_like(weight: Tensor) -> dict[str, Tensor]:
-    """Returns what fused Adam keeps for a weight, by name, as examples of shape, type, device and layout."""
+    """Returns examples of the tensors that fused Adam keeps for a weight: name -> tensor of the same kind."""
     return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
 
 
@@ -298,6 +298,7 @@ def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor])
 
 
 def _name(key: tuple) -> str:
+    """Returns a key of `_tensors` in words."""
     return f"{' '.join(map(str, key)):.100}"
 
 
@@ -306,7 +307,7 @@ def _require_scaler(state: Mapping[str, Any]) -> None:
     like = torch.amp.GradScaler("cpu").state_dict()
     kinds = [{name: type(value) for name, value in each.items()} for each in (state, like)]
     if state and kinds[0] != kinds[1]:
-        raise ValueError("the loss scaler's state has other entries")
+        raise ValueError("the loss scaler's state lacks entries, or has unknown ones")
     for name, value in state.items():
         if not 0 <= value < (2**31 if isinstance(value, int) else math.inf):
             raise ValueError(f"the loss scaler's {name} cannot be {value!r:.60}")

@@ -1,4 +1,4 @@
-"""What a run is made with: settings, data, device and versions, as in config.json and in every checkpoint.
+"""Describes a run: settings, data, device and versions, as in config.json and in every checkpoint.
 
 Anybody may have written these files, and older versions of fastae wrote fewer fields. Therefore every field
 but the settings has a default.
@@ -112,7 +112,7 @@ class RunDescription:
         if earlier.world_size != self.world_size:
             effect = "results agree up to rounding"
             if not self.config.sync_bn:
-                effect = "the statistics of batch norm are of another number of images"
+                effect = "batch norm takes its statistics over another number of images"
             yield f"ranks were {earlier.world_size}, are {self.world_size}: {effect}"
 
     @classmethod

@@ -85,8 +85,8 @@ class RunFolder:
 
         Args:
             description: what the run is made with.
-            manifest: the images that it begins with.
-            skipped: the files that it does not train on.
+            manifest: the images that the run begins with.
+            skipped: the files that the run does not train on.
 
         Raises:
             FastaeError: a file cannot be written. A run that was new has then not begun.
@@ -145,7 +145,7 @@ class RunFolder:
         return manifest
 
     def note_skipped(self, bad: Iterable[FileFault]) -> None:
-        """Adds files that are not trained on to skipped.txt, unless they are listed there. Raises OSError."""
+        """Adds the files that training skips to skipped.txt, unless they are listed there. Raises OSError."""
         lines = [f"{each.fault.value}\t{printable(each.path)}\n".encode() for each in bad]
         if lines and self.path.is_dir():
             with open_own(self.skipped_file, "a") as file:  # several ranks may append
@@ -154,7 +154,7 @@ class RunFolder:
                 file.writelines(line for line in dict.fromkeys(lines) if line not in noted)
 
     def note_non_finite(self, iteration: int, images: Iterable[str]) -> None:
-        """Adds the images of an iteration whose loss is not finite to nan.txt. Raises OSError."""
+        """Adds the images of an iteration to nan.txt, because its loss is not finite. Raises OSError."""
         with open_own(self.non_finite_file, "a") as file:
             file.writelines(f"{iteration}\t{printable(path)}\n".encode() for path in images)
 
@@ -171,10 +171,10 @@ class RunFolder:
         )
 
     def lost_progress(self) -> str | None:
-        """Returns what shows that a run without a checkpoint has had one.
+        """Returns, in words, what shows that a run without a checkpoint once had one.
 
-        Returns None if nothing does, so that the run may begin again. Raises FastaeError if its checkpoints
-        cannot be listed, or if config.json is not valid.
+        Returns None if nothing shows that, so that the run may begin again. Raises FastaeError if its
+        checkpoints cannot be listed, or if config.json is not valid.
         """
         if not self.checkpoints.is_dir():
             return f"{str(self.checkpoints)!r} is missing"
@@ -186,7 +186,7 @@ class RunFolder:
             config, rows = self.read_config(), metrics.read_metrics(self.metrics_file)
             last = int(rows.train.iterations.max(initial=0))
             seconds = float(rows.windows(config.batch_size)[1].sum())
-            # Saving the second checkpoint waits until the first one is on the disk.
+            # A run begins its second checkpoint only when the first one is on the disk.
             if last > 2 * (config.checkpoint_every or math.inf) or seconds > 120 * config.checkpoint_minutes:
                 return f"metrics.csv reaches iteration {last:,}"
         return None
@@ -212,8 +212,8 @@ def require_run(path: Path) -> None:
     runs = sorted(found.parent.name for found in path.glob("*/config.json"))
     if runs:
         names = ", ".join(runs[:6]) + (", ..." if len(runs) > 6 else "")
-        raise FastaeError(f"{str(path)!r} holds several runs: name one of them ({names})")
-    raise FastaeError(f"{str(path)!r} is not the folder of a run: no config.json")
+        raise FastaeError(f"{str(path)!r} is a folder of runs: name one of them ({names})")
+    raise FastaeError(f"{str(path)!r} is not a run folder: it has no config.json")
 
 
 def require_unused(path: Path, option: str) -> None:
@@ -242,7 +242,7 @@ def new_run(path: Path | None, loss: str, option: str = "--out") -> Iterator[Run
 def locked_folder(
     path: Path | None, *, name: str, kind: str, begun: str, require: Callable[[Path], None]
 ) -> Iterator[Path]:
-    """Yields a locked folder for a run or a sweep. It is made if need be, and removed if nothing begins.
+    """Yields a locked folder for a run or a sweep. It is made if missing, and removed if nothing begins.
 
     Args:
         path: the folder; None for a new one, runs/TIME-NAME.
@@ -262,7 +262,7 @@ def locked_folder(
                 require(path)
             folder = stack.enter_context(made_folder(folder, new=path is None))
             stack.enter_context(hold_lock(folder, kind))
-            require(folder)  # another process may have begun and ended one in between
+            require(folder)  # another process may have begun and ended one meanwhile
         except OSError as error:
             reason = error.strerror or error
             raise FastaeError(f"cannot write the {kind} folder {str(folder)!r}: {reason}") from None

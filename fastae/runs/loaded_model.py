@@ -46,7 +46,7 @@ def load_model(path: str | Path, device: str | torch.device = "cpu") -> LoadedMo
 
     Raises:
         FastaeError: `path` is not a run folder, it has no weights of the shapes that its config.json implies,
-            or the device is not there.
+            or the device does not exist.
     """
     device = find_device(device)
     run = RunFolder(expand_home(Path(path)))

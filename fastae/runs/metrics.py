@@ -101,7 +101,7 @@ class MetricsWriter(AbstractContextManager):
         """Opens the file.
 
         Args:
-            path: the file, which is made if need be.
+            path: the file, which need not exist.
             start: the iteration up to which rows are kept; 0 keeps none.
             content: the file's content at `start`, from the checkpoint. Everything after it is removed.
 
@@ -175,6 +175,7 @@ def _read(path: Path) -> bytes:
 
 
 def _header(columns: Sequence[str]) -> bytes:
+    """Returns the header line of a file with these metrics."""
     return ",".join(("iteration", "kind", *columns)).encode() + b"\n"
 
 
@@ -218,6 +219,7 @@ def _parse(line: bytes, columns: Sequence[str]) -> tuple[int, str, list[float]] 
 
 
 def _rows(cells: array[float], columns: Sequence[str]) -> Rows:
+    """Returns rows from their numbers, row by row: the iteration, then the values of `columns`."""
     iterations, *values = np.array(cells).reshape(-1, 1 + len(columns)).T
     unknown = np.full(len(iterations), math.nan)
     by_name = dict.fromkeys(METRICS, unknown) | dict(zip(columns, values, strict=True))

@@ -64,6 +64,7 @@ class Saver(AbstractContextManager):
             self._pending.popleft().result()
 
     def _write(self, copied: Checkpoint, weights: Path | None) -> None:
+        """Writes a checkpoint and, at the end of a run, its weights. It runs in the thread."""
         if not checkpoint.is_finite(copied.training):
             raise NotFinite(f"weights or Adam's moments not finite before iteration {copied.iteration:,}")
         # The checkpoint is written first, since the weights can be written again from it.

@@ -75,7 +75,7 @@ class SweepConfig:
     """The settings of a sweep. FastaeError is raised for invalid ones."""
 
     train: TrainConfig
-    """The settings of all runs but for their losses, folders and seeds, which are counted from its seed."""
+    """The settings of all runs. Only loss, folder and seed differ; seeds are counted from this seed."""
 
     losses: tuple[str, ...] = tuple(LOSSES)
     """The names of the losses, each once."""
@@ -135,7 +135,7 @@ class SweepFolder:
             content: SweepFile = read_json(self.file, SweepFile)
         except (OSError, ValueError) as error:
             raise FastaeError(f"{str(self.file)!r} cannot be read as a sweep: {error}") from None
-        for run in content.runs:  # a name is a folder's, which must not lie outside
+        for run in content.runs:  # a folder has this name, and must not lie outside
             if run.loss not in LOSSES or not re.fullmatch(rf"{run.loss}(-[0-9]+)?", run.name):
                 raise FastaeError(f"{str(self.file)!r} contains an invalid name of a run: {run.name!r:.60}")
         return content

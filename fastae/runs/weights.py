@@ -1,7 +1,7 @@
 """Writes model.safetensors: the weights of a finished run without Adam's moments, to use the model elsewhere.
 
 The weights are written tensor by tensor. The functions of the package safetensors copy all of them at once,
-and if memory does not suffice for the copies, they end in a panic of Rust, which is not an Exception.
+and if the memory does not suffice for the copies, Rust panics: Python then raises a BaseException.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ from fastae.utils.console import log
 from fastae.utils.paths import expand_home
 
 POLL_SECONDS = 2.0
-"""The seconds between two looks at sweep.json while the main rank waits for the others."""
+"""The seconds between two readings of sweep.json while the main rank waits for the others."""
 
 
 def run_sweep(
@@ -104,7 +104,7 @@ class Sweep:
         """
         if self.folder.manifest_file.exists():
             self._refresh()
-            self._require_results()
+            self._correct_states()
         mine = list(self._runs.values())[self._ranks.rank :: self._ranks.size]
         todo = [run.name for run in mine if run.state is not RunState.FINISHED]
         self._at_once = min(self._at_once, max(1, len(todo)))
@@ -225,14 +225,14 @@ class Sweep:
         self._set(replace(self._runs[name], **values))
         self.folder.change(self._runs[name])
 
-    def _require_results(self) -> None:
+    def _correct_states(self) -> None:
         """Corrects states in sweep.json that do not agree with the weights, which only a finished run has."""
         for run in self._runs.values():
             has_weights = finished_at(self.folder.run(run.name)) is not None
             if has_weights and self._config.train.keep == 0:
                 self._set(replace(run, state=RunState.FINISHED))  # with keep 0 it has no checkpoint
             elif run.state is RunState.FINISHED and not has_weights:
-                log(f"{run.name}: sweep.json calls it finished, but it has no weights: it is resumed")
+                log(f"{run.name}: finished according to sweep.json, but it has no weights: resuming it")
                 self._set(replace(run, state=RunState.WAITING))
 
     def _refresh(self) -> None:
@@ -241,7 +241,7 @@ class Sweep:
 
 
 class Slot:
-    """A model that runs train one after the other, and the stream on a GPU in which they do."""
+    """Holds one run at a time, with a model, which its runs train one after the other, and a stream."""
 
     def __init__(self, session: Session) -> None:
         self.models = Models(session)
@@ -299,8 +299,8 @@ def begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Itera
                 and run.read_manifest(newest.description).fingerprint != session.folder.manifest.fingerprint
             ):
                 raise FastaeError(
-                    "it began with other images than the sweep's; "
-                    f"fastae train --resume {run.path} resumes it alone"
+                    "the run began with other images than the sweep's; "
+                    f"to resume it alone: fastae train --resume {run.path}"
                 )
             yield newest
     else:

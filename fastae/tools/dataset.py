@@ -1,4 +1,4 @@
-"""The output of `fastae check` and `fastae prepare`: counts, file names, and remedies."""
+"""Prints the results of `fastae check` and `fastae prepare`: counts, file names, and remedies."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     Args:
         folder: the data folder.
         deep: whether to decode every file.
-        crop: the least length of an image's shorter side in pixels.
+        crop: the smallest side of a usable image, in pixels.
         as_json: whether to print JSON.
 
     Returns:
@@ -55,7 +55,7 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
 
 
 def _training_decoder(crop: int | None) -> Decoder:
-    """The decoder of `fastae train` on this machine. Raises FastaeError if DALI is not installed."""
+    """Returns the decoder of `fastae train` on this machine. Raises FastaeError if DALI is not installed."""
     return open_decoder(CropResize(crop), use_device(choose_device("auto")), Tuning(compiled=False))
 
 
@@ -77,7 +77,7 @@ def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> 
 
 
 def _sizes(found: Check) -> str:
-    """', 178x218 pixels', or the range of sizes; empty without usable images."""
+    """Returns ', 178x218 pixels', or the range of sizes; an empty text if no image is usable."""
     if not found.shapes:
         return ""
     ends = (choose(found.shapes, key=math.prod) for choose in (min, max))
@@ -85,6 +85,7 @@ def _sizes(found: Check) -> str:
 
 
 def _consequence(fault: Fault) -> str:
+    """Returns what training does with files that have this fault."""
     if fault in USABLE:
         return "decoded to RGB and used"
     # The quick check before training does not find these faults; decoding does.

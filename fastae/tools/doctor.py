@@ -34,6 +34,7 @@ NVJPEG, NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = "**/libnvjpeg.so.1[23]", 3, 7  #
 COLORS = {"problem: ": "red", "warning: ": "yellow", "": None}
 
 Answer = tuple[str, str]
+"""The text and the remedy of a check."""
 
 
 class Problem(Exception):
@@ -64,15 +65,17 @@ def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
     except Problem as problem:
         return "problem: ", *problem.args
     except Exception as error:  # the other checks still run
-        return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this"
+        return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this as a bug"
 
 
 def check_fastae() -> Answer:
+    """Returns the version of fastae, its commit, and the system."""
     system = f"Python {platform.python_version()} on {platform.platform()}"
     return f"{__version__}, commit {commit() or 'unknown (installed)'}, {system}", ""
 
 
 def check_torch() -> Answer:
+    """Returns the version of PyTorch and its build."""
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "a CPU build"
     return f"{torch.__version__}, {build}", ""
 
@@ -122,6 +125,7 @@ def check_jpeg() -> Answer:
 
 
 def check_dali() -> Answer:
+    """Checks whether DALI is installed, and fits PyTorch and the driver."""
     try:
         driver: Driver | None = compatibility.read_driver()
     except NvmlError:
@@ -142,11 +146,13 @@ def check_dali() -> Answer:
 
 
 def check_amp() -> Answer:
+    """Returns the precision that --amp chooses."""
     device = choose_device("auto")
     return f"on {device}: {choose_precision(device, amp=True).note}", ""
 
 
 def check_compile() -> Answer:
+    """Checks whether torch.compile finds its compilers and a temporary folder."""
     try:
         require_temporary_folder()
     except FastaeError as error:
@@ -159,6 +165,7 @@ def check_compile() -> Answer:
 
 
 def check_cpu() -> Answer:
+    """Checks whether PyTorch uses more threads than this process has cores."""
     cores = usable_cores()
     fitting = max(1, int(cores))
     remedy = f"set OMP_NUM_THREADS={fitting}" if fitting < torch.get_num_threads() else ""
@@ -166,23 +173,26 @@ def check_cpu() -> Answer:
 
 
 def check_memory() -> Answer:
+    """Checks whether enough memory is free."""
     available, total = free_bytes() / 2**30, total_bytes() / 2**30
     remedy = "use --loader dali and a smaller --batch-size" if available < LITTLE_MEMORY else ""
     return f"{available:.1f} GiB free of {total:.1f} GiB", remedy
 
 
 def check_disk() -> Answer:
+    """Checks whether runs can be written to the current folder."""
     return _space(Path(), "set another folder for runs by --out DIR")
 
 
 def check_cache() -> Answer:
+    """Checks whether the cache folder is writable, and how large it is."""
     folder = cache_folder()
     text, remedy = _space(folder, "set another folder by --cache-dir DIR or $FASTAE_CACHE, or use --no-cache")
     return f"{text}, {sum(entry.size for entry in entries(folder)) / 2**30:.1f} GiB used", remedy
 
 
 def _nvjpeg_status() -> int | None:
-    """The status of DALI's nvJPEG for a handle with the hardware backend; None if it cannot be loaded."""
+    """Returns nvJPEG's status for a handle with the hardware backend; None if DALI's nvJPEG does not load."""
     import nvidia
 
     found = next((path for folder in nvidia.__path__ for path in Path(folder).glob(NVJPEG)), None)

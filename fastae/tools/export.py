@@ -96,7 +96,7 @@ def export(run: Path, kind: str, out: Path) -> None:
 
 
 def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str) -> bytes:
-    """The content of the file of a module, which has one named input in `inputs` and one output."""
+    """Returns the content of a module's file. The module has one named input and one output."""
     weights = sum(weight.nbytes for weight in module.state_dict().values())
     if kind == "onnx" and weights > ONNX_LIMIT:
         raise FastaeError(f"ONNX cannot store {weights / 1e9:.1f} GB of weights, only 2: use --format torch")
@@ -123,7 +123,7 @@ def encode(module: nn.Module, kind: str, inputs: dict[str, Tensor], output: str)
 
 
 def decode(content: bytes, kind: str) -> Function:
-    """The function that a file's content computes."""
+    """Returns the function that a file's content computes."""
     if kind == "torch":
         return torch.export.load(io.BytesIO(content)).module()
     import onnxruntime
@@ -134,7 +134,7 @@ def decode(content: bytes, kind: str) -> Function:
 
 
 def _largest_difference(function: Function, expected: Function, inputs: Tensor) -> float:
-    """The largest absolute difference of the outputs; NaN if either contains NaN."""
+    """Returns the largest absolute difference of the outputs; NaN if either contains NaN."""
     with torch.no_grad():
         differences = [(function(inputs[:n]) - expected(inputs[:n])).abs().max() for n in BATCHES]
     return torch.stack(differences).max().item()  # torch's max keeps NaN, Python's may not

@@ -55,6 +55,7 @@ def find_images(given: Sequence[str]) -> list[str]:
 
 
 def _images_below(path: str) -> Iterator[str]:
+    """Yields the paths of the images in and below a folder; nothing for a file."""
     for found in walk(path, SUFFIXES) if os.path.isdir(path) else ():  # noqa: PTH112
         folder_like_an_image = found.lower().endswith(SUFFIXES) and os.path.isdir(found)  # noqa: PTH112
         if not folder_like_an_image and not os.path.basename(found).startswith("."):  # noqa: PTH119
@@ -66,6 +67,7 @@ def load_image(path: str, crop_resize: CropResize) -> Tensor:
 
     The first frame of an animation is used. Transparency is blended over white, CMYK is converted by Pillow's
     plain formula, and color profiles are ignored as in training.
+
     Raises UnusableImage, also if a file has more pixels than Pillow opens (180 million).
     """
     try:
@@ -79,7 +81,7 @@ def load_image(path: str, crop_resize: CropResize) -> Tensor:
 
 
 def _centred_square(path: str, crop: int | None) -> np.ndarray:
-    """The centred square, uint8 (L, L, 3). Half a pixel rounds down and to the right, like DALI's crop."""
+    """Returns the centred square, uint8 (L, L, 3). Half a pixel rounds down and to the right, as in DALI."""
     fault = inspect(path).fault
     if fault in NOT_OPENED:
         raise UnusableImage(_reason(path, fault))
@@ -94,7 +96,7 @@ def _centred_square(path: str, crop: int | None) -> np.ndarray:
 
 
 def _reason(path: str, fault: Fault) -> str:
-    """The reason why a file is not opened, in words."""
+    """Returns the reason why a file is not opened, in words."""
     if fault is Fault.NOT_A_FILE and os.path.isdir(path):  # noqa: PTH112
         return "a folder without images"
     if fault is Fault.GONE:
@@ -103,6 +105,7 @@ def _reason(path: str, fault: Fault) -> str:
 
 
 def _rgb(image: Image.Image) -> Image.Image:
+    """Converts an image to RGB, over white. Raises UnusableImage for more than 8 bits per channel."""
     if image.mode[0] in "IF":
         raise UnusableImage("more than 8 bits per channel: convert it to 8")  # Pillow would clip them
     if image.has_transparency_data:

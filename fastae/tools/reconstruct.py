@@ -29,7 +29,7 @@ from fastae.utils.pictures import pairs, save_png, side_by_side
 
 BATCH = 32
 SHEET_IMAGES = 96
-"""The most images of the contact sheet: twelve rows of eight originals, each above its reconstructions."""
+"""The most images of the contact sheet: twelve rows of eight originals, over their reconstructions."""
 
 
 class Result(NamedTuple):
@@ -119,10 +119,11 @@ def _write_pictures(results: Iterable[Result], out: Path) -> int:
 
 
 def picture_name(row: int, path: str) -> str:
-    """A file name such as '0007-face.png', unique by its number and without control characters."""
+    """Returns a file name such as '0007-face.png', unique by its number and without control characters."""
     stem = "".join(character if character.isprintable() else "_" for character in Path(path).stem)
     return f"{row:04d}-{stem[:50]}.png"  # a name may have 255 bytes, and a character may have four
 
 
 def _figures(error: float) -> str:
+    """Returns a mean squared error as loss_index and PSNR."""
     return f"{loss_index(error):>12,.0f}  {psnr(error):5.1f} dB"

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 SETTLE = 0.05
-"""The seconds before a capture in which the threads of DALI finish what they do on an idle device.
+"""Seconds to wait before a capture, in which DALI's threads finish their work on the idle device.
 
-One of them synchronises the device after it has freed a batch, which CUDA forbids during a capture.
+A thread of DALI synchronises the device after it has freed a batch, which CUDA forbids during a capture.
 """
 
 _failed: list[torch.cuda.CUDAGraph] = []
@@ -21,7 +21,7 @@ _failed: list[torch.cuda.CUDAGraph] = []
 
 
 def can_capture(device: torch.device) -> bool:
-    """Whether the device has CUDA graphs."""
+    """Returns whether the device has CUDA graphs."""
     return device.type == "cuda"
 
 
@@ -41,10 +41,10 @@ def side_stream(device: torch.device) -> Iterator[None]:
 
 
 class GraphedFunction:
-    """A function that is captured once and replayed by every call, which returns the same two tensors.
+    """A function that is captured once, and replayed by every call. All calls return the same two tensors.
 
-    The graph reads its inputs from fixed addresses. Each call copies its inputs there, also from pinned
-    memory. An instance must be made within `side_stream`, on which the function has run before.
+    The graph reads its inputs from fixed addresses. Each call copies its inputs there; they may lie in
+    pinned memory. An instance must be made within `side_stream`, on which the function has run before.
 
     Args:
         function: what is captured.
@@ -73,6 +73,7 @@ class GraphedFunction:
 def _capture(
     function: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], device: torch.device
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
+    """Captures a call of `function`. Returns the graph, and the outputs that each replay overwrites."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
     with _no_garbage_collection():
         torch.cuda.synchronize(device)
@@ -95,7 +96,7 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.d
         graph.capture_end()
     except RuntimeError:  # CUDA has invalidated the capture
         _failed.append(graph)
-        # Some versions of PyTorch have done the first already, and raise an error if it is done again.
+        # Some versions of PyTorch have called the first already, and raise an error if it is called again.
         for end in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
             with suppress(RuntimeError):
                 end(device.index, pool)
@@ -103,7 +104,7 @@ def _abandon(graph: torch.cuda.CUDAGraph, pool: tuple[int, int], device: torch.d
 
 @contextmanager
 def _no_garbage_collection() -> Iterator[None]:
-    """Switches the collector off: an old graph or stream that is freed during a capture breaks it."""
+    """Switches the garbage collector off: freeing an old graph or stream during a capture would break it."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()

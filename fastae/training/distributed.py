@@ -20,7 +20,7 @@ from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.utils.console import console
 
 PATIENCE = timedelta(days=1)
-"""The longest time for which a rank waits for the main one, which may be decoding a data set."""
+"""The longest time for which a rank waits for the main rank, which may be decoding a data set."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def launched() -> Ranks:
 
 
 def device_of(name: str, ranks: Ranks) -> str:
-    """Returns the device that a rank uses for `--device name`: of several ranks each has its own GPU.
+    """Returns the device that a rank uses for `--device name`. Each of several ranks has its own GPU.
 
     Raises FastaeError if one GPU was named for several ranks.
     """
@@ -114,7 +114,7 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     """While the block runs, the ranks can exchange tensors on this device.
 
     After an exception they stay joined, and the process must be ended by `end_process`: destroying the
-    process group would wait for NCCL's kernels, which wait for a rank that never comes.
+    process group would wait for NCCL's kernels, which wait for a rank that never arrives.
     """
     if ranks.size == 1:
         yield
@@ -126,13 +126,13 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     try:
         yield
     except Stopped:  # all ranks have agreed on it
-        _part()
+        _leave_group()
         raise
-    _part()
+    _leave_group()
 
 
-def _part() -> None:
-    """Parts the ranks. What DDP still holds is freed before, since it uses the process group."""
+def _leave_group() -> None:
+    """Destroys the process group, after unused objects of DDP, which refer to it, are freed."""
     gc.collect()
     dist.destroy_process_group()
 
@@ -141,7 +141,7 @@ def end_process(code: int) -> None:
     """Ends this process at once if an exception has left the ranks joined; otherwise does nothing.
 
     An orderly end would free memory of the GPU, and so wait for the GPU, which waits for the other ranks.
-    Torchrun ends those only when this process has ended. `code` is the exit code.
+    Torchrun ends the other ranks only when this process has ended. `code` is the exit code.
     """
     if dist.is_available() and dist.is_initialized():
         for stream in (sys.stdout, sys.stderr):

@@ -19,11 +19,11 @@ from fastae.utils.console import printable
 from fastae.utils.limits import thread_limit
 
 SIGNALS_APART = 1.0
-"""The seconds for which a signal is awaited if it may have ended a compiler already."""
+"""Seconds to wait for a signal that may already have ended a compiler."""
 
 
 def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSignals) -> Exception:
-    """Returns the error with a message for users if its cause is outside of fastae; otherwise as it is."""
+    """Returns an error that tells the user what to do; `error` itself if its cause is not known."""
     hint = run.resume_hint()
     if isinstance(error, Stopped):
         return Stopped(error.caught, f"{error}; {hint}")
@@ -54,18 +54,18 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
 
 
 def _is_of(run: RunFolder, error: OSError) -> bool:
-    """Whether the error can be one of writing to the run's folder: a failed write names no file."""
+    """Returns whether writing to the run's folder can have raised the error. A failed write names no file."""
     return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(run.path)
 
 
 def _is_another_ranks(error: Exception) -> bool:
-    """Whether the error says that another rank has ended, or cannot be reached."""
+    """Returns whether the error says that another rank has ended, or cannot be reached."""
     # NCCL's errors have a type. Gloo's have none, and begin with the source file that raised them.
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _is_compilers(error: Exception) -> bool:
-    """Whether torch.compile failed: it raises many types, some of them Triton's."""
+    """Returns whether torch.compile raised the error. It raises many types, some of them Triton's."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 

@@ -15,7 +15,7 @@ wait for data."""
 
 
 def line_of(metrics: TrainMetrics, remaining: float, wide: bool = True) -> str:
-    """The line that shows a log step, `remaining` seconds before the run ends."""
+    """Returns the line that shows a log step, `remaining` seconds before the run ends."""
     window = metrics.window
     rate, ending = f"{window.images_per_second:,.1f} images/s", f"ETA {duration(remaining)}"
     if wide:
@@ -34,7 +34,7 @@ class LogLines:
         self._total = ""
 
     def begin(self, iterations: int | None) -> AbstractContextManager:
-        """Begins a run of so many iterations; None if its minutes may end it before."""
+        """Begins the display of a run of `iterations`, which is None if --minutes may end the run earlier."""
         self._total = "" if iterations is None else f"/{iterations:,}"
         return nullcontext()
 
@@ -63,7 +63,7 @@ class ProgressBar(LogLines):
             console=console,
             disable=not console.is_terminal,
             refresh_per_second=4,
-            transient=True,  # otherwise the bar stays on the screen, after Ctrl-C twice
+            transient=True,  # otherwise the bar stays on the screen, and after Ctrl-C it does so twice
             expand=True,
         )
         self._task = self._bar.add_task("train", total=1.0, iteration=0, status="first step ...")

@@ -1,6 +1,6 @@
 """Writes the results of a run: metrics.csv, TensorBoard, pictures, checkpoints, display, monitor.
 
-Of several ranks only the main one has a recorder.
+If there are several ranks, only the main one has a recorder.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TAGS = {
 PICTURE_TAG = "held_out/original_over_reconstruction"
 
 PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
-"""The iterations after which a run that will take more than LONG_RUN seconds is announced."""
+"""The iterations after which a hint is logged if the run will take more than LONG_RUN seconds."""
 
 
 class Recorder:
@@ -66,7 +66,7 @@ class Recorder:
         monitor: records the phases and the speed for the utilisation report.
         display: shows the log steps.
         start: the iteration that the run continues from; 0 for a new run.
-        progress: what the checkpoint says that the run continues from.
+        progress: the progress in the checkpoint that the run continues from.
     """
 
     def __init__(
@@ -175,6 +175,7 @@ class Recorder:
         log(f"iteration {iteration:,}: held-out loss_index {evaluation.loss_index:,.0f}")
 
     def _append(self, iteration: int, kind: str, **values: float) -> None:
+        """Appends a row to metrics.csv, and its finite values to TensorBoard."""
         self._metrics.append(iteration, kind, **values)
         tags = self._tags[kind]
         finite = {tags[name]: value for name, value in values.items() if math.isfinite(value)}

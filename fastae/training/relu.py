@@ -1,9 +1,9 @@
 """ReLU in the form that suits the compiled step on a GPU: its backward pass reads no mask from memory.
 
-The backward pass of `nn.ReLU` reads the output of ReLU, which is a third tensor for both kernels of batch
-norm's backward pass. The backward pass of `torch.where` reads its input instead. Those kernels compute the
-input anew from the convolution's output, which they read anyway. Values and gradients are the same, also at
-0, NaN and infinity.
+The backward pass of `nn.ReLU` reads ReLU's output. It is part of the two kernels of batch norm's backward
+pass, which therefore have to read a third tensor. The backward pass of `torch.where` reads ReLU's input
+instead. These kernels recompute that input from the convolution's output, which they read anyway. Values and
+gradients are the same, also at 0, NaN and infinity.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from fastae.model import AutoEncoder
 
 
 def rectified(input: Tensor) -> Tensor:
-    """ReLU of any tensor: NaN stays, and the gradient at 0 is 0."""
+    """Returns ReLU of any tensor. NaN stays NaN, and the gradient at 0 is 0."""
     return torch.where(input <= 0, 0, input)
 
 

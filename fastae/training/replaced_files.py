@@ -1,4 +1,4 @@
-"""Keeps account of the files that turn out to be bad when a loader reads them."""
+"""Keeps track of the files that turn out to be bad when a loader reads them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from fastae.runs.folder import RunFolder
 from fastae.utils.console import console, log, printable
 
 NAMED = 3
-"""The number of replaced files that the log names. Of further ones it gives the number."""
+"""The number of replaced files that the log names. Further ones are only counted."""
 
 
 class ReplacedFiles:
@@ -24,7 +24,7 @@ class ReplacedFiles:
         for run in self.runs:
             run.note_skipped([bad])
         quiet, number = console.quiet, len(self.found)
-        console.quiet = quiet and not self.runs  # in training, each rank reads other files
+        console.quiet = quiet and not self.runs  # during training, each rank reads, and logs, other files
         if number <= NAMED:
             log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
         elif number.bit_count() == 1:  # at 4, 8, 16, ...

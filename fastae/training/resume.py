@@ -1,8 +1,7 @@
 """`fastae train --resume RUN`: continues the run in a folder from its newest valid checkpoint.
 
-Settings that decide the optimization cannot be changed. Others, such as more iterations, another device or
-another data folder, may be given anew. If nothing is changed, the run ends in the same bits as one that was
-never stopped.
+Settings that decide the optimization cannot be changed. Others can, such as the number of iterations, the
+device or the data folder. If nothing is changed, the run ends in the same bits as one that was never stopped.
 """
 
 from __future__ import annotations
@@ -107,6 +106,6 @@ def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainCo
 
 
 def earlier_choices(before: RunDescription, given: Collection[str]) -> dict[str, Any]:
-    """Returns what an earlier session has chosen, by the name of the setting, without the `given` names."""
+    """Returns setting -> value for the data, loader and compilation of an earlier session, unless `given`."""
     chosen = {"data": before.data.folder, "loader": before.loader, "compile": before.compiled}
     return {name: value for name, value in chosen.items() if name not in given and value is not None}

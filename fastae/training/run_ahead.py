@@ -16,12 +16,12 @@ from fastae.losses import loss_index
 from fastae.training.step_timer import Marks, Window
 
 AHEAD = 4
-"""The most steps that wait on the GPU. A few bridge any pause of the host; more would only take memory, since
-each holds its batch."""
+"""The most steps that are queued on the GPU. A few bridge any pause of the host. More would only take memory,
+since each holds its batch."""
 
 
 class StepQueue:
-    """The steps that wait on a GPU. The host waits while there are more than AHEAD.
+    """The steps that are queued on a GPU. The host waits while there are more than AHEAD.
 
     On a CPU a step is over when its call returns, so nothing is queued.
     """
@@ -32,7 +32,7 @@ class StepQueue:
         self._waited = 0.0
 
     def add(self, end: Any) -> None:
-        """Adds a step that was submitted. On CUDA, `end` is the event that the device reaches after it."""
+        """Adds a step that was submitted. On CUDA, `end` is the event after the step."""
         if self._on_gpu:
             self._ends.append(end)
             if len(self._ends) > AHEAD and not (oldest := self._ends.popleft()).query():
@@ -73,8 +73,8 @@ class TrainMetrics:
 class PendingWindows:
     """Collects the losses of a window of iterations. A closed window is copied to the host, and read later.
 
-    On a GPU the copy is queued in the stream behind the steps. By the next log step the device has made
-    it, so the host reads it without waiting.
+    On a GPU the copy is queued in the stream behind the steps. By the next log step the copy is
+    complete, so the host reads it without waiting.
     """
 
     def __init__(self, device: torch.device, longest: int, start: int) -> None:
@@ -92,7 +92,7 @@ class PendingWindows:
         self._count += 1
 
     def open_losses(self) -> list[float]:
-        """The losses of the open window. Waits for the device."""
+        """Returns the losses of the open window. Waits for the device."""
         return self._losses[: self._count].tolist()
 
     def close(self, last: Tensor, marks: Marks, waited: float) -> None:
@@ -100,7 +100,7 @@ class PendingWindows:
 
         Args:
             last: loss, squared error and gradient norm of the window's last iteration, (3,).
-            marks: the moments of the window.
+            marks: the time marks of the window.
             waited: the seconds for which the host has waited for the device.
         """
         values = torch.cat([last, self._losses[: self._count]]).to("cpu", non_blocking=True)
@@ -120,6 +120,7 @@ class PendingWindows:
 def _measure(
     iteration: int, values: Tensor, ready: torch.cuda.Event | None, marks: Marks, waited: float
 ) -> TrainMetrics:
+    """Computes the figures of a closed window, after waiting until its values are on the host."""
     seconds = waited + (_wait_for(ready) if ready else 0.0)
     loss, error, norm, *losses = values.tolist()
     return TrainMetrics(
@@ -134,7 +135,7 @@ def _measure(
 
 
 def _wait_for(event: torch.cuda.Event) -> float:
-    """Waits until the device has reached this event; returns for how many seconds."""
+    """Waits until the device has reached this event; returns the seconds of the wait."""
     before = time.perf_counter()
     event.synchronize()
     return time.perf_counter() - before

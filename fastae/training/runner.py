@@ -1,7 +1,7 @@
 """One run from start to end: a new one, or one that is resumed.
 
-A run's whole state is its weights, its optimizer's state and the iteration, so one that continues from a
-checkpoint is the run that was never stopped.
+A run's whole state is its weights, its optimizer's state and the iteration. Therefore a run that continues
+from a checkpoint ends like one that was never stopped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def train(config: TrainConfig) -> Path:
 
 def train_in(session: Session, run: RunFolder, newest: Checkpoint | None = None) -> None:
     """Trains the run of a session to its end: a new one, or one that continues from a checkpoint."""
-    # Outermost: no signal, such as torchrun sends to the other ranks, may end what still saves or reports.
+    # Outermost: a signal, such as torchrun sends to the other ranks, must not end code that saves or reports.
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
         _train_joined(session, run, newest, stops=stops)
     if session.ranks.is_main:
@@ -75,12 +75,12 @@ def open_trainer(
     """Makes a run ready to train. The caller has locked its folder.
 
     Args:
-        models: of the session in which it is trained.
+        models: the models of the session in which the run is trained.
         config: the run's settings.
-        run: its folder.
+        run: the run's folder.
         stops: asks for an early, orderly end.
         display: shows the log steps.
-        newest: the checkpoint that it continues from; None for a new run.
+        newest: the checkpoint that the run continues from; None for a new run.
         at_once: how many runs take turns.
 
     Raises:
@@ -136,7 +136,7 @@ def open_trainer(
 
 
 def open_monitor(session: Session, description: RunDescription, run: RunFolder) -> Monitor:
-    """Makes the monitor of a run. Of several ranks, only the main one samples."""
+    """Makes the monitor of a run. If there are several ranks, only the main one samples."""
     hardware, ranks, config = session.hardware, session.ranks, description.config
     info = RunInfo(
         loader=session.loader.kind,

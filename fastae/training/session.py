@@ -1,4 +1,4 @@
-"""What runs under the same conditions share: hardware, opened data, one model, its compiled objectives.
+"""Opens what runs under the same conditions share: hardware, data, one model, its compiled objectives.
 
 A single run has a session of its own. A sweep has one session for all of its runs, so that the images are
 decoded once and each kind of loss is compiled once.
@@ -70,6 +70,7 @@ class Session:
     """Where the images are from, in words."""
 
     replaced: ReplacedFiles
+    """The files that turned out to be bad when they were read."""
 
     held_out: Tensor
     """The images to evaluate on: float32 (N, 3, S, S) on the device."""
@@ -116,7 +117,7 @@ class Session:
 
 
 class Models:
-    """One model, which each run trains anew, and its objectives, each compiled once."""
+    """One model, which each run trains from new initial weights, and its objectives, each compiled once."""
 
     def __init__(self, session: Session) -> None:
         self.session = session
@@ -210,7 +211,7 @@ def open_session(
     if folder.ignored:
         log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
     if folder.skipped:
-        lost = ", gone or bad since the run began: replaced by the next" if manifest else ""
+        lost = " (bad since the run began: replaced by the next)" if manifest else ""
         log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")
     files = ImageFiles(folder.train, replaced.add)
     sampler = Sampler(
@@ -243,9 +244,9 @@ def open_session(
 
 
 def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
-    """Chooses what `config` runs on here, and sets this process to it.
+    """Chooses device, precision and compilation for these settings, and applies them to this process.
 
-    Raises FastaeError for a device that is not there, or too small, and without a temporary folder.
+    Raises FastaeError if the device does not exist or has too little memory, or without a temporary folder.
     """
     require_temporary_folder()
     name = device_of(config.device, ranks)
@@ -270,7 +271,7 @@ def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
 def loader_tuning(threads: int | None, hardware: Hardware) -> Tuning:
     """Chooses how the training images are decoded and augmented."""
     tuning = Tuning(threads=threads, compiled=hardware.compiled)
-    # The JPEG engine's pixels differ from those of the GPU's cores. It decodes some images, by their size.
+    # The JPEG engine decodes some images, chosen by size, and its pixels differ from the CUDA cores'.
     return replace(tuning, hw_decoder_load=0.0) if hardware.deterministic else tuning
 
 
@@ -279,7 +280,7 @@ def load_held_out(
 ) -> tuple[ImageFolder, Tensor]:
     """Decodes the images to evaluate on by `load`, and returns them with their folder.
 
-    A new run divides its files anew if none of the held-out ones can be decoded.
+    A new run divides its files again if none of the held-out ones can be decoded.
     """
     while True:
         try:

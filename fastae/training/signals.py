@@ -13,7 +13,7 @@ STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class StopSignals(AbstractContextManager):
-    """While the block runs, `caught` is the first SIGTERM, SIGINT or SIGHUP that came; None if none did.
+    """While the block runs, `caught` is the first SIGTERM, SIGINT or SIGHUP that arrived, or None.
 
     If the block ends without an exception although a signal was caught, that signal is sent again. A signal
     that the process was started to ignore (SIGHUP under nohup) stays ignored. Outside the main thread,
@@ -32,7 +32,7 @@ class StopSignals(AbstractContextManager):
         return self
 
     def within(self, seconds: float) -> signal.Signals | None:
-        """Waits at most so many seconds for a signal; returns it, or the one that was caught before.
+        """Waits at most `seconds` for a signal; returns it, or one that was caught before, or None.
 
         A batch system signals the processes of a job one after the other. So a child process may have died of
         a signal that this process has yet to receive.

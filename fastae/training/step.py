@@ -31,7 +31,7 @@ WARM_UP = 3
 happen in them."""
 
 GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 16, "combo_kernels": True}
-"""Options of Inductor. A value that kernels read up to 16 times is computed anew instead of stored, which
+"""Options of Inductor. A value that kernels read up to 16 times is recomputed instead of stored, which
 `recompute_masks` needs. Small kernels that do not depend on each other are launched as one."""
 
 ATTEMPTS = 2
@@ -67,7 +67,7 @@ class Objective(nn.Module):
 def objective_of(
     model: AutoEncoder, loss: str, precision: Precision, compiled: bool, world_size: int = 1
 ) -> nn.Module:
-    """Makes the objective of `loss`. If it is compiled, then for the shape of its first batch only.
+    """Makes the objective of `loss`. If it is compiled, it suits only its first batch's shape.
 
     The state dict of the model keeps its names. `world_size` ranks train the model.
     """
@@ -86,8 +86,8 @@ def objective_of(
 class TrainingStep:
     """The training of a model: `step(*inputs)` trains on one batch.
 
-    A call returns the mean loss element and the mean squared error, two float32 scalars on the device. To
-    read one is to wait for the device, so the loop does that only when it logs. The next call may overwrite
+    A call returns the mean loss element and the mean squared error, two float32 scalars on the device.
+    Reading one waits for the device, so the loop reads them only when it logs. The next call may overwrite
     them. The inputs' shapes must not change from call to call. If the model is on a GPU, inputs may lie in
     pinned memory.
 
@@ -194,13 +194,13 @@ class TrainingStep:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaling)
 
     def gradient_norm(self) -> Tensor:
-        """The 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
-        # They are not scaled any more: fused Adam divides them by the loss scale and stores them back.
+        """Returns the 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
+        # The gradients are not scaled any more: fused Adam has divided them by the loss scale, in place.
         gradients = [leaf.grad.float() for leaf in self._leaves if leaf.grad is not None]
         return nn.utils.get_total_norm(gradients)
 
     def state(self) -> dict[str, Any]:
-        """Model, optimizer and scaler as state dicts, from which `restore` continues."""
+        """Returns model, optimizer and scaler as state dicts, from which `restore` continues."""
         return {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -223,6 +223,7 @@ class TrainingStep:
             self.scaler.load_state_dict(state["scaler"])
 
     def _step(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Trains on inputs that are on the device. This is what a CUDA graph contains."""
         images = self.make_batch(*inputs)
         self.optimizer.zero_grad(set_to_none=True)
         objective, error = self._objective(images)
@@ -233,5 +234,5 @@ class TrainingStep:
         return objective.detach(), error
 
     def _counters(self) -> list[Tensor]:
-        """The number of batches that each batch norm has seen: int64 scalars."""
+        """Returns the number of batches that each batch norm has seen: int64 scalars."""
         return [buffer for buffer in self.model.buffers() if not buffer.is_floating_point()]

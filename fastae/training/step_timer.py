@@ -33,7 +33,7 @@ class Window:
     """The median time of an iteration with its wait for data, in seconds."""
 
     step_p95: float
-    """The 95th percentile of the same."""
+    """The 95th percentile of the same time, in seconds."""
 
 
 class StepTimer:
@@ -50,11 +50,11 @@ class StepTimer:
         self._excluded: list[int] = []
 
     def begin(self) -> None:
-        """Starts a new window. The time since the last one, such as of an evaluation, is not counted."""
+        """Starts a new window. The time since the last one, for example of an evaluation, is not counted."""
         self._marks, self._excluded = [self._mark()], []
 
     def exclude(self) -> None:
-        """Leaves out the time from the last iteration to the next, in which a checkpoint is saved."""
+        """Excludes the time from the last iteration to the next, in which a checkpoint is saved."""
         self._excluded.append(len(self._marks) // 3)
 
     def fetch(self) -> Any:
@@ -71,9 +71,10 @@ class StepTimer:
         return Marks(marks, excluded, on_gpu=self._on_gpu, batch_size=self._batch_size)
 
     def _mark(self) -> Any:
+        """Marks this moment: on CUDA by an event in the stream, else by the host's clock in seconds."""
         if not self._on_gpu:
             return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True, blocking=True)  # whoever waits for it leaves the core
+        event = torch.cuda.Event(enable_timing=True, blocking=True)  # a waiting thread frees its core
         event.record()
         return event
 

@@ -1,7 +1,8 @@
 """Batch norm over the whole batch if several ranks share it.
 
 With PyTorch's DDP each rank uses the statistics of its own part of the batch. `nn.SyncBatchNorm` shares them,
-but only on GPUs, and torch.compile cannot trace it. So it is written out here, in float32, for CPUs too.
+but only on GPUs, and torch.compile cannot trace it. So this module implements it in
+float32, for CPUs too.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class _Normalize(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         mean = _mean_over_ranks(input.float().mean(PIXELS))
         centred = input.float() - _wide(mean)
-        # A second pass: the mean square less the squared mean would cancel if a channel's mean is large.
+        # A second pass: the mean square minus the squared mean would cancel if a channel's mean is large.
         variance = _mean_over_ranks(centred.square().mean(PIXELS))
         inverse = torch.rsqrt(variance + eps)
         ctx.save_for_backward(input, weight, mean, inverse)
@@ -49,13 +50,14 @@ class _Normalize(torch.autograd.Function):
 
 
 def _mean_over_ranks(values: Tensor) -> Tensor:
+    """Returns the mean of a tensor over the ranks. All ranks must call."""
     total = values.clone()
     dist.all_reduce(total)
     return total / dist.get_world_size()
 
 
 def _wide(values: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, 1), which broadcasts against images."""
+    """Returns values (C,) as (1, C, 1, 1), which broadcasts against images."""
     return values.view(1, -1, 1, 1)
 
 

@@ -39,18 +39,18 @@ WARM_UP = 10
 """The number of iterations after which the speed is representative: cuDNN has chosen, caches are warm."""
 
 AGREE_EVERY = 10
-"""The number of iterations after which several ranks agree on whether to stop; then each waits for all."""
+"""The iterations between two moments at which all ranks agree on whether to stop: each waits for all."""
 
 
 def is_log_step(iteration: int, every: int) -> bool:
-    """Whether an iteration is logged: every `every`-th and, to show the speed early, 1, 2, 5, 10, 20, ..."""
+    """Returns whether to log an iteration: every `every`-th and, to show the speed early, 1, 2, 5, 10, ..."""
     if iteration % every == 0:
         return True
     return iteration < every and iteration / 10 ** (len(str(iteration)) - 1) in (1, 2, 5)
 
 
 class Clock:
-    """The time of a run's training in all sessions, in seconds. If several runs take turns, it is a share.
+    """The time of a run's training in all sessions, in seconds. If runs take turns, it is the run's share.
 
     Args:
         spent: the time in earlier sessions.
@@ -67,11 +67,11 @@ class Clock:
         self._began = time.monotonic()
 
     def now(self) -> float:
-        """The time until now."""
+        """Returns the time until now."""
         return self.after(time.monotonic() - self._began)
 
     def after(self, seconds: float) -> float:
-        """The time after so many seconds of this session's training."""
+        """Returns the time after this many seconds of this session's training."""
         return self._spent + seconds / self._at_once
 
 
@@ -160,7 +160,7 @@ class Trainer:
         if over or stopped:
             self.finish()
         if stopped:
-            caught = self._stops.caught or signal.SIGTERM  # another rank's, if not this one's
+            caught = self._stops.caught or signal.SIGTERM  # None if another rank caught it
             raise Stopped(caught, f"stopped by {caught.name} at iteration {self.iteration:,}")
         return not over
 
@@ -197,13 +197,14 @@ class Trainer:
         log(memory)
 
     def _arithmetic(self, images_per_second: float) -> str:
-        """The FLOP/s of the model at this rate and, if it is known, their share of the devices' peak."""
+        """Returns, in words, the FLOP/s at this rate and, if known, their share of the devices' peak."""
         flops = images_per_second * training_flops(self._config.image_size, self._config.latent)
         peak = peak_flops(self._step.device, self._session.hardware.precision)
         share = f" ({flops / self._ranks.size / peak:.1%} of the peak)" if peak else ""
         return f"{rate_text(flops)}{share}"
 
     def _begin(self) -> None:
+        """Prepares this session's first iteration. A new run is evaluated before."""
         self._step.model.train()
         if self.iteration == 0:
             self._evaluate()
@@ -212,6 +213,7 @@ class Trainer:
         self._timer.begin()
 
     def _next_inputs(self) -> tuple[Tensor, ...]:
+        """Returns the inputs of the next step. Raises TrainingFault if the loader cannot continue."""
         try:
             return next(self._batches)
         except DecoderError as error:
@@ -221,7 +223,7 @@ class Trainer:
             raise TrainingFault(str(error)) from None
 
     def _fraction_done(self) -> float:
-        """The share of the run that is done, by iterations or by minutes, whichever is larger."""
+        """Returns the share of the run that is done, by iterations or by minutes, whichever is larger."""
         by_time = self._clock.now() / (60 * self._config.minutes) if self._config.minutes else 0.0
         return min(1.0, max(self.iteration / self._config.iterations, by_time))
 
@@ -234,9 +236,10 @@ class Trainer:
             if self.iteration % AGREE_EVERY and not last:
                 return False, False
             over, stopped = self._ranks.any(over, stopped, device=self._step.device)
-        return over, stopped and not over  # a signal that comes so late ends the process, not the run
+        return over, stopped and not over  # a signal after the end stops the process, not the run
 
     def _enter_phase(self) -> None:
+        """Begins the phase of the next iteration, for the utilisation report."""
         done = self.iteration - self._start
         compiling = done == 0 and self._session.hardware.compiled
         if self._recorder:
@@ -267,9 +270,9 @@ class Trainer:
                 self._recorder.log_step(metrics, remaining)
 
     def _check_finite(self, first: int, losses: list[float]) -> None:
-        """Checks the losses from the iteration `first` on. Notes the images of one that is not finite.
+        """Checks the losses from the iteration `first` on.
 
-        Raises NotFinite.
+        Raises NotFinite if a loss is not finite, after the iteration's images are noted in nan.txt.
         """
         iteration = next((i for i, loss in enumerate(losses, first) if not math.isfinite(loss)), None)
         if iteration is None:
@@ -282,6 +285,7 @@ class Trainer:
         )
 
     def _evaluate(self) -> None:
+        """Evaluates on the held-out images, and records the result. Only the main rank does it."""
         if self._recorder:
             self._record()
             self._recorder.phase(Phase.EVAL)
@@ -290,7 +294,7 @@ class Trainer:
             self._recorder.log_evaluation(self.iteration, found)
 
     def _checkpoint_is_due(self) -> bool:
-        """Whether enough iterations, or enough time, have passed since the last checkpoint."""
+        """Returns whether enough iterations, or enough time, have passed since the last checkpoint."""
         every = self._config.checkpoint_every
         by_time = time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes
         return by_time or (every is not None and self.iteration % every == 0)

@@ -17,7 +17,7 @@ from fastae.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 
 OPTIONS: dict[str, Any] = {"combo_kernels": True, "realize_reads_threshold": 0}
-"""Options of Inductor, for few launches. The powers of Adam's betas are not computed anew for each weight."""
+"""Options of Inductor: launch few kernels, and do not compute the powers of Adam's betas for each weight."""
 
 
 class WeightCopies(dict[str, Tensor]):
@@ -54,7 +54,7 @@ class CopyingAdam(torch.optim.Adam):
     def __init__(self, copies: Iterable[Tensor], weights: Iterable[Tensor], **options: Any) -> None:
         super().__init__(copies, **options)
         self._copies, self._weights = self.param_groups[0]["params"], list(weights)
-        # They are tensors, since the update would be compiled again for another number.
+        # These are tensors, since the update would be compiled again for each new number.
         self._lr = self._weights[0].new_tensor(self.defaults["lr"])
         self._eps = self._weights[0].new_tensor(self.defaults["eps"])
         self._update = torch.compile(_update, dynamic=False, options=OPTIONS)
@@ -65,7 +65,7 @@ class CopyingAdam(torch.optim.Adam):
         if not self.state:
             for copy, weight in zip(self._copies, self._weights, strict=True):
                 self.state[copy] = {key: torch.zeros_like(like) for key, like in moments_like(weight).items()}
-        # They are in the order of `moments_like`.
+        # The moments are in the order of `moments_like`.
         steps, means, squares = zip(*(self.state[copy].values() for copy in self._copies), strict=True)
         torch._foreach_add_(steps, 1)
         gradients = [copy.grad for copy in self._copies]

@@ -38,7 +38,7 @@ IMAGE_SIZE = Range(IMAGE_SIZE_MULTIPLE, 4096)
 """The side of the model's images in pixels."""
 
 LATENT = Range(1, 2**20)
-"""The number of the latent's features."""
+"""The number of features in the latent code."""
 
 CROP = Range(1, 65_500)
 """The side in pixels of the square that is cut out of an image."""

@@ -145,9 +145,9 @@ def ensure_entry(
     fill: Callable[[Path], None],
     fault: Callable[[Path], str | None] = damage,
 ) -> None:
-    """Builds the entry `folder` unless it exists and is in order.
+    """Builds the entry `folder` unless it exists and has no fault.
 
-    An entry that is in order is not locked, because ranks compare its digests at the same time, and because
+    An entry without a fault is not locked, because ranks compare its digests at the same time, and because
     the cache may be read-only.
 
     Args:

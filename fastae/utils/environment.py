@@ -55,7 +55,7 @@ def command(name: str) -> str:
 def commit() -> str | None:
     """Returns the commit of the checkout that this code is in, with '+' if a file has been changed since.
 
-    Returns None if the code is installed as a package, or git is not there.
+    Returns None if the code is installed as a package, or git is not installed.
     """
     checkout = Path(__file__).parents[2]
     if not (checkout / ".git").exists():

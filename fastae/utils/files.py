@@ -1,7 +1,7 @@
 """Writes files and folders that are either complete or absent: a draft is renamed to the final path.
 
 Every file that a command writes into the folder of a run, a sweep or a report is opened here. Somebody else
-may have made that folder, with links under the names that are written. Therefore no link is followed.
+may have made that folder, and put links under the names that fastae writes. Therefore no link is followed.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def remove_drafts(folder: Path) -> None:
 def refuse_links(folder: Path, but: str | None = None) -> None:
     """Raises FastaeError, naming the link, if `folder` has one whose name does not end with `but`.
 
-    Through a link, whoever made the folder could make fastae write to, or remove, any file of the user.
+    Through a link, the author of the folder could make fastae overwrite or remove any file of the user.
     """
     for path in listed(folder):
         if path.is_symlink() and not (but and path.name.endswith(but)):
@@ -196,7 +196,7 @@ def require_new_folder(path: Path, option: str) -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Returns whether files can be made in a folder, which is made if need be."""
+    """Returns whether files can be made in a folder. The folder is made if it does not exist."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):

@@ -34,7 +34,7 @@ ROOT = Path("/")
 def free_bytes() -> int:
     """Returns the bytes that can be allocated before the host swaps or the kernel kills this process.
 
-    They are MemAvailable, or what the tightest control group leaves if that is less. Without a /proc, only
+    This is MemAvailable, or what the tightest control group leaves, whichever is less. Without /proc, only
     memory that is not in use at all is counted.
     """
     left = (limit - used for limit, used in _memory_limits())
@@ -129,7 +129,7 @@ def _control_groups(controller: str = "") -> list[Path]:
     """Returns the folders of this process's control group and its ancestors, which limit the process, too.
 
     In a container, the mounted folder may be that of the container's group while the group's path is the
-    host's. Then only the mounted folder exists.
+    host's. Then only the mounted folder exists; files of the others read as empty.
 
     Args:
         controller: the name of a controller of version 1, which has a tree for each; "" for version 2.
@@ -157,7 +157,7 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
 
 
 def _memory(entry: str, pages: str) -> int:
-    """Returns an entry of /proc/meminfo in bytes; without a /proc, the figure of sysconf(3)."""
+    """Returns an entry of /proc/meminfo in bytes; without /proc, the figure of sysconf(3)."""
     kib = _number(ROOT / "proc/meminfo", entry)
     return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if kib is None else kib * 1024
 

@@ -47,7 +47,7 @@ def _folder_in_cache() -> Path | None:
 
 
 def _is_writable(folder: Path) -> bool:
-    """Returns whether files can be made in a folder, which is made if need be, as Matplotlib does."""
+    """Returns whether files can be made in a folder. As Matplotlib does, it makes a missing folder."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:

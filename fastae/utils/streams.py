@@ -1,4 +1,4 @@
-"""Makes the process's standard streams open from its start, and able to print any text."""
+"""Makes sure that the process's standard streams are open, and can print any text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 
 
 def open_streams() -> None:
-    """Opens standard streams that are closed on /dev/null, and makes output escape what it cannot encode.
+    """Opens closed standard streams on /dev/null, and makes stdout and stderr escape what they cannot encode.
 
     This must be called before any file is opened. Otherwise the next file that is opened, a checkpoint for
     example, would get the number of the closed stream, and everything that is printed would be written to it.

@@ -1,4 +1,4 @@
-"""Runs PyTorch's CUDA build without a GPU, to see what would be launched, and what CUDA would refuse.
+"""Runs PyTorch's CUDA build without a GPU, to show what would be launched, and what CUDA would refuse.
 
 `shim.c` is a library that is loaded before libcudart and instead of libcuda. It simulates two H100s whose
 memory is the host's and whose kernels do nothing. It counts launches, copies and synchronisations, and

@@ -1,4 +1,4 @@
-"""The hollow GPU's Python part: starts under the shim, lets Triton compile, and replaces cuDNN and cuBLAS.
+"""The Python part of the hollow GPU: it loads the shim, makes Triton compile, and replaces cuDNN and cuBLAS.
 
 `relaunch()` must be called before torch is imported, `install()` after that. `LOG` then contains the launches
 in order, and `Counts` are the numbers of calls between two moments.
@@ -57,6 +57,7 @@ class LibraryCall:
 
 
 LOG: list[Kernel | LibraryCall] = []
+"""The launches so far, in order."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Counts:
 
 
 def captured_nodes() -> int:
-    """The number of kernels, copies and memsets in the last recorded graph."""
+    """Returns the number of kernels, copies and memsets in the last captured graph."""
     return _host().hollow_captured()
 
 
@@ -147,7 +148,7 @@ def relaunch() -> None:
 
 
 def install() -> None:
-    """Replaces Triton's driver and the libraries' operators in this process, by private names of both."""
+    """Replaces Triton's driver and the libraries' operators here, by private names of Triton and PyTorch."""
     import torch._inductor.config as inductor
     import triton
 
@@ -159,6 +160,7 @@ def install() -> None:
 
 
 def _host() -> Any:
+    """Returns this process's symbols, which include the shim's."""
     library = ctypes.CDLL(None)
     for name in ("launches", "copies", "uploads", "synchronisations", "replays", "captured"):
         getattr(library, f"hollow_{name}").restype = ctypes.c_long
@@ -166,10 +168,11 @@ def _host() -> Any:
 
 
 _binaries: dict[Any, dict[str, int]] = {}
-_kept: list[Any] = []  # an operator is replaced while its library object exists
+_kept: list[Any] = []  # an operator is replaced only while its library object exists
 
 
 def _triton_driver() -> Any:
+    """Makes a driver for Triton that compiles for sm_90, and launches nothing."""
     import torch
     from triton.backends.compiler import GPUTarget
     from triton.backends.nvidia import driver as nvidia
@@ -223,6 +226,7 @@ def _triton_driver() -> Any:
 
 
 def _log_kernels() -> None:
+    """Makes Inductor append each launch of a Triton kernel to LOG, and time no configurations."""
     import triton
     from torch._inductor.runtime.triton_heuristics import CachingAutotuner
 
@@ -253,6 +257,7 @@ def _log_kernels() -> None:
 
 
 def _replace_operators() -> None:
+    """Makes LIBRARY_OPERATORS return uninitialised outputs of the right shape, and append calls to LOG."""
     import warnings
 
     import torch

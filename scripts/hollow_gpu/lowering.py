@@ -55,7 +55,7 @@ def make_step(
     objective: nn.Module | None = None,
     precision: Precision | None = None,
 ) -> Step:
-    """The step of `fastae train` with these settings, on an empty resident store.
+    """Makes the step of `fastae train` with these settings, on an empty resident store.
 
     Args:
         config: the settings.
@@ -88,7 +88,7 @@ def make_step(
 def stand_in_loader(
     config: TrainConfig, images: int, kind: type[ResidentLoader | HostLoader] = ResidentLoader
 ) -> Loader:
-    """A loader over an empty store."""
+    """Makes a loader over an empty store."""
     device, size = choose_device("cuda"), config.image_size
     where = torch.device("cpu") if kind is HostLoader else device
     store = Store(
@@ -103,20 +103,21 @@ def stand_in_loader(
 
 @contextmanager
 def counting() -> Iterator[Callable[[], Counts]]:
+    """Yields a function that returns the counts since the block began."""
     before = Counts.now()
     with redirect_stderr(StringIO()):  # Inductor prints the name of each module that it generates
         yield lambda: Counts.now() - before
 
 
 def counted(work: Callable[[], Any]) -> Counts:
-    """Counts the launches, copies and waits of a call."""
+    """Returns the launches, copies and waits of a call."""
     with counting() as counts:
         work()
         return counts()
 
 
 def lower(made: Step) -> tuple[Counts, list[Kernel], list[LibraryCall]]:
-    """Runs a step that is compiled already: its counts, Triton kernels and library calls."""
+    """Compiles a step, and returns the counts, Triton kernels and library calls of a second one."""
     inputs = made.inputs
     counted(lambda: made.step._step(*inputs))
     first = len(LOG)
@@ -127,7 +128,7 @@ def lower(made: Step) -> tuple[Counts, list[Kernel], list[LibraryCall]]:
 
 
 def record(made: Step) -> tuple[str, Counts]:
-    """Records the step as a CUDA graph; returns the step's note and the counts of one replay."""
+    """Captures the step as a CUDA graph; returns the step's note and the counts of one replay."""
     with redirect_stderr(StringIO()):
         note = made.step.capture(made.loader.example())
     inputs = made.loader.example()
@@ -166,7 +167,7 @@ def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
 
 
 def layout(tensor: Tensor) -> str:
-    """The dtype, shape and layout of a tensor: 'bf16[64, 32, 128, 128] NHWC'."""
+    """Returns a tensor's dtype, shape and layout in words: 'bf16[64, 32, 128, 128] NHWC'."""
     dtype = str(tensor.dtype).removeprefix("torch.").replace("float", "f")
     text = f"{dtype}{list(tensor.shape)}"
     if tensor.dim() != 4:
@@ -198,12 +199,12 @@ def lines(kernels: Sequence[Kernel], libraries: Sequence[LibraryCall]) -> Iterat
 
 
 def spills(kernels: Sequence[Kernel]) -> int:
-    """The number of kernels that keep values in memory because they lack registers."""
+    """Returns the number of kernels that keep values in memory because they lack registers."""
     return sum(kernel.stack > 0 for kernel in kernels)
 
 
 def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts) -> dict[str, Any]:
-    """The figures by which a change of the step is judged."""
+    """Returns the figures by which a change of the step is judged."""
     return {
         "triton_launches": counts.triton,
         "megabytes": round(counts.megabytes, 1),

@@ -1,5 +1,5 @@
-/* In front of libcudart and in place of libcuda: two H100s that own no memory and run nothing.
-   Copies and memsets work, on host memory that is zero at first; a kernel is counted and skipped. */
+/* This library is loaded before libcudart and instead of libcuda. It simulates two H100s without memory.
+   Copies and memsets work on host memory, which is zero at first. Kernels are counted and skipped. */
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,11 +13,11 @@
 typedef cudaError_t R;
 enum { DEVICES = 2, MOST = 65536 };
 
-/* What the Python side reads. */
+/* The counts that the Python side reads. */
 static long launches, copies, uploads, synchronisations, replays;
 long hollow_launches(void) { return launches; }
 long hollow_copies(void) { return copies; }
-long hollow_uploads(void) { return uploads; }  /* of them, those from host memory during a capture */
+long hollow_uploads(void) { return uploads; }  /* copies from host memory during a capture */
 long hollow_synchronisations(void) { return synchronisations; }  /* of the main thread */
 long hollow_replays(void) { return replays; }
 
@@ -36,13 +36,13 @@ static R refused(void) {
   return cudaErrorStreamCaptureUnsupported;
 }
 static R launch(cudaStream_t s) { launches++; node(s); return cudaSuccess; }
-static R synchronise(void) {  /* other threads may wait: the training loop is the main one */
+static R synchronise(void) {  /* only the main thread counts: it runs the training loop */
   if (syscall(SYS_gettid) == getpid()) synchronisations++;
   return refused();
 }
-void hollow_launch(cudaStream_t s) { node(s); }  /* Triton's, and the libraries' operators */
+void hollow_launch(cudaStream_t s) { node(s); }  /* called for Triton's kernels and the libraries' operators */
 
-/* Kernels do nothing, so a replay advances these counters in their place: that a graph has work is seen. */
+/* Kernels do nothing, so each replay of a graph that has work advances these counters instead. */
 static long *counters[MOST];
 static int counted;
 void hollow_count_replays(long *counter) {
@@ -50,7 +50,7 @@ void hollow_count_replays(long *counter) {
   if (counted < MOST) counters[counted++] = counter;
 }
 
-/* Devices and streams: a stream's handle carries its number. */
+/* Devices and streams. A stream's handle is its number. */
 static _Thread_local int current;
 R cudaGetDeviceCount(int *n) { *n = DEVICES; return 0; }
 R cudaGetDevice(int *d) { *d = current; return 0; }
@@ -92,7 +92,7 @@ R cudaEventRecordWithFlags(cudaEvent_t e, cudaStream_t s, unsigned f) { return 0
 R cudaEventElapsedTime(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 1; return 0; }
 R cudaEventElapsedTime_v2(float *ms, cudaEvent_t a, cudaEvent_t b) { *ms = 1; return 0; }
 
-/* Memory: zeroed pages of the host, and whose they are. */
+/* Memory: zeroed pages of the host, with their type and device. */
 typedef struct { char *at; size_t size; enum cudaMemoryType type; int device; } Block;
 static Block blocks[MOST];
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -203,7 +203,7 @@ R cudaLaunchKernel(const void *f, dim3 g, dim3 b, void **a, size_t s, cudaStream
 R __cudaLaunchKernel(cudaKernel_t f, dim3 g, dim3 b, void **a, size_t s, cudaStream_t t) { return launch(t); }
 R cudaLaunchKernelExC(const cudaLaunchConfig_t *c, const void *f, void **a) { return launch(c->stream); }
 
-/* libcuda: present, so that Triton finds its symbols; whoever calls them learns that there is no device. */
+/* libcuda: Triton must find these symbols. A call returns 100, CUDA_ERROR_NO_DEVICE. */
 int cuDevicePrimaryCtxGetState(int d, unsigned *f, int *a) { *f = 0; *a = 0; return 0; }
 #define NO(name) int name() { return 100; }
 NO(cuCtxGetCurrent) NO(cuCtxSetCurrent) NO(cuDeviceGet) NO(cuDeviceGetAttribute) NO(cuDevicePrimaryCtxRetain)

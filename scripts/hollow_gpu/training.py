@@ -1,4 +1,4 @@
-"""Complete runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
+"""Makes runs on a hollow GPU: training, evaluation, checkpoints, resume, a second run, `--loader host`."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def drive(config: TrainConfig) -> dict[str, int]:
 
 
 class CountedModels(Models):
-    """Models whose batch norm counters advance with each replay, since the capture is verified by them."""
+    """Models whose batch norm counters advance with each replay: they verify a capture."""
 
     def step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
         step = super().step(config, make_batch)
@@ -76,7 +76,7 @@ class CountedModels(Models):
 
 
 def stand_in_session(config: TrainConfig) -> Session:
-    """A session with an empty resident store and empty held-out images."""
+    """Makes a session with an empty resident store and empty held-out images."""
     names = {f"{number:06d}.jpg": 1 for number in range(IMAGES)}
     folder = ImageFolder(
         root="/nowhere",
@@ -101,11 +101,13 @@ def stand_in_session(config: TrainConfig) -> Session:
 
 
 def train(models: Models, config: TrainConfig, path: Path) -> int:
+    """Trains a new run; returns the number of synchronisations in QUIET iterations."""
     with new_run(path, config.loss) as run:
         return run_to_end(models, config, run, None)
 
 
 def resume(models: Models, config: TrainConfig, path: Path) -> int:
+    """Resumes a run; returns the number of synchronisations in QUIET iterations."""
     run = RunFolder(path)
     with run.lock():
         newest = reopen(run, config)
@@ -114,7 +116,7 @@ def resume(models: Models, config: TrainConfig, path: Path) -> int:
 
 
 def run_to_end(models: Models, config: TrainConfig, run: RunFolder, newest: Checkpoint | None) -> int:
-    """Counts synchronisations in QUIET iterations. Raises RuntimeError unless these replay a graph."""
+    """Trains a run to its end; returns the number of synchronisations in QUIET iterations."""
     with (
         StopSignals() as stops,
         open_trainer(models, config, run, stops, ProgressBar(), newest) as trainer,
@@ -123,6 +125,7 @@ def run_to_end(models: Models, config: TrainConfig, run: RunFolder, newest: Chec
 
 
 def count_syncs(trainer: Trainer) -> int:
+    """Counts synchronisations in QUIET iterations. Raises RuntimeError unless these replay a graph."""
     start, quiet = trainer.iteration, 0
     going = True
     while going:

@@ -1,4 +1,4 @@
-"""A run with its images, made once for all tests of the report; a user's cache."""
+"""A run with its images, which is made once for all tests of the report, and an empty cache."""
 
 import shutil
 
@@ -14,11 +14,11 @@ def made(face_folder, tmp_path_factory):
 
 @pytest.fixture
 def run(made, tmp_path):
-    """A copy, which may be changed."""
+    """A copy of `made`, which a test may change."""
     return shutil.copytree(made, tmp_path / "run")
 
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
-    """A user's cache that knows no folder yet."""
+    """The empty cache of a user who has read no folder yet."""
     monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))

@@ -1,4 +1,4 @@
-"""Run folders made without training: real config.json, metrics.csv, weights, gpu.json; chosen numbers."""
+"""Makes run folders without training: real config.json, metrics.csv, weights and gpu.json; chosen numbers."""
 
 import dataclasses
 import json
@@ -30,10 +30,20 @@ def make_run(
     path, loss="minibatch_bce", *, train=LOGGED, held_out=EVALUATED, data="/gone/faces", kwh=(), weights=None,
     rate=100.0, quality=lambda step: {}, described=None, **settings,
 ):  # fmt: skip
-    """A run of `loss` that logged these loss_index: iteration -> value.
+    """Makes the folder of a run; returns its path.
 
-    weights: seed of the model, None for no weights. kwh: the energy of each session in gpu.json. quality:
-    iteration -> the PSNR and SSIM that were logged. described: more of config.json.
+    Args:
+        path: the folder.
+        loss: the name of the loss.
+        train: iteration -> the loss_index that was logged of its batch.
+        held_out: iteration -> the loss_index of the held-out images that was logged.
+        data: the folder of the images, which need not exist.
+        kwh: the energy of each session in gpu.json.
+        weights: the seed of the model; None for a run without weights.
+        rate: the images/s that were logged.
+        quality: returns the PSNR and SSIM that were logged, given the iteration.
+        described: more entries of config.json.
+        **settings: more settings of the run.
     """
     config = TrainConfig(loss=loss, data=str(data), **{**SMALL, **settings})
     folder = RunFolder(path)
@@ -63,7 +73,7 @@ def make_run(
 
 
 def make_sweep(path, config, held_out=lambda run: EVALUATED, **others):
-    """A sweep with these settings whose runs are made by `make_run`; held_out: run -> what it logged."""
+    """Makes a sweep, and its runs by `make_run`. `held_out` returns what a run has logged."""
     with open_sweep(config, path) as sweep:
         sweep.begin(config, Manifest("by name", {}, {}))
     for run in config.runs():
@@ -73,7 +83,7 @@ def make_sweep(path, config, held_out=lambda run: EVALUATED, **others):
 
 
 def _session(kwh):
-    """A session as a run's monitor reports it, in which the GPUs took this energy."""
+    """Returns the report of a session in which the GPUs used this energy."""
     summary = Summary(
         seconds=120.0, cores=Cores(2, 2, 2), phases={Phase.TRAIN: 100.0, Phase.EVAL: 20.0},
         measured=Phase.TRAIN, gpus=(), host={}, data_wait=0.1, kwh=kwh,

@@ -1,4 +1,4 @@
-"""The commands that repeat runs: what was typed, a whole sweep in one."""
+"""The commands that repeat runs: they contain the settings, and one command repeats a whole sweep."""
 
 import json
 import shlex
@@ -18,7 +18,7 @@ from .made import SMALL, make_run, make_sweep
 
 
 def texts(runs, *report):
-    """The commands as a shell reads them."""
+    """Returns the commands as a shell reads them."""
     return [" ".join(command) for command in commands(runs, report)]
 
 
@@ -45,7 +45,7 @@ def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at
     assert command.startswith(f"fastae sweep{options} --iterations 100 ") and report == "fastae report x"
     assert (f"--seed {seed}" in command) == (seed > 0)
     assert "--loss " not in command and "--out" not in command
-    # Some of its runs, and a sweep of another seed, are repeated run by run.
+    # Only some of its runs, or the runs of a sweep with another seed, are repeated one by one.
     assert texts(runs[:1])[0].startswith("fastae train --")
     written = json.loads((tmp_path / "sweep.json").read_text())
     for other in (seed + 1, 10**400, "x"):
@@ -54,7 +54,7 @@ def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at
         assert len(texts(runs)) == len(runs) + 1
 
 
-def test_an_option_and_its_value_are_one_piece_and_give_the_settings_again(tmp_path):
+def test_a_command_keeps_options_with_their_values_and_parses_to_the_same_settings(tmp_path):
     settings = {
         "loss": "sample_bce", "seed": 3, "amp": True, "channels_last": False, "minutes": 2.5,
         "data": "/a folder/with 'quotes' $HOME", "out": "a folder/run",

@@ -14,13 +14,13 @@ START = 900_000.0
 
 
 def compared(folder):
-    """The comparison of the folder's runs, and their names."""
+    """Returns the comparison of the folder's runs, and the names of the compared ones."""
     found = compare(find_runs([folder])[0])
     return found, [run.name for run in found.compared]
 
 
 def groups_of(folder):
-    """Label -> names of the runs."""
+    """Returns label of a group -> names of its runs."""
     groups = group_seeds(find_runs([folder])[0])
     return {group.label: [run.name for run in group.runs] for group in groups}
 
@@ -33,7 +33,7 @@ def groups_of(folder):
         ({"lr": 1e-3}, "--lr 0.001, not 0.0001"),
     ],
 )
-def test_a_run_of_other_work_is_marked_and_not_compared_and_one_of_other_speed_is(settings, mark, tmp_path):
+def test_runs_with_other_speed_settings_are_compared_but_not_runs_with_another_task(settings, mark, tmp_path):
     for loss in ("minibatch_bce", "pixel_bce"):
         make_run(tmp_path / loss, loss)
     make_run(tmp_path / "odd", "pixel_mse", **settings)
@@ -43,7 +43,7 @@ def test_a_run_of_other_work_is_marked_and_not_compared_and_one_of_other_speed_i
     assert names == ["minibatch_bce", "pixel_bce", "fast"]
 
 
-def test_an_unfinished_run_is_marked_and_all_are_compared_where_all_were_evaluated(tmp_path):
+def test_an_unfinished_run_is_marked_and_runs_are_compared_at_their_last_common_evaluation(tmp_path):
     make_run(tmp_path / "whole", "minibatch_bce")
     make_run(tmp_path / "broken", "pixel_bce", train={1: 9e5, 60: 4e5}, held_out={0: START, 50: 390_000.0})
     make_run(tmp_path / "young", "pixel_mse", train={1: 9e5, 20: 4e5}, held_out={0: START})
@@ -107,7 +107,7 @@ def test_seeds_are_one_group_and_what_most_runs_share_is_not_in_the_labels(tmp_p
     }  # fmt: skip
 
 
-def test_a_seed_that_was_trained_twice_and_a_run_that_failed_are_by_themselves(tmp_path):
+def test_repeated_seeds_and_failed_runs_form_groups_of_their_own(tmp_path):
     for seed in range(2):
         make_run(tmp_path / f"seed-{seed}", seed=seed)
     make_run(tmp_path / "seed-again", seed=1)

@@ -1,4 +1,4 @@
-"""Differences over seeds: intervals, pairs and pools against hand-made figures."""
+"""Differences over seeds: intervals, pairs and pools agree with figures that were computed by hand."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from fastae.report.runs import find_runs
 from .made import make_run
 
 
-def test_pairs_are_the_seeds_that_both_have_and_fewer_than_two_values_decide_nothing():
+def test_common_seeds_are_paired_and_fewer_than_two_values_give_no_difference():
     paired = subtract({1: 5.0, 2: 7.0, 3: 100.0}, {2: 4.0, 1: 3.0, 4: -100.0})
     assert (paired.value, paired.samples) == (2.5, "2 pairs")
     assert paired.half == pytest.approx(0.5 * 12.7062, rel=1e-5)  # Student's t of one degree of freedom
@@ -31,14 +31,14 @@ def test_pairs_are_the_seeds_that_both_have_and_fewer_than_two_values_decide_not
         ((12_345.678, 14_000.0), (13_000.0, 13_000.0), "+173", "−10,337 to +10,683", False),
     ],
 )
-def test_numbers_have_the_digits_that_are_known_and_no_difference_is_a_signed_zero(
+def test_differences_are_rounded_by_their_interval_and_zero_has_no_sign(
     one, other, number, interval, is_decided
 ):
     found = subtract(dict(enumerate(one)), dict(enumerate(other)))
     assert (found.number, found.interval, found.is_decided) == (number, interval, is_decided)
 
 
-def test_the_comparisons_are_of_the_elements_and_within_each_of_the_reductions():
+def test_the_comparisons_are_between_elements_and_between_reductions_of_one_element():
     names = {name: {*ones, *others} for name, ones, others in comparisons()}
     assert names.pop(ELEMENT) == {*LOSSES}
     assert len(names) == 6 and all(len(pair) == 2 for pair in names.values())
@@ -46,9 +46,9 @@ def test_the_comparisons_are_of_the_elements_and_within_each_of_the_reductions()
 
 
 def made_sweep(folder, same_init, repeats=3, with_ssim=True):
-    """Runs whose held-out error, PSNR and SSIM are known functions of loss and seed; their differences.
+    """Makes runs whose metrics are known functions of loss and seed; returns the runs' differences.
 
-    The first one was last evaluated at iteration 50, the others at 100, where all numbers are 0.
+    Runs of the first loss were last evaluated at iteration 50, the others at 100, where all numbers are 0.
     """
     for index, loss in enumerate(LOSSES):
         for repeat in range(repeats):
@@ -75,14 +75,14 @@ def test_an_element_is_the_mean_over_the_reductions_of_a_seed(tmp_path):
     assert (pixel.value, pixel.half) == (-200, 0)
 
 
-def test_losses_with_seeds_of_their_own_are_not_paired_and_what_was_not_logged_has_no_difference(tmp_path):
+def test_different_seeds_are_not_paired_and_a_metric_that_was_not_logged_has_no_difference(tmp_path):
     found = made_sweep(tmp_path, same_init=False, with_ssim=False)
     assert [*found[ELEMENT]] == ["held-out error", "PSNR"]
     assert found[ELEMENT]["held-out error"].samples == "9 and 9 runs, unpaired"
     assert found["minibatch_bce − pixel_bce"]["held-out error"].samples == "3 and 3 runs, unpaired"
 
 
-def test_a_run_per_loss_has_no_interval_but_for_the_elements_if_the_seeds_differ(tmp_path):
+def test_one_run_per_loss_gives_an_interval_only_between_elements_with_different_seeds(tmp_path):
     assert made_sweep(tmp_path / "same", same_init=True, repeats=1) == {}
     found = made_sweep(tmp_path / "other", same_init=False, repeats=1)
     assert [*found] == [ELEMENT] and found[ELEMENT]["PSNR"].samples == "3 and 3 runs, unpaired"

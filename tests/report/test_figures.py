@@ -1,4 +1,4 @@
-"""Figures: well-formed, without addresses, with the losses' names in text; TensorBoard's smoothing."""
+"""Figures are well-formed SVG without addresses, name the losses in text, and smooth as TensorBoard does."""
 
 import math
 import xml.etree.ElementTree as ElementTree
@@ -15,7 +15,7 @@ from .made import make_run
 
 
 def curve(loss, *seeds, label=None, weight=0.0):
-    """The curve of these values, a row per seed."""
+    """Makes the curve of these values, one row for each seed."""
     values = np.array(seeds, float)
     return figures.Curve(loss, label or loss, np.arange(1, values.shape[1] + 1), values, weight)
 
@@ -52,7 +52,7 @@ def test_a_long_curve_is_a_small_figure():
     assert len(figures.draw_curves([curve("sample_bce", noise, weight=0.95)])) < 200_000
 
 
-def test_seeds_are_one_line_their_mean_in_a_band_where_all_have_logged(tmp_path):
+def test_seeds_are_drawn_as_their_mean_in_a_band_at_common_iterations(tmp_path):
     make_run(tmp_path / "a", seed=1, held_out={0: 9e5, 50: 4e5, 75: 4e5, 100: 4e5})
     make_run(tmp_path / "b", seed=2, held_out={0: 9e5, 50: 8e5, 100: 2e5, 120: 1e5})
     (group,) = group_seeds(find_runs([tmp_path])[0])
@@ -83,7 +83,7 @@ def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(poin
         assert points < 3 or sum(map(len, of_element)) == len(set.union(*of_element))
 
 
-def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
+def test_long_labels_are_broken_between_words_and_leave_room_for_the_curves():
     label = "pixel_mse --learning-rate 0.1 --batch-size 8 (folder $x$ of another name)"
     svg = figures.draw_curves([curve("pixel_mse", (2, 1), label=f"{n} {label}") for n in range(9)])
     lines = [text for text in texts(svg) if text and "--" in text]
@@ -96,17 +96,17 @@ def test_long_labels_are_broken_between_words_and_leave_the_curves_their_room():
 def test_smoothing_suits_the_number_of_points(points, weight):
     assert figures.smoothing_weight(points) == pytest.approx(weight)
     values = np.linspace(1, 0.5, points)
-    # It lags behind by a hundredth of the curve, of which this one falls by half.
+    # Smoothing lags behind by a hundredth of the curve, and this curve falls by 0.5.
     assert np.all(figures.smooth(values, weight) - values <= 0.5 / 100 + 1e-9)
 
 
-def test_numbers_are_short():
+def test_numbers_are_shown_in_three_digits():
     assert [figures.short(value) for value in (0, 950, 1234, 999_999, 1_234_567)] == [
         "0", "950", "1.23 k", "1 M", "1.23 M",
     ]  # fmt: skip
 
 
-def test_smoothing_is_tensorboards_and_what_is_not_finite_is_kept_and_not_averaged():
+def test_smoothing_is_tensorboards_and_keeps_values_that_are_not_finite():
     smoothed = figures.smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
     # By hand: 10; (0.95 * 0.5 + 0.05 * 20) / (1 - 0.95^2); ...
     assert smoothed == pytest.approx([10, math.nan, 15.128205, math.inf, 23.847502], abs=1e-6, nan_ok=True)

@@ -1,4 +1,4 @@
-"""A run folder that anybody may have written: no wait, no flood, no traceback, nobody's pictures."""
+"""A report on a run folder from anybody neither hangs nor crashes, and shows no private images."""
 
 import json
 import os
@@ -27,7 +27,7 @@ def no_wait():
 
 
 def claim(run, **settings):
-    """Has the run's config.json say so; returns its content."""
+    """Writes these settings into a run's config.json; returns its content."""
     described = json.loads((run / "config.json").read_text())
     described["config"] |= settings
     (run / "config.json").write_text(json.dumps(described))
@@ -35,7 +35,7 @@ def claim(run, **settings):
 
 
 def pictures(page):
-    """How many images of a page are pictures."""
+    """Returns the number of pictures in a page, without charts."""
     return page.read_text().count('src="data:image/png')
 
 
@@ -54,7 +54,7 @@ def test_pipes_and_devices_are_not_read(how, run, face_folder, no_wait):
         make_report([run])
 
 
-def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(
+def test_a_data_folder_in_config_json_is_opened_only_if_this_user_has_read_it_before(
     run, cache, face_folder, face_paths, monkeypatch
 ):
     (run / "samples").mkdir()
@@ -69,7 +69,7 @@ def test_a_folder_that_it_names_is_opened_only_if_its_user_has_read_it_before(
     assert pictures(make_report([run])) == 2  # and is known to have read it
 
 
-def test_a_folder_that_its_user_has_read_is_shown_to_nobody_who_does_not_know_its_files(
+def test_images_are_shown_only_if_the_manifest_has_their_digests_and_sizes(
     run, cache, face_folder, monkeypatch
 ):
     assert gallery_of(run, face_folder)[0] and gallery_of(run)[0]
@@ -94,7 +94,7 @@ def test_a_folder_that_its_user_has_read_is_shown_to_nobody_who_does_not_know_it
         assert not gallery_of(run)[0]
 
 
-def test_sizes_that_it_claims_take_no_memory_and_threads_are_not_started(run, face_folder, monkeypatch):
+def test_claimed_sizes_allocate_no_memory_and_claimed_threads_are_not_started(run, face_folder, monkeypatch):
     claim(run, threads=256)
     assert gallery_of(run, face_folder)[0]
     monkeypatch.setattr(gallery, "load_images", lambda *_, **__: pytest.fail("images are read"))
@@ -122,8 +122,8 @@ CLAIMS = (
 )
 
 
-@pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without: errors of zero
-def test_whatever_values_it_claims_there_is_a_page(numbers, tmp_path):
+@pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without them: all errors are 0
+def test_any_claimed_values_still_give_a_page(numbers, tmp_path):
     nothing = {0: 0.0, 50: 0.0, 100: 0.0}
     for index, value in enumerate(ANYTHING):
         run = make_run(tmp_path / str(index), [*LOSSES][index % 6], train=nothing, held_out=nothing)

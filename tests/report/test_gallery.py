@@ -19,7 +19,7 @@ from .made import make_run
 
 @pytest.fixture
 def data(face_folder, tmp_path):
-    """A data folder to change."""
+    """A data folder that a test may change."""
     return shutil.copytree(face_folder, tmp_path / "faces")
 
 
@@ -28,7 +28,7 @@ def gallery_of(folder, data=None):
 
 
 def names_of(folder, data):
-    """The names of the images, in order, and the warnings."""
+    """Returns the sorted names of the images, and the warnings."""
     gallery, warnings = gallery_of(folder, data)
     return sorted(gallery.names), warnings
 
@@ -45,7 +45,7 @@ def test_the_best_the_median_and_the_worst_are_picked():
 
 
 @pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 144), (256, 256)])
-def test_a_row_is_an_image_and_its_reconstructions_at_128_pixels_at_least(side, shown):
+def test_a_row_is_an_image_and_its_reconstructions_of_at_least_128_pixels(side, shown):
     images = torch.rand(3, 3, side, side)
     made = Column("pixel_mse", 1, to_bytes(1 - images), np.zeros(3))
     rows = np.asarray(Image.open(io.BytesIO(Gallery((), "abc", images, [made]).png(0, 2))))
@@ -71,22 +71,20 @@ def test_models_are_run_on_the_held_out_images_that_training_evaluated_on(run, f
         assert column.errors == pytest.approx(shown.mean(axis=(1, 2, 3)), rel=0.01)
 
 
-def test_images_that_nobody_named_are_asked_for_once_for_all_runs(run, face_folder, cache):
+def test_unknown_images_are_asked_for_once_for_all_runs(run, face_folder, cache):
     shutil.copytree(run, run.parent / "again")
     gallery, (warning,) = gallery_of(run.parent)
     assert gallery is None and "--data DIR" in warning and str(face_folder) in warning
 
 
-def test_settings_of_a_loss_have_columns_of_their_own_and_of_seeds_one_that_has_weights(
-    tmp_path, face_folder
-):
+def test_each_setting_of_a_loss_has_a_column_by_the_first_seed_with_weights(tmp_path, face_folder):
     for name, settings in {"a": {"lr": 1e-3}, "b": {"seed": 1, "weights": None}, "c": {"seed": 2}}.items():
         make_run(tmp_path / name, "pixel_mse", data=face_folder, **{"weights": 0, **settings})
     gallery, warnings = gallery_of(tmp_path, face_folder)
     assert labels_of(gallery) == ["pixel_mse --lr 0.001", "pixel_mse"] and warnings == []
 
 
-def test_damaged_weights_and_runs_without_any_are_named(run, face_folder):
+def test_damaged_weights_and_runs_without_weights_are_named(run, face_folder):
     make_run(run.parent / "copied", "pixel_bce", data=face_folder)
     weights = run / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-100])
@@ -94,7 +92,7 @@ def test_damaged_weights_and_runs_without_any_are_named(run, face_folder):
     assert gallery is None and str(run) in damaged and "pixel_bce" in bare
 
 
-def test_a_run_has_its_own_images_although_more_have_come_in_and_all_were_moved(tmp_path, data):
+def test_a_run_keeps_its_images_after_files_were_added_and_the_folder_was_moved(tmp_path, data):
     first = make_run(tmp_path / "runs" / "first", data=data, weights=0)
     last = sorted(data.glob("*.jpg"))[-2:]
     for number in range(3):

@@ -19,7 +19,7 @@ HOSTILE = "<script>alert(1)</script>'\"&amp;{{ 7 * 7 }}"
 
 
 def words_of(page):
-    """The page's text, without markup, blanks evened out."""
+    """Returns the page's text without markup, with single blanks."""
     text = re.sub(r"<style>.*?</style>|</?span[^>]*>|<wbr>", "", page.read_text(), flags=re.DOTALL)
     return " ".join(html.unescape(re.sub(r"<[^>]*>", " ", text)).split())
 
@@ -29,7 +29,7 @@ def figures_of(page):
 
 
 def require_harmless(page):
-    """Nothing in the page runs, and it loads nothing."""
+    """Fails if the page contains code, or loads anything."""
     text = page.read_text()
     assert not re.findall(r"<(script|iframe|object|embed)|<[^>]*\son\w+=|url\(|@import", text)
     found = re.findall(r'\s(?:src|href|srcset|action|poster)="([^"]*)"', text)
@@ -70,7 +70,7 @@ def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_pa
     assert make_report([run], tmp_path / "other.html").is_file()
 
 
-def test_numbers_alone_make_a_page(tmp_path):
+def test_a_page_needs_only_numbers(tmp_path):
     for seed in range(3):
         for index, loss in enumerate(("pixel_bce", "pixel_mse")):
             make_run(
@@ -96,7 +96,7 @@ def test_the_page_says_how_it_is_smoothed_and_what_is_wrong_with_runs(tmp_path, 
     assert (tmp_path / "else" / "page" / "train.svg").is_file()
 
 
-def test_options_are_not_broken():
+def test_lines_do_not_break_within_options():
     assert unbroken("a <b> --lr 0.1, --sync-bn --amp (--no-x y)") == (
         'a &lt;b&gt; <span class="unbroken">--lr 0.1</span>, <span class="unbroken">--sync-bn</span> '
         '<span class="unbroken">--amp</span> (<span class="unbroken">--no-x y</span>)'
@@ -104,20 +104,20 @@ def test_options_are_not_broken():
 
 
 def page_that_contains(text, folder):
-    """A page with this text in every place that comes from outside."""
+    """Makes a page that contains this text wherever its text comes from outside."""
     environment = {"fastae": text, "packages": {text: text}}
     run = folder / f"run{text.replace('/', '')}"
     described = {"environment": environment, "device": text}
     return make_report([make_run(run, data=f"/gone/{text}", described=described)])
 
 
-def test_whatever_comes_from_outside_is_text(tmp_path):
+def test_text_from_outside_is_escaped(tmp_path):
     page = page_that_contains(f"{HOSTILE}caf\udce9", tmp_path)
     require_harmless(page)
     assert words_of(page).count("alert(1)") >= 6 and "{{ 7 * 7 }}" in words_of(page)
 
 
-def test_a_page_holds_no_control_characters(tmp_path):
+def test_a_page_contains_no_control_characters(tmp_path):
     hidden = "\x1b[31m\x07\x7f\x9b\u202e"
     text = page_that_contains(hidden, tmp_path).read_text()
     assert not set(hidden) - set("[31m") & set(text) and r"run\x1b[31m\x07\x7f\x9b\u202e" in text
@@ -132,7 +132,7 @@ def test_a_page_holds_no_control_characters(tmp_path):
         ("../run", "/proc/fastae/page.html", "'/proc/fastae/page.html'"),
     ],
 )
-def test_a_mistake_leaves_nothing(folder, out, words, tmp_path, monkeypatch):
+def test_a_refused_report_leaves_nothing(folder, out, words, tmp_path, monkeypatch):
     make_run(tmp_path / "run")
     (tmp_path / "here" / "folder.html").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "here")

@@ -1,4 +1,4 @@
-"""Run folders found, named and read."""
+"""Run folders are found, named and read."""
 
 import math
 
@@ -62,7 +62,7 @@ def test_damaged_metrics_are_named_and_another_file_is_refused(tmp_path):
         find_runs([folder])
 
 
-def test_speed_is_that_of_all_windows_but_the_slowest_and_time_that_of_all(tmp_path):
+def test_speed_excludes_the_slowest_window_and_time_counts_all_windows(tmp_path):
     # 1 iteration at 4 images/s, 49 at 100, 50 at 50, of 4 images each: 1 s, 1.96 s and 4 s.
     run = only(make_run(tmp_path / "run"))
     run.metrics.train.values["images_per_second"][:] = [4.0, 100.0, 50.0]
@@ -72,7 +72,7 @@ def test_speed_is_that_of_all_windows_but_the_slowest_and_time_that_of_all(tmp_p
     assert math.isnan(run.images_per_second) and run.seconds == 0
 
 
-def test_energy_is_claimed_only_if_all_gpus_were_measured_in_all_of_the_run(tmp_path):
+def test_energy_is_reported_only_if_all_gpus_were_measured_in_the_whole_run(tmp_path):
     for name, (kwh, described) in {
         "whole": ([0.5], {"world_size": 4}),
         "resumed": ([0.5, 0.25], {"resumed": [50]}),
@@ -100,7 +100,7 @@ def test_energy_is_claimed_only_if_all_gpus_were_measured_in_all_of_the_run(tmp_
         ({"minutes": 1.0}, 61, 50, False),
     ],
 )
-def test_a_run_ends_with_its_iterations_or_with_its_weights_after_its_minutes(
+def test_a_run_is_finished_by_its_iterations_or_by_final_weights_after_its_minutes(
     settings, last, evaluated, finished, tmp_path
 ):
     made = make_run(

@@ -1,4 +1,4 @@
-"""What the report says, with numbers worked out by hand."""
+"""What the report says agrees with numbers that were computed by hand."""
 
 import pytest
 
@@ -19,7 +19,7 @@ def texts(row):
 
 
 def report_on(folder):
-    """The groups of its runs, their comparison and differences, and the answer."""
+    """Returns the groups of the folder's runs, their comparison and differences, and the answer."""
     runs, _ = find_runs([folder])
     groups, comparison = group_seeds(runs), compare(runs)
     found = differences(comparison)
@@ -36,7 +36,7 @@ def report_on(folder):
         (100_000, 32, "The 3 losses end within 10 %"),
     ],
 )
-def test_half_of_the_articles_images_are_long_enough_for_a_claim(at, batch_size, headline, tmp_path):
+def test_short_training_gives_a_headline_without_a_conclusion(at, batch_size, headline, tmp_path):
     for loss, value in (("minibatch_bce", 310_000.0), ("pixel_bce", 300_000.0), ("pixel_mse", 279_000.0)):
         make_run(tmp_path / loss, loss, iterations=at, batch_size=batch_size, **final(value, at))
     *_, (found, (ends, seeds)) = report_on(tmp_path)
@@ -44,7 +44,7 @@ def test_half_of_the_articles_images_are_long_enough_for_a_claim(at, batch_size,
     assert "lowest for pixel_mse, 279,000, and highest for minibatch_bce, 310,000" in ends
 
 
-def test_seeds_are_given_beside_the_means(tmp_path):
+def test_means_are_shown_with_the_deviation_of_the_seeds(tmp_path):
     for loss, values in {"minibatch_bce": (310e3, 300e3, 305e3), "pixel_mse": (290e3, 296e3, 293e3)}.items():
         for seed, value in enumerate(values):
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **final(value))
@@ -62,7 +62,7 @@ def test_seeds_are_given_beside_the_means(tmp_path):
     ]  # fmt: skip
 
 
-def test_a_run_alone_is_not_compared_nor_are_runs_that_have_only_begun(tmp_path):
+def test_a_single_run_and_runs_that_have_only_begun_are_not_compared(tmp_path):
     make_run(tmp_path / "a", "pixel_mse", **final(290_000.0))
     *_, (headline, (sentence,)) = report_on(tmp_path / "a")
     assert "pixel_mse" in headline and "290,000" in headline and "900,000" in sentence
@@ -86,7 +86,7 @@ def test_the_table_has_the_last_values_as_they_were_logged_and_no_empty_column(t
     assert table(report_on(tmp_path / "old")[0]).head == columns
 
 
-def test_the_articles_work_is_projected_from_its_own_alone(tmp_path):
+def test_the_articles_time_is_projected_only_from_runs_of_its_sizes(tmp_path):
     conditions = {"image_size": 128, "latent": 512, "batch_size": 64}
     make_run(tmp_path / "a", "pixel_bce", rate=1000.0, **conditions)
     make_run(tmp_path / "b", "pixel_mse", rate=500.0, **conditions)
@@ -98,7 +98,7 @@ def test_the_articles_work_is_projected_from_its_own_alone(tmp_path):
     assert "not projected" in refused
 
 
-def test_settings_that_differ_are_apart_from_those_that_do_not(tmp_path):
+def test_differing_settings_are_listed_apart_from_common_ones(tmp_path):
     same = {"image_size": 128, "latent": 512, "iterations": 100_000, "eval_every": 1000, "log_every": 50}
     for name, device in {"a": "AMD EPYC", "b": "NVIDIA H100"}.items():
         made = {"described": {"device": device}, "batch_size": 8, "threads": 2, "amp": True}
@@ -112,7 +112,7 @@ def test_settings_that_differ_are_apart_from_those_that_do_not(tmp_path):
     assert expected.items() <= common.items() and "--seed" not in common
 
 
-def test_percentages_are_never_a_rounded_nothing():
+def test_small_percentages_are_not_rounded_to_zero():
     assert [percent(share) for share in (0, 1e-6, 0.0006, 0.0123, 0.5, 12)] == [
         "0.00 %", "less than 0.01 %", "0.06 %", "1.2 %", "50 %", "1200 %",
     ]  # fmt: skip

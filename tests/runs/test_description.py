@@ -1,4 +1,4 @@
-"""What config.json says of a run: written, read again, and whatever else stands there."""
+"""A run's description in config.json is read back as it was written, and invalid parts get defaults."""
 
 import pytest
 
@@ -18,11 +18,11 @@ FULL = RunDescription(
 )
 
 
-def test_what_was_written_is_read_again():
+def test_a_description_is_read_back_as_it_was_written():
     assert RunDescription.from_dict(plain(FULL.as_dict()), "config.json") == FULL
 
 
-def test_what_is_missing_or_of_another_type_has_its_default():
+def test_a_field_that_is_missing_or_of_another_type_has_its_default():
     written = plain(FULL.as_dict()) | {"compiled": "yes", "at_once": [3], "resumed": 5, "environment": None}
     expected = RunDescription(CONFIG, data=FULL.data)
     assert RunDescription.from_dict(written, "config.json") == expected
@@ -30,7 +30,7 @@ def test_what_is_missing_or_of_another_type_has_its_default():
 
 
 @pytest.mark.parametrize("values", [{}, {"config": {"latent": "16"}}])
-def test_settings_that_are_not_valid_are_refused(values):
+def test_invalid_settings_are_refused(values):
     with pytest.raises(FastaeError, match=r"config\.json"):
         RunDescription.from_dict(values, "config.json")
 

@@ -1,4 +1,4 @@
-"""A run's folder: nobody else's while the run is in progress, and not there if it never began."""
+"""A run's folder is locked while the run is in progress, and is removed if the run never began."""
 
 import pytest
 
@@ -37,8 +37,8 @@ def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_disk_that_is_full_at_the_start_leaves_a_place_for_the_same_command(small_run, tmp_path, there):
-    """--out may be there, empty, or be made with the folder above it."""
+def test_after_a_full_disk_at_the_start_the_same_command_can_be_repeated(small_run, tmp_path, there):
+    """The folder of --out may exist and be empty, or be made, with its parent."""
     out = tmp_path / "runs" / "one"
     if there:
         out.mkdir(parents=True)
@@ -50,7 +50,7 @@ def test_a_disk_that_is_full_at_the_start_leaves_a_place_for_the_same_command(sm
         assert not list(out.iterdir()) if there else not out.parent.exists()
 
 
-def test_what_a_killed_process_leaves_does_not_stop_the_same_command(face_folder, tmp_path):
+def test_leftovers_of_a_killed_process_do_not_stop_the_same_command(face_folder, tmp_path):
     out = tmp_path / "run"
     out.mkdir()
     for name in (".lock", ".partial-0-config.json"):

@@ -1,4 +1,4 @@
-"""`load_model`: which file of a run the weights are read from, and what is refused."""
+"""`load_model`: the file of a run from which the weights are read, and the files that are refused."""
 
 import json
 import os
@@ -22,13 +22,13 @@ def run(run):
 
 
 def save_weights(run, metadata=GOOD, **others):
-    """A model.safetensors that can be told from the checkpoint: its weights are zero."""
+    """Writes a model.safetensors whose weights are zero, unlike the checkpoint's."""
     weights = {name: torch.zeros_like(weight) for name, weight in load_model(run).model.state_dict().items()}
     save_file(weights | others, run / "model.safetensors", metadata)
 
 
 def source(run):
-    """(file, iteration) that the model of `run` is from."""
+    """Returns (file, iteration) that the model of `run` is loaded from."""
     loaded = load_model(str(run))
     assert not loaded.model.training
     zero = all(not weight.any() for weight in loaded.model.parameters())
@@ -36,7 +36,7 @@ def source(run):
 
 
 @pytest.mark.parametrize(("iteration", "file"), [(3, "checkpoint"), (4, "model.safetensors")])
-def test_the_newest_weights_are_read_and_safetensors_if_both_are(run, iteration, file):
+def test_the_newest_weights_are_read_and_safetensors_if_both_are_as_new(run, iteration, file):
     save_weights(run, {"iteration": str(iteration)})
     assert source(run) == (file, 4)
 

@@ -1,4 +1,4 @@
-"""metrics.csv: what is appended is read again, whatever interrupts it, and whoever wrote it."""
+"""metrics.csv: appended rows are read back, also after interruptions, and foreign files do no harm."""
 
 import csv
 import math
@@ -31,7 +31,7 @@ def write(path, *iterations):
             metrics.append(iteration, TRAIN, loss=0.5, loss_index=10.0 * iteration)
 
 
-def test_what_was_appended_is_read_and_the_file_is_the_format_that_is_promised(path):
+def test_appended_rows_are_read_back_and_the_file_has_the_documented_format(path):
     with MetricsWriter(path) as metrics:
         metrics.append(0, HELD_OUT, loss=0.7, loss_index=900_000.0, psnr=math.inf)
         metrics.append(1, TRAIN, loss=0.1 + 0.2, images_per_second=38.5, grad_norm=math.nan)
@@ -48,7 +48,7 @@ def test_what_was_appended_is_read_and_the_file_is_the_format_that_is_promised(p
 def test_a_resumed_run_repeats_no_iteration(path):
     write(path, 1, 10, 20)
     with path.open("ab") as file:
-        file.write(b"30,train,0.4,3")  # torn, as a killed process leaves it
+        file.write(b"30,train,0.4,3")  # half a row, as a killed process leaves it
     with MetricsWriter(path, start=10) as metrics:
         metrics.append(20, TRAIN, loss_index=7.0)
     assert read_metrics(path).train.values["loss_index"].tolist() == [10.0, 100.0, 7.0]
@@ -66,7 +66,7 @@ def test_a_file_without_ssim_is_read_and_a_resumed_run_keeps_its_columns(path):
     assert read.values["psnr"].tolist() == [9.5, 10.5] and np.isnan(read.values["ssim"]).all()
 
 
-def test_on_a_full_disk_it_is_opened_or_left_as_it_was(path):
+def test_opening_on_a_full_disk_leaves_the_file_as_it_was(path):
     write(path, *range(100))
     before = path.read_bytes()
     with largest_file(1000), pytest.raises(OSError, match="too large"):
@@ -83,7 +83,7 @@ def test_a_full_disk_is_an_os_error_and_leaves_whole_rows(path):
 
 
 @pytest.mark.parametrize("how", ["pipe", "device", "folder"])
-def test_what_is_not_a_file_is_not_opened(how, path):
+def test_pipes_devices_and_folders_are_not_opened(how, path):
     make = {
         "pipe": lambda: os.mkfifo(path),
         "device": lambda: path.symlink_to("/dev/zero"),

@@ -1,4 +1,4 @@
-"""model.safetensors, as safetensors' own library reads it."""
+"""model.safetensors is valid for safetensors' own library, and is written without a copy."""
 
 import torch
 from safetensors import safe_open
@@ -13,7 +13,7 @@ from ..conftest import little_memory
 MIB = 1 << 20
 
 
-def test_it_holds_the_models_weights_and_the_iteration(tmp_path):
+def test_the_file_contains_the_models_weights_and_the_iteration(tmp_path):
     model = AutoEncoder(32, 16).to(memory_format=torch.channels_last)
     write_weights(tmp_path / "weights", model.state_dict(), 7)
     found = load_file(tmp_path / "weights")

@@ -1,4 +1,4 @@
-"""`fastae sweep`: six runs that are each what `fastae train` would have made, and that survive a stop."""
+"""`fastae sweep` makes six runs, each as `fastae train` would make it. A stopped sweep is resumed."""
 
 import json
 import shutil
@@ -46,7 +46,7 @@ def swept(face_folder, tmp_path_factory):
 
 @pytest.fixture
 def copy(swept, tmp_path):
-    """A copy of it, whose runs have not finished by its own account."""
+    """A copy of the sweep, in which all runs are marked as stopped in sweep.json."""
     copied(swept[0], tmp_path / "out")
     content = written(tmp_path / "out")
     for run in content["runs"]:
@@ -56,6 +56,7 @@ def copy(swept, tmp_path):
 
 
 def written(out):
+    """Returns the content of sweep.json."""
     return json.loads((out / "sweep.json").read_text())
 
 
@@ -64,11 +65,12 @@ def states(out):
 
 
 def opened(config, folder):
+    """Opens and closes a sweep's folder."""
     with open_sweep(config, folder) as opened:
         return opened
 
 
-def test_trains_the_six_losses_each_from_its_own_seed(swept):
+def test_a_sweep_trains_the_six_losses_each_from_its_own_seed(swept):
     out, lines = swept
     assert states(out) == dict.fromkeys(LOSSES, "finished")
     rows = [line.split() for line in lines]
@@ -87,14 +89,14 @@ def test_the_time_is_compared_with_the_articles_for_as_many_images(hours, ratio)
     assert caption(half, TrainConfig()).endswith(f"the article's GPU took 5 h 00 min for as many: {ratio}")
 
 
-def test_a_run_of_a_sweep_is_the_run_that_train_makes(swept, face_folder, tmp_path):
+def test_a_run_of_a_sweep_ends_in_the_same_bits_as_the_run_that_train_makes(swept, face_folder, tmp_path):
     alone = train(settings(face_folder, out=tmp_path / "alone", loss="pixel_mse", seed=3))
-    # The fourth of the sweep: what is shared with the three before it changes no bit.
+    # It is the sweep's fourth run. What it shares with the three before it changes no bit.
     for part in ("model", "optimizer"):
         assert same_state(last_state(swept[0] / "pixel_mse")[part], last_state(alone)[part]), part
 
 
-def test_runs_that_take_turns_are_those_that_do_not(swept, face_folder, tmp_path, capsys):
+def test_runs_that_take_turns_end_in_the_same_bits_as_runs_that_do_not(swept, face_folder, tmp_path, capsys):
     run_sweep(
         SweepConfig(settings(face_folder), ("minibatch_bce", "minibatch_mse", "pixel_bce")), tmp_path, 2
     )
@@ -135,15 +137,15 @@ def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(
         assert same_state(last_state(tmp_path / loss)["model"], last_state(swept[0] / loss)["model"])
 
 
-def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, tmp_path, monkeypatch):
-    """The second trains when the first has nothing left to do but wait for it."""
+def test_ranks_share_the_runs_and_train_on_the_images_of_the_first_rank(face_folder, tmp_path, monkeypatch):
+    """The second rank trains when the first one has only to wait for it."""
     data, store, losses = tmp_path / "data", dist.HashStore(), (*TWO, "pixel_bce")
     shutil.copytree(face_folder, data)
     config, trained = SweepConfig(settings(data, iterations=1), losses), []
 
     def second(_seconds):
         trained.append([name for name, state in states(out).items() if state == "finished"])
-        shutil.copy(data / "000001.jpg", data / "000.jpg")  # a file comes in between
+        shutil.copy(data / "000001.jpg", data / "000.jpg")  # a file is added meanwhile
         monkeypatch.setattr(sweeping, "launched", lambda: Ranks(1, 2, 1))
         run_sweep(config)
 
@@ -160,7 +162,7 @@ def test_ranks_share_the_runs_and_train_on_the_images_of_the_first(face_folder, 
     assert len(manifests) == 1
 
 
-def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, monkeypatch, capsys):
+def test_a_failed_run_is_reported_and_the_others_are_trained(face_folder, tmp_path, monkeypatch, capsys):
     open_trainer = sweeping.open_trainer
 
     def failing(models, config, *rest, **options):
@@ -178,7 +180,7 @@ def test_one_failure_leaves_the_others_and_is_reported(face_folder, tmp_path, mo
     assert {run.state for run in runs} == {"finished"} and not any(run.error for run in runs)
 
 
-def test_a_disk_that_is_full_for_the_plan_is_one_line(face_folder, tmp_path):
+def test_a_full_disk_at_the_start_of_a_sweep_is_reported_in_one_line(face_folder, tmp_path):
     config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
     run_sweep(SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",)), tmp_path / "first")
     folder = tmp_path / "new" / "sweep"
@@ -237,7 +239,7 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
     assert refusal.value.exit_code == 2 and not (tmp_path / "out").exists()
 
 
-def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(face_folder, tmp_path):
+def test_refused_settings_leave_no_plan_behind(face_folder, tmp_path):
     def begin(**others):
         return run_sweep(SweepConfig(settings(face_folder, iterations=1, **others), ("pixel_mse",)), tmp_path)
 
@@ -250,7 +252,7 @@ def test_settings_that_were_refused_leave_no_plan_that_refuses_the_right_ones(fa
         begin(latent=17)
 
 
-def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
+def test_a_second_sweep_in_a_folder_is_refused(face_folder, tmp_path):
     one, other = (SweepConfig(settings(face_folder, latent=latent), ("pixel_mse",)) for latent in (16, 17))
     with open_sweep(one, tmp_path):
         for late in (one, other):
@@ -259,7 +261,7 @@ def test_two_sweeps_in_one_folder_are_one_too_many(face_folder, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder, tmp_path):
+def test_a_run_of_a_sweep_keeps_files_that_somebody_put_in_its_folder(face_folder, tmp_path):
     (tmp_path / "pixel_mse").mkdir()
     (tmp_path / "pixel_mse" / "precious").touch()
     config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
@@ -268,11 +270,11 @@ def test_a_run_of_a_sweep_keeps_what_somebody_has_put_in_its_folder(face_folder,
     assert "is not empty" in run.error and (tmp_path / "pixel_mse" / "precious").exists()
 
 
-def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_path, capsys):
-    """And a run that began with other images than the sweep is not continued."""
+def test_moved_data_are_found_by_the_option_data(copy, swept, face_folder, tmp_path, capsys):
+    """A run that began with other images than the sweep is not resumed."""
     moved = tmp_path / "moved"
     shutil.copytree(face_folder, moved)
-    shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # not the sweep's
+    shutil.copy(moved / "000001.jpg", moved / "000.jpg")  # a file that is not among the sweep's images
     killed_before_its_first_checkpoint(copy / "pixel_bce")
     images = RunFolder(copy / "sample_bce").read_manifest()
     begin_with(copy / "sample_bce", replace(images, train=dict(reversed(images.train.items()))))
@@ -284,7 +286,7 @@ def test_data_that_were_moved_are_found_by_data(copy, swept, face_folder, tmp_pa
     assert same_state(last_state(copy / "pixel_bce")["model"], last_state(swept[0] / "pixel_bce")["model"])
 
 
-def test_a_folder_of_another_plan_is_refused_with_what_differs(swept, face_folder, tmp_path):
+def test_a_folder_of_another_plan_is_refused_with_the_differences(swept, face_folder, tmp_path):
     other = SweepConfig(settings(face_folder, lr=0.5, iterations=9), same_init=True)
     with pytest.raises(
         FastaeError, match=r"--iterations 3, not 9, --lr 0\.0001, not 0\.5, --same-init False"
@@ -308,7 +310,7 @@ def test_runs_that_take_turns_are_not_profiled(face_folder, tmp_path):
 
 
 def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeypatch):
-    """Without --out the same command would begin another."""
+    """Without --out the same command would begin another sweep."""
     monkeypatch.chdir(tmp_path)
     advance = Trainer.advance
     monkeypatch.setattr(Trainer, "advance", lambda each: signal.raise_signal(signal.SIGTERM) or advance(each))
@@ -318,8 +320,8 @@ def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeyp
     assert f"--out {folder.relative_to(tmp_path)}" in str(stopped.value)
 
 
-def test_what_runs_logged_is_counted_whatever_became_of_the_sweep(swept, copy, face_folder):
-    """Killed, nothing of a session is in sweep.json; a run may also have been resumed on its own."""
+def test_figures_that_runs_logged_survive_a_killed_sweep(swept, copy, face_folder):
+    """A killed sweep leaves no figures in sweep.json, and a run may have been resumed on its own."""
     content = written(copy)
     for run in content["runs"]:
         run |= {"state": "running", "iteration": 0, "seconds": 0.0, "held_out": None, "loss_index": None}
@@ -331,7 +333,7 @@ def test_what_runs_logged_is_counted_whatever_became_of_the_sweep(swept, copy, f
         assert run.seconds == pytest.approx(before["seconds"])
 
 
-def test_a_run_is_finished_by_its_results_not_by_what_sweep_json_says(swept, face_folder, tmp_path, capsys):
+def test_weights_and_not_sweep_json_decide_whether_a_run_is_finished(swept, face_folder, tmp_path, capsys):
     copied(swept[0], tmp_path / "out")
     content = written(tmp_path / "out")
     assert {run["state"] for run in content["runs"]} == {"finished"}

@@ -1,4 +1,4 @@
-"""`fastae doctor` on this machine, and on machines that lack or have things."""
+"""`fastae doctor` on this machine, and on simulated ones."""
 
 import sys
 import tempfile
@@ -24,7 +24,7 @@ HOPPER, VOLTA, BLACKWELL = (9, 0), (7, 0), (12, 0)
 
 
 def card(version, cuda, *capabilities):
-    """A driver of this version, with a card of each of these compute capabilities."""
+    """Makes a driver of this version, with a card of each of these compute capabilities."""
     known = capabilities or (HOPPER,)
     return Driver(version, cuda, tuple(Gpu(0, "H100", memory_gib=80.0, capability=each) for each in known))
 
@@ -34,7 +34,7 @@ NEW, OLD = card("580.65.06", (13, 0)), card("570.86.15", (12, 8))
 
 @pytest.fixture
 def install(monkeypatch):
-    """PyTorch and DALI for these versions of CUDA, and this driver, as doctor and compatibility see them."""
+    """A function that simulates PyTorch and DALI for some versions of CUDA, and a driver."""
 
     def be(cuda=None, built=(), dali=(13,), driver=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, available=False):
         monkeypatch.setattr(torch.version, "cuda", cuda)
@@ -56,7 +56,7 @@ def install(monkeypatch):
     return be
 
 
-def test_this_machine_on_one_screen(capsys):
+def test_the_output_for_this_machine_fits_on_one_screen(capsys):
     assert here("doctor") == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) <= 24 and CHECKS.keys() <= {line.split()[0] for line in lines}
@@ -75,7 +75,7 @@ def test_this_machine_on_one_screen(capsys):
         (card("580.65.06", (13, 0), VOLTA), "13.0", 13, "'.[cuda12]'"),
         (card("580.65.06", (13, 0), VOLTA), "12.8", 12, ""),
         (card("470.57", (11, 4), VOLTA), "12.8", 12, "driver 580"),
-        # Neither build works: no circle from 13 to 12 and back.
+        # Neither build works, so the remedy must not lead from 13 to 12 and back.
         (card("570.86.15", (12, 8), BLACKWELL), "13.0", 13, "driver 580 or newer"),
         (card("570.86.15", (12, 8), BLACKWELL), "12.6", 12, "driver 580 or newer"),
         (card("580.65.06", (13, 0), BLACKWELL), "12.6", 12, "'.[cuda13]'"),
@@ -83,7 +83,7 @@ def test_this_machine_on_one_screen(capsys):
         (card("580.65.06", (13, 0), BLACKWELL, VOLTA), None, 13, "'.[cuda13]'"),
     ],
 )
-def test_pytorch_against_driver_and_card(install, driver, cuda, dali, line):
+def test_pytorchs_build_is_compared_with_driver_and_card(install, driver, cuda, dali, line):
     built = {None: [], "13.0": CUDA_13_BUILD}.get(cuda, CUDA_12_BUILD)
     install(cuda, built, (dali,), driver, available=not line)
     assert (torch_mismatch(driver) == "") is (line == "")
@@ -132,7 +132,7 @@ def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys):
     assert "PyTorch" in refuses("doctor") and "make setup" in refuses("doctor")
 
 
-def test_the_driver_and_its_gpus(install):
+def test_the_driver_and_its_gpus_are_listed(install):
     lost = Card(BUSY, uuid="GPU-3", index=2, lost=pynvml.NVML_ERROR_GPU_IS_LOST)
     machine = RecordedNvml(Card(BUSY), Card(BUSY, uuid="GPU-2", index=1), lost)
     driver = compatibility.read_driver(machine)
@@ -182,7 +182,7 @@ def test_without_nvml_there_is_a_reason_and_a_remedy_if_there_is_a_card(
         ("cudaGetDeviceCount(). Error 999: unknown error\nmore", "dmesg"),
     ],
 )
-def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, error, words):
+def test_pytorchs_error_says_why_cuda_does_not_start(install, monkeypatch, error, words):
     def breaks():
         raise RuntimeError(error)
 
@@ -195,9 +195,7 @@ def test_why_cuda_does_not_start_is_what_pytorch_says(install, monkeypatch, erro
     assert "CUDA_VISIBLE_DEVICES" in doctor.check_driver()[1] and unusable_gpu_reason() is None
 
 
-def test_a_card_without_memory_of_its_own_one_that_is_not_on_pci_and_one_that_is(
-    install, monkeypatch, tmp_path
-):
+def test_cards_with_shared_memory_jetsons_and_cards_on_pci_are_recognised(install, monkeypatch, tmp_path):
     install(driver=Driver("580.1", (13, 0), (Gpu(0, "NVIDIA GB10", capability=(12, 1)),)))
     text, _ = doctor.check_driver()
     assert "0 GiB" not in text and "shared" in text
@@ -217,26 +215,26 @@ def test_a_card_without_memory_of_its_own_one_that_is_not_on_pci_and_one_that_is
     ("status", "warned", "words"),
     [(0, False, "JPEG engine"), (7, False, "CUDA cores"), (None, True, "unknown")],
 )
-def test_a_jpeg_engine_is_what_nvjpeg_says(monkeypatch, status, warned, words):
+def test_nvjpeg_tells_whether_there_is_a_jpeg_engine(monkeypatch, status, warned, words):
     if not torch.cuda.is_available():
-        assert doctor._nvjpeg_status() != 0, "DALI's nvJPEG answers, and not that there is an engine"
+        assert doctor._nvjpeg_status() != 0, "nvJPEG reports a JPEG engine without a GPU"
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(doctor, "_nvjpeg_status", lambda: status)
     text, remedy = doctor.check_jpeg()
     assert words in text and ("video" in remedy) is warned
 
 
-def test_no_compiler(monkeypatch, tmp_path):
+def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "CXX" in doctor.check_compile()[1]
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": str(tmp_path)})
     monkeypatch.setenv("CC", "no-such-compiler-either")
     remedy = doctor.check_compile()[1]
-    assert "no-such-compiler-either" in remedy and "Python.h" in remedy, "what Triton needs"
+    assert "no-such-compiler-either" in remedy and "Python.h" in remedy, "Triton needs both"
 
 
-def test_little_cpu_memory_disk_and_cache(monkeypatch, tmp_path):
+def test_too_few_cores_and_too_little_memory_or_disk_have_remedies(monkeypatch, tmp_path):
     assert not doctor.check_disk()[1]
     monkeypatch.setattr(doctor, "usable_cores", lambda: 0.5)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)

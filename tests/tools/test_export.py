@@ -1,4 +1,4 @@
-"""`fastae export`: files that compute what the trained model does, or no files at all."""
+"""`fastae export` writes files that compute what the trained model does, or no files at all."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ from ..conftest import largest_file
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])
 def exported(request, small_run, tmp_path_factory):
-    """The folder that one call of the command made, and what it printed."""
+    """The folder that a call of the command has made, and what the command printed."""
     if request.param == "onnx":
         pytest.importorskip("onnxruntime")
     out = tmp_path_factory.mktemp(request.param) / "deep" / "out"
@@ -34,7 +34,7 @@ def exported(request, small_run, tmp_path_factory):
 
 
 def run_file(path, inputs):
-    """As a user does, without fastae."""
+    """Runs an exported file as a user does, without fastae."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()(inputs)
     import onnxruntime
@@ -57,7 +57,7 @@ def test_the_files_compute_what_the_model_does_and_name_no_folder_of_the_machine
             codes = model.encoder(images)
             assert (run_file(encoder, images) - codes).abs().max() < 1e-4
             assert (run_file(decoder, codes) - model.decoder(codes)).abs().max() < 1e-4
-    _, *parts = printed.splitlines()  # and nothing else, no warning of an exporter
+    _, *parts = printed.splitlines()  # there is nothing else, such as an exporter's warning
     for line, file in zip(parts, (encoder, decoder), strict=True):
         assert str(file) in line and float(line.split()[-1]) < 1e-4
         for private in (
@@ -67,19 +67,19 @@ def test_the_files_compute_what_the_model_does_and_name_no_folder_of_the_machine
             face_folder,
         ):
             assert os.fsencode(private) not in file.read_bytes()
-        assert b"fastae" not in file.read_bytes(), "nor does it need fastae"
+        assert b"fastae" not in file.read_bytes(), "the file refers to fastae"
 
 
 @pytest.mark.parametrize("error", [2e-4, float("nan")])
 def test_a_file_that_computes_something_else_is_not_written(small_run, tmp_path, monkeypatch, error):
     encoder = load_model(small_run).model.encoder
-    monkeypatch.setattr(exporting, "encode", lambda *arguments: b"")
+    monkeypatch.setattr(exporting, "encode", lambda *arguments, **output: b"")
     monkeypatch.setattr(exporting, "decode", lambda *file: lambda images: encoder(images) + error)
     assert "encoder.pt2 " in refuses("export", small_run, "--format", "torch", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_disk_that_is_full_leaves_no_file(small_run, tmp_path, monkeypatch):
+def test_a_full_disk_leaves_no_exported_file(small_run, tmp_path, monkeypatch):
     sizes = {"images": 1_000, "codes": 2_000_000}
     monkeypatch.setattr(exporting, "encode", lambda module, kind, inputs, output: bytes(sizes[min(inputs)]))
     monkeypatch.setattr(exporting, "decode", lambda *file: None)
@@ -90,7 +90,7 @@ def test_a_disk_that_is_full_leaves_no_file(small_run, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
 
 
-def test_what_the_format_cannot_hold_and_a_wrong_run_or_folder_are_refused(small_run, tmp_path, monkeypatch):
+def test_a_model_too_large_for_onnx_and_a_wrong_run_or_folder_are_refused(small_run, tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "precious").write_text("kept")

@@ -1,4 +1,4 @@
-"""`fastae reconstruct`: users' own images, of every kind, through a trained model."""
+"""`fastae reconstruct` applies a trained model to users' own images of every kind."""
 
 import os
 import re
@@ -26,13 +26,13 @@ SMALL = CropResize(size=32)
 
 @pytest.fixture(scope="module")
 def photo():
-    """An image without symmetry, of odd and even sides."""
+    """An asymmetric image with an even and an odd side."""
     noise = np.random.default_rng(0).integers(0, 256, (37, 52, 3), np.uint8)
     return Image.fromarray(noise.repeat(3, 0).repeat(3, 1)[:110, :153])
 
 
 def pixels_of(path):
-    """As signed integers, so that they can be subtracted."""
+    """Returns a loaded image's pixels as signed integers, which can be subtracted."""
     return to_bytes(load_image(str(path), SMALL)[None])[0].astype(int)
 
 
@@ -79,7 +79,7 @@ def test_every_format_and_color_mode_becomes_rgb(photo, tmp_path):
 
 
 def test_transparency_is_blended_over_white_and_an_animation_gives_its_first_frame(tmp_path):
-    image = Image.new("RGBA", (32, 32), (10, 20, 30, 0))  # a colour that nobody is to see
+    image = Image.new("RGBA", (32, 32), (10, 20, 30, 0))  # a transparent colour, which must not show
     image.paste((200, 0, 0, 255), (8, 8, 24, 24))
     for name in ("clear.png", "clear.webp", "clear.gif", "grey.png"):
         (image.convert("LA") if name == "grey.png" else image).save(tmp_path / name, lossless=True)
@@ -104,13 +104,14 @@ def test_more_than_8_bits_per_channel_are_refused_not_clipped(tmp_path):
 
 
 def reason_against(path, crop_resize=SMALL):
+    """Returns the one line that says why a file cannot be used."""
     with pytest.raises(UnusableImage) as caught:
         load_image(str(path), crop_resize)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_each_unusable_file_is_refused_and_no_broken_one_is_more_than_unusable(tmp_path, good, photo):
+def test_unusable_files_are_refused_and_broken_ones_raise_no_other_error(tmp_path, good, photo):
     bad_files.make(tmp_path, good)
     for path in tmp_path.iterdir():
         with suppress(UnusableImage):
@@ -145,7 +146,7 @@ def test_folders_give_their_images_sorted_and_files_stay_in_order(tmp_path):
     assert "folder" in reason_against(tmp_path / "c")
 
 
-def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path, capsys):
+def test_good_files_with_awkward_names_are_used_and_bad_ones_skipped(small_run, face_paths, tmp_path, capsys):
     inside, out = tmp_path / "mine", tmp_path / "new" / "out"
     inside.mkdir()
     (inside / "0.jpg").write_bytes(Path(face_paths[1]).read_bytes())
@@ -178,10 +179,10 @@ def test_good_and_bad_files_under_awkward_names(small_run, face_paths, tmp_path,
         assert float(decibel) == pytest.approx(psnr(error), abs=0.051)
 
 
-def test_all_good_is_exit_code_0_although_the_gpu_runs_nothing(small_run, face_paths, tmp_path, monkeypatch):
+def test_reconstruct_succeeds_with_an_unusable_gpu(small_run, face_paths, tmp_path, monkeypatch):
     if not torch.cuda.is_available():
         monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert here("reconstruct", small_run, face_paths[0], "--out", tmp_path) == 0  # empty is as good as new
+    assert here("reconstruct", small_run, face_paths[0], "--out", tmp_path) == 0  # it is empty
 
 
 def test_a_wrong_run_image_folder_or_device_is_refused_and_nothing_is_made(small_run, face_paths, tmp_path):

@@ -1,4 +1,4 @@
-"""What can happen to a run from outside: one clear line, the checkpoints as they were, an exit code of 1."""
+"""Faults from outside end a run with one clear line and exit code 1. Its checkpoints stay as they were."""
 
 import multiprocessing
 import os
@@ -27,7 +27,7 @@ OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""
 
 FULL = "File too large"
-"""The kernel's word where a limit stands for a full disk: write() fails in the same place and way."""
+"""The kernel's message if a limit simulates a full disk: write() fails in the same place and way."""
 
 
 def settings(face_folder, out, **others):
@@ -41,10 +41,11 @@ def whole(face_folder, tmp_path_factory):
 
 
 def files(run):
+    """Returns name -> content of a run's checkpoints."""
     return {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")}
 
 
-def test_a_disk_that_is_full_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
+def test_a_full_disk_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
     run = tmp_path / "run"
     copied(whole, run)
     before = files(run)
@@ -67,14 +68,14 @@ def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(fac
     assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
 
 
-def test_a_disk_that_is_full_while_events_are_written(face_folder, tmp_path):
+def test_a_full_disk_while_events_are_written_ends_the_run(face_folder, tmp_path):
     config = settings(face_folder, tmp_path / "run", iterations=100, eval_every=2, checkpoint_every=None)
     with largest_file(100_000), pytest.raises(RunFailure, match=f"{FULL}.*nothing was saved yet"):
         train(config)
 
 
 @pytest.mark.parametrize("how", ["removed", "replaced by a file", "read-only"])
-def test_a_run_folder_that_becomes_unusable_during_the_run(face_folder, tmp_path, monkeypatch, how):
+def test_a_run_folder_that_becomes_unusable_ends_the_run(face_folder, tmp_path, monkeypatch, how):
     out = tmp_path / "run"
     if how == "read-only" and os.geteuid() == 0:
         pytest.skip("nothing is read-only to root")
@@ -143,7 +144,7 @@ def test_memory_and_threads_that_run_out_in_a_step_have_their_remedy(
         train(settings(face_folder, tmp_path / "run"))
 
 
-def test_an_error_of_dalis_ends_the_run_in_one_line(face_folder, tmp_path, monkeypatch):
+def test_an_error_of_dali_ends_the_run_in_one_line(face_folder, tmp_path, monkeypatch):
     healthy, given = Pipeline.run, []
 
     def failing(self, stream):
@@ -187,7 +188,7 @@ def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_p
     assert not child.is_alive()
 
 
-def test_no_more_threads_are_one_line_with_the_limit(face_folder, tmp_path, monkeypatch):
+def test_too_many_threads_are_reported_with_the_limit_to_raise(face_folder, tmp_path, monkeypatch):
     def refused(pipeline):
         raise RuntimeError(
             "Critical error:\n\nResource temporarily unavailable\nCurrent pipeline is invalid."
@@ -201,7 +202,7 @@ def test_no_more_threads_are_one_line_with_the_limit(face_folder, tmp_path, monk
 
 def test_without_a_temporary_folder_nothing_is_begun(face_folder, tmp_path, monkeypatch):
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
-    monkeypatch.setenv("FASTAE_CACHE", "/proc/nowhere")  # else what torch.compile makes would lie there
+    monkeypatch.setenv("FASTAE_CACHE", "/proc/nowhere")  # otherwise torch.compile's files would be there
     monkeypatch.setattr(tempfile, "tempdir", None)
     monkeypatch.setattr(tempfile, "_candidate_tempdir_list", lambda: ["/proc/nowhere"])
     with pytest.raises(FastaeError, match="TMPDIR") as no:

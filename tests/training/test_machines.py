@@ -36,7 +36,7 @@ def run_on_both(endpoint, *arguments):
             assert process.returncode == 0, output + errors
 
 
-def test_a_sweep_is_dealt_out_to_two_machines(face_folder, tmp_path, endpoint):
+def test_a_sweep_is_distributed_over_two_machines(face_folder, tmp_path, endpoint):
     out = tmp_path / "sweep"
     losses = ["--losses", "pixel_mse,pixel_bce"]
     run_on_both(endpoint, "sweep", "--data", face_folder, "--out", out, *losses, *RUN)

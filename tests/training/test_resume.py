@@ -1,4 +1,4 @@
-"""A run that was stopped, at any moment and in any way, continues as if nothing had happened."""
+"""A run that was stopped, at any moment and in any way, continues as if it had not been stopped."""
 
 import json
 import os
@@ -44,12 +44,12 @@ KILLS, LINES = (20, 6) if SOAK else (2, 3)
 """LINES: the most log lines between two kills."""
 
 KILLED_LENGTH = 4 * LINES * KILLS
-"""So many iterations that none of the kills finds the run finished."""
+"""Enough iterations that no kill finds the run finished."""
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(face_folder, tmp_path_factory):
-    """The run that nothing happened to, by kind and length; made once."""
+    """A function that returns the run of a kind and length that was never stopped. Each is made once."""
     made = {}
 
     def run(kind="resident", length=LENGTH):
@@ -90,7 +90,7 @@ def assert_the_same(run, whole, length=LENGTH):
 
 
 def killed_at(moment, run, *arguments):
-    """Starts fastae, and kills it in mid-run, so many log lines and a part of a second after it began."""
+    """Starts fastae, and kills it after int(`moment`) log lines and up to 0.1 s more, by the fraction."""
     with started("train", *arguments) as process:
         wait_for(process, f"run       {run}")
         for _ in range(int(moment)):
@@ -119,7 +119,7 @@ def test_a_killed_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folde
     print(f"{kind}: {KILLS} kills, {drafts} of them while a checkpoint was being written")
 
 
-def test_a_compiled_run_continues_compiled(uninterrupted, tmp_path, capsys):
+def test_a_resumed_run_is_compiled_as_before(uninterrupted, tmp_path, capsys):
     run = copied(uninterrupted("dali-compiled", 2), tmp_path / "run")
     capsys.readouterr()
     resume_run(run, {"iterations": 6})
@@ -131,7 +131,7 @@ def test_a_compiled_run_continues_compiled(uninterrupted, tmp_path, capsys):
 
 
 def replace_checkpoint(path, content, digest=True):
-    """Another content, in a file of its own, with the SHA-256 of that unless told otherwise."""
+    """Replaces a checkpoint by a new file and, if `digest`, its SHA-256. The old file may be a hard link."""
     path.unlink()
     path.write_bytes(content)
     if digest:
@@ -161,8 +161,8 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, how):
     assert newest.name in line
 
 
-def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(stopped):
-    """By their numbers alone the damaged one, which is of a later iteration, would be the one to keep."""
+def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_removed(stopped):
+    """By their iterations alone, the damaged checkpoint, which is the later one, would be kept."""
     replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.pt", b"")
     resume_run(stopped, {"iterations": STOPPED - 1, "keep": 1})
     kept = [path.name for path in (stopped / "checkpoints").glob("0*.pt")]
@@ -171,7 +171,7 @@ def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_that_one_goes(sto
     assert last_state(stopped)["iteration"] == LENGTH
 
 
-def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
+def test_another_number_of_ranks_is_reported_and_not_as_rounding(stopped, capsys):
     described = json.loads((stopped / "config.json").read_text())
     last = checkpoint.newest(stopped / "checkpoints", print)
     checkpoint.write(
@@ -182,7 +182,7 @@ def test_another_number_of_ranks_is_no_rounding(stopped, capsys):
     assert described["world_size"] == 1 and "rounding" not in line
 
 
-def test_checkpoints_are_what_sha256sum_checks_and_keep_of_them_stay(stopped_run, uninterrupted):
+def test_sha256sum_verifies_the_checkpoints_and_keep_limits_their_number(stopped_run, uninterrupted):
     for run, kept in ((stopped_run, [18, 21]), (uninterrupted(), [24])):
         folder, names = run / "checkpoints", [f"{iteration:07d}.pt" for iteration in kept]
         assert sorted(path.name for path in folder.glob("*.pt")) == [*names, "last.pt"]
@@ -215,7 +215,7 @@ def test_a_run_without_a_checkpoint_begins_again(
 
 
 def content(run):
-    """Every file below a folder, with its bytes."""
+    """Returns path -> bytes of every file below a folder."""
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
 
 
@@ -230,7 +230,7 @@ def content(run):
     ],
 )
 def test_a_run_that_lost_its_checkpoints_is_not_begun_again(stopped, lost, reason):
-    """It would replace the curves and weights of days. Without any trace of progress it may begin again."""
+    """It would overwrite the results of days. A run without any trace of progress may begin again."""
     for name in lost:
         for path in stopped.glob(name):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -256,7 +256,7 @@ def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
 
 
 def test_a_run_killed_between_digest_and_checkpoint_begins_again(stopped):
-    """The digest is renamed first; until its checkpoint is, the draft of that is there."""
+    """The digest is renamed first. Until the checkpoint is renamed too, its draft exists."""
     killed_before_its_first_checkpoint(stopped)
     (stopped / "checkpoints" / "0000009.pt.sha256").write_text("...")
     (stopped / "checkpoints" / ".partial-0-0000009.pt").write_bytes(b"complete")
@@ -268,8 +268,8 @@ def test_a_run_killed_between_digest_and_checkpoint_begins_again(stopped):
 @pytest.mark.parametrize(
     ("name", "value"), [("seed", 1), ("lr", 2e-4), ("loss", "minibatch_mse"), ("latent", 32)]
 )
-def test_the_checkpoint_decides_what_the_run_is(stopped, name, value):
-    """Its digest covers its settings; config.json has none, and one bit of it would make it another run."""
+def test_a_config_json_that_contradicts_the_checkpoint_is_refused(stopped, name, value):
+    """The checkpoint's digest covers its settings. config.json has no digest, and may have been edited."""
     described = json.loads((stopped / "config.json").read_text())
     trained, described["config"][name] = described["config"][name], value
     (stopped / "config.json").write_text(json.dumps(described))
@@ -280,14 +280,17 @@ def test_the_checkpoint_decides_what_the_run_is(stopped, name, value):
 
 
 def without_rows(path):
+    """Removes rows of a metrics.csv."""
     path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
 
 
 def flipped(path):
+    """Changes a digit in a metrics.csv."""
     path.write_bytes(path.read_bytes().replace(b"train,0.6", b"train,0.7", 1))
 
 
 def doubled(path):
+    """Doubles a row of a metrics.csv."""
     *rows, last = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*rows[:-1], rows[-1], rows[-1], last]))
 
@@ -302,9 +305,9 @@ def test_rows_of_metrics_that_were_lost_or_changed_are_reported(stopped, damage,
     rows = (stopped / "metrics.csv").read_bytes()
     kept = {line.split(b",")[0] for line in before.splitlines()}
     lines = [line for line in rows.splitlines() if line.split(b",")[0] in kept]
-    assert len(lines) == len(set(lines)) <= len(kept) + 2, "doubled rows do not stay"
+    assert len(lines) == len(set(lines)) <= len(kept) + 2, "doubled rows have stayed"
     resume_run(stopped, {"iterations": STOPPED + 2})
-    assert "lost or changed rows" not in capsys.readouterr().out, "it is said once"
+    assert "lost or changed rows" not in capsys.readouterr().out, "it was reported twice"
 
 
 def test_the_time_that_was_spent_is_in_the_checkpoint(stopped, capsys):
@@ -324,7 +327,7 @@ def test_event_files_that_were_lost_are_reported(stopped, capsys):
     assert len(last_state(stopped)["progress"]["events"]) == 2
 
 
-def test_what_would_be_another_run_is_refused_by_name(stopped):
+def test_settings_that_would_make_another_run_are_refused_by_name(stopped):
     with pytest.raises(
         FastaeError, match=r"--loss minibatch_bce, not pixel_mse, --lr 0.0001, not 0.1: start a"
     ):
@@ -341,7 +344,7 @@ def test_a_list_of_other_images_is_refused(stopped):
         resume_run(stopped, {})
 
 
-def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
+def test_moved_data_are_found_by_the_option_data_and_other_data_are_refused(
     stopped, face_folder, tmp_path, uninterrupted
 ):
     moved = tmp_path / "moved"
@@ -361,20 +364,20 @@ def test_data_that_were_moved_are_found_by_data_and_other_data_are_refused(
 
 
 @pytest.mark.parametrize("loader", ["resident", "dali"])
-def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, capsys, loader):
-    """It is as if it had gone bad in mid-run: the next is read instead, and no other image moves."""
+def test_a_file_that_went_bad_before_a_resume_does_not_end_the_run(face_folder, tmp_path, capsys, loader):
+    """As in mid-run, the next file is read instead, and no other image changes its place."""
     data, run, other = tmp_path / "data", tmp_path / "run", tmp_path / "other"
     shutil.copytree(face_folder, data)
     train(small_config(data, run, **SETTINGS | {"iterations": 4}, loader=loader))
     copied(run, other)
     bad, substitute, *_ = sorted(data.glob("*.jpg"))
     bad.unlink()
-    (data / "000.jpg").write_bytes(substitute.read_bytes())  # a new file, first by name: not the run's
+    (data / "000.jpg").write_bytes(substitute.read_bytes())  # a new file, first by name
     for until in (6, 11):
         resume_run(run, {"iterations": until})
     assert (run / "skipped.txt").read_text() == f"gone\t{bad}\n"
 
-    # The same by hand: the substitute under the lost one's name, in a run whose manifest lists it.
+    # The same by hand: the lost file becomes a copy of the substitute, and the manifest lists the copy.
     bad.write_bytes(substitute.read_bytes())
     images = RunFolder(other).read_manifest()
     begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}, digests={}))
@@ -384,7 +387,7 @@ def test_a_file_that_went_bad_since_does_not_end_the_run(face_folder, tmp_path, 
 
 
 def test_another_version_is_reported(stopped, capsys):
-    """Of what the checkpoint was written with; config.json may be of a later session."""
+    """Versions are compared with the checkpoint's, since config.json may be of a later session."""
     last = checkpoint.newest(stopped / "checkpoints", print)
     environment = last.description.environment
     assert environment == RunFolder(stopped).read_description().environment
@@ -399,7 +402,7 @@ def test_another_version_is_reported(stopped, capsys):
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"config": {"loss": "minibatch_bce", "os": "system"}}'])
-def test_what_is_not_a_run_is_refused(tmp_path, content):
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path, content):
     if content:
         (tmp_path / "config.json").write_text(content)
     for folder in (tmp_path, tmp_path / "nothing", Path(__file__)):
@@ -407,7 +410,7 @@ def test_what_is_not_a_run_is_refused(tmp_path, content):
             resume_run(folder, {})
 
 
-def test_two_runs_in_one_folder_are_one_too_many(stopped, face_folder):
+def test_a_second_run_in_a_folder_is_refused(stopped, face_folder):
     with RunFolder(stopped).lock():
         with pytest.raises(FastaeError, match="is locked by another run"):
             resume_run(stopped, {})

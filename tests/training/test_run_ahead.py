@@ -1,4 +1,4 @@
-"""How far the training loop runs ahead of a GPU, by events that a test sets; windows that are read later."""
+"""How far the training loop runs ahead of a GPU, with simulated events; windows that are read later."""
 
 import torch
 
@@ -23,7 +23,7 @@ class Event:
 
 
 def steps(number, device="cuda", lagging=True):
-    """The ends of so many steps, and the queue that they were added to."""
+    """Returns the ends of `number` steps, and the queue to which they were added."""
     queue = StepQueue(torch.device(device))
     events = [Event(reached=not lagging) for _ in range(number)]
     for event in events:
@@ -31,19 +31,19 @@ def steps(number, device="cuda", lagging=True):
     return events, queue
 
 
-def test_a_gpu_that_lags_has_a_few_steps_before_it_and_the_wait_is_the_devices():
+def test_the_host_stays_a_few_steps_ahead_of_a_slow_gpu_and_counts_its_wait():
     events, queue = steps(20)
     assert [event.waited_for for event in events] == [True] * (20 - AHEAD) + [False] * AHEAD
     assert queue.take_wait() > 0 and queue.take_wait() == 0
 
 
-def test_nothing_waits_for_a_gpu_that_keeps_up_nor_on_a_cpu():
+def test_the_host_does_not_wait_for_a_fast_gpu_or_on_a_cpu():
     for events, queue in (steps(20, lagging=False), steps(20, "cpu")):
         assert not any(event.waited_for for event in events) and queue.take_wait() == 0
 
 
 def close(windows, losses):
-    """Adds iterations with these losses, by one tensor that each overwrites, and closes the window."""
+    """Adds iterations with these losses, in one tensor that each overwrites, and closes the window."""
     loss = torch.zeros(())
     for value in losses:
         windows.add(loss.fill_(value))
@@ -54,7 +54,7 @@ def close(windows, losses):
     )
 
 
-def test_a_window_has_the_figures_of_when_it_was_closed_whenever_it_is_read():
+def test_a_window_keeps_the_figures_of_the_moment_when_it_was_closed():
     windows = PendingWindows(CPU, longest=3, start=10)
     close(windows, [1, 2, 3])
     close(windows, [4, 5])

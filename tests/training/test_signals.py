@@ -39,13 +39,13 @@ def test_a_signal_saves_and_the_run_continues_from_there(face_folder, tmp_path, 
 
 
 def saved(run, iteration, process):
-    """Returns when the process has saved this iteration."""
+    """Waits until the process has saved this iteration."""
     while not (run / "checkpoints" / f"{iteration:07d}.pt").exists():
         assert process.poll() is None
         time.sleep(0.1)
 
 
-def test_a_terminal_that_went_away_does_not_end_a_run_and_a_signal_does(face_folder, tmp_path):
+def test_a_closed_terminal_does_not_end_a_run_but_a_signal_does(face_folder, tmp_path):
     run = tmp_path / "run"
     with started("train", "--data", face_folder, "--out", run, *RUN, "--checkpoint-every", 5) as process:
         wait_for(process, "2/100,000")
@@ -57,8 +57,8 @@ def test_a_terminal_that_went_away_does_not_end_a_run_and_a_signal_does(face_fol
         assert line.startswith("fastae: stopped by SIGTERM")
 
 
-def test_a_second_signal_ends_at_once():
-    with pytest.raises(KeyboardInterrupt), StopSignals() as stops:  # the first is sent again, when it is over
+def test_a_second_signal_ends_the_process_at_once():
+    with pytest.raises(KeyboardInterrupt), StopSignals() as stops:  # the first is sent again at the end
         signal.raise_signal(signal.SIGINT)
         assert stops.caught is signal.SIGINT
         assert signal.getsignal(signal.SIGINT) is signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -75,10 +75,10 @@ COMPILER = """#!/bin/sh
 rm "$0.armed" 2>/dev/null && touch "$0.busy" && exec sleep 600
 exec g++ "$@"
 """
-"""g++; once armed, one call takes so long that a signal finds it at work."""
+"""g++, except that one call takes very long if the file NAME.armed exists, so that a signal interrupts it."""
 
 
-def test_a_signal_to_the_process_group_while_the_compiler_runs(face_folder, tmp_path):
+def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(face_folder, tmp_path):
     """Ctrl-C, timeout, scancel and systemd signal the compiler too, which dies first."""
     compiler, out = tmp_path / "compiler", tmp_path / "out"
     compiler.write_text(COMPILER)
@@ -99,7 +99,9 @@ def test_a_signal_to_the_process_group_while_the_compiler_runs(face_folder, tmp_
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_compiler_that_a_signal_ends_is_that_stop(face_folder, tmp_path, monkeypatch, number):
+def test_a_compiler_that_was_ended_by_a_signal_is_reported_as_a_stop(
+    face_folder, tmp_path, monkeypatch, number
+):
     def killed(self, *inputs):
         os.kill(os.getpid(), number)
         raise CppCompileError(["g++"], "Killed\nand many lines more")
@@ -117,7 +119,7 @@ def test_a_compiler_that_a_signal_ends_is_that_stop(face_folder, tmp_path, monke
     assert resume_run(run, {}) == run and finished_at(RunFolder(run)) == 2
 
 
-def test_a_compiler_that_fails_by_itself_is_not_a_stop(face_folder, tmp_path, monkeypatch):
+def test_a_compiler_that_fails_by_itself_is_not_reported_as_a_stop(face_folder, tmp_path, monkeypatch):
     def failing(self, *inputs):
         raise CppCompileError(["g++"], "no such header")
 

@@ -1,4 +1,4 @@
-"""Long running, in simulated time: one second an iteration, checkpoints by that clock."""
+"""A long run in simulated time: an iteration takes a second, and checkpoints follow this clock."""
 
 import json
 import os
@@ -21,19 +21,19 @@ SECONDS, MINUTES = (20_000, 10.0) if os.environ.get("FASTAE_SOAK") else (40, 0.1
 PAGE = 4096
 
 
-def test_memory_is_flat_and_checkpoints_come_by_the_clock(face_folder, tmp_path):
-    """In a process of its own, whose memory is its own."""
+def test_memory_does_not_grow_and_checkpoints_follow_the_clock(face_folder, tmp_path):
+    """The run has a process of its own, so that only its memory is measured."""
     command = [sys.executable, "-m", "tests.training.test_soak", face_folder, tmp_path / "run"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     memory, saved = json.loads(result.stdout.splitlines()[-1])
-    # Epochs, evaluations and logs fall into every twentieth; the first quarter is warming up.
+    # Each twentieth contains epochs, evaluations and logs. The first quarter is the warm-up.
     settled, late = memory[5:10], memory[-5:]
     assert max(late) < max(settled) + 32 * 2**20, [size >> 20 for size in memory]
     steps = [step for step, _ in curve(tmp_path / "run")]
     assert steps == sorted(set(steps)) and steps[-1] == SECONDS
     assert saved[-1] == SECONDS and len(saved) >= 4
-    # By the clock, each as late as the step in which its time comes.
+    # A checkpoint follows the step during which it becomes due.
     assert saved[1] - saved[0] == pytest.approx(60 * MINUTES, abs=2)
     print(f"{SECONDS} simulated seconds: memory {memory[5] >> 20} -> {memory[-1] >> 20} MiB")
 

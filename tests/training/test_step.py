@@ -1,4 +1,4 @@
-"""The training step: the same optimization as the article's, whatever is switched on for speed."""
+"""The training step optimizes as the article's does, with every setting for speed."""
 
 import copy
 import gc
@@ -91,7 +91,7 @@ def test_adam_on_k_times_g_is_adam_on_g_with_eps_over_k(k):
         return weight.detach()
 
     torch.testing.assert_close(descend(k, 1e-8), descend(1, 1e-8 / k), rtol=1e-9, atol=0)
-    # At gradients of 1e-7 eps does matter: without the division the result is another.
+    # At gradients of 1e-7 eps matters: without the division the result differs.
     assert (descend(k, 1e-8) - descend(1, 1e-8)).abs().max() > 1e-3
 
 
@@ -106,8 +106,8 @@ def test_differentiating_the_mean_trains_as_the_articles_objective(model, loss):
     mean = LOSSES[f"minibatch_{loss.split('_')[1]}"](reconstruction, batch)
     assert objective.item() == pytest.approx(mean.item())
     assert error.item() == pytest.approx((reconstruction - batch).square().mean().item())
-    # One step, since rounding then grows by itself: it moves weights by up to 1e-4. The two agree to
-    # 1e-9; with eps left as it is they would differ by 1e-7.
+    # Only one step is compared, since later ones amplify rounding, and move weights by up to 1e-4. The two
+    # agree to 1e-9; with eps unchanged they would differ by 1e-7.
     pairs = zip(model.named_parameters(), literal.parameters(), strict=True)
     weights = [(ours - theirs).flatten() for (name, ours), theirs in pairs if name.endswith("weight")]
     assert torch.cat(weights).abs().mean() < 1e-9
@@ -124,7 +124,7 @@ def test_bf16_follows_float32(model):
     assert all(parameter.dtype == torch.float32 for parameter in half.parameters())
 
 
-def test_the_compiled_step_is_the_eager_one_and_compiles_once(model):
+def test_the_compiled_step_agrees_with_the_eager_one_and_compiles_once(model):
     eager = copy.deepcopy(model)
     compiled_step, eager_step = training_step(model, compiled=True), training_step(eager)
     compiled_step(images(0)), eager_step(images(0))
@@ -141,7 +141,7 @@ def test_the_compiled_step_is_the_eager_one_and_compiles_once(model):
 
 
 def test_restored_moments_lie_in_memory_as_the_weights_do(model):
-    """Whatever the layout was before: fused Adam takes both as they lie, and would mix them up."""
+    """The layout before does not matter. Fused Adam reads both in memory order, and would mix them up."""
     before = training_step(model.to(memory_format=torch.channels_last))
     before(images(0))
     step = training_step(AutoEncoder(32, 16).to(memory_format=torch.contiguous_format))
@@ -152,8 +152,8 @@ def test_restored_moments_lie_in_memory_as_the_weights_do(model):
             assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()
 
 
-def test_a_step_is_freed_with_its_last_name(model):
-    """A cycle of references would keep weights' gradients and moments, 340 MB, until Python collects it."""
+def test_a_step_is_freed_with_its_last_reference(model):
+    """A cycle of references would keep gradients and moments, 340 MB, until Python collects it."""
     step = training_step(model)
     step(images(0))
     gone = weakref.ref(step)
@@ -166,7 +166,7 @@ def test_a_step_is_freed_with_its_last_name(model):
 
 
 def state_of(step):
-    """Weights, batch statistics, counters and Adam's state."""
+    """Returns weights, batch statistics, counters and Adam's state, by name."""
     state = step.state()
     moments = state["optimizer"]["state"].items()
     return {
@@ -176,6 +176,7 @@ def state_of(step):
 
 
 def recorded(step, monkeypatch, graphs=None, example=None):
+    """Makes a step record itself as on a GPU; returns its note."""
     monkeypatch.setattr(step_module, "graph", graphs or Graphs())
     note = step.capture(example or [images(99)])
     monkeypatch.undo()
@@ -213,7 +214,7 @@ def test_the_gradient_norm_is_of_the_loss_as_it_is_logged_not_as_it_is_scaled(mo
 
 
 def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
-    """By the function that a GPU runs: from one tensor of parameters, without a wait or a copy."""
+    """The function that a GPU runs makes them, from one tensor of parameters, without a wait or a copy."""
     torch.manual_seed(1)
     store, means = torch.randint(256, (20, 32, 3, 32), dtype=torch.uint8), torch.rand(20, 3)
     ops = PixelOps(CropResize(size=32), compiled=False)
@@ -232,7 +233,7 @@ def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
 
 
 def test_a_sweeps_recorded_steps_share_a_model_and_continue_from_a_checkpoint(model, monkeypatch):
-    """The step before may be called in between: each has its own memory."""
+    """The earlier step may be called in between, since each step has its own memory."""
     theirs = training_step(copy.deepcopy(model), "pixel_bce")
     theirs(images(0))
     state = copy.deepcopy(theirs.state())
@@ -286,8 +287,8 @@ def test_a_recording_that_fails_is_tried_once_more_and_leaves_nothing(
     assert_the_same_after(ours, eager, [images(number) for number in range(2)])
 
 
-def test_a_c_compiler_that_fails_is_no_traceback_of_the_recording(model, monkeypatch):
-    """Triton compiles C when a kernel is first launched, outside of what torch.compile watches."""
+def test_a_failing_c_compiler_leaves_a_step_without_a_cuda_graph(model, monkeypatch):
+    """Triton compiles C when a kernel is first launched, where torch.compile does not catch errors."""
 
     class Failing(ReplayedFunction):
         def __init__(self, *arguments):
@@ -317,7 +318,7 @@ def test_a_gpus_relu_has_relus_values_and_gradients(dtype, compiled):
         torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
-def test_only_a_compiled_relu_is_another_and_the_state_dict_keeps_its_names(model):
+def test_only_a_compiled_relu_is_replaced_and_the_state_dict_keeps_its_names(model):
     ours = copy.deepcopy(model)
     recompute_masks(ours)
     assert sum(type(layer) is RecomputedReLU for layer in ours.modules()) == 9
@@ -327,7 +328,7 @@ def test_only_a_compiled_relu_is_another_and_the_state_dict_keeps_its_names(mode
 
 
 def test_copies_of_weights_have_the_gradients_of_the_weights(model, copying):
-    """The same numbers, only that autocast would have cast them to float32; batch norm has no copies."""
+    """The numbers are the same, although autocast would cast them to float32. Batch norm has no copies."""
     theirs = training_step(copy.deepcopy(model), precision=BF16)
     ours = copying(model)
     assert ours(images(0)) == theirs(images(0))
@@ -339,8 +340,8 @@ def test_copies_of_weights_have_the_gradients_of_the_weights(model, copying):
     assert ours.gradient_norm().item() == pytest.approx(theirs.gradient_norm().item())
 
 
-def test_the_adam_that_writes_copies_is_adam(copying):
-    """From the same gradients, of all magnitudes that occur, and for float32 weights without a copy too."""
+def test_copying_adam_agrees_with_adam(copying):
+    """The gradients are the same, of all magnitudes that occur. A float32 weight may have no copy."""
     torch.manual_seed(0)
     weights = [torch.randn(40, 5), torch.randn(7)]
     theirs = [weight.clone() for weight in weights]
@@ -362,8 +363,8 @@ def test_the_adam_that_writes_copies_is_adam(copying):
     assert all(each.grad is None for each in copies)
 
 
-def test_copies_follow_the_weights_and_no_checkpoint_knows_of_them(model, copying):
-    """A run without copies continues with them, in the same bits whatever the copies were before."""
+def test_copies_follow_the_weights_and_are_in_no_checkpoint(model, copying):
+    """A run without copies continues with copies, in the same bits whatever the copies were before."""
     before = training_step(copy.deepcopy(model), precision=BF16)
     before(images(0))
     state = copy.deepcopy(before.state())
@@ -394,15 +395,15 @@ def test_a_step_waits_for_nothing(model):
     "wait",
     [float, lambda loss: torch.tensor(1.0) + loss, lambda loss: loss.nonzero(), lambda loss: loss.to("meta")],
 )
-def test_a_wait_would_be_noticed(wait):
+def test_refuse_waits_notices_each_kind_of_wait(wait):
     loss = torch.ones(())
     with RefuseWaits(), pytest.raises(AssertionError):
         wait(loss)
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_shared_batch_norm_is_batch_norm(compiled):
-    """Also if a channel's mean is a thousand times its deviation, which float32's squares do not survive."""
+def test_sync_batch_norm_agrees_with_batch_norm(compiled):
+    """This holds even if a channel's mean is 3,000 times its deviation, where squares would cancel."""
     torch.manual_seed(0)
     shared, plain = SyncBatchNorm2d(4), torch.nn.BatchNorm2d(4).double()
     with torch.no_grad():
@@ -427,7 +428,7 @@ def test_shared_batch_norm_is_batch_norm(compiled):
 
 
 def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_generator_is_left_alone():
-    """PyTorch's generator is the process's."""
+    """PyTorch's generator is shared by all threads of the process."""
     config = small_config("nowhere", "out", image_size=64)
     alone = build_model(config, torch.device("cpu")).state_dict()
     before = torch.get_rng_state()

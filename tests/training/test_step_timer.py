@@ -1,4 +1,4 @@
-"""The timer of the training loop, on the host; `tests/gpu` has the same on CUDA events."""
+"""The timer of the training loop with the host's clock. `tests/gpu` tests it with CUDA events."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from fastae.training import step_timer
 from fastae.training.step_timer import StepTimer
 
 
-def test_tells_waiting_for_data_from_working(monkeypatch):
+def test_the_timer_tells_waiting_for_data_from_working(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(step_timer.time, "perf_counter", lambda: now[0])
     timer = StepTimer(torch.device("cpu"), batch_size=10)

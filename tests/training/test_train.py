@@ -1,4 +1,4 @@
-"""A whole run on real JPEGs, and what it leaves behind."""
+"""A whole run on real JPEGs, and the files that it leaves."""
 
 import json
 import re
@@ -28,7 +28,7 @@ LOGGED, EVALUATED = [1, 2, 5, 10, 20, 30], [0, 15, 30]
 
 @pytest.fixture(scope="module")
 def finished(face_folder, tmp_path_factory):
-    """One run of 30 iterations, and the lines that it printed."""
+    """The folder of a run of 30 iterations, and the lines that it printed."""
     out = tmp_path_factory.mktemp("run") / "out"
     with redirect_stdout(StringIO()) as output:
         here(
@@ -45,7 +45,7 @@ def events(finished):
     return accumulator
 
 
-def test_prints_plain_lines_and_ends_with_what_to_look_at(finished):
+def test_a_run_prints_plain_lines_and_ends_with_its_folder_picture_and_curves(finished):
     out, lines = finished
     line = r" 5/30  loss \d+\.\d{4}  loss_index +[\d,]+  [\d,.]+ images/s  data wait [\d.]+%  ETA "
     assert sum(bool(re.match(line, each)) for each in lines) == 1
@@ -95,7 +95,7 @@ def test_training_lowers_the_held_out_error_and_logs_means(finished):
     metrics = read_metrics(finished[0] / "metrics.csv")
     first, *_, last = metrics.held_out.values["loss_index"]
     assert last < 0.9 * first
-    # An untrained network's cross entropy is near log 2 an element; pixel's sum would be 10,000.
+    # An untrained network's cross entropy is near log 2 per element; the sum of pixel_bce would be 10,000.
     assert 0.5 < metrics.train.values["loss"][0] < 1.2
 
 
@@ -107,7 +107,7 @@ def test_pictures_and_settings_are_in_tensorboard_and_on_disk(finished, events):
     assert names == [f"{iteration:07d}.png" for iteration in EVALUATED]
 
 
-def test_the_picture_shows_held_out_originals_above(finished, face_paths):
+def test_the_picture_shows_held_out_originals_above_reconstructions(finished, face_paths):
     sheet = np.asarray(Image.open(finished[0] / "samples" / "0000030.png"))
     loaded = load_images(face_paths[-2:], CropResize(size=32), "cpu").permute(0, 2, 3, 1).numpy()
     for column, original in enumerate(loaded):

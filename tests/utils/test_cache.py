@@ -1,4 +1,4 @@
-"""The cache folder: what is fastae's in it, what becomes of killed builds, and the `cache` commands."""
+"""The cache folder: which entries are fastae's, what happens to killed builds, and the `cache` commands."""
 
 import io
 import os
@@ -18,7 +18,7 @@ from ..commands import here, refuses, started, wait_for
 
 
 def make(folder, size=1_000_000):
-    """An entry with one file of so many bytes."""
+    """Makes an entry with one file of `size` bytes; returns its folder."""
 
     def fill(draft):
         (draft / "pixels.npy").write_bytes(bytes(size))
@@ -42,7 +42,7 @@ ensure_entry(Path(sys.argv[1]), "resident", "data", fill)
 
 
 def builder(folder):
-    """A process that is building `folder`."""
+    """Starts a process that builds `folder` until it is killed."""
     return started("-c", BUILD, folder, command=(sys.executable,))
 
 
@@ -72,7 +72,7 @@ def test_only_what_fastae_marked_is_listed_and_removed(tmp_path, capsys):
     assert (elsewhere / "pixels.npy").exists()
 
 
-def test_the_list_tells_data_size_and_last_use_and_clear_takes_a_name(tmp_path, capsys):
+def test_the_list_shows_data_size_and_last_use_and_clear_accepts_a_name(tmp_path, capsys):
     make(tmp_path / "resident-1", 3_000_000)
     os.utime(tmp_path / "resident-1" / "entry.json", (1e9, 1e9))
     here("cache", "list", "--cache-dir", tmp_path)
@@ -80,7 +80,7 @@ def test_the_list_tells_data_size_and_last_use_and_clear_takes_a_name(tmp_path, 
     assert all(part in line for part in ("3.0 MB", "2001-09-0", "resident-1", "7 images of /my/data"))
     assert "3.0 MB" in total
     (tmp_path / "resident-1" / "@eaDir").mkdir()  # file servers make such folders
-    make(tmp_path / "resident-1")  # it is in order, and is not built anew
+    make(tmp_path / "resident-1")  # it is in order, so it is not rebuilt
     (entry,) = entries(tmp_path)
     assert entry.used > 1.7e9 and entry.size > 3_000_000
     make(tmp_path / "resident-2")
@@ -98,7 +98,7 @@ def test_clear_asks_before_it_removes_everything(tmp_path, answer, left, monkeyp
     assert "1.0 MB" in capsys.readouterr().out and names(tmp_path) == left
 
 
-def test_what_killed_builds_left_is_removed_and_nothing_of_one_under_way(tmp_path, capsys):
+def test_drafts_of_killed_builds_are_removed_but_not_those_of_running_builds(tmp_path, capsys):
     one, two, three = (tmp_path / f"resident-{number}" for number in (1, 2, 3))
     with builder(one) as dead, builder(two) as alive:
         for process in (dead, alive):
@@ -112,7 +112,7 @@ def test_what_killed_builds_left_is_removed_and_nothing_of_one_under_way(tmp_pat
         assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 1
         assert "resident-2" in capsys.readouterr().out
         assert [entry.name for entry in entries(tmp_path)] == ["resident-2"]
-    make(two, 5)  # it was killed, and is built anew
+    make(two, 5)  # its build was killed, so it is built again
     assert (two / "pixels.npy").read_bytes() == bytes(5)
     assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 0 and names(tmp_path) == []
 
@@ -158,7 +158,7 @@ def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine" and names(tmp_path) == []
 
 
-def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
+def test_an_entry_appears_only_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
     folder, draft = tmp_path / "resident-1", tmp_path / ".resident-1.partial"
     fsync, flushed, before = os.fsync, [], []
 
@@ -177,8 +177,8 @@ def test_an_entry_appears_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):
     assert flushed[len(before) :] == [tmp_path]
 
 
-def test_no_pipe_in_the_cache_is_waited_for(tmp_path, face_folder):
-    """Those among the decoded images and the faces: tests/data/test_resident.py and test_faces.py."""
+def test_a_pipe_in_the_cache_does_not_block(tmp_path, face_folder):
+    """Pipes among decoded images and faces are in tests/data/test_resident.py and test_faces.py."""
     records = check_records(tmp_path)
     before = open_folder(face_folder, records=records)
     for path in records.iterdir():
@@ -194,7 +194,7 @@ def test_no_pipe_in_the_cache_is_waited_for(tmp_path, face_folder):
     assert (make(tmp_path / "resident-1") / "pixels.npy").is_file()
 
 
-def test_what_a_link_at_the_place_of_an_entry_leads_to_is_kept(tmp_path):
+def test_a_link_at_the_path_of_an_entry_is_replaced_and_its_target_kept(tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "file").write_text("kept")

@@ -1,4 +1,4 @@
-"""JSON files that anybody may have written."""
+"""JSON files that anybody may have written are read as the expected type, or refused."""
 
 import os
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ class Content:
     parts: tuple[float, ...] = ()
 
 
-def test_what_was_written_is_read_stray_bytes_included(tmp_path):
-    name = os.fsdecode(b"caf\xe9")  # a path that is no UTF-8, as Python has it
+def test_written_json_is_read_back_even_with_undecodable_bytes(tmp_path):
+    name = os.fsdecode(b"caf\xe9")  # a path that is not UTF-8, as Python represents it
     write_json(tmp_path / "a.json", {"name": name, "sizes": {name: 1}, "parts": [1, 2.5]})
     assert read_json(tmp_path / "a.json", Content) == Content(name, {name: 1}, (1.0, 2.5))
 
@@ -33,7 +33,7 @@ FULL = b'{"name": "a", "sizes": {}, "parts": [%s]}'
     ],
     ids=range(10),
 )  # fmt: skip
-def test_anything_else_is_a_value_error(tmp_path, content):
+def test_invalid_content_is_a_value_error(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(ValueError):
         read_json(tmp_path / "a.json", Content, limit=200_000)

@@ -1,4 +1,4 @@
-"""Memory and cores that a process may use, read from a made-up /proc and /sys/fs/cgroup."""
+"""Memory and cores that a process may use, read from a simulated /proc and /sys/fs/cgroup."""
 
 import os
 
@@ -15,7 +15,7 @@ GIB = 1 << 30
 
 @pytest.fixture
 def machine(tmp_path, monkeypatch):
-    """22 GiB free of 24; a test adds the control groups."""
+    """A function that simulates a machine with 22 GiB free of 24, and a test's control groups."""
 
     def make(cgroup, groups):
         monkeypatch.setattr(limits, "ROOT", tmp_path)
@@ -60,10 +60,10 @@ JOB = {"memory/job": v1(2 * GIB, GIB, 512 * MIB), "memory": v1(2**63 - 4096, 5 *
         ("0::/a.slice\n", {"a.slice": v2("max", 5 * GIB)}, 22 * GIB, 24 * GIB),
         ("0::/a.slice\n", {"a.slice": v2(100 * GIB)}, 22 * GIB, 24 * GIB),
         ("0::/a.slice\n", {"a.slice": v2(GIB, 2 * GIB)}, 0, GIB),
-        # Version 1, as RHEL 8 has it: each controller has a tree of its own, and no limit is a large number.
+        # Version 1, as in RHEL 8: each controller has a tree of its own, and a huge number means no limit.
         ("9:memory:/job\n2:cpu,cpuacct:/job\n0::/\n", JOB, GIB + 512 * MIB, 2 * GIB),
         ("9:memory:/docker/a\n", {"memory": v1(2 * GIB, GIB)}, GIB, 2 * GIB),
-        # What cannot be read limits nothing; a name that leads out of the mount is not followed.
+        # Unreadable files set no limit; a group's path that leads out of the mount is not followed.
         ("0::/a\n", {"a": {"memory.max": "12 what\n"}}, 22 * GIB, 24 * GIB),
         ("0::/../../a\n", {"../../a": v2(MIB)}, 22 * GIB, 24 * GIB),
         ("nonsense\n", {}, 22 * GIB, 24 * GIB),
@@ -75,7 +75,7 @@ def test_free_memory_is_what_the_control_groups_allow(machine, cgroup, groups, f
     assert (limits.free_bytes(), limits.total_bytes()) == (free, total)
 
 
-def test_whoever_asks_for_free_memory_gets_the_control_groups(machine):
+def test_every_caller_gets_the_free_memory_of_the_control_groups(machine):
     machine("0::/\n", {".": v2(900 * MIB, 300 * MIB, 100 * MIB)})
     cpu = torch.device("cpu")
     assert (memory.free_memory(cpu), memory.total_memory(cpu)) == (700 * MIB, 900 * MIB)
@@ -112,13 +112,13 @@ def test_the_ranks_of_a_machine_share_its_cores(machine, monkeypatch):
     assert decode.default_threads(torch.device("cuda")) == 6 - 2
 
 
-def test_without_proc_memory_is_what_the_kernel_says(tmp_path, monkeypatch):
+def test_without_proc_the_memory_is_the_figure_of_sysconf(tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "ROOT", tmp_path)
     assert MIB < limits.free_bytes() < limits.total_bytes()
 
 
-def test_the_second_threads_of_a_core_are_no_cores(machine, monkeypatch, tmp_path):
-    """Four CPUs on two cores; this process may use three of them, by a quota two and a half."""
+def test_the_two_threads_of_a_core_count_as_one_core(machine, monkeypatch, tmp_path):
+    """The machine has four CPUs on two cores. This process may use three, and its quota is two and a half."""
     machine("0::/\n", {".": {"cpu.max": "2500 1000"}})
     for cpu, siblings in enumerate(("0,2", "1,3", "0,2", "1,3")):
         topology = tmp_path / f"sys/devices/system/cpu/cpu{cpu}/topology"

@@ -1,4 +1,4 @@
-"""Locks where flock(2) is missing or fails, as on some network file systems."""
+"""Locks on file systems where flock(2) is missing or fails, such as some network file systems."""
 
 import errno
 import fcntl
@@ -12,7 +12,7 @@ from fastae.utils.files import hold_lock
 
 @pytest.fixture
 def flock(monkeypatch):
-    """Has flock fail with an error."""
+    """A function that makes flock fail with an error."""
 
     def fail_with(code):
         def failing(descriptor, operation):
@@ -24,7 +24,7 @@ def flock(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:flock not supported")
-def test_without_flock_a_second_process_is_refused_as_well(tmp_path, flock):
+def test_without_flock_a_second_process_is_refused_too(tmp_path, flock):
     flock(errno.ENOSYS)
     with (
         hold_lock(tmp_path, "run"),

@@ -12,7 +12,7 @@ CELL = SIDE + GAP
 
 
 @pytest.mark.parametrize(("number", "columns", "rows"), [(8, 8, 1), (3, 3, 1), (15, 8, 2), (9, 8, 2)])
-def test_originals_stand_over_their_reconstructions(number, columns, rows, tmp_path):
+def test_originals_are_drawn_above_their_reconstructions(number, columns, rows, tmp_path):
     shades = torch.linspace(0, 0.9, number)
     originals = shades[:, None, None, None].expand(number, 3, SIDE, SIDE)
     picture = pairs(originals, 1 - originals)

@@ -1,4 +1,4 @@
-"""Matplotlib's folder if the home folder cannot be written."""
+"""The folder of Matplotlib's list of fonts if the home folder is not writable."""
 
 import os
 import subprocess
@@ -8,7 +8,7 @@ IMPORT = "from fastae.utils.plotting import import_matplotlib as get; print(get(
 
 
 def imported(**environment):
-    """Imports Matplotlib in a process without a home folder, whose own folders are thus not writable."""
+    """Imports Matplotlib in a process without a home folder, so that its own folders are not writable."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "MPL"))}
     environment = inherited | {"HOME": "/proc/nowhere"} | environment
     return subprocess.run(
@@ -16,13 +16,13 @@ def imported(**environment):
     )
 
 
-def test_its_list_of_fonts_goes_into_the_cache(tmp_path):
+def test_matplotlibs_list_of_fonts_goes_into_the_cache(tmp_path):
     result = imported(FASTAE_CACHE=str(tmp_path))
     assert (result.stdout.strip(), result.stderr) == (str(tmp_path / "matplotlib"), "")
     assert (tmp_path / "matplotlib" / "entry.json").is_file()
 
 
-def test_without_a_cache_it_goes_into_a_temporary_folder_that_is_removed(tmp_path):
+def test_without_a_cache_the_list_goes_into_a_temporary_folder_that_is_removed(tmp_path):
     result = imported(FASTAE_CACHE="/proc/nowhere", TMPDIR=str(tmp_path))
     assert result.stdout.startswith(str(tmp_path)) and result.stderr == ""
     assert not list(tmp_path.iterdir())
