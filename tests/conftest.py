@@ -11,22 +11,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 # One folder for all tests, since each compiles the same kernels.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", "/tmp/fastae-tests-kernels")
 
-import resource
-import shutil
 import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from fastae.config import TrainConfig
 from fastae.data.faces import synthetic as faces
 from fastae.data.loaders import decode
 from fastae.training.runner import train
-from fastae.training.trainer import Trainer
 
-CELEBA = Path(os.environ.get("FASTAE_CELEBA", "../shared/celeba/img_align_celeba"))
-
+from .helpers import CELEBA, copied, small_config
 
 # A shell makes background jobs ignore these signals, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -66,48 +60,6 @@ def run(small_run, tmp_path):
     return copied(small_run, tmp_path / "run")
 
 
-def small_config(data, out=None, **others):
-    """Returns the settings of a run that takes a second or two."""
-    defaults = {"image_size": 32, "latent": 16, "compile": False, "batch_size": 4, "iterations": 2}
-    return TrainConfig(data=str(data), out=out and str(out), **{**defaults, "gpu_sample_hz": 0, **others})
-
-
-def copied(run, to):
-    """Copies a run or a sweep. Checkpoints, which fastae never changes in place, become hard links."""
-
-    def copy(source, target):
-        (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
-
-    return shutil.copytree(run, to, symlinks=True, copy_function=copy)
-
-
-@contextmanager
-def _limited(kind, value):
-    """Sets a limit of this process while the block runs."""
-    before = resource.getrlimit(kind)
-    resource.setrlimit(kind, (value, before[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(kind, before)
-
-
-def largest_file(size):
-    """While the block runs, no file may grow beyond `size` bytes: the kernel refuses, as on a full disk."""
-    return _limited(resource.RLIMIT_FSIZE, size)
-
-
-def no_more_files():
-    """While the block runs, the kernel refuses to open any file."""
-    return _limited(resource.RLIMIT_NOFILE, 0)
-
-
-def little_memory(size):
-    """While the block runs, the kernel gives this process at most `size` more bytes of memory."""
-    pages = int(Path("/proc/self/statm").read_text().split()[0])
-    return _limited(resource.RLIMIT_AS, pages * resource.getpagesize() + size)
-
-
 @pytest.fixture(scope="session")
 def celeba():
     """The folder of the real data set, if the machine has a part of it."""
@@ -128,15 +80,3 @@ def _own_surroundings(tmp_path_factory):
         monkeypatch.delenv("FASTAE_DATA", raising=False)
         monkeypatch.setenv("FASTAE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         yield
-
-
-def at_iteration(monkeypatch, number, action):
-    """Makes a run in this process call `action()` when iteration `number` begins."""
-    advance = Trainer.advance
-
-    def after_action(trainer):
-        if trainer.iteration == number - 1:
-            action()
-        return advance(trainer)
-
-    monkeypatch.setattr(Trainer, "advance", after_action)

@@ -10,7 +10,7 @@ from fastae.runs.sweep_folder import SweepConfig, open_sweep
 from fastae.utils.files import DRAFT, atomic_write, draft, open_own
 
 from .commands import here, last_state, refuses
-from .conftest import small_config
+from .helpers import small_config
 
 
 @pytest.fixture

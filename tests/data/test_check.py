@@ -13,7 +13,7 @@ from fastae.data.files.jpeg import inspect
 from fastae.errors import FastaeError
 
 from ..commands import here
-from ..conftest import no_more_files
+from ..helpers import no_more_files
 from . import bad_files
 
 

@@ -16,7 +16,7 @@ from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
 from ..commands import here, last_state
-from ..conftest import small_config
+from ..helpers import small_config
 
 
 def test_an_index_always_gives_the_same_face_and_other_indices_other_faces():

@@ -21,7 +21,7 @@ from fastae.data.files.jpeg import inspect
 from fastae.data.loaders.decode import open_decoder
 from fastae.utils.limits import peak_bytes
 
-from ..conftest import CELEBA
+from ..helpers import CELEBA
 from .mutate import mutant, variants
 
 NUMBER = int(os.environ.get("FASTAE_FUZZ", "150"))

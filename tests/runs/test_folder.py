@@ -9,7 +9,7 @@ from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
 from ..commands import SMALL, here, last_state
-from ..conftest import largest_file, small_config
+from ..helpers import largest_file, small_config
 
 
 def test_a_second_run_is_refused_while_the_first_still_opens_its_data(face_folder, tmp_path, monkeypatch):

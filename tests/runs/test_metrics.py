@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastae.runs import metrics as metrics_csv
 from fastae.runs.metrics import HELD_OUT, METRICS, TRAIN, MetricsWriter, read_metrics
 
-from ..conftest import largest_file
+from ..helpers import largest_file
 
 HEADER = (
     "iteration,kind,loss,loss_index,images_per_second,data_wait,step_p50_ms,step_p95_ms,psnr,ssim,grad_norm\n"

@@ -8,7 +8,7 @@ from fastae.model import AutoEncoder
 from fastae.runs.weights import write_weights
 
 from ..commands import same_state
-from ..conftest import little_memory
+from ..helpers import little_memory
 
 MIB = 1 << 20
 

@@ -25,7 +25,7 @@ from fastae.training.runner import train
 from fastae.training.trainer import Trainer
 
 from ..commands import begin_with, here, killed_before_its_first_checkpoint, last_state, same_state
-from ..conftest import copied, largest_file, small_config
+from ..helpers import copied, largest_file, small_config
 
 LENGTH = 3
 TWO = ("minibatch_bce", "minibatch_mse")

@@ -16,7 +16,7 @@ from fastae.runs.loaded_model import load_model
 from fastae.tools import export as exporting
 
 from ..commands import here, refuses
-from ..conftest import largest_file
+from ..helpers import largest_file
 
 
 @pytest.fixture(scope="module", params=["torch", "onnx"])

@@ -18,8 +18,8 @@ from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.pictures import pairs, to_bytes
 
 from ..commands import here, refuses
-from ..conftest import largest_file
 from ..data import bad_files
+from ..helpers import largest_file
 
 SMALL = CropResize(size=32)
 

@@ -23,7 +23,7 @@ from fastae.training.session import open_session
 from fastae.utils.console import console
 
 from ..commands import SMALL, curve, last_state, started, wait_for
-from ..conftest import small_config
+from ..helpers import small_config
 
 TORCHRUN = (
     sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastae",

@@ -21,7 +21,7 @@ from fastae.training.runner import train
 from fastae.training.step import TrainingStep
 
 from ..commands import curve, last_state, same_state
-from ..conftest import at_iteration, copied, largest_file, no_more_files, small_config
+from ..helpers import at_iteration, copied, largest_file, no_more_files, small_config
 
 OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""

@@ -29,7 +29,7 @@ from ..commands import (
     started,
     wait_for,
 )
-from ..conftest import at_iteration, copied, small_config
+from ..helpers import at_iteration, copied, small_config
 
 LENGTH, STOPPED = 24, 21
 SETTINGS = {"iterations": LENGTH, "log_every": 2, "eval_every": 8, "checkpoint_every": 9, "seed": 5}

@@ -19,7 +19,7 @@ from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 
 from ..commands import SMALL, curve, last_state, started, wait_for
-from ..conftest import at_iteration, small_config
+from ..helpers import at_iteration, small_config
 
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
 

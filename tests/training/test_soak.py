@@ -15,7 +15,7 @@ from fastae.training.runner import train
 from fastae.training.step import TrainingStep
 
 from ..commands import curve
-from ..conftest import small_config
+from ..helpers import small_config
 
 SECONDS, MINUTES = (20_000, 10.0) if os.environ.get("FASTAE_SOAK") else (40, 0.15)
 PAGE = 4096

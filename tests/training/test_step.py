@@ -27,7 +27,7 @@ from fastae.training.sync_batch_norm import SyncBatchNorm2d
 from fastae.training.weight_copies import CopyingAdam, WeightCopies
 
 from ..commands import same_state
-from ..conftest import small_config
+from ..helpers import small_config
 from ..operations import Graphs, Refuse, RefuseWaits, ReplayedFunction
 
 SHAPE = (4, 3, 32, 32)

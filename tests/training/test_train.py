@@ -21,7 +21,7 @@ from fastae.training.trainer import is_log_step
 from fastae.utils.pictures import GAP, MARGIN, TITLE
 
 from ..commands import SMALL, here, last_state, same_state
-from ..conftest import small_config
+from ..helpers import small_config
 
 LOGGED, EVALUATED = [1, 2, 5, 10, 20, 30], [0, 15, 30]
 
