@@ -11,6 +11,7 @@ import dataclasses
 import io
 import json
 from bisect import bisect
+from itertools import chain, count
 from pathlib import Path
 
 from fastae.errors import FastaeError
@@ -33,7 +34,8 @@ def write_report(report: UsageReport, recording: Recording, folder: Path, title:
         reports = [*read_sessions(folder), report]
     except FastaeError:
         reports = [report]
-    name = "gpu" if len(reports) == 1 else f"gpu-{len(reports)}"
+    names = chain(["gpu"], (f"gpu-{number}" for number in count(2)))
+    name = next(each for each in names if not (folder / f"{each}.csv").exists())
     with atomic_write(folder / REPORT) as file:
         file.write(report_json(reports).encode() + b"\n")
     with atomic_write(folder / f"{name}.csv") as file:

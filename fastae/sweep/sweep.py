@@ -227,10 +227,10 @@ class Sweep:
 
     def _correct_states(self) -> None:
         """Corrects states in sweep.json that do not agree with the weights, which only a finished run has."""
-        for run in self._runs.values():
+        for run in tuple(self._runs.values()):
             has_weights = finished_at(self.folder.run(run.name)) is not None
             if has_weights and self._config.train.keep == 0:
-                self._set(replace(run, state=RunState.FINISHED))  # with keep 0 it has no checkpoint
+                self._set_and_write(run.name, state=RunState.FINISHED)  # with keep 0 it has no checkpoint
             elif run.state is RunState.FINISHED and not has_weights:
                 log(f"{run.name}: finished according to sweep.json, but it has no weights: resuming it")
                 self._set(replace(run, state=RunState.WAITING))

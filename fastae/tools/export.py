@@ -86,9 +86,12 @@ def export(run: Path, kind: str, out: Path) -> None:
         size = f"{len(files[path]) / 1e6:.1f} MB"
         lines.append(f"exported  {printable(str(path))}: {size}, differs from the model by {difference:.2g}")
     try:
-        with made_folder(out), ExitStack() as drafts:  # all files, or none
+        with made_folder(out), ExitStack() as failed:
             for path, content in files.items():
-                drafts.enter_context(atomic_write(path)).write(content)
+                failed.callback(path.unlink, missing_ok=True)  # all files, or none
+                with atomic_write(path) as file:
+                    file.write(content)
+            failed.pop_all()
     except OSError as error:
         raise FastaeError(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
     for line in lines:

@@ -44,9 +44,11 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
         return RunFailure(
             f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
         )
-    if isinstance(error, OSError) and _is_of(run, error):
-        reason = error.strerror or error
-        return RunFailure(f"cannot write to the run folder {str(run.path)!r}: {reason}; {hint}")
+    if isinstance(error, OSError):
+        what = f"cannot write to the run folder {str(run.path)!r}"
+        if not _is_of(run, error):
+            what = f"cannot use {error.filename!r}"
+        return RunFailure(f"{what}: {error.strerror or error}; {hint}")
     if session.ranks.size > 1 and _is_another_ranks(error):
         first = printable(str(error).splitlines()[0])
         return RunFailure(f"another rank ended, or cannot be reached: {first}; {hint}")
@@ -55,7 +57,8 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
 
 def _is_of(run: RunFolder, error: OSError) -> bool:
     """Returns whether writing to the run's folder can have raised the error. A failed write names no file."""
-    return error.filename is None or Path(os.fsdecode(error.filename)).is_relative_to(run.path)
+    named = error.filename
+    return not isinstance(named, str | bytes) or Path(os.fsdecode(named)).is_relative_to(run.path)
 
 
 def _is_another_ranks(error: Exception) -> bool:

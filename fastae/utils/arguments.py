@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Collection
 from dataclasses import dataclass
-from numbers import Integral, Real
+from numbers import Real
 
 from fastae.errors import SettingError
 
@@ -49,10 +50,14 @@ SHARE = Range(0, 1)
 
 def require_int(value: object, name: str, within: Range) -> int:
     """Returns `value` as an int. Raises unless it is an integer of Python or NumPy within the range."""
-    if isinstance(value, bool) or not isinstance(value, Integral):
-        raise SettingError(name, f"must be an integer, not {value!r:.60}")
-    within.require(int(value), name)
-    return int(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise SettingError(name, f"must be an integer, not {value!r:.60}") from None
+    within.require(number, name)
+    return number
 
 
 def require_number(value: object, name: str, within: Range) -> None:

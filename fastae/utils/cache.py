@@ -254,7 +254,8 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
             list(pool.map(sync, paths))  # 2,000 files take a fraction of the time in several threads
         write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
         sync(draft)
-        _discard(folder)  # a damaged entry, or whatever is at its path
+        _delete(folder)  # a damaged entry: interrupted, this leaves something that is still an entry
+        _discard(folder)  # whatever else is at its path
         draft.rename(folder)
         sync(folder.parent)
     finally:

@@ -171,9 +171,13 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
     folder cannot be made.
     """
     numbered = (path.with_name(f"{path.name}-{number}") for number in count(2))
-    made = [folder for folder in path.parents if not folder.exists()]
+    missing = [folder for folder in path.parents if not folder.exists()]
+    made: list[Path] = []
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        for folder in reversed(missing):
+            with suppress(FileExistsError):  # another process has made it meanwhile
+                folder.mkdir()
+                made.insert(0, folder)
         for folder in chain([path], numbered if new else []):
             with suppress(FileExistsError):
                 folder.mkdir()
@@ -196,10 +200,13 @@ def require_new_folder(path: Path, option: str) -> None:
 
 
 def is_writable(folder: Path) -> bool:
-    """Returns whether files can be made in a folder. The folder is made if it does not exist."""
+    """Returns whether files can be made in a folder, or could be if the disk were not full.
+
+    The folder is made if it does not exist.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return True
-    except OSError:
-        return False
+    except OSError as error:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)

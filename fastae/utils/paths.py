@@ -66,7 +66,8 @@ def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:
     """
     found = []
     for path in paths:
-        if not isinstance(path, str | os.PathLike):
+        text = os.fspath(path) if isinstance(path, os.PathLike) else path
+        if not isinstance(text, str):
             raise SettingError(name, f"must contain paths, not {path!r:.60}")
-        found.append(user_path(os.fspath(path), name))
+        found.append(user_path(text, name))
     return found

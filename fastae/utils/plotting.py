@@ -23,11 +23,12 @@ def import_matplotlib() -> Any:
     If Matplotlib's own folders are not writable, it keeps its list of the system's fonts in fastae's cache,
     else in a temporary folder, which it removes. Raises FastaeError if there is no writable folder at all.
     """
-    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns that its folders are not writable
     if "matplotlib" not in sys.modules and not os.environ.get(VARIABLE):
         own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
-        if not all(map(_is_writable, map(Path, own))) and (folder := _folder_in_cache()):
-            os.environ[VARIABLE] = str(folder)
+        if not all(map(_is_writable, map(Path, own))):
+            logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would warn about these folders
+            if folder := _folder_in_cache():
+                os.environ[VARIABLE] = str(folder)
     try:
         import matplotlib.figure
         import matplotlib.patches

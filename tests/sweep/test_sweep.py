@@ -348,3 +348,17 @@ def test_weights_and_not_sweep_json_decide_whether_a_run_is_finished(swept, face
     again, once = (last_state(out / second)["model"] for out in (tmp_path / "out", swept[0]))
     assert same_state(again, once)
     assert capsys.readouterr().out.count("but it has no weights") == 2
+
+
+def test_a_run_that_was_killed_between_its_weights_and_sweep_json_is_finished(
+    face_folder, tmp_path, monkeypatch
+):
+    """With keep 0 it has no checkpoint, which would show that it is finished."""
+    config = SweepConfig(settings(face_folder, iterations=1, keep=0), ("pixel_mse",))
+    run_sweep(config, tmp_path)
+    content = written(tmp_path)
+    content["runs"][0]["state"] = "running"
+    (tmp_path / "sweep.json").write_text(json.dumps(content))
+    monkeypatch.setattr(sweeping.time, "sleep", lambda seconds: pytest.fail("it is waited for"))
+    run_sweep(config, tmp_path)
+    assert states(tmp_path) == {"pixel_mse": "finished"}

@@ -50,6 +50,22 @@ def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def test_a_rebuild_that_is_interrupted_leaves_an_entry_that_is_listed(tmp_path, monkeypatch):
+    """The damaged entry may be large: without its marker, nothing would ever remove it."""
+    folder, discard = make(tmp_path / "resident-1"), caches._discard
+    (folder / "pixels.npy").write_bytes(b"damaged")
+
+    def interrupted(path):
+        discard(path)
+        if path.parent == folder:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(caches, "_discard", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make(folder)
+    assert [entry.path for entry in entries(tmp_path)] == [folder]
+
+
 def test_only_what_fastae_marked_is_listed_and_removed(tmp_path, capsys):
     cache = tmp_path / "cache"
     precious = ["faces-of-my-family/a.jpg", "checks-to-deposit/b", "resident-evil/c", ".faces-x.partial/d"]
