@@ -201,6 +201,12 @@ class TrainConfig:
         return "--minutes" if self.minutes and seconds >= 60 * self.minutes else None
 
     @property
+    def has_article_size(self) -> bool:
+        """Whether a step takes as many FLOPs as the article's, so that training times can be compared."""
+        names = ("image_size", "latent", "batch_size")
+        return all(getattr(self, name) == getattr(TrainConfig, name) for name in names)
+
+    @property
     def augmentation(self) -> Augmentation:
         """The ranges of the random changes of colors."""
         return Augmentation(self.brightness, self.contrast, self.saturation)

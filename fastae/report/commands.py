@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,15 +11,19 @@ from pathlib import Path
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.report.runs import Run
+from fastae.runs.folder import RUNS
 from fastae.runs.sweep_folder import SweepConfig, SweepFolder
 from fastae.utils.json import convert
+
+BY_TIME = re.compile(r"\d{8}-\d{6}-sweep.*")
+"""The names of sweeps' folders that the user did not choose."""
 
 Command = tuple[str, ...]
 """The words and options of a command: "fastae", "train", "--lr 0.001". Lines may break between them."""
 
 
 def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[Command]:
-    """Yields the commands that repeat the runs in new folders, and the command of this report.
+    """Yields the commands that repeat the runs, and the command of this report.
 
     A complete sweep is one command. `report` contains the arguments of `fastae report`, each option together
     with its value.
@@ -28,11 +33,14 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
         if sweep := _sweep_of(folder, beside):
             at_once = max(run.description.at_once for run in beside)
             turns = [["--at-once", str(at_once)]] if at_once > 1 else []
-            yield _command(
-                "sweep", [*_options(sweep, "train"), *turns, *_options(sweep.train, "loss", "out")]
-            )
+            own = [*_options(sweep, "train"), *turns]
+            # A run's --out is below the sweep's, whose default contains the time.
+            out = Path(beside[0].config.out or "").parent
+            is_chosen = out.parts and not (out.parent == RUNS and BY_TIME.fullmatch(out.name))
+            named = [["--out", str(out)]] if is_chosen else []
+            yield _command("sweep", [*own, *_options(sweep.train, "loss", "out"), *named])
         else:
-            yield from (_command("train", _options(run.config, "out")) for run in beside)
+            yield from (_command("train", _options(run.config)) for run in beside)
     yield _command("report", report)
 
 

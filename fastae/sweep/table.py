@@ -61,7 +61,7 @@ def caption(runs: Sequence[SweepRun], config: TrainConfig) -> str:
     remaining = f"{duration(left)} left; " if left else ""
     spent = f"{remaining}{duration(seconds)} for {images:,} images"
     article = ARTICLE_SECONDS * images / ARTICLE_IMAGES
-    if article < 1:
+    if article < 1 or not config.has_article_size:
         return spent
     ratio = speed_ratio(seconds, article)
     return f"{spent}; the article's GPU took {duration(article)} for as many: {ratio}"

@@ -11,7 +11,6 @@ import ctypes
 import os
 import platform
 import shutil
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from fastae.device.compatibility import Driver
 from fastae.device.compiling import compiler, missing_to_compile, require_temporary_folder
 from fastae.device.nvml import Gpu, NvmlError, in_wsl
 from fastae.errors import FastaeError
-from fastae.utils.cache import cache_folder, entries
+from fastae.utils.cache import KERNELS, cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.environment import __version__, commit, dali_builds, version
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
@@ -160,7 +159,7 @@ def check_compile() -> Answer:
     missing = missing_to_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if missing:
         return "torch.compile cannot be used", f"install {missing}; CXX and CC select other compilers"
-    kernels = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.gettempdir()
+    kernels = os.environ.get(KERNELS) or cache_folder() / "kernels"
     return f"C++ compiler {shutil.which(compiler())}, kernels in {kernels}", ""
 
 

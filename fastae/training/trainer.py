@@ -181,8 +181,10 @@ class Trainer:
             if index is not None
         )
         log(f"\nheld-out loss_index {indices}", "bold")
-        first_step = f"first step {self._windows[0].seconds:.1f} s, " if self._start == 0 else ""
-        windows = self._windows[1:] if first_step and len(self._windows) > 1 else self._windows
+        first_step, windows = "", self._windows
+        if is_log_step(self._start + 1, self._config.log_every):  # else it is not counted at all
+            first_step = f"first step {windows[0].seconds:.1f} s, "
+            windows = windows[1:] or windows
         seconds = sum(window.seconds for window in windows)
         images = self._config.batch_size * sum(window.iterations for window in windows)
         wait = sum(window.data_wait * window.seconds for window in windows) / seconds

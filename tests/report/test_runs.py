@@ -8,6 +8,7 @@ from fastae.errors import FastaeError
 from fastae.report.runs import find_runs
 from fastae.runs.metrics import NAME
 
+from ..commands import refuses
 from .made import make_run
 
 
@@ -107,3 +108,9 @@ def test_a_run_is_finished_by_its_iterations_or_by_final_weights_after_its_minut
         tmp_path / "run", train={1: 9.0, last: 5.0}, held_out={0: 9.0, evaluated: 5.0}, **settings
     )
     assert only(made).finished is finished
+
+
+def test_a_data_folder_that_does_not_exist_is_refused(tmp_path):
+    run = make_run(tmp_path / "run", "pixel_mse")
+    assert "--data" in refuses("report", run, "--data", tmp_path / "gone")
+    assert not (run / "report.html").exists()

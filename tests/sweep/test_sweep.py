@@ -87,6 +87,7 @@ def test_a_sweep_trains_the_six_losses_each_from_its_own_seed(swept):
 def test_the_time_is_compared_with_the_articles_for_as_many_images(hours, ratio):
     half = [SweepRun("one", "one", seed=0, iteration=50_000, seconds=1800 * hours)] * 2  # two half runs
     assert caption(half, TrainConfig()).endswith(f"the article's GPU took 5 h 00 min for as many: {ratio}")
+    assert "article" not in caption(half, TrainConfig(image_size=64))  # an image takes less work
 
 
 def test_a_run_of_a_sweep_ends_in_the_same_bits_as_the_run_that_train_makes(swept, face_folder, tmp_path):

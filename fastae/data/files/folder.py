@@ -276,7 +276,9 @@ def count_faults(faults: Sequence[FileFault]) -> str:
 def _divide(root: str, checked: Check) -> ImageFolder:
     if len(checked.usable) < 2:
         faults = count_faults(checked.unusable)
-        skipped = f"; skipped: {faults} (fastae check {shlex.quote(root)} lists them)" if faults else ""
+        is_cropped = any(each.fault is Fault.TOO_SMALL for each in checked.unusable)
+        command = f"fastae check {shlex.quote(root)}{' --crop N' if is_cropped else ''}"
+        skipped = f"; skipped: {faults} ({command} lists them)" if faults else ""
         raise FastaeError(
             f"{root!r} contains {counted(len(checked.usable), 'usable JPEG')}, and at least 2 are needed, "
             f"one to train on and one to hold out{skipped}"
