@@ -53,7 +53,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     arguments = [[str(folder)] for folder in folders]
     arguments += [["--out", str(out)]] if out else []
     arguments += [["--data", data]] if data else []
-    if data and not Path(data).is_dir():
+    if data and not expand_home(Path(data)).is_dir():
         raise FastaeError(f"--data {data!r} is not a folder: name the folder of the runs' images")
     folders = list(map(expand_home, folders))
     out = _choose_out(folders, expand_home(out) if out else None)
