@@ -71,7 +71,7 @@ def test_make_setup_names_the_driver_that_a_new_card_needs(make):
 
 @pytest.mark.parametrize("has_pip", [True, False])
 def test_make_setup_works_without_ensurepip_if_there_is_a_pip(make, tmp_path, has_pip):
-    """Such a Python leaves half a .venv. The pip in this test only notes how it is called."""
+    """A Python without ensurepip leaves half a .venv. The pip in this test only notes how it is called."""
     python = tmp_path / "python"
     python.write_text(f"""#!/bin/sh
 case "$*" in

@@ -87,14 +87,15 @@ class Gallery:
 
     def png(self, *indices: int) -> bytes:
         """Returns a PNG with a row for each index: the image and its reconstructions."""
-        shown = [to_bytes(self.images), *(column.reconstructions for column in self.columns)]
-        rows = np.stack([pictures[list(indices)] for pictures in shown], axis=1)
+        chosen = list(indices)
+        columns = [column.reconstructions[chosen] for column in self.columns]
+        rows = np.stack([to_bytes(self.images[chosen]), *columns], axis=1)
         scale = -(-PIXELS // rows.shape[3])
         rows = rows.repeat(scale, axis=2).repeat(scale, axis=3)
         opaque = np.concatenate([rows, np.full_like(rows[..., :1], 255)], axis=-1)
         padded = np.pad(opaque, ((0, 0), (0, 0), (0, 0), (GAP, GAP), (0, 0)))
-        count, columns, height, width, channels = padded.shape
-        return encode_png(padded.swapaxes(1, 2).reshape(count * height, columns * width, channels))
+        count, across, height, width, channels = padded.shape
+        return encode_png(padded.swapaxes(1, 2).reshape(count * height, across * width, channels))
 
 
 def make_gallery(

@@ -204,9 +204,8 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
         f"The article's six runs of {ARTICLE.iterations:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
         f"{these} trained for {spent}, on {devices}."
     )
-    sizes = [(run.config.image_size, run.config.latent, run.config.batch_size) for run in runs]
     rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
-    if set(sizes) != {(ARTICLE.image_size, ARTICLE.latent, ARTICLE.batch_size)}:
+    if not all(run.config.has_article_size for run in runs):
         yield (
             "The speed is not projected to the article's runs, which had another --image-size, --latent or "
             "--batch-size."

@@ -13,6 +13,7 @@ import platform
 import shutil
 from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from fastae.errors import FastaeError
 from fastae.utils.cache import KERNELS, cache_folder, entries
 from fastae.utils.console import log
 from fastae.utils.environment import __version__, commit, dali_builds, version
+from fastae.utils.files import nearest_existing
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB; a resident CelebA takes 10, a checkpoint 0.5
@@ -67,6 +69,12 @@ def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
         return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this as a bug"
 
 
+@cache
+def _read_driver() -> Driver:
+    """Reads the driver once for all checks, since opening NVML may initialise every GPU. Raises NvmlError."""
+    return compatibility.read_driver()
+
+
 def check_fastae() -> Answer:
     """Returns the version of fastae, its commit, and the system."""
     system = f"Python {platform.python_version()} on {platform.platform()}"
@@ -85,7 +93,7 @@ def check_driver() -> Answer:
     NVML may be missing although CUDA works. In WSL the driver is that of Windows.
     """
     try:
-        driver = compatibility.read_driver()
+        driver = _read_driver()
     except NvmlError as error:
         if in_wsl():
             return str(error), "for an NVIDIA GPU, update the driver in Windows, not in Linux"
@@ -105,7 +113,9 @@ def check_driver() -> Answer:
         return text, "start a container with --gpus all"
     if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
         return text, "unset CUDA_VISIBLE_DEVICES, which hides the GPUs, to train on one"
-    return text, "reboot; nvidia-smi -q shows more" if lost else compatibility.unusable_gpu_reason() or ""
+    if lost:
+        return text, "reboot; nvidia-smi -q shows more"
+    return text, ": ".join(compatibility.cuda_fault(driver) or ())
 
 
 def _size(gpu: Gpu) -> str:
@@ -126,7 +136,7 @@ def check_jpeg() -> Answer:
 def check_dali() -> Answer:
     """Checks whether DALI is installed, and fits PyTorch and the driver."""
     try:
-        driver: Driver | None = compatibility.read_driver()
+        driver: Driver | None = _read_driver()
     except NvmlError:
         driver = None
     remedy = driver.install if driver else "make clean; make setup"
@@ -205,7 +215,7 @@ def _nvjpeg_status() -> int | None:
 def _space(folder: Path, remedy: str) -> Answer:
     """Checks whether a folder, or the nearest existing one above it, is writable and has free space."""
     folder = folder.absolute()
-    nearest = next(each for each in (folder, *folder.parents) if each.exists())
+    nearest = nearest_existing(folder)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
         return f"{folder} is not writable", remedy
     free = shutil.disk_usage(nearest).free / 2**30

@@ -150,10 +150,8 @@ class TrainingStep:
             try:
                 self._captured = self._graphed(example)
                 note = "one CUDA graph per step"
-            except (
-                RuntimeError,
-                CalledProcessError,
-            ) as error:  # the latter from the C compiler that Triton starts
+            # CalledProcessError: from the C compiler that Triton starts.
+            except (RuntimeError, CalledProcessError) as error:
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
                 self._forget()
             self._undo(weights)

@@ -190,9 +190,14 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def nearest_existing(path: Path) -> Path:
+    """Returns `path` if it exists, else the nearest of its parents that does, as an absolute path."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())
+
+
 def require_new_folder(path: Path, option: str) -> None:
     """Raises FastaeError, naming `option`, unless `path` is an empty folder or could be made as one."""
-    parent = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    parent = nearest_existing(path)
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise FastaeError(f"{option} {str(path)!r} cannot be made: {str(parent)!r} is not a writable folder")
     if listed(path):

@@ -12,6 +12,7 @@ import platformdirs
 
 from fastae.errors import FastaeError
 from fastae.utils.cache import cache_folder, working_entry
+from fastae.utils.files import is_writable
 
 VARIABLE = "MPLCONFIGDIR"
 """Matplotlib's variable for the folder in which it keeps its list of the system's fonts."""
@@ -25,7 +26,7 @@ def import_matplotlib() -> Any:
     """
     if "matplotlib" not in sys.modules and not os.environ.get(VARIABLE):
         own = (platformdirs.user_config_dir("matplotlib"), platformdirs.user_cache_dir("matplotlib"))
-        if not all(map(_is_writable, map(Path, own))):
+        if not all(map(is_writable, map(Path, own))):
             logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it would warn about these folders
             if folder := _folder_in_cache():
                 os.environ[VARIABLE] = str(folder)
@@ -44,13 +45,4 @@ def _folder_in_cache() -> Path | None:
         folder = working_entry(cache_folder() / "matplotlib", "fonts", "Matplotlib's list of fonts")
     except FastaeError:
         return None
-    return folder if folder and _is_writable(folder) else None
-
-
-def _is_writable(folder: Path) -> bool:
-    """Returns whether files can be made in a folder. As Matplotlib does, it makes a missing folder."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return os.access(folder, os.W_OK | os.X_OK)
+    return folder if folder and is_writable(folder) else None

@@ -50,10 +50,12 @@ def install(monkeypatch):
             return nvml.open_nvml(RecordedNvml(absent=driver))
 
         monkeypatch.setattr(compatibility, "read_driver", read_driver)
+        doctor._read_driver.cache_clear()
 
     monkeypatch.setattr(compatibility, "has_nvidia_card", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    return be
+    yield be
+    doctor._read_driver.cache_clear()
 
 
 def test_the_output_for_this_machine_fits_on_one_screen(capsys):

@@ -118,7 +118,7 @@ def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
     paths = map(Path, walk(str(source), (".jpg",), ignored, follow=False))
     found = sorted(path for path in paths if IMAGE_NAME.fullmatch(path.name))
     plain = list(filter(_is_plain, found))
-    skipped = [str(path) for path in found if not _is_plain(path)]
+    skipped = list(map(str, sorted(set(found).difference(plain))))
     if plain:
         # The authors' unaligned images ("in the wild") have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain

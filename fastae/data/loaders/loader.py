@@ -36,7 +36,7 @@ from fastae.data.files.jpeg import FileFault, inspect
 from fastae.data.files.recovery import ImageFiles, recovered
 from fastae.data.loaders.crop_resize import SIZE, CropResize
 from fastae.data.loaders.decode import Decoder, open_decoder
-from fastae.data.loaders.host import upload_batches
+from fastae.data.loaders.host import gather, upload_batches
 from fastae.data.loaders.pixel_ops import pack_params, to_batch
 from fastae.data.loaders.resident import Store, is_stored, open_store, store_bytes
 from fastae.data.loaders.sampler import BatchParams, Sampler
@@ -47,7 +47,7 @@ from fastae.errors import SettingError
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import counted, log, size
-from fastae.utils.files import is_writable
+from fastae.utils.files import is_writable, nearest_existing
 from fastae.utils.paths import expand_home, texts, user_path
 from fastae.utils.sample import evenly_spaced
 
@@ -136,7 +136,7 @@ class Loader(ABC):
         """Makes a batch from its inputs. A training step may compile and capture this as a part of itself."""
 
     def example(self) -> tuple[Tensor, ...]:
-        """Returns inputs of the right shapes without starting DALI, so that a step can be captured first."""
+        """Returns inputs of the right shapes, without DALI or a thread: a step is captured before that."""
         return next(self.inputs())
 
     def _all_params(self, start: int = 0) -> Iterator[Tensor]:
@@ -253,6 +253,9 @@ class HostLoader(Loader):
     def __init__(self, store: Store, sampler: Sampler, decoder: Decoder) -> None:
         super().__init__(sampler, decoder)
         self.store = store
+
+    def example(self) -> tuple[Tensor, ...]:
+        return tuple(value.to(self.device) for value in gather(self.store, self.sampler.at(0)))
 
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         return upload_batches(self.store, self.sampler, start, device=self.device)
@@ -482,8 +485,7 @@ def _obstacle(files: ImageFiles, decoder: Decoder, cache: Path, needed: int) -> 
     """Returns why the cache cannot store this many bytes of images, in words; None if it can."""
     if not is_writable(cache):
         return f"the cache {str(cache)!r} is not writable"
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
+    free = shutil.disk_usage(nearest_existing(cache)).free
     if needed > free and not is_stored(files, decoder, cache):
         return f"{size(needed)} of images, {size(free)} free in {cache}"
     return None
