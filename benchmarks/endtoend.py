@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks.measure import isolated
 from benchmarks.roofline import BATCH, in_words
-from fastae.article import ARTICLE_ITERATIONS
+from fastae.experiment.article import ARTICLE_ITERATIONS, ARTICLE_LOSSES
 
 LOADERS = ("resident", "host", "dali")
 LOSS = "minibatch_bce"
@@ -132,7 +132,7 @@ def _in_turn(steps: list[Any], inputs: tuple[Any, ...]) -> None:
 def _step(batch_size: int, device: Any, precision: Any, compiled: bool, make_batch: Callable) -> Any:
     import torch
 
-    from fastae.model import AutoEncoder
+    from fastae.experiment.model import AutoEncoder
     from fastae.training.step import TrainingStep, objective_of
 
     torch.manual_seed(0)
@@ -183,7 +183,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
     if not measured:
         return {}
     best = max(measured, key=lambda found: found["loader"]["images_per_second"])
-    scale = ARTICLE_ITERATIONS * BATCH / batch_size
+    scale = ARTICLE_LOSSES * ARTICLE_ITERATIONS * BATCH / batch_size
     # Means are used, since DALI decodes for several iterations at once, and only one of them waits for it.
     # `shares` are the times of n steps at once, relative to n steps one after the other.
     alone, fed = (batch_size / best[kind]["images_per_second"] for kind in ("fixed", "loader"))
@@ -195,7 +195,7 @@ def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, flo
         "at_once": at_once,
         "step": step,
         "loader": loader,
-        "evaluations": ARTICLE_ITERATIONS / EVAL_EVERY * best["evaluation"],
+        "evaluations": ARTICLE_LOSSES * ARTICLE_ITERATIONS / EVAL_EVERY * best["evaluation"],
         "checkpoints": (step + loader) / CHECKPOINT_SECONDS * best["checkpoint"],
     }
 

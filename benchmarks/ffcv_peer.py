@@ -23,8 +23,8 @@ from ffcv.pipeline.state import State
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from fastae.augment import EPSILON
 from fastae.data.loaders.sampler import Sampler
+from fastae.experiment.augment import EPSILON
 
 FLOAT = np.dtype(np.float32)
 
@@ -134,7 +134,7 @@ def _resize(image: np.ndarray, flip: bool, resized: np.ndarray) -> None:
 
 
 def _color_jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> None:
-    """`fastae.augment.color_jitter` pixel by pixel, in place."""
+    """`fastae.experiment.augment.color_jitter` pixel by pixel, in place."""
     height, width = image.shape[:2]
     means = np.zeros(3, np.float32)
     for y in range(height):

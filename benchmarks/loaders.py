@@ -28,9 +28,9 @@ WARM_UP = 10
 
 def measure(name: str, images: str | None, threads: int, batches: int, device: str) -> dict[str, Any]:
     """Measures one variant; returns {"rate": Figure, "first_epoch": images/s, ...} or {"absent": reason}."""
-    from fastae.augment import Augmentation
     from fastae.data.loaders.sampler import Sampler
     from fastae.data.source import open_source
+    from fastae.experiment.augment import Augmentation
 
     folder, _ = open_source(images)
     sampler = Sampler(len(folder.train), BATCH, 0, Augmentation())

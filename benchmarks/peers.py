@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from fastae import augment
 from fastae.data.loaders.sampler import Sampler
+from fastae.experiment import augment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,7 +37,7 @@ def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
 
 
 class _Numpy:
-    """`fastae.augment.Arrays` in NumPy, for one array with the channels last."""
+    """`fastae.experiment.augment.Arrays` in NumPy, for one array with the channels last."""
 
     highest = staticmethod(lambda channels: channels[0].max(-1, keepdims=True))
     lowest = staticmethod(lambda channels: channels[0].min(-1, keepdims=True))
@@ -120,7 +120,7 @@ class _Endless:
 
 
 class _Torch:
-    """`fastae.augment.Arrays` in PyTorch, for one tensor with the channels first, and numbers as factors."""
+    """`augment.Arrays` in PyTorch, for one tensor with the channels first, and numbers as factors."""
 
     highest = staticmethod(lambda channels: channels[0].amax(0, keepdim=True))
     lowest = staticmethod(lambda channels: channels[0].amin(0, keepdim=True))

@@ -19,9 +19,9 @@ import click
 import torch
 from torch import nn
 
-from fastae.article import ARTICLE_ITERATIONS, ARTICLE_SECONDS
 from fastae.device.cards import CARDS
-from fastae.model import meta_model
+from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS
+from fastae.experiment.model import meta_model
 
 BATCH = 64
 ACTIVATION_PASSES = 8.1
@@ -219,7 +219,7 @@ def lines(batch_size: int = BATCH) -> list[str]:
         least, most = expected_seconds(costs, card.half, card.bandwidth)
         shown.append(
             f"  {card.name:16} {1e3 * floor:6.2f} {1e3 * least:6.2f}-{1e3 * most:<6.2f} six runs in "
-            f"{span(ARTICLE_ITERATIONS * least)} to {span(ARTICLE_ITERATIONS * most)} (a prediction)"
+            f"{span(ARTICLE_IMAGES / BATCH * least)} to {span(ARTICLE_IMAGES / BATCH * most)} (a prediction)"
         )
     shown.append("  floor: only the arithmetic, at the full rate, which convolutions do not reach.")
     shown.append(

@@ -128,7 +128,7 @@ def _rates_without_recompiling(work: Callable[[], int]) -> Figure:
 def _model(level: int, device: Any) -> Any:
     import torch
 
-    from fastae.model import AutoEncoder
+    from fastae.experiment.model import AutoEncoder
 
     torch.manual_seed(0)
     model = AutoEncoder().to(device)
@@ -140,7 +140,7 @@ def _plain_step(level: int, device: Any) -> Callable[[Any], Callable[[], Any]]:
     import torch
 
     from fastae.device.choose import choose_precision
-    from fastae.losses import LOSSES
+    from fastae.experiment.losses import LOSSES
 
     model, precision = _model(level, device), choose_precision(device, amp=level >= 2)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)

@@ -19,7 +19,7 @@ import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
 from fastae.errors import FastaeError
-from fastae.flops import training_flops
+from fastae.experiment.flops import training_flops
 from fastae.utils.environment import describe_environment
 
 SECTIONS = ("loaders", "steps", "endtoend", "roofline")

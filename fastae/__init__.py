@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from fastae.config import TrainConfig
     from fastae.data import open_loader
     from fastae.errors import FastaeError
-    from fastae.losses import LOSSES
-    from fastae.model import AutoEncoder
+    from fastae.experiment.losses import LOSSES
+    from fastae.experiment.model import AutoEncoder
     from fastae.runs.loaded_model import load_model
     from fastae.training.runner import train
 
@@ -32,8 +32,8 @@ __all__ = [
 _MODULES = {
     "__version__": "utils.environment",
     "FastaeError": "errors",
-    "LOSSES": "losses",
-    "AutoEncoder": "model",
+    "LOSSES": "experiment.losses",
+    "AutoEncoder": "experiment.model",
     "TrainConfig": "config",
     "load_model": "runs.loaded_model",
     "open_loader": "data",

@@ -12,9 +12,9 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
-from fastae.augment import Augmentation
 from fastae.errors import FastaeError, SettingError
-from fastae.losses import LOSSES
+from fastae.experiment.augment import Augmentation
+from fastae.experiment.losses import LOSSES
 from fastae.utils.arguments import (
     BATCH_SIZE,
     CROP,

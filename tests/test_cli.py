@@ -14,7 +14,7 @@ from fastae.cli.main import cli
 from fastae.config import TrainConfig
 from fastae.data import open_loader
 from fastae.errors import FastaeError
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.report.make import make_report
 from fastae.runs.loaded_model import load_model
 from fastae.tools.reconstruct import reconstruct_files

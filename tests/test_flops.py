@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks.roofline import layers
-from fastae.flops import rate_text, training_flops
+from fastae.experiment.flops import rate_text, training_flops
 
 
 @pytest.mark.parametrize(("image_size", "latent"), [(128, 512), (48, 16)])

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from fastae.losses import LOSSES, element_of, gradient_scale, loss_index, ssim
+from fastae.experiment.losses import LOSSES
+from fastae.experiment.metrics import loss_index, ssim
 
 ARTICLE_ORDER = ["minibatch_bce", "minibatch_mse", "pixel_bce", "pixel_mse", "sample_bce", "sample_mse"]
 
@@ -40,7 +41,7 @@ def test_objective_and_logged_value_are_sum_and_mean_of_the_articles_tensor(name
     objective = LOSSES[name](*batch)
     assert objective.shape == () and objective.dtype == torch.float32
     assert objective.item() == pytest.approx(expected.sum(), rel=1e-5)
-    assert element_of(name)(*batch).mean().item() == pytest.approx(expected.mean(), rel=1e-5)
+    assert LOSSES[name].element.function(*batch).mean().item() == pytest.approx(expected.mean(), rel=1e-5)
     half = [tensor.bfloat16() for tensor in batch]
     assert torch.equal(LOSSES[name](*half), LOSSES[name](*(tensor.float() for tensor in half)))
 
@@ -50,8 +51,8 @@ def test_gradient_is_k_times_that_of_the_mean(name, batch):
     reconstruction, images = batch
     y = reconstruction.double().requires_grad_()
     (gradient,) = torch.autograd.grad(LOSSES[name](y, images), y)
-    (of_mean,) = torch.autograd.grad(element_of(name)(y, images).mean(), y)
-    k = gradient_scale(name, images.shape)
+    (of_mean,) = torch.autograd.grad(LOSSES[name].element.function(y, images).mean(), y)
+    k = LOSSES[name].gradient_scale(images.shape)
     torch.testing.assert_close(gradient, k * of_mean, rtol=1e-5, atol=1e-6 * k * of_mean.abs().max().item())
 
 

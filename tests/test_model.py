@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from fastae.losses import cross_entropy
-from fastae.model import AutoEncoder
+from fastae.experiment.losses import cross_entropy
+from fastae.experiment.model import AutoEncoder
 
 WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 

@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from fastae.cli.options import GroupedCommand, GroupedOption, InOrder, PathType, options_of
 from fastae.config import RUN_FOLDER, TrainConfig
 from fastae.errors import FastaeError, Stopped
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.utils.streams import discard_output, open_streams
 
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)

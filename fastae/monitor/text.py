@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fastae.flops import rate_text
+from fastae.experiment.flops import rate_text
 from fastae.monitor.diagnosis import THROTTLED_FROM
 from fastae.monitor.recording import Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport

@@ -15,10 +15,11 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from fastae.losses import ELEMENTS, REDUCTIONS
+from fastae.experiment.losses import ELEMENTS, REDUCTIONS
 from fastae.report.compare import Comparison, by_seed
 from fastae.report.runs import METRICS
 
+NAMES = [each.name for each in REDUCTIONS]
 CONFIDENCE = 0.95
 MINUS = "−"
 ELEMENT = f"squared error {MINUS} cross entropy"
@@ -62,9 +63,9 @@ class Difference:
 
 def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
     """Yields the name of each comparison, the losses on its first side, and those that are subtracted."""
-    yield ELEMENT, [f"{each}_mse" for each in REDUCTIONS], [f"{each}_bce" for each in REDUCTIONS]
-    for element in ELEMENTS:
-        for one, other in combinations(REDUCTIONS, 2):
+    yield ELEMENT, [f"{each}_mse" for each in NAMES], [f"{each}_bce" for each in NAMES]
+    for element in (e.name for e in ELEMENTS):
+        for one, other in combinations(NAMES, 2):
             first, second = f"{one}_{element}", f"{other}_{element}"
             yield f"{first} {MINUS} {second}", [first], [second]
 

@@ -22,7 +22,7 @@ from fastae.data.files.manifest import DIGESTS, Manifest
 from fastae.data.source import VARIABLE, open_source
 from fastae.device.choose import Precision
 from fastae.errors import FastaeError
-from fastae.losses import squared_error
+from fastae.experiment.losses import squared_error
 from fastae.report.compare import Group
 from fastae.report.runs import Run, as_text
 from fastae.runs.folder import RunFolder

@@ -20,7 +20,7 @@ from markupsafe import Markup, escape
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
-from fastae.losses import loss_index
+from fastae.experiment.metrics import loss_index
 from fastae.report.commands import commands
 from fastae.report.compare import Comparison, Group, compare, group_seeds
 from fastae.report.differences import differences

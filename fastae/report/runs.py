@@ -16,7 +16,7 @@ import numpy as np
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.monitor.files import read_sessions
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastae.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.config import TrainConfig, flag
-from fastae.losses import LOSSES
+from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
+from fastae.experiment.losses import LOSSES
 from fastae.report.compare import Comparison, Group
 from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
 from fastae.report.runs import METRICS, Run, as_text, last

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from fastae.config import TrainConfig
 from fastae.device.choose import find_device
 from fastae.errors import FastaeError
-from fastae.model import AutoEncoder, meta_model
+from fastae.experiment.model import AutoEncoder, meta_model
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.utils.console import log, printable

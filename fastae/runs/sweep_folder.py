@@ -16,7 +16,7 @@ from filelock import FileLock
 from fastae.config import FIXED, TrainConfig, flag
 from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.runs.folder import RunFolder, locked_folder
 from fastae.utils.arguments import Range
 from fastae.utils.files import refuse_links, write_json

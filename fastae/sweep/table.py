@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 from rich.live import Live
 from rich.table import Table
 
-from fastae.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.config import TrainConfig
+from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.runs.sweep_folder import RunState, SweepRun
 from fastae.utils.console import console, duration
 

@@ -18,8 +18,9 @@ from fastae.data.loaders.crop_resize import CropResize
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
-from fastae.losses import loss_index, psnr, squared_error
-from fastae.model import AutoEncoder
+from fastae.experiment.losses import squared_error
+from fastae.experiment.metrics import loss_index, psnr
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.console import log, printable

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from fastae.device.choose import Precision
-from fastae.losses import element_of, loss_index, squared_error, ssim
-from fastae.model import AutoEncoder
+from fastae.experiment.losses import LOSSES, squared_error
+from fastae.experiment.metrics import loss_index, ssim
+from fastae.experiment.model import AutoEncoder
 from fastae.utils.sample import evenly_spaced
 
 BATCH = 64
@@ -60,7 +61,7 @@ def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision
     pairs = zip(reconstructions.split(BATCH), images.split(BATCH), strict=True)
     shown = evenly_spaced(range(len(images)), SAMPLES)
     return Evaluation(
-        loss=element_of(loss)(reconstructions, images).mean().item(),
+        loss=LOSSES[loss].element.function(reconstructions, images).mean().item(),
         loss_index=loss_index(errors.mean().item()),
         psnr=(-10 * errors.log10()).mean().item(),
         ssim=torch.cat([ssim(*each) for each in pairs]).mean().item(),

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 
 
 def rectified(input: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from typing import Any
 
 from fastae.config import FIXED, TrainConfig, flag
 from fastae.errors import FastaeError
-from fastae.model import meta_model
+from fastae.experiment.model import meta_model
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription

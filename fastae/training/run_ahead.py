@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastae.losses import loss_index
+from fastae.experiment.metrics import loss_index
 from fastae.training.step_timer import Marks, Window
 
 AHEAD = 4

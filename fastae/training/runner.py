@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fastae.config import TrainConfig
 from fastae.device.cards import peak_flops
-from fastae.flops import training_flops
+from fastae.experiment.flops import training_flops
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo

@@ -33,8 +33,8 @@ from fastae.device.compatibility import unusable_gpu_reason
 from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
 from fastae.errors import FastaeError
-from fastae.losses import element_of
-from fastae.model import AutoEncoder, training_bytes
+from fastae.experiment.losses import LOSSES
+from fastae.experiment.model import AutoEncoder, training_bytes
 from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.replaced_files import ReplacedFiles
@@ -135,7 +135,7 @@ class Models:
         else:  # in place, since what was compiled holds these weights
             self._model.load_state_dict(initial.state_dict())
         # The three reductions of an element have one objective: only Adam's eps differs.
-        element = element_of(config.loss)
+        element = LOSSES[config.loss].element.function
         if element not in self._objectives:
             objective = objective_of(
                 self._model,

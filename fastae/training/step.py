@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from fastae.device.choose import Precision
-from fastae.losses import element_of, gradient_scale, squared_error
-from fastae.model import AutoEncoder
+from fastae.experiment.losses import LOSSES, squared_error
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 from fastae.training import cuda_graph as graph
 from fastae.training.relu import recompute_masks
@@ -51,7 +51,7 @@ class Objective(nn.Module):
         self.copies: dict[str, Tensor] = {}
         """Name of a weight -> the tensor that is used and differentiated instead of it."""
 
-        self.element = element_of(loss)
+        self.element = LOSSES[loss].element.function
         self.precision = precision
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +124,7 @@ class TrainingStep:
             self._leaves,
             lr=lr,
             betas=ADAM_BETAS,
-            eps=ADAM_EPS / gradient_scale(loss, batch_shape),
+            eps=ADAM_EPS / LOSSES[loss].gradient_scale(batch_shape),
             fused=True,
             capturable=self.device.type == "cuda",
         )

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 
 PIXELS = (0, 2, 3)
 """The axes of (N, C, H, W) over which the statistics of a channel are taken."""

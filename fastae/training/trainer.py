@@ -21,7 +21,7 @@ from fastae.data.loaders.loader import Loader
 from fastae.device.cards import peak_flops
 from fastae.device.memory import peak_memory, total_memory
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
-from fastae.flops import rate_text, training_flops
+from fastae.experiment.flops import rate_text, training_flops
 from fastae.monitor.recording import Phase
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder

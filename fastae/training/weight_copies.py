@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.checkpoint import moments_like
 
 OPTIONS: dict[str, Any] = {"combo_kernels": True, "realize_reads_threshold": 0}

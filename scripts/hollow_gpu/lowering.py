@@ -13,7 +13,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fastae.augment import Augmentation
 from fastae.config import TrainConfig
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
@@ -23,7 +22,8 @@ from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device, use_tf32
 from fastae.device.choose import Precision, choose_device, choose_precision
-from fastae.model import AutoEncoder
+from fastae.experiment.augment import Augmentation
+from fastae.experiment.model import AutoEncoder
 from fastae.training.session import build_model
 from fastae.training.step import TrainingStep, objective_of
 from fastae.training.sync_batch_norm import synchronize

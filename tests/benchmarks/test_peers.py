@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.measure import isolated
-from fastae.augment import Augmentation
 from fastae.data import Tuning, open_loader
 from fastae.data.loaders.sampler import Sampler
+from fastae.experiment.augment import Augmentation
 
 # Pillow rounds to bytes before the colours; TensorFlow and FFCV decode with a faster, coarser transform, by
 # which single pixels at sharp edges differ more.

@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning
 from fastae.data.loaders import host
 from fastae.data.loaders.decode import open_decoder
@@ -17,6 +16,7 @@ from fastae.data.loaders.loader import HostLoader, ResidentLoader
 from fastae.data.loaders.pixel_ops import channel_means
 from fastae.data.loaders.resident import Store
 from fastae.data.loaders.sampler import Sampler
+from fastae.experiment.augment import Augmentation
 
 from .batches import same, take
 

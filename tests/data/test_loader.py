@@ -12,7 +12,6 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from PIL import Image
 
-from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images
 from fastae.data.files.jpeg import Fault, Inspection
 from fastae.data.files.recovery import DecoderError, ImageFiles
@@ -30,6 +29,7 @@ from fastae.data.loaders.pipeline import (
 from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
+from fastae.experiment.augment import Augmentation
 from fastae.utils import environment
 
 from . import reference

@@ -13,7 +13,6 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images
 from fastae.data.files import recovery
 from fastae.data.files.jpeg import Fault, Inspection
@@ -29,6 +28,7 @@ from fastae.data.loaders import pipeline
 from fastae.data.loaders.decode import Decoder, open_decoder
 from fastae.data.loaders.loader import build_loader
 from fastae.data.loaders.sampler import Sampler
+from fastae.experiment.augment import Augmentation
 from fastae.runs.folder import RunFolder
 
 from ..commands import SMALL, here, started, wait_for

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastae.augment import Augmentation
 from fastae.data import CropResize
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders import loader, resident
 from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
+from fastae.experiment.augment import Augmentation
 from fastae.utils import cache as caches
 from fastae.utils.cache import entries
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastae.augment import Augmentation
 from fastae.data.loaders.sampler import Sampler, permutation
+from fastae.experiment.augment import Augmentation
 from fastae.utils.sample import evenly_spaced
 
 RANGES = Augmentation(brightness=0.125, contrast=0.2, saturation=0.3)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastae.device.choose import choose_precision
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 from fastae.training.step import TrainingStep, objective_of
 
 SIZE, BATCH = 64, 8

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fastae.augment import Augmentation
 from fastae.data import CropResize, Tuning, load_images, open_loader
+from fastae.experiment.augment import Augmentation
 
 pytestmark = pytest.mark.usefixtures("real_gpu")
 

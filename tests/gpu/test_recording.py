@@ -8,7 +8,6 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from fastae.augment import Augmentation
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.loader import ResidentLoader
@@ -18,7 +17,8 @@ from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device, use_kernels
 from fastae.device.choose import Precision, choose_device, choose_precision
-from fastae.model import AutoEncoder
+from fastae.experiment.augment import Augmentation
+from fastae.experiment.model import AutoEncoder
 from fastae.training.cuda_graph import GraphedFunction, side_stream
 from fastae.training.step import objective_of
 from fastae.training.sync_batch_norm import synchronize

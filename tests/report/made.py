@@ -9,7 +9,7 @@ import torch
 from fastae.config import TrainConfig
 from fastae.data.files.folder import open_folder
 from fastae.data.files.manifest import Manifest
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 from fastae.monitor.files import REPORT
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import Diagnosis, Summary, UsageReport, Verdict

@@ -8,7 +8,7 @@ import pytest
 
 from fastae.cli.options import options_of
 from fastae.config import TrainConfig
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.report.commands import commands
 from fastae.report.runs import find_runs
 from fastae.runs.sweep_folder import SweepConfig

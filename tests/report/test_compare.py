@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.report.compare import compare, group_seeds
 from fastae.report.runs import find_runs
 

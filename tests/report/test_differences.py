@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.report.compare import compare
 from fastae.report.differences import ELEMENT, comparisons, differences, subtract
 from fastae.report.runs import find_runs

@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.report import figures
 from fastae.report.compare import group_seeds
 from fastae.report.runs import find_runs

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastae.errors import FastaeError
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.report import gallery
 from fastae.report.make import make_report
 from fastae.report.runs import find_runs

@@ -4,7 +4,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.weights import write_weights
 
 from ..commands import same_state

@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError, RunFailure, Stopped
-from fastae.losses import LOSSES
+from fastae.experiment.losses import LOSSES
 from fastae.runs.folder import RunFolder
 from fastae.runs.sweep_folder import SweepConfig, SweepFolder, SweepRun, open_sweep
 from fastae.sweep import sweep as sweeping

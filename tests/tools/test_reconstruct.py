@@ -12,7 +12,8 @@ from PIL import Image
 
 from fastae.data import CropResize, load_images
 from fastae.data.files.jpeg import Fault
-from fastae.losses import loss_index, psnr, squared_error
+from fastae.experiment.losses import squared_error
+from fastae.experiment.metrics import loss_index, psnr
 from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.pictures import pairs, to_bytes

@@ -12,13 +12,13 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
-from fastae.augment import Augmentation
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import Sampler
 from fastae.device.choose import Precision
-from fastae.losses import LOSSES
-from fastae.model import AutoEncoder
+from fastae.experiment.augment import Augmentation
+from fastae.experiment.losses import LOSSES
+from fastae.experiment.model import AutoEncoder
 from fastae.training import step as step_module
 from fastae.training.relu import RecomputedReLU, recompute_masks, rectified
 from fastae.training.session import build_model

@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastae.data import CropResize, load_images
 from fastae.device.choose import Precision
-from fastae.model import AutoEncoder
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.metrics import METRICS, read_metrics
 from fastae.training.evaluate import evaluate
 from fastae.training.runner import train

@@ -30,7 +30,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.augment import NO_COLORS, Augmentation
 from fastae.data.files.folder import check_list, count_faults, open_folder
 from fastae.data.files.jpeg import FileFault, inspect
 from fastae.data.files.recovery import ImageFiles, recovered
@@ -44,6 +43,7 @@ from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.choose import find_device
 from fastae.device.memory import free_memory
 from fastae.errors import SettingError
+from fastae.experiment.augment import NO_COLORS, Augmentation
 from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import counted, log, size

@@ -25,12 +25,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae import augment
 from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.nvml import has_nvml
+from fastae.experiment import augment
 from fastae.utils.limits import thread_limit
 
 # Without NVML, DALI's GPU decoder fails to start unless this is set. A container that lacks the driver
@@ -284,7 +284,7 @@ def _augmented(dali: DaliPipeline, path: Any, start: Any, *colors: Any) -> Any:
 
 
 class _Interleaved:
-    """`fastae.augment.Arrays` for DALI, with all channels of an image in one array, as its last axis."""
+    """`augment.Arrays` for DALI, with all channels of an image in one array, as its last axis."""
 
     @staticmethod
     def highest(channels: Sequence[Any]) -> Any:

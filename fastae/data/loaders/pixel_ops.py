@@ -27,10 +27,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from fastae import augment
-from fastae.augment import UNIT
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
+from fastae.experiment import augment
+from fastae.experiment.augment import UNIT
 
 
 def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
@@ -260,7 +260,7 @@ def _transpose(values: Tensor, out: Tensor) -> None:
 
 
 class _Planes:
-    """`fastae.augment.Arrays` for PyTorch, with a red, a green and a blue tensor."""
+    """`fastae.experiment.augment.Arrays` for PyTorch, with a red, a green and a blue tensor."""
 
     @staticmethod
     def highest(channels: Sequence[Tensor]) -> Tensor:

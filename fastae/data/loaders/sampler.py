@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastae.augment import Augmentation
+from fastae.experiment.augment import Augmentation
 
 # The second word of the generator's key keeps the two streams of one seed apart.
 PERMUTATIONS, PARAMETERS = 0, 1

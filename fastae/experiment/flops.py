@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastae.model import meta_model
+from fastae.experiment.model import meta_model
 
 
 @cache

@@ -1,11 +1,19 @@
 """The size of the article's experiment, with which the speed of runs is compared."""
 
-ARTICLE_ITERATIONS = 6 * 100_000
-"""The iterations of the article's six runs together, of 64 images each."""
+ARTICLE_LOSSES = 6
+"""The number of the article's runs, one per loss."""
 
-ARTICLE_IMAGES = 64 * ARTICLE_ITERATIONS
+ARTICLE_ITERATIONS = 100_000
+"""The iterations of each of the article's runs."""
+
+ARTICLE_IMAGES = 64 * ARTICLE_ITERATIONS * ARTICLE_LOSSES
+"""The images that the article's runs trained on together, 64 in each iteration."""
+
 ARTICLE_SECONDS = 30 * 3600
 """The article's six runs took 30 GPU-hours."""
+
+SMOOTHING = 0.95
+"""The weight of TensorBoard's smoothing in the article's first figure."""
 
 
 def speed_ratio(seconds: float, article: float) -> str:
