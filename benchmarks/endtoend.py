@@ -11,7 +11,6 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict
 from typing import Any
 
 from benchmarks.measure import isolated
@@ -26,7 +25,6 @@ EVALUATED = 256
 """The number of held-out images of an evaluation, which happens every EVAL_EVERY iterations."""
 EVAL_EVERY = 1_000
 CHECKPOINT_SECONDS = 600.0
-AT_ONCE = (2, 3, 6)
 
 
 def measure(
@@ -35,9 +33,8 @@ def measure(
     """Measures one loader, in this process.
 
     Returns:
-        "fixed" and "loader", the Window of each; "tax", as a share of a step; "evaluation" and "checkpoint",
-        in seconds; "at_once", on GPUs only, the number of runs that take turns -> the seconds of an iteration
-        of all of them. Or {"absent": reason}.
+        "fixed" and "loader", the speed with each; "tax", as a share of a step; "evaluation" and "checkpoint",
+        in seconds. Or {"absent": reason}.
     """
     import torch
 
@@ -45,13 +42,15 @@ def measure(
     from fastae.data.source import open_source
     from fastae.device.apply import apply
     from fastae.device.choose import Hardware, choose_device, choose_precision
+    from fastae.experiment.losses import LOSSES
+    from fastae.training.clock import Clock
     from fastae.training.evaluate import evaluate
-    from fastae.training.step_timer import StepTimer, Window
 
     target = choose_device(device)
     on_gpu = target.type == "cuda"
     precision = choose_precision(target, amp=True)
-    apply(Hardware(target, precision, compiled, compile_note=""))
+    hardware = Hardware(target, precision, compiled, compile_note="")
+    apply(hardware)
     root = open_source(images)[0].root
     loader = open_loader(
         root,
@@ -66,23 +65,26 @@ def measure(
         return {"absent": f"is {loader.kind} on this device"}
     fixed_input = loader.example()
 
-    def recorded() -> tuple[Any, str]:
-        step = _step(batch_size, target, precision, compiled, loader.make_batch)
-        return step, step.capture(fixed_input)
+    step = _step(batch_size, hardware, loader.make_batch)
+    graph = step.capture(fixed_input)
 
-    step, graph = recorded()
-    timer = StepTimer(target, batch_size)
-
-    def run(inputs: Iterable[Any], number: int) -> Window:
-        timer.begin()
+    def run(inputs: Iterable[Any], number: int) -> dict[str, float]:
+        clock = Clock(target, batch_size, longest=number)
+        clock.skip()
         stream = iter(inputs)
         for _ in range(number):
-            timer.fetch()
+            clock.fetch()
             batch = next(stream)
-            timer.data_ready()
-            step(*batch)
-            timer.step_done()
-        return timer.split().measure()
+            clock.data_ready()
+            clock.step_done(step(*batch)[0])
+        clock.close(torch.zeros(3, device=target))
+        (window,) = clock.read()
+        return {
+            "images_per_second": window.images_per_second,
+            "data_wait": window.data_wait_share,
+            "step_p50": window.step_p50,
+            "step_p95": window.step_p95,
+        }
 
     def seconds(work: Callable[[], Any], number: int = 3) -> float:
         times = []
@@ -99,53 +101,37 @@ def measure(
     stream = loader.inputs()
     run(stream, WARM_UP)
     fed = run(stream, iterations)
+
+    def evaluation() -> Any:
+        return evaluate(step.model, held_out, LOSSES[LOSS], precision=precision, iteration=0)
+
     held_out = torch.rand(EVALUATED, 3, SIZE, SIZE, device=target)
-    # These are made last: a small card's memory suffices only for the loader and one run.
-    others = [recorded()[0] for _ in range(max(AT_ONCE) - 1)] if on_gpu else []
-    runs = [step, *others]
     return {
-        "fixed": asdict(fixed),
-        "loader": asdict(fed),
-        "tax": fixed.images_per_second / fed.images_per_second - 1,
-        "evaluation": seconds(lambda: evaluate(step.model, held_out, LOSS, precision), 2),
+        "fixed": fixed,
+        "loader": fed,
+        "tax": fixed["images_per_second"] / fed["images_per_second"] - 1,
+        "evaluation": seconds(
+            lambda: evaluate(step.model, held_out, loss, precision=precision, iteration=0), 2
+        ),
         "checkpoint": seconds(lambda: copy.deepcopy(step.state())),
-        "at_once": {n: seconds(lambda: _in_turn(runs[:n], fixed_input)) / TURNS for n in AT_ONCE if on_gpu},  # noqa: B023
         "step": f"{precision.note}, {'compiled' if compiled else 'not compiled'}"
         + (f", {graph}" if graph else ""),
     }
 
 
-TURNS = 50
-
-
-def _in_turn(steps: list[Any], inputs: tuple[Any, ...]) -> None:
-    """Runs the steps of several runs in turn, each on its own CUDA stream."""
+def _step(batch_size: int, hardware: Any, make_batch: Callable) -> Any:
     import torch
 
-    streams = [torch.cuda.Stream() for _ in steps]
-    for _ in range(TURNS):
-        for step, stream in zip(steps, streams, strict=True):
-            with torch.cuda.stream(stream):
-                step(*inputs)
-
-
-def _step(batch_size: int, device: Any, precision: Any, compiled: bool, make_batch: Callable) -> Any:
-    import torch
-
+    from fastae.experiment.losses import LOSSES
     from fastae.experiment.model import AutoEncoder
-    from fastae.training.step import TrainingStep, objective_of
+    from fastae.training.step.objective import prepare
+    from fastae.training.step.step import TrainingStep
 
     torch.manual_seed(0)
-    model = AutoEncoder().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return TrainingStep(
-        model,
-        loss=LOSS,
-        batch_shape=(batch_size, 3, SIZE, SIZE),
-        lr=1e-4,
-        precision=precision,
-        objective=objective_of(model, LOSS, precision, compiled),
-        make_batch=make_batch,
-    )
+    model = AutoEncoder().to(hardware.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    shape = (batch_size, 3, SIZE, SIZE)
+    trained = prepare(model, hardware)
+    return TrainingStep(trained, LOSSES[LOSS], batch_shape=shape, lr=1e-4, make_batch=make_batch)
 
 
 def measure_all(
@@ -176,32 +162,25 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
 def budget(results: dict[str, dict[str, Any]], batch_size: int) -> dict[str, float]:
     """Returns the total seconds of each part of the six runs on this machine; {} if nothing was measured.
 
-    If the batch size is not the article's, a step's time is scaled by its number of images. "at_once" is the
-    fastest number of runs at once. Runs at once do not speed up evaluations and checkpoints.
+    If the batch size is not the article's, a step's time is scaled by its number of images.
     """
     measured = [found for found in results.values() if "loader" in found]
     if not measured:
         return {}
     best = max(measured, key=lambda found: found["loader"]["images_per_second"])
-    scale = ARTICLE_LOSSES * ARTICLE_ITERATIONS * BATCH / batch_size
-    # Means are used, since DALI decodes for several iterations at once, and only one of them waits for it.
-    # `shares` are the times of n steps at once, relative to n steps one after the other.
-    alone, fed = (batch_size / best[kind]["images_per_second"] for kind in ("fixed", "loader"))
-    shares = {1: 1.0} | {int(n): seconds / (int(n) * alone) for n, seconds in best["at_once"].items()}
-    at_once = min(shares, key=lambda n: shares[n])
-    step = scale * alone * shares[at_once]
-    loader = scale * max(0.0, fed - alone)
+    iterations = ARTICLE_LOSSES * ARTICLE_ITERATIONS
+    # Means are used, since DALI decodes for several iterations together, and only one of them waits for it.
+    alone, fed = (BATCH / best[kind]["images_per_second"] for kind in ("fixed", "loader"))
+    step, loader = iterations * alone, iterations * max(0.0, fed - alone)
     return {
-        "at_once": at_once,
         "step": step,
         "loader": loader,
-        "evaluations": ARTICLE_LOSSES * ARTICLE_ITERATIONS / EVAL_EVERY * best["evaluation"],
+        "evaluations": iterations / EVAL_EVERY * best["evaluation"],
         "checkpoints": (step + loader) / CHECKPOINT_SECONDS * best["checkpoint"],
     }
 
 
 def budget_lines(parts: dict[str, float]) -> list[str]:
     """Returns the budget as lines; the last is the sum."""
-    seconds = {name: value for name, value in parts.items() if name != "at_once"}
-    shown = [f"  {name:12} {value / 3600:8,.2f} h" for name, value in seconds.items()]
-    return [*shown, f"  {int(parts['at_once'])} at once: {in_words(sum(seconds.values()))}"]
+    shown = [f"  {name:12} {value / 3600:8,.2f} h" for name, value in parts.items()]
+    return [*shown, f"  in total: {in_words(sum(parts.values()))}"]

@@ -195,9 +195,11 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
     from torch import nn
 
     from fastae.device.apply import use_kernels
-    from fastae.device.choose import choose_precision
-    from fastae.training.relu import RecomputedReLU
-    from fastae.training.step import GPU_OPTIONS, TrainingStep, objective_of
+    from fastae.device.choose import Hardware, choose_precision
+    from fastae.experiment.losses import LOSSES
+    from fastae.training.step.objective import GPU_OPTIONS, prepare
+    from fastae.training.step.relu import RecomputedReLU
+    from fastae.training.step.step import TrainingStep
     from fastae.utils.limits import keep_freed_memory
 
     use_kernels(device, deterministic=False)
@@ -205,23 +207,19 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
         keep_freed_memory()
     model, precision = _model(level, device), choose_precision(device, amp=True)
     if name == "nn.ReLU's own mask":
-        RecomputedReLU.forward = nn.ReLU.forward  # type: ignore[method-assign]
+        RecomputedReLU.forward = lambda self, input: nn.functional.relu(input, self.inplace)  # type: ignore[method-assign]
         del GPU_OPTIONS["realize_reads_threshold"]
     elif name == "no combo kernels":
         del GPU_OPTIONS["combo_kernels"]
     elif name == WIDE:
         model = _widened(model)
 
+    trained = prepare(model, Hardware(device, precision, compiled=True, compile_note=""))
+    if name == CASTS:
+        trained.copies = {}
+
     def bound(images: Any) -> Callable[[], Any]:
-        world_size = 2 if name == CASTS else 1  # several ranks keep no copies of the weights
-        step = TrainingStep(
-            model,
-            loss=LOSS,
-            batch_shape=images.shape,
-            lr=1e-4,
-            precision=precision,
-            objective=objective_of(model, LOSS, precision, compiled=True, world_size=world_size),
-        )
+        step = TrainingStep(trained, LOSSES[LOSS], batch_shape=images.shape, lr=1e-4)
         if level >= 6 and (note := step.capture([images])) != "one CUDA graph per step":
             raise SystemExit(note)
         return lambda: step(images)[0]

@@ -19,9 +19,11 @@ import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
 from fastae.errors import FastaeError
-from fastae.experiment.flops import training_flops
+from fastae.experiment.definition import Experiment, step_cost
+from fastae.experiment.losses import LOSSES
 from fastae.utils.environment import describe_environment
 
+LATENT = 512
 SECTIONS = ("loaders", "steps", "endtoend", "roofline")
 
 
@@ -63,7 +65,9 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     if "steps" in sections:
         show(f"Training step on one fixed batch of {batch_size}, one change at a time")
         result["steps"] = steps.measure_all(batch_size, quick, device, log.append)
-        show(*steps.lines(result["steps"], batch_size, training_flops()), "")
+        model, loss = Experiment().build_meta(steps.SIZE, LATENT), LOSSES[steps.LOSS]
+        flops = step_cost(model, loss, (batch_size, 3, steps.SIZE, steps.SIZE)).image_flops
+        show(*steps.lines(result["steps"], batch_size, flops), "")
     if "endtoend" in sections:
         show(f"End to end: the real step of {batch_size}, fed by each loader")
         result["endtoend"] = endtoend.measure_all(images, batch_size, quick, device, log.append)

@@ -1,4 +1,4 @@
-"""Trains one CelebA autoencoder with six losses, as an article of 2017 did.
+"""Trains one CelebA autoencoder with the losses of an article of 2017, or with your own.
 
 Public names are imported on first use.
 """
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from fastae.errors import FastaeError
     from fastae.experiment.losses import LOSSES
     from fastae.experiment.model import AutoEncoder
+    from fastae.report.make import make_report
     from fastae.runs.loaded_model import load_model
+    from fastae.sweep.sweep import run_sweep
+    from fastae.training.resume import resume
     from fastae.training.runner import train
 
 __all__ = [
@@ -25,7 +28,10 @@ __all__ = [
     "TrainConfig",
     "data",
     "load_model",
+    "make_report",
     "open_loader",
+    "resume",
+    "run_sweep",
     "train",
 ]
 
@@ -37,6 +43,9 @@ _MODULES = {
     "TrainConfig": "config",
     "load_model": "runs.loaded_model",
     "open_loader": "data",
+    "make_report": "report.make",
+    "resume": "training.resume",
+    "run_sweep": "sweep.sweep",
     "train": "training.runner",
 }
 """The module that defines each name; `data` is itself a module."""

@@ -14,19 +14,17 @@ from typing import Any, get_type_hints
 
 from fastae.errors import FastaeError, SettingError
 from fastae.experiment.augment import Augmentation
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.losses import LOSS_NAME, LOSSES
 from fastae.utils.arguments import (
     BATCH_SIZE,
     CROP,
     IMAGE_SIZE,
-    IMAGE_SIZE_MULTIPLE,
     LATENT,
     SEED,
     SHARE,
     THREADS,
     Range,
     require_choice,
-    require_image_size,
 )
 from fastae.utils.json import convert
 from fastae.utils.paths import user_path
@@ -125,7 +123,6 @@ class TrainConfig:
         can_change=True,
     )  # fmt: skip
     deterministic: bool = setting(False, SPEED, "Bitwise reproducible on a GPU too, but slower.")
-    sync_bn: bool = setting(False, SPEED, "Batch norm over all ranks' images instead of each rank's.")
     out: str | None = setting(
         None, RUN_FOLDER, "Run folder to create. Default: runs/TIME-LOSS.", path=True, metavar="DIR"
     )
@@ -173,26 +170,17 @@ class TrainConfig:
                 continue
             if within:
                 within.require(value, entry.name)
-            if choices:
+            if entry.name == "loss":
+                self._require_loss_name()
+            elif choices:
                 require_choice(value, entry.name, choices)
             if entry.metadata["path"]:
                 object.__setattr__(self, entry.name, user_path(value, entry.name))
-        require_image_size(self.image_size)
-        self.require_ranks(1)
 
-    def require_ranks(self, size: int) -> None:
-        """Raises FastaeError if a batch, divided among `size` ranks, is too small for batch norm.
-
-        At the end of the encoder, an image of 16x16 pixels is one value per channel, whose variance is zero.
-        """
-        part = self.batch_size if self.sync_bn else self.batch_size // size
-        if part == 1 and self.image_size == IMAGE_SIZE_MULTIPLE:
-            where, also = (f" on each of {size} ranks", ", or --sync-bn") if size > 1 else ("", "")
-            raise SettingError(
-                "batch_size",
-                f"{self.batch_size} leaves batch norm one value per channel for images of {self.image_size} "
-                f"pixels{where}: use larger batches or images{also}",
-            )
+    def _require_loss_name(self) -> None:
+        """Raises SettingError unless `loss` can be a loss's name. A run may have a loss of a user's own."""
+        if not LOSS_NAME.fullmatch(self.loss):
+            raise SettingError("loss", f"{self.loss!r:.60} is not one of: {', '.join(LOSSES)}")
 
     def ended_by(self, iteration: int, seconds: float) -> str | None:
         """Returns the option that ends a run after so many iterations and seconds; None if it continues."""

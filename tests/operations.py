@@ -60,7 +60,7 @@ class _Recording(TorchDispatchMode):
 
 
 class ReplayedFunction:
-    """Replaces `fastae.training.cuda_graph.GraphedFunction`."""
+    """Replaces `fastae.training.step.cuda_graph.GraphedFunction`."""
 
     def __init__(self, function, example, device):
         self.inputs = [value.clone() for value in example]
@@ -80,7 +80,7 @@ class ReplayedFunction:
 
 
 class Graphs:
-    """Replaces the module `fastae.training.cuda_graph`, for any device."""
+    """Replaces the module `fastae.training.step.cuda_graph`, for any device."""
 
     def __init__(self, function=ReplayedFunction):
         self.GraphedFunction = function

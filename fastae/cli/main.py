@@ -18,7 +18,7 @@ from click.core import ParameterSource
 from fastae.cli.options import GroupedCommand, GroupedOption, InOrder, PathType, options_of
 from fastae.config import RUN_FOLDER, TrainConfig
 from fastae.errors import FastaeError, Stopped
-from fastae.experiment.losses import LOSSES
+from fastae.utils.exits import before_exit
 from fastae.utils.streams import discard_output, open_streams
 
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
@@ -68,32 +68,31 @@ def sweep_option(*names: str, **settings: Any) -> Any:
 
 
 @cli.command(cls=GroupedCommand, epilog="The same command, with --out DIR, resumes a sweep that was stopped.")
-@sweep_option("--losses", metavar="A,B,...", help="Losses to train. Default: all six.")
+@sweep_option("--losses", metavar="A,B,...", help="Losses to train. Default: all.")
 @sweep_option("--repeats", default=1, help="Runs per loss, each with another seed.")
-@sweep_option("--same-init", is_flag=True, help="Same initial weights and batches for all losses.")
-@sweep_option("--at-once", default=1, type=click.IntRange(1, 64), help="Runs that take turns on one device.")
+@sweep_option(
+    "--same-init/--no-same-init", default=True, help="Same initial weights and batches for all losses."
+)
 @sweep_option("--out", metavar="DIR", type=PathType(), help="Sweep folder. Default: runs/TIME-sweep.")
 @sweep_option("--resume", hidden=True, type=PathType(), expose_value=False, callback=refuse_resume)
 @options_of(TrainConfig, leave_out=("loss", "out"))
-def sweep(
-    losses: str | None, repeats: int, same_init: bool, at_once: int, out: Path | None, **settings: Any
-) -> int:
+def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, **settings: Any) -> int:
     """Train once per loss, then make the report.
 
     All runs have the same settings and train on the same images.
     """
-    from fastae.runs.sweep_folder import RunState, SweepConfig
+    from fastae.sweep.plan import SweepConfig
 
-    names = tuple(name.strip() for name in losses.split(",")) if losses is not None else tuple(LOSSES)
+    names = None if losses is None else [name.strip() for name in losses.split(",")]
     config = SweepConfig(TrainConfig(**settings), names, repeats=repeats, same_init=same_init)
     from fastae.report.make import make_report
-    from fastae.sweep.sweep import run_sweep
+    from fastae.sweep.sweep import train_sweep
     from fastae.training.distributed import launched
 
-    folder, runs = run_sweep(config, out, at_once)
-    if any(run.state is RunState.FINISHED for run in runs) and launched().is_main:
-        make_report([folder], data=config.train.data)
-    return 1 if any(run.state is RunState.FAILED for run in runs) else 0
+    result = train_sweep(config, out)
+    if result.has_finished_runs and launched().is_main:
+        make_report([result.path], data=config.train.data)
+    return 1 if result.failed else 0
 
 
 @cli.command()
@@ -300,8 +299,8 @@ def main() -> None:
         sys.stdout.flush()
     except (Exception, KeyboardInterrupt) as error:
         code = report_error(error)
-    if distributed := sys.modules.get("fastae.training.distributed"):
-        distributed.end_process(code)  # an exception may have left the ranks joined
+    for end in before_exit:
+        end(code)
     sys.exit(code)
 
 

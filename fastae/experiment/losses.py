@@ -29,7 +29,8 @@ LOG_OFFSET = 0.001
 """Added inside both logarithms of the cross entropy, as the article does."""
 
 OWN_NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
-"""The names that a user's elements may have. They become part of folder names."""
+LOSS_NAME = re.compile(r"[a-z][a-z0-9_]{0,79}")
+"""The names that a user's elements, and losses, may have. They become parts of folder names."""
 
 Elements = Callable[["Tensor", "Tensor"], "Tensor"]
 """A function of (reconstruction, images), both (N, C, H, W), that returns an error of the same shape."""

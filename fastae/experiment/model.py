@@ -87,14 +87,6 @@ def meta_model(image_size: int, latent: int) -> AutoEncoder:
         return AutoEncoder(image_size, latent)
 
 
-def training_bytes(image_size: int, latent: int) -> int:
-    """Returns the bytes that training a model of this size takes, without its activations.
-
-    These are its weights, their gradients and Adam's two moments, all in float32.
-    """
-    return 4 * 4 * sum(weight.numel() for weight in meta_model(image_size, latent).parameters())
-
-
 def initialize(layer: nn.Module) -> None:
     """Sets the article's initial weights: normal, sigma = sqrt(2 / fan_in), cut at 2 sigma; biases zero.
 

@@ -7,11 +7,10 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
-from fastae.experiment.flops import rate_text
 from fastae.monitor.diagnosis import THROTTLED_FROM
 from fastae.monitor.recording import Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
-from fastae.utils.console import duration
+from fastae.utils.console import duration, rate_text
 
 COLUMNS = ("mean", "p5", "p50", "p95", "max")
 

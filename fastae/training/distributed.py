@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -18,9 +19,13 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.utils.console import console
+from fastae.utils.exits import before_exit
 
 PATIENCE = timedelta(days=1)
 """The longest time for which a rank waits for the main rank, which may be decoding a data set."""
+
+POLL_SECONDS = 2.0
+"""The seconds between two looks at whether all ranks have finished."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +77,19 @@ class Ranks:
                 raise RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}") from None
         return text
 
+    def gather(self, name: str, text: str) -> list[str]:
+        """Returns the texts of the other ranks on the main rank, which waits for them; [] on the others."""
+        if self.size == 1:
+            return []
+        store = _torchrun_store()
+        if not self.is_main:
+            store.set(f"fastae/{name}/{self.rank}", text)
+            return []
+        keys = [f"fastae/{name}/{rank}" for rank in range(1, self.size)]
+        while not store.check(keys):  # if another rank dies, torchrun ends this one
+            time.sleep(POLL_SECONDS)
+        return [store.get(key).decode() for key in keys]
+
 
 ALONE = Ranks()
 
@@ -119,6 +137,8 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
     if ranks.size == 1:
         yield
         return
+    if end_process not in before_exit:
+        before_exit.append(end_process)
     if device.type == "cuda":
         dist.init_process_group("nccl", device_id=device)
     else:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastae.device.choose import Precision
-from fastae.experiment.losses import LOSSES, squared_error
+from fastae.experiment.losses import Loss, squared_error
 from fastae.experiment.metrics import loss_index, ssim
-from fastae.experiment.model import AutoEncoder
 from fastae.utils.sample import evenly_spaced
 
 BATCH = 64
@@ -20,6 +20,9 @@ SAMPLES = 16
 @dataclass(frozen=True)
 class Evaluation:
     """How well a model reconstructs the held-out images."""
+
+    iteration: int
+    """The number of steps that the model was trained for."""
 
     loss: float
     """The mean loss element."""
@@ -39,8 +42,13 @@ class Evaluation:
     reconstructions: Tensor
     """Their reconstructions: float32 (n, 3, S, S) in [0, 1]."""
 
+    @property
+    def values(self) -> Mapping[str, float]:
+        """The evaluation's row in metrics.csv: column -> value."""
+        return {"loss": self.loss, "loss_index": self.loss_index, "psnr": self.psnr, "ssim": self.ssim}
 
-def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Tensor:
+
+def reconstruct(model: nn.Module, images: Tensor, precision: Precision) -> Tensor:
     """Reconstructs images (N, 3, S, S) in [0, 1], with batch norm's running statistics.
 
     Returns float32 (N, 3, S, S) in [0, 1].
@@ -54,17 +62,20 @@ def reconstruct(model: AutoEncoder, images: Tensor, precision: Precision) -> Ten
         model.train(was_training)
 
 
-def evaluate(model: AutoEncoder, images: Tensor, loss: str, precision: Precision) -> Evaluation:
+def evaluate(
+    model: nn.Module, images: Tensor, loss: Loss, *, precision: Precision, iteration: int
+) -> Evaluation:
     """Evaluates on `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
     reconstructions = reconstruct(model, images, precision)
     errors = squared_error(reconstructions, images).mean((1, 2, 3))
     pairs = zip(reconstructions.split(BATCH), images.split(BATCH), strict=True)
     shown = evenly_spaced(range(len(images)), SAMPLES)
     return Evaluation(
-        loss=LOSSES[loss].element.function(reconstructions, images).mean().item(),
+        iteration=iteration,
+        loss=loss.element.function(reconstructions, images).mean().item(),
         loss_index=loss_index(errors.mean().item()),
         psnr=(-10 * errors.log10()).mean().item(),
-        ssim=torch.cat([ssim(*each) for each in pairs]).mean().item(),
+        ssim=torch.cat([ssim(*pair) for pair in pairs]).mean().item(),
         originals=images[shown],
         reconstructions=reconstructions[shown],
     )

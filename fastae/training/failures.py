@@ -35,7 +35,7 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
     if is_out_of_memory(error):
         return RunFailure(out_of_memory_advice(session.loader, session.hardware.device))
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
-    if _is_compilers(error) and (caught := stops.within(SIGNALS_APART)):
+    if _is_compiler_error(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
     if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
         return RunFailure(f"{no_threads}; {hint}")
@@ -46,28 +46,28 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
         )
     if isinstance(error, OSError):
         what = f"cannot write to the run folder {str(run.path)!r}"
-        if not _is_of(run, error):
+        if not _may_be_in(run, error):
             what = f"cannot use {error.filename!r}"
         return RunFailure(f"{what}: {error.strerror or error}; {hint}")
-    if session.ranks.size > 1 and _is_another_ranks(error):
+    if session.ranks.size > 1 and _is_lost_rank(error):
         first = printable(str(error).splitlines()[0])
         return RunFailure(f"another rank ended, or cannot be reached: {first}; {hint}")
     return error
 
 
-def _is_of(run: RunFolder, error: OSError) -> bool:
+def _may_be_in(run: RunFolder, error: OSError) -> bool:
     """Returns whether writing to the run's folder can have raised the error. A failed write names no file."""
     named = error.filename
     return not isinstance(named, str | bytes) or Path(os.fsdecode(named)).is_relative_to(run.path)
 
 
-def _is_another_ranks(error: Exception) -> bool:
+def _is_lost_rank(error: Exception) -> bool:
     """Returns whether the error says that another rank has ended, or cannot be reached."""
     # NCCL's errors have a type. Gloo's have none, and begin with the source file that raised them.
     return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
-def _is_compilers(error: Exception) -> bool:
+def _is_compiler_error(error: Exception) -> bool:
     """Returns whether torch.compile raised the error. It raises many types, some of them Triton's."""
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 

@@ -14,30 +14,62 @@ from typing import Any
 
 from fastae.config import FIXED, TrainConfig, flag
 from fastae.errors import FastaeError
-from fastae.experiment.model import meta_model
+from fastae.experiment.definition import Experiment, ModelMaker, experiment_with
+from fastae.experiment.losses import Elements
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import restore_weights
 from fastae.training.distributed import ALONE, Ranks, launched
+from fastae.training.observers.callback import OnLog
 from fastae.training.runner import train_in
 from fastae.training.session import open_session
-from fastae.utils.console import log
+from fastae.utils.console import log, quieted
 from fastae.utils.paths import expand_home
 
 
-def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
-    """Resumes the run in the folder `path`, with the settings in `given` changed. Returns the folder.
+def resume(
+    run: str | Path,
+    *,
+    model: ModelMaker | None = None,
+    losses: Mapping[str, Elements] | None = None,
+    on_log: OnLog | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Path:
+    """Resumes the run in the folder `run`; returns the folder.
 
-    Raises FastaeError if the folder holds no run, if the run is in progress, or if the settings or the data
-    would make it another run; and the errors of `fastae.training.runner.train`.
+    Args:
+        run: the folder.
+        model, losses: those that the run was trained with, if they are your own, as for `fastae.train`.
+        on_log, quiet: as for `fastae.train`.
+        settings: settings of TrainConfig that a resumed run may change, such as `iterations`.
+
+    Raises:
+        FastaeError: the folder holds no run, the run is in progress, or the model, a loss, the settings or
+        the
+            data would make it another run.
+        RunFailure, Stopped: as `fastae.train`.
     """
-    path = expand_home(path)
+    experiment = experiment_with(model, losses)
+    with quieted(quiet):
+        return resume_run(Path(run), settings, experiment, on_log=on_log)
+
+
+def resume_run(
+    path: Path,
+    given: Mapping[str, Any],
+    experiment: Experiment | None = None,
+    *,
+    on_log: OnLog | None = None,
+) -> Path:
+    """Resumes the run in the folder `path`, with the settings in `given` changed, as `resume` does."""
+    path, experiment = expand_home(path), experiment or Experiment()
     ranks, run = launched(), RunFolder(path)
     settings = run.read_config()
     with run.lock() if ranks.is_main else nullcontext():
-        newest = reopen(run, settings, ranks)
+        newest = reopen(run, settings, experiment, ranks)
         where = f"iteration {newest.iteration:,}" if newest else "the start: there is no checkpoint yet"
         log(f"resuming  {path} from {where}")
         before = newest.description if newest else run.read_description()
@@ -55,19 +87,27 @@ def resume_run(path: Path, given: Mapping[str, Any]) -> Path:
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
         manifest = run.read_manifest(before) if newest or run.manifest_file.exists() else None
-        session = open_session(config, ranks, manifest, overrides=earlier_choices(before, given))
-        train_in(session, run, newest)
+        session = open_session(
+            config, ranks, manifest, experiment=experiment, overrides=earlier_choices(before, given)
+        )
+        train_in(session, run, newest, on_log=on_log)
     return path
 
 
-def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpoint | None:
+def reopen(
+    run: RunFolder, config: TrainConfig, experiment: Experiment | None = None, ranks: Ranks = ALONE
+) -> Checkpoint | None:
     """Returns the newest valid checkpoint of a run; None if it has none yet. The folder must be locked.
 
     Raises FastaeError if no checkpoint is valid, if they are lost, or if the newest valid one was trained
     with settings other than `config`.
     """
+    experiment = experiment or Experiment()
+    described = run.read_description()
+    experiment.require_model(described.model, f"the run in {str(run.path)!r}")
+    require_loss(experiment, config, run)
     newest = checkpoint.newest(
-        run.checkpoints, log, lambda trained: meta_model(trained.image_size, trained.latent)
+        run.checkpoints, log, lambda trained: experiment.build_meta(trained.image_size, trained.latent)
     )
     if newest:
         for name in FIXED:
@@ -91,6 +131,15 @@ def reopen(run: RunFolder, config: TrainConfig, ranks: Ranks = ALONE) -> Checkpo
     if ranks.is_main:
         run.remove_drafts()
     return newest
+
+
+def require_loss(experiment: Experiment, config: TrainConfig, run: RunFolder) -> None:
+    """Raises FastaeError unless the run's loss is one of the experiment's."""
+    if config.loss not in experiment.losses:
+        raise FastaeError(
+            f"the run in {str(run.path)!r} was trained with the loss {config.loss}: pass its elements in "
+            "Python, as losses="
+        )
 
 
 def changed(saved: TrainConfig, given: Mapping[str, Any], path: Path) -> TrainConfig:

@@ -6,160 +6,222 @@ from a checkpoint ends like one that was never stopped.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
 from pathlib import Path
 
 from fastae.config import TrainConfig
-from fastae.device.cards import peak_flops
-from fastae.experiment.flops import training_flops
+from fastae.experiment.definition import ModelMaker, experiment_with
+from fastae.experiment.losses import Elements
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
-from fastae.monitor.summary import RunInfo
 from fastae.runs.checkpoint import Checkpoint, Progress
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
+from fastae.training.clock import Clock
 from fastae.training.distributed import joined, launched
 from fastae.training.failures import explain
-from fastae.training.progress import LogLines, ProgressBar
-from fastae.training.recorder import Recorder
-from fastae.training.session import Models, Session, open_session
+from fastae.training.observers.callback import Callback, OnLog
+from fastae.training.observers.display import Display, Result
+from fastae.training.observers.files import Checkpoints, MetricsFile, TensorBoard
+from fastae.training.observers.observer import Observer
+from fastae.training.observers.usage import Profile, Usage
+from fastae.training.session import Session, open_session
 from fastae.training.signals import StopSignals
-from fastae.training.trainer import Clock, Trainer
-from fastae.utils.console import log, size
+from fastae.training.trainer import Trainer, is_log_step
+from fastae.utils.console import log, quieted, size
 from fastae.utils.environment import command
 
 
-def train(config: TrainConfig) -> Path:
-    """Trains as `config` says; returns the run's folder.
+def train(
+    config: TrainConfig,
+    *,
+    model: ModelMaker | None = None,
+    losses: Mapping[str, Elements] | None = None,
+    on_log: OnLog | None = None,
+    quiet: bool = False,
+) -> Path:
+    """Trains a new run as `config` says; returns the run's folder.
 
-    Raises FastaeError for a user's mistake, RunFailure if the run cannot continue, Stopped after a signal.
+    Args:
+        config: the settings.
+        model: makes a model of your own, which maps images (N, 3, S, S) in [0, 1] to the same shape. It is
+            called several times, once on PyTorch's meta device. Default: the article's autoencoder.
+        losses: name -> function of (reconstruction, images) that returns the elements of a loss of your own,
+            as `fastae.experiment.losses.losses_with` describes it. `config.loss` may then be one of them.
+        on_log: is called with a `LogEntry` at each log step and evaluation. An exception ends the run.
+        quiet: log nothing.
+
+    Raises:
+        FastaeError: a user's mistake, such as a model that returns another shape.
+        RunFailure: the run cannot continue.
+        Stopped: a signal has stopped the run.
     """
-    ranks = launched()
+    ranks, experiment = launched(), experiment_with(model, losses)
+    experiment.loss(config.loss)
     out = Path(config.out) if config.out else None
-    with new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
+    with quieted(quiet), new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
         path = Path(ranks.broadcast("run", str(mine.path) if mine else ""))
-        train_in(open_session(config, ranks), RunFolder(path))
+        session = open_session(config, ranks, experiment=experiment)
+        train_in(session, RunFolder(path), on_log=on_log)
     return path
 
 
-def train_in(session: Session, run: RunFolder, newest: Checkpoint | None = None) -> None:
+def train_in(
+    session: Session, run: RunFolder, newest: Checkpoint | None = None, *, on_log: OnLog | None = None
+) -> None:
     """Trains the run of a session to its end: a new one, or one that continues from a checkpoint."""
     # Outermost: a signal, such as torchrun sends to the other ranks, must not end code that saves or reports.
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
-        _train_joined(session, run, newest, stops=stops)
+        _train_joined(session, run, newest, stops=stops, on_log=on_log)
     if session.ranks.is_main:
         log_folder(run)
 
 
-def _train_joined(session: Session, run: RunFolder, newest: Checkpoint | None, stops: StopSignals) -> None:
-    """Trains a run whose ranks are joined. The model, which DDP shares, is freed when this returns."""
-    models, display = Models(session), ProgressBar()
-    with open_trainer(models, session.config, run, stops=stops, display=display, newest=newest) as trainer:
-        while trainer.advance():
-            pass
+def _train_joined(
+    session: Session,
+    run: RunFolder,
+    newest: Checkpoint | None,
+    *,
+    stops: StopSignals,
+    on_log: OnLog | None,
+) -> None:
+    """Trains a run whose ranks are joined. What DDP holds is freed when this returns."""
+    extra = [Callback(on_log)] if on_log else []
+    try:
+        with open_trainer(session, session.config, run, stops, newest, extra=extra) as trainer:
+            while trainer.advance():
+                pass
+    finally:
+        session.trained.objectives.clear()
 
 
 @contextmanager
 def open_trainer(
-    models: Models,
+    session: Session,
     config: TrainConfig,
     run: RunFolder,
     stops: StopSignals,
-    display: LogLines,
     newest: Checkpoint | None = None,
     *,
-    at_once: int = 1,
+    extra: Sequence[Observer] = (),
+    bar: bool = True,
 ) -> Iterator[Trainer]:
     """Makes a run ready to train. The caller has locked its folder.
 
     Args:
-        models: the models of the session in which the run is trained.
+        session: the session in which the run is trained.
         config: the run's settings.
         run: the run's folder.
         stops: asks for an early, orderly end.
-        display: shows the log steps.
         newest: the checkpoint that the run continues from; None for a new run.
-        at_once: how many runs take turns.
+        extra: further observers.
+        bar: whether a terminal shows a bar of its own for the run.
 
     Raises:
         RunFailure, Stopped: the run ended early, here or in the block; the message says how to resume it.
     """
-    session = models.session
     try:
         with ExitStack() as stack:
             loader = session.loader.reseeded(config.seed)
-            step = models.step(config, loader.make_batch)
-            description = session.describe(config, at_once)
-            monitor = stack.enter_context(open_monitor(session, description, run))
+            step = session.new_step(config, loader.make_batch)
+            monitor = stack.enter_context(open_monitor(session, config, run))
             if session.hardware.compiled:
                 monitor.enter(Phase.COMPILE)
-            if session.ranks.size == 1 and (note := step.capture(loader.example())):
-                description = replace(description, step=f"{description.step}, {note}")
+            capture = step.capture(loader.example()) if session.ranks.size == 1 else ""
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)
-                for line in description.differences(newest.description):
-                    log(f"differs   {line}")
-                description = description.resumed_from(newest.description, start)
-            log(f"device    {description.device}")
-            log(f"step      {description.step}")
-            log(f"run       {run.path}")
-            recorder = None
+            resumed = (*newest.description.resumed, start) if newest else ()
+            description = session.describe(config, capture, resumed)
+            log_beginning(run, description, newest)
             if session.ranks.is_main:
                 run.begin(description, session.folder.manifest, session.skipped)
-                recorder = Recorder(
-                    stack,
-                    run,
-                    description,
-                    monitor=monitor,
-                    display=display,
-                    start=start,
-                    progress=progress,
-                )
             session.replaced.runs.append(run)
             stack.callback(session.replaced.runs.remove, run)
+            observers: list[Observer] = []
+            if session.ranks.is_main:
+                display = Display(config, start=start, on_cpu=not session.info(config).on_gpu, bar=bar)
+                observers = open_observers(stack, session, config, run, monitor, display, start, progress)
+                observers += extra
             yield Trainer(
                 session,
                 description,
                 run,
                 step=step,
                 loader=loader,
-                recorder=recorder,
+                clock=Clock(
+                    session.hardware.device,
+                    config.batch_size,
+                    longest=min(config.log_every, config.iterations),
+                    start=start,
+                    spent=progress.seconds,
+                ),
+                observers=observers,
                 stops=stops,
                 start=start,
-                clock=Clock(progress.seconds, at_once),
             )
     except Exception as error:
         raise explain(error, session, run, stops=stops) from None
 
 
-def open_monitor(session: Session, description: RunDescription, run: RunFolder) -> Monitor:
+def open_observers(
+    stack: ExitStack,
+    session: Session,
+    config: TrainConfig,
+    run: RunFolder,
+    monitor: Monitor,
+    display: Display,
+    start: int,
+    progress: Progress,
+) -> list[Observer]:
+    """Opens what records a run, in the order in which each event reaches them.
+
+    Args:
+        stack: closes the observers, the last first.
+        session: the session in which the run is trained.
+        config: the run's settings.
+        run: the run's folder, which holds what `progress` says.
+        monitor: samples the use of the machine.
+        display: shows the run.
+        start: the iteration that the run continues from; 0 for a new run.
+        progress: the progress in the checkpoint that the run continues from.
+    """
+    device = session.hardware.device
+    metrics = stack.enter_context(MetricsFile(run, start, progress))
+    curves = stack.enter_context(TensorBoard(run, config, start, progress, usage_means=monitor.means))
+    checkpoints = stack.enter_context(Checkpoints(run, config, curves.writer))
+    stack.enter_context(display)
+    profile = stack.enter_context(Profile(run, config.profile))
+    # If not even the first step is a window, it is not counted at all.
+    first_counts = is_log_step(start + 1, config.log_every)
+    result = Result(run, session.info(config), device, counts_first_step=first_counts)
+    # The monitor comes before TensorBoard, which asks it for the figures of the same window.
+    return [Usage(monitor), metrics, curves, display, profile, checkpoints, result]
+
+
+def open_monitor(session: Session, config: TrainConfig, run: RunFolder) -> Monitor:
     """Makes the monitor of a run. If there are several ranks, only the main one samples."""
-    hardware, ranks, config = session.hardware, session.ranks, description.config
-    info = RunInfo(
-        loader=session.loader.kind,
-        compiled=hardware.compiled,
-        amp=config.amp,
-        batch_size=config.batch_size,
-        ranks=ranks.size,
-        on_gpu=hardware.device.type == "cuda",
-        at_once=description.at_once,
-        image_flops=training_flops(config.image_size, config.latent),
-        peak_flops=peak_flops(hardware.device, hardware.precision),
-    )
+    ranks = session.ranks
     hz = config.gpu_sample_hz if ranks.is_main else 0
-    return Monitor(run.path, hz, local_gpus(hardware.device, ranks.size), info=info)
+    return Monitor(run.path, hz, local_gpus(session.hardware.device, ranks.size), info=session.info(config))
+
+
+def log_beginning(run: RunFolder, description: RunDescription, newest: Checkpoint | None) -> None:
+    """Logs what a run is made with, and what has changed since its checkpoint."""
+    if newest:
+        for line in description.differences(newest.description):
+            log(f"differs   {line}")
+    log(f"device    {description.device}")
+    log(f"step      {description.step}")
+    log(f"run       {run.path}")
 
 
 def log_folder(run: RunFolder) -> None:
     """Logs the folder, the newest picture and the command that shows the curves."""
     files = [path for path in run.path.rglob("*") if path.is_file() and not path.is_symlink()]
-    total, kept = (
-        sum(path.stat().st_size for path in group)
-        for group in (files, [path for path in files if path.suffix == ".pt"])
-    )
+    total = sum(path.stat().st_size for path in files)
+    kept = sum(path.stat().st_size for path in files if path.parent == run.checkpoints)
     log(f"run       {run.path} ({size(total)})", "bold")
     if kept:
         log(

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import os
 import threading
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, Loader, Tuning, load_images
@@ -28,18 +26,19 @@ from fastae.data.loaders.loader import LoaderKind, build_loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
 from fastae.device.apply import apply
+from fastae.device.cards import peak_flops
 from fastae.device.choose import Hardware, choose_device, choose_precision, device_name
 from fastae.device.compatibility import unusable_gpu_reason
 from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
 from fastae.errors import FastaeError
-from fastae.experiment.losses import LOSSES
-from fastae.experiment.model import AutoEncoder, training_bytes
+from fastae.experiment.definition import Experiment, StepCost, step_cost
+from fastae.monitor.summary import RunInfo
 from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.replaced_files import ReplacedFiles
-from fastae.training.step import TrainingStep, objective_of
-from fastae.training.sync_batch_norm import synchronize
+from fastae.training.step.objective import TrainedModel, prepare
+from fastae.training.step.step import TrainingStep
 from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import log
 from fastae.utils.environment import describe_environment
@@ -52,13 +51,18 @@ _seeding = threading.Lock()
 
 @dataclass(frozen=True)
 class Session:
-    """One opened data set on one device."""
+    """One opened data set and one model on one device."""
 
     config: TrainConfig
     """The settings as the user chose them. The runs of a sweep have other losses, seeds and folders."""
 
+    experiment: Experiment
     ranks: Ranks
     hardware: Hardware
+    cost: StepCost
+
+    trained: TrainedModel
+    """The model, which each run trains from new initial weights."""
 
     environment: Environment
     """The versions of the software."""
@@ -83,19 +87,50 @@ class Session:
         """The files that are not trained on."""
         return [*self.folder.skipped, *self.replaced.found]
 
-    def describe(self, config: TrainConfig, at_once: int = 1) -> RunDescription:
-        """Describes a run with these settings.
+    def new_step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
+        """Begins a training from the initial weights of `config.seed`, with a loader's `make_batch`."""
+        initial = build_model(self.experiment, config)
+        # In place, since what was compiled holds these weights.
+        self.trained.model.load_state_dict(initial.state_dict())
+        return TrainingStep(
+            self.trained,
+            self.experiment.loss(config.loss),
+            batch_shape=batch_shape(config),
+            lr=config.lr,
+            make_batch=make_batch,
+        )
+
+    def info(self, config: TrainConfig) -> RunInfo:
+        """Returns the properties of a run by which its use of the machine is judged."""
+        hardware = self.hardware
+        return RunInfo(
+            loader=self.loader.kind,
+            compiled=hardware.compiled,
+            amp=config.amp,
+            batch_size=config.batch_size,
+            ranks=self.ranks.size,
+            on_gpu=hardware.device.type == "cuda",
+            image_flops=self.cost.image_flops,
+            peak_flops=peak_flops(hardware.device, hardware.precision),
+        )
+
+    def describe(self, config: TrainConfig, capture: str, resumed: tuple[int, ...] = ()) -> RunDescription:
+        """Describes a run.
 
         Args:
             config: the run's settings.
-            at_once: how many runs take turns.
+            capture: what was done to capture its step, in words.
+            resumed: the iterations from which it was resumed.
         """
-        hardware, folder = self.hardware, self.folder
+        hardware, folder, loss = self.hardware, self.folder, self.experiment.loss(config.loss)
         layout = "channels-last" if config.channels_last else "channels-first"
         ranks = f"{self.ranks.size} ranks" if self.ranks.size > 1 else ""
-        notes = (hardware.precision.note, layout, hardware.compile_note, ranks)
+        notes = (hardware.precision.note, layout, hardware.compile_note, ranks, capture)
         return RunDescription(
             config,
+            model=self.experiment.model_name,
+            element=loss.element.name,
+            reduction=loss.reduction.name,
             data=DataDescription(
                 source=self.source,
                 folder=os.path.abspath(folder.root),  # noqa: PTH100
@@ -110,57 +145,9 @@ class Session:
             device=device_name(hardware.device),
             device_type=hardware.device.type,
             world_size=self.ranks.size,
-            at_once=at_once,
             step=", ".join(filter(None, notes)),
             environment=self.environment,
-        )
-
-
-class Models:
-    """One model, which each run trains from new initial weights, and its objectives, each compiled once."""
-
-    def __init__(self, session: Session) -> None:
-        self.session = session
-        self._model: AutoEncoder | None = None
-        self._objectives: dict[Callable, nn.Module] = {}
-
-    def step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
-        """Begins a training from the initial weights of `config.seed`, with a loader's `make_batch`."""
-        hardware, ranks = self.session.hardware, self.session.ranks
-        initial = build_model(config, hardware.device)
-        if self._model is None:
-            self._model = initial
-            if config.sync_bn and ranks.size > 1:
-                synchronize(self._model)
-        else:  # in place, since what was compiled holds these weights
-            self._model.load_state_dict(initial.state_dict())
-        # The three reductions of an element have one objective: only Adam's eps differs.
-        element = LOSSES[config.loss].element.function
-        if element not in self._objectives:
-            objective = objective_of(
-                self._model,
-                config.loss,
-                hardware.precision,
-                compiled=hardware.compiled,
-                world_size=ranks.size,
-            )
-            if ranks.size > 1:
-                # PyTorch 2.13 renames an argument, and warns of the name that 2.11 has.
-                with warnings.catch_warnings(action="ignore", category=FutureWarning):
-                    objective = DistributedDataParallel(
-                        objective,
-                        broadcast_buffers=False,  # the main rank evaluates and saves its own statistics
-                        gradient_as_bucket_view=True,
-                    )
-            self._objectives[element] = objective
-        return TrainingStep(
-            self._model,
-            loss=config.loss,
-            batch_shape=(config.batch_size, 3, config.image_size, config.image_size),
-            lr=config.lr,
-            precision=hardware.precision,
-            objective=self._objectives[element],
-            make_batch=make_batch,
+            resumed=resumed,
         )
 
 
@@ -169,7 +156,7 @@ def open_session(
     ranks: Ranks = ALONE,
     manifest: Manifest | None = None,
     *,
-    at_once: int = 1,
+    experiment: Experiment | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Session:
     """Opens what runs with these settings share.
@@ -178,7 +165,7 @@ def open_session(
         user_config: the settings. Runs of the session may have another loss, seed and folder.
         ranks: the processes that share the run.
         manifest: the images of a run that is resumed; None for those that are there now.
-        at_once: how many runs take turns.
+        experiment: the model and the losses; None for the article's.
         overrides: name of a setting -> the value that is used instead of the user's, such as the loader that
             was chosen automatically before the run was resumed.
 
@@ -187,10 +174,12 @@ def open_session(
     """
     refuse_forked()
     config = replace(user_config, **(overrides or {}))
-    config.require_ranks(ranks.size)
+    experiment = experiment or Experiment()
+    meta = experiment.build_meta(config.image_size, config.latent)
+    cost = step_cost(meta, experiment.loss(config.loss), batch_shape(config))
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
-    hardware = open_hardware(config, ranks)
+    hardware = open_hardware(config, ranks, cost)
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
     replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
@@ -225,15 +214,18 @@ def open_session(
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config.threads, hardware))
     kind = cast(LoaderKind, config.loader)
     kept_in = cache if config.cache else None
-    loader = build_loader(files, sampler, decoder, kind=kind, cache=kept_in, at_once=at_once)
+    loader = build_loader(files, sampler, decoder, kind=kind, cache=kept_in)
     log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
     if not config.amp and choose_precision(hardware.device, amp=True).dtype:
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
     environment = convert(describe_environment(), Environment)
     return Session(
         config=user_config,
+        experiment=experiment,
         ranks=ranks,
         hardware=hardware,
+        cost=cost,
+        trained=prepare(build_model(experiment, config).to(hardware.device), hardware, ranks.size),
         environment=environment,
         folder=folder,
         source=source,
@@ -243,7 +235,7 @@ def open_session(
     )
 
 
-def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
+def open_hardware(config: TrainConfig, ranks: Ranks, cost: StepCost) -> Hardware:
     """Chooses device, precision and compilation for these settings, and applies them to this process.
 
     Raises FastaeError if the device does not exist or has too little memory, or without a temporary folder.
@@ -262,8 +254,7 @@ def open_hardware(config: TrainConfig, ranks: Ranks) -> Hardware:
         compile_note=note,
         deterministic=config.deterministic,
     )
-    model = f"training a model of --image-size {config.image_size} and --latent {config.latent}"
-    require_room(training_bytes(config.image_size, config.latent), model, hardware.device)
+    require_room(cost.state_bytes, f"training at --image-size {config.image_size}", hardware.device)
     apply(hardware)
     return hardware
 
@@ -302,10 +293,15 @@ def refuse_forked() -> None:
     _first_process = os.getpid()
 
 
-def build_model(config: TrainConfig, device: torch.device) -> AutoEncoder:
+def batch_shape(config: TrainConfig) -> tuple[int, int, int, int]:
+    """Returns (N, C, H, W) of the batch of all ranks."""
+    return config.batch_size, 3, config.image_size, config.image_size
+
+
+def build_model(experiment: Experiment, config: TrainConfig) -> nn.Module:
     """Makes the model with the initial weights of `config.seed`, which are the same on every device."""
     with _seeding, torch.random.fork_rng(devices=[]):  # a user's program may use the same generator
         torch.manual_seed(config.seed)
-        model = AutoEncoder(config.image_size, config.latent)
+        model = experiment.build(config.image_size, config.latent)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
-    return model.to(device).to(memory_format=layout)  # type: ignore[call-overload]
+    return model.to(memory_format=layout)  # type: ignore[call-overload]

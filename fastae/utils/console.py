@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar, cast
 
 from rich.console import Console
@@ -54,6 +55,16 @@ def log(text: str, style: str | None = None) -> None:
     console.print(text, style=style)
 
 
+@contextmanager
+def quieted(quiet: bool) -> Iterator[None]:
+    """While the block runs, nothing is logged if `quiet`."""
+    before, console.quiet = console.quiet, quiet or console.quiet
+    try:
+        yield
+    finally:
+        console.quiet = before
+
+
 def printable(text: str) -> str:
     """Returns the text on one line, with control characters and undecodable bytes escaped."""
     if text.isprintable():
@@ -93,3 +104,8 @@ def duration(seconds: float) -> str:
     if seconds < 86400:
         return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"
     return f"{seconds // 86400} d {seconds % 86400 // 3600} h"
+
+
+def rate_text(flops: float) -> str:
+    """Returns FLOP/s in words: '213 TFLOP/s', '3.7 GFLOP/s'."""
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e11 else f"{flops / 1e9:.3g} GFLOP/s"

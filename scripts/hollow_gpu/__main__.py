@@ -39,10 +39,10 @@ def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str
     print(f"recording   {note}")
     print(f"a replay    {replay}")
     found = lowering.summary(kernels, counts, note, replay)
-    control = lowering.make_step(config, kind=lowering.ReadsItsLoss, objective=made.step._objective)
+    control = lowering.make_step(config, kind=lowering.ReadsItsLoss, trained=made.trained)
     print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
     counts, spilling = lowering.lower_shared(config)
-    print(f"--sync-bn   {counts}, {spilling} spill")
+    print(f"two ranks   {counts}, {spilling} spill")
     for name, precision in (("fp16", Precision(torch.float16, "fp16")), ("float32", Precision(None, "TF32"))):
         other = lowering.make_step(config, precision=precision)
         counts, kernels, _ = lowering.lower(other)

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from io import StringIO
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.config import TrainConfig
@@ -21,13 +21,15 @@ from fastae.data.loaders.resident import Store
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device, use_tf32
-from fastae.device.choose import Precision, choose_device, choose_precision
+from fastae.device.choose import Hardware, Precision, choose_device, choose_precision
 from fastae.experiment.augment import Augmentation
-from fastae.experiment.model import AutoEncoder
-from fastae.training.session import build_model
-from fastae.training.step import TrainingStep, objective_of
-from fastae.training.sync_batch_norm import synchronize
+from fastae.experiment.definition import Experiment
+from fastae.experiment.losses import LOSSES
+from fastae.training.session import batch_shape, build_model
+from fastae.training.step.objective import TrainedModel, prepare
+from fastae.training.step.step import TrainingStep
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
+from scripts.hollow_gpu.seams import replay_counters
 
 IMAGES = 202_599
 """The number of CelebA's images: a store of 9.96e9 bytes, which exceeds 32-bit offsets."""
@@ -41,6 +43,7 @@ class Step:
 
     step: TrainingStep
     loader: Loader
+    trained: TrainedModel
 
     @property
     def inputs(self) -> list[Tensor]:
@@ -52,7 +55,7 @@ def make_step(
     config: TrainConfig,
     images: int = IMAGES,
     kind: type[TrainingStep] = TrainingStep,
-    objective: nn.Module | None = None,
+    trained: TrainedModel | None = None,
     precision: Precision | None = None,
 ) -> Step:
     """Makes the step of `fastae train` with these settings, on an empty resident store.
@@ -61,28 +64,30 @@ def make_step(
         config: the settings.
         images: the number of images in the store.
         kind: the class of the step.
-        objective: the objective of an earlier step, which is compiled already.
+        trained: the model of an earlier step, whose objective is compiled already.
         precision: the precision. Default: by the settings.
     """
     device = use_device(choose_device("cuda"))
     use_tf32(device)
     loader = stand_in_loader(config, images)
-    size = config.image_size
     precision = precision or choose_precision(device, config.amp)
-    if objective is None:
-        objective = objective_of(build_model(config, device), config.loss, precision, compiled=True)
-    model = cast(AutoEncoder, objective.model)
-    count_replays([buffer for name, buffer in model.named_buffers() if name.endswith("tracked")])
+    trained = trained or make_trained(config, precision)
     step = kind(
-        model,
-        loss=config.loss,
-        batch_shape=(config.batch_size, 3, size, size),
+        trained,
+        LOSSES[config.loss],
+        batch_shape=batch_shape(config),
         lr=config.lr,
-        precision=precision,
         make_batch=loader.make_batch,
-        objective=objective,
     )
-    return Step(step, loader)
+    count_replays(replay_counters(step))
+    return Step(step, loader, trained)
+
+
+def make_trained(config: TrainConfig, precision: Precision, world_size: int = 1) -> TrainedModel:
+    """Makes the model, ready to be compiled on the hollow GPU."""
+    device = choose_device("cuda")
+    hardware = Hardware(device, precision, compiled=True, compile_note="")
+    return prepare(build_model(Experiment(), config).to(device), hardware, world_size)
 
 
 def stand_in_loader(
@@ -152,10 +157,8 @@ def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
     device = use_device(choose_device("cuda"))
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
-        model = build_model(config, device)
-        synchronize(model)
-        precision = choose_precision(device, config.amp)
-        objective = objective_of(model, config.loss, precision, compiled=True, world_size=2)
+        trained = make_trained(config, choose_precision(device, config.amp), world_size=2)
+        objective = trained.objective(LOSSES[config.loss].element)
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         images = torch.empty(shape, device=device).contiguous(memory_format=torch.channels_last)
         counted(lambda: objective(images)[0].backward())

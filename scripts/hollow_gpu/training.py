@@ -3,35 +3,34 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
 from contextlib import redirect_stderr
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from fastae.config import TrainConfig
 from fastae.data.files.check import Check
 from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.loaders.loader import HostLoader
+from fastae.experiment.definition import Experiment, step_cost
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import Environment
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.distributed import ALONE
-from fastae.training.progress import ProgressBar
 from fastae.training.replaced_files import ReplacedFiles
 from fastae.training.resume import reopen
 from fastae.training.runner import open_trainer
-from fastae.training.session import Models, Session, open_hardware
+from fastae.training.session import Session, batch_shape, build_model, open_hardware
 from fastae.training.signals import StopSignals
-from fastae.training.step import TrainingStep
+from fastae.training.step.objective import prepare
 from fastae.training.trainer import Trainer
 from fastae.utils.console import console
 from scripts.hollow_gpu import lowering
-from scripts.hollow_gpu.driver import Counts, count_replays
+from scripts.hollow_gpu.driver import Counts
+from scripts.hollow_gpu.seams import count_replays_everywhere
 
 IMAGES = 4_096
 QUIET = (3, 4)
@@ -55,24 +54,16 @@ def drive(config: TrainConfig) -> dict[str, int]:
             gpu_sample_hz=0,
             device="cuda",
         )
-        models = CountedModels(stand_in_session(settings))
-        counts["new"] = train(models, settings, Path(folder) / "one")
-        counts["resumed"] = resume(models, replace(settings, iterations=24), Path(folder) / "one")
-        counts["second"] = train(models, replace(settings, loss="pixel_mse"), Path(folder) / "two")
+        count_replays_everywhere()
+        session = stand_in_session(settings)
+        counts["new"] = train(session, settings, Path(folder) / "one")
+        counts["resumed"] = resume(session, replace(settings, iterations=24), Path(folder) / "one")
+        counts["second"] = train(session, replace(settings, loss="pixel_mse"), Path(folder) / "two")
         loader = lowering.stand_in_loader(config, IMAGES, HostLoader)
-        models.session = replace(models.session, loader=loader)
-        counts["host"] = train(models, replace(settings, loader="host"), Path(folder) / "three")
+        session = replace(session, loader=loader)
+        counts["host"] = train(session, replace(settings, loader="host"), Path(folder) / "three")
         console.quiet = False
     return counts
-
-
-class CountedModels(Models):
-    """Models whose batch norm counters advance with each replay: they verify a capture."""
-
-    def step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
-        step = super().step(config, make_batch)
-        count_replays(step._counters())
-        return step
 
 
 def stand_in_session(config: TrainConfig) -> Session:
@@ -85,12 +76,18 @@ def stand_in_session(config: TrainConfig) -> Session:
         manifest=Manifest("stand-in", names, {"held_out.jpg": 1}),
         checked=Check({}, []),
     )
-    hardware = open_hardware(config, ALONE)
+    experiment = Experiment()
+    meta = experiment.build_meta(config.image_size, config.latent)
+    cost = step_cost(meta, experiment.loss(config.loss), batch_shape(config))
+    hardware = open_hardware(config, ALONE, cost)
     size = config.image_size
     return Session(
         config=config,
+        experiment=experiment,
         ranks=ALONE,
         hardware=hardware,
+        cost=cost,
+        trained=prepare(build_model(experiment, config).to(hardware.device), hardware),
         environment=Environment(),
         folder=folder,
         source="stand-in",
@@ -100,27 +97,24 @@ def stand_in_session(config: TrainConfig) -> Session:
     )
 
 
-def train(models: Models, config: TrainConfig, path: Path) -> int:
+def train(session: Session, config: TrainConfig, path: Path) -> int:
     """Trains a new run; returns the number of synchronisations in QUIET iterations."""
     with new_run(path, config.loss) as run:
-        return run_to_end(models, config, run, None)
+        return run_to_end(session, config, run, None)
 
 
-def resume(models: Models, config: TrainConfig, path: Path) -> int:
+def resume(session: Session, config: TrainConfig, path: Path) -> int:
     """Resumes a run; returns the number of synchronisations in QUIET iterations."""
     run = RunFolder(path)
     with run.lock():
         newest = reopen(run, config)
         assert newest is not None and newest.iteration == 16
-        return run_to_end(models, config, run, newest)
+        return run_to_end(session, config, run, newest)
 
 
-def run_to_end(models: Models, config: TrainConfig, run: RunFolder, newest: Checkpoint | None) -> int:
+def run_to_end(session: Session, config: TrainConfig, run: RunFolder, newest: Checkpoint | None) -> int:
     """Trains a run to its end; returns the number of synchronisations in QUIET iterations."""
-    with (
-        StopSignals() as stops,
-        open_trainer(models, config, run, stops, ProgressBar(), newest) as trainer,
-    ):
+    with StopSignals() as stops, open_trainer(session, config, run, stops, newest) as trainer:
         return count_syncs(trainer)
 
 
@@ -136,5 +130,4 @@ def count_syncs(trainer: Trainer) -> int:
             quiet += counts.synchronisations
             if counts.replays != 1:
                 raise RuntimeError(f"iteration {trainer.iteration} is not a replay: {counts}")
-    trainer.finish()
     return quiet

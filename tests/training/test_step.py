@@ -15,16 +15,19 @@ from torch.nn import functional
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import Sampler
-from fastae.device.choose import Precision
+from fastae.device.choose import Hardware, Precision
+from fastae.experiment.adam import Adam
 from fastae.experiment.augment import Augmentation
+from fastae.experiment.definition import Experiment
 from fastae.experiment.losses import LOSSES
 from fastae.experiment.model import AutoEncoder
-from fastae.training import step as step_module
-from fastae.training.relu import RecomputedReLU, recompute_masks, rectified
 from fastae.training.session import build_model
-from fastae.training.step import ADAM_BETAS, ADAM_EPS, Objective, TrainingStep, objective_of
-from fastae.training.sync_batch_norm import SyncBatchNorm2d
-from fastae.training.weight_copies import CopyingAdam, WeightCopies
+from fastae.training.step import step as step_module
+from fastae.training.step.objective import prepare
+from fastae.training.step.relu import recompute_masks, rectified
+from fastae.training.step.step import TrainingStep
+from fastae.training.step.sync_batch_norm import SyncBatchNorm2d
+from fastae.training.step.weight_copies import WeightCopies
 
 from ..commands import same_state
 from ..helpers import small_config
@@ -55,10 +58,13 @@ def images(seed):
     return torch.rand(SHAPE, generator=torch.Generator().manual_seed(seed))
 
 
+def trained(model, precision=FLOAT32, compiled=False):
+    return prepare(model, Hardware(torch.device("cpu"), precision, compiled=compiled, compile_note=""))
+
+
 def training_step(model, loss="minibatch_bce", precision=FLOAT32, compiled=False, **options):
-    objective = objective_of(model, loss, precision, compiled)
     return TrainingStep(
-        model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, objective=objective, **options
+        trained(model, precision, compiled), LOSSES[loss], batch_shape=SHAPE, lr=1e-4, **options
     )
 
 
@@ -67,43 +73,23 @@ def copying():
     """Makes a step whose weights have bf16 copies, as on a GPU; its optimizer is not compiled."""
 
     def make(model):
-        objective = Objective(model, "minibatch_bce", BF16)
-        objective.copies = WeightCopies(model)
-        return TrainingStep(
-            model, loss="minibatch_bce", batch_shape=SHAPE, lr=1e-4, precision=BF16, objective=objective
-        )
+        prepared = trained(model, BF16)
+        prepared.copies = WeightCopies(model)
+        return TrainingStep(prepared, LOSSES["minibatch_bce"], batch_shape=SHAPE, lr=1e-4)
 
     with torch.compiler.set_stance("force_eager"):
         yield make
 
 
-@pytest.mark.parametrize("k", [3072, 12288])
-def test_adam_on_k_times_g_is_adam_on_g_with_eps_over_k(k):
-    torch.manual_seed(0)
-    start, gradients = torch.rand(50).double(), torch.randn(20, 50).double() * 1e-7
-
-    def descend(scale, eps):
-        weight = start.clone().requires_grad_()
-        adam = torch.optim.Adam([weight], lr=1e-2, betas=ADAM_BETAS, eps=eps)
-        for gradient in gradients:
-            weight.grad = scale * gradient
-            adam.step()
-        return weight.detach()
-
-    torch.testing.assert_close(descend(k, 1e-8), descend(1, 1e-8 / k), rtol=1e-9, atol=0)
-    # At gradients of 1e-7 eps matters: without the division the result differs.
-    assert (descend(k, 1e-8) - descend(1, 1e-8)).abs().max() > 1e-3
-
-
 @pytest.mark.parametrize("loss", LOSSES)
 def test_differentiating_the_mean_trains_as_the_articles_objective(model, loss):
     literal, batch = copy.deepcopy(model), images(0)
-    adam = torch.optim.Adam(literal.parameters(), lr=1e-4, betas=ADAM_BETAS, eps=ADAM_EPS)
+    adam = Adam(dict(literal.named_parameters()), lr=1e-4)
     reconstruction = literal(batch)
     LOSSES[loss](reconstruction, batch).backward()
     adam.step()
     objective, error = training_step(model, loss)(batch)
-    mean = LOSSES[f"minibatch_{loss.split('_')[1]}"](reconstruction, batch)
+    mean = LOSSES[loss].element.function(reconstruction, batch).mean()
     assert objective.item() == pytest.approx(mean.item())
     assert error.item() == pytest.approx((reconstruction - batch).square().mean().item())
     # Only one step is compared, since later ones amplify rounding, and move weights by up to 1e-4. The two
@@ -140,18 +126,6 @@ def test_the_compiled_step_agrees_with_the_eager_one_and_compiles_once(model):
     assert not any("_orig_mod" in name for name in model.state_dict())
 
 
-def test_restored_moments_lie_in_memory_as_the_weights_do(model):
-    """The layout before does not matter. Fused Adam reads both in memory order, and would mix them up."""
-    before = training_step(model.to(memory_format=torch.channels_last))
-    before(images(0))
-    step = training_step(AutoEncoder(32, 16).to(memory_format=torch.contiguous_format))
-    step.restore(before.state())
-    for restored, kept in zip(step.optimizer.state.items(), before.optimizer.state.values(), strict=True):
-        weight, moments = restored
-        for name in ("exp_avg", "exp_avg_sq"):
-            assert torch.equal(moments[name], kept[name]) and moments[name].stride() == weight.stride()
-
-
 def test_a_step_is_freed_with_its_last_reference(model):
     """A cycle of references would keep gradients and moments, 340 MB, until Python collects it."""
     step = training_step(model)
@@ -168,11 +142,9 @@ def test_a_step_is_freed_with_its_last_reference(model):
 def state_of(step):
     """Returns weights, batch statistics, counters and Adam's state, by name."""
     state = step.state()
-    moments = state["optimizer"]["state"].items()
-    return {
-        **state["model"],
-        **{f"{index} {name}": value for index, each in moments for name, value in each.items()},
-    }
+    parts = {"model": state.model, "mean": state.mean, "square": state.square}
+    named = {f"{part} {name}": value for part, values in parts.items() for name, value in values.items()}
+    return {**named, "step": state.step}
 
 
 def recorded(step, monkeypatch, graphs=None, example=None):
@@ -199,7 +171,7 @@ def test_a_recorded_step_trains_as_the_eager_one(model, monkeypatch, precision):
     eager, ours = (training_step(copy.deepcopy(model), precision=precision) for _ in range(2))
     assert recorded(ours, monkeypatch) == RECORDED
     assert_the_same_after(ours, eager, [images(number) for number in range(6)])
-    assert state_of(ours)["0 step"] == 6
+    assert state_of(ours)["step"] == 6
     if precision is SCALED:
         assert ours.scaler.state_dict() == eager.scaler.state_dict()
 
@@ -320,8 +292,7 @@ def test_a_gpus_relu_has_relus_values_and_gradients(dtype, compiled):
 
 def test_only_a_compiled_relu_is_replaced_and_the_state_dict_keeps_its_names(model):
     ours = copy.deepcopy(model)
-    recompute_masks(ours)
-    assert sum(type(layer) is RecomputedReLU for layer in ours.modules()) == 9
+    assert recompute_masks(ours) == 9
     assert not any(type(layer) is nn.ReLU for layer in ours.modules())
     assert list(ours.state_dict()) == list(model.state_dict())
     assert torch.equal(ours(images(0)), model(images(0)))
@@ -333,34 +304,11 @@ def test_copies_of_weights_have_the_gradients_of_the_weights(model, copying):
     ours = copying(model)
     assert ours(images(0)) == theirs(images(0))
     copied = 0
-    for leaf, (name, weight) in zip(ours._leaves, theirs.model.named_parameters(), strict=True):
+    for leaf, (name, weight) in zip(ours.optimizer.leaves, theirs.model.named_parameters(), strict=True):
         copied += leaf.dtype is torch.bfloat16
         assert torch.equal(leaf.grad.float(), weight.grad), name
-    assert copied == 15 and len(ours._leaves) == 15 + 2 * 9
+    assert copied == 15 and len(ours.optimizer.leaves) == 15 + 2 * 9
     assert ours.gradient_norm().item() == pytest.approx(theirs.gradient_norm().item())
-
-
-def test_copying_adam_agrees_with_adam(copying):
-    """The gradients are the same, of all magnitudes that occur. A float32 weight may have no copy."""
-    torch.manual_seed(0)
-    weights = [torch.randn(40, 5), torch.randn(7)]
-    theirs = [weight.clone() for weight in weights]
-    copies = [weights[0].bfloat16(), weights[1]]
-    options = {"lr": 1e-3, "betas": ADAM_BETAS, "eps": 1e-11, "fused": True}
-    adam, ours = torch.optim.Adam(theirs, **options), CopyingAdam(copies, weights, **options)
-    for _ in range(20):
-        for ours_of, theirs_of in zip(copies, theirs, strict=True):
-            ours_of.grad = (torch.randn(ours_of.shape) * 10 ** (-8 * torch.rand(ours_of.shape))).to(ours_of)
-            theirs_of.grad = ours_of.grad.float()
-        adam.step(), ours.step()
-    for found, expected in zip(weights, theirs, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(copies[0], weights[0].bfloat16())
-    kept, expected = ours.state_dict(), adam.state_dict()
-    assert kept["param_groups"] == expected["param_groups"]
-    torch.testing.assert_close(kept["state"], expected["state"], rtol=1e-5, atol=1e-12)
-    ours.zero_grad()
-    assert all(each.grad is None for each in copies)
 
 
 def test_copies_follow_the_weights_and_are_in_no_checkpoint(model, copying):
@@ -372,8 +320,8 @@ def test_copies_follow_the_weights_and_are_in_no_checkpoint(model, copying):
     used(images(1))
     for step in (new, used):
         step.restore(state)
-        assert same_state(step.state(), state)
-        for leaf, weight in zip(step._leaves, step.model.parameters(), strict=True):
+        assert same_state(vars(step.state()), vars(state))
+        for leaf, weight in zip(step.optimizer.leaves, step.model.parameters(), strict=True):
             assert torch.equal(leaf, weight.to(leaf.dtype)) and leaf.stride() == weight.stride()
     assert_the_same_after(used, new, [images(number) for number in range(2)])
 
@@ -430,9 +378,9 @@ def test_sync_batch_norm_agrees_with_batch_norm(compiled):
 def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_generator_is_left_alone():
     """PyTorch's generator is shared by all threads of the process."""
     config = small_config("nowhere", "out", image_size=64)
-    alone = build_model(config, torch.device("cpu")).state_dict()
+    alone = build_model(Experiment(), config).state_dict()
     before = torch.get_rng_state()
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: build_model(config, torch.device("cpu")).state_dict(), range(8)))
+        made = list(pool.map(lambda _: build_model(Experiment(), config).state_dict(), range(8)))
     assert all(same_state(alone, other) for other in made)
     assert torch.equal(torch.get_rng_state(), before)

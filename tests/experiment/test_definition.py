@@ -3,7 +3,14 @@
 import pytest
 
 from benchmarks.roofline import layers
-from fastae.experiment.flops import rate_text, training_flops
+from fastae.experiment.definition import Experiment, step_cost
+from fastae.experiment.losses import LOSSES
+from fastae.utils.console import rate_text
+
+
+def training_flops(image_size=128, latent=512):
+    shape = (2, 3, image_size, image_size)
+    return step_cost(Experiment().build_meta(image_size, latent), LOSSES["pixel_bce"], shape).image_flops
 
 
 @pytest.mark.parametrize(("image_size", "latent"), [(128, 512), (48, 16)])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from fastae.experiment.model import AutoEncoder
+from fastae.training.step.layers import replace_layers
 
 
 def rectified(input: Tensor) -> Tensor:
@@ -19,16 +19,19 @@ def rectified(input: Tensor) -> Tensor:
     return torch.where(input <= 0, 0, input)
 
 
-class RecomputedReLU(nn.ReLU):
+class RecomputedReLU(nn.Module):
     """`nn.ReLU` by `rectified` where it is compiled, and by PyTorch's kernel elsewhere."""
 
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.inplace = inplace
+
     def forward(self, input: Tensor) -> Tensor:
-        return rectified(input) if torch.compiler.is_compiling() else super().forward(input)
+        if torch.compiler.is_compiling():
+            return rectified(input)
+        return nn.functional.relu(input, inplace=self.inplace)
 
 
-def recompute_masks(model: AutoEncoder) -> None:
-    """Replaces every ReLU of the model by a RecomputedReLU. The state dict keeps its names."""
-    for part in (model.encoder, model.decoder):
-        for index, layer in enumerate(part):
-            if isinstance(layer, nn.ReLU):
-                part[index] = RecomputedReLU(layer.inplace)
+def recompute_masks(model: nn.Module) -> int:
+    """Replaces every `nn.ReLU` of the model by a RecomputedReLU; returns how many there were."""
+    return replace_layers(model, nn.ReLU, lambda layer: RecomputedReLU(layer.inplace))

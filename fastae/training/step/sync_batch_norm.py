@@ -12,8 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from fastae.experiment.model import AutoEncoder
+from fastae.errors import SettingError
+from fastae.training.step.layers import replace_layers
 
 PIXELS = (0, 2, 3)
 """The axes of (N, C, H, W) over which the statistics of a channel are taken."""
@@ -80,11 +82,29 @@ class SyncBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * count / (count - 1), self.momentum)
 
 
-def synchronize(model: AutoEncoder) -> None:
-    """Makes every batch norm of the model normalise over all ranks. The state dict keeps its names."""
-    for part in (model.encoder, model.decoder):
-        for index, layer in enumerate(part):
-            if isinstance(layer, nn.BatchNorm2d):
-                other = SyncBatchNorm2d(layer.num_features, layer.eps, layer.momentum)
-                part[index] = other.to(layer.weight.device)
-                other.load_state_dict(layer.state_dict())
+def synchronize(model: nn.Module) -> int:
+    """Makes every batch norm of the model normalise over all ranks; returns how many there were.
+
+    The state dict keeps its names. Raises SettingError if a batch norm is of a kind that cannot be replaced.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, _BatchNorm) and not _can_synchronize(layer):
+            raise SettingError(
+                "model",
+                f"cannot be trained on several ranks: {name} is a {type(layer).__name__}, whose statistics "
+                "fastae cannot share; use nn.BatchNorm2d with its default options",
+            )
+    return replace_layers(model, nn.BatchNorm2d, _synchronized)
+
+
+def _can_synchronize(layer: _BatchNorm) -> bool:
+    """Returns whether SyncBatchNorm2d does the same as this layer."""
+    is_default = layer.affine and layer.track_running_stats and layer.momentum is not None
+    return type(layer) in (nn.BatchNorm2d, SyncBatchNorm2d) and is_default
+
+
+def _synchronized(layer: nn.BatchNorm2d) -> SyncBatchNorm2d:
+    """Makes a SyncBatchNorm2d with the weights and statistics of a layer."""
+    other = SyncBatchNorm2d(layer.num_features, layer.eps, layer.momentum).to(layer.weight.device)
+    other.load_state_dict(layer.state_dict())
+    return other

@@ -1,0 +1,81 @@
+"""What a sweep trains: its settings, from which alone the name, loss and seed of each run follow."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from fastae.config import FIXED, TrainConfig
+from fastae.errors import FastaeError
+from fastae.experiment.definition import Experiment
+from fastae.utils.arguments import Range
+
+MAX_REPEATS = 1000
+REPEATS = Range(1, MAX_REPEATS)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a sweep."""
+
+    name: str
+    """The name of the run's folder: its loss, with -2, -3, ... for repeats."""
+
+    loss: str
+    seed: int
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """The settings of a sweep. FastaeError is raised for invalid ones."""
+
+    train: TrainConfig
+    """The settings of all runs. Only loss, folder and seed differ; seeds are counted from this seed."""
+
+    losses: Sequence[str] | None = None
+    """The names of the losses, each once. Default: all of the experiment's."""
+
+    repeats: int = 1
+    """The number of runs of each loss, with different seeds."""
+
+    same_init: bool = True
+    """Whether the losses of a repeat share a seed, and so the initial weights, images and augmentation."""
+
+    experiment: Experiment = field(default_factory=Experiment)
+
+    def __post_init__(self) -> None:
+        names = tuple(self.experiment.losses if self.losses is None else self.losses)
+        if unknown := [name for name in names if name not in self.experiment.losses]:
+            known = ", ".join(self.experiment.losses)
+            raise FastaeError(f"--losses {', '.join(unknown)!r}: not one of {known}")
+        if not names or len(set(names)) < len(names):
+            raise FastaeError("--losses must name at least one loss, and none twice")
+        object.__setattr__(self, "losses", tuple(name for name in self.experiment.losses if name in names))
+        REPEATS.require(self.repeats, "--repeats")
+        replace(self.train, seed=max(run.seed for run in self.runs()))  # raises if a seed is too large
+
+    def runs(self) -> tuple[PlannedRun, ...]:
+        """Returns one run of each loss, then the repeats with the next seeds."""
+        assert self.losses is not None
+        planned = []
+        for repeat in range(self.repeats):
+            for index, loss in enumerate(self.losses):
+                offset = repeat if self.same_init else MAX_REPEATS * index + repeat
+                name = loss if repeat == 0 else f"{loss}-{repeat + 1}"
+                planned.append(PlannedRun(name, loss, self.train.seed + offset))
+        return tuple(planned)
+
+    def settings(self) -> dict[str, Any]:
+        """Returns the settings that cannot change when the sweep is resumed, as in sweep.json."""
+        settings = {name: getattr(self.train, name) for name in FIXED if name != "loss"}
+        assert self.losses is not None
+        return {
+            "model": self.experiment.model_name,
+            "losses": list(self.losses),
+            "repeats": self.repeats,
+            "same_init": self.same_init,
+            "iterations": self.train.iterations,
+            "minutes": self.train.minutes,
+            **settings,
+        }

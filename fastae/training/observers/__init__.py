@@ -1,0 +1,1 @@
+"""What is done with the events of a training loop: files, display, utilisation report, a user's callback."""

@@ -1,0 +1,8 @@
+"""What has to be done before the process ends, registered by modules that the command line does not import."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+before_exit: list[Callable[[int], None]] = []
+"""Functions that `fastae.cli.main` calls with the exit code. One may end the process itself."""
