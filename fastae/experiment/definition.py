@@ -110,15 +110,20 @@ def step_cost(model: nn.Module, loss: Loss, batch_shape: Sequence[int]) -> StepC
         with FlopCounterMode(display=False) as counter:
             reconstruction = model(images)
             require_shape(reconstruction, images, "model")
-            elements = loss.element.function(reconstruction.float(), images)
-            require_shape(elements, images, "losses")
-            elements.mean().backward()
+            require_elements(loss, reconstruction, images).mean().backward()
             require_trainable(model)
     except (RuntimeError, ValueError, TypeError) as error:
         what = f"cannot be trained on a batch of shape {tuple(batch_shape)}: {error!s:.200}"
         raise SettingError("model", what) from error
     weights = sum(weight.numel() for weight in model.parameters())
     return StepCost(counter.get_total_flops() / len(images), state_bytes=4 * 4 * weights)
+
+
+def require_elements(loss: Loss, reconstruction: Tensor, images: Tensor) -> Tensor:
+    """Returns the elements of a loss. Raises SettingError unless they have the shape of the images."""
+    elements = loss.element.function(reconstruction.float(), images)
+    require_shape(elements, images, "losses")
+    return elements
 
 
 def require_trainable(model: nn.Module) -> None:

@@ -32,7 +32,7 @@ from fastae.device.compatibility import unusable_gpu_reason
 from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
 from fastae.errors import FastaeError
-from fastae.experiment.definition import Experiment, StepCost, step_cost
+from fastae.experiment.definition import Experiment, StepCost, require_elements, step_cost
 from fastae.monitor.summary import RunInfo
 from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.training.distributed import ALONE, Ranks, device_of
@@ -89,6 +89,8 @@ class Session:
 
     def new_step(self, config: TrainConfig, make_batch: Callable[..., Tensor]) -> TrainingStep:
         """Begins a training from the initial weights of `config.seed`, with a loader's `make_batch`."""
+        images = torch.empty(batch_shape(config), device="meta")
+        require_elements(self.experiment.loss(config.loss), images, images)  # a sweep has several losses
         initial = build_model(self.experiment, config)
         # In place, since what was compiled holds these weights.
         self.trained.model.load_state_dict(initial.state_dict())
