@@ -110,9 +110,7 @@ def measure(
         "fixed": fixed,
         "loader": fed,
         "tax": fixed["images_per_second"] / fed["images_per_second"] - 1,
-        "evaluation": seconds(
-            lambda: evaluate(step.model, held_out, loss, precision=precision, iteration=0), 2
-        ),
+        "evaluation": seconds(evaluation, 2),
         "checkpoint": seconds(lambda: copy.deepcopy(step.state())),
         "step": f"{precision.note}, {'compiled' if compiled else 'not compiled'}"
         + (f", {graph}" if graph else ""),

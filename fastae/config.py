@@ -62,6 +62,9 @@ def setting(
     return field(default=default, metadata={**metadata, "path": path, "metavar": metavar})
 
 
+REMOVED = ("sync_bn",)
+"""Settings of earlier versions, which are ignored where a file has them."""
+
 EXPERIMENT, DATA, SPEED = "Experiment", "Data", "Speed"
 RUN_FOLDER, FAULTS = "Run folder", "Fault tolerance"
 
@@ -211,6 +214,7 @@ class TrainConfig:
         """
         if not isinstance(values, dict):
             raise FastaeError(f"{where} does not contain the settings of a run")
+        values = {name: value for name, value in values.items() if name not in REMOVED}
         for name in values.keys() - {entry.name for entry in dataclasses.fields(cls)}:
             raise FastaeError(f"{where}: {name!r:.80} is not a setting of this version of fastae")
         try:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -24,7 +24,7 @@ from fastae.report.figures import draw_charts
 from fastae.report.runs import METRICS, find_runs
 from fastae.report.tables import Cell, Row, Table, difference_table, hours, table, undecided
 from fastae.runs.folder import RunFolder
-from fastae.runs.sweep_folder import SweepFolder
+from fastae.sweep.folder import SweepFolder
 from fastae.utils.console import log
 from fastae.utils.files import write_json
 
@@ -61,9 +61,7 @@ def copy_numbers(sweep: Path, out: Path) -> None:
         )
         write_json(new.config_file, described.as_dict())
         shutil.copyfile(old.metrics_file, new.metrics_file)
-    plan = SweepFolder(sweep).read()
-    runs = tuple(replace(run, error="") for run in plan.runs)
-    write_json(SweepFolder(out).file, asdict(replace(plan, runs=runs)))
+    write_json(SweepFolder(out).file, SweepFolder(sweep).read_settings())
     size = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     log(f"{out}: {size / 1e3:,.0f} kB")
 

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -88,9 +89,19 @@ def wait_until_ended(pid, seconds=60):
             time.sleep(0.01)
 
 
-def last_state(run):
-    """Returns the content of a run's newest checkpoint."""
-    return torch.load(run / "checkpoints" / "last.pt", weights_only=True)
+def last_checkpoint(run):
+    """Returns a run's newest checkpoint."""
+    return checkpoint.newest(run / "checkpoints", print)
+
+
+def last_iteration(run):
+    """Returns the iteration of a run's newest checkpoint."""
+    return last_checkpoint(run).iteration
+
+
+def last_training(run):
+    """Returns the weights, moments and scaler in a run's newest checkpoint, as nested dicts."""
+    return vars(last_checkpoint(run).training)
 
 
 def begin_with(run, images):
@@ -117,7 +128,7 @@ def killed_before_its_first_checkpoint(run):
 
 def same_state(one, other):
     """Returns whether two values, such as nested states, have the same bits."""
-    if isinstance(one, dict):
+    if isinstance(one, Mapping):
         return one.keys() == other.keys() and all(same_state(one[name], other[name]) for name in one)
     return torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 

@@ -6,6 +6,8 @@ import shutil
 from contextlib import contextmanager
 from pathlib import Path
 
+from torch import nn
+
 from fastae.config import TrainConfig
 from fastae.training.trainer import Trainer
 
@@ -19,11 +21,22 @@ def small_config(data, out=None, **others):
     return TrainConfig(data=str(data), out=out and str(out), **{**defaults, "gpu_sample_hz": 0, **others})
 
 
+def small_model():
+    """Makes a model that is not fastae's: it has nested layers, and any multiple of 4 pixels will do."""
+    inner = nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 4, stride=4),
+        nn.Sequential(inner),
+        nn.ConvTranspose2d(8, 3, 4, stride=4),
+        nn.Sigmoid(),
+    )
+
+
 def copied(run, to):
     """Copies a run or a sweep. Checkpoints, which fastae never changes in place, become hard links."""
 
     def copy(source, target):
-        (os.link if source.endswith(".pt") else shutil.copy2)(source, target)
+        (os.link if "checkpoints" in source else shutil.copy2)(source, target)
 
     return shutil.copytree(run, to, symlinks=True, copy_function=copy)
 

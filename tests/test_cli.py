@@ -118,14 +118,14 @@ def test_a_run_continues_without_its_streams(tmp_path, face_folder):
     out = tmp_path / "run"
     result = fastae("train", "--data", face_folder, "--out", out, *RUN_SMALL, preexec=without_streams)
     assert result.returncode == 0 and not result.stderr
-    assert (out / "checkpoints" / "0000001.pt").exists()
+    assert (out / "checkpoints" / "0000001.safetensors").exists()
 
 
 def test_a_run_continues_when_the_disk_of_its_stdout_is_full(tmp_path, face_folder, monkeypatch):
     with Path("/dev/full").open("w") as full:
         monkeypatch.setattr(sys, "stdout", full)
         here("train", "--data", face_folder, "--out", tmp_path / "run", *RUN_SMALL)
-    assert (tmp_path / "run" / "checkpoints" / "0000001.pt").exists()
+    assert (tmp_path / "run" / "checkpoints" / "0000001.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -4,12 +4,12 @@ import os
 import shutil
 
 import pytest
+from fastae.runs.sweep_folder import SweepConfig, open_sweep
 
 from fastae.errors import FastaeError
-from fastae.runs.sweep_folder import SweepConfig, open_sweep
 from fastae.utils.files import DRAFT, atomic_write, draft, open_own
 
-from .commands import here, last_state, refuses
+from .commands import here, last_iteration, refuses
 from .helpers import small_config
 
 
@@ -18,7 +18,7 @@ def outside(tmp_path):
     """A folder of the user, which must be unchanged at the end of the test."""
     folder = tmp_path / "outside"
     (folder / "below").mkdir(parents=True)
-    files = {folder / "file": "the user's", folder / "below" / "0000001.pt": "the user's, too"}
+    files = {folder / "file": "the user's", folder / "below" / "0000001.safetensors": "the user's, too"}
     for path, text in files.items():
         path.write_text(text)
     yield folder
@@ -36,8 +36,8 @@ def plant(path, target):
 FILES = (
     ".lock", "config.json", "images.json", "metrics.csv", "model.safetensors", "skipped.txt", "nan.txt",
     "gpu.json", "gpu.csv", "gpu.png", "trace.json.gz", "report.html", f"{DRAFT}trace.json.gz",
-    "samples/0000006.png", "checkpoints/0000004.pt", "checkpoints/0000004.pt.sha256",
-    "checkpoints/0000006.pt", "checkpoints/0000006.pt.sha256",
+    "samples/0000006.png", "checkpoints/0000004.safetensors", "checkpoints/0000004.pt.sha256",
+    "checkpoints/0000006.safetensors", "checkpoints/0000006.pt.sha256",
 )  # fmt: skip
 
 
@@ -53,8 +53,8 @@ def test_the_link_to_the_newest_checkpoint_is_replaced_and_not_followed(run, out
     plant(run / "checkpoints" / "last.pt", outside / "file")
     (tmp_path / "link").symlink_to(run)
     here("train", "--resume", tmp_path / "link", "--iterations", 6)
-    assert (run / "checkpoints" / "last.pt").readlink().name == "0000006.pt"
-    assert last_state(run)["iteration"] == 6
+    assert (run / "checkpoints" / "last.pt").readlink().name == "0000006.safetensors"
+    assert last_iteration(run) == 6
 
 
 @pytest.mark.parametrize("name", ["minibatch_bce", "images.json", "sweep.json", ".lock", "report"])

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastae.runs.sweep_folder import SweepFolder
 from rich.table import Table
 from torch import nn
 
@@ -19,11 +20,10 @@ from fastae.errors import FastaeError
 from fastae.monitor.files import read_report
 from fastae.runs import checkpoint
 from fastae.runs.loaded_model import load_model
-from fastae.runs.sweep_folder import SweepFolder
 from fastae.utils.console import HarmlessConsole
 from fastae.utils.files import DRAFT
 
-from .commands import SMALL, fastae, here, last_state
+from .commands import SMALL, fastae, here, last_iteration
 
 ROOT = Path(__file__).parents[1]
 SCALER = {
@@ -60,7 +60,7 @@ def archived(pickled, compression=zipfile.ZIP_STORED):
 
 def plant(folder, content, iteration=1):
     """Writes a checkpoint of these bytes, with a digest that matches; returns its path."""
-    path = folder / f"{iteration:07d}.pt"
+    path = folder / f"{iteration:07d}.safetensors"
     path.write_bytes(content)
     path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
     return path
@@ -94,15 +94,17 @@ def test_a_malicious_checkpoint_does_nothing_and_the_one_before_is_used(tmp_path
     plant(tmp_path, saved(GOOD))
     plant(tmp_path, make(), iteration=2)
     assert checkpoint.newest(tmp_path, lines.append).iteration == 1
-    assert len(lines) == 1 and "\n" not in lines[0] and "0000002.pt" in lines[0] and reason in lines[0]
+    assert (
+        len(lines) == 1 and "\n" not in lines[0] and "0000002.safetensors" in lines[0] and reason in lines[0]
+    )
     assert not (tmp_path / DONE).exists()
 
 
 def test_a_pipe_instead_of_a_checkpoint_does_not_block(tmp_path):
     lines = []
     plant(tmp_path, saved(GOOD))
-    os.mkfifo(tmp_path / "0000002.pt")
-    (tmp_path / "0000003.pt").touch()
+    os.mkfifo(tmp_path / "0000002.safetensors")
+    (tmp_path / "0000003.safetensors").touch()
     os.mkfifo(tmp_path / "0000003.pt.sha256")
     assert checkpoint.newest(tmp_path, lines.append).iteration == 1 and len(lines) == 1
 
@@ -166,7 +168,7 @@ def test_a_checkpoint_that_does_not_fit_its_run_is_named_and_the_one_before_used
     plant(tmp_path, saved(good))
     plant(tmp_path, saved(replaced(good | {"iteration": 9}, path, value)), iteration=9)
     assert checkpoint.newest(tmp_path, lines.append, lambda config: model).iteration == 1
-    assert len(lines) == 1 and "0000009.pt" in lines[0] and "\n" not in lines[0]
+    assert len(lines) == 1 and "0000009.safetensors" in lines[0] and "\n" not in lines[0]
 
 
 def test_a_resumed_run_survives_what_others_put_into_its_folder(run, capsys):
@@ -180,10 +182,10 @@ def test_a_resumed_run_survives_what_others_put_into_its_folder(run, capsys):
     (run / f"{DRAFT}folder").mkdir()
     here("train", "--resume", run, "--iterations", 7)
     printed = capsys.readouterr().out
-    assert "0000006.pt" in printed and "from iteration 5" in printed
+    assert "0000006.safetensors" in printed and "from iteration 5" in printed
     assert "lost or changed rows" not in printed, "no row is missing"
     assert (run / "metrics.csv").stat().st_size < 10_000 and (run / f"{DRAFT}folder").is_dir()
-    assert last_state(run)["iteration"] == 7
+    assert last_iteration(run) == 7
 
 
 def nested(depth):
@@ -225,7 +227,7 @@ def test_a_run_does_not_begin_again_if_its_checkpoints_cannot_be_used(run):
     for use in (lambda: here("train", "--resume", run, "--iterations", 5), lambda: load_model(run)):
         with pytest.raises(FastaeError, match="holds no usable checkpoint"):
             use()
-    assert (run / "checkpoints" / "0000004.pt").exists()
+    assert (run / "checkpoints" / "0000004.safetensors").exists()
 
 
 def test_a_sweep_json_that_names_a_folder_outside_is_refused(tmp_path):

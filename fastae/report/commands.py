@@ -12,7 +12,8 @@ from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
 from fastae.report.runs import Run
 from fastae.runs.folder import RUNS
-from fastae.runs.sweep_folder import SweepConfig, SweepFolder
+from fastae.sweep.folder import SweepFolder
+from fastae.sweep.plan import SweepConfig
 from fastae.utils.json import convert
 
 BY_TIME = re.compile(r"\d{8}-\d{6}-sweep.*")
@@ -31,9 +32,7 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
     for folder in dict.fromkeys(run.path.parent for run in runs):
         beside = [run for run in runs if run.path.parent == folder]
         if sweep := _sweep_of(folder, beside):
-            at_once = max(run.description.at_once for run in beside)
-            turns = [["--at-once", str(at_once)]] if at_once > 1 else []
-            own = [*_options(sweep, "train"), *turns]
+            own = _options(sweep, "train", "experiment")
             # A run's --out is below the sweep's, whose default contains the time.
             out = Path(beside[0].config.out or "").parent
             is_chosen = out.parts and not (out.parent == RUNS and BY_TIME.fullmatch(out.name))
@@ -66,10 +65,14 @@ def _options(config: TrainConfig | SweepConfig, *skip: str) -> list[Sequence[str
 def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
     """Returns the settings of the sweep in a folder, or None unless the given runs are all of its runs."""
     try:
-        plan = SweepFolder(folder).read().plan
-        own = {name: plan.get(name) for name in ("losses", "repeats", "same_init")}
-        train = runs[0].config.as_dict() | {"seed": plan.get("seed")}
-        sweep: SweepConfig = convert({"train": train, **own}, SweepConfig)
+        plan = SweepFolder(folder).read_settings()
+        train = convert(runs[0].config.as_dict() | {"seed": plan.get("seed")}, TrainConfig)
+        sweep = SweepConfig(
+            train,
+            losses=convert(plan.get("losses"), tuple[str, ...]),
+            repeats=convert(plan.get("repeats"), int),
+            same_init=convert(plan.get("same_init"), bool),
+        )
     except (FastaeError, ValueError):
         return None
     found = {(run.path.name, run.loss, run.config.seed) for run in runs}

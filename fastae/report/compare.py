@@ -19,7 +19,6 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
     "images": lambda run: (
         as_text(run.description.data.fingerprint)[:8] or as_text(run.description.data.folder)
     ),
-    "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
     **{flag(name): attrgetter(f"config.{name}") for name in FIXED if name not in ("loss", "seed")},
 }
 """What the runs of a curve have in common besides the loss: name of an option or condition -> its value."""

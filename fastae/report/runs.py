@@ -20,8 +20,8 @@ from fastae.experiment.losses import LOSSES
 from fastae.monitor.files import read_sessions
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
-from fastae.runs.loaded_model import finished_at
 from fastae.runs.metrics import Metrics, Rows, read_metrics
+from fastae.runs.weights import finished_at
 from fastae.utils.console import printable
 
 CONFIG = "config.json"
@@ -61,7 +61,7 @@ class Run:
     @property
     def took_turns(self) -> bool:
         """Whether the run took turns with others of a sweep, so that its energy and speed are unknown."""
-        return self.description.at_once != 1
+        return False
 
     @cached_property
     def train(self) -> Series:

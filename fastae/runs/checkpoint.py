@@ -1,20 +1,19 @@
-"""The checkpoints of a run: checkpoints/ITERATION.pt, each with its SHA-256 in a file beside it.
+"""The checkpoints of a run: checkpoints/ITERATION.safetensors.
 
-Checkpoints hold plain tensors and numbers, which `torch.load(weights_only=True)` reads, so they cannot run
-code. Each is written to a temporary file, flushed to the disk and renamed, and older ones are removed only
-then, so that a valid checkpoint exists at every moment. A damaged one is recognised by its SHA-256, and the
-checkpoint before it is used.
+A checkpoint is one file with its own digest (`fastae.runs.tensors`), which holds tensors and JSON, so it
+cannot run code. It is written to a temporary file, flushed to the disk and renamed, and older ones are
+removed only then, so that a valid checkpoint exists at every moment. If one is damaged, the checkpoint before
+it is used.
 """
 
 from __future__ import annotations
 
-import hashlib
+import json
 import math
 from collections.abc import Callable, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, BinaryIO, cast
+from typing import Annotated
 
 import torch
 from msgspec import Meta
@@ -22,17 +21,15 @@ from torch import Tensor, nn
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
-from fastae.runs.archive import require_plain
 from fastae.runs.description import RunDescription
 from fastae.runs.metrics import LoggedContent
-from fastae.utils.files import atomic_write, draft_of, listed, remove_drafts, require_file, sync
-from fastae.utils.json import convert, plain
+from fastae.runs.tensors import read_tensors, write_tensors
+from fastae.utils.files import listed, sync
+from fastae.utils.json import convert
 
-LAST = "last.pt"
-"""The name of a link to the newest checkpoint, for people and scripts. fastae itself uses the numbers."""
-
-PARTS = {"model": dict, "optimizer": dict, "scaler": dict, "iteration": int, "config": dict, "run": dict}
-"""The entries that every checkpoint has, and their types. `run` is a RunDescription, as in config.json."""
+SUFFIX = ".safetensors"
+OLD_SUFFIX = ".pt"
+"""The suffix of checkpoints of fastae 0.2 and older, which this version cannot read."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +37,7 @@ class Progress:
     """How long a run had been trained, and what its other files contained, when a checkpoint was written."""
 
     seconds: Annotated[float, Meta(ge=0)] = 0.0
-    """The time of steps and waiting for data, in all sessions. If the run took turns with others, it is the
-    run's share of that time."""
+    """The time of steps and waiting for data, in all sessions."""
 
     metrics: LoggedContent | None = None
     """The content of metrics.csv."""
@@ -51,22 +47,61 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class TrainingState:
+    """What a training step changes."""
+
+    model: Mapping[str, Tensor]
+    """The model's state dict."""
+
+    mean: Mapping[str, Tensor]
+    """Name of a weight -> Adam's moving mean of its gradient."""
+
+    square: Mapping[str, Tensor]
+    """Name of a weight -> Adam's moving mean of its squared gradient."""
+
+    step: Tensor
+    """The number of Adam's updates: an int64 scalar."""
+
+    scaler: Mapping[str, float | int] = field(default_factory=dict)
+    """The state dict of the GradScaler; empty if losses are not scaled."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Returns all tensors, with the names that they have in a checkpoint's file."""
+        parts = {"model": self.model, "mean": self.mean, "square": self.square}
+        named = {f"{part}/{name}": value for part, values in parts.items() for name, value in values.items()}
+        return {**named, "step": self.step}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], scaler: Mapping[str, float | int]) -> TrainingState:
+        """Returns the state whose `tensors()` are given, once `require_fit` has checked them."""
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "mean": {}, "square": {}}
+        for key, value in tensors.items():
+            part, _, name = key.partition("/")
+            if part in parts:
+                parts[part][name] = value
+        return cls(**parts, step=tensors["step"], scaler=scaler)
+
+    def copied(self) -> TrainingState:
+        """Returns a copy in the host's memory."""
+        tensors = {name: value.detach().to("cpu", copy=True) for name, value in self.tensors().items()}
+        return TrainingState.of(tensors, dict(self.scaler))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether all weights and moments are finite."""
+        return all(bool(value.isfinite().all()) for value in self.tensors().values())
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """The state from which a run continues."""
 
     iteration: int
     """The number of steps that the run was trained for."""
 
-    training: Mapping[str, Any]
-    """The state dicts of model, optimizer and scaler, as `TrainingStep.state` returns them."""
-
+    training: TrainingState
     description: RunDescription
     progress: Progress
-
-    def as_dict(self) -> dict[str, Any]:
-        """Returns the content of the checkpoint's file: tensors and plain values."""
-        run = {"config": self.description.config.as_dict(), "run": self.description.as_dict()}
-        return {**self.training, "iteration": self.iteration, **run, "progress": asdict(self.progress)}
 
 
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
@@ -75,63 +110,32 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     Checkpoints of later iterations are removed, too: a run that continues from an older one has found them
     invalid. Raises OSError if the checkpoint cannot be written; no other checkpoint is changed then.
     """
-    path = folder / f"{checkpoint.iteration:07d}.pt"
-    with atomic_write(path) as file:
-        output = _Output(file)
-        torch.save(checkpoint.as_dict(), cast(IO[bytes], output))
-        if output.error:
-            raise output.error
-        # The digest, in the format of sha256sum, is written first: no checkpoint is ever without one.
-        with atomic_write(_digest_of(path)) as beside:
-            beside.write(f"{output.digest.hexdigest()}  {path.name}\n".encode())
+    run = {"config": checkpoint.description.config.as_dict(), "run": checkpoint.description.as_dict()}
+    state = {
+        **run,
+        "iteration": checkpoint.iteration,
+        "progress": asdict(checkpoint.progress),
+        "scaler": dict(checkpoint.training.scaler),
+    }
+    path = folder / f"{checkpoint.iteration:07d}{SUFFIX}"
+    write_tensors(path, checkpoint.training.tensors(), {"state": json.dumps(state)})
     sync(folder)
-    with suppress(OSError):  # some file systems have no links
-        link = draft_of(folder / LAST)
-        link.symlink_to(path.name)
-        link.replace(folder / LAST)
-    found = _numbered(folder)
-    invalid = [each for each in found if int(each.stem) > checkpoint.iteration]
-    for old in (*invalid, *found[len(invalid) + keep :]):
+    for old in _numbered(folder):
+        if int(old.stem) > checkpoint.iteration:
+            old.unlink(missing_ok=True)
+    keep_newest(folder, keep)
+
+
+def keep_newest(folder: Path, count: int) -> None:
+    """Removes all but the newest checkpoints. Raises OSError."""
+    for old in _numbered(folder)[count:]:
         old.unlink(missing_ok=True)
-        _digest_of(old).unlink(missing_ok=True)
-
-
-def remove_all(folder: Path) -> None:
-    """Removes every checkpoint, its digest and the link to the newest. Raises OSError."""
-    (folder / LAST).unlink(missing_ok=True)
-    for path in _numbered(folder):
-        path.unlink(missing_ok=True)
-        _digest_of(path).unlink(missing_ok=True)
-
-
-class _Output:
-    """A file for torch.save that computes the SHA-256 of what is written, and keeps the first OSError.
-
-    torch.save would report another error, about positions in the file, instead of an OSError.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.digest = hashlib.sha256()
-        self.error: OSError | None = None
-        self._file = file
-
-    def write(self, content: bytes) -> int:
-        self.digest.update(content)
-        if self.error is None:
-            try:
-                self._file.write(content)
-            except OSError as error:
-                self.error = error
-        return len(content)
-
-    def flush(self) -> None:
-        """Does nothing: torch.save needs this method, but `atomic_write` flushes the file."""
 
 
 def latest(folder: Path) -> int | None:
     """Returns the iteration of the newest checkpoint, valid or not; None if there is none."""
-    found = _numbered(folder)
-    return int(found[0].stem) if found else None
+    paths = _numbered(folder)
+    return int(paths[0].stem) if paths else None
 
 
 def newest(
@@ -146,163 +150,86 @@ def newest(
             compared. A model on the meta device suffices. None skips the comparison.
 
     Raises:
-        FastaeError: the folder cannot be listed.
+        FastaeError: the folder cannot be listed, or an older version of fastae has written its checkpoints.
     """
     paths = _numbered(folder)
+    if not paths and _numbered(folder, OLD_SUFFIX):
+        raise FastaeError(
+            f"{str(folder)!r} holds checkpoints of fastae 0.2 or older, which this version cannot resume: "
+            "start a new run"
+        )
     for path in paths:
         try:
-            checkpoint = _read(path)
-            if model_of:
-                _require_fit(checkpoint.training, model_of(checkpoint.description.config), path)
-            return checkpoint
+            return _read(path, model_of)
         except FastaeError as error:
             warn(f"{error}; the checkpoint before it is tried" if path is not paths[-1] else str(error))
     return None
 
 
-def _read(path: Path) -> Checkpoint:
-    """Reads and verifies one checkpoint. Raises FastaeError if it is damaged or was not written by fastae."""
+def _read(path: Path, model_of: Callable[[TrainConfig], nn.Module] | None) -> Checkpoint:
+    """Reads and verifies one checkpoint. Raises FastaeError if it is damaged or does not fit its model."""
     try:
-        digest = _digest_of(path)
-        require_file(digest)
-        with path.open("rb") as file:
-            if digest.read_text().split()[:1] != [hashlib.file_digest(file, "sha256").hexdigest()]:
-                raise FastaeError(f"checkpoint {path} is damaged: its SHA-256 is not the recorded one")
-        require_plain(path)
-        # Load onto the CPU: the caller chooses the device, and the file must not.
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except FastaeError:
-        raise
-    except Exception as error:  # torch.load raises many kinds, with many lines
+        content = read_tensors(path)
+        state = json.loads(content.metadata.get("state", ""))
+        if state["iteration"] != int(path.stem):
+            raise ValueError(f"it holds iteration {state['iteration']!r:.30}")
+        described = {**state["run"], "config": state["config"]}
+        description = RunDescription.from_dict(described, "it")
+        progress = convert(state["progress"], Progress)
+        scaler = convert(state["scaler"], dict[str, float | int])
+        if model_of:
+            require_fit(content.tensors, scaler, model_of(description.config))
+        training = TrainingState.of(content.tensors, scaler)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FastaeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise FastaeError(f"checkpoint {path} cannot be read: {reason:.120}") from None
-    if not isinstance(state, dict) or any(
-        not isinstance(state.get(part), kind) for part, kind in PARTS.items()
-    ):
-        raise FastaeError(f"checkpoint {path} was not written by fastae")
-    if state["iteration"] != int(path.stem):
-        raise FastaeError(f"checkpoint {path} holds iteration {state['iteration']!r:.30}")
-    try:
-        described = plain({**state["run"], "config": state["config"]})
-        description = RunDescription.from_dict(described, f"checkpoint {path}")
-        progress = convert(plain(state.get("progress", {})), Progress)
-    except ValueError as error:
-        raise FastaeError(f"checkpoint {path} was not written by fastae: {error}") from None
-    training = {name: state[name] for name in ("model", "optimizer", "scaler")}
-    return Checkpoint(
-        iteration=state["iteration"], training=training, description=description, progress=progress
-    )
+        raise FastaeError(f"checkpoint {path} cannot be used: {reason:.200}") from None
+    return Checkpoint(state["iteration"], training, description=description, progress=progress)
 
 
-def _numbered(folder: Path) -> list[Path]:
+def _numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
     """Returns the checkpoints in `folder`, the newest first. Raises FastaeError if it cannot be listed."""
     found = [
-        path for path in listed(folder) if path.suffix == ".pt" and path.stem.isdecimal() and path.is_file()
+        path
+        for path in listed(folder)
+        if path.suffix == suffix and path.stem.isdecimal() and path.is_file() and not path.is_symlink()
     ]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
-def without_checkpoint(folder: Path) -> list[Path]:
-    """Returns the digests in `folder` whose checkpoint is missing. Raises FastaeError if it cannot be listed.
-
-    A digest is not returned if the checkpoint's draft is there, left by a process that was killed while it
-    saved.
-    """
-    paths = listed(folder)
-    names = [path.name for path in paths]
-    return [
-        path
-        for path in paths
-        if path.suffix == ".sha256" and not any(name.endswith(path.stem) for name in names)
-    ]
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes the drafts in `folder`, and then the digests that have no checkpoint. Raises OSError."""
-    remove_drafts(folder)
-    for digest in without_checkpoint(folder):
-        digest.unlink(missing_ok=True)
-
-
-def _digest_of(path: Path) -> Path:
-    return path.with_name(path.name + ".sha256")
-
-
-def moments_like(weight: Tensor) -> dict[str, Tensor]:
-    """Returns examples of the tensors that fused Adam keeps for a weight: name -> tensor of the same kind."""
-    return {"step": weight.new_empty(()), "exp_avg": weight, "exp_avg_sq": weight}
-
-
-def is_finite(training: Mapping[str, Any]) -> bool:
-    """Returns whether all weights and Adam's moments are finite."""
-    return all(value.isfinite().all() for value in _tensors(training).values())
-
-
-def require_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
+def require_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
     """Raises ValueError, naming the first difference, unless these are finite weights of `model`."""
-    found, expected = (
-        {("model", name): each[name] for name in each} for each in (weights, model.state_dict())
-    )
-    _require_alike(found, expected)
+    _require_alike(weights, model.state_dict())
 
 
-def _require_fit(training: Mapping[str, Any], model: nn.Module, path: Path) -> None:
-    """Raises FastaeError, naming the first difference, unless this can be the state of training `model`.
+def require_fit(tensors: Mapping[str, Tensor], scaler: Mapping[str, float | int], model: nn.Module) -> None:
+    """Raises ValueError, naming the first difference, unless this can be the state of training `model`.
 
     Adam's kernel does not check shapes: with moments of other shapes it reads and writes beyond their memory.
     """
-    moments = {index: moments_like(weight) for index, weight in enumerate(model.parameters())}
-    expected = _tensors({"model": model.state_dict(), "optimizer": {"state": moments}})
-    try:
-        found = _tensors(training)
-        _require_alike(found, expected)
-        if any((value < 0).any() for key, value in found.items() if key[-1] in ("step", "exp_avg_sq")):
-            raise ValueError("Adam's steps or mean squares are negative")
-        _require_scaler(training["scaler"])
-    except ValueError as error:
-        raise FastaeError(
-            f"checkpoint {path} does not fit its run's config.json, or is from an older version of fastae: "
-            f"{error}"
-        ) from None
+    weights = dict(model.named_parameters())
+    step = torch.empty((), dtype=torch.int64, device="meta")
+    _require_alike(tensors, TrainingState(model.state_dict(), weights, weights, step).tensors())
+    for name, value in tensors.items():
+        if name.startswith(("step", "square/")) and (value < 0).any():
+            raise ValueError(f"{name} is negative")
+    _require_scaler(scaler)
 
 
-def _tensors(training: Mapping[str, Any]) -> dict[tuple, Any]:
-    """Returns the weights and Adam's moments of a training state, by key. Raises ValueError if it has none.
-
-    The keys are ("model", name of the weight) and ("optimizer", index of the weight, name of the moment).
-    """
-    moments = training["optimizer"].get("state")
-    if not isinstance(moments, dict) or not all(isinstance(kept, dict) for kept in moments.values()):
-        raise ValueError("it has no optimizer state")
-    return {("model", name): value for name, value in training["model"].items()} | {
-        ("optimizer", index, name): value for index, kept in moments.items() for name, value in kept.items()
-    }
-
-
-def _require_alike(found: Mapping[tuple, Any], expected: Mapping[tuple, Tensor]) -> None:
-    """Raises ValueError unless these are finite tensors of the expected keys, shapes and types."""
+def _require_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError unless these are finite tensors of the expected names, shapes and types."""
     if differing := found.keys() ^ expected.keys():
-        key = min(differing, key=str)
-        raise ValueError(f"it {'has' if key in found else 'lacks'} {_name(key)}")
-    for key, value in found.items():
-        like = expected[key]
-        if not isinstance(value, Tensor):
-            raise ValueError(f"{_name(key)} is not a tensor")
+        name = min(differing)
+        raise ValueError(f"it {'has' if name in found else 'lacks'} {name:.100}")
+    for name, value in found.items():
+        like = expected[name]
         if (value.shape, value.dtype) != (like.shape, like.dtype):
             it_is, should_be = (f"{each.dtype} {tuple(each.shape)}" for each in (value, like))
-            raise ValueError(f"{_name(key)} is {it_is}, not {should_be}")
-        if value.untyped_storage().nbytes() < value.nbytes:
-            raise ValueError(f"{_name(key)} is an expanded view of fewer numbers")
+            raise ValueError(f"{name:.100} is {it_is}, not {should_be}")
         if not value.isfinite().all():
-            raise ValueError(f"{_name(key)} is not finite")
+            raise ValueError(f"{name:.100} is not finite")
 
 
-def _name(key: tuple) -> str:
-    """Returns a key of `_tensors` in words."""
-    return f"{' '.join(map(str, key)):.100}"
-
-
-def _require_scaler(state: Mapping[str, Any]) -> None:
+def _require_scaler(state: Mapping[str, float | int]) -> None:
     """Raises ValueError unless this is the state of a GradScaler, which is empty for a disabled one."""
     like = torch.amp.GradScaler("cpu").state_dict()
     kinds = [{name: type(value) for name, value in each.items()} for each in (state, like)]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from fastae.config import TrainConfig
+from fastae.experiment.losses import Loss, loss_described
 from fastae.utils.console import printable
 from fastae.utils.json import convert
 
@@ -60,6 +61,16 @@ class RunDescription:
     """What a run is made with. A field that is not known has its default."""
 
     config: TrainConfig
+
+    model: str | None = None
+    """The qualified name of the model's class or function."""
+
+    element: str | None = None
+    """The name of the loss's element."""
+
+    reduction: str | None = None
+    """The name of the loss's reduction."""
+
     data: DataDescription = DataDescription()
     loader: str | None = None
     """dali, resident or host: the loader that was chosen."""
@@ -76,9 +87,6 @@ class RunDescription:
     world_size: int = 1
     """The number of ranks that shared the run."""
 
-    at_once: int = 1
-    """The most runs, this one included, that took turns on the device in any session."""
-
     step: str | None = None
     """How a step is computed, in words."""
 
@@ -90,10 +98,10 @@ class RunDescription:
         """Returns the description as plain JSON values."""
         return dataclasses.asdict(self)
 
-    def resumed_from(self, earlier: RunDescription, iteration: int) -> RunDescription:
-        """Returns this description for a session that continues an `earlier` session's run at `iteration`."""
-        turns = max(earlier.at_once, self.at_once)
-        return dataclasses.replace(self, at_once=turns, resumed=(*earlier.resumed, iteration))
+    @property
+    def loss(self) -> Loss:
+        """The loss. The element of a user's own has no function here. Raises ValueError if it is none."""
+        return loss_described(self.config.loss, self.element, self.reduction)
 
     def differences(self, earlier: RunDescription) -> Iterator[str]:
         """Yields lines about what differs from an `earlier` session and changes a run's results."""
@@ -111,8 +119,6 @@ class RunDescription:
                 yield f"{name} was {printable(str(before[name]))}, is {value}: results agree up to rounding"
         if earlier.world_size != self.world_size:
             effect = "results agree up to rounding"
-            if not self.config.sync_bn:
-                effect = "batch norm takes its statistics over another number of images"
             yield f"ranks were {earlier.world_size}, are {self.world_size}: {effect}"
 
     @classmethod

@@ -75,7 +75,7 @@ class RunFolder:
         with hold_lock(self.path, "run"):
             refuse_links(self.path)
             refuse_links(self.samples)
-            refuse_links(self.checkpoints, but=checkpoint.LAST)
+            refuse_links(self.checkpoints, but="last.pt")  # a link that older versions made
             yield
 
     def begin(self, description: RunDescription, manifest: Manifest, skipped: Iterable[FileFault]) -> None:
@@ -98,7 +98,7 @@ class RunFolder:
             self.samples.mkdir(exist_ok=True)
             write_json(self.config_file, description.as_dict())
             if checkpoint.latest(self.checkpoints) is None:
-                checkpoint.remove_unfinished(self.checkpoints)
+                remove_drafts(self.checkpoints)
                 manifest.write(self.manifest_file)
             self.note_skipped(skipped)
         except OSError as error:
@@ -178,8 +178,6 @@ class RunFolder:
         """
         if not self.checkpoints.is_dir():
             return f"{str(self.checkpoints)!r} is missing"
-        if digests := checkpoint.without_checkpoint(self.checkpoints):
-            return f"{digests[-1].stem} is missing, although its .sha256 is there"
         if self.weights_file.exists():
             return f"{self.weights_file.name} holds the weights of a finished run"
         with suppress(OSError, ValueError):
@@ -219,12 +217,20 @@ def require_run(path: Path) -> None:
 def require_unused(path: Path, option: str) -> None:
     """Raises FastaeError, naming `option`, unless a run can begin in `path`.
 
-    The folder must be new, or contain only hidden files, such as the lock of a process that was killed.
+    The folder must be new, or contain only what a process leaves that was killed before the run began: hidden
+    files, such as its lock and drafts, and folders of these.
     """
     with suppress(OSError):
-        if all(entry.name.startswith(".") for entry in path.iterdir()):
+        if all(_is_left_over(entry) for entry in path.iterdir()):
             return
     require_new_folder(path, option)
+
+
+def _is_left_over(entry: Path) -> bool:
+    """Returns whether an entry of a folder is hidden, or a folder of hidden files."""
+    if entry.name.startswith("."):
+        return True
+    return entry.is_dir() and not entry.is_symlink() and all(e.name.startswith(".") for e in entry.iterdir())
 
 
 @contextmanager

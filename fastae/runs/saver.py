@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from fastae.errors import NotFinite
 from fastae.runs import checkpoint
@@ -50,7 +47,7 @@ class Saver(AbstractContextManager):
             weights: the file for the weights of a finished run, which then keeps only this checkpoint.
         """
         self.wait()
-        copied = replace(found, training=_to_host(found.training))
+        copied = replace(found, training=found.training.copied())
         self.submit(lambda: self._write(copied, weights))
 
     def check(self) -> None:
@@ -65,24 +62,17 @@ class Saver(AbstractContextManager):
 
     def _write(self, copied: Checkpoint, weights: Path | None) -> None:
         """Writes a checkpoint and, at the end of a run, its weights. It runs in the thread."""
-        if not checkpoint.is_finite(copied.training):
+        if not copied.training.is_finite:
             raise NotFinite(f"weights or Adam's moments not finite before iteration {copied.iteration:,}")
         # The checkpoint is written first, since the weights can be written again from it.
         if self._keep or not weights:
             checkpoint.write(self._folder, copied, keep=1 if weights else max(1, self._keep))
         if weights:
-            write_weights(weights, copied.training["model"], copied.iteration)
+            write_weights(weights, copied.training.model, copied.iteration)
             if not self._keep:
-                checkpoint.remove_all(self._folder)
+                checkpoint.keep_newest(self._folder, 0)
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._thread.shutdown()
         if kind is None:  # otherwise the block's own error is reported, not one of the thread
             self.wait()
-
-
-def _to_host(state: Any) -> Any:
-    """Returns the same nested dicts with copies of their tensors in the host's memory."""
-    if isinstance(state, Mapping):
-        return {name: _to_host(value) for name, value in state.items()}
-    return state.detach().to("cpu", copy=True) if isinstance(state, torch.Tensor) else state

@@ -1,35 +1,21 @@
-"""Writes model.safetensors: the weights of a finished run without Adam's moments, to use the model elsewhere.
-
-The weights are written tensor by tensor. The functions of the package safetensors copy all of them at once,
-and if the memory does not suffice for the copies, Rust panics: Python then raises a BaseException.
-"""
+"""model.safetensors: the weights of a finished run without Adam's moments, to use the model elsewhere."""
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-import torch
+from torch import Tensor, nn
 
 from fastae.errors import FastaeError
+from fastae.runs import checkpoint
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.folder import RunFolder
-from fastae.runs.loaded_model import finished_at
-from fastae.utils.environment import __version__
-from fastae.utils.files import atomic_write
-
-KINDS = {torch.int64: "I64", torch.float32: "F32"}
-"""The types of a model's tensors -> safetensors' names. Wider types come first, so that all are aligned."""
-
-ALIGNMENT = 8
-"""The header is padded with blanks to a multiple of this number of bytes."""
+from fastae.runs.tensors import read_metadata, read_tensors, write_tensors
 
 
-def write_weights(path: Path, weights: Mapping[str, Any], iteration: int) -> None:
-    """Writes the weights of a model in the format that safetensors' README defines.
+def write_weights(path: Path, weights: Mapping[str, Tensor], iteration: int) -> None:
+    """Writes the weights of a model.
 
     Args:
         path: the file.
@@ -39,32 +25,41 @@ def write_weights(path: Path, weights: Mapping[str, Any], iteration: int) -> Non
     Raises:
         OSError: the file cannot be written. An earlier file is then unchanged.
     """
-    kinds = list(KINDS)
-    ordered = dict(sorted(weights.items(), key=lambda each: (kinds.index(each[1].dtype), each[0])))
-    header: dict[str, Any] = {"__metadata__": {"iteration": str(iteration), "fastae": __version__}}
-    end = 0
-    for name, value in ordered.items():
-        start, end = end, end + value.nbytes
-        header[name] = {
-            "dtype": KINDS[value.dtype],
-            "shape": list(value.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNMENT)
-    with atomic_write(path) as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for value in ordered.values():
-            file.write(value.contiguous().numpy())  # copies a weight that is channels-last
+    write_tensors(path, weights, {"iteration": str(iteration)})
 
 
-def restore_weights(run: RunFolder, checkpoint: Checkpoint) -> None:
-    """Writes the weights of a finished run that was killed after its last checkpoint and before its weights.
+def read_weights(path: Path, model: nn.Module) -> tuple[int, Mapping[str, Tensor]]:
+    """Reads and verifies the weights of a model, which may be on the meta device.
 
+    Returns:
+        The number of steps that they were trained for, and the state dict, on the CPU.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is damaged, or its weights are not finite weights of the model.
+    """
+    content = read_tensors(path)
+    checkpoint.require_weights(content.tensors, model)
+    return int(content.metadata.get("iteration", "")), content.tensors
+
+
+def finished_at(run: RunFolder) -> int | None:
+    """Returns the iteration of a finished run's weights, which are not verified; None if there are none."""
+    try:
+        return int(read_metadata(run.weights_file).get("iteration", ""))
+    except (OSError, ValueError):
+        return None
+
+
+def complete(run: RunFolder, newest: Checkpoint, keep: int) -> None:
+    """Completes the folder of a run whose last checkpoint is `newest`, and which was killed after it.
+
+    Writes its weights, unless they are there, and removes the checkpoints that a finished run does not keep.
     Raises FastaeError if they cannot be written.
     """
-    if finished_at(run) != checkpoint.iteration:
-        try:
-            write_weights(run.weights_file, checkpoint.training["model"], checkpoint.iteration)
-        except OSError as error:
-            raise FastaeError(f"cannot write {str(run.weights_file)!r}: {error.strerror or error}") from None
+    try:
+        if finished_at(run) != newest.iteration:
+            write_weights(run.weights_file, newest.training.model, newest.iteration)
+        checkpoint.keep_newest(run.checkpoints, min(keep, 1))
+    except OSError as error:
+        raise FastaeError(f"cannot write {str(run.weights_file)!r}: {error.strerror or error}") from None

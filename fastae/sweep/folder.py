@@ -16,8 +16,8 @@ from fastae.config import flag
 from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs.folder import RunFolder, locked_folder
-from fastae.runs.loaded_model import finished_at
 from fastae.runs.metrics import read_metrics
+from fastae.runs.weights import finished_at
 from fastae.sweep.plan import SweepConfig
 from fastae.utils.files import refuse_links, write_json
 from fastae.utils.json import read_json
@@ -66,7 +66,7 @@ class SweepFolder:
         Raises OSError if the folder cannot be listed.
         """
         if self.file.exists():
-            found, wanted = self._settings(), config.settings()
+            found, wanted = self.read_settings(), config.settings()
             differing = [
                 f"{flag(name)} {found.get(name)!s:.60}, not {wanted.get(name)!s:.200}"
                 for name in dict.fromkeys([*wanted, *found])
@@ -80,7 +80,7 @@ class SweepFolder:
         elif self.path.is_dir() and any(not entry.name.startswith(".") for entry in self.path.iterdir()):
             raise FastaeError(f"--out {str(self.path)!r} is not empty and holds no sweep: name a new folder")
 
-    def _settings(self) -> dict[str, Any]:
+    def read_settings(self) -> dict[str, Any]:
         """Returns the content of sweep.json. Raises FastaeError if it is not what fastae writes."""
         try:
             return read_json(self.file, dict[str, Any])

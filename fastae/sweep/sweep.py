@@ -18,8 +18,7 @@ from fastae.experiment.losses import Elements
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
-from fastae.runs.loaded_model import finished_at
-from fastae.runs.weights import restore_weights
+from fastae.runs.weights import complete, finished_at
 from fastae.sweep.folder import SweepFolder, open_sweep
 from fastae.sweep.plan import PlannedRun, SweepConfig
 from fastae.sweep.table import SweepTable
@@ -172,7 +171,7 @@ def _train_one(
             verb = "resumes" if newest else "begins"
             log(f"\n{planned.name}: run {number} of {len(config.runs())} {verb}, seed {planned.seed}")
             if newest and settings.ended_by(newest.iteration, newest.progress.seconds):
-                restore_weights(run, newest)
+                complete(run, newest, settings.keep)
                 return None
             with open_trainer(session, settings, run, stops, newest, bar=False) as trainer:
                 while trainer.advance():

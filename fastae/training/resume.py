@@ -20,7 +20,7 @@ from fastae.runs import checkpoint
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
-from fastae.runs.weights import restore_weights
+from fastae.runs.weights import complete
 from fastae.training.distributed import ALONE, Ranks, launched
 from fastae.training.observers.callback import OnLog
 from fastae.training.runner import train_in
@@ -83,7 +83,7 @@ def resume_run(
                 )
             if option := config.ended_by(iteration, newest.progress.seconds):
                 if ranks.is_main:
-                    restore_weights(run, newest)
+                    complete(run, newest, config.keep)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
         manifest = run.read_manifest(before) if newest or run.manifest_file.exists() else None

@@ -1,4 +1,4 @@
-"""What has to be done before the process ends, registered by modules that the command line does not import."""
+"""What has to be done before the process ends, registered by modules that are imported late."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from fastae.data.source import open_source
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
-from ..commands import here, last_state
+from ..commands import here, last_iteration
 from ..helpers import small_config
 
 
@@ -107,7 +107,7 @@ def test_a_run_on_the_faces_can_be_resumed_after_the_cache_was_cleared(tmp_path,
     assert here("cache", "clear", "--cache-dir", first, "--yes") == 0
     assert list(first.iterdir()) == []
     resume_run(run, {"iterations": 4, "cache_dir": str(second)})
-    assert last_state(run)["iteration"] == 4
+    assert last_iteration(run) == 4
     assert len(list((second / faces.NAME).glob("*.jpg"))) == 12
 
 

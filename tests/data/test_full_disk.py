@@ -89,7 +89,7 @@ def test_a_machine_without_proc_and_dev_shm_trains(tmp_path, face_folder):
         command = mounted(folder, "size=4k,ro", *command)
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 0 and "Traceback" not in result.stderr, result.stderr
-    assert (run / "checkpoints" / "0000002.pt").is_file()
+    assert (run / "checkpoints" / "0000002.safetensors").is_file()
 
 
 if __name__ == "__main__":

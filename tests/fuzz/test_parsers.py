@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastae.runs.sweep_folder import SweepFolder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -33,7 +34,6 @@ from fastae.monitor.files import read_sessions, report_json
 from fastae.monitor.text import show_sessions
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
-from fastae.runs.sweep_folder import SweepFolder
 from fastae.utils.cache import Marker, damage
 from fastae.utils.console import HarmlessConsole
 
@@ -155,7 +155,7 @@ NAMES = {
     "images.json": images_of_a_run,
     "gpu.json": usage_report,
     "sweep.json": plan_of_a_sweep,
-    "0000001.pt": checkpoint_of_a_run,
+    "0000001.safetensors": checkpoint_of_a_run,
     "entry.json": marker_of_a_cache_entry,
     "records.msgpack": records_of_a_check,
     "celeba.zip": celeba,
@@ -198,7 +198,7 @@ def intact(pictures, face_paths, tmp_path_factory):
         "images.json": [dataclasses.asdict(open_folder(pictures).manifest)],
         "gpu.json": [[foreign_report("text")]],
         "sweep.json": [{"plan": {}, "runs": [{"name": "pixel_bce", "loss": "pixel_bce", "seed": 0}]}],
-        "0000001.pt": [saved(lambda file: torch.save(state | {"iteration": 1}, file))],
+        "0000001.safetensors": [saved(lambda file: torch.save(state | {"iteration": 1}, file))],
         "entry.json": [dataclasses.asdict(marker)],
         "records.msgpack": [path.read_bytes() for path in records.iterdir()],
         "celeba.zip": [archive(zipfile.ZIP_STORED), archive(zipfile.ZIP_DEFLATED)],

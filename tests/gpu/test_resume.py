@@ -4,7 +4,7 @@ import signal
 
 import pytest
 
-from ..commands import SMALL, curve, fastae, last_state, same_state, started, wait_for
+from ..commands import SMALL, curve, fastae, last_training, same_state, started, wait_for
 
 RUN = [*SMALL, "--device", "cuda", "--iterations", 24, "--log-every", 2, "--checkpoint-every", 3]
 
@@ -27,7 +27,7 @@ def test_a_killed_run_ends_as_one_that_was_not(
     result = fastae("train", "--resume", broken)
     assert result.returncode == 0, result.stderr
     if deterministic:
-        assert same_state(last_state(broken)["model"], last_state(whole)["model"])
+        assert same_state(last_training(broken)["model"], last_training(whole)["model"])
         assert curve(broken) == curve(whole)
     else:
         ours, theirs = (dict(curve(run)) for run in (broken, whole))

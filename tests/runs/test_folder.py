@@ -8,7 +8,7 @@ from fastae.training import runner
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
-from ..commands import SMALL, here, last_state
+from ..commands import SMALL, here, last_iteration
 from ..helpers import largest_file, small_config
 
 
@@ -24,7 +24,7 @@ def test_a_second_run_is_refused_while_the_first_still_opens_its_data(face_folde
     monkeypatch.setattr(runner, "open_session", slow)
     run = train(small_config(face_folder, tmp_path / "run"))
     assert len(refusals) == 1 and str(run) in refusals[0]
-    assert last_state(run)["iteration"] == 2
+    assert last_iteration(run) == 2
 
 
 def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch):
@@ -56,11 +56,11 @@ def test_leftovers_of_a_killed_process_do_not_stop_the_same_command(face_folder,
     for name in (".lock", ".partial-0-config.json"):
         (out / name).write_text("left")
     train(small_config(face_folder, out))
-    assert last_state(resume_run(out, {"iterations": 3}))["iteration"] == 3
+    assert last_iteration(resume_run(out, {"iterations": 3})) == 3
     assert not list(out.glob(".partial-*"))
 
 
-@pytest.mark.parametrize("name", ["config.json", "notes.txt", "checkpoints/0000001.pt"])
+@pytest.mark.parametrize("name", ["config.json", "notes.txt", "checkpoints/0000001.safetensors"])
 def test_a_folder_that_is_in_use_is_neither_used_nor_changed(tmp_path, name):
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / name).write_text("kept")

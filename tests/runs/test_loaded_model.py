@@ -49,10 +49,10 @@ def test_model_safetensors_is_enough(run):
 
 def test_a_newer_checkpoint_that_is_damaged_is_named(run, capsys):
     save_weights(run)
-    (run / "checkpoints" / "0000009.pt").write_bytes(b"cut short")
+    (run / "checkpoints" / "0000009.safetensors").write_bytes(b"cut short")
     assert source(run) == ("model.safetensors", 5)
     (line,) = capsys.readouterr().out.splitlines()
-    assert "0000009.pt" in line
+    assert "0000009.safetensors" in line
 
 
 @pytest.mark.parametrize("damage", ["cut", "no iteration", "a pipe", "another type", "another shape"])

@@ -22,7 +22,7 @@ from fastae.training.runner import train
 from fastae.training.session import open_session
 from fastae.utils.console import console
 
-from ..commands import SMALL, curve, last_state, started, wait_for
+from ..commands import SMALL, curve, last_iteration, started, wait_for
 from ..helpers import small_config
 
 TORCHRUN = (
@@ -88,7 +88,7 @@ def test_two_ranks_train_what_one_process_trains_and_stop_at_the_same_iteration(
         _, errors = process.communicate(timeout=600)
     assert sum("2 ranks" in line for line in output) == sum("iteration 0:" in line for line in output) == 1
     assert "stopped by SIGTERM at iteration" in errors
-    assert last_state(two)["iteration"] % 10 == 0  # where the ranks agree
+    assert last_iteration(two) % 10 == 0  # where the ranks agree
     for ours, theirs in zip(rows(two, "train"), rows(one, "train"), strict=True):
         assert ours == pytest.approx(theirs, rel=0.02)
     for ours, theirs in zip(
@@ -108,7 +108,7 @@ def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folde
     (line,) = [line for line in errors.splitlines() if line.startswith("fastae: error:")]
     assert "another rank ended" in line and f"fastae train --resume {out}" in line
     assert not list(out.glob("**/.partial-*"))
-    iteration = last_state(out)["iteration"]
+    iteration = last_iteration(out)
     resume_run(out, {"iterations": iteration + 1})
     assert [step for step, _ in curve(out)] == list(range(1, iteration + 2))
 

@@ -15,12 +15,12 @@ from fastae.data.files.jpeg import inspect
 from fastae.data.loaders.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
 from fastae.runs.folder import RunFolder
-from fastae.runs.loaded_model import finished_at
+from fastae.runs.weights import finished_at
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.step import TrainingStep
 
-from ..commands import curve, last_state, same_state
+from ..commands import curve, last_iteration, last_training, same_state
 from ..helpers import at_iteration, copied, largest_file, no_more_files, small_config
 
 OPENED = 1
@@ -57,7 +57,7 @@ def test_a_full_disk_while_saving_costs_no_checkpoint_and_is_reported_at_once(wh
     assert files(run) == before and not list(run.glob("**/.partial-*"))
     assert max(step for step, _ in curve(run)) < 40  # long before the next save
     resume_run(run, {"iterations": 12})
-    assert last_state(run)["iteration"] == 12
+    assert last_iteration(run) == 12
     assert [step for step, _ in curve(run)] == [1, *range(2, 13, 2)]
 
 
@@ -159,7 +159,7 @@ def test_an_error_of_dali_ends_the_run_in_one_line(face_folder, tmp_path, monkey
         RunFailure, match="failed at iteration 6: DALI failed: Critical error in pipeline; iter"
     ):
         train(settings(face_folder, tmp_path / "run", loader="dali"))
-    assert last_state(tmp_path / "run")["iteration"] == 4
+    assert last_iteration(tmp_path / "run") == 4
 
 
 def test_a_clock_that_jumps_changes_nothing(face_folder, tmp_path, monkeypatch, whole):
@@ -167,7 +167,7 @@ def test_a_clock_that_jumps_changes_nothing(face_folder, tmp_path, monkeypatch, 
     monkeypatch.setattr(time, "time", lambda: clock() + jumps.uniform(-1e6, 1e6))
     run = train(settings(face_folder, tmp_path / "run", iterations=5))
     resume_run(run, {"iterations": 8})
-    assert same_state(last_state(run)["model"], last_state(whole)["model"])
+    assert same_state(last_training(run)["model"], last_training(whole)["model"])
     assert curve(run)[-1] == curve(whole)[-1]
 
 
@@ -252,4 +252,4 @@ def test_a_final_checkpoint_outlives_weights_that_cannot_be_written(face_folder,
     (run / "model.safetensors").rmdir()
     resume_run(run, {})
     assert finished_at(RunFolder(run)) == 8
-    assert same_state(load_file(run / "model.safetensors"), last_state(run)["model"])
+    assert same_state(load_file(run / "model.safetensors"), last_training(run)["model"])

@@ -5,7 +5,6 @@ import os
 import random
 import shutil
 import signal
-import subprocess
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +23,9 @@ from ..commands import (
     begin_with,
     curve,
     killed_before_its_first_checkpoint,
-    last_state,
+    last_checkpoint,
+    last_iteration,
+    last_training,
     same_state,
     started,
     wait_for,
@@ -78,10 +79,8 @@ def stopped(stopped_run, tmp_path):
 
 
 def assert_the_same(run, whole, length=LENGTH):
-    ours, theirs = last_state(run), last_state(whole)
-    assert ours["iteration"] == length
-    for part in ("model", "optimizer", "iteration"):
-        assert same_state(ours[part], theirs[part]), part
+    assert last_iteration(run) == last_iteration(whole) == length
+    assert same_state(last_training(run), last_training(whole))
     for tag in ("loss_index/train", "loss/minibatch_bce", "loss_index/held_out"):
         assert curve(run, tag) == curve(whole, tag), tag
     assert [step for step, _ in curve(run)] == [1, *range(2, length + 1, 2)]
@@ -126,36 +125,32 @@ def test_a_resumed_run_is_compiled_as_before(uninterrupted, tmp_path, capsys):
     output = capsys.readouterr().out
     assert ", compiled" in output and "loader    dali" in output
     whole = uninterrupted("dali-compiled", 6)
-    assert same_state(last_state(run)["optimizer"], last_state(whole)["optimizer"])
+    assert same_state(last_training(run), last_training(whole))
     assert curve(run) == curve(whole)
 
 
-def replace_checkpoint(path, content, digest=True):
-    """Replaces a checkpoint by a new file and, if `digest`, its SHA-256. The old file may be a hard link."""
+def replace_checkpoint(path, content):
+    """Replaces a checkpoint by a new file, since the old one may be a hard link."""
     path.unlink()
     path.write_bytes(content)
-    if digest:
-        beside = path.with_name(path.name + ".sha256")
-        beside.unlink()
-        beside.write_text(
-            subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout
-        )
 
 
-@pytest.mark.parametrize("how", ["torn", "flipped", "empty", "no digest", "no zip at all"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, how):
-    newest, warnings = stopped / "checkpoints" / f"{STOPPED:07d}.pt", []
-    content = newest.read_bytes()
-    middle = len(content) // 3
-    flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-    if how == "no digest":
-        newest.with_name(newest.name + ".sha256").unlink()
-    elif how == "no zip at all":
-        replace_checkpoint(newest, b"not a checkpoint")
-    else:
-        replace_checkpoint(
-            newest, {"torn": content[:middle], "flipped": flipped, "empty": b""}[how], digest=False
-        )
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 3],
+        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+        lambda content: content.replace(b"minibatch_bce", b"minibatch_mse", 1),
+        lambda content: content.replace(b"sha256", b"sha257", 1),
+        lambda content: content + b"0",
+        lambda content: b"",
+        lambda content: b"not a checkpoint",
+    ],
+    ids=["torn", "flipped", "another loss", "no digest", "longer", "empty", "text"],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, damage):
+    newest, warnings = stopped / "checkpoints" / f"{STOPPED:07d}.safetensors", []
+    replace_checkpoint(newest, damage(newest.read_bytes()))
     assert checkpoint.newest(stopped / "checkpoints", warnings.append).iteration == 18
     (line,) = warnings
     assert newest.name in line
@@ -163,33 +158,38 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, how):
 
 def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_removed(stopped):
     """By their iterations alone, the damaged checkpoint, which is the later one, would be kept."""
-    replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.pt", b"")
+    replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.safetensors", b"")
     resume_run(stopped, {"iterations": STOPPED - 1, "keep": 1})
-    kept = [path.name for path in (stopped / "checkpoints").glob("0*.pt")]
-    assert kept == [f"{STOPPED - 1:07d}.pt"]
+    kept = [path.name for path in (stopped / "checkpoints").iterdir()]
+    assert kept == [f"{STOPPED - 1:07d}.safetensors"]
     resume_run(stopped, {"iterations": LENGTH})
-    assert last_state(stopped)["iteration"] == LENGTH
+    assert last_iteration(stopped) == LENGTH
 
 
-def test_another_number_of_ranks_is_reported_and_not_as_rounding(stopped, capsys):
-    described = json.loads((stopped / "config.json").read_text())
-    last = checkpoint.newest(stopped / "checkpoints", print)
-    checkpoint.write(
-        stopped / "checkpoints", replace(last, description=replace(last.description, world_size=2)), keep=2
-    )
-    resume_run(stopped, {"iterations": STOPPED + 1})
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs   ranks")]
-    assert described["world_size"] == 1 and "rounding" not in line
-
-
-def test_sha256sum_verifies_the_checkpoints_and_keep_limits_their_number(stopped_run, uninterrupted):
+def test_keep_limits_the_number_of_checkpoints(stopped_run, uninterrupted):
     for run, kept in ((stopped_run, [18, 21]), (uninterrupted(), [24])):
-        folder, names = run / "checkpoints", [f"{iteration:07d}.pt" for iteration in kept]
-        assert sorted(path.name for path in folder.glob("*.pt")) == [*names, "last.pt"]
-        assert (folder / "last.pt").resolve().name == names[-1]
-        sums = sorted(path.name for path in folder.glob("*.sha256"))
-        assert sums == [f"{name}.sha256" for name in names]
-        assert subprocess.run(["sha256sum", "-c", *sums], cwd=folder, check=False).returncode == 0
+        names = [f"{iteration:07d}.safetensors" for iteration in kept]
+        assert sorted(path.name for path in (run / "checkpoints").iterdir()) == names
+
+
+@pytest.mark.parametrize("keep", [2, 0])
+def test_a_finished_run_that_was_killed_before_it_removed_checkpoints_removes_them(
+    uninterrupted, tmp_path, keep
+):
+    run = copied(uninterrupted(), tmp_path / "run")
+    last = run / "checkpoints" / f"{LENGTH:07d}.safetensors"
+    shutil.copy(last, last.with_name("0000018.safetensors"))
+    resume_run(run, {"keep": keep})
+    assert list((run / "checkpoints").iterdir()) == [last][:keep]
+    assert (run / "model.safetensors").exists()
+
+
+def test_checkpoints_of_an_older_version_are_refused_in_words(stopped):
+    for path in (stopped / "checkpoints").iterdir():
+        path.rename(path.with_suffix(".pt"))
+    (stopped / "checkpoints" / "last.pt").symlink_to("0000021.pt")
+    with pytest.raises(FastaeError, match=r"fastae 0\.2 or older"):
+        resume_run(stopped, {})
 
 
 def test_more_iterations_continue_from_the_end(uninterrupted, tmp_path, capsys):
@@ -223,7 +223,6 @@ def content(run):
     ("lost", "reason"),
     [
         (["checkpoints"], "checkpoints' is missing"),
-        (["checkpoints/*.pt"], r"0000021\.pt is missing, although its .sha256 is there"),
         (["checkpoints/*"], "metrics.csv reaches iteration 20"),
         (["checkpoints/*", "metrics.csv"], None),
         (["checkpoints/*", "metrics.csv", "finished"], "the weights of a finished run"),
@@ -243,7 +242,7 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_again(stopped, lost, reaso
         assert content(stopped) == before
     else:
         resume_run(stopped, {"iterations": 2})
-        assert last_state(stopped)["iteration"] == 2
+        assert last_iteration(stopped) == 2
 
 
 def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
@@ -253,16 +252,6 @@ def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
     with pytest.raises(FastaeError, match="checkpoints' cannot be listed: Not a directory"):
         resume_run(stopped, {})
     assert content(stopped) == before
-
-
-def test_a_run_killed_between_digest_and_checkpoint_begins_again(stopped):
-    """The digest is renamed first. Until the checkpoint is renamed too, its draft exists."""
-    killed_before_its_first_checkpoint(stopped)
-    (stopped / "checkpoints" / "0000009.pt.sha256").write_text("...")
-    (stopped / "checkpoints" / ".partial-0-0000009.pt").write_bytes(b"complete")
-    resume_run(stopped, {"iterations": 2})
-    left = sorted(path.name for path in (stopped / "checkpoints").iterdir())
-    assert left == ["0000002.pt", "0000002.pt.sha256", "last.pt"]
 
 
 @pytest.mark.parametrize(
@@ -311,12 +300,12 @@ def test_rows_of_metrics_that_were_lost_or_changed_are_reported(stopped, damage,
 
 
 def test_the_time_that_was_spent_is_in_the_checkpoint(stopped, capsys):
-    spent = last_state(stopped)["progress"]["seconds"]
+    spent = last_checkpoint(stopped).progress.seconds
     (stopped / "metrics.csv").unlink()
     resume_run(stopped, {"iterations": 10_000, "minutes": 0.9 * spent / 60})
     assert "is finished, at iteration 21; --minutes extends it" in capsys.readouterr().out
     resume_run(stopped, {"iterations": 10_000, "minutes": 1.2 * spent / 60})
-    assert STOPPED < last_state(stopped)["iteration"] < 10_000
+    assert STOPPED < last_iteration(stopped) < 10_000
 
 
 def test_event_files_that_were_lost_are_reported(stopped, capsys):
@@ -324,7 +313,7 @@ def test_event_files_that_were_lost_are_reported(stopped, capsys):
     lost.unlink()
     resume_run(stopped, {"iterations": STOPPED + 1})
     assert "1 event file is missing" in capsys.readouterr().out
-    assert len(last_state(stopped)["progress"]["events"]) == 2
+    assert len(last_checkpoint(stopped).progress.events) == 2
 
 
 def test_settings_that_would_make_another_run_are_refused_by_name(stopped):
@@ -382,7 +371,7 @@ def test_a_file_that_went_bad_before_a_resume_does_not_end_the_run(face_folder, 
     images = RunFolder(other).read_manifest()
     begin_with(other, replace(images, train={**images.train, bad.name: bad.stat().st_size}, digests={}))
     resume_run(other, {"iterations": 11})
-    assert same_state(last_state(run)["model"], last_state(other)["model"])
+    assert same_state(last_training(run), last_training(other))
     assert curve(run) == curve(other)
 
 

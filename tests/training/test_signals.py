@@ -6,19 +6,19 @@ import threading
 import time
 
 import pytest
+from fastae.runs.sweep_folder import SweepConfig
 from torch._inductor.exc import CppCompileError
 
 from fastae.errors import Stopped
 from fastae.runs.folder import RunFolder
-from fastae.runs.loaded_model import finished_at
-from fastae.runs.sweep_folder import SweepConfig
+from fastae.runs.weights import finished_at
 from fastae.sweep.sweep import run_sweep
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.signals import StopSignals
 from fastae.training.step import TrainingStep
 
-from ..commands import SMALL, curve, last_state, started, wait_for
+from ..commands import SMALL, curve, last_iteration, started, wait_for
 from ..helpers import at_iteration, small_config
 
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
@@ -31,7 +31,7 @@ def test_a_signal_saves_and_the_run_continues_from_there(face_folder, tmp_path, 
     with pytest.raises(Stopped) as stopped:
         train(small_config(face_folder, run, log_every=1, iterations=100))
     assert stopped.value.exit_code == 128 + number
-    iteration = last_state(run)["iteration"]
+    iteration = last_iteration(run)
     assert iteration in (3, 4) and f"{number.name} at iteration {iteration}" in str(stopped.value)
     assert str(stopped.value).endswith(f"fastae train --resume {run}")
     resume_run(run, {"iterations": iteration + 1})
@@ -40,7 +40,7 @@ def test_a_signal_saves_and_the_run_continues_from_there(face_folder, tmp_path, 
 
 def saved(run, iteration, process):
     """Waits until the process has saved this iteration."""
-    while not (run / "checkpoints" / f"{iteration:07d}.pt").exists():
+    while not (run / "checkpoints" / f"{iteration:07d}.safetensors").exists():
         assert process.poll() is None
         time.sleep(0.1)
 

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from fastae.data import CropResize, load_images
 from fastae.device.choose import Precision
+from fastae.experiment.losses import LOSSES
 from fastae.experiment.model import AutoEncoder
 from fastae.runs.metrics import METRICS, read_metrics
 from fastae.training.evaluate import evaluate
@@ -20,7 +21,7 @@ from fastae.training.runner import train
 from fastae.training.trainer import is_log_step
 from fastae.utils.pictures import GAP, MARGIN, TITLE
 
-from ..commands import SMALL, here, last_state, same_state
+from ..commands import SMALL, here, last_checkpoint, last_training, same_state
 from ..helpers import small_config
 
 LOGGED, EVALUATED = [1, 2, 5, 10, 20, 30], [0, 15, 30]
@@ -115,20 +116,21 @@ def test_the_picture_shows_held_out_originals_above_reconstructions(finished, fa
         assert np.abs(sheet[TITLE : TITLE + 32, left : left + 32] / 255 - original).max() < 0.51 / 255
 
 
-def test_the_checkpoint_is_a_plain_state_dict_that_gives_the_logged_figures(finished, events, face_paths):
-    state = last_state(finished[0])
-    assert state["iteration"] == 30 and state["config"]["loss"] == "pixel_bce"
+def test_the_checkpoint_has_the_weights_that_give_the_logged_figures(finished, events, face_paths):
+    found = last_checkpoint(finished[0])
+    assert found.iteration == 30 and found.description.config.loss == "pixel_bce"
     model = AutoEncoder(32, 16)
-    model.load_state_dict(state["model"])
+    model.load_state_dict(found.training.model)
     held_out = load_images(face_paths[-2:], CropResize(size=32), "cpu")
-    result = evaluate(model, held_out, "pixel_bce", Precision(None, "float32"))
+    float32 = Precision(None, "float32")
+    result = evaluate(model, held_out, LOSSES["pixel_bce"], precision=float32, iteration=30)
     logged = events.Scalars("loss_index/held_out")[-1].value
     assert result.loss_index == pytest.approx(logged, rel=0.02)  # logged under bf16
 
 
 def test_the_same_seed_gives_the_same_weights(face_folder, tmp_path):
     def weights(name, seed):
-        return last_state(train(small_config(face_folder, tmp_path / name, seed=seed)))["model"]
+        return last_training(train(small_config(face_folder, tmp_path / name, seed=seed)))["model"]
 
     one, again, other = weights("a", 5), weights("b", 5), weights("c", 6)
     assert same_state(one, again)
