@@ -108,7 +108,8 @@ def read_tensors(path: Path) -> TensorFile:
     require_file(path)
     with path.open("rb") as file:
         metadata, found = _digest(file)
-    if metadata.get("fastae") not in WITHOUT_DIGEST and metadata.get("sha256") != found:
+    is_old = metadata.get("fastae") in WITHOUT_DIGEST and "sha256" not in metadata
+    if not is_old and metadata.get("sha256") != found:
         raise ValueError("its SHA-256 is not the recorded one")
     return _read(path, with_tensors=True)
 

@@ -9,7 +9,7 @@ import torch
 
 from fastae.device.choose import choose_precision
 from fastae.experiment.model import AutoEncoder
-from fastae.training.step import TrainingStep, objective_of
+from fastae.training.step.step import TrainingStep, objective_of
 
 SIZE, BATCH = 64, 8
 SHAPE = (BATCH, 3, SIZE, SIZE)

@@ -4,11 +4,11 @@ import itertools
 
 import pytest
 import torch
+from fastae.training.step_timer import StepTimer
 
 from fastae.data import open_loader
 from fastae.data.loaders import resident
 from fastae.device.choose import Precision
-from fastae.training.step_timer import StepTimer
 
 from .conftest import SHAPE, make_step, small_model
 

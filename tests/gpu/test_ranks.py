@@ -11,7 +11,7 @@ from ..commands import SMALL
 PROGRAM = """
 import os
 from fastae.cli.main import main
-from fastae.training.step import TrainingStep
+from fastae.training.step.step import TrainingStep
 
 train, calls = TrainingStep.__call__, []
 

@@ -6,6 +6,8 @@ import gc
 import pytest
 import torch
 import torch.distributed as dist
+from fastae.training.cuda_graph import GraphedFunction, side_stream
+from fastae.training.sync_batch_norm import synchronize
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.data.loaders.crop_resize import CropResize
@@ -19,9 +21,7 @@ from fastae.device.apply import use_device, use_kernels
 from fastae.device.choose import Precision, choose_device, choose_precision
 from fastae.experiment.augment import Augmentation
 from fastae.experiment.model import AutoEncoder
-from fastae.training.cuda_graph import GraphedFunction, side_stream
 from fastae.training.step import objective_of
-from fastae.training.sync_batch_norm import synchronize
 
 from .conftest import BATCH, SIZE, make_step, small_model
 

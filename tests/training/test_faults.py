@@ -18,7 +18,7 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.weights import finished_at
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
-from fastae.training.step import TrainingStep
+from fastae.training.step.step import TrainingStep
 
 from ..commands import curve, last_iteration, last_training, same_state
 from ..helpers import at_iteration, copied, largest_file, no_more_files, small_config

@@ -5,8 +5,6 @@ import sys
 
 import pytest
 
-from fastae.runs.sweep_folder import RunState, SweepFolder
-
 from ..commands import SMALL, started
 
 RUN = [*SMALL, "--gpu-sample-hz", 0, "--iterations", 3]
@@ -40,5 +38,5 @@ def test_a_sweep_is_distributed_over_two_machines(face_folder, tmp_path, endpoin
     out = tmp_path / "sweep"
     losses = ["--losses", "pixel_mse,pixel_bce"]
     run_on_both(endpoint, "sweep", "--data", face_folder, "--out", out, *losses, *RUN)
-    assert [run.state for run in SweepFolder(out).read().runs] == [RunState.FINISHED] * 2
+    assert len(list(out.glob("*/model.safetensors"))) == 2
     assert (out / "report.html").exists()

@@ -6,17 +6,17 @@ import threading
 import time
 
 import pytest
-from fastae.runs.sweep_folder import SweepConfig
 from torch._inductor.exc import CppCompileError
 
 from fastae.errors import Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import finished_at
-from fastae.sweep.sweep import run_sweep
+from fastae.sweep.plan import SweepConfig
+from fastae.sweep.sweep import train_sweep
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.signals import StopSignals
-from fastae.training.step import TrainingStep
+from fastae.training.step.step import TrainingStep
 
 from ..commands import SMALL, curve, last_iteration, started, wait_for
 from ..helpers import at_iteration, small_config
@@ -114,7 +114,7 @@ def test_a_compiler_that_was_ended_by_a_signal_is_reported_as_a_stop(
     line = str(stopped.value)
     assert "nothing was saved yet" in line and line.endswith(f"fastae train --resume {run}")
     with pytest.raises(Stopped, match=f"stopped by {number.name}.*--out {sweep}, resumes it"):
-        run_sweep(SweepConfig(small_config(face_folder)), sweep)
+        train_sweep(SweepConfig(small_config(face_folder)), sweep)
     monkeypatch.undo()
     assert resume_run(run, {}) == run and finished_at(RunFolder(run)) == 2
 

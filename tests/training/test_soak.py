@@ -10,9 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from fastae.runs import saver
-from fastae.training import step_timer, trainer
+from fastae.training import clock as clock_module
+from fastae.training import trainer
 from fastae.training.runner import train
-from fastae.training.step import TrainingStep
+from fastae.training.step.step import TrainingStep
 
 from ..commands import curve
 from ..helpers import small_config
@@ -42,7 +43,7 @@ def main(data, out):
     """Prints the process's memory as it trains, and the iterations that it saved, as JSON."""
     now, memory, saved = [0.0], [], []
     clock = SimpleNamespace(monotonic=lambda: now[0], perf_counter=lambda: now[0])
-    trainer.time = step_timer.time = clock
+    trainer.time = clock_module.time = clock
     step, save = TrainingStep._step, saver.Saver.save
 
     def one_second(self, *inputs):
