@@ -38,11 +38,11 @@ LARGER_BATCH = "--batch-size above {} (this changes the experiment): {}"
 def diagnose(summary: Summary, info: RunInfo) -> Diagnosis:
     """Diagnoses a run by its loop and by the main rank's GPU, which is the first."""
     if not info.on_gpu:
-        return _of_cpu(summary, info)
+        return _diagnose_cpu(summary, info)
     verdict = _limit(summary, info)
-    advice = [*_for_a_run(verdict, summary, info)]
-    for each in summary.gpus:
-        advice += _for_the_card(each)
+    advice = [*_run_advice(verdict, summary, info)]
+    for gpu in summary.gpus:
+        advice += _card_advice(gpu)
     return Diagnosis(verdict, tuple(dict.fromkeys(advice)))
 
 
@@ -91,14 +91,12 @@ def _is_underfilled(gpu: GpuSummary) -> bool:
     return gpu.mean("power") < LOW_POWER * (gpu.record.gpu.power_limit or 0.0)
 
 
-def _for_a_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[str]:
+def _run_advice(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[str]:
     """Yields advice about the settings of a run."""
-    if verdict is Verdict.UNKNOWN and info.at_once > 1:
-        yield "--at-once 1: the waits of runs that take turns cannot be told apart"
-    elif verdict is Verdict.UNKNOWN:
+    if verdict is Verdict.UNKNOWN:
         yield "--profile 10: shows which kernels run, and how long the GPU is idle"
     elif verdict is Verdict.WAITING_FOR_DATA:
-        yield from _for_data(summary, info)
+        yield from _data_advice(summary, info)
     elif verdict is Verdict.WAITING_FOR_RANK:
         if slow := straggler(summary):
             yield f"check the rank on {slow.record.name}: it is the slowest, and the others wait for it"
@@ -110,10 +108,10 @@ def _for_a_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[st
         yield "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it"
         yield LARGER_BATCH.format(info.batch_size, "more work per launch")
     else:  # the GPU is the limit
-        yield from _for_a_busy_gpu(verdict, summary.main_gpu, info)
+        yield from _busy_advice(verdict, summary.main_gpu, info)
 
 
-def _for_data(summary: Summary, info: RunInfo) -> Iterator[str]:
+def _data_advice(summary: Summary, info: RunInfo) -> Iterator[str]:
     if info.loader == "resident":
         option = "--profile 10" if info.compiled else "--compile"
         yield f"{option}: gathering and augmenting the resident pixels limits the speed"
@@ -128,7 +126,7 @@ def _for_data(summary: Summary, info: RunInfo) -> Iterator[str]:
         yield "more --threads: the JPEG engine is not used, so CPU threads decode"
 
 
-def _for_a_busy_gpu(verdict: Verdict, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
+def _busy_advice(verdict: Verdict, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
     if not info.amp:
         yield "--amp: mixed precision multiplies matrices several times faster"
     elif gpu.mean("tensor_active") < UNUSED:
@@ -143,7 +141,7 @@ def _for_a_busy_gpu(verdict: Verdict, gpu: GpuSummary, info: RunInfo) -> Iterato
         yield LARGER_BATCH.format(info.batch_size, "the GPU is never idle, but its kernels do not fill it")
 
 
-def _for_the_card(gpu: GpuSummary) -> Iterator[str]:
+def _card_advice(gpu: GpuSummary) -> Iterator[str]:
     """Yields advice about what slows the card itself. A power cap at full load is normal."""
     often = {reason for reason in Throttle if gpu.throttled(reason) >= THROTTLED_FROM}
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
@@ -158,7 +156,7 @@ def _for_the_card(gpu: GpuSummary) -> Iterator[str]:
         yield "reseat the card, or try another PCIe slot: it uses fewer PCIe lanes than it has"
 
 
-def _of_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
+def _diagnose_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
     data = summary.data_wait or 0.0
     decodes = data >= WAIT_SHARE and info.loader == "dali"
     for_data = ("--loader resident: decode each image once",) if decodes else ()

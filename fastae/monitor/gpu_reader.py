@@ -18,7 +18,7 @@ from typing import Any
 import pynvml
 
 from fastae.device.nvml import Device, error_name, offered
-from fastae.monitor.recording import METRICS, GpuRecord, Throttle
+from fastae.monitor.recording import SAMPLED, GpuRecord, Throttle
 
 MOST_FAILURES = 5
 """After this many failures in a row, a query is not repeated. On a failing GPU, each call may hang."""
@@ -30,7 +30,7 @@ GONE = (
 """Errors after which a GPU no longer answers any call."""
 
 MOST_XIDS = 100  # the maximum per reading: a driver may log several at once
-SHORTEST = 0.1  # the minimum seconds between two samples of GPM, by NVML's documentation
+SHORTEST_GPM = 0.1  # the minimum seconds between two samples of GPM, by NVML's documentation
 
 GPM = {
     "sm_active": pynvml.NVML_GPM_METRIC_SM_UTIL,
@@ -106,21 +106,21 @@ class GpuReader:
         }
         reasons = [f"throttled_{reason}" for reason in Throttle]
         return [
-            *(_for_one(metric, call) for metric, call in calls.items()),
+            *(_single(metric, call) for metric, call in calls.items()),
             _Query("reasons for lowered clocks", reasons, self._read_throttling),
             _Query("SM counters (they need Hopper or newer)", list(GPM), lambda: self._gpm.read()),
         ]
 
     def read(self) -> dict[str, float]:
         """Returns column -> value for the metrics that have a value now."""
-        found: dict[str, float] = {}
+        values: dict[str, float] = {}
         for query in self._queries:
             if self._lost or query.failures == MOST_FAILURES:
                 continue
             try:
                 for metric, value in zip(query.metrics, query.call(), strict=True):
                     if value is not None and math.isfinite(value):
-                        found[f"{self._prefix}/{metric}"] = float(value)
+                        values[f"{self._prefix}/{metric}"] = float(value)
                         query.is_answered = True
                 query.failures = 0
             except Exception as error:  # also an error of the Python binding: only this query is affected
@@ -130,7 +130,7 @@ class GpuReader:
                 else:
                     query.errors[name] += 1
                     query.failures += 1
-        return found
+        return values
 
     def record(self) -> GpuRecord:
         missing = {
@@ -191,9 +191,9 @@ class GpuReader:
         return len(self._xids)
 
 
-def _for_one(metric: str, call: Callable[[], float | None]) -> _Query:
+def _single(metric: str, call: Callable[[], float | None]) -> _Query:
     """The query of a call that gives one metric."""
-    label, _ = METRICS[f"gpu/{metric}"]
+    label, _ = SAMPLED[f"gpu/{metric}"]
     return _Query(label.removeprefix("GPU "), [metric], lambda: [call()])
 
 
@@ -221,7 +221,7 @@ class _GpmSampler:
     def read(self) -> Answers:
         """Returns a value for each metric of GPM; None for each if it is too soon after the last reading."""
         now = time.monotonic()
-        if now - self._taken < SHORTEST:
+        if now - self._taken < SHORTEST_GPM:
             return [None] * len(GPM)
         self._before, self._after = self._after, self._before
         self._take(self._after)

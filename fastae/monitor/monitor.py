@@ -38,7 +38,7 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     if device.type != "cuda":
         return []
     devices = range(local_ranks()) if ranks > 1 else [device.index or 0]
-    return [str(torch.cuda.get_device_properties(each).uuid) for each in devices]
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in devices]
 
 
 def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
@@ -51,8 +51,10 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
     indices = [gpu.index for gpu, _ in devices]
     if len(set(indices)) < len(indices):  # MIG slices have the index of their board
         indices = list(range(len(devices)))
-    found = zip(devices, indices, strict=True)
-    return [GpuReader(library, device, prefix=f"gpu{index}", own=own) for device, index in found]
+    return [
+        GpuReader(library, device, prefix=f"gpu{index}", own=own)
+        for device, index in zip(devices, indices, strict=True)
+    ]
 
 
 class Monitor(AbstractContextManager):
@@ -101,8 +103,7 @@ class Monitor(AbstractContextManager):
             data_wait: the seconds in which the device had no batch.
             device_wait: the seconds in which the host waited for the device.
         """
-        # With several runs at once, `seconds` would include the turns of the others.
-        if self._poller and self._info.at_once == 1 and seconds > 0:
+        if self._poller and seconds > 0:
             figures = {"images_per_second": images / seconds, "data_wait": 100 * data_wait / seconds}
             if self._info.on_gpu:
                 figures["device_wait"] = 100 * device_wait / seconds
@@ -153,15 +154,15 @@ class Monitor(AbstractContextManager):
             self._missing = str(error)
             return []
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        found = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
-        if None in found:
+        devices = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
+        if None in devices:
             self._missing = "NVML does not show the GPU or MIG slice that CUDA uses"
-        return [device for device in found if device]
+        return [device for device in devices if device]
 
     def _report(self, recording: Recording) -> None:
         summary = summarize(recording, self._info, count_cores())
         if self._info.on_gpu and (memory := peak_memory()):
-            allocated, reserved = (each / 2**30 for each in memory)
+            allocated, reserved = (peak / 2**30 for peak in memory)
             summary = replace(summary, allocated_gib=allocated, reserved_gib=reserved)
         report = UsageReport(summary, diagnose(summary, self._info), self._missing)
         line = headline(report)

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fastae.device.nvml import Gpu
-from fastae.utils.worded import Worded
 
 CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second sample is kept
 
@@ -30,6 +29,17 @@ class Phase(StrEnum):
     SAVE = "save"
 
 
+class Worded(StrEnum):
+    """An enum whose members are (value, text): the value is for files and code, the text for messages."""
+
+    text: str
+
+    def __new__(cls, value: str, text: str) -> Worded:
+        member = str.__new__(cls, value)
+        member._value_, member.text = value, text
+        return member
+
+
 class Throttle(Worded):
     """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
 
@@ -43,7 +53,7 @@ class Throttle(Worded):
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
 
 
-METRICS: dict[str, tuple[str, str]] = {
+SAMPLED: dict[str, tuple[str, str]] = {
     "gpu/gpu_busy": ("GPU busy", "%"),
     "gpu/sm_active": ("GPU SM activity", "%"),
     "gpu/tensor_active": ("GPU tensor cores", "%"),
@@ -126,7 +136,7 @@ class Column:
     again, it does the same again. Means, percentiles and shares stay correct, but a single peak may be lost.
 
     Attributes:
-        key: the metric's key in METRICS.
+        key: the metric's key in SAMPLED.
         label: the metric's label. It contains the GPU's number if the name does.
         first: the first value, even if it was dropped.
         last: the last value, even if it was dropped.
@@ -142,7 +152,7 @@ class Column:
     def __init__(self, name: str, capacity: int = CAPACITY) -> None:
         self.owner, _, self.metric = name.partition("/")
         self.key = f"{self.owner.rstrip('0123456789')}/{self.metric}"
-        label, self.unit = METRICS[self.key]
+        label, self.unit = SAMPLED[self.key]
         self.label = label.replace("GPU", name_of(self.owner), 1)
         self.times, self.values = array("d"), array("d")
         self.first = self.last = 0.0
@@ -164,7 +174,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Recording:
-    """The samples of one session of a run."""
+    """The samples of one part of a run, from its start or resumption to its end."""
 
     seconds: float
     """The length of the recording."""

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from fastae.device.nvml import Gpu
-from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle
+from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle, Worded
 from fastae.utils.limits import Cores
-from fastae.utils.worded import Worded
 
 FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6
@@ -45,9 +44,6 @@ class RunInfo:
     """The number of processes that share the run."""
 
     on_gpu: bool = True
-
-    at_once: int = 1
-    """The number of runs that take turns on the device."""
 
     image_flops: float = 0.0
     """FLOPs of a training step per image."""
@@ -165,7 +161,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class UsageReport:
-    """The report of one session of a run."""
+    """The report of one part of a run, from its start or resumption to its end."""
 
     summary: Summary
     diagnosis: Diagnosis
@@ -179,23 +175,28 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     sampled = [name for name in recording.columns if not name.startswith("loop/")]
     in_training = max((len(recording.values(name, Phase.TRAIN)) for name in sampled), default=0)
     phase = Phase.TRAIN if in_training >= FEWEST_SAMPLES else None
-    gpus = tuple(_of_gpu(recording, record, phase) for record in recording.gpus)
+    gpus = tuple(_summarize_gpu(recording, record, phase) for record in recording.gpus)
     host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
     phases: dict[Phase, float] = {}
     for span in recording.spans:
         phases[span.phase] = phases.get(span.phase, 0.0) + span.seconds
-    whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz)
-    rate = _of_loop(recording, "images_per_second", phase)
+    rate = _mean_of_loop(recording, "images_per_second", phase)
     flops = rate * info.image_flops if rate and info.image_flops else None
-    # The energy of runs that take turns cannot be separated. A sum over some GPUs would look like the total.
-    is_complete = info.at_once == 1 and len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
+    # A sum over some of the GPUs would look like the total.
+    is_complete = len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
     watts = sum(gpu.mean("power") for gpu in gpus) if is_complete else math.nan
     kwh = [gpu.kwh for gpu in gpus if gpu.kwh is not None]
     return Summary(
-        *whole,
+        seconds=recording.seconds,
+        cores=cores,
+        phases=phases,
+        measured=phase,
+        gpus=gpus,
+        host=host,
+        hz=recording.hz,
         images_per_second=rate,
-        data_wait=_of_loop(recording, "data_wait", phase, scale=0.01),
-        device_wait=_of_loop(recording, "device_wait", phase, scale=0.01),
+        data_wait=_mean_of_loop(recording, "data_wait", phase, scale=0.01),
+        device_wait=_mean_of_loop(recording, "device_wait", phase, scale=0.01),
         tflops=None if flops is None else flops / 1e12,
         mfu=flops / (info.ranks * info.peak_flops) if flops and info.peak_flops else None,
         images_per_joule=rate / watts if rate and watts > 0 else None,
@@ -203,7 +204,7 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     )
 
 
-def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
+def _summarize_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
     growth = {}
     for metric in NOT_AVERAGED:
         column = recording.columns.get(f"{record.prefix}/{metric}")
@@ -220,7 +221,7 @@ def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> Gpu
     )
 
 
-def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
+def _mean_of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
     """Returns the time-weighted mean of a figure of the loop; None if the loop does not report it."""
     values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
     return scale * float(np.average(values, weights=seconds)) if len(values) else None
@@ -228,10 +229,12 @@ def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float 
 
 def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
     """Returns metric -> statistics for each column of this prefix that has a value in the phase."""
-    found = {}
+    statistics = {}
     for name, column in recording.columns.items():
         values = recording.values(name, phase)
         if column.owner == prefix and len(values) and column.metric not in NOT_AVERAGED:
-            figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
-            found[column.metric] = Statistics(column.label, column.unit, *figures)
-    return found
+            p5, p50, p95 = map(float, np.percentile(values, (5, 50, 95)))
+            statistics[column.metric] = Statistics(
+                column.label, column.unit, float(values.mean()), p5, p50, p95, float(values.max())
+            )
+    return statistics

@@ -13,7 +13,7 @@ from fastae.monitor.recording import Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
 from fastae.utils.console import duration
 
-COLUMNS = ("mean", "p5", "p50", "p95", "max")
+FIGURES = ("mean", "p5", "p50", "p95", "max")
 
 
 def headline(report: UsageReport) -> str:
@@ -29,20 +29,20 @@ def headline(report: UsageReport) -> str:
     return report.diagnosis.verdict.text + (f" ({', '.join(figures)})" if figures else "")
 
 
-def show_sessions(reports: Sequence[UsageReport], console: Console) -> None:
-    """Prints the last session of a run (heading, table and findings), and a line about earlier sessions."""
+def show_reports(reports: Sequence[UsageReport], console: Console) -> None:
+    """Prints the last part of a run (heading, table and findings), and a line about earlier parts."""
     report = reports[-1]
     console.print(_heading(report))
     table = Table("", "", box=None, pad_edge=False)
-    for column in COLUMNS:
+    for column in FIGURES:
         table.add_column(column, justify="right", no_wrap=True)
-    for each in _rows(report.summary):
-        table.add_row(each.label, each.unit, *(_number(getattr(each, column)) for column in COLUMNS))
+    for row in _rows(report.summary):
+        table.add_row(row.label, row.unit, *(_number(getattr(row, column)) for column in FIGURES))
     console.print(table)
     for word, text in findings(report):
         console.print(f"{word:10}{text}")
     if len(reports) > 1:
-        console.print(f"{'sessions':10}{_of_sessions(reports)}")
+        console.print(f"{'parts':10}{_describe_parts(reports)}")
 
 
 def _heading(report: UsageReport) -> str:
@@ -54,9 +54,9 @@ def _heading(report: UsageReport) -> str:
     elif not summary.gpus:
         names = "a GPU that NVML does not show" if report.missing else "CPU"
     length, training = duration(summary.seconds), duration(summary.phases.get(Phase.TRAIN, 0.0))
-    what = f"{training} of training in a session of {length}"
+    what = f"{training} of training in {length}"
     if not summary.measured:
-        what = f"a session of {length}, too short for figures of its training alone"
+        what = f"{length}, too short for figures of the training alone"
     return f"{names}: {what}; {summary.hz:.1f} samples/s"
 
 
@@ -66,9 +66,9 @@ def _rows(summary: Summary) -> Iterator[Statistics]:
     Other GPUs have one row each.
     """
     for gpu in summary.gpus:
-        for name, each in gpu.statistics.items():
-            if name == "gpu_busy" or (each.unit and gpu is summary.main_gpu):
-                yield each
+        for metric, statistics in gpu.statistics.items():
+            if metric == "gpu_busy" or (statistics.unit and gpu is summary.main_gpu):
+                yield statistics
     yield from summary.host.values()
 
 
@@ -112,7 +112,7 @@ def _troubles(gpu: GpuSummary) -> Iterator[str]:
         yield f"stopped answering: {gpu.record.lost}"
 
 
-def _of_sessions(reports: Sequence[UsageReport]) -> str:
+def _describe_parts(reports: Sequence[UsageReport]) -> str:
     lengths = ", ".join(duration(report.summary.seconds) for report in reports)
     energies = [report.summary.kwh for report in reports if report.summary.kwh is not None]
     energy = f"; {sum(energies):.4g} kWh together" if len(energies) == len(reports) else ""

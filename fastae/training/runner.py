@@ -145,7 +145,6 @@ def open_monitor(session: Session, description: RunDescription, run: RunFolder) 
         batch_size=config.batch_size,
         ranks=ranks.size,
         on_gpu=hardware.device.type == "cuda",
-        at_once=description.at_once,
         image_flops=training_flops(config.image_size, config.latent),
         peak_flops=peak_flops(hardware.device, hardware.precision),
     )

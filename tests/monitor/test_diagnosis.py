@@ -74,7 +74,6 @@ def test_all_gpus_of_a_job_are_summed(judge):
         ((cards.BUSY, cards.BUSY), {"ranks": 4}),
         ((cards.BUSY, cards.SLICE), {"ranks": 2}),
         ((cards.FALLS_OFF_THE_BUS,), {}),
-        ((cards.BUSY,), {"at_once": 2}),
     ],
 )
 def test_energy_is_unknown_if_it_cannot_be_measured_for_the_run_and_all_its_gpus(judge, states, options):

@@ -29,7 +29,6 @@ from .recorded_nvml import (
 )
 
 TWO_RANKS = replace(RESIDENT, ranks=2)
-IN_TURNS = replace(RESIDENT, at_once=4)
 
 
 def busy(percent):
@@ -81,8 +80,8 @@ CASES = [
     Case((HOPPER_SLICE,), loop(0.0, 0.4), Verdict.COMPUTE_BOUND, "a slice has counters of its own"),
     Case((), loop(0.0, 0.4), Verdict.GPU_BOUND, "a GPU that NVML does not show"),
     Case((FALLS_OFF_THE_BUS,), loop(0.0, 0.4), Verdict.GPU_BOUND, "lost later; its earlier figures count"),
-    Case((BUSY,), None, Verdict.GPU_BOUND, "runs in turns have no waits: GPU busy decides", IN_TURNS),
-    Case((HALF_BUSY,), None, Verdict.UNKNOWN, "the same, but GPU busy is too low to decide", IN_TURNS),
+    Case((BUSY,), None, Verdict.GPU_BOUND, "a loop without waits: GPU busy decides"),
+    Case((HALF_BUSY,), None, Verdict.UNKNOWN, "the same, but GPU busy is too low to decide"),
     Case((), None, Verdict.UNKNOWN, "nothing is known"),
 ]  # fmt: skip
 
@@ -109,7 +108,7 @@ TWO_CORES, SMT = Cores(2, 2, 2), Cores(4, 2, 2)
         (Cores(64, 64, 64), 1.0, 9.0, 0.0, Verdict.CPU_IDLE, "other programs leave enough cores"),
         (TWO_CORES, 1.0, 1.1, 0.9, Verdict.WAITING_FOR_DATA, "the run waits for data most of the time"),
         (TWO_CORES, 1.0, 2.0, 0.2, Verdict.CPU_CONTENTION, "decoding shares the cores"),
-        (TWO_CORES, None, None, 0.0, Verdict.UNKNOWN, "/proc shows nothing"),
+        (TWO_CORES, None, None, 0.0, Verdict.UNKNOWN, "the recording is too short for figures of the host"),
     ],
 )  # fmt: skip
 def test_the_verdict_on_a_cpu(simulate, cores, cpu, machine, data, verdict, why):
