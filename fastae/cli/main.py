@@ -208,7 +208,7 @@ def gpu(run: Path, as_json: bool) -> None:
 
     For a resumed run, the part since the last resumption is shown. To watch the GPUs live, use nvitop.
     """
-    from fastae.monitor.files import read_reports, report_json
+    from fastae.monitor.files import count_unreported, read_reports, report_json
     from fastae.monitor.text import show_reports
     from fastae.runs.folder import require_run
     from fastae.utils.console import console
@@ -218,7 +218,7 @@ def gpu(run: Path, as_json: bool) -> None:
     if as_json:
         print(report_json(reports))  # not the raw file, which may contain more than what was read
     else:
-        show_reports(reports, console)
+        show_reports(reports, console, count_unreported(run, reports))
 
 
 @cli.command()

@@ -11,8 +11,10 @@ import dataclasses
 import io
 import json
 from bisect import bisect
+from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from fastae.errors import FastaeError
 from fastae.monitor.plot import draw
@@ -56,7 +58,7 @@ def read_reports(folder: Path) -> list[UsageReport]:
         raise ValueError("it is empty")
     except FileNotFoundError:
         raise FastaeError(
-            f"{str(folder)!r} has no {REPORT}: the run has not ended, or used --gpu-sample-hz 0"
+            f"{str(folder)!r} has no {REPORT}: the run has not ended, was killed, or used --gpu-sample-hz 0"
         ) from None
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
@@ -65,6 +67,15 @@ def read_reports(folder: Path) -> list[UsageReport]:
 def read_report(folder: Path) -> UsageReport:
     """The report of a run's last part. Raises FastaeError like `read_reports`."""
     return read_reports(folder)[-1]
+
+
+def count_unreported(folder: Path, reports: Sequence[UsageReport]) -> int:
+    """Returns the number of a run's parts that have no report; 0 if the folder has no valid config.json."""
+    try:
+        resumed = read_json(folder / "config.json", dict[str, Any]).get("resumed", ())
+        return max(0, 1 + len(resumed) - len(reports))
+    except (OSError, TypeError, ValueError):
+        return 0
 
 
 def report_json(reports: list[UsageReport]) -> str:

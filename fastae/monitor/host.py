@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
 SHORTEST_INTERVAL = 0.1
 """The minimum seconds between two readings: Linux counts CPU time in steps of 10 ms."""
+
+
+PRESSURE = Path("/proc/pressure/cpu")
+"""Linux's pressure stall information: how long threads of any program have waited for a CPU."""
 
 
 class HostReader:
@@ -42,20 +47,43 @@ class HostReader:
     def _read_totals(self) -> dict[str, float]:
         """Returns metric -> its total over the processes, without metrics that are unknown.
 
-        Times are in CPU seconds, memory is in GiB, and disk reads are in MB.
+        Times are in CPU seconds, memory is in GiB, disk reads are in MB, and pressure is in percent-seconds.
         """
         machine = psutil.cpu_times()
         busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
-        totals = Counter[str]()
+        totals = defaultdict[str, float](float)
         for process in self._processes:
             with suppress(psutil.Error), process.oneshot():
                 times = process.cpu_times()
                 totals["cpu"] += times.user + times.system
                 totals["memory"] += process.memory_info().rss / 2**30
+                if waits := _seconds_waiting(process.pid):
+                    totals["cpu_wait"] += sum(waits)
                 totals["disk_read"] += (
                     process.io_counters().read_bytes / 1e6
                 )  # hidden for other users' processes
-        return {"machine_cpu": busy, **totals}
+        return {"machine_cpu": busy, **_read_pressure(), **totals}
+
+
+def _seconds_waiting(pid: int) -> list[float]:
+    """Returns the seconds in which each thread of a process waited for a CPU; [] if the kernel hides them.
+
+    The second number of a thread's schedstat has the nanoseconds (Linux's Documentation/scheduler).
+    """
+    seconds = []
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            seconds.append(int(file.read_text().split()[1]) / 1e9)
+    return seconds
+
+
+def _read_pressure() -> dict[str, float]:
+    """Returns the percent-seconds in which some thread of the machine waited for a CPU; {} if unknown."""
+    try:
+        some = PRESSURE.read_text().splitlines()[0]  # some avg10=0.0 avg60=0.0 avg300=0.0 total=MICROSECONDS
+    except OSError:
+        return {}
+    return {"cpu_pressure": int(some.rpartition("=")[2]) / 1e4}
 
 
 def family(pid: int) -> tuple[int, ...]:

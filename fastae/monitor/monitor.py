@@ -77,6 +77,7 @@ class Monitor(AbstractContextManager):
         self._phase: Phase | None = None
         self._range: int | None = None
         self._poller: Poller | None = None
+        self._readers: list[GpuReader] = []
         self._missing = ""
 
     def enter(self, phase: Phase) -> None:
@@ -127,6 +128,8 @@ class Monitor(AbstractContextManager):
                 if self._poller.failure:  # NVML stays open: closing it during a reading hangs or crashes
                     log(f"monitor   ended early: {self._poller.failure}", "yellow")
                 elif self._uuids:
+                    for reader in self._readers:
+                        reader.close()
                     offered(self._library.nvmlShutdown)
                 if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._poller.recording())
@@ -141,8 +144,8 @@ class Monitor(AbstractContextManager):
     def _start(self) -> None:
         # If ranks share a run, torchrun is the parent of the processes of all local ranks.
         own = family(os.getppid()) if self._info.ranks > 1 else (os.getpid(),)
-        gpus = readers_of(self._library, self._open() if self._uuids else (), own)
-        poller = Poller([*gpus, HostReader(own)], self._hz)
+        self._readers = readers_of(self._library, self._open() if self._uuids else (), own)
+        poller = Poller([*self._readers, HostReader(own)], self._hz)
         poller.start()
         self._poller = poller
 

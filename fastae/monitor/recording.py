@@ -67,12 +67,15 @@ SAMPLED: dict[str, tuple[str, str]] = {
     "gpu/temperature": ("GPU temperature", "°C"),
     "gpu/pcie_width": ("GPU PCIe lanes", ""),
     "gpu/other_processes": ("GPU processes of other programs", ""),
+    "gpu/others_busy": ("GPU busy with other programs", "%"),
     "gpu/ecc_corrected": ("GPU corrected ECC errors", ""),
     "gpu/ecc_uncorrected": ("GPU uncorrected ECC errors", ""),
     "gpu/xid": ("GPU XID errors", ""),
     **{f"gpu/throttled_{reason}": (f"GPU {reason.text}", "") for reason in Throttle},
     "host/cpu": ("host CPU", "cores"),
     "host/machine_cpu": ("host CPU, all programs", "cores"),
+    "host/cpu_wait": ("host threads waiting for a CPU", "threads"),
+    "host/cpu_pressure": ("host CPU pressure", "%"),
     "host/memory": ("host memory", "GiB"),
     "host/disk_read": ("host disk reads", "MB/s"),
     "loop/images_per_second": ("training speed", "images/s"),
@@ -197,8 +200,34 @@ class Recording:
         times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
         if phase is None:
             return values
-        starts = np.array([span.start for span in self.spans])
-        spans = np.searchsorted(starts, times, side="right") - 1
+        spans = self._spans_of(times)
         settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
-        is_settled = times - starts[spans] >= settling
-        return values[np.array([span.phase is phase for span in self.spans])[spans] & is_settled]
+        is_settled = times - self._starts[spans] >= settling
+        return values[self._has_phase(phase)[spans] & is_settled]
+
+    def growth_rate(self, name: str, phase: Phase | None = None) -> float | None:
+        """Returns the mean growth per second of a counter in a phase, or in all phases.
+
+        In a phase, only the time between two samples of the same span counts. Returns None if there is none,
+        or if the counter was reset.
+        """
+        if name not in self.columns:
+            return None
+        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
+        spans = self._spans_of(times)
+        is_within = (spans[1:] == spans[:-1]) | (phase is None)
+        is_counted = is_within & self._has_phase(phase)[spans[1:]]
+        seconds, growth = np.diff(times)[is_counted].sum(), np.diff(values)[is_counted]
+        return float(growth.sum() / seconds) if seconds > 0 and (growth >= 0).all() else None
+
+    @property
+    def _starts(self) -> np.ndarray:
+        return np.array([span.start for span in self.spans])
+
+    def _spans_of(self, times: np.ndarray) -> np.ndarray:
+        """Returns the index of the span that contains each time."""
+        return np.searchsorted(self._starts, times, side="right") - 1
+
+    def _has_phase(self, phase: Phase | None) -> np.ndarray:
+        """Returns whether each span is of this phase; None for any phase."""
+        return np.array([phase in (None, span.phase) for span in self.spans])

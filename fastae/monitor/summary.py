@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -22,11 +22,14 @@ class Verdict(Worded):
     WAITING_FOR_DATA = "waiting_for_data", "waiting for data"
     WAITING_FOR_RANK = "waiting_for_rank", "waiting for another rank"
     LAUNCH_BOUND = "launch_bound", "launch-bound"
+    GPU_CONTENTION = "gpu_contention", "GPU contention"
     GPU_BOUND = "gpu_bound", "GPU-bound"
     COMPUTE_BOUND = "compute_bound", "compute-bound"
     MEMORY_BOUND = "memory_bound", "memory-bound"
+    UNITS_IN_TURNS = "units_in_turns", "compute and memory in turns"
     CPU_BOUND = "cpu_bound", "CPU-bound"
     CPU_CONTENTION = "cpu_contention", "CPU contention"
+    CPU_MOSTLY_BUSY = "cpu_mostly_busy", "CPU mostly busy"
     CPU_IDLE = "cpu_idle", "CPU cores idle"
     UNKNOWN = "unknown", "unknown"
 
@@ -74,6 +77,9 @@ class GpuSummary:
     statistics: Mapping[str, Statistics]
     """Metric -> statistics over the measured phase."""
 
+    watts: float | None = None
+    """Mean power over the measured phase: by the energy counter, else of sampled power; None if unknown."""
+
     kwh: float | None = None
     """Energy of the whole recording; None if unknown."""
 
@@ -85,7 +91,7 @@ class GpuSummary:
         return self.statistics[metric].mean if metric in self.statistics else unknown
 
     def throttled(self, reason: Throttle) -> float:
-        """The share of the samples in which this reason for lowered clocks applied, in [0, 1]."""
+        """The share of the time in which this reason for lowered clocks applied, in [0, 1]."""
         return self.mean(f"throttled_{reason}", 0.0)
 
 
@@ -184,8 +190,7 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     flops = rate * info.image_flops if rate and info.image_flops else None
     # A sum over some of the GPUs would look like the total.
     is_complete = len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
-    watts = sum(gpu.mean("power") for gpu in gpus) if is_complete else math.nan
-    kwh = [gpu.kwh for gpu in gpus if gpu.kwh is not None]
+    watts = _sum_of_all([gpu.watts for gpu in gpus]) if is_complete else None
     return Summary(
         seconds=recording.seconds,
         cores=cores,
@@ -199,9 +204,15 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
         device_wait=_mean_of_loop(recording, "device_wait", phase, scale=0.01),
         tflops=None if flops is None else flops / 1e12,
         mfu=flops / (info.ranks * info.peak_flops) if flops and info.peak_flops else None,
-        images_per_joule=rate / watts if rate and watts > 0 else None,
-        kwh=sum(kwh) if is_complete and len(kwh) == info.ranks else None,
+        images_per_joule=rate / watts if rate and watts else None,
+        kwh=_sum_of_all([gpu.kwh for gpu in gpus]) if is_complete else None,
     )
+
+
+def _sum_of_all(values: Sequence[float | None]) -> float | None:
+    """Returns the sum of the values; None if there is none, or if one of them is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
 
 
 def _summarize_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
@@ -210,15 +221,21 @@ def _summarize_gpu(recording: Recording, record: GpuRecord, phase: Phase | None)
         column = recording.columns.get(f"{record.prefix}/{metric}")
         if column and column.last > column.first:  # else it did not grow, or it was reset
             growth[metric] = column.last - column.first
-    power = recording.values(f"{record.prefix}/power")
-    sampled = float(power.mean()) * recording.seconds if len(power) else None
-    joules = growth.get("energy", sampled)
+    watts = _mean_power(recording, record.prefix)
     return GpuSummary(
         record,
         _statistics(recording, record.prefix, phase),
-        kwh=None if joules is None else joules / JOULES_PER_KWH,
+        watts=_mean_power(recording, record.prefix, phase),
+        kwh=None if watts is None else watts * recording.seconds / JOULES_PER_KWH,
         growth=growth,
     )
+
+
+def _mean_power(recording: Recording, prefix: str, phase: Phase | None = None) -> float | None:
+    """Returns a GPU's mean power in watts, by its energy counter, else of sampled power; None if unknown."""
+    powers = recording.values(f"{prefix}/power", phase)
+    sampled = float(powers.mean()) if len(powers) else None
+    return recording.growth_rate(f"{prefix}/energy", phase) or sampled
 
 
 def _mean_of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:

@@ -29,8 +29,11 @@ def headline(report: UsageReport) -> str:
     return report.diagnosis.verdict.text + (f" ({', '.join(figures)})" if figures else "")
 
 
-def show_reports(reports: Sequence[UsageReport], console: Console) -> None:
-    """Prints the last part of a run (heading, table and findings), and a line about earlier parts."""
+def show_reports(reports: Sequence[UsageReport], console: Console, unreported: int = 0) -> None:
+    """Prints the last part of a run (heading, table and findings), and a line about other parts.
+
+    `unreported` is the number of the run's parts that have no report.
+    """
     report = reports[-1]
     console.print(_heading(report))
     table = Table("", "", box=None, pad_edge=False)
@@ -41,6 +44,9 @@ def show_reports(reports: Sequence[UsageReport], console: Console) -> None:
     console.print(table)
     for word, text in findings(report):
         console.print(f"{word:10}{text}")
+    if unreported:
+        why = "killed, still running, or run with --gpu-sample-hz 0"
+        console.print(f"{'parts':10}{unreported} of {len(reports) + unreported} have no report: {why}")
     if len(reports) > 1:
         console.print(f"{'parts':10}{_describe_parts(reports)}")
 
@@ -99,7 +105,7 @@ def _troubles(gpu: GpuSummary) -> Iterator[str]:
         numbers = ", ".join(map(str, gpu.record.xids))
         yield f"had XID {numbers}: see dmesg and NVIDIA's list of XID errors for the cause"
     if uncorrected := gpu.growth.get("ecc_uncorrected"):
-        yield f"had {uncorrected:.0f} uncorrected ECC errors: its memory is failing"
+        yield f"had {uncorrected:.0f} uncorrected ECC errors (nvidia-smi -q -d ECC,ROW_REMAPPER shows more)"
     if corrected := gpu.growth.get("ecc_corrected"):
         yield f"had {corrected:.0f} corrected ECC errors"
     for reason in Throttle:
@@ -133,11 +139,16 @@ def _evidence(report: UsageReport) -> Iterator[str]:
         yield f"PyTorch used at most {used:.1f} GiB, and reserved {reserved:.1f}{total}"
     if "power" in gpu.statistics and (limit := gpu.record.gpu.power_limit):
         capped = gpu.throttled(Throttle.POWER_CAP)
-        often = f", at the limit {_percent(capped)} of the time" if capped >= THROTTLED_FROM else ""
+        often = f", at the limit {_percent(capped)} of the time (normal at full load)"
+        often = often if capped >= THROTTLED_FROM else ""
         yield f"{gpu.mean('power'):.0f} W of {limit:.0f} W allowed{often}"
     others = gpu.statistics.get("other_processes")
     if others and others.max:
         yield f"processes of other programs on this GPU: up to {others.max:.0f}"
+    width, most = gpu.statistics.get("pcie_width"), gpu.record.gpu.max_pcie_width
+    # An idle link lowers its PCIe generation, but not its width.
+    if width and most and width.max < most:
+        yield f"{width.max:.0f} of {most} PCIe lanes (usual in a virtual machine; else reseat the card)"
     if gpu.record.missing:
         yield f"not available on this GPU and driver: {', '.join(gpu.record.missing)}"
     if "cpu" in host:

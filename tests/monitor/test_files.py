@@ -10,7 +10,7 @@ from PIL import Image
 from rich.console import Console
 
 from fastae.monitor.diagnosis import diagnose
-from fastae.monitor.files import read_reports, write_report
+from fastae.monitor.files import count_unreported, read_reports, write_report
 from fastae.monitor.plot import PANELS, binned, draw
 from fastae.monitor.recording import Column
 from fastae.monitor.summary import UsageReport, summarize
@@ -26,9 +26,9 @@ def report_on(recording, missing=""):
     return UsageReport(summary, diagnose(summary, DALI), missing)
 
 
-def printed(*reports):
+def printed(*reports, **options):
     console = Console(width=200, record=True, file=io.StringIO())
-    show_reports(reports, console)
+    show_reports(reports, console, **options)
     return console.export_text()
 
 
@@ -94,6 +94,19 @@ def test_the_table_of_a_cpu_run_has_no_wait_for_the_device(simulate):
     loop = {name: value for name, value in DEVICE_LIMITED.items() if name != "device_wait"}
     text = printed(report_on(simulate(library=cards.RecordedNvml(), loop=loop).recording()))
     assert text.startswith("CPU: ") and "waiting for data" in text and "device" not in text
+
+
+@pytest.mark.parametrize(("config", "unreported"), [({"resumed": [10, 20]}, 2), ({}, 0), ({"resumed": 7}, 0)])
+def test_parts_of_a_run_without_a_report_are_mentioned(simulate, tmp_path, config, unreported):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = report_on(simulate(cards.BUSY, loop=DEVICE_LIMITED).recording())
+    assert count_unreported(tmp_path, [report]) == unreported
+    assert ("2 of 3" in printed(report, unreported=unreported)) is (unreported == 2)
+
+
+def test_hidden_pcie_lanes_are_a_note(simulate):
+    lines = findings(report_on(simulate([cards.BUSY[0].but(width=8)], loop=DEVICE_LIMITED).recording()))
+    assert [word for word, line in lines if "8 of 16 PCIe lanes" in line] == [""]
 
 
 def test_several_gpus_have_a_row_each(simulate):
