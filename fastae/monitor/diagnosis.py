@@ -30,7 +30,8 @@ LOW_POWER = 0.5  # share of the power limit; a GPU that is never idle but draws 
 NCCL_SMS, NCCL_UNITS = 50.0, 25.0
 """Percent of SM activity and of the units' peaks. If a busy GPU is below both, it mostly waits in NCCL.
 
-NCCL's kernels occupy 2 to 16 SMs: "a single NCCL kernel: active SMs 15 %" (nccl issues 689 and 1432).
+NCCL's kernels occupy few SMs: 2 in nccl issue 689, 15 % in issue 1432. A GPU that computes for less than half
+of the time stays below both figures, even if it fills its SMs then.
 """
 
 STRAGGLING_BY = 15.0  # percentage points; smaller differences between the GPUs of ranks are normal
@@ -46,7 +47,6 @@ OTHERS_FROM = 0.5  # cores; other programs that use less do not matter
 AWAKE = 0.1  # cores or threads; a run that neither uses nor waits for more is sleeping
 STARVED_FROM = 0.2  # share of the time in which a run's threads could work, but wait for a CPU
 PRESSED_FROM = 20.0  # percent of the time in which some thread of the machine waits for a CPU
-FULL_MACHINE = 0.9  # share of the physical cores in use; from this on, programs compete for them
 
 COMPUTE_UNITS = ("tensor_active", "fp32_active")
 """The metrics of the units that compute, in percent of their peak."""
@@ -246,28 +246,21 @@ def _diagnose_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
         verdict = Verdict.WAITING_FOR_DATA
     elif "cpu" not in summary.host:
         verdict = Verdict.UNKNOWN
+    # The second thread of a core adds little: if all physical cores are busy, the CPU is.
+    elif (used := summary.host["cpu"].mean / summary.cores.physical) >= BUSY_CORES:
+        verdict = Verdict.CPU_BOUND
+    elif is_starved:
+        verdict = Verdict.CPU_CONTENTION
     else:
-        # The second thread of a core adds little: if all physical cores are busy, the CPU is.
-        verdict = _judge_cpu(summary.host["cpu"].mean / summary.cores.physical, is_starved)
-        advice += _advise_cpu(verdict, info)
-    return Diagnosis(verdict, tuple(advice))
-
-
-def _judge_cpu(used: float, is_starved: bool) -> Verdict:
-    """Returns the verdict on a CPU from the share of its physical cores that the run uses."""
-    if used >= BUSY_CORES:
-        return Verdict.CPU_BOUND
-    if is_starved:
-        return Verdict.CPU_CONTENTION
-    return Verdict.CPU_MOSTLY_BUSY if used >= IDLE_CORES else Verdict.CPU_IDLE
+        verdict = Verdict.CPU_MOSTLY_BUSY if used >= IDLE_CORES else Verdict.CPU_IDLE
+    return Diagnosis(verdict, (*advice, *_advise_cpu(verdict, info)))
 
 
 def _advise_cpu(verdict: Verdict, info: RunInfo) -> Iterator[str]:
-    if verdict is Verdict.CPU_CONTENTION:
-        return
     if verdict is Verdict.CPU_IDLE:
         yield "set OMP_NUM_THREADS to the number of cores: some cores are idle"
         yield LARGER_BATCH.format(info.batch_size, "small batches keep few cores busy")
+    if verdict not in (Verdict.CPU_BOUND, Verdict.CPU_MOSTLY_BUSY):
         return
     if not info.amp:
         yield "--amp, if the CPU multiplies bf16 natively"
@@ -287,7 +280,5 @@ def _is_starved(summary: Summary) -> bool:
     if "cpu_wait" in summary.host:
         waiting = summary.host["cpu_wait"].mean
         return waiting >= max(AWAKE, STARVED_FROM * (used + waiting))
-    is_full = machine >= FULL_MACHINE * summary.cores.machine
-    if "cpu_pressure" in summary.host:
-        is_full = summary.host["cpu_pressure"].mean >= PRESSED_FROM
-    return used >= AWAKE and is_full
+    pressure = summary.host.get("cpu_pressure")  # of the whole machine: the run must use something
+    return pressure is not None and used >= AWAKE and pressure.mean >= PRESSED_FROM

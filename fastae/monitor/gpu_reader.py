@@ -95,7 +95,7 @@ class GpuReader:
         self._own = own
         self._lost = self._gpu.lost
         self._xids: set[int] = set()
-        self._counted_at, self._counted = time.monotonic(), dict[Throttle, float]()
+        self._counted_at, self._counted = time.monotonic(), dict[Throttle, Any]()
         self._allocated = ExitStack()
         self._queries = self._make_queries()
 
@@ -147,21 +147,10 @@ class GpuReader:
         return values
 
     def record(self) -> GpuRecord:
-        missing = {
-            query.name: next(reversed(query.errors), "no value")
-            for query in self._queries
-            if not query.is_answered
-        }
-        answered = [query for query in self._queries if query.is_answered]
-        errors = {query.name: dict(query.errors) for query in answered if query.errors}
-        return GpuRecord(
-            prefix=self._prefix,
-            gpu=self._gpu,
-            missing=missing,
-            errors=errors,
-            lost=self._lost,
-            xids=tuple(sorted(self._xids)),
-        )
+        missing = {q.name: next(reversed(q.errors), "no value") for q in self._queries if not q.is_answered}
+        errors = {q.name: dict(q.errors) for q in self._queries if q.is_answered and q.errors}
+        xids = tuple(sorted(self._xids))
+        return GpuRecord(self._prefix, self._gpu, missing, errors, lost=self._lost, xids=xids)
 
     def close(self) -> None:
         """Frees what NVML has allocated for this reader."""
@@ -184,25 +173,24 @@ class GpuReader:
         before, self._counted = self._counted, self._count_throttling()
         began, self._counted_at = self._counted_at, time.monotonic()
         seconds = self._counted_at - began
-        shares: list[float] = []
-        for reason in Throttle:
-            if reason in before and reason in self._counted and seconds > 0:
-                shares.append(min(1.0, (self._counted[reason] - before[reason]) / seconds))
-            else:
-                shares.append(bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")))
-        return shares
+        shares = {
+            reason: float(bool(bits & getattr(pynvml, f"nvmlClocksEventReason{reason}")))
+            for reason in Throttle
+        }
+        if before and self._counted and seconds > 0:
+            shares |= {
+                reason: min(1.0, (counted - before[reason]) / 1e9 / seconds)
+                for reason, counted in self._counted.items()
+            }
+        return shares.values()
 
-    def _count_throttling(self) -> dict[Throttle, float]:
-        """Returns reason -> the seconds in which it applied so far.
+    def _count_throttling(self) -> dict[Throttle, Any]:
+        """Returns reason -> the nanoseconds in which it applied so far.
 
-        Drivers that count only some of the reasons count them in other units: {} for these.
+        Returns {} for a driver that counts only some of the reasons: it may count them in other units.
         """
         counts = {reason: offered(self._field, number) for reason, number in THROTTLE_COUNTERS.items()}
-        return (
-            {}
-            if None in counts.values()
-            else {reason: ns / 1e9 for reason, ns in counts.items() if ns is not None}
-        )
+        return {} if None in counts.values() else counts
 
     @cached_property
     def _gpm(self) -> _GpmSampler:

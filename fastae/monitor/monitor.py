@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pynvml
 import torch
 
-from fastae.device.memory import peak_memory
 from fastae.device.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
@@ -164,9 +162,6 @@ class Monitor(AbstractContextManager):
 
     def _report(self, recording: Recording) -> None:
         summary = summarize(recording, self._info, count_cores())
-        if self._info.on_gpu and (memory := peak_memory()):
-            allocated, reserved = (peak / 2**30 for peak in memory)
-            summary = replace(summary, allocated_gib=allocated, reserved_gib=reserved)
         report = UsageReport(summary, diagnose(summary, self._info), self._missing)
         line = headline(report)
         title = printable(f"{self._folder.name}: {line}")

@@ -197,13 +197,10 @@ class Recording:
         """Returns the samples of a column in a phase, or in all phases; empty if there is no such column."""
         if name not in self.columns:
             return np.empty(0)
-        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
-        if phase is None:
-            return values
-        spans = self._spans_of(times)
+        times, values, spans = self._arrays(name)
         settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
-        is_settled = times - self._starts[spans] >= settling
-        return values[self._has_phase(phase)[spans] & is_settled]
+        is_settled = times - np.array([span.start for span in self.spans])[spans] >= settling
+        return values if phase is None else values[self._has_phase(phase)[spans] & is_settled]
 
     def growth_rate(self, name: str, phase: Phase | None = None) -> float | None:
         """Returns the mean growth per second of a counter in a phase, or in all phases.
@@ -213,20 +210,17 @@ class Recording:
         """
         if name not in self.columns:
             return None
-        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
-        spans = self._spans_of(times)
+        times, values, spans = self._arrays(name)
         is_within = (spans[1:] == spans[:-1]) | (phase is None)
         is_counted = is_within & self._has_phase(phase)[spans[1:]]
         seconds, growth = np.diff(times)[is_counted].sum(), np.diff(values)[is_counted]
         return float(growth.sum() / seconds) if seconds > 0 and (growth >= 0).all() else None
 
-    @property
-    def _starts(self) -> np.ndarray:
-        return np.array([span.start for span in self.spans])
-
-    def _spans_of(self, times: np.ndarray) -> np.ndarray:
-        """Returns the index of the span that contains each time."""
-        return np.searchsorted(self._starts, times, side="right") - 1
+    def _arrays(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the times and values of a column, and the index of the span that contains each time."""
+        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
+        starts = [span.start for span in self.spans]
+        return times, values, np.searchsorted(starts, times, side="right") - 1
 
     def _has_phase(self, phase: Phase | None) -> np.ndarray:
         """Returns whether each span is of this phase; None for any phase."""

@@ -143,12 +143,6 @@ class Summary:
     kwh: float | None = None
     """The energy of all GPUs; None if the energy of one of them is unknown."""
 
-    allocated_gib: float | None = None
-    """The peak of memory that PyTorch allocated on the main rank's GPU."""
-
-    reserved_gib: float | None = None
-    """The peak of memory that PyTorch reserved on the main rank's GPU."""
-
     @property
     def main_gpu(self) -> GpuSummary:
         """The main rank's GPU."""

@@ -133,10 +133,6 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
         yield f"the model computes {rate_text(1e12 * summary.tflops)}{share}"
-    if summary.allocated_gib is not None and summary.reserved_gib is not None:
-        total = f" of {gpu.record.gpu.memory_gib:.1f}" if gpu.record.gpu.memory_gib else ""
-        used, reserved = summary.allocated_gib, summary.reserved_gib
-        yield f"PyTorch used at most {used:.1f} GiB, and reserved {reserved:.1f}{total}"
     if "power" in gpu.statistics and (limit := gpu.record.gpu.power_limit):
         capped = gpu.throttled(Throttle.POWER_CAP)
         often = f", at the limit {_percent(capped)} of the time (normal at full load)"

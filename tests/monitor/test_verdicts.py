@@ -55,26 +55,37 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case((STARVED,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA, "it mostly has no batch", DALI),
+    Case((STARVED,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA, "it mostly has no batch", DALI,
+         ("--loader", "smaller JPEG")),
     Case((busy(40),), loop(0.15, 0.0), Verdict.WAITING_FOR_DATA,
-         "if the queue is found empty, its producer is too slow, however long the launches take", DALI),
+         "if the queue is found empty, its producer is too slow, however long the launches take", DALI,
+         ("--loader", "--threads")),
     Case((HALF_BUSY,), loop(0.3, 0.6), Verdict.WAITING_FOR_DATA,
-         "DALI hands over undecoded batches: the host waits for the device, which waits for data"),
+         "DALI hands over undecoded batches: the host waits for the device, which waits for data", HOST,
+         ("--loader",)),
+    Case((HALF_BUSY,), loop(0.3, 0.6), Verdict.WAITING_FOR_DATA, "gathering and augmenting limit the speed",
+         RESIDENT, ("--profile",)),
+    Case((HALF_BUSY,), loop(0.3, 0.6), Verdict.WAITING_FOR_DATA, "the same, not compiled",
+         replace(RESIDENT, compiled=False), ("--compile",)),
     Case((BUSY,), loop(0.9, 0.01), Verdict.WAITING_FOR_DATA,
          "decoding keeps the GPU busy while the step waits for it", DALI),
     Case((busy(97),), loop(0.0, 0.0), Verdict.LAUNCH_BOUND,
-         "a host that never waits is the limit; to NVML a GPU that runs any kernel is busy"),
-    Case((HALF_BUSY,), loop(0.01, 0.001), Verdict.LAUNCH_BOUND, "the GPU waits, but the host does not", DALI),
+         "a host that never waits is the limit; to NVML a GPU that runs any kernel is busy",
+         RESIDENT, ("CUDA graph", "--batch-size")),
+    Case((HALF_BUSY,), loop(0.01, 0.001), Verdict.LAUNCH_BOUND, "the GPU waits, but the host does not", DALI,
+         ("--compile", "CUDA graph", "--batch-size")),
     Case((busy(85),), loop(0.0, 0.95), Verdict.GPU_BOUND, "the host waits only for the GPU"),
-    Case((busy(98),), loop(0.001, 0.4), Verdict.GPU_BOUND, "the same, without counters to refine it"),
-    Case((HALF_BUSY,), loop(0.001, 0.9), Verdict.GPU_BOUND,
-         "the host still waits for the device; a profile can explain the pauses of the GPU"),
+    Case((busy(98),), loop(0.001, 0.4), Verdict.GPU_BOUND, "the same, without counters to refine it",
+         RESIDENT, ()),
+    Case((BUSY,), loop(0.0, 0.4), Verdict.GPU_BOUND, "decoding shares a GPU without AMP", DALI,
+         ("--amp", "--loader")),
     Case((COMPUTE_BOUND,), loop(0.001, 0.4), Verdict.COMPUTE_BOUND, "tensor cores at 70 % of their peak"),
     Case((MEMORY_BOUND,), loop(0.001, 0.4), Verdict.MEMORY_BOUND, "DRAM at 75 % of its bandwidth"),
-    Case((UNDERFILLED,), loop(0.001, 0.4), Verdict.GPU_BOUND, "no unit is near its peak"),
-    Case((NO_TENSOR_CORES,), loop(0.001, 0.4), Verdict.GPU_BOUND, "SMs full of warps need not compute"),
+    Case((UNDERFILLED,), loop(0.001, 0.4), Verdict.GPU_BOUND, "no unit is near its peak", RESIDENT,
+         ("--batch-size",)),
+    Case((NO_TENSOR_CORES,), loop(0.001, 0.4), Verdict.GPU_BOUND, "SMs full of warps need not compute",
+         RESIDENT, ("--profile",)),
     Case((LATENCY_BOUND,), loop(0.001, 0.4), Verdict.GPU_BOUND, "kernels that wait for the memory's latency"),
-    Case((AT_POWER_LIMIT,), loop(0.0, 0.5), Verdict.GPU_BOUND, "the power limit at full load is normal"),
     Case((LATENCY_BOUND, LATENCY_BOUND), loop(0.001, 0.4), Verdict.GPU_BOUND,
          "the same with two ranks: NCCL's kernels occupy few SMs", TWO_RANKS),
     Case((BUSY, busy(60)), loop(0.001, 0.4), Verdict.WAITING_FOR_RANK,
@@ -103,7 +114,6 @@ CASES = [
 MODEL = gpm(88.0, 25.0, 5.0, 50.0)
 TRAINS = BUSY[0].but(utilization=99, gpm=MODEL)
 NCCL = BUSY[0].but(utilization=100, gpm=gpm(20.0, 2.5, 1.0, 6.0))
-"""NCCL's kernels alone: nccl issues 689 and 1432."""
 
 CAP, HEAT = pynvml.nvmlClocksEventReasonSwPowerCap, pynvml.nvmlClocksEventReasonSwThermalSlowdown
 T4 = Card([State(99, power=70_000, sm_clock=900, reasons=CAP)], name="Tesla T4",
@@ -114,10 +124,10 @@ A10G = Card([State(99, power=60_000, sm_clock=210, reasons=0)], name="NVIDIA A10
             power_limit=300_000, default_power_limit=300_000, max_sm_clock=1710)  # fmt: skip
 CASES += [
     Case(([TRAINS],), loop(0.001, 0.4), Verdict.UNITS_IN_TURNS,
-         "this model on an H100 (benchmarks/roofline.py)", RESIDENT, ("--profile",)),
+         "this model on an H100, as benchmarks/roofline.py predicts", RESIDENT, ("--profile",)),
     Case(([TRAINS.but(gpm=gpm(59.0, 16.0, 3.0, 32.0))], [TRAINS.but(utilization=98, reasons=HEAT)]),
          loop(0.001, 0.4), Verdict.WAITING_FOR_RANK,
-         "40 % of the time in NCCL, since the other GPU is too hot (nccl issue 1432)", TWO_RANKS,
+         "40 % of the time in NCCL (15 % of the SMs: nccl issue 1432): the other is hot", TWO_RANKS,
          ("GPU 1", "GPU 1: improve the cooling")),
     Case(([NCCL], [NCCL]), loop(0.001, 0.4), Verdict.WAITING_FOR_RANK,
          "both only wait (nccl issues 689 and 1432)", TWO_RANKS, ("links",)),
@@ -139,13 +149,17 @@ CASES += [
          "the JPEG engine at 99 % (DALI issue 5362)", replace(RESIDENT, loader="dali"),
          ("JPEG engine", "--batch-size")),
     Case(([AT_POWER_LIMIT[0].but(gpm=gpm(85.0, 55.0, 5.0, 30.0))],), loop(0.0, 0.5), Verdict.GPU_BOUND,
-         "training of a large language model, well written", RESIDENT, ("nothing to fix",)),
+         "a large language model, well written", RESIDENT, ("nothing to fix",)),
     Case((busy(65),), loop(0.0, 0.6), Verdict.GPU_BOUND, "pauses between kernels, while the host waits",
          RESIDENT, ("--profile",)),
     Case((busy(65),), loop(0.0, 0.0), Verdict.LAUNCH_BOUND, "not compiled, and the host never waits",
          replace(RESIDENT, compiled=False), ("--compile", "CUDA graph", "--batch-size")),
 ]  # fmt: skip
-"""The series of the last list are those for which an earlier version of the rules gave wrong advice."""
+"""In the last list, the counters in a row's text are from the source that it names.
+
+Waits, and figures that the source does not give, are made up: the SM activity of a GPU that waits in NCCL for
+40 % of the time is that of the model for 60 % and 15 % for the rest.
+"""
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
@@ -157,6 +171,7 @@ def test_the_verdict_is_the_one_that_an_expert_would_give(simulate, case):
     if case.advice is not None:
         assert len(diagnosis.advice) == len(case.advice)
         assert all(part in line for part, line in zip(case.advice, diagnosis.advice, strict=True))
+    assert all("changes the experiment" in line for line in diagnosis.advice if "--batch-size" in line)
 
 
 TWO_CORES, SMT = Cores(2, 2, 2), Cores(4, 2, 2)
@@ -169,12 +184,13 @@ FEW_OF_MANY = Cores(2, 2, 64)
         (TWO_CORES, 1.9, 2.0, 0.0, Verdict.CPU_BOUND, "both cores are in use", {}),
         (SMT, 1.9, 2.0, 0.0, Verdict.CPU_BOUND, "both cores are in use: second threads add little", {}),
         (SMT, 1.0, 1.1, 0.0, Verdict.CPU_IDLE, "a physical core is free", {}),
-        (SMT, 0.9, 1.9, 0.0, Verdict.CPU_CONTENTION, "another program uses the other core", {}),
+        (SMT, 0.9, 1.9, 0.0, Verdict.CPU_CONTENTION, "another program uses the other core", 
+         {"cpu_wait": 0.4}),
         (TWO_CORES, 1.0, 1.1, 0.0, Verdict.CPU_IDLE, "a core is free", {}),
         (TWO_CORES, 0.0, 2.0, 0.0, Verdict.CPU_IDLE, "a run that sleeps does not need a core", {}),
         (Cores(64, 64, 64), 1.0, 9.0, 0.0, Verdict.CPU_IDLE, "other programs leave enough cores", {}),
         (TWO_CORES, 1.0, 1.1, 0.9, Verdict.WAITING_FOR_DATA, "the run waits for data most of the time", {}),
-        (TWO_CORES, 1.0, 2.0, 0.2, Verdict.CPU_CONTENTION, "decoding shares the cores", {}),
+        (TWO_CORES, 1.0, 2.0, 0.2, Verdict.CPU_CONTENTION, "decoding shares the cores", {"cpu_wait": 0.5}),
         (TWO_CORES, None, None, 0.0, Verdict.UNKNOWN, "too short for figures of the host", {}),
         (TWO_CORES, 1.4, 1.5, 0.0, Verdict.CPU_MOSTLY_BUSY, "neither clearly idle nor clearly the limit", {}),
         (TWO_CORES, 0.07, 2.0, 0.0, Verdict.CPU_CONTENTION,
@@ -211,30 +227,6 @@ def test_samples_within_a_second_after_a_change_of_phase_are_not_used(simulate):
     summary = summarize(recording, RESIDENT, Cores(8, 8, 8))
     assert summary.measured is Phase.TRAIN and summary.gpus[0].statistics["gpu_busy"].p5 == 98
     assert summary.phases[Phase.TRAIN] == pytest.approx(50) == summary.phases[Phase.EVAL]
-
-
-@pytest.mark.parametrize(
-    ("states", "waits", "info", "named"),
-    [
-        (STARVED, (0.9, 0.0), DALI, {"--loader"}),
-        (HALF_BUSY, (0.9, 0.0), DALI, {"--loader", "--threads"}),
-        (HALF_BUSY, (0.9, 0.0), HOST, {"--loader"}),
-        (HALF_BUSY, (0.9, 0.0), RESIDENT, {"--profile"}),
-        (HALF_BUSY, (0.9, 0.0), replace(RESIDENT, compiled=False), {"--compile"}),
-        (HALF_BUSY, (0.0, 0.0), DALI, {"--compile", "--batch-size"}),
-        (HALF_BUSY, (0.0, 0.0), RESIDENT, {"--batch-size"}),
-        (BUSY, (0.0, 0.4), DALI, {"--amp", "--loader"}),
-        (BUSY, (0.0, 0.4), RESIDENT, set()),
-        (UNDERFILLED, (0.0, 0.4), RESIDENT, {"--batch-size"}),
-        (NO_TENSOR_CORES, (0.0, 0.4), RESIDENT, {"--profile", "--amp"}),
-        (HALF_BUSY, (0.0, 0.9), RESIDENT, {"--profile"}),
-    ],
-)
-def test_advice_names_the_options_that_can_help(simulate, states, waits, info, named):
-    summary = summarize(simulate(states, loop=loop(*waits)).recording(), info, Cores(8, 8, 8))
-    advice = diagnose(summary, info).advice
-    assert {word.strip(":") for word in " ".join(advice).split() if word.startswith("--")} == named
-    assert all("changes the experiment" in line for line in advice if "--batch-size" in line)
 
 
 @pytest.mark.parametrize(
