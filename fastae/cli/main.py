@@ -196,23 +196,28 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a list of the run's sessions.")
+@click.option(
+    "--json",
+    "as_json",
+    is_flag=True,
+    help="Print JSON: a list of the run's parts, of which each resumption begins one.",
+)
 def gpu(run: Path, as_json: bool) -> None:
     """Show how busy RUN kept GPU and CPU, and what to change.
 
-    For a resumed run, the last session is shown. To watch the GPUs live, use nvitop.
+    For a resumed run, the part since the last resumption is shown. To watch the GPUs live, use nvitop.
     """
-    from fastae.monitor.files import read_sessions, report_json
-    from fastae.monitor.text import show_sessions
+    from fastae.monitor.files import count_unreported, read_reports, report_json
+    from fastae.monitor.text import show_reports
     from fastae.runs.folder import require_run
     from fastae.utils.console import console
 
     require_run(run)
-    sessions = read_sessions(run)
+    reports = read_reports(run)
     if as_json:
-        print(report_json(sessions))  # not the raw file, which may contain more than what was read
+        print(report_json(reports))  # not the raw file, which may contain more than what was read
     else:
-        show_sessions(sessions, console)
+        show_reports(reports, console, count_unreported(run, reports))
 
 
 @cli.command()
@@ -232,8 +237,7 @@ def doctor() -> int:
 def cache() -> None:
     """List or clear the cache that makes runs start faster.
 
-    The cache contains decoded data sets, the synthetic faces, the results of file checks, compiled kernels,
-    and Matplotlib's list of fonts if the home folder is read-only.
+    It contains decoded data sets, the synthetic faces, the results of file checks and compiled kernels.
     """
 
 

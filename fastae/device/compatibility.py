@@ -120,7 +120,7 @@ def torch_mismatch(driver: Driver) -> str:
         newest = driver.newest_cuda
         return f"PyTorch needs CUDA {torch.version.cuda}, driver {driver.version} supports {newest} at most"
     built = torch.cuda.get_arch_list()
-    if built and driver.gpus and not any(_runs(built, gpu.capability) for gpu in driver.gpus):
+    if built and driver.gpus and not any(_has_code_for(built, gpu.capability) for gpu in driver.gpus):
         found = ", ".join("{}.{}".format(*gpu.capability) for gpu in driver.gpus if gpu.capability)
         return f"PyTorch has no code for compute capability {found}, only for {' '.join(built)}"
     return ""
@@ -182,6 +182,7 @@ def cuda_fault(driver: Driver) -> Fault | None:
     except (RuntimeError, AssertionError) as error:  # the latter from a CPU build
         text = printable(str(error).splitlines()[0])
         # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up.
+        # Only the text has the number: PyTorch raises a plain RuntimeError if it cannot count the devices.
         return text, START_SWITCHES if "802" in text else "nvidia-smi and dmesg show more"
     return None
 
@@ -196,7 +197,7 @@ def is_jetson(compatible: Path = Path("/proc/device-tree/compatible")) -> bool:
     return compatible.exists() and b"nvidia,tegra" in compatible.read_bytes()
 
 
-def _runs(built: Sequence[str], capability: tuple[int, int] | None) -> bool:
+def _has_code_for(built: Sequence[str], capability: tuple[int, int] | None) -> bool:
     """Returns whether a GPU of this compute capability runs one of the built architectures.
 
     It runs code for its own major version and no later minor version (sm_XY), and PTX for any version up to

@@ -24,6 +24,9 @@ a shorter run would make it end later.
 
 CPU = torch.device("cpu")
 
+NO_TEMPORARY_FOLDER = "no temporary folder is writable", "set TMPDIR to a folder of your own"
+"""A fault and its remedy."""
+
 
 def choose_compile(
     wanted: bool | None, device: torch.device, images: int, minutes: float | None = None
@@ -87,4 +90,4 @@ def require_temporary_folder() -> None:
         try:
             tempfile.gettempdir()
         except FileNotFoundError:
-            raise FastaeError("no temporary folder is writable: set TMPDIR to a folder of your own") from None
+            raise FastaeError(": ".join(NO_TEMPORARY_FOLDER)) from None

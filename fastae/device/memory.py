@@ -8,7 +8,7 @@ from fastae.errors import FastaeError
 from fastae.utils import limits
 
 OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
-"""A part of the message of the RuntimeError that PyTorch raises if the host's memory is used up."""
+"""A part of the message if the host's memory is used up: PyTorch has no type for this error on a CPU."""
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -49,6 +49,12 @@ class Gpu:
     power_limit: float | None = None
     """The enforced limit of the power, in watts."""
 
+    default_power_limit: float | None = None
+    """The limit of the power that the card has unless it is changed, in watts."""
+
+    max_sm_clock: float | None = None
+    """The highest clock of the SMs, in MHz."""
+
     max_pcie_width: int | None = None
     """The most PCIe lanes that card and machine support."""
 
@@ -175,6 +181,7 @@ def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> 
     """Returns a GPU or slice, described by what NVML reports, and its handle."""
     memory = offered(library.nvmlDeviceGetMemoryInfo, handle)
     limit = offered(library.nvmlDeviceGetEnforcedPowerLimit, handle)  # milliwatts
+    default_limit = offered(library.nvmlDeviceGetPowerManagementDefaultLimit, handle)
     gpu = Gpu(
         index=index,
         name=offered(library.nvmlDeviceGetName, handle) or "a GPU without a name",
@@ -182,6 +189,8 @@ def _describe(library: Any, index: int, handle: Any, is_slice: bool = False) -> 
         is_slice=is_slice,
         memory_gib=memory.total / 2**30 if memory else None,
         power_limit=limit / 1e3 if limit else None,
+        default_power_limit=default_limit / 1e3 if default_limit else None,
+        max_sm_clock=offered(library.nvmlDeviceGetMaxClockInfo, handle, pynvml.NVML_CLOCK_SM),
         max_pcie_width=offered(library.nvmlDeviceGetMaxPcieLinkWidth, handle),
         capability=offered(library.nvmlDeviceGetCudaComputeCapability, handle),
     )

@@ -1,7 +1,7 @@
 """Writes gpu.json, gpu.csv and gpu.png to a run's folder, and reads gpu.json. No file is ever incomplete.
 
-A resumed run has several sessions: gpu.json is the list of their reports, and each session has its own
-samples and plot, such as gpu-2.csv and gpu-2.png for the second one.
+A resumed run has several parts, each from its start or resumption to its end: gpu.json is the list of their
+reports, and each part has its own samples and plot, such as gpu-2.csv and gpu-2.png for the second one.
 """
 
 from __future__ import annotations
@@ -11,8 +11,10 @@ import dataclasses
 import io
 import json
 from bisect import bisect
+from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
+from typing import Any
 
 from fastae.errors import FastaeError
 from fastae.monitor.plot import draw
@@ -25,17 +27,17 @@ REPORT = "gpu.json"
 
 
 def write_report(report: UsageReport, recording: Recording, folder: Path, title: str) -> None:
-    """Adds a session's report, samples and plot to an existing folder.
+    """Adds the report of a run's part, its samples and its plot to an existing folder.
 
     `title` is the title of the plot. Earlier reports that cannot be read are dropped. Raises OSError if a
     file cannot be written.
     """
     try:
-        reports = [*read_sessions(folder), report]
+        reports = [*read_reports(folder), report]
     except FastaeError:
         reports = [report]
     names = chain(["gpu"], (f"gpu-{number}" for number in count(2)))
-    name = next(each for each in names if not (folder / f"{each}.csv").exists())
+    name = next(stem for stem in names if not (folder / f"{stem}.csv").exists())
     with atomic_write(folder / REPORT) as file:
         file.write(report_json(reports).encode() + b"\n")
     with atomic_write(folder / f"{name}.csv") as file:
@@ -44,8 +46,8 @@ def write_report(report: UsageReport, recording: Recording, folder: Path, title:
         draw(recording, title, file)
 
 
-def read_sessions(folder: Path) -> list[UsageReport]:
-    """The reports of a run's sessions, at least one, in order.
+def read_reports(folder: Path) -> list[UsageReport]:
+    """The reports of a run's parts, at least one, in order.
 
     Raises FastaeError if there is none, or if they cannot be read.
     """
@@ -56,15 +58,24 @@ def read_sessions(folder: Path) -> list[UsageReport]:
         raise ValueError("it is empty")
     except FileNotFoundError:
         raise FastaeError(
-            f"{str(folder)!r} has no {REPORT}: the run has not ended, or used --gpu-sample-hz 0"
+            f"{str(folder)!r} has no {REPORT}: the run has not ended, was killed, or used --gpu-sample-hz 0"
         ) from None
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(path)!r} is not a report of this version of fastae: {error}") from None
 
 
 def read_report(folder: Path) -> UsageReport:
-    """The report of a run's last session. Raises FastaeError like `read_sessions`."""
-    return read_sessions(folder)[-1]
+    """The report of a run's last part. Raises FastaeError like `read_reports`."""
+    return read_reports(folder)[-1]
+
+
+def count_unreported(folder: Path, reports: Sequence[UsageReport]) -> int:
+    """Returns the number of a run's parts that have no report; 0 if the folder has no valid config.json."""
+    try:
+        resumed = read_json(folder / "config.json", dict[str, Any]).get("resumed", ())
+        return max(0, 1 + len(resumed) - len(reports))
+    except (OSError, TypeError, ValueError):
+        return 0
 
 
 def report_json(reports: list[UsageReport]) -> str:

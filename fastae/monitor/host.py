@@ -1,92 +1,91 @@
-"""Reads how much CPU time, memory and disk bandwidth processes use, from Linux's /proc."""
+"""Reads how much CPU time, memory and disk bandwidth processes use, and how long they wait for a CPU."""
 
 from __future__ import annotations
 
-import os
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-SHORTEST = 0.1  # the minimum seconds between two readings: /proc counts in steps of 10 ms
+import psutil
 
-TICK = 1 / os.sysconf("SC_CLK_TCK")
-PAGE = os.sysconf("SC_PAGE_SIZE")
+SHORTEST_INTERVAL = 0.1
+"""The minimum seconds between two readings: Linux counts CPU time in steps of 10 ms."""
+
+
+PRESSURE = Path("/proc/pressure/cpu")
+"""Linux's pressure stall information: how long threads of any program have waited for a CPU."""
 
 
 class HostReader:
     """Reads the total usage of some processes over the time between calls."""
 
     def __init__(self, pids: Sequence[int]) -> None:
-        self._pids = pids
+        self._processes = []
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):
+                self._processes.append(psutil.Process(pid))
         self._time = time.monotonic()
         self._totals = self._read_totals()
 
     def read(self) -> dict[str, float]:
-        """Returns column -> value for what /proc shows; {} if it is too soon after the last reading."""
+        """Returns column -> value; {} if it is too soon after the last reading."""
         now = time.monotonic()
         seconds = now - self._time
-        if seconds < SHORTEST:
+        if seconds < SHORTEST_INTERVAL:
             return {}
         before, self._totals, self._time = self._totals, self._read_totals(), now
-        found = {}
-        for name, total in self._totals.items():
-            if name == "memory":
-                found["host/memory"] = total
-            elif name in before:  # the total shrinks if a process has ended: growth is 0 then
-                found[f"host/{name}"] = max(0.0, total - before[name]) / seconds
-        return found
+        values = {}
+        for metric, total in self._totals.items():
+            if metric == "memory":
+                values["host/memory"] = total
+            elif metric in before:  # the total shrinks if a process has ended: growth is 0 then
+                values[f"host/{metric}"] = max(0.0, total - before[metric]) / seconds
+        return values
 
     def _read_totals(self) -> dict[str, float]:
-        """Returns the processes' CPU seconds, GiB of memory and MB read from disk, and the machine's seconds.
+        """Returns metric -> its total over the processes, without metrics that are unknown.
 
-        Figures that are unknown are missing.
+        Times are in CPU seconds, memory is in GiB, disk reads are in MB, and pressure is in percent-seconds.
         """
-        totals = _machine_seconds()
-        for pid in self._pids:
-            for name, value in _of_process(pid).items():
-                totals[name] = totals.get(name, 0.0) + value
-        return totals
+        machine = psutil.cpu_times()
+        busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
+        totals = defaultdict[str, float](float)
+        for process in self._processes:
+            with suppress(psutil.Error), process.oneshot():
+                times = process.cpu_times()
+                totals["cpu"] += times.user + times.system
+                totals["memory"] += process.memory_info().rss / 2**30
+                if waits := _seconds_waiting(process.pid):
+                    totals["cpu_wait"] += sum(waits)
+                totals["disk_read"] += (
+                    process.io_counters().read_bytes / 1e6
+                )  # hidden for other users' processes
+        return {"machine_cpu": busy, **_read_pressure(), **totals}
+
+
+def _seconds_waiting(pid: int) -> list[float]:
+    """Returns the seconds in which each thread of a process waited for a CPU; [] if the kernel hides them.
+
+    The second number of a thread's schedstat has the nanoseconds (Linux's Documentation/scheduler).
+    """
+    seconds = []
+    for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
+        with suppress(OSError):  # the thread has ended
+            seconds.append(int(file.read_text().split()[1]) / 1e9)
+    return seconds
+
+
+def _read_pressure() -> dict[str, float]:
+    """Returns the percent-seconds in which some thread of the machine waited for a CPU; {} if unknown."""
+    try:
+        some = PRESSURE.read_text().splitlines()[0]  # some avg10=0.0 avg60=0.0 avg300=0.0 total=MICROSECONDS
+    except OSError:
+        return {}
+    return {"cpu_pressure": int(some.rpartition("=")[2]) / 1e4}
 
 
 def family(pid: int) -> tuple[int, ...]:
     """Returns `pid` and the ids of all its descendants."""
-    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdecimal()]
-    parents = {each: int(fields[1]) for each in pids if (fields := _stat(each))}
-    found = [pid]
-    for member in found:
-        found += [child for child, parent in parents.items() if parent == member]
-    return tuple(found)
-
-
-def _machine_seconds() -> dict[str, float]:
-    """Returns the CPU seconds of all processes: the fields of 'cpu' in proc(5) except idle and iowait."""
-    fields = _text(Path("/proc/stat")).split()[1:8]
-    if not fields:
-        return {}
-    user, nice, system, _, _, irq, softirq = map(int, fields)
-    return {"machine_cpu": (user + nice + system + irq + softirq) * TICK}
-
-
-def _of_process(pid: int) -> dict[str, float]:
-    """Returns a process's CPU seconds, GiB of memory and MB read from disk, as far as they are known."""
-    fields = _stat(pid)
-    if not fields:
-        return {}
-    ticks = int(fields[11]) + int(fields[12])  # proc(5): utime, stime
-    used = {"cpu": ticks * TICK, "memory": int(fields[21]) * PAGE / 2**30}
-    counts = dict(line.split(": ") for line in _text(Path(f"/proc/{pid}/io")).splitlines())
-    if "read_bytes" in counts:  # hidden for other users' processes
-        used["disk_read"] = int(counts["read_bytes"]) / 1e6
-    return used
-
-
-def _stat(pid: int) -> list[str]:
-    """Reads /proc/PID/stat from its third field on. The second, a name, may contain spaces and brackets."""
-    return _text(Path(f"/proc/{pid}/stat")).rpartition(")")[2].split()
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    return (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))

@@ -8,14 +8,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pynvml
 import torch
 
-from fastae.device.memory import peak_memory
 from fastae.device.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
@@ -38,7 +36,7 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     if device.type != "cuda":
         return []
     devices = range(local_ranks()) if ranks > 1 else [device.index or 0]
-    return [str(torch.cuda.get_device_properties(each).uuid) for each in devices]
+    return [str(torch.cuda.get_device_properties(index).uuid) for index in devices]
 
 
 def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
@@ -51,8 +49,10 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
     indices = [gpu.index for gpu, _ in devices]
     if len(set(indices)) < len(indices):  # MIG slices have the index of their board
         indices = list(range(len(devices)))
-    found = zip(devices, indices, strict=True)
-    return [GpuReader(library, device, prefix=f"gpu{index}", own=own) for device, index in found]
+    return [
+        GpuReader(library, device, prefix=f"gpu{index}", own=own)
+        for device, index in zip(devices, indices, strict=True)
+    ]
 
 
 class Monitor(AbstractContextManager):
@@ -75,6 +75,7 @@ class Monitor(AbstractContextManager):
         self._phase: Phase | None = None
         self._range: int | None = None
         self._poller: Poller | None = None
+        self._readers: list[GpuReader] = []
         self._missing = ""
 
     def enter(self, phase: Phase) -> None:
@@ -101,8 +102,7 @@ class Monitor(AbstractContextManager):
             data_wait: the seconds in which the device had no batch.
             device_wait: the seconds in which the host waited for the device.
         """
-        # With several runs at once, `seconds` would include the turns of the others.
-        if self._poller and self._info.at_once == 1 and seconds > 0:
+        if self._poller and seconds > 0:
             figures = {"images_per_second": images / seconds, "data_wait": 100 * data_wait / seconds}
             if self._info.on_gpu:
                 figures["device_wait"] = 100 * device_wait / seconds
@@ -126,6 +126,8 @@ class Monitor(AbstractContextManager):
                 if self._poller.failure:  # NVML stays open: closing it during a reading hangs or crashes
                     log(f"monitor   ended early: {self._poller.failure}", "yellow")
                 elif self._uuids:
+                    for reader in self._readers:
+                        reader.close()
                     offered(self._library.nvmlShutdown)
                 if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
                     self._report(self._poller.recording())
@@ -140,8 +142,8 @@ class Monitor(AbstractContextManager):
     def _start(self) -> None:
         # If ranks share a run, torchrun is the parent of the processes of all local ranks.
         own = family(os.getppid()) if self._info.ranks > 1 else (os.getpid(),)
-        gpus = readers_of(self._library, self._open() if self._uuids else (), own)
-        poller = Poller([*gpus, HostReader(own)], self._hz)
+        self._readers = readers_of(self._library, self._open() if self._uuids else (), own)
+        poller = Poller([*self._readers, HostReader(own)], self._hz)
         poller.start()
         self._poller = poller
 
@@ -153,16 +155,13 @@ class Monitor(AbstractContextManager):
             self._missing = str(error)
             return []
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        found = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
-        if None in found:
+        devices = [gpu_of_cuda(self._library, uuid, visible) for uuid in self._uuids]
+        if None in devices:
             self._missing = "NVML does not show the GPU or MIG slice that CUDA uses"
-        return [device for device in found if device]
+        return [device for device in devices if device]
 
     def _report(self, recording: Recording) -> None:
         summary = summarize(recording, self._info, count_cores())
-        if self._info.on_gpu and (memory := peak_memory()):
-            allocated, reserved = (each / 2**30 for each in memory)
-            summary = replace(summary, allocated_gib=allocated, reserved_gib=reserved)
         report = UsageReport(summary, diagnose(summary, self._info), self._missing)
         line = headline(report)
         title = printable(f"{self._folder.name}: {line}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,10 +21,9 @@ PHASE_COLORS = {
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; if there are more samples, the median and range of each bin are drawn
 
-POWER = "power [W]"
 PANELS = {
     "GPU [%]": ("gpu/gpu_busy", "gpu/sm_active", "gpu/tensor_active", "gpu/jpeg"),
-    POWER: ("gpu/power",),
+    "power [W]": ("gpu/power",),
     "memory [GiB]": ("gpu/memory", "host/memory"),
     "CPU [cores]": ("host/cpu", "host/machine_cpu"),
     "images/s": ("loop/images_per_second",),
@@ -44,8 +43,7 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     colors = [PHASE_COLORS[span.phase] for span in recording.spans]
     stripes = [(span.start, span.seconds) for span in recording.spans]
     for axis, title in zip(axes, shown, strict=True):
-        limits = {each.gpu.power_limit for each in recording.gpus} if title == POWER else set()
-        _draw_panel(axis, title, panels[title], limits - {None})
+        _draw_panel(axis, title, panels[title])
         whole = {"yrange": (0, 1), "transform": axis.get_xaxis_transform()}
         axis.broken_barh(stripes, facecolors=colors, alpha=0.15, linewidth=0, **whole)
     axes[-1].set_xlabel("time [s]")
@@ -84,16 +82,13 @@ def _columns(recording: Recording, keys: Sequence[str]) -> dict[str, Column]:
     }
 
 
-def _draw_panel(axis: Any, title: str, columns: dict[str, Column], limits: Collection[Any]) -> None:
-    """Draws the curves of a panel, and a line at each of the limits."""
+def _draw_panel(axis: Any, title: str, columns: dict[str, Column]) -> None:
+    """Draws the curves of a panel."""
     for label, column in columns.items():
         times, values, low, high = binned(column)
         (line,) = axis.plot(times, values, label=label, linewidth=1, marker=".", markersize=2)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
-    for limit in limits:
-        axis.axhline(limit, color="black", linewidth=1, linestyle="--", label="power limit")
-    peaks = [*limits, *(max(column.values) for column in columns.values())]
-    top = 105.0 if "%" in title else 1.1 * max(peaks)
+    top = 105.0 if "%" in title else 1.1 * max(max(column.values) for column in columns.values())
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is visible
     axis.set_ylabel(title)
     axis.grid(alpha=0.3)

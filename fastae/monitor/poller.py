@@ -64,12 +64,12 @@ class Poller:
         """
         with self._lock:
             sums, self._sums = self._sums, {}
-        found = {}
+        means = {}
         for name, (total, count) in sums.items():
             column = self._columns[name]
             if column.unit and column.owner != "loop" and column.metric not in NOT_AVERAGED:
-                found[f"utilisation/{column.label} ({column.unit})"] = total / count
-        return found
+                means[f"utilisation/{column.label} ({column.unit})"] = total / count
+        return means
 
     def recording(self) -> Recording:
         seconds = self._ended - self._started

@@ -11,7 +11,6 @@ from typing import NamedTuple
 import numpy as np
 
 from fastae.device.nvml import Gpu
-from fastae.utils.worded import Worded
 
 CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second sample is kept
 
@@ -30,6 +29,17 @@ class Phase(StrEnum):
     SAVE = "save"
 
 
+class Worded(StrEnum):
+    """An enum whose members are (value, text): the value is for files and code, the text for messages."""
+
+    text: str
+
+    def __new__(cls, value: str, text: str) -> Worded:
+        member = str.__new__(cls, value)
+        member._value_, member.text = value, text
+        return member
+
+
 class Throttle(Worded):
     """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
 
@@ -43,7 +53,7 @@ class Throttle(Worded):
     HARDWARE = "HwSlowdown", "slowed down by the hardware"
 
 
-METRICS: dict[str, tuple[str, str]] = {
+SAMPLED: dict[str, tuple[str, str]] = {
     "gpu/gpu_busy": ("GPU busy", "%"),
     "gpu/sm_active": ("GPU SM activity", "%"),
     "gpu/tensor_active": ("GPU tensor cores", "%"),
@@ -57,12 +67,15 @@ METRICS: dict[str, tuple[str, str]] = {
     "gpu/temperature": ("GPU temperature", "°C"),
     "gpu/pcie_width": ("GPU PCIe lanes", ""),
     "gpu/other_processes": ("GPU processes of other programs", ""),
+    "gpu/others_busy": ("GPU busy with other programs", "%"),
     "gpu/ecc_corrected": ("GPU corrected ECC errors", ""),
     "gpu/ecc_uncorrected": ("GPU uncorrected ECC errors", ""),
     "gpu/xid": ("GPU XID errors", ""),
     **{f"gpu/throttled_{reason}": (f"GPU {reason.text}", "") for reason in Throttle},
     "host/cpu": ("host CPU", "cores"),
     "host/machine_cpu": ("host CPU, all programs", "cores"),
+    "host/cpu_wait": ("host threads waiting for a CPU", "threads"),
+    "host/cpu_pressure": ("host CPU pressure", "%"),
     "host/memory": ("host memory", "GiB"),
     "host/disk_read": ("host disk reads", "MB/s"),
     "loop/images_per_second": ("training speed", "images/s"),
@@ -126,7 +139,7 @@ class Column:
     again, it does the same again. Means, percentiles and shares stay correct, but a single peak may be lost.
 
     Attributes:
-        key: the metric's key in METRICS.
+        key: the metric's key in SAMPLED.
         label: the metric's label. It contains the GPU's number if the name does.
         first: the first value, even if it was dropped.
         last: the last value, even if it was dropped.
@@ -142,7 +155,7 @@ class Column:
     def __init__(self, name: str, capacity: int = CAPACITY) -> None:
         self.owner, _, self.metric = name.partition("/")
         self.key = f"{self.owner.rstrip('0123456789')}/{self.metric}"
-        label, self.unit = METRICS[self.key]
+        label, self.unit = SAMPLED[self.key]
         self.label = label.replace("GPU", name_of(self.owner), 1)
         self.times, self.values = array("d"), array("d")
         self.first = self.last = 0.0
@@ -164,7 +177,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Recording:
-    """The samples of one session of a run."""
+    """The samples of one part of a run, from its start or resumption to its end."""
 
     seconds: float
     """The length of the recording."""
@@ -184,11 +197,31 @@ class Recording:
         """Returns the samples of a column in a phase, or in all phases; empty if there is no such column."""
         if name not in self.columns:
             return np.empty(0)
-        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
-        if phase is None:
-            return values
-        starts = np.array([span.start for span in self.spans])
-        spans = np.searchsorted(starts, times, side="right") - 1
+        times, values, spans = self._arrays(name)
         settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
-        is_settled = times - starts[spans] >= settling
-        return values[np.array([span.phase is phase for span in self.spans])[spans] & is_settled]
+        is_settled = times - np.array([span.start for span in self.spans])[spans] >= settling
+        return values if phase is None else values[self._has_phase(phase)[spans] & is_settled]
+
+    def growth_rate(self, name: str, phase: Phase | None = None) -> float | None:
+        """Returns the mean growth per second of a counter in a phase, or in all phases.
+
+        In a phase, only the time between two samples of the same span counts. Returns None if there is none,
+        or if the counter was reset.
+        """
+        if name not in self.columns:
+            return None
+        times, values, spans = self._arrays(name)
+        is_within = (spans[1:] == spans[:-1]) | (phase is None)
+        is_counted = is_within & self._has_phase(phase)[spans[1:]]
+        seconds, growth = np.diff(times)[is_counted].sum(), np.diff(values)[is_counted]
+        return float(growth.sum() / seconds) if seconds > 0 and (growth >= 0).all() else None
+
+    def _arrays(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the times and values of a column, and the index of the span that contains each time."""
+        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
+        starts = [span.start for span in self.spans]
+        return times, values, np.searchsorted(starts, times, side="right") - 1
+
+    def _has_phase(self, phase: Phase | None) -> np.ndarray:
+        """Returns whether each span is of this phase; None for any phase."""
+        return np.array([phase in (None, span.phase) for span in self.spans])

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from fastae.device.nvml import Gpu
-from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle
+from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle, Worded
 from fastae.utils.limits import Cores
-from fastae.utils.worded import Worded
 
 FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6
@@ -23,11 +22,14 @@ class Verdict(Worded):
     WAITING_FOR_DATA = "waiting_for_data", "waiting for data"
     WAITING_FOR_RANK = "waiting_for_rank", "waiting for another rank"
     LAUNCH_BOUND = "launch_bound", "launch-bound"
+    GPU_CONTENTION = "gpu_contention", "GPU contention"
     GPU_BOUND = "gpu_bound", "GPU-bound"
     COMPUTE_BOUND = "compute_bound", "compute-bound"
     MEMORY_BOUND = "memory_bound", "memory-bound"
+    UNITS_IN_TURNS = "units_in_turns", "compute and memory in turns"
     CPU_BOUND = "cpu_bound", "CPU-bound"
     CPU_CONTENTION = "cpu_contention", "CPU contention"
+    CPU_MOSTLY_BUSY = "cpu_mostly_busy", "CPU mostly busy"
     CPU_IDLE = "cpu_idle", "CPU cores idle"
     UNKNOWN = "unknown", "unknown"
 
@@ -45,9 +47,6 @@ class RunInfo:
     """The number of processes that share the run."""
 
     on_gpu: bool = True
-
-    at_once: int = 1
-    """The number of runs that take turns on the device."""
 
     image_flops: float = 0.0
     """FLOPs of a training step per image."""
@@ -78,6 +77,9 @@ class GpuSummary:
     statistics: Mapping[str, Statistics]
     """Metric -> statistics over the measured phase."""
 
+    watts: float | None = None
+    """Mean power over the measured phase: by the energy counter, else of sampled power; None if unknown."""
+
     kwh: float | None = None
     """Energy of the whole recording; None if unknown."""
 
@@ -89,7 +91,7 @@ class GpuSummary:
         return self.statistics[metric].mean if metric in self.statistics else unknown
 
     def throttled(self, reason: Throttle) -> float:
-        """The share of the samples in which this reason for lowered clocks applied, in [0, 1]."""
+        """The share of the time in which this reason for lowered clocks applied, in [0, 1]."""
         return self.mean(f"throttled_{reason}", 0.0)
 
 
@@ -141,12 +143,6 @@ class Summary:
     kwh: float | None = None
     """The energy of all GPUs; None if the energy of one of them is unknown."""
 
-    allocated_gib: float | None = None
-    """The peak of memory that PyTorch allocated on the main rank's GPU."""
-
-    reserved_gib: float | None = None
-    """The peak of memory that PyTorch reserved on the main rank's GPU."""
-
     @property
     def main_gpu(self) -> GpuSummary:
         """The main rank's GPU."""
@@ -165,7 +161,7 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class UsageReport:
-    """The report of one session of a run."""
+    """The report of one part of a run, from its start or resumption to its end."""
 
     summary: Summary
     diagnosis: Diagnosis
@@ -179,48 +175,64 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     sampled = [name for name in recording.columns if not name.startswith("loop/")]
     in_training = max((len(recording.values(name, Phase.TRAIN)) for name in sampled), default=0)
     phase = Phase.TRAIN if in_training >= FEWEST_SAMPLES else None
-    gpus = tuple(_of_gpu(recording, record, phase) for record in recording.gpus)
+    gpus = tuple(_summarize_gpu(recording, record, phase) for record in recording.gpus)
     host = _statistics(recording, "host", phase) | _statistics(recording, "loop", phase)
     phases: dict[Phase, float] = {}
     for span in recording.spans:
         phases[span.phase] = phases.get(span.phase, 0.0) + span.seconds
-    whole = (recording.seconds, cores, phases, phase, gpus, host, recording.hz)
-    rate = _of_loop(recording, "images_per_second", phase)
+    rate = _mean_of_loop(recording, "images_per_second", phase)
     flops = rate * info.image_flops if rate and info.image_flops else None
-    # The energy of runs that take turns cannot be separated. A sum over some GPUs would look like the total.
-    is_complete = info.at_once == 1 and len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
-    watts = sum(gpu.mean("power") for gpu in gpus) if is_complete else math.nan
-    kwh = [gpu.kwh for gpu in gpus if gpu.kwh is not None]
+    # A sum over some of the GPUs would look like the total.
+    is_complete = len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
+    watts = _sum_of_all([gpu.watts for gpu in gpus]) if is_complete else None
     return Summary(
-        *whole,
+        seconds=recording.seconds,
+        cores=cores,
+        phases=phases,
+        measured=phase,
+        gpus=gpus,
+        host=host,
+        hz=recording.hz,
         images_per_second=rate,
-        data_wait=_of_loop(recording, "data_wait", phase, scale=0.01),
-        device_wait=_of_loop(recording, "device_wait", phase, scale=0.01),
+        data_wait=_mean_of_loop(recording, "data_wait", phase, scale=0.01),
+        device_wait=_mean_of_loop(recording, "device_wait", phase, scale=0.01),
         tflops=None if flops is None else flops / 1e12,
         mfu=flops / (info.ranks * info.peak_flops) if flops and info.peak_flops else None,
-        images_per_joule=rate / watts if rate and watts > 0 else None,
-        kwh=sum(kwh) if is_complete and len(kwh) == info.ranks else None,
+        images_per_joule=rate / watts if rate and watts else None,
+        kwh=_sum_of_all([gpu.kwh for gpu in gpus]) if is_complete else None,
     )
 
 
-def _of_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
+def _sum_of_all(values: Sequence[float | None]) -> float | None:
+    """Returns the sum of the values; None if there is none, or if one of them is unknown."""
+    known = [value for value in values if value is not None]
+    return sum(known) if known and len(known) == len(values) else None
+
+
+def _summarize_gpu(recording: Recording, record: GpuRecord, phase: Phase | None) -> GpuSummary:
     growth = {}
     for metric in NOT_AVERAGED:
         column = recording.columns.get(f"{record.prefix}/{metric}")
         if column and column.last > column.first:  # else it did not grow, or it was reset
             growth[metric] = column.last - column.first
-    power = recording.values(f"{record.prefix}/power")
-    sampled = float(power.mean()) * recording.seconds if len(power) else None
-    joules = growth.get("energy", sampled)
+    watts = _mean_power(recording, record.prefix)
     return GpuSummary(
         record,
         _statistics(recording, record.prefix, phase),
-        kwh=None if joules is None else joules / JOULES_PER_KWH,
+        watts=_mean_power(recording, record.prefix, phase),
+        kwh=None if watts is None else watts * recording.seconds / JOULES_PER_KWH,
         growth=growth,
     )
 
 
-def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
+def _mean_power(recording: Recording, prefix: str, phase: Phase | None = None) -> float | None:
+    """Returns a GPU's mean power in watts, by its energy counter, else of sampled power; None if unknown."""
+    powers = recording.values(f"{prefix}/power", phase)
+    sampled = float(powers.mean()) if len(powers) else None
+    return recording.growth_rate(f"{prefix}/energy", phase) or sampled
+
+
+def _mean_of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
     """Returns the time-weighted mean of a figure of the loop; None if the loop does not report it."""
     values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
     return scale * float(np.average(values, weights=seconds)) if len(values) else None
@@ -228,10 +240,12 @@ def _of_loop(recording: Recording, name: str, phase: Phase | None, scale: float 
 
 def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
     """Returns metric -> statistics for each column of this prefix that has a value in the phase."""
-    found = {}
+    statistics = {}
     for name, column in recording.columns.items():
         values = recording.values(name, phase)
         if column.owner == prefix and len(values) and column.metric not in NOT_AVERAGED:
-            figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
-            found[column.metric] = Statistics(column.label, column.unit, *figures)
-    return found
+            p5, p50, p95 = map(float, np.percentile(values, (5, 50, 95)))
+            statistics[column.metric] = Statistics(
+                column.label, column.unit, float(values.mean()), p5, p50, p95, float(values.max())
+            )
+    return statistics

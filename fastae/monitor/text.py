@@ -12,7 +12,7 @@ from fastae.monitor.recording import Phase, Throttle
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
 from fastae.utils.console import duration, rate_text
 
-COLUMNS = ("mean", "p5", "p50", "p95", "max")
+FIGURES = ("mean", "p5", "p50", "p95", "max")
 
 
 def headline(report: UsageReport) -> str:
@@ -28,20 +28,26 @@ def headline(report: UsageReport) -> str:
     return report.diagnosis.verdict.text + (f" ({', '.join(figures)})" if figures else "")
 
 
-def show_sessions(reports: Sequence[UsageReport], console: Console) -> None:
-    """Prints the last session of a run (heading, table and findings), and a line about earlier sessions."""
+def show_reports(reports: Sequence[UsageReport], console: Console, unreported: int = 0) -> None:
+    """Prints the last part of a run (heading, table and findings), and a line about other parts.
+
+    `unreported` is the number of the run's parts that have no report.
+    """
     report = reports[-1]
     console.print(_heading(report))
     table = Table("", "", box=None, pad_edge=False)
-    for column in COLUMNS:
+    for column in FIGURES:
         table.add_column(column, justify="right", no_wrap=True)
-    for each in _rows(report.summary):
-        table.add_row(each.label, each.unit, *(_number(getattr(each, column)) for column in COLUMNS))
+    for row in _rows(report.summary):
+        table.add_row(row.label, row.unit, *(_number(getattr(row, column)) for column in FIGURES))
     console.print(table)
     for word, text in findings(report):
         console.print(f"{word:10}{text}")
+    if unreported:
+        why = "killed, still running, or run with --gpu-sample-hz 0"
+        console.print(f"{'parts':10}{unreported} of {len(reports) + unreported} have no report: {why}")
     if len(reports) > 1:
-        console.print(f"{'sessions':10}{_of_sessions(reports)}")
+        console.print(f"{'parts':10}{_describe_parts(reports)}")
 
 
 def _heading(report: UsageReport) -> str:
@@ -53,9 +59,9 @@ def _heading(report: UsageReport) -> str:
     elif not summary.gpus:
         names = "a GPU that NVML does not show" if report.missing else "CPU"
     length, training = duration(summary.seconds), duration(summary.phases.get(Phase.TRAIN, 0.0))
-    what = f"{training} of training in a session of {length}"
+    what = f"{training} of training in {length}"
     if not summary.measured:
-        what = f"a session of {length}, too short for figures of its training alone"
+        what = f"{length}, too short for figures of the training alone"
     return f"{names}: {what}; {summary.hz:.1f} samples/s"
 
 
@@ -65,9 +71,9 @@ def _rows(summary: Summary) -> Iterator[Statistics]:
     Other GPUs have one row each.
     """
     for gpu in summary.gpus:
-        for name, each in gpu.statistics.items():
-            if name == "gpu_busy" or (each.unit and gpu is summary.main_gpu):
-                yield each
+        for metric, statistics in gpu.statistics.items():
+            if metric == "gpu_busy" or (statistics.unit and gpu is summary.main_gpu):
+                yield statistics
     yield from summary.host.values()
 
 
@@ -98,7 +104,7 @@ def _troubles(gpu: GpuSummary) -> Iterator[str]:
         numbers = ", ".join(map(str, gpu.record.xids))
         yield f"had XID {numbers}: see dmesg and NVIDIA's list of XID errors for the cause"
     if uncorrected := gpu.growth.get("ecc_uncorrected"):
-        yield f"had {uncorrected:.0f} uncorrected ECC errors: its memory is failing"
+        yield f"had {uncorrected:.0f} uncorrected ECC errors (nvidia-smi -q -d ECC,ROW_REMAPPER shows more)"
     if corrected := gpu.growth.get("ecc_corrected"):
         yield f"had {corrected:.0f} corrected ECC errors"
     for reason in Throttle:
@@ -111,7 +117,7 @@ def _troubles(gpu: GpuSummary) -> Iterator[str]:
         yield f"stopped answering: {gpu.record.lost}"
 
 
-def _of_sessions(reports: Sequence[UsageReport]) -> str:
+def _describe_parts(reports: Sequence[UsageReport]) -> str:
     lengths = ", ".join(duration(report.summary.seconds) for report in reports)
     energies = [report.summary.kwh for report in reports if report.summary.kwh is not None]
     energy = f"; {sum(energies):.4g} kWh together" if len(energies) == len(reports) else ""
@@ -126,17 +132,18 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     if summary.tflops is not None:
         share = f", {_percent(summary.mfu, 1)} of the peak (MFU)" if summary.mfu is not None else ""
         yield f"the model computes {rate_text(1e12 * summary.tflops)}{share}"
-    if summary.allocated_gib is not None and summary.reserved_gib is not None:
-        total = f" of {gpu.record.gpu.memory_gib:.1f}" if gpu.record.gpu.memory_gib else ""
-        used, reserved = summary.allocated_gib, summary.reserved_gib
-        yield f"PyTorch used at most {used:.1f} GiB, and reserved {reserved:.1f}{total}"
     if "power" in gpu.statistics and (limit := gpu.record.gpu.power_limit):
         capped = gpu.throttled(Throttle.POWER_CAP)
-        often = f", at the limit {_percent(capped)} of the time" if capped >= THROTTLED_FROM else ""
+        often = f", at the limit {_percent(capped)} of the time (normal at full load)"
+        often = often if capped >= THROTTLED_FROM else ""
         yield f"{gpu.mean('power'):.0f} W of {limit:.0f} W allowed{often}"
     others = gpu.statistics.get("other_processes")
     if others and others.max:
         yield f"processes of other programs on this GPU: up to {others.max:.0f}"
+    width, most = gpu.statistics.get("pcie_width"), gpu.record.gpu.max_pcie_width
+    # An idle link lowers its PCIe generation, but not its width.
+    if width and most and width.max < most:
+        yield f"{width.max:.0f} of {most} PCIe lanes (usual in a virtual machine; else reseat the card)"
     if gpu.record.missing:
         yield f"not available on this GPU and driver: {', '.join(gpu.record.missing)}"
     if "cpu" in host:

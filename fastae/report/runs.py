@@ -17,7 +17,7 @@ import numpy as np
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.experiment.losses import LOSSES
-from fastae.monitor.files import read_sessions
+from fastae.monitor.files import read_reports
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import Metrics, Rows, read_metrics
@@ -115,7 +115,7 @@ class Run:
         A session that was killed has recorded no energy.
         """
         try:
-            energies = [report.summary.kwh for report in read_sessions(self.path)]
+            energies = [report.summary.kwh for report in read_reports(self.path)]
         except FastaeError:
             return math.nan
         is_complete = None not in energies and len(energies) == 1 + len(self.description.resumed)

@@ -21,7 +21,12 @@ import torch
 from fastae.device import compatibility
 from fastae.device.choose import choose_device, choose_precision, device_name
 from fastae.device.compatibility import Driver
-from fastae.device.compiling import compiler, missing_to_compile, require_temporary_folder
+from fastae.device.compiling import (
+    NO_TEMPORARY_FOLDER,
+    compiler,
+    missing_to_compile,
+    require_temporary_folder,
+)
 from fastae.device.nvml import Gpu, NvmlError, in_wsl
 from fastae.errors import FastaeError
 from fastae.utils.cache import KERNELS, cache_folder, entries
@@ -164,8 +169,8 @@ def check_compile() -> Answer:
     """Checks whether torch.compile finds its compilers and a temporary folder."""
     try:
         require_temporary_folder()
-    except FastaeError as error:
-        raise Problem(*str(error).split(": ")) from None
+    except FastaeError:
+        raise Problem(*NO_TEMPORARY_FOLDER) from None
     missing = missing_to_compile(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     if missing:
         return "torch.compile cannot be used", f"install {missing}; CXX and CC select other compilers"

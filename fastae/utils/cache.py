@@ -32,7 +32,7 @@ from fastae.utils.files import is_writable, listed, require_file, sync, write_js
 from fastae.utils.json import read_json
 from fastae.utils.paths import user_path
 
-VARIABLE = "FASTAE_CACHE"
+CACHE_VARIABLE = "FASTAE_CACHE"
 """The environment variable that names the cache folder."""
 
 MARKER = "entry.json"
@@ -44,7 +44,7 @@ KERNELS = "TORCHINDUCTOR_CACHE_DIR"
 BLOCK = 1 << 22
 """The bytes of a file that one digest covers."""
 
-THREADS = 8
+READERS = 8
 """Threads that read and flush files: zlib and the kernel release the interpreter lock."""
 
 
@@ -53,7 +53,7 @@ class Marker:
     """The content of an entry's `entry.json`."""
 
     kind: str
-    """What the entry holds: 'resident', 'faces', 'checks', 'kernels' or 'fonts'."""
+    """What the entry holds: 'resident', 'faces', 'checks' or 'kernels'."""
 
     data: str
     """The data that the entry was made from, in words."""
@@ -91,8 +91,8 @@ def cache_folder(named: str | None = None) -> Path:
 
     Raises FastaeError if the folder's name is not a valid path.
     """
-    folder = named or os.environ.get(VARIABLE) or platformdirs.user_cache_dir("fastae")
-    return Path(user_path(folder, "--cache-dir" if named else f"${VARIABLE}"))
+    folder = named or os.environ.get(CACHE_VARIABLE) or platformdirs.user_cache_dir("fastae")
+    return Path(user_path(folder, "--cache-dir" if named else f"${CACHE_VARIABLE}"))
 
 
 def check_records(cache: Path) -> Path | None:
@@ -127,7 +127,7 @@ def damage(folder: Path) -> str | None:
     if marker is None or not marker.digests:
         return f"{MARKER} holds no digests"
     try:
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             for name, digests in marker.digests.items():
                 path = folder / name
                 # The number of blocks is compared first: a damaged file may have any size.
@@ -249,7 +249,7 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
         write_json(draft / MARKER, asdict(marker))
         fill(draft)
         paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
-        with ThreadPoolExecutor(THREADS) as pool:
+        with ThreadPoolExecutor(READERS) as pool:
             digests = {path.name: _digests(path, pool) for path in paths}
             list(pool.map(sync, paths))  # 2,000 files take a fraction of the time in several threads
         write_json(draft / MARKER, asdict(replace(marker, digests=digests)))

@@ -10,11 +10,11 @@ import msgspec
 
 from fastae.utils.files import require_file
 
-MAX_BYTES = 1 << 24
+MAX_JSON_BYTES = 1 << 24
 """The default limit of a file's size in bytes. The files that fastae writes have some ten kB."""
 
 
-def read_json(path: Path, kind: Any = Any, limit: int = MAX_BYTES) -> Any:
+def read_json(path: Path, kind: Any = Any, limit: int = MAX_JSON_BYTES) -> Any:
     """Returns the file's content as an instance of `kind`.
 
     Args:

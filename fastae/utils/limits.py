@@ -14,6 +14,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import psutil
+
 from fastae.errors import FastaeError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -22,28 +24,30 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 LARGEST_INT = 2**31 - 1
 
 NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
-"""Texts in Python's and C++'s errors if the kernel refuses to start a thread."""
+"""Texts in Python's and C++'s errors if the kernel refuses to start a thread.
+
+Both are plain RuntimeErrors (in C++, std::system_error passed on by DALI and PyTorch) without an errno.
+"""
 
 NO_FILE = (errno.EMFILE, errno.ENFILE)
 """The numbers of the errors if the process, or the machine, can open no more files."""
 
 ROOT = Path("/")
-"""The folder that contains proc and sys; a test replaces it."""
+"""The folder that contains proc and sys; a test replaces it, and psutil.PROCFS_PATH."""
 
 
 def free_bytes() -> int:
     """Returns the bytes that can be allocated before the host swaps or the kernel kills this process.
 
-    This is MemAvailable, or what the tightest control group leaves, whichever is less. Without /proc, only
-    memory that is not in use at all is counted.
+    This is what the machine has available, or what the tightest control group leaves, whichever is less.
     """
     left = (limit - used for limit, used in _memory_limits())
-    return max(0, min([_memory("MemAvailable", "SC_AVPHYS_PAGES"), *left]))
+    return max(0, min([psutil.virtual_memory().available, *left]))
 
 
 def total_bytes() -> int:
     """Returns the bytes that this process could allocate if nothing else ran."""
-    return min([_memory("MemTotal", "SC_PHYS_PAGES"), *(limit for limit, _ in _memory_limits())])
+    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory_limits())])
 
 
 def peak_bytes() -> int:
@@ -70,7 +74,7 @@ class Cores(NamedTuple):
 def count_cores() -> Cores:
     """Counts the cores of this machine and of this process."""
     usable, mine = usable_cores(), os.sched_getaffinity(0)
-    return Cores(usable, min(usable, _physical(mine)), _physical(range(os.cpu_count() or 1)))
+    return Cores(usable, min(usable, _count_physical(mine)), _count_physical(range(os.cpu_count() or 1)))
 
 
 def usable_cores() -> float:
@@ -109,8 +113,11 @@ def keep_freed_memory() -> None:
     mallopt(M_TRIM_THRESHOLD, LARGEST_INT)
 
 
-def _physical(cpus: Iterable[int]) -> int:
-    """Returns the number of physical cores of these CPUs: the two threads of one core count once."""
+def _count_physical(cpus: Iterable[int]) -> int:
+    """Returns the number of physical cores of these CPUs: the two threads of one core count once.
+
+    psutil counts those of the machine only, and Slurm and Kubernetes give a job both threads of its cores.
+    """
     topology = (ROOT / f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list" for cpu in cpus)
     return len({_read(file) or str(file) for file in topology})
 
@@ -154,12 +161,6 @@ def _memory_limits() -> Iterator[tuple[int, int]]:
                 yield int(_read(group / limit)), int(_read(group / used)) - reclaimable
             except ValueError:  # "max", or no file; version 1 writes a number larger than any memory
                 continue
-
-
-def _memory(entry: str, pages: str) -> int:
-    """Returns an entry of /proc/meminfo in bytes; without /proc, the figure of sysconf(3)."""
-    kib = _number(ROOT / "proc/meminfo", entry)
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE") if kib is None else kib * 1024
 
 
 def _number(file: Path, name: str) -> int | None:

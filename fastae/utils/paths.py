@@ -48,15 +48,17 @@ def user_path(text: str, name: str) -> str:
         raise SettingError(
             name, f"{text!r:.200} is a URL: only local files and folders are read, so download it first"
         )
-    if "\0" in text:
-        raise SettingError(name, f"{text!r:.60} is not a valid path: it contains a NUL character")
+    path = expand_home(text)
     try:
-        encoded = os.fsencode(expand_home(text))
-    except UnicodeEncodeError:
-        raise SettingError(name, f"{text!r:.60} is not a valid path: it is not valid Unicode") from None
-    if len(encoded) > PATH_BYTES or max(map(len, encoded.split(b"/"))) > NAME_BYTES:
-        raise SettingError(name, f"{text!r:.60}... is too long for a path: shorten it")
-    return os.fsdecode(encoded)
+        encoded = os.fsencode(path)
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        encoded = b"\0"
+    is_too_long = len(encoded) > PATH_BYTES or max(map(len, encoded.split(b"/"))) > NAME_BYTES
+    if b"\0" in encoded or is_too_long:
+        raise SettingError(
+            name, f"{text!r:.60} is not a valid path: it is too long, or contains NUL or invalid Unicode"
+        )
+    return path
 
 
 def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:

@@ -30,8 +30,8 @@ from fastae.data.files.folder import find_jpegs, open_folder
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
-from fastae.monitor.files import read_sessions, report_json
-from fastae.monitor.text import show_sessions
+from fastae.monitor.files import read_reports, report_json
+from fastae.monitor.text import show_reports
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.utils.cache import Marker, damage
@@ -100,8 +100,8 @@ def images_of_a_run(path, pictures):
 
 
 def usage_report(path, pictures):
-    reports, screen = read_sessions(path.parent), io.StringIO()
-    show_sessions(reports, HarmlessConsole(file=screen, width=200))
+    reports, screen = read_reports(path.parent), io.StringIO()
+    show_reports(reports, HarmlessConsole(file=screen, width=200))
     assert all(character.isprintable() or character == "\n" for character in screen.getvalue())
     json.loads(report_json(reports))
 

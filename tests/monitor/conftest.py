@@ -37,11 +37,17 @@ DEVICE_LIMITED, DATA_LIMITED, HOST_LIMITED = loop(0.001, 0.4), loop(0.9, 0.01), 
 
 
 class StubHost:
-    """A host on which the run keeps `cpu` cores busy, and all programs `machine` cores."""
+    """A host whose figures never change.
 
-    def __init__(self, cpu=1.0, machine=1.0):
-        values = {"host/cpu": cpu, "host/machine_cpu": machine, "host/memory": 2.0}
-        self.values = {name: value for name, value in values.items() if value is not None}
+    Args:
+        cpu: the cores that the run keeps busy.
+        machine: the cores that all programs keep busy.
+        others: more metrics.
+    """
+
+    def __init__(self, cpu=1.0, machine=1.0, **others):
+        values = {"cpu": cpu, "machine_cpu": machine, "memory": 2.0, **others}
+        self.values = {f"host/{name}": value for name, value in values.items() if value is not None}
 
     def read(self):
         return self.values
@@ -51,8 +57,10 @@ class StubHost:
 def clock(monkeypatch):
     """A simulated clock, whose attribute `now` is the time in seconds."""
     clock = SimpleNamespace(now=0.0)
+    simulated = SimpleNamespace(monotonic=lambda: clock.now, time_ns=lambda: 10**18)
     for module in (poller, gpu_reader):
-        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+        monkeypatch.setattr(module, "time", simulated)
+    monkeypatch.setattr(gpu_reader, "sees_all_processes", lambda: True)
     return clock
 
 

@@ -54,6 +54,12 @@ class State:
     processes: object = ()
     """The ids of the processes on the card."""
 
+    process_times: object = None
+    """The id of a process -> percent of the time of its kernels; None if the driver does not measure it."""
+
+    throttled: object = None
+    """The share of the time in which each counted reason lowers the clocks; None if nothing is counted."""
+
     def but(self, **changes):
         return dataclasses.replace(self, **changes)
 
@@ -77,7 +83,7 @@ HALF_BUSY = [BUSY[0].but(utilization=55, power=200_000)]
 COMPUTE_BOUND = [BUSY[0].but(gpm=gpm(92.0, 70.0, 20.0, 30.0))]
 MEMORY_BOUND = [BUSY[0].but(gpm=gpm(85.0, 10.0, 15.0, 75.0))]
 UNDERFILLED = [BUSY[0].but(gpm=gpm(20.0, 2.0, 1.0, 5.0))]
-SPINNING = [BUSY[0].but(gpm=gpm(97.0, 2.0, 1.0, 8.0))]
+LATENCY_BOUND = [BUSY[0].but(gpm=gpm(97.0, 2.0, 1.0, 8.0))]
 NO_TENSOR_CORES = [BUSY[0].but(gpm=gpm(95.0, 0.0, 50.0, 30.0))]
 AT_POWER_LIMIT = [BUSY[0].but(power=700_000, reasons=pynvml.nvmlClocksEventReasonSwPowerCap)]
 HARDWARE_SLOWDOWN = pynvml.nvmlClocksEventReasonHwSlowdown
@@ -110,6 +116,9 @@ class Card:
     """The code of the error that NVML raises when it is asked for the handle, if it does."""
 
     capability: tuple = (9, 0)
+    power_limit: int = 700_000
+    default_power_limit: int = 700_000
+    max_sm_clock: int = 1980
 
     clock: object = time.monotonic
     """Returns the seconds by which the counters run."""
@@ -142,6 +151,7 @@ class RecordedNvml:
         self.missing = missing
         self.absent = absent
         self.opened = 0
+        self.allocated = 0
         self.calls = Counter()
 
     def __getattr__(self, name):
@@ -203,11 +213,36 @@ def field_values(machine, card, numbers):
     try:
         if number == pynvml.NVML_FI_DEV_POWER_INSTANT:
             value.value.ullVal = card.get("power")
+        elif number != pynvml.NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION:
+            value.value.ullVal = round(card.clock() * offered(card.get("throttled")) * 1e9)
         else:
             value.value.ullVal = round(card.clock() * (card.get("energy") or card.get("power")))
     except NVMLError as error:
         value.nvmlReturn = error.value
     return [value]
+
+
+def offered(value):
+    if value is None:
+        raise NOT_SUPPORTED
+    return value
+
+
+def allocate(machine, kind):
+    machine.allocated += 1
+    return kind()
+
+
+def free(machine, allocated):
+    machine.allocated -= 1
+
+
+def process_times(machine, card, since):
+    sample = pynvml.c_nvmlProcessUtilizationSample_t
+    times = offered(card.get("process_times"))
+    if not times:
+        raise NOT_FOUND
+    return [sample(pid=pid, smUtil=percent) for pid, percent in times.items()]
 
 
 def register(machine, card, kinds, events):
@@ -251,7 +286,9 @@ ANSWERS = {
     "nvmlDeviceGetUUID": lambda machine, card: card.uuid,
     "nvmlDeviceGetCudaComputeCapability": lambda machine, card: card.capability,
     "nvmlDeviceGetMemoryInfo": memory,
-    "nvmlDeviceGetEnforcedPowerLimit": lambda machine, card: 700_000,
+    "nvmlDeviceGetEnforcedPowerLimit": lambda machine, card: card.power_limit,
+    "nvmlDeviceGetPowerManagementDefaultLimit": lambda machine, card: card.default_power_limit,
+    "nvmlDeviceGetMaxClockInfo": lambda machine, card, kind: card.max_sm_clock,
     "nvmlDeviceGetMaxPcieLinkWidth": lambda machine, card: 16,
     "nvmlDeviceGetUtilizationRates": utilization,
     "nvmlDeviceGetPowerUsage": lambda machine, card: card.get("mean_power"),
@@ -259,11 +296,14 @@ ANSWERS = {
     "nvmlDeviceGetTemperature": lambda machine, card, sensor: card.get("temperature"),
     "nvmlDeviceGetClockInfo": lambda machine, card, kind: card.get("sm_clock"),
     "nvmlDeviceGetCurrentClocksEventReasons": lambda machine, card: card.get("reasons"),
+    "nvmlDeviceGetCurrentClocksThrottleReasons": lambda machine, card: card.get("reasons"),
+    "nvmlDeviceGetProcessUtilization": process_times,
     "nvmlDeviceGetCurrPcieLinkWidth": lambda machine, card: card.get("width"),
     "nvmlDeviceGetTotalEccErrors": lambda machine, card, kind, counter: card.get(
         ("corrected", "uncorrected")[kind]
     ),
-    "nvmlEventSetCreate": lambda machine: SimpleNamespace(),
+    "nvmlEventSetCreate": lambda machine: allocate(machine, SimpleNamespace),
+    "nvmlEventSetFree": free,
     "nvmlDeviceRegisterEvents": register,
     "nvmlEventSetWait_v2": wait_for_event,
     "nvmlDeviceGetJpgUtilization": lambda machine, card: [card.get("jpeg"), 167_000],
@@ -275,7 +315,8 @@ ANSWERS = {
     "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda machine, card: card.board,
     "nvmlDeviceGetGpuInstanceId": lambda machine, card: machine.slices(card.board).index(card),
     "nvmlGpmQueryDeviceSupport": gpm_support,
-    "nvmlGpmSampleAlloc": lambda machine: pynvml.c_nvmlGpmSample_t(),
+    "nvmlGpmSampleAlloc": lambda machine: allocate(machine, pynvml.c_nvmlGpmSample_t),
+    "nvmlGpmSampleFree": free,
     "nvmlGpmSampleGet": take_sample,
     "nvmlGpmMigSampleGet": lambda machine, board, instance, sample: take_sample(
         machine, machine.slices(board)[instance], sample
@@ -284,10 +325,11 @@ ANSWERS = {
 }
 
 
-def machine_of(*states, **options):
-    """Makes a machine with a card for each series of states."""
-    cards = [Card(list(each), uuid=f"GPU-{index}", index=index) for index, each in enumerate(states)]
-    return RecordedNvml(*cards, **options)
+def machine_of(*cards, **options):
+    """Makes a machine from cards, each of which is a Card, or the series of its states."""
+    made = [card if isinstance(card, Card) else Card(list(card)) for card in cards]
+    placed = (dataclasses.replace(card, uuid=f"GPU-{index}", index=index) for index, card in enumerate(made))
+    return RecordedNvml(*placed, **options)
 
 
 def mig_machine(states=SLICE, names=("aaaa", "bbbb")):

@@ -40,10 +40,9 @@ def judge(simulate):
             0,
             0,
         ),  # brief
-        ([cards.BUSY[0].but(width=4)], {}, 1, 0),
     ],
 )
-def test_lowered_clocks_and_missing_pcie_lanes_are_reported(judge, states, throttling, advised, troubled):
+def test_lowered_clocks_are_reported(judge, states, throttling, advised, troubled):
     summary, diagnosis = judge(states, loop=DEVICE_LIMITED, seconds=60.0)
     found = {reason: summary.gpus[0].throttled(reason) for reason in throttling}
     assert found == pytest.approx(throttling, abs=0.02)
@@ -56,7 +55,7 @@ def test_lowered_clocks_and_missing_pcie_lanes_are_reported(judge, states, throt
 def test_energy_is_the_growth_of_the_counter_or_else_sampled_power(judge, counter, is_counted, watts):
     summary, _ = judge([cards.BUSY[0].but(energy=counter)], loop=DEVICE_LIMITED)
     assert ("energy" in summary.gpus[0].growth) is is_counted
-    assert summary.images_per_joule == pytest.approx(1000 / 600)
+    assert summary.images_per_joule == pytest.approx(1000 / watts)
     assert summary.kwh == pytest.approx(watts * 30 / 3.6e6)
 
 
@@ -74,7 +73,6 @@ def test_all_gpus_of_a_job_are_summed(judge):
         ((cards.BUSY, cards.BUSY), {"ranks": 4}),
         ((cards.BUSY, cards.SLICE), {"ranks": 2}),
         ((cards.FALLS_OFF_THE_BUS,), {}),
-        ((cards.BUSY,), {"at_once": 2}),
     ],
 )
 def test_energy_is_unknown_if_it_cannot_be_measured_for_the_run_and_all_its_gpus(judge, states, options):

@@ -10,11 +10,11 @@ from PIL import Image
 from rich.console import Console
 
 from fastae.monitor.diagnosis import diagnose
-from fastae.monitor.files import read_sessions, write_report
+from fastae.monitor.files import count_unreported, read_reports, write_report
 from fastae.monitor.plot import PANELS, binned, draw
 from fastae.monitor.recording import Column
 from fastae.monitor.summary import UsageReport, summarize
-from fastae.monitor.text import findings, headline, show_sessions
+from fastae.monitor.text import findings, headline, show_reports
 from fastae.utils.limits import Cores
 
 from . import recorded_nvml as cards
@@ -26,21 +26,21 @@ def report_on(recording, missing=""):
     return UsageReport(summary, diagnose(summary, DALI), missing)
 
 
-def printed(*reports):
+def printed(*reports, **options):
     console = Console(width=200, record=True, file=io.StringIO())
-    show_sessions(reports, console)
+    show_reports(reports, console, **options)
     return console.export_text()
 
 
-def test_each_session_of_a_run_has_its_own_files(simulate, tmp_path):
-    """A query fails once in the first session. The second session is on another kind of card."""
+def test_each_part_of_a_run_has_its_own_files(simulate, tmp_path):
+    """A query fails once in the first part. The second part is on another kind of card."""
     reports = []
     fails = cards.STARVED[0].but(temperature=cards.UNKNOWN)
     for states in ([*cards.STARVED[:4], fails, *cards.STARVED], cards.COMPUTE_BOUND):
         recording = simulate(states, loop=DATA_LIMITED, seconds=20.0).recording()
         reports.append(report_on(recording))
         write_report(reports[-1], recording, tmp_path, "a title")
-        assert read_sessions(tmp_path) == reports
+        assert read_reports(tmp_path) == reports
     names = {"gpu.json", "gpu.csv", "gpu.png", "gpu-2.csv", "gpu-2.png"}
     assert {path.name for path in tmp_path.iterdir()} == names
     json.loads((tmp_path / "gpu.json").read_text(), parse_constant=pytest.fail)  # no NaN
@@ -53,11 +53,11 @@ def test_each_session_of_a_run_has_its_own_files(simulate, tmp_path):
     assert "2, of 20 s, 20 s" in printed(*reports)
 
 
-def test_an_earlier_session_that_cannot_be_read_is_dropped(simulate, tmp_path):
+def test_an_earlier_part_that_cannot_be_read_is_dropped(simulate, tmp_path):
     (tmp_path / "gpu.json").write_text("{[")
     recording = simulate(cards.BUSY, loop=DEVICE_LIMITED).recording()
     write_report(report_on(recording), recording, tmp_path, "a title")
-    assert len(read_sessions(tmp_path)) == 1
+    assert len(read_reports(tmp_path)) == 1
 
 
 def test_a_plot_has_only_panels_that_have_data(simulate):
@@ -94,6 +94,19 @@ def test_the_table_of_a_cpu_run_has_no_wait_for_the_device(simulate):
     loop = {name: value for name, value in DEVICE_LIMITED.items() if name != "device_wait"}
     text = printed(report_on(simulate(library=cards.RecordedNvml(), loop=loop).recording()))
     assert text.startswith("CPU: ") and "waiting for data" in text and "device" not in text
+
+
+@pytest.mark.parametrize(("config", "unreported"), [({"resumed": [10, 20]}, 2), ({}, 0), ({"resumed": 7}, 0)])
+def test_parts_of_a_run_without_a_report_are_mentioned(simulate, tmp_path, config, unreported):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    report = report_on(simulate(cards.BUSY, loop=DEVICE_LIMITED).recording())
+    assert count_unreported(tmp_path, [report]) == unreported
+    assert ("2 of 3" in printed(report, unreported=unreported)) is (unreported == 2)
+
+
+def test_hidden_pcie_lanes_are_a_note(simulate):
+    lines = findings(report_on(simulate([cards.BUSY[0].but(width=8)], loop=DEVICE_LIMITED).recording()))
+    assert [word for word, line in lines if "8 of 16 PCIe lanes" in line] == [""]
 
 
 def test_several_gpus_have_a_row_each(simulate):

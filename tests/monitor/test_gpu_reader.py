@@ -3,6 +3,7 @@
 import pynvml
 import pytest
 
+from fastae.monitor import gpu_reader
 from fastae.monitor.gpu_reader import MOST_FAILURES
 
 from . import recorded_nvml as cards
@@ -34,7 +35,8 @@ def test_every_unit_is_converted(read):
     assert last == pytest.approx({
         "gpu_busy": 98, "sm_active": 92, "tensor_active": 70, "fp32_active": 20, "dram_bandwidth": 30,
         "jpeg": 7, "memory": 2.0, "power": 600.0, "energy": 1800.0, "sm_clock": 1900, "temperature": 51,
-        "pcie_width": 8, "other_processes": 0, "ecc_corrected": 4, "ecc_uncorrected": 2, "xid": 1,
+        "pcie_width": 8, "other_processes": 0, "others_busy": 0,
+        "ecc_corrected": 4, "ecc_uncorrected": 2, "xid": 1,
     })  # fmt: skip
     assert throttling == {0} and not record.missing and not record.errors and record.lost is None
 
@@ -46,6 +48,20 @@ def test_an_older_driver_is_read_by_older_calls(read):
     assert values["power"][-1] == 590
     assert {record.missing[name] for name in ("energy counter", "JPEG engine", SM_COUNTERS)} == {REFUSED}
     assert old.calls["nvmlDeviceGetJpgUtilization"] == MOST_FAILURES, "then it is not called again"
+
+
+def test_reasons_for_lowered_clocks_are_read_by_the_older_call_of_r525(read):
+    missing = ("nvmlDeviceGetCurrentClocksEventReasons",)
+    values, record = read(library=cards.machine_of(cards.AT_POWER_LIMIT, missing=missing))
+    assert set(values["throttled_SwPowerCap"]) == {1} and set(values["throttled_HwSlowdown"]) == {0}
+    assert not record.errors
+
+
+def test_the_time_of_lowered_clocks_is_counted_by_the_driver_if_it_can(read):
+    """A sample sees the reason that applies now. The counters see the 30 % of the time in between."""
+    values, _ = read(cards.BUSY[0].but(throttled=0.3))
+    assert list(values["throttled_SwThermalSlowdown"])[1:] == pytest.approx([0.3] * 6)
+    assert set(values["throttled_HwSlowdown"]) == {0}, "this reason has no counter"
 
 
 def test_samples_of_gpm_are_a_tenth_of_a_second_apart_whatever_the_rate(read):
@@ -66,6 +82,13 @@ def test_the_counters_of_a_mig_slice_are_those_of_the_slice(read):
     [((OUR_PID, 17, 18), 2), ((OUR_PID,), 0), ((17, 18), None), ((), None)],
 )
 def test_other_processes_are_counted_if_the_ids_are_those_of_this_namespace(read, pids, others):
+    values, _ = read(cards.BUSY[0].but(processes=pids))
+    assert values.get("other_processes", [None])[-1] == others
+
+
+@pytest.mark.parametrize(("pids", "others"), [((OUR_PID, 17), 1), ((OUR_PID,), None)])
+def test_no_other_process_is_unknown_in_a_container(read, monkeypatch, pids, others):
+    monkeypatch.setattr(gpu_reader, "sees_all_processes", lambda: False)
     values, _ = read(cards.BUSY[0].but(processes=pids))
     assert values.get("other_processes", [None])[-1] == others
 

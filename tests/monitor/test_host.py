@@ -8,12 +8,12 @@ import pytest
 
 from fastae.monitor import host as module
 from fastae.monitor.host import HostReader, family
-from fastae.monitor.recording import METRICS
+from fastae.monitor.recording import SAMPLED
 
 
 @pytest.fixture(autouse=True)
 def _no_shortest(monkeypatch):
-    monkeypatch.setattr(module, "SHORTEST", 0.01)
+    monkeypatch.setattr(module, "SHORTEST_INTERVAL", 0.01)
 
 
 def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
@@ -21,7 +21,9 @@ def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
     while time.process_time() < end:
         pass
     values = reader.read()
-    assert set(values) == {name for name in METRICS if name.startswith("host/")}
+    known = {name for name in SAMPLED if name.startswith("host/")}
+    hidden_by_some_kernels = {"host/cpu_wait", "host/cpu_pressure"}
+    assert known - hidden_by_some_kernels <= set(values) <= known
     assert 0 < values["host/cpu"] <= os.cpu_count() and values["host/memory"] > 0.01
 
 
@@ -43,4 +45,4 @@ def test_a_process_that_is_gone_has_no_figures():
     ended.wait()
     reader = HostReader([ended.pid])
     time.sleep(0.02)
-    assert set(reader.read()) == {"host/machine_cpu"}
+    assert set(reader.read()) <= {"host/machine_cpu", "host/cpu_pressure"}

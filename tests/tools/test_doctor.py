@@ -106,7 +106,7 @@ def test_pytorchs_build_is_compared_with_driver_and_card(install, driver, cuda, 
     ],
 )
 def test_which_code_a_card_runs(built, capability, runs):
-    assert compatibility._runs(built, capability) is runs
+    assert compatibility._has_code_for(built, capability) is runs
 
 
 def test_dali_is_compared_with_pytorch_and_driver(install):
