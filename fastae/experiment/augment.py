@@ -13,13 +13,18 @@ pixels negative.
 
 `color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
 PyTorch (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines.
+
+Another random change is a range in `Augmentation`, a field at the end of `AugmentParams`, which all loaders
+then draw and carry, and its operation in PyTorch and in DALI's graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
 
 from fastae.utils.arguments import SHARE, require_number
 
@@ -27,6 +32,25 @@ EPSILON = 1e-8
 
 UNIT = 1 / 255
 """The factor that converts values in [0, 255] to [0, 1]."""
+
+
+class AugmentParams(NamedTuple):
+    """The random changes of images, by name: arrays of NumPy or PyTorch, or nodes of DALI's graph.
+
+    The numbers of a seed are drawn field by field. So a new field stands last, and is float32.
+    """
+
+    flip: Any
+    """Whether an image is flipped left-right, bool."""
+
+    brightness: Any
+    """The number that is added to pixels in [0, 1], float32."""
+
+    contrast: Any
+    """The factor of the contrast, float32."""
+
+    saturation: Any
+    """The factor of the saturation, float32."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +73,20 @@ class Augmentation:
         for field in fields(self):
             require_number(getattr(self, field.name), field.name, SHARE)
 
+    def params(self, uniform: np.ndarray) -> AugmentParams:
+        """Converts uniform random numbers, float64 in [0, 1), to changes: (fields, N) -> fields (N,)."""
+        drawn = AugmentParams(*uniform)
+        return AugmentParams(
+            flip=drawn.flip < 0.5,
+            brightness=_scaled(drawn.brightness, 0.0, self.brightness),
+            contrast=_scaled(drawn.contrast, 1.0, self.contrast),
+            saturation=_scaled(drawn.saturation, 1.0, self.saturation),
+        )
+
+
+def _scaled(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
+    return (centre + radius * (2 * uniform - 1)).astype(np.float32)
+
 
 NO_COLORS = Augmentation(0, 0, 0)
 """No color changes."""
@@ -67,31 +105,25 @@ class Arrays(Protocol):
 
 
 def color_jitter(
-    channels: Sequence[Any],
-    means: Sequence[Any],
-    brightness: Any,
-    contrast: Any,
-    saturation: Any,
-    *,
-    arrays: Arrays,
+    channels: Sequence[Any], means: Sequence[Any], params: AugmentParams, arrays: Arrays
 ) -> list[Any]:
     """Applies brightness, contrast, saturation and the final clip to images.
 
     Args:
         channels: the images' red, green and blue as float arrays in [0, 255], or one array with all three.
         means: the mean of each channel over the pixels of an image, in [0, 255].
-        brightness: added to pixels scaled to [0, 1]; like the two factors, it broadcasts with the channels.
-        contrast: the factor of the distance to the channel's mean.
-        saturation: the factor of the saturation.
+        params: the changes. Brightness, contrast and saturation broadcast with the channels.
         arrays: the functions of the array library.
 
     Returns:
         Arrays like `channels`, in [0, 1].
     """
-    factor, pull = contrast * UNIT, (1.0 - contrast) * UNIT
-    shifted = [x * factor + (mean * pull + brightness) for x, mean in zip(channels, means, strict=True)]
+    factor, pull = params.contrast * UNIT, (1.0 - params.contrast) * UNIT
+    shifted = [
+        x * factor + (mean * pull + params.brightness) for x, mean in zip(channels, means, strict=True)
+    ]
     value = arrays.highest(shifted)
     spread = arrays.maximum(value - arrays.lowest(shifted), EPSILON)
-    scale = arrays.clamp(value / spread, 0.0, saturation)
+    scale = arrays.clamp(value / spread, 0.0, params.saturation)
     gray = value * (1.0 - scale)
     return [arrays.clamp(x * scale + gray, 0.0, 1.0) for x in shifted]

@@ -10,7 +10,7 @@ from fastae.data.faces import portrait
 from fastae.data.faces import synthetic as faces
 from fastae.data.files.folder import find_jpegs, open_folder
 from fastae.data.files.prepare import prepare_celeba
-from fastae.data.loaders import resident
+from fastae.data.loaders import store
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 
@@ -73,7 +73,7 @@ def work(disk: Path, images: str, archive: Path) -> None:
     for name, action in (("celeba", prepare), ("resident", keep), ("faces", draw)):
         attempt(f"{name} again", action)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    resident._build = portrait.draw = None  # building again would fail
+    store._build = portrait.draw = None  # building again would fail
     attempt("resident read-only", keep)
     attempt("faces read-only", draw)
     print(json.dumps(found))

@@ -25,8 +25,8 @@ from fastae.data.files.recovery import (
     recovered,
 )
 from fastae.data.loaders import pipeline
+from fastae.data.loaders.choose import build_loader
 from fastae.data.loaders.decode import Decoder, open_decoder
-from fastae.data.loaders.loader import build_loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.experiment.augment import Augmentation
 from fastae.runs.folder import RunFolder

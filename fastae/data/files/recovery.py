@@ -46,14 +46,14 @@ class DecoderOutOfMemory(DecoderError):
 
 
 class NoneLeft(FastaeError):
-    """None of the images can be read. `found` contains the fault of each file."""
+    """None of the images can be read. `faults` contains the fault of each file."""
 
-    def __init__(self, found: Sequence[FileFault]) -> None:
-        example = "".join(f" (first: {each.path!r:.200}: {each.fault.value})" for each in found[:1])
+    def __init__(self, faults: Sequence[FileFault]) -> None:
+        example = "".join(f" (first: {file.path!r:.200}: {file.fault.value})" for file in faults[:1])
         super().__init__(
-            f"none of the {len(found)} images can be read{example}: was the folder moved or unmounted?"
+            f"none of the {len(faults)} images can be read{example}: was the folder moved or unmounted?"
         )
-        self.found = found
+        self.faults = faults
 
 
 FindFaults = Callable[[Sequence[str]], Iterable[Fault | None]]
