@@ -141,19 +141,15 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.option(
-    "--format", "kind", required=True, type=click.Choice(["onnx", "torch"]),
-    help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
-)  # fmt: skip
 @click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder for the files.")
-def export(run: Path, kind: str, out: Path) -> None:
-    """Write RUN's encoder and decoder as ONNX or PyTorch files.
+def export(run: Path, out: Path) -> None:
+    """Write RUN's encoder and decoder as ONNX files (needs the extra 'onnx').
 
     The files do not need fastae. Each is compared with the trained model before it is written.
     """
     from fastae.tools.export import export as write
 
-    write(run, kind, out)
+    write(run, out)
 
 
 @cli.group()

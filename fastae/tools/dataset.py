@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.table import Table
 
 from fastae.data.files.check import Check, check
-from fastae.data.files.folder import count_ignored, find_jpegs
 from fastae.data.files.jpeg import DECODER_FAULTS, USABLE, Fault
 from fastae.data.files.prepare import prepare_celeba
+from fastae.data.files.search import count_ignored, find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import BATCH, Decoder, open_decoder
 from fastae.data.loaders.tuning import Tuning
@@ -38,8 +38,8 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     Returns:
         The exit code: 1 if a file cannot be used, else 0.
     """
-    folder, ignored = expand_home(folder), Counter[str]()
-    paths = find_jpegs(folder, ignored)
+    folder = expand_home(folder)
+    paths, ignored = find_jpegs(folder)
     find_faults = partial(_training_decoder(crop).faults, together=BATCH) if deep else None
     found = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
     if as_json:

@@ -19,10 +19,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, Loader, Tuning
-from fastae.data.files.folder import ImageFolder, count_faults, count_ignored
+from fastae.data.files.folder import ImageFolder, count_faults
 from fastae.data.files.jpeg import FileFault
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.recovery import ImageFiles
+from fastae.data.files.search import count_ignored
 from fastae.data.loaders.choose import build_loader
 from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.loader import LoaderKind

@@ -40,9 +40,9 @@ def write(folder: Path, count: int = COUNT) -> None:
 
 def is_builtin(folder: str, cache: Path) -> bool:
     """Whether this path is the folder of faces in `cache`, or in a cache that no longer exists."""
-    if os.path.basename(folder) != NAME:  # noqa: PTH119
+    if os.path.basename(folder) != NAME:
         return False
-    return not os.path.exists(folder) or os.path.realpath(folder) == os.path.realpath(cache / NAME)  # noqa: PTH110
+    return not os.path.exists(folder) or os.path.realpath(folder) == os.path.realpath(cache / NAME)
 
 
 def ensure(cache: Path) -> Path:

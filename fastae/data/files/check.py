@@ -105,7 +105,7 @@ def was_checked(root: str, records: Path | None) -> bool:
 def stamp(path: str) -> Stamp | None:
     """Returns the stamp of a file, which changes when the file does; None if it cannot be read."""
     try:
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns & (1 << 63) - 1
@@ -130,7 +130,7 @@ def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[
 
 
 def _records_file(root: str, records: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]  # noqa: PTH100
+    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
     return records / f"{name}-v{VERSION}.msgpack"
 
 

@@ -122,13 +122,13 @@ def inspect(path: str) -> Inspection:
     """
     try:
         # The type is checked before opening: opening a pipe may block, and opening a device may do anything.
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             hidden = stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK)
             return Inspection(Fault.UNREADABLE if hidden else Fault.NOT_A_FILE)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)  # noqa: PTH114
+        return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)
     except OSError as error:
         require_files(error)
         return Inspection(Fault.UNREADABLE)

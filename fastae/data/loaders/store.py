@@ -126,7 +126,7 @@ def _in_memory(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], devi
 
 def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache: Path) -> Store:
     folder = cache / _fingerprint(files, decoder)
-    root = os.path.abspath(_common_folder(files))  # noqa: PTH100
+    root = os.path.abspath(_common_folder(files))
     data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
 
     def build(draft: Path) -> None:
@@ -167,7 +167,7 @@ def _fingerprint(files: ImageFiles, decoder: Decoder) -> str:
 def _common_folder(files: ImageFiles) -> str:
     """The deepest folder that contains all files."""
     # All paths share the prefix that the first and the last in sorted order have in common.
-    return os.path.dirname(os.path.commonprefix([min(files.own), max(files.own)]))  # noqa: PTH120, RUF071
+    return os.path.dirname(os.path.commonprefix([min(files.own), max(files.own)]))  # noqa: RUF071
 
 
 def _content(path: str) -> bytes:
