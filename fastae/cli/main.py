@@ -169,7 +169,7 @@ def celeba(source: Path, out: Path, count: int) -> int:
     image is checked. The same command resumes an interrupted conversion. The exit code is 1 if images are
     missing or faulty.
     """
-    from fastae.tools.dataset import prepare_and_report
+    from fastae.data.commands import prepare_and_report
 
     return prepare_and_report(source, out, count)
 
@@ -186,7 +186,7 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 
     DIR is the folder of JPEGs. The exit code is 1 if any of them cannot be trained on.
     """
-    from fastae.tools.dataset import check_folder
+    from fastae.data.commands import check_folder
 
     return check_folder(folder, deep=deep, crop=crop, as_json=as_json)
 
@@ -219,7 +219,7 @@ def doctor() -> int:
     The exit code is 1 if training is impossible.
     """
     try:
-        from fastae.tools.doctor import examine
+        from fastae.device.doctor import examine
     except (ImportError, OSError) as error:  # each of its checks needs PyTorch
         raise FastaeError(f"PyTorch cannot be imported ({error}): make setup") from None
     return examine()

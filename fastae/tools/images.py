@@ -51,7 +51,7 @@ def find_images(given: Sequence[str]) -> list[str]:
     Hidden files are ignored. A folder without images stays in the list, so that `load_image` rejects it.
     Raises FastaeError if a folder cannot be listed.
     """
-    return [found for path in given for found in sorted(_images_below(path)) or [path]]
+    return [image for path in given for image in sorted(_images_below(path)) or [path]]
 
 
 def _images_below(path: str) -> Iterator[str]:

@@ -45,7 +45,7 @@ def test_a_full_disk_gives_one_line_errors_and_a_read_only_disk_works(tmp_path, 
 def work(disk: Path, images: str, archive: Path) -> None:
     """Fills a file system of 128 KiB with all that fastae caches. Prints the errors and the files left."""
     found = {}
-    faces.COUNT = 40
+    faces.FACES = 40
 
     def attempt(name, action):
         try:

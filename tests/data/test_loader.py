@@ -135,6 +135,16 @@ def test_a_new_loader_gives_the_same_batch_as_a_running_one_at_this_iteration(fa
         assert torch.equal(batches[start], next(fresh.batches(start)))
 
 
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+def test_a_loader_names_the_images_of_a_batch_of_all_ranks(face_paths, kind):
+    parts = [
+        opened(face_paths, kind, cache=False, shard=(rank, 2), augment=False, shuffle=True) for rank in (0, 1)
+    ]
+    images = torch.cat([next(part.batches(6)) for part in parts])
+    named = [face_paths[index] for index in parts[1].indices(6)]
+    assert differ([images], [load_images(named, device="cpu")]) <= 0.51 / 255
+
+
 def test_iterating_gives_one_epoch_after_the_other(face_paths):
     loader = opened(face_paths[:35])
     assert len(loader) == 4

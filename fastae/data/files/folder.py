@@ -76,8 +76,8 @@ class ImageFolder:
         Raises FastaeError if fewer than two usable files remain.
         """
         sizes = self.checked.sizes.copy()
-        for each in bad:
-            del sizes[each.path]
+        for file in bad:
+            del sizes[file.path]
         checked = replace(self.checked, sizes=sizes, faults=[*self.checked.faults, *bad])
         return replace(_divide(self.root, checked), ignored=self.ignored)
 
@@ -121,7 +121,7 @@ def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
     """
     checked = check("", paths, crop=crop, records=None)
     if not checked.sizes:
-        first = "".join(f" ({each.path!r:.200}: {each.fault.value})" for each in checked.faults[:1])
+        first = "".join(f" ({file.path!r:.200}: {file.fault.value})" for file in checked.faults[:1])
         raise FastaeError(f"no usable JPEG among the {counted(len(paths), 'file')} of the list{first}")
     _require_memory(checked, crop, "of the list")
     return checked
@@ -145,14 +145,14 @@ def name_below(root: str, path: str) -> str:
 
 def count_faults(faults: Sequence[FileFault]) -> str:
     """Returns text such as '3 truncated, 1 empty', with the most frequent fault first."""
-    counts = Counter(each.fault.value for each in faults).most_common()
+    counts = Counter(file.fault.value for file in faults).most_common()
     return ", ".join(f"{number} {fault}" for fault, number in counts)
 
 
 def _divide(root: str, checked: Check) -> ImageFolder:
     if len(checked.usable) < 2:
         faults = count_faults(checked.unusable)
-        is_cropped = any(each.fault is Fault.TOO_SMALL for each in checked.unusable)
+        is_cropped = any(file.fault is Fault.TOO_SMALL for file in checked.unusable)
         command = f"fastae check {shlex.quote(root)}{' --crop N' if is_cropped else ''}"
         skipped = f"; skipped: {faults} ({command} lists them)" if faults else ""
         raise FastaeError(
@@ -185,24 +185,24 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
 
 def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     """Divides the folder of a resumed run by its manifest. Raises FastaeError if the images differ."""
-    found = {name_below(root, path): size for path, size in checked.sizes.items()}
-    listed = manifest.sizes
-    lost = [name for name in listed if name not in found]
-    if len(lost) > max(1, LOST_AT_MOST * len(listed)):
-        raise _other_images(root, f"{len(lost):,} of {len(listed):,} files are missing or bad")
-    for name, size in found.items():
-        if size != listed[name]:
-            raise _other_images(root, f"{name!r:.200} no longer has {listed[name]:,} bytes")
+    sizes = {name_below(root, path): size for path, size in checked.sizes.items()}
+    lost = [name for name in manifest.sizes if name not in sizes]
+    if len(lost) > max(1, LOST_AT_MOST * len(manifest.sizes)):
+        raise _other_images(root, f"{len(lost):,} of {len(manifest.sizes):,} files are missing or bad")
+    for name, size in sizes.items():
+        if size != manifest.sizes[name]:
+            raise _other_images(root, f"{name!r:.200} no longer has {manifest.sizes[name]:,} bytes")
         digest = manifest.digests.get(name)
-        if digest and content_digest(_path(root, name)) != digest:
+        if digest and content_digest(os.path.join(root, name)) != digest:
             raise _other_images(root, f"{name!r:.200} has changed since the run began")
-    unusable = {each.path for each in checked.unusable}
-    gone = [path for path in (_path(root, name) for name in lost) if path not in unusable]
-    checked = replace(checked, faults=[*checked.faults, *(FileFault(path, Fault.GONE) for path in gone)])
-    faults = {each.path: each.fault for each in checked.unusable}
+    faults = {file.path: file.fault for file in checked.unusable}
+    lost_paths = [os.path.join(root, name) for name in lost]  # as `walk` yields them
+    gone = [FileFault(path, Fault.GONE) for path in lost_paths if path not in faults]
+    checked = replace(checked, faults=[*checked.faults, *gone])
+    faults |= {file.path: file.fault for file in gone}
 
     def paths_of(names: Iterable[str]) -> list[str]:
-        files = ImageFiles([_path(root, name) for name in names])
+        files = ImageFiles([os.path.join(root, name) for name in names])
         files.replace({index: faults[path] for index, path in enumerate(files.own) if path in faults})
         return files.paths
 
@@ -211,11 +211,6 @@ def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:
     except NoneLeft:
         raise _other_images(root, "all files to train on, or all files to evaluate on, are lost") from None
     return ImageFolder(root, train=train, held_out=held_out, manifest=manifest, checked=checked)
-
-
-def _path(root: str, name: str) -> str:
-    """The path of a file with this name below `root`, as `walk` yields it."""
-    return os.path.join(root, name)
 
 
 def _other_images(root: str, why: str) -> FastaeError:

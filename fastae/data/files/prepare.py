@@ -115,11 +115,10 @@ def _take(source: Path, images: Path) -> tuple[Partition, list[str]]:
 
 def _take_folder(source: Path, images: Path) -> tuple[Partition, list[str]]:
     entries = list(walk(str(source), follow=False))
-    found = sorted(
-        path for path in (Path(entry.path) for entry in entries) if IMAGE_NAME.fullmatch(path.name)
-    )
-    plain = list(filter(_is_plain, found))
-    skipped = list(map(str, sorted(set(found).difference(plain))))
+    paths = sorted(Path(entry.path) for entry in entries if entry.suffix == ".jpg")
+    named = [path for path in paths if IMAGE_NAME.fullmatch(path.name)]
+    plain = [path for path in named if _is_plain(path)]
+    skipped = [str(path) for path in named if not _is_plain(path)]
     if plain:
         # The authors' unaligned images ("in the wild") have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain
@@ -225,5 +224,5 @@ def _is_plain(path: Path) -> bool:
 
 
 def _is_faulty(path: Path) -> bool:
-    found = inspect(str(path))
-    return bool(found.fault) or (found.width, found.height) != celeba.SIZE
+    image = inspect(str(path))
+    return bool(image.fault) or (image.width, image.height) != celeba.SIZE

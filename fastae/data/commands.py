@@ -1,4 +1,4 @@
-"""Prints the results of `fastae check` and `fastae prepare`: counts, file names, and remedies."""
+"""The commands `fastae check` and `fastae prepare`, which print counts, file names, and remedies."""
 
 from __future__ import annotations
 
@@ -41,17 +41,17 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     folder = expand_home(folder)
     paths, ignored = find_jpegs(folder)
     find_faults = partial(_training_decoder(crop).faults, together=BATCH) if deep else None
-    found = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
+    checked = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
     if as_json:
         faults = [
-            {"path": each.path, "fault": each.fault.value, "usable": each.fault in USABLE}
-            for each in found.faults
+            {"path": file.path, "fault": file.fault.value, "usable": file.fault in USABLE}
+            for file in checked.faults
         ]
-        counts = {"files": len(paths), "usable": len(found.usable), "ignored": ignored}
+        counts = {"files": len(paths), "usable": len(checked.usable), "ignored": ignored}
         print(json.dumps({"folder": folder, **counts, "faults": faults}, indent=2))
     else:
-        _log_check(folder, found, len(paths), ignored=ignored)
-    return 1 if found.unusable else 0
+        _log_check(folder, checked, len(paths), ignored=ignored)
+    return 1 if checked.unusable else 0
 
 
 def _training_decoder(crop: int | None) -> Decoder:
@@ -59,28 +59,28 @@ def _training_decoder(crop: int | None) -> Decoder:
     return open_decoder(CropResize(crop), use_device(choose_device("auto")), Tuning(compiled=False))
 
 
-def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> None:
+def _log_check(folder: str, checked: Check, total: int, ignored: Counter[str]) -> None:
     """Logs the names of unusable files, and the number of files with each fault or peculiarity."""
-    for each in found.unusable[:NAMES_SHOWN]:
-        log(f"{each.fault.value:24}  {printable(each.path)}")
-    if len(found.unusable) > NAMES_SHOWN:
-        log(f"... and {len(found.unusable) - NAMES_SHOWN:,} more: --json lists all")
-    log(f"{printable(folder)}: {total:,} JPEGs{_sizes(found)}")
-    counts = Counter(each.fault for each in found.faults)
+    for file in checked.unusable[:NAMES_SHOWN]:
+        log(f"{file.fault.value:24}  {printable(file.path)}")
+    if len(checked.unusable) > NAMES_SHOWN:
+        log(f"... and {len(checked.unusable) - NAMES_SHOWN:,} more: --json lists all")
+    log(f"{printable(folder)}: {total:,} JPEGs{_sizes(checked)}")
+    counts = Counter(file.fault for file in checked.faults)
     table = Table("", "files", "")
     for fault in filter(counts.get, Fault):
         table.add_row(fault.value, f"{counts[fault]:,}", _consequence(fault))
-    table.add_row("usable", f"{len(found.usable):,}", f"of {total:,}")
+    table.add_row("usable", f"{len(checked.usable):,}", f"of {total:,}")
     console.print(table)
     if ignored:
         log(f"ignored {count_ignored(ignored)} (only JPEGs are read)")
 
 
-def _sizes(found: Check) -> str:
+def _sizes(checked: Check) -> str:
     """Returns ', 178x218 pixels', or the range of sizes; an empty text if no image is usable."""
-    if not found.shapes:
+    if not checked.shapes:
         return ""
-    ends = (choose(found.shapes, key=math.prod) for choose in (min, max))
+    ends = (choose(checked.shapes, key=math.prod) for choose in (min, max))
     return f", {' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in ends))} pixels"
 
 
