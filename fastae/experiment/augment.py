@@ -14,13 +14,13 @@ pixels negative.
 `color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
 PyTorch (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines.
 
-Another random change is a range in `Augmentation`, a field at the end of `AugmentParams`, which all loaders
-then draw and carry, and its operation in PyTorch and in DALI's graph.
+Another random change is a range in `Augmentation` and a field at the end of `AugmentParams`. All loaders then
+draw and carry it. Its operation is written twice, in PyTorch and in DALI's graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
@@ -51,6 +51,15 @@ class AugmentParams(NamedTuple):
 
     saturation: Any
     """The factor of the saturation, float32."""
+
+    def map(self, function: Callable[[Any], Any]) -> AugmentParams:
+        """Applies a function to each field."""
+        return AugmentParams(*map(function, self))
+
+    @classmethod
+    def joined(cls, batches: Iterable[AugmentParams]) -> AugmentParams:
+        """Concatenates the changes of several batches."""
+        return cls(*map(np.concatenate, zip(*batches, strict=True)))
 
 
 @dataclass(frozen=True)

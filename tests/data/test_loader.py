@@ -63,9 +63,8 @@ def test_batches_equal_the_reference_on_celeba(celeba):
 def test_the_graph_for_gpus_equals_the_reference(face_paths, ranges, crop):
     """The graph runs on the CPU here, and decodes two batches as one."""
     sampler = Sampler(len(face_paths), 8, 3, ranges)
-    batches = [sampler.at(0), sampler.at(1)]
-    changes = map(np.concatenate, zip(*(batch.augment for batch in batches), strict=True))
-    pair = BatchParams(np.concatenate([batch.indices for batch in batches]), AugmentParams(*changes))
+    indices, changes = zip(sampler.at(0), sampler.at(1), strict=True)
+    pair = BatchParams(np.concatenate(indices), AugmentParams.joined(changes))
     expected = reference.batch(face_paths, pair, crop=crop)
     dali = DaliPipeline(CropResize(crop), CPU, 16, Tuning(threads=1))
     (images,) = read_augmented(face_paths, iter([pair]), dali)

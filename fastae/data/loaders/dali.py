@@ -79,8 +79,7 @@ class DaliLoader(Loader):
         first = iteration - iteration % self.group_length
         batches = map(self.sampler.at, range(first, first + self.group_length))
         indices, params = zip(*batches, strict=True)
-        fields = map(np.concatenate, zip(*params, strict=True))
-        return BatchParams(np.concatenate(indices), AugmentParams(*fields))
+        return BatchParams(np.concatenate(indices), AugmentParams.joined(params))
 
     def _augmented(self, first: int, patience: float) -> Iterator[Tensor]:
         """Yields the batches of iterations first, first + 1, ... from a new pipeline."""

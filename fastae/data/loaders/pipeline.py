@@ -224,7 +224,7 @@ def _inputs(paths: Sequence[str], batch: BatchParams) -> tuple[Any, ...]:
     flip = batch.augment.flip
     starts = np.stack([np.zeros_like(flip), flip], axis=1).astype(np.float32)
     # A change of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
-    changes = AugmentParams(*(values[:, None, None, None] for values in batch.augment))
+    changes = batch.augment.map(lambda values: values[:, None, None, None])
     return _characters([paths[index] for index in batch.indices]), *changes._replace(flip=starts)
 
 

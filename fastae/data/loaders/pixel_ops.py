@@ -20,6 +20,7 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -133,8 +134,8 @@ class PixelOps:
         batch = torch.empty(len(crops), size, size, 3)
         for here in _chunks(len(crops)):
             columns = self._columns(crops[here], taps)
-            changes = AugmentParams(*(values[here] for values in params))
-            self._transpose(self._augment_columns(columns, taps.transposed, changes), batch.flatten(2)[here])
+            changed = self._augment_columns(columns, taps.transposed, params.map(itemgetter(here)))
+            self._transpose(changed, batch.flatten(2)[here])
         return batch.permute(0, 3, 1, 2)
 
     def _columns(self, crops: Tensor, taps: _Taps) -> Tensor:
@@ -297,7 +298,7 @@ def _jittered(pixels: Tensor, means: Tensor, params: AugmentParams) -> list[Tens
     return augment.color_jitter(
         [pixels[:, :, channel].float() for channel in range(3)],
         [means[:, channel, None, None] for channel in range(3)],
-        AugmentParams(*(values[:, None, None] for values in params)),
+        params.map(lambda values: values[:, None, None]),
         arrays=_Planes,
     )
 
