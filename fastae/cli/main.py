@@ -143,9 +143,10 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
 @click.argument("run", metavar="RUN", type=PathType())
 @click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder for the files.")
 def export(run: Path, out: Path) -> None:
-    """Write RUN's encoder and decoder as ONNX files (needs the extra 'onnx').
+    """Write RUN's encoder and decoder as ONNX files.
 
-    The files do not need fastae. Each is compared with the trained model before it is written.
+    This needs the extra 'onnx'. The files do not need fastae. Each is compared with the trained model before
+    it is written.
     """
     from fastae.tools.export import export as write
 

@@ -15,7 +15,7 @@ from fastae.data.files.jpeg import DECODER_FAULTS, USABLE, Fault
 from fastae.data.files.prepare import prepare_celeba
 from fastae.data.files.search import count_ignored, find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.decode import BATCH, Decoder, open_decoder
+from fastae.data.loaders.decode import BATCH, open_decoder
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
@@ -40,7 +40,11 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     """
     folder = expand_home(folder)
     paths, ignored = find_jpegs(folder)
-    find_faults = partial(_training_decoder(crop).faults, together=BATCH) if deep else None
+    find_faults = None
+    if deep:  # by the decoder of `fastae train` on this machine
+        device = use_device(choose_device("auto"))
+        decoder = open_decoder(CropResize(crop), device, Tuning(compiled=False))
+        find_faults = partial(decoder.faults, together=BATCH)
     checked = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
     if as_json:
         faults = [
@@ -52,11 +56,6 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     else:
         _log_check(folder, checked, len(paths), ignored=ignored)
     return 1 if checked.unusable else 0
-
-
-def _training_decoder(crop: int | None) -> Decoder:
-    """Returns the decoder of `fastae train` on this machine. Raises FastaeError if DALI is not installed."""
-    return open_decoder(CropResize(crop), use_device(choose_device("auto")), Tuning(compiled=False))
 
 
 def _log_check(folder: str, checked: Check, total: int, ignored: Counter[str]) -> None:

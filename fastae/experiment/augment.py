@@ -24,8 +24,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from fastae.utils.arguments import SHARE, require_number
 
 EPSILON = 1e-8
@@ -59,6 +57,8 @@ class AugmentParams(NamedTuple):
     @classmethod
     def joined(cls, batches: Iterable[AugmentParams]) -> AugmentParams:
         """Concatenates the changes of several batches."""
+        import numpy as np  # here, because `fastae --help` imports this module
+
         return cls(*map(np.concatenate, zip(*batches, strict=True)))
 
 
@@ -82,8 +82,8 @@ class Augmentation:
         for field in fields(self):
             require_number(getattr(self, field.name), field.name, SHARE)
 
-    def params(self, uniform: np.ndarray) -> AugmentParams:
-        """Converts uniform random numbers, float64 in [0, 1), to changes: (fields, N) -> fields (N,)."""
+    def params(self, uniform: Any) -> AugmentParams:
+        """Converts uniform random numbers, float64 (fields, N) in [0, 1) of NumPy, to changes (N,)."""
         drawn = AugmentParams(*uniform)
         return AugmentParams(
             flip=drawn.flip < 0.5,
@@ -93,8 +93,8 @@ class Augmentation:
         )
 
 
-def _scaled(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
-    return (centre + radius * (2 * uniform - 1)).astype(np.float32)
+def _scaled(uniform: Any, centre: float, radius: float) -> Any:
+    return (centre + radius * (2 * uniform - 1)).astype("float32")
 
 
 NO_COLORS = Augmentation(0, 0, 0)

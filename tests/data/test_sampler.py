@@ -48,9 +48,9 @@ def test_the_parts_of_a_batch_are_the_batch(shuffle, parts):
     """Without shuffling, the last batch of an epoch is shorter."""
     samplers = [Sampler(30, 16, 0, RANGES, part=part, parts=parts, shuffle=shuffle) for part in range(parts)]
     for iteration in range(3):
-        together = np.concatenate([each.at(iteration).indices for each in samplers])
+        together = np.concatenate([part.at(iteration).indices for part in samplers])
         assert np.array_equal(together, samplers[0].indices(iteration))
-        assert len(together) == sum(each.length(iteration) for each in samplers)
+        assert len(together) == sum(part.length(iteration) for part in samplers)
 
 
 def test_parameters_are_uniform_in_their_ranges():

@@ -86,11 +86,25 @@ def open_loader(
     """
     require_choice(split, "split", get_args(Split))
     require_choice(kind, "kind", get_args(LoaderKind))
+    require_type(augment, "augment", bool, Augmentation)
+    require_type(flip, "flip", bool, type(None))
+    require_type(shuffle, "shuffle", bool, type(None))
     require_type(cache, "cache", bool, str, os.PathLike)
     require_type(tuning, "tuning", Tuning)
     size = require_int(image_size, "image_size", SIZE)
-    sampler = _sampler(batch_size, seed, augment, flip=flip, shuffle=shuffle, shard=shard)
     device, crop_resize = find_device(device), CropResize(crop, size, antialias)
+    ranges = Augmentation() if augment else NO_COLORS
+    rank, world_size = _require_shard(shard)
+    sampler = Sampler(
+        count=0,  # until the files are found
+        batch_size=require_int(batch_size, "batch_size", BATCH_SIZE),
+        seed=require_int(seed, "seed", SEED),
+        augmentation=augment if isinstance(augment, Augmentation) else ranges,
+        part=rank,
+        parts=world_size,
+        flip=augment is not False if flip is None else flip,
+        shuffle=augment is not False if shuffle is None else shuffle,
+    )
     folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
     paths, skipped, side = _find_files(source, split, crop, cache=folder)
     if skipped:
@@ -100,32 +114,6 @@ def open_loader(
     loader = build_loader(files, replace(sampler, count=len(paths)), decoder, kind=kind, cache=folder)
     loader.skipped = skipped
     return loader
-
-
-def _sampler(
-    batch_size: int,
-    seed: int,
-    augment: bool | Augmentation,
-    flip: bool | None,
-    shuffle: bool | None,
-    shard: tuple[int, int],
-) -> Sampler:
-    """Makes a sampler of no images yet from arguments of `open_loader`. Raises SettingError."""
-    require_type(augment, "augment", bool, Augmentation)
-    require_type(flip, "flip", bool, type(None))
-    require_type(shuffle, "shuffle", bool, type(None))
-    rank, world_size = _require_shard(shard)
-    default = Augmentation() if augment else NO_COLORS
-    return Sampler(
-        count=0,
-        batch_size=require_int(batch_size, "batch_size", BATCH_SIZE),
-        seed=require_int(seed, "seed", SEED),
-        augmentation=augment if isinstance(augment, Augmentation) else default,
-        part=rank,
-        parts=world_size,
-        flip=augment is not False if flip is None else flip,
-        shuffle=augment is not False if shuffle is None else shuffle,
-    )
 
 
 def _require_shard(shard: tuple[int, int]) -> tuple[int, int]:
