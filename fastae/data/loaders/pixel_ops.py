@@ -94,7 +94,7 @@ class PixelOps:
         A tensor (N, L, L, 3) is the fast case. A sequence may contain crops of different sides. The
         interpolation is bilinear with half-pixel centres, like `tf.image.resize` and DALI's linear resize.
         """
-        # Results keep their layouts, by which the mean of a channel is summed, and so its last bits.
+        # A channel's mean is summed in the order of memory, so the layout decides the last bits of a batch.
         if not isinstance(crops, Tensor):  # torch.compile would compile again for each side
             return torch.cat([self._interpolate(crop[None]).transpose(1, 2) for crop in crops]).contiguous()
         if self._crop_resize.antialias:
