@@ -40,11 +40,11 @@ def batches(
     writer = DatasetWriter(file, {"image": _Jpeg()}, num_workers=workers)
     writer.from_indexed_dataset([(path,) for path in paths])
     batches = [sampler.at(i) for i in range(sampler.count // sampler.batch_size)]
-    indices = np.concatenate([params.indices for params in batches])
+    indices = np.concatenate([batch.indices for batch in batches])
     # The parameters are stored by image, since FFCV passes the images' indices to an operation.
     parameters = np.zeros((sampler.count, 4), np.float32)
     for column, name in enumerate(("flip", "brightness", "contrast", "saturation")):
-        parameters[indices, column] = np.concatenate([getattr(params, name) for params in batches])
+        parameters[indices, column] = np.concatenate([getattr(batch.augment, name) for batch in batches])
     loader = Loader(
         file,
         sampler.batch_size,

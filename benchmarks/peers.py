@@ -18,22 +18,23 @@ from PIL import Image
 
 from fastae.data.loaders.sampler import Sampler
 from fastae.experiment import augment
+from fastae.experiment.augment import AugmentParams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 SIZE = 128
 Batches = Iterator[np.ndarray]
-Sample = tuple[str, bool, float, float, float]
-"""Path, flip, brightness, contrast, saturation."""
+Sample = tuple[str, AugmentParams]
+"""The path of an image, and its changes as numbers."""
 
 
 def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
     """Yields the samples of fastae's sampler, image by image, without end."""
-    for params in map(sampler.at, itertools.count()):
-        columns = (params.flip, params.brightness, params.contrast, params.saturation)
-        for index, *values in zip(params.indices, *(column.tolist() for column in columns), strict=True):
-            yield paths[index], *values
+    for batch in map(sampler.at, itertools.count()):
+        columns = (column.tolist() for column in batch.augment)
+        for index, params in zip(batch.indices, map(AugmentParams, *columns), strict=True):
+            yield paths[index], params
 
 
 class _Numpy:
@@ -51,7 +52,7 @@ def square(width: int, height: int) -> tuple[int, int, int]:
     return (width - side + 1) // 2, (height - side + 1) // 2, side
 
 
-def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
+def finish(image: Image.Image, params: AugmentParams) -> np.ndarray:
     """Crops, resizes, flips and augments a Pillow image: float32 (128, 128, 3) in [0, 1]."""
     left, top, side = square(*image.size)
     scale = side / SIZE
@@ -62,22 +63,21 @@ def finish(image: Image.Image, flip: bool, *parameters: float) -> np.ndarray:
         (scale, 0, left, 0, scale, top),
         Image.Resampling.BILINEAR,
     )
-    if flip:
+    if params.flip:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return color_jitter(np.asarray(image, np.float32), *parameters)
+    return color_jitter(np.asarray(image, np.float32), params)
 
 
-def color_jitter(pixels: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
+def color_jitter(pixels: np.ndarray, params: AugmentParams) -> np.ndarray:
     """Changes colors by `tf.image`'s formulas in NumPy: float32 (H, W, 3) in [0, 255] -> [0, 1]."""
     mean = pixels.mean((0, 1), keepdims=True)
-    factors = (np.float32(value) for value in (brightness, contrast, saturation))
-    return augment.color_jitter([pixels], [mean], *factors, arrays=_Numpy)[0]
+    return augment.color_jitter([pixels], [mean], AugmentParams(*map(np.float32, params)), arrays=_Numpy)[0]
 
 
 def load_with_pillow(sample: Sample) -> np.ndarray:
     """Loads and augments a sample: float32 (128, 128, 3) in [0, 1]."""
-    path, flip, *colors = sample
-    return finish(Image.open(path).convert("RGB"), bool(flip), *colors)
+    path, params = sample
+    return finish(Image.open(path).convert("RGB"), params)
 
 
 def pillow(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
@@ -134,16 +134,16 @@ def load_with_torchvision(sample: Sample) -> Tensor:
     from torchvision.io import ImageReadMode, decode_jpeg, read_file
     from torchvision.transforms.v2 import functional
 
-    path, flip, *parameters = sample
+    path, params = sample
     pixels = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
     left, top, side = square(pixels.shape[2], pixels.shape[1])
     # The resize of bytes would round to bytes, so pixels are converted to float first.
     pixels = functional.to_dtype(pixels, torch.float32)
     pixels = functional.resized_crop(pixels, top, left, side, side, [SIZE, SIZE], antialias=False)
-    if flip:
+    if params.flip:
         pixels = functional.horizontal_flip(pixels)
     # torchvision's brightness, contrast and saturation are Pillow's formulas, not `tf.image`'s.
-    return augment.color_jitter([pixels], [pixels.mean((1, 2), keepdim=True)], *parameters, arrays=_Torch)[0]
+    return augment.color_jitter([pixels], [pixels.mean((1, 2), keepdim=True)], params, arrays=_Torch)[0]
 
 
 def torchvision(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
@@ -161,8 +161,8 @@ def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path)
     # Arrays with enough epochs for a measurement: a Python generator would slow TensorFlow down.
     batches = [sampler.at(i) for i in range(4 * -(-sampler.count // sampler.batch_size))]
     columns = [
-        np.concatenate([getattr(params, name) for params in batches])
-        for name in ("indices", "flip", "brightness", "contrast", "saturation")
+        np.concatenate([batch.indices for batch in batches]),
+        *map(np.concatenate, zip(*(batch.augment for batch in batches), strict=True)),
     ]
     files = tf.constant(paths)
 

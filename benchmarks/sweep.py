@@ -29,7 +29,6 @@ def settings(on_gpu: bool, threads: int) -> list[Tuning]:
     changes += [{"prefetch": depth} for depth in (3, 4)]
     if on_gpu:
         changes += [{"hw_decoder_load": load} for load in (0.0, 0.25, 0.5, 0.8, 0.9, 1.0)]
-        changes += [{"decode_on_cpu": True}, {"decode_on_cpu": True, "threads": 14}, {"colors_in_step": True}]
         changes += [{"decode_batch": number} for number in (64, 128, 512)]
         changes += [{"padding": size} for size in (0, 1 << 24)]
     return [base, *(replace(base, **change) for change in changes)]

@@ -177,8 +177,8 @@ train --resume PATH
 sweep --out PATH
 reconstruct PATH a.jpg --out out
 reconstruct run a.jpg --out PATH
-export PATH --format torch --out out
-export run --format torch --out PATH
+export PATH --out out
+export run --out PATH
 check PATH
 prepare celeba PATH --out out
 prepare celeba . --out PATH

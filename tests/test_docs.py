@@ -54,7 +54,7 @@ def test_the_python_code_of_a_page_runs(page, readers_folder, small_run):
     found = blocks(ROOT / page)
     if any("onnxruntime" in block for block in found):
         pytest.importorskip("onnxruntime")
-        export(small_run, "onnx", Path("model"))
+        export(small_run, Path("model"))
     names = {"__name__": "__main__"}
     for block in found:
         run(block, names, page)

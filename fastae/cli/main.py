@@ -140,19 +140,16 @@ def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> i
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.option(
-    "--format", "kind", required=True, type=click.Choice(["onnx", "torch"]),
-    help="onnx: *.onnx (needs the extra 'onnx'); torch: torch.export's *.pt2.",
-)  # fmt: skip
 @click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder for the files.")
-def export(run: Path, kind: str, out: Path) -> None:
-    """Write RUN's encoder and decoder as ONNX or PyTorch files.
+def export(run: Path, out: Path) -> None:
+    """Write RUN's encoder and decoder as ONNX files.
 
-    The files do not need fastae. Each is compared with the trained model before it is written.
+    This needs the extra 'onnx'. The files do not need fastae. Each is compared with the trained model before
+    it is written.
     """
     from fastae.tools.export import export as write
 
-    write(run, kind, out)
+    write(run, out)
 
 
 @cli.group()
@@ -172,7 +169,7 @@ def celeba(source: Path, out: Path, count: int) -> int:
     image is checked. The same command resumes an interrupted conversion. The exit code is 1 if images are
     missing or faulty.
     """
-    from fastae.tools.dataset import prepare_and_report
+    from fastae.data.commands import prepare_and_report
 
     return prepare_and_report(source, out, count)
 
@@ -189,7 +186,7 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 
     DIR is the folder of JPEGs. The exit code is 1 if any of them cannot be trained on.
     """
-    from fastae.tools.dataset import check_folder
+    from fastae.data.commands import check_folder
 
     return check_folder(folder, deep=deep, crop=crop, as_json=as_json)
 
@@ -227,7 +224,7 @@ def doctor() -> int:
     The exit code is 1 if training is impossible.
     """
     try:
-        from fastae.tools.doctor import examine
+        from fastae.device.doctor import examine
     except (ImportError, OSError) as error:  # each of its checks needs PyTorch
         raise FastaeError(f"PyTorch cannot be imported ({error}): make setup") from None
     return examine()

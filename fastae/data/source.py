@@ -43,7 +43,7 @@ def open_source(
         data = user_path(data, f"${VARIABLE}")
         source = f"{printable(data)} (from ${VARIABLE})"
     else:
-        source = f"synthetic faces (no --data): {cache / faces.NAME}"
+        source = f"synthetic faces (no --data): {cache / faces.FOLDER_NAME}"
     if not data or faces.is_builtin(data, cache):
         try:
             data = str(faces.ensure(cache))

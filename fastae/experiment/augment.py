@@ -13,13 +13,16 @@ pixels negative.
 
 `color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
 PyTorch (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines.
+
+Another random change is a range in `Augmentation` and a field at the end of `AugmentParams`. All loaders then
+draw and carry it. Its operation is written twice, in PyTorch and in DALI's graph.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from fastae.utils.arguments import SHARE, require_number
 
@@ -27,6 +30,36 @@ EPSILON = 1e-8
 
 UNIT = 1 / 255
 """The factor that converts values in [0, 255] to [0, 1]."""
+
+
+class AugmentParams(NamedTuple):
+    """The random changes of images, by name: arrays of NumPy or PyTorch, or nodes of DALI's graph.
+
+    The numbers of a seed are drawn field by field. So a new field stands last, and is float32.
+    """
+
+    flip: Any
+    """Whether an image is flipped left-right, bool."""
+
+    brightness: Any
+    """The number that is added to pixels in [0, 1], float32."""
+
+    contrast: Any
+    """The factor of the contrast, float32."""
+
+    saturation: Any
+    """The factor of the saturation, float32."""
+
+    def map(self, function: Callable[[Any], Any]) -> AugmentParams:
+        """Applies a function to each field."""
+        return AugmentParams(*map(function, self))
+
+    @classmethod
+    def joined(cls, batches: Iterable[AugmentParams]) -> AugmentParams:
+        """Concatenates the changes of several batches."""
+        import numpy as np  # here, because `fastae --help` imports this module
+
+        return cls(*map(np.concatenate, zip(*batches, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -49,6 +82,20 @@ class Augmentation:
         for field in fields(self):
             require_number(getattr(self, field.name), field.name, SHARE)
 
+    def params(self, uniform: Any) -> AugmentParams:
+        """Converts uniform random numbers, float64 (fields, N) in [0, 1) of NumPy, to changes (N,)."""
+        drawn = AugmentParams(*uniform)
+        return AugmentParams(
+            flip=drawn.flip < 0.5,
+            brightness=_scaled(drawn.brightness, 0.0, self.brightness),
+            contrast=_scaled(drawn.contrast, 1.0, self.contrast),
+            saturation=_scaled(drawn.saturation, 1.0, self.saturation),
+        )
+
+
+def _scaled(uniform: Any, centre: float, radius: float) -> Any:
+    return (centre + radius * (2 * uniform - 1)).astype("float32")
+
 
 NO_COLORS = Augmentation(0, 0, 0)
 """No color changes."""
@@ -67,31 +114,25 @@ class Arrays(Protocol):
 
 
 def color_jitter(
-    channels: Sequence[Any],
-    means: Sequence[Any],
-    brightness: Any,
-    contrast: Any,
-    saturation: Any,
-    *,
-    arrays: Arrays,
+    channels: Sequence[Any], means: Sequence[Any], params: AugmentParams, arrays: Arrays
 ) -> list[Any]:
     """Applies brightness, contrast, saturation and the final clip to images.
 
     Args:
         channels: the images' red, green and blue as float arrays in [0, 255], or one array with all three.
         means: the mean of each channel over the pixels of an image, in [0, 255].
-        brightness: added to pixels scaled to [0, 1]; like the two factors, it broadcasts with the channels.
-        contrast: the factor of the distance to the channel's mean.
-        saturation: the factor of the saturation.
+        params: the changes. Brightness, contrast and saturation broadcast with the channels.
         arrays: the functions of the array library.
 
     Returns:
         Arrays like `channels`, in [0, 1].
     """
-    factor, pull = contrast * UNIT, (1.0 - contrast) * UNIT
-    shifted = [x * factor + (mean * pull + brightness) for x, mean in zip(channels, means, strict=True)]
+    factor, pull = params.contrast * UNIT, (1.0 - params.contrast) * UNIT
+    shifted = [
+        x * factor + (mean * pull + params.brightness) for x, mean in zip(channels, means, strict=True)
+    ]
     value = arrays.highest(shifted)
     spread = arrays.maximum(value - arrays.lowest(shifted), EPSILON)
-    scale = arrays.clamp(value / spread, 0.0, saturation)
+    scale = arrays.clamp(value / spread, 0.0, params.saturation)
     gray = value * (1.0 - scale)
     return [arrays.clamp(x * scale + gray, 0.0, 1.0) for x in shifted]

@@ -139,7 +139,7 @@ def open_gallery(
     """
     config = run.config
     data = data or known_folder(run, manifest)
-    if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.COUNT:
+    if data is None and not os.environ.get(VARIABLE) and len(manifest.sizes) != faces.FACES:
         where = as_text(run.description.data.folder)
         raise FastaeError(f"give the folder of the images by --data DIR; config.json names {where!r}")
     folder, _ = open_source(data, config.crop, manifest=manifest)

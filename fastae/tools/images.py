@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastae.data.files.folder import walk
 from fastae.data.files.jpeg import Fault, inspect
+from fastae.data.files.search import EntryKind, walk
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import PixelOps, to_batch
 from fastae.errors import FastaeError
@@ -51,15 +51,19 @@ def find_images(given: Sequence[str]) -> list[str]:
     Hidden files are ignored. A folder without images stays in the list, so that `load_image` rejects it.
     Raises FastaeError if a folder cannot be listed.
     """
-    return [found for path in given for found in sorted(_images_below(path)) or [path]]
+    return [image for path in given for image in sorted(_images_below(path)) or [path]]
 
 
 def _images_below(path: str) -> Iterator[str]:
-    """Yields the paths of the images in and below a folder; nothing for a file."""
-    for found in walk(path, SUFFIXES) if os.path.isdir(path) else ():  # noqa: PTH112
-        folder_like_an_image = found.lower().endswith(SUFFIXES) and os.path.isdir(found)  # noqa: PTH112
-        if not folder_like_an_image and not os.path.basename(found).startswith("."):  # noqa: PTH119
-            yield found
+    """Yields the paths of the images in and below a folder, and of folders that cannot be listed.
+
+    It yields nothing for a file.
+    """
+    for entry in walk(path) if os.path.isdir(path) else ():  # noqa: PTH112
+        is_image = entry.kind is EntryKind.FILE and entry.suffix in SUFFIXES
+        is_hidden = os.path.basename(entry.path).startswith(".")  # noqa: PTH119
+        if (is_image or entry.kind is EntryKind.UNLISTED_FOLDER) and not is_hidden:
+            yield entry.path
 
 
 def load_image(path: str, crop_resize: CropResize) -> Tensor:

@@ -9,7 +9,8 @@ from subprocess import CalledProcessError
 import torch
 import torch.distributed as dist
 
-from fastae.data.loaders.loader import Loader, ResidentLoader
+from fastae.data.loaders.loader import Loader
+from fastae.data.loaders.resident import ResidentLoader
 from fastae.device.memory import is_out_of_memory
 from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
 from fastae.runs.folder import RunFolder

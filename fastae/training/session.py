@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -16,13 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from fastae.config import TrainConfig
-from fastae.data import CropResize, Loader, Tuning, load_images
-from fastae.data.files.folder import ImageFolder, count_faults, count_ignored
+from fastae.data import CropResize, Loader, Tuning
+from fastae.data.files.folder import ImageFolder, count_faults
 from fastae.data.files.jpeg import FileFault
 from fastae.data.files.manifest import Manifest
-from fastae.data.files.recovery import ImageFiles, NoneLeft
+from fastae.data.files.recovery import ImageFiles
+from fastae.data.files.search import count_ignored
+from fastae.data.loaders.choose import build_loader
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.loader import LoaderKind, build_loader
+from fastae.data.loaders.loader import LoaderKind
+from fastae.data.loaders.open import load_held_out
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
 from fastae.device.apply import apply
@@ -43,7 +46,6 @@ from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import log
 from fastae.utils.environment import describe_environment
 from fastae.utils.json import convert
-from fastae.utils.sample import evenly_spaced
 
 _first_process: int | None = None
 _seeding = threading.Lock()
@@ -185,15 +187,15 @@ def open_session(
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
     replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
-
-    def load(paths: Sequence[str]) -> Tensor:
-        indices = evenly_spaced(range(len(paths)), config.eval_images)
-        tuning = Tuning(threads=config.threads)
-        return load_images(
-            paths, crop_resize, hardware.device, tuning, indices=indices, on_replaced=replaced.add
-        )
-
-    folder, held_out = load_held_out(folder, load, is_resumed=manifest is not None)
+    folder, held_out = load_held_out(
+        folder,
+        crop_resize,
+        hardware.device,
+        Tuning(threads=config.threads),
+        number=config.eval_images,
+        is_resumed=manifest is not None,
+        on_replaced=replaced.add,
+    )
     log(f"data      {source}")
     log(
         f"images    {len(folder.train):,} to train on, {len(folder.held_out):,} held out "
@@ -266,22 +268,6 @@ def loader_tuning(threads: int | None, hardware: Hardware) -> Tuning:
     tuning = Tuning(threads=threads, compiled=hardware.compiled)
     # The JPEG engine decodes some images, chosen by size, and its pixels differ from the CUDA cores'.
     return replace(tuning, hw_decoder_load=0.0) if hardware.deterministic else tuning
-
-
-def load_held_out(
-    folder: ImageFolder, load: Callable[[Sequence[str]], Tensor], is_resumed: bool
-) -> tuple[ImageFolder, Tensor]:
-    """Decodes the images to evaluate on by `load`, and returns them with their folder.
-
-    A new run divides its files again if none of the held-out ones can be decoded.
-    """
-    while True:
-        try:
-            return folder, load(folder.held_out)
-        except NoneLeft as error:
-            if is_resumed:
-                raise
-            folder = folder.without(error.found)
 
 
 def refuse_forked() -> None:

@@ -16,9 +16,11 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from fastae.config import TrainConfig
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.loader import HostLoader, Loader, ResidentLoader
-from fastae.data.loaders.resident import Store
+from fastae.data.loaders.host import HostLoader
+from fastae.data.loaders.loader import Loader
+from fastae.data.loaders.resident import ResidentLoader
 from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.store import Store
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device, use_tf32
 from fastae.device.choose import Hardware, Precision, choose_device, choose_precision

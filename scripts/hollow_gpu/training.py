@@ -14,7 +14,7 @@ from fastae.config import TrainConfig
 from fastae.data.files.check import Check
 from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
-from fastae.data.loaders.loader import HostLoader
+from fastae.data.loaders.host import HostLoader
 from fastae.experiment.definition import Experiment, step_cost
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import Environment

@@ -69,10 +69,10 @@ def batch(paths, params, size=128, crop=None):
     images = [
         augment(
             resize(cut_out(decode(paths[index]), crop), size),
-            params.flip[row],
-            float(params.brightness[row]),
-            float(params.contrast[row]),
-            float(params.saturation[row]),
+            params.augment.flip[row],
+            float(params.augment.brightness[row]),
+            float(params.augment.contrast[row]),
+            float(params.augment.saturation[row]),
         )
         for row, index in enumerate(params.indices)
     ]

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from fastae.data.files.check import check
-from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.folder import open_folder
 from fastae.data.files.jpeg import inspect
+from fastae.data.files.search import find_jpegs
 from fastae.errors import FastaeError
 
 from ..commands import here
@@ -18,7 +19,7 @@ from . import bad_files
 
 
 def checked(folder, crop=None, records=None):
-    return check(str(folder), find_jpegs(str(folder)), crop=crop, records=records)
+    return check(str(folder), find_jpegs(str(folder)).paths, crop=crop, records=records)
 
 
 def faults(found):
@@ -118,6 +119,6 @@ def test_too_few_images_are_an_error_that_says_why(tmp_path, face_folder, face_p
 
 def test_too_many_open_files_are_not_a_fault_of_the_file(face_folder, face_paths):
     with no_more_files():
-        for read in (lambda: inspect(face_paths[0]), lambda: find_jpegs(str(face_folder))):
+        for read in (lambda: inspect(face_paths[0]), lambda: find_jpegs(str(face_folder)).paths):
             with pytest.raises(FastaeError, match=r"Too many open files.*ulimit -n"):
                 read()

@@ -54,7 +54,7 @@ def test_the_faces_vary_but_stay_in_place(face_paths):
 
 def test_faces_are_drawn_once_and_compared_with_digests_from_that_drawing(tmp_path, monkeypatch):
     """Another JPEG quality simulates another processor or Pillow, whose rounding differs."""
-    monkeypatch.setattr(faces, "COUNT", 3)
+    monkeypatch.setattr(faces, "FACES", 3)
     monkeypatch.setattr(faces, "QUALITY", 85)
     folder = faces.ensure(tmp_path)
     assert len(list(folder.glob("*.jpg"))) == 3
@@ -81,7 +81,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_faces_are_drawn_again_if_a_file_is_damaged_or_missing(tmp_path, monkeypatch, damage, capsys):
-    monkeypatch.setattr(faces, "COUNT", 3)
+    monkeypatch.setattr(faces, "FACES", 3)
     folder = faces.ensure(tmp_path)
     drawn = contents(folder)
     DAMAGES[damage](folder / "000002.jpg")
@@ -92,7 +92,7 @@ def test_faces_are_drawn_again_if_a_file_is_damaged_or_missing(tmp_path, monkeyp
 
 
 def test_the_old_faces_can_be_read_while_new_ones_are_drawn(tmp_path, monkeypatch):
-    monkeypatch.setattr(faces, "COUNT", 3)
+    monkeypatch.setattr(faces, "FACES", 3)
     folder, draw, seen = faces.ensure(tmp_path), portrait.draw, []
     flip_a_bit(folder / "000002.jpg")
     monkeypatch.setattr(portrait, "draw", lambda index: seen.append(len(contents(folder))) or draw(index))
@@ -101,19 +101,19 @@ def test_the_old_faces_can_be_read_while_new_ones_are_drawn(tmp_path, monkeypatc
 
 
 def test_a_run_on_the_faces_can_be_resumed_after_the_cache_was_cleared(tmp_path, monkeypatch):
-    monkeypatch.setattr(faces, "COUNT", 12)
+    monkeypatch.setattr(faces, "FACES", 12)
     first, second = tmp_path / "cache", tmp_path / "other"
     run = train(replace(small_config("none", tmp_path / "run"), data=None, cache_dir=str(first)))
     assert here("cache", "clear", "--cache-dir", first, "--yes") == 0
     assert list(first.iterdir()) == []
     resume_run(run, {"iterations": 4, "cache_dir": str(second)})
     assert last_iteration(run) == 4
-    assert len(list((second / faces.NAME).glob("*.jpg"))) == 12
+    assert len(list((second / faces.FOLDER_NAME).glob("*.jpg"))) == 12
 
 
 def test_a_folder_with_the_faces_name_outside_the_cache_is_used_as_it_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(faces, "COUNT", 3)
-    copy = tmp_path / "mine" / faces.NAME
+    monkeypatch.setattr(faces, "FACES", 3)
+    copy = tmp_path / "mine" / faces.FOLDER_NAME
     shutil.copytree(faces.ensure(tmp_path / "one"), copy)
     (copy / "000002.jpg").unlink()
     images, _ = open_source(str(copy), cache=tmp_path / "two")

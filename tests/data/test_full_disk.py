@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fastae.data.faces import portrait
 from fastae.data.faces import synthetic as faces
-from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.folder import open_folder
 from fastae.data.files.prepare import prepare_celeba
-from fastae.data.loaders import resident
+from fastae.data.files.search import find_jpegs
+from fastae.data.loaders import store
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 
@@ -44,7 +45,7 @@ def test_a_full_disk_gives_one_line_errors_and_a_read_only_disk_works(tmp_path, 
 def work(disk: Path, images: str, archive: Path) -> None:
     """Fills a file system of 128 KiB with all that fastae caches. Prints the errors and the files left."""
     found = {}
-    faces.COUNT = 40
+    faces.FACES = 40
 
     def attempt(name, action):
         try:
@@ -54,7 +55,7 @@ def work(disk: Path, images: str, archive: Path) -> None:
             found[name] = str(error)
 
     def keep(cache):
-        opened(find_jpegs(images), "resident", cache=cache)
+        opened(find_jpegs(images).paths, "resident", cache=cache)
 
     def draw(cache):
         open_source(None, cache=cache)
@@ -73,7 +74,7 @@ def work(disk: Path, images: str, archive: Path) -> None:
     for name, action in (("celeba", prepare), ("resident", keep), ("faces", draw)):
         attempt(f"{name} again", action)
     subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
-    resident._build = portrait.draw = None  # building again would fail
+    store._build = portrait.draw = None  # building again would fail
     attempt("resident read-only", keep)
     attempt("faces read-only", draw)
     print(json.dumps(found))

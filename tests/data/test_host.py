@@ -12,10 +12,11 @@ import torch
 from fastae.data import CropResize, Tuning
 from fastae.data.loaders import host
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.loader import HostLoader, ResidentLoader
+from fastae.data.loaders.host import HostLoader
 from fastae.data.loaders.pixel_ops import channel_means
-from fastae.data.loaders.resident import Store
+from fastae.data.loaders.resident import ResidentLoader
 from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.store import Store
 from fastae.experiment.augment import Augmentation
 
 from .batches import same, take

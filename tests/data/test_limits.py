@@ -13,8 +13,9 @@ from PIL import Image
 from fastae.data.files import folder as folders
 from fastae.data.files import jpeg
 from fastae.data.files.check import check
-from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.folder import open_folder
 from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
+from fastae.data.files.search import find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
@@ -27,7 +28,7 @@ def test_an_image_that_claims_65500_by_65500_pixels_is_never_decoded(tmp_path, g
     (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
     decoded = []
     found = check(
-        str(tmp_path), find_jpegs(str(tmp_path)), crop=None, records=None,
+        str(tmp_path), find_jpegs(str(tmp_path)).paths, crop=None, records=None,
         find_faults=lambda paths: decoded.extend(paths) or [None],
     )  # fmt: skip
     assert found.faults == [FileFault(str(tmp_path / "huge.jpg"), Fault.TOO_LARGE)]
@@ -135,7 +136,7 @@ def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path, good):
         os.mkdir(folder)  # noqa: PTH102 (pathlib calls itself for each level)
     image.write_bytes(good)
     try:
-        assert find_jpegs(str(tmp_path)) == [str(image)]
+        assert find_jpegs(str(tmp_path)).paths == [str(image)]
     finally:  # pytest cannot remove folders at this depth
         image.unlink()
         for folder in reversed(folders):

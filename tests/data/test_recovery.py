@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from PIL import Image
 
 from fastae.data import CropResize, Tuning, load_images
 from fastae.data.files import recovery
+from fastae.data.files.folder import open_folder
 from fastae.data.files.jpeg import Fault, Inspection
 from fastae.data.files.recovery import (
     DecoderError,
@@ -25,8 +27,9 @@ from fastae.data.files.recovery import (
     recovered,
 )
 from fastae.data.loaders import pipeline
+from fastae.data.loaders.choose import build_loader
 from fastae.data.loaders.decode import Decoder, open_decoder
-from fastae.data.loaders.loader import build_loader
+from fastae.data.loaders.open import load_held_out
 from fastae.data.loaders.sampler import Sampler
 from fastae.experiment.augment import Augmentation
 from fastae.runs.folder import RunFolder
@@ -135,6 +138,20 @@ def test_a_held_out_file_that_does_not_decode_is_not_evaluated_on(paths, tmp_pat
     assert [*divided.held_out] == (names[-4:] if held_out > 1 else names[-2:-1])
     assert [*divided.train] == (names[:-4] if held_out > 1 else names[:-2])
     assert RunFolder(run).read_description().data.evaluated_on == min(3, held_out)
+
+
+@pytest.mark.parametrize("bad", [1, 3])
+def test_held_out_images_are_those_before_the_ones_that_do_not_decode(paths, bad):
+    """A new run's folder is divided again. That of a resumed run cannot be."""
+    damage("does not decode", *paths[-bad:])
+    folder, crop_resize = open_folder(Path(paths[0]).parent), CropResize(size=32)
+    load = partial(load_held_out, folder, crop_resize, torch.device("cpu"), number=10)
+    divided, images = load()
+    assert divided.held_out == [paths[-bad - 1]] and divided.train == paths[: -bad - 1]
+    assert sorted(file.path for file in divided.skipped) == paths[-bad:]
+    assert torch.equal(images, load_images([paths[-bad - 1]], crop_resize, "cpu"))
+    with pytest.raises(NoneLeft):
+        load(is_resumed=True)
 
 
 @pytest.mark.parametrize("gone", [1.0, 0.5])

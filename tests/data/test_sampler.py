@@ -31,18 +31,30 @@ def test_a_batch_follows_from_seed_and_iteration_alone():
     before = sampler().at(10**6)
     sampler().at(0)
     permutation.cache_clear()
-    assert all(map(np.array_equal, before, sampler().at(10**6)))
+    after = sampler().at(10**6)
+    assert np.array_equal(before.indices, after.indices)
+    assert all(map(np.array_equal, before.augment, after.augment))
 
 
 def test_another_seed_or_epoch_gives_another_order():
     assert not np.array_equal(permutation(0, 0, 100), permutation(0, 1, 100))
     one, other = sampler(seed=1).at(0), sampler(seed=2).at(0)
     assert not np.array_equal(one.indices, other.indices)
-    assert not np.array_equal(one.brightness, other.brightness)
+    assert not np.array_equal(one.augment.brightness, other.augment.brightness)
+
+
+@pytest.mark.parametrize(("shuffle", "parts"), [(True, 1), (True, 4), (False, 1)])
+def test_the_parts_of_a_batch_are_the_batch(shuffle, parts):
+    """Without shuffling, the last batch of an epoch is shorter."""
+    samplers = [Sampler(30, 16, 0, RANGES, part=part, parts=parts, shuffle=shuffle) for part in range(parts)]
+    for iteration in range(3):
+        together = np.concatenate([part.at(iteration).indices for part in samplers])
+        assert np.array_equal(together, samplers[0].indices(iteration))
+        assert len(together) == sum(part.length(iteration) for part in samplers)
 
 
 def test_parameters_are_uniform_in_their_ranges():
-    all_params = [sampler(count=1000, batch_size=500).at(i) for i in range(100)]
+    all_params = [sampler(count=1000, batch_size=500).at(i).augment for i in range(100)]
     for name, low, high in (
         ("brightness", -0.125, 0.125),
         ("contrast", 0.8, 1.2),
@@ -58,8 +70,7 @@ def test_parameters_are_uniform_in_their_ranges():
 
 
 def test_parameters_of_one_batch_are_independent():
-    params = sampler(count=5000, batch_size=5000).at(3)
-    drawn = np.stack([params.flip, params.brightness, params.contrast, params.saturation])
+    drawn = np.stack(sampler(count=5000, batch_size=5000).at(3).augment)
     correlation = np.corrcoef(drawn.astype(float)) - np.eye(4)
     assert np.abs(correlation).max() < 0.06
 
@@ -68,7 +79,9 @@ def test_the_batches_of_a_seed_never_change():
     """A run resumed under a newer NumPy must see the same images: these numbers never change."""
     params = Sampler(10, 4, 7, RANGES).at(1)
     assert params.indices.tolist() == [3, 2, 7, 5]
-    assert params.brightness.tolist() == pytest.approx([-0.015078, 0.0222429, 0.1093942, 0.0818723], abs=1e-7)
+    assert params.augment.brightness.tolist() == pytest.approx(
+        [-0.015078, 0.0222429, 0.1093942, 0.0818723], abs=1e-7
+    )
 
 
 @pytest.mark.parametrize(("count", "number"), [(797, 256), (256, 256), (10, 256), (7, 1), (0, 16)])

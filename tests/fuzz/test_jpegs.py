@@ -16,8 +16,8 @@ import torch
 
 from fastae.data import CropResize, Tuning, open_loader
 from fastae.data.files.check import check
-from fastae.data.files.folder import find_jpegs
 from fastae.data.files.jpeg import inspect
+from fastae.data.files.search import find_jpegs
 from fastae.data.loaders.decode import open_decoder
 from fastae.utils.limits import peak_bytes
 
@@ -74,7 +74,7 @@ def work(folder: str) -> None:
     Prints a line that names the files before anything that might crash or hang, and in the end, as JSON, what
     became of each file.
     """
-    paths, slowest = find_jpegs(folder), 0.0
+    paths, slowest = find_jpegs(folder).paths, 0.0
     for path in paths:
         print(f"the quick check of {path}", flush=True)
         inspect(path)

@@ -26,9 +26,10 @@ from hypothesis import strategies as st
 
 from fastae.config import TrainConfig
 from fastae.data.files.check import check
-from fastae.data.files.folder import find_jpegs, open_folder
+from fastae.data.files.folder import open_folder
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
+from fastae.data.files.search import find_jpegs
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_reports, report_json
 from fastae.monitor.text import show_reports
@@ -95,7 +96,7 @@ def settings_of_a_run(path, pictures):
 def images_of_a_run(path, pictures):
     images = Manifest.read(path)
     opened = open_folder(pictures, manifest=images)
-    assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)))
+    assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)).paths)
     assert (len(opened.train), len(opened.held_out)) == (len(images.train), len(images.held_out))
 
 
@@ -125,7 +126,7 @@ def marker_of_a_cache_entry(path, pictures):
 
 
 def records_of_a_check(path, pictures):
-    paths = find_jpegs(str(pictures))
+    paths = find_jpegs(str(pictures)).paths
     folder = path.with_suffix("")
     check(str(pictures), paths, crop=None, records=folder)
     (records,) = folder.iterdir()
@@ -178,7 +179,7 @@ def pictures(face_paths, tmp_path_factory):
 def intact(pictures, face_paths, tmp_path_factory):
     """A function: name of a file -> contents to damage."""
     records = tmp_path_factory.mktemp("records")
-    check(str(pictures), find_jpegs(str(pictures)), crop=None, records=records)
+    check(str(pictures), find_jpegs(str(pictures)).paths, crop=None, records=records)
 
     def saved(write):
         file = io.BytesIO()

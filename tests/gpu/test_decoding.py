@@ -17,11 +17,9 @@ pytestmark = pytest.mark.usefixtures("real_gpu")
     "tuning",
     [
         Tuning(),
-        Tuning(colors_in_step=True),
         Tuning(decode_batch=8),
         Tuning(hw_decoder_load=0.0),
         Tuning(hw_decoder_load=1.0),
-        Tuning(decode_on_cpu=True),
     ],
     ids=str,
 )

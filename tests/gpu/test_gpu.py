@@ -7,7 +7,7 @@ import torch
 from fastae.training.step_timer import StepTimer
 
 from fastae.data import open_loader
-from fastae.data.loaders import resident
+from fastae.data.loaders import store
 from fastae.device.choose import Precision
 
 from .conftest import SHAPE, make_step, small_model
@@ -27,7 +27,7 @@ def test_the_host_loader_gives_residents_batches(face_paths, cuda, tmp_path):
 def test_a_store_that_one_gpu_run_built_the_next_opens(face_paths, cuda, tmp_path, monkeypatch):
     for _ in range(2):
         open_loader(face_paths, kind="resident", batch_size=8, device=cuda, seed=3, cache=tmp_path)
-        monkeypatch.setattr(resident, "_build", None)  # building again would fail
+        monkeypatch.setattr(store, "_build", None)  # building again would fail
 
 
 def test_a_fresh_gpu_loader_continues_a_running_one(face_paths, cuda):

@@ -12,10 +12,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.loader import ResidentLoader
 from fastae.data.loaders.pixel_ops import channel_means
-from fastae.data.loaders.resident import Store
+from fastae.data.loaders.resident import ResidentLoader
 from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.store import Store
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device, use_kernels
 from fastae.device.choose import Precision, choose_device, choose_precision

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from fastae.data.loaders import decode
-from fastae.device import memory
-from fastae.tools import doctor
+from fastae.device import doctor, memory
 from fastae.utils import limits
 
 GIB = 1 << 30

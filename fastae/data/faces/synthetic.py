@@ -19,15 +19,15 @@ from fastae.data.files.celeba import image_name
 from fastae.utils.cache import ensure_entry
 from fastae.utils.console import log
 
-COUNT = 2000
-NAME = f"faces-v2-{COUNT}"
+FACES = 2000
+FOLDER_NAME = f"faces-v2-{FACES}"
 """The name of the folder of faces in the cache."""
 
 QUALITY = 86
 """The JPEG quality with which the files are about as large as CelebA's."""
 
 
-def write(folder: Path, count: int = COUNT) -> None:
+def write(folder: Path, count: int = FACES) -> None:
     """Draws faces 1..count into an existing folder as 000001.jpg, 000002.jpg, ..."""
     # Once a block of this size has been freed, glibc keeps freed memory for reuse. Otherwise it would map the
     # pages of each temporary array again, which takes a quarter of the time.
@@ -40,9 +40,9 @@ def write(folder: Path, count: int = COUNT) -> None:
 
 def is_builtin(folder: str, cache: Path) -> bool:
     """Whether this path is the folder of faces in `cache`, or in a cache that no longer exists."""
-    if os.path.basename(folder) != NAME:  # noqa: PTH119
+    if os.path.basename(folder) != FOLDER_NAME:
         return False
-    return not os.path.exists(folder) or os.path.realpath(folder) == os.path.realpath(cache / NAME)  # noqa: PTH110
+    return not os.path.exists(folder) or os.path.realpath(folder) == os.path.realpath(cache / FOLDER_NAME)
 
 
 def ensure(cache: Path) -> Path:
@@ -50,11 +50,11 @@ def ensure(cache: Path) -> Path:
 
     The folder appears once it is complete. Raises OSError if it cannot be written.
     """
-    folder = cache / NAME
+    folder = cache / FOLDER_NAME
 
     def draw(draft: Path) -> None:
-        log(f"drawing {COUNT:,} synthetic faces into {folder}, once ...")
-        write(draft, COUNT)
+        log(f"drawing {FACES:,} synthetic faces into {folder}, once ...")
+        write(draft, FACES)
 
-    ensure_entry(folder, "faces", f"{COUNT:,} synthetic faces", fill=draw)
+    ensure_entry(folder, "faces", f"{FACES:,} synthetic faces", fill=draw)
     return folder

@@ -33,7 +33,7 @@ SPLIT_NAMES = ("list_eval_partition.txt", "list_eval_partition.csv")
 MAX_SPLIT = 1 << 25
 """The maximum size of a split file in bytes. CelebA's has 2.8 million."""
 
-Split = dict[str, int]
+Partition = dict[str, int]
 """Image names -> TRAIN, VALID or TEST."""
 
 
@@ -55,14 +55,14 @@ def find_splits(images: str | Path, root: str | Path) -> Iterator[Path]:
     file one folder above the images, and Kaggle two. The authors put it into a folder Eval, which is beside
     the parent of the images' folder.
     """
-    folder, top = Path(os.path.abspath(images)), Path(os.path.abspath(root))  # noqa: PTH100
+    folder, top = Path(os.path.abspath(images)), Path(os.path.abspath(root))
     for parent in (folder, *folder.parents[: len(folder.relative_to(top).parts) + 2]):
         for path in (parent / below / name for below in ("", "Eval") for name in SPLIT_NAMES):
-            if os.path.isfile(path):  # noqa: PTH113 (pathlib's raises for a folder without permission)
+            if os.path.isfile(path):
                 yield path
 
 
-def read_split(path: Path) -> Split:
+def read_split(path: Path) -> Partition:
     """Reads a split file. Raises FastaeError if it cannot be read or is not a split file."""
     try:
         with path.open("rb") as file:
@@ -71,7 +71,7 @@ def read_split(path: Path) -> Split:
         raise FastaeError(f"{str(path)!r} cannot be read: {error.strerror}") from None
 
 
-def parse_split(content: bytes, source: str) -> Split:
+def parse_split(content: bytes, source: str) -> Partition:
     """Parses the content of a split file. The images may have any names.
 
     Raises FastaeError, which names `source` and the line, if a line is invalid or the content is too large.

@@ -51,7 +51,7 @@ class Check:
 
     @property
     def unusable(self) -> list[FileFault]:
-        return [each for each in self.faults if each.fault not in USABLE]
+        return [file for file in self.faults if file.fault not in USABLE]
 
     @property
     def side(self) -> int | None:
@@ -80,10 +80,10 @@ def check(
     Raises:
         DecoderError: the decoder fails even for a valid picture.
     """
-    found = _quick_check(root, paths, records)
-    faults = {path: each.fault for path, each in found.items()}
-    for path, each in found.items():
-        if each.fault in USABLE and crop and min(each.width, each.height) < crop:
+    inspected = _quick_check(root, paths, records)
+    faults = {path: image.fault for path, image in inspected.items()}
+    for path, image in inspected.items():
+        if image.fault in USABLE and crop and min(image.width, image.height) < crop:
             faults[path] = Fault.TOO_SMALL
     if find_faults:
         passed = [path for path in paths if faults[path] in USABLE]
@@ -91,9 +91,9 @@ def check(
         faults |= {path: fault for path, fault in zip(passed, decoded, strict=True) if fault}
     usable = [path for path in paths if faults[path] in USABLE]
     return Check(
-        sizes={path: found[path].size for path in usable},
+        sizes={path: inspected[path].size for path in usable},
         faults=[FileFault(path, fault) for path, fault in faults.items() if fault],
-        shapes=Counter((found[path].width, found[path].height) for path in usable),
+        shapes=Counter((inspected[path].width, inspected[path].height) for path in usable),
     )
 
 
@@ -105,7 +105,7 @@ def was_checked(root: str, records: Path | None) -> bool:
 def stamp(path: str) -> Stamp | None:
     """Returns the stamp of a file, which changes when the file does; None if it cannot be read."""
     try:
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)
     except OSError:
         return None
     return status.st_size, status.st_mtime_ns & (1 << 63) - 1
@@ -117,20 +117,22 @@ def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[
     # Stamps are taken before the files are read: a file that changes meanwhile is inspected again
     # by the next check.
     stamps = {path: stamp(path) for path in paths}
-    found = {
+    inspected = {
         path: known[key][1]
         for path in paths
         if (key := os.fsencode(path)) in known and known[key][0] == stamps[path]
     }
-    if unknown := [path for path in paths if path not in found]:
-        found |= {path: inspect(path) for path in track(unknown, "checking files")}
+    if unknown := [path for path in paths if path not in inspected]:
+        inspected |= {path: inspect(path) for path in track(unknown, "checking files")}
         if file:
-            _write_records(file, {os.fsencode(path): (at, found[path]) for path, at in stamps.items() if at})
-    return {path: found[path] for path in paths}
+            _write_records(
+                file, {os.fsencode(path): (at, inspected[path]) for path, at in stamps.items() if at}
+            )
+    return {path: inspected[path] for path in paths}
 
 
 def _records_file(root: str, records: Path) -> Path:
-    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]  # noqa: PTH100
+    name = hashlib.sha256(os.fsencode(os.path.abspath(root))).hexdigest()[:32]
     return records / f"{name}-v{VERSION}.msgpack"
 
 

@@ -31,7 +31,7 @@ MAX_PIXELS = 1 << 26
 MAX_SIDE = 65_500
 """The maximum side of an image in pixels, which is also libjpeg's limit."""
 
-MAX_BYTES = 1 << 28
+MAX_FILE_BYTES = 1 << 28
 """The maximum size of a file in bytes: more than MAX_PIXELS take at the best quality."""
 
 MAX_HEADER = 1 << 22
@@ -122,13 +122,13 @@ def inspect(path: str) -> Inspection:
     """
     try:
         # The type is checked before opening: opening a pipe may block, and opening a device may do anything.
-        status = os.stat(path)  # noqa: PTH116
+        status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             hidden = stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK)
             return Inspection(Fault.UNREADABLE if hidden else Fault.NOT_A_FILE)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except FileNotFoundError:
-        return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)  # noqa: PTH114
+        return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)
     except OSError as error:
         require_files(error)
         return Inspection(Fault.UNREADABLE)
@@ -211,7 +211,7 @@ def _header_fault(header: _Header, size: int) -> Fault | None:
         return Fault.HEADER_CUT
     if header.kind not in (BASELINE, EXTENDED, PROGRESSIVE) or header.precision != 8:
         return Fault.UNSUPPORTED
-    if pixels > MAX_PIXELS or max(header.height, header.width) > MAX_SIDE or size > MAX_BYTES:
+    if pixels > MAX_PIXELS or max(header.height, header.width) > MAX_SIDE or size > MAX_FILE_BYTES:
         return Fault.TOO_LARGE
     if pixels > PIXELS_PER_BYTE * size:
         return Fault.TRUNCATED
@@ -255,10 +255,10 @@ def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
     while offset + 2 <= len(data) and data[offset] == 0xFF:
         marker = data[offset + 1]
         if marker in STANDALONE:
-            found = MARKER.match(data, offset)
-            if found is None:
+            match = MARKER.match(data, offset)
+            if match is None:
                 return
-            offset, marker = found.end() - 2, data[found.end() - 1]
+            offset, marker = match.end() - 2, data[match.end() - 1]
         yield marker, offset
         length = int.from_bytes(data[offset + 2 : offset + 4])
         if length < 2:
@@ -267,7 +267,7 @@ def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
             length = 2  # as in libjpeg, metadata with an invalid length count as empty
         offset += 2 + length
         if marker == START_OF_SCAN:
-            found = DATA_END.search(data, offset)
-            if found is None:
+            match = DATA_END.search(data, offset)
+            if match is None:
                 return
-            offset = found.start()
+            offset = match.start()

@@ -26,7 +26,7 @@ NAME = "images.json"
 DIGESTS = 16
 """The number of files whose content is compared when a run is resumed. Reading all would take minutes."""
 
-MAX_BYTES = 1 << 27
+MAX_MANIFEST_BYTES = 1 << 27
 """The maximum size of images.json in bytes, enough for some five million images. CelebA takes 4 MB."""
 
 
@@ -74,8 +74,10 @@ class Manifest:
     def write(self, path: Path) -> None:
         """Writes the file. Raises OSError, or FastaeError if the file would be too large to be read again."""
         content = json.dumps(dataclasses.asdict(self), indent=0, separators=(",", ":")).encode()
-        if len(content) > MAX_BYTES:
-            raise FastaeError(f"too many images: the list of {len(self.sizes):,} exceeds {MAX_BYTES:,} bytes")
+        if len(content) > MAX_MANIFEST_BYTES:
+            raise FastaeError(
+                f"too many images: the list of {len(self.sizes):,} exceeds {MAX_MANIFEST_BYTES:,} bytes"
+            )
         with atomic_write(path) as file:
             file.write(content)
 
@@ -83,7 +85,7 @@ class Manifest:
     def read(cls, path: Path) -> Manifest:
         """Reads the file. Raises FastaeError if it is missing or damaged."""
         try:
-            return read_json(path, cls, MAX_BYTES)
+            return read_json(path, cls, MAX_MANIFEST_BYTES)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise FastaeError(f"the list of images {str(path)!r} cannot be read: {reason}") from None

@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from fastae.data.files.celeba import MAX_ENTRY, QUALITY, SIZE, TEST, TRAIN, VALID
-from fastae.data.files.folder import walk
+from fastae.data.files.search import walk
 from fastae.errors import FastaeError
 
 PARTS = {"train": TRAIN, "valid": VALID, "validation": VALID, "val": VALID, "test": TEST}
@@ -30,22 +30,22 @@ ROWS = 64
 READ_AHEAD = 1 << 20
 """The number of bytes that are read at a time. By default pyarrow reads a whole column of a row group."""
 
-File = tuple[Path, int]
+ParquetPart = tuple[Path, int]
 """A parquet file, and the part of the split that it contains."""
 
 
-def find_parquet(folder: Path) -> list[File]:
+def find_parquet(folder: Path) -> list[ParquetPart]:
     """Finds the parquet files in and below `folder`, sorted by part of the split, then by path.
 
     A file may be a link, as in Hugging Face's cache, since only the images in a parquet file are read.
     Raises FastaeError if a name does not say which part of the split the file contains.
     """
-    paths = [Path(path) for path in walk(str(folder), (".parquet",), follow=False)]
-    files = [path for path in paths if os.path.isfile(path)]  # noqa: PTH113
+    paths = [Path(entry.path) for entry in walk(str(folder), follow=False) if entry.suffix == ".parquet"]
+    files = [path for path in paths if os.path.isfile(path)]
     return sorted(((path, _part_of(path)) for path in files), key=lambda file: (file[1], file[0]))
 
 
-def read_jpegs(files: Sequence[File]) -> Iterator[tuple[bytes, int]]:
+def read_jpegs(files: Sequence[ParquetPart]) -> Iterator[tuple[bytes, int]]:
     """Yields every image as the content of a JPEG file, with its part of the split.
 
     Raises FastaeError if a file is not parquet, a row has no image, or pyarrow is not installed.

@@ -19,10 +19,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from fastae.data.files import celeba
-from fastae.data.files.celeba import COUNT, IMAGE_NAME, IMAGES, MAX_ENTRY, SPLIT_NAMES, Split
-from fastae.data.files.folder import LINKED_FOLDER, walk
+from fastae.data.files.celeba import COUNT, IMAGE_NAME, IMAGES, MAX_ENTRY, SPLIT_NAMES, Partition, image_name
 from fastae.data.files.jpeg import inspect
 from fastae.data.files.parquet import find_parquet, read_jpegs
+from fastae.data.files.search import EntryKind, walk
 from fastae.errors import FastaeError
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write
@@ -81,7 +81,7 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     images, split_file = out / IMAGES, out / SPLIT_NAMES[0]
     try:
         split, skipped = _take(source, images)
-        names = sorted(filter(IMAGE_NAME.fullmatch, os.listdir(images)))  # noqa: PTH208
+        names = sorted(filter(IMAGE_NAME.fullmatch, os.listdir(images)))
         official = {name: celeba.official_part(name) for name in names}
         earlier = celeba.read_split(split_file) if _is_plain(split_file) else {}
         split = {name: split.get(name, earlier.get(name, part)) for name, part in official.items()}
@@ -103,53 +103,45 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     )
 
 
-def _take(source: Path, images: Path) -> tuple[Split, list[str]]:
+def _take(source: Path, images: Path) -> tuple[Partition, list[str]]:
     """Copies the images. Returns the split ({} if the source has none) and the names that were skipped."""
-    if os.path.isdir(source):  # noqa: PTH112 (pathlib's raises for a name that is too long)
+    if os.path.isdir(source):
         return _take_folder(source, images)
-    if os.path.isfile(source):  # noqa: PTH113
+    if os.path.isfile(source):
         return _take_zip(source, images)
-    what = "is not a file" if os.path.exists(source) else "does not exist"  # noqa: PTH110
+    what = "is not a file" if os.path.exists(source) else "does not exist"
     raise FastaeError(f"{str(source)!r} {what}: pass img_align_celeba.zip, Kaggle's archive, or a folder")
 
 
-def _take_folder(source: Path, images: Path) -> tuple[Split, list[str]]:
-    ignored = Counter[str]()
-    paths = map(Path, walk(str(source), (".jpg",), ignored, follow=False))
-    found = sorted(path for path in paths if IMAGE_NAME.fullmatch(path.name))
-    plain = list(filter(_is_plain, found))
-    skipped = list(map(str, sorted(set(found).difference(plain))))
+def _take_folder(source: Path, images: Path) -> tuple[Partition, list[str]]:
+    entries = list(walk(str(source), follow=False))
+    paths = sorted(Path(entry.path) for entry in entries if entry.suffix == ".jpg")
+    named = [path for path in paths if IMAGE_NAME.fullmatch(path.name)]
+    plain = [path for path in named if _is_plain(path)]
+    skipped = [str(path) for path in named if not _is_plain(path)]
     if plain:
         # The authors' unaligned images ("in the wild") have the same names.
         plain = [path for path in plain if path.parent.name == IMAGES] or plain
-        _copy(((path.name, path.open("rb")) for path in plain), images, total=len(plain))
+        _copy(((path.name, path.open("rb"), None) for path in plain), images, total=len(plain))
         return _find_split(plain[0].parent, source), skipped
     if files := find_parquet(source):
-        split: Split = {}
-        _copy(_numbered(read_jpegs(files), split), images)
-        if split:
+        jpegs = enumerate(read_jpegs(files), start=1)
+        copies = ((image_name(number), io.BytesIO(content), part) for number, (content, part) in jpegs)
+        if split := _copy(copies, images):
             return split, skipped
-    links = len(skipped) + ignored[LINKED_FOLDER]
+    links = len(skipped) + sum(entry.kind is EntryKind.LINKED_FOLDER for entry in entries)
     also = f"; skipped links and devices: {links:,}" if links else ""
     raise FastaeError(f"{str(source)!r} {NO_IMAGE}, and no parquet file with images{also}")
 
 
-def _numbered(jpegs: Iterable[tuple[bytes, int]], split: Split) -> Iterable[tuple[str, IO[bytes]]]:
-    """Names the images by their order, and records their parts in `split`."""
-    for number, (content, part) in enumerate(jpegs, start=1):
-        name = celeba.image_name(number)
-        split[name] = part
-        yield name, io.BytesIO(content)
-
-
-def _take_zip(source: Path, images: Path) -> tuple[Split, list[str]]:
+def _take_zip(source: Path, images: Path) -> tuple[Partition, list[str]]:
     try:
         with zipfile.ZipFile(source) as archive:
             entries, skipped = _sort_entries(archive)
             splits = [entries.pop(name) for name in SPLIT_NAMES if name in entries]
             if not entries:
                 raise FastaeError(f"{str(source)!r} {NO_IMAGE}")
-            files = ((name, _open_entry(archive, entry)) for name, entry in entries.items())
+            files = ((name, _open_entry(archive, entry), None) for name, entry in entries.items())
             _copy(files, images, total=len(entries))
             for entry in splits:
                 with _open_entry(archive, entry) as file:
@@ -186,10 +178,24 @@ def _open_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> IO[bytes]:
     return archive.open(entry)
 
 
-def _copy(files: Iterable[tuple[str, IO[bytes]]], images: Path, total: int | None = None) -> None:
-    """Writes files into a folder unless they exist. Raises FastaeError if they are too large."""
-    copied = 0
-    for name, file in track(files, "copying", total):
+def _copy(
+    files: Iterable[tuple[str, IO[bytes], int | None]], images: Path, total: int | None = None
+) -> Partition:
+    """Writes files into a folder unless they exist.
+
+    Args:
+        files: the name, content, and part of the split (None if it is not known) of each file.
+        images: the folder.
+        total: the number of files, if it is known.
+
+    Returns:
+        The parts that are known.
+
+    Raises:
+        FastaeError: the files are too large.
+    """
+    copied, split = 0, {}
+    for name, file, part in track(files, "copying", total):
         with file:
             content = file.read(MAX_ENTRY + 1)
         copied += len(content)
@@ -197,6 +203,9 @@ def _copy(files: Iterable[tuple[str, IO[bytes]]], images: Path, total: int | Non
             raise FastaeError(f"{name!r}, or all images together, are larger than CelebA's")
         if not _is_plain(images / name) or (images / name).read_bytes() != content:
             _write(images / name, content)
+        if part is not None:
+            split[name] = part
+    return split
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -205,7 +214,7 @@ def _write(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-def _find_split(images: Path, root: Path) -> Split:
+def _find_split(images: Path, root: Path) -> Partition:
     """Reads the split file beside or above the images, unless it is a link. Returns {} if there is none."""
     return next((celeba.read_split(path) for path in celeba.find_splits(images, root) if _is_plain(path)), {})
 
@@ -215,5 +224,5 @@ def _is_plain(path: Path) -> bool:
 
 
 def _is_faulty(path: Path) -> bool:
-    found = inspect(str(path))
-    return bool(found.fault) or (found.width, found.height) != celeba.SIZE
+    image = inspect(str(path))
+    return bool(image.fault) or (image.width, image.height) != celeba.SIZE

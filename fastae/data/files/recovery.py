@@ -46,14 +46,14 @@ class DecoderOutOfMemory(DecoderError):
 
 
 class NoneLeft(FastaeError):
-    """None of the images can be read. `found` contains the fault of each file."""
+    """None of the images can be read. `faults` contains the fault of each file."""
 
-    def __init__(self, found: Sequence[FileFault]) -> None:
-        example = "".join(f" (first: {each.path!r:.200}: {each.fault.value})" for each in found[:1])
+    def __init__(self, faults: Sequence[FileFault]) -> None:
+        example = "".join(f" (first: {file.path!r:.200}: {file.fault.value})" for file in faults[:1])
         super().__init__(
-            f"none of the {len(found)} images can be read{example}: was the folder moved or unmounted?"
+            f"none of the {len(faults)} images can be read{example}: was the folder moved or unmounted?"
         )
-        self.found = found
+        self.faults = faults
 
 
 FindFaults = Callable[[Sequence[str]], Iterable[Fault | None]]
@@ -88,15 +88,15 @@ class ImageFiles:
         """The indices of the images whose own files are read."""
         return [index for index in range(len(self)) if index not in self.bad]
 
-    def replace(self, found: Mapping[int, Fault]) -> None:
+    def replace(self, faults: Mapping[int, Fault]) -> None:
         """Replaces the files of these images. Raises NoneLeft if no good file remains."""
-        self.bad |= found
+        self.bad |= faults
         good = self.good()
         if not good:
             raise NoneLeft([FileFault(path, self.bad[index]) for index, path in enumerate(self.own)])
         for index in self.bad:
             self.paths[index] = self.own[good[bisect(good, index) % len(good)]]
-        for index, fault in found.items():
+        for index, fault in faults.items():
             if self._on_replaced:
                 self._on_replaced(FileFault(self.own[index], fault), self.paths[index])
 
@@ -129,8 +129,8 @@ def recovered(
                 position += 1
             return
         except DecoderError as error:
-            if found := _find_bad(files, indices_at(position), find_faults, error=error):
-                files.replace(found)
+            if bad := _find_bad(files, indices_at(position), find_faults, error=error):
+                files.replace(bad)
             elif failed_at == position:
                 raise
             else:  # try once more: a file may have been incomplete because it was being written
@@ -145,11 +145,11 @@ def _find_bad(
     # Prefetched files cannot be the cause: DALI raises an error with the batch in which it occurred.
     read = {files.paths[index] for index in indices}
     suspects = [index for index in files.good() if files.own[index] in read]
-    found = _quick_check(files, suspects)
-    if MANY * len(found) >= len(suspects):  # a folder or disk is gone: check all files at once
-        found = _quick_check(files, files.good())
-    if found or isinstance(error, DecoderOutOfMemory):
-        return found
+    bad = _quick_check(files, suspects)
+    if MANY * len(bad) >= len(suspects):  # a folder or disk is gone: check all files at once
+        bad = _quick_check(files, files.good())
+    if bad or isinstance(error, DecoderOutOfMemory):
+        return bad
     # The decoder may reject a file that passes the quick check.
     faults = find_faults([files.own[index] for index in suspects])
     return {index: fault for index, fault in zip(suspects, faults, strict=True) if fault}

@@ -172,7 +172,7 @@ def _picture(width: int, height: int) -> Iterator[str]:
 
     Without a /proc, which gives the memory a path, it is a temporary file.
     """
-    in_memory = os.path.exists("/proc/self/fd")  # noqa: PTH110
+    in_memory = os.path.exists("/proc/self/fd")
     made: IO[bytes]
     made = os.fdopen(os.memfd_create("fastae"), "wb") if in_memory else NamedTemporaryFile()  # noqa: SIM115
     with made as file:

@@ -16,12 +16,33 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastae.data.loaders.decode import Decoder
+from fastae.data.loaders.loader import Loader
 from fastae.data.loaders.pixel_ops import pack_params
-from fastae.data.loaders.resident import Store
 from fastae.data.loaders.sampler import BatchParams, Sampler
+from fastae.data.loaders.store import Store
 
 AHEAD = 4
 """The number of batches that are gathered and uploaded ahead."""
+
+
+class HostLoader(Loader):
+    """Gathers batches from decoded images in host memory, and uploads them to a GPU, which augments them."""
+
+    kind = "host"
+
+    def __init__(self, store: Store, sampler: Sampler, decoder: Decoder) -> None:
+        super().__init__(sampler, decoder)
+        self.store = store
+
+    def example(self) -> tuple[Tensor, ...]:
+        return tuple(value.to(self.device) for value in gather(self.store, self.sampler.at(0)))
+
+    def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        return upload_batches(self.store, self.sampler, start, device=self.device)
+
+    def make_batch(self, *inputs: Tensor) -> Tensor:
+        return self.decoder.pixel_ops.augment(*inputs)
 
 
 def upload_batches(

@@ -30,7 +30,7 @@ from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.nvml import has_nvml
-from fastae.experiment import augment
+from fastae.experiment.augment import AugmentParams, color_jitter
 from fastae.utils.limits import thread_limit
 
 # Without NVML, DALI's GPU decoder fails to start unless this is set. A container that lacks the driver
@@ -167,7 +167,8 @@ def _call(function: Callable[[], Any], outcome: Future[Any]) -> None:
 
 def _described(error: Exception) -> DecoderError:
     """Converts an error of DALI to a DecoderError whose message has one line."""
-    if isinstance(error, MemoryError) or any(words in str(error) for words in OUT_OF_MEMORY):
+    # DALI raises RuntimeError for nearly everything: only its text says whether memory is exhausted.
+    if isinstance(error, MemoryError) or any(phrase in str(error) for phrase in OUT_OF_MEMORY):
         return DecoderOutOfMemory(
             f"out of memory while decoding images ({_gist(error)}): use a smaller --batch-size, or smaller "
             "images"
@@ -200,10 +201,7 @@ def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterato
 def read_augmented(
     paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline
 ) -> Iterator[Tensor]:
-    """Yields augmented batches: float32 (N, 3, S, S) in [0, 1], channels-last.
-
-    With `colors_in_step` the images are flipped, but their colors are not changed, and they are in [0, 255].
-    """
+    """Yields augmented batches: float32 (N, 3, S, S) in [0, 1], channels-last."""
     return _tensors(dali, build_augmented(paths, batches, dali))
 
 
@@ -214,19 +212,20 @@ def _tensors(dali: DaliPipeline, pipeline: Pipeline) -> Iterator[Tensor]:
 
 def build_augmented(paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline) -> Pipeline:
     """Builds the pipeline of `read_augmented`."""
-    columns = 2 if dali.tuning.colors_in_step else 5
-    return dali.build(_augmented, (_inputs(paths, params)[:columns] for params in batches), columns)
+    columns = 1 + len(AugmentParams._fields)
+    return dali.build(_augmented, (_inputs(paths, batch) for batch in batches), columns)
 
 
-def _inputs(paths: Sequence[str], params: BatchParams) -> tuple[Any, ...]:
-    """The inputs of `_augmented`: files, the corners where the resize starts, and the color parameters.
+def _inputs(paths: Sequence[str], batch: BatchParams) -> tuple[Any, ...]:
+    """The inputs of `_augmented`: the files, and the fields of `AugmentParams`.
 
-    The corner is (0, 0), or (0, 1) for a flip.
+    For `flip`, this is the corner from which an image is resized: (0, 0), or (0, 1) to flip it.
     """
-    starts = np.stack([np.zeros_like(params.flip), params.flip], axis=1).astype(np.float32)
-    # A parameter of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
-    colors = (x[:, None, None, None] for x in (params.brightness, params.contrast, params.saturation))
-    return _characters([paths[index] for index in params.indices]), starts, *colors
+    flip = batch.augment.flip
+    starts = np.stack([np.zeros_like(flip), flip], axis=1).astype(np.float32)
+    # A change of an image has the shape (1, 1, 1), which broadcasts against height, width and channels.
+    changes = batch.augment.map(lambda values: values[:, None, None, None])
+    return _characters([paths[index] for index in batch.indices]), *changes._replace(flip=starts)
 
 
 def _crops(dali: DaliPipeline, path: Any) -> Any:
@@ -247,11 +246,10 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
         "device_memory_padding": dali.tuning.padding,
         "host_memory_padding": dali.tuning.padding,
     }
-    if dali.on_gpu and not dali.tuning.decode_on_cpu:
+    if dali.on_gpu:
         # nvImageCodec 0.9 crashes if it decodes regions of a batch with several kinds of chroma subsampling.
         return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
-    images = fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
-    return images.gpu() if dali.on_gpu else images
+    return fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
 
 
 def cut_square(images: Any, side: Any) -> Any:
@@ -274,17 +272,17 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
     )
 
 
-def _augmented(dali: DaliPipeline, path: Any, start: Any, *colors: Any) -> Any:
-    images = _resized(dali, path, start)
-    if not colors:
-        return images
+def _augmented(dali: DaliPipeline, path: Any, *changes: Any) -> Any:
+    """Decodes, resizes, flips and augments files: float32 (S, S, 3) in [0, 1]."""
+    params = AugmentParams(*changes)
+    images = _resized(dali, path, params.flip)
     mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)
-    (images,) = augment.color_jitter([images], [mean], *colors, arrays=_Interleaved)
+    (images,) = color_jitter([images], [mean], params, arrays=_Interleaved)
     return images
 
 
 class _Interleaved:
-    """`augment.Arrays` for DALI, with all channels of an image in one array, as its last axis."""
+    """`fastae.experiment.augment.Arrays` for DALI, with all channels in one array, as its last axis."""
 
     @staticmethod
     def highest(channels: Sequence[Any]) -> Any:

@@ -5,21 +5,22 @@ are scalar code on a CPU, while each pass here is one vectorised loop that `torc
 
     crops (N, L, L, 3) uint8 -> `augment_crops`      \
     stored images (M, S, 3, S) uint8 -> `gather`      -> (N, 3, S, S), channels-last, in [0, 1]
-    gathered images (N, S, 3, S) uint8 -> `augment`   |
-    resized, flipped images (N, 3, S, S) -> `color`  /
+    gathered images (N, S, 3, S) uint8 -> `augment`  /
 
 Stored images consist of rows of three planes, so that a loop along a row of one channel can read all three
-channels of a pixel. Crops are shrunk vertically, transposed, shrunk horizontally, and their colors changed.
-Due to the transpose, no loop ever gathers along a row. The last pass transposes them back, which makes the
-channels the innermost axis. A few images at a time go through all passes, so that they stay in the CPU's
-cache. On a GPU, each line above is one compiled function.
+channels of a pixel. In the compiled passes, crops are shrunk vertically, transposed, shrunk horizontally, and
+their colors changed. Due to the transpose, no loop ever gathers along a row. The last pass transposes them
+back, which makes the channels the innermost axis. A few images at a time go through all passes, so that they
+stay in the CPU's cache. On a GPU, each line above is one compiled function.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -30,29 +31,33 @@ from torch.nn import functional
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
 from fastae.experiment import augment
-from fastae.experiment.augment import UNIT
+from fastae.experiment.augment import UNIT, AugmentParams
 
 
 def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
-    """Packs the parameters of a batch into int32 (5, N), so that one copy to a GPU suffices.
+    """Packs the parameters of a batch into int32 (fields, N), so that one copy to a GPU suffices.
 
-    Floats are stored by their bits.
+    The rows are the indices, the flips, and the bits of the other parameters, which are float32.
     """
-    words = torch.empty(len(params), len(params.indices), dtype=torch.int32, pin_memory=pinned)
-    rows = words.numpy()
-    rows[0], rows[1] = params.indices, params.flip
-    rows[2:].view(np.float32)[:] = params.brightness, params.contrast, params.saturation
-    return words
+    flip, *floats = params.augment
+    packed = torch.empty(2 + len(floats), len(flip), dtype=torch.int32, pin_memory=pinned)
+    rows = packed.numpy()
+    rows[0], rows[1] = params.indices, flip
+    rows[2:].view(np.float32)[:] = floats
+    return packed
 
 
-def unpack_params(words: Tensor) -> tuple[Tensor, ...]:
-    """Unpacks indices (int64), flips (bool), brightness, contrast and saturation (float32), each (N,)."""
-    indices, flip = words[:2].unbind()
-    return indices.long(), flip.bool(), *words[2:].view(torch.float32).unbind()
+def unpack_params(packed: Tensor) -> BatchParams:
+    """Unpacks the parameters of a batch, the inverse of `pack_params`."""
+    indices, flip = packed[:2].unbind()
+    return BatchParams(indices.long(), AugmentParams(flip.bool(), *packed[2:].view(torch.float32).unbind()))
 
 
 CHUNK = 8
 """The number of images that go through the passes together: the fastest of 4, 8, 16 and 64."""
+
+EXACT_SIZES = (16, 32, 64, 128)
+"""The sizes at which bilinear weights have at most 8 bits, as pixels do: float32 holds every product."""
 
 
 class PixelOps:
@@ -66,6 +71,7 @@ class PixelOps:
 
     def __init__(self, crop_resize: CropResize, compiled: bool, threads: int = 1) -> None:
         self._crop_resize = crop_resize
+        self._compiled = compiled
 
         def wrap(function: Callable, options: dict[str, Any] | None = None) -> Callable:
             return torch.compile(function, dynamic=False, options=options) if compiled else function
@@ -78,7 +84,6 @@ class PixelOps:
         self._shrink_columns = wrap(_shrink_columns, beside)
         self._augment_columns = wrap(_augment_columns, beside)
         self._color_jitter = wrap(_color_jitter)
-        self._color_on_gpu = wrap(_color_on_gpu)
         self._augment_on_gpu = wrap(_augment_on_gpu)
         self._gather_on_gpu = wrap(_gather_on_gpu)
         self._selected: Tensor | None = None
@@ -89,41 +94,48 @@ class PixelOps:
         A tensor (N, L, L, 3) is the fast case. A sequence may contain crops of different sides. The
         interpolation is bilinear with half-pixel centres, like `tf.image.resize` and DALI's linear resize.
         """
-        if not isinstance(crops, Tensor):
-            return torch.cat([self._resize_any(crop[None]) for crop in crops])
+        # A channel's mean is summed in the order of memory, so the layout decides the last bits of a batch.
+        if not isinstance(crops, Tensor):  # torch.compile would compile again for each side
+            return torch.cat([self._interpolate(crop[None]).transpose(1, 2) for crop in crops]).contiguous()
         if self._crop_resize.antialias:
-            return self._resize_any(crops)
+            return self._interpolate(crops).contiguous().transpose(1, 2)
+        if self._compiled or self._crop_resize.size not in EXACT_SIZES:
+            return self._shrink(crops)
+        return self._interpolate(crops).permute(0, 3, 1, 2).contiguous().transpose(1, 3)
+
+    def _interpolate(self, crops: Tensor) -> Tensor:
+        """PyTorch's resize: (n, L, L, 3) uint8 -> (n, 3, S, S) float32, channels-last, its fastest layout.
+
+        Except for EXACT_SIZES, its positions are rounded to float32, and pixels differ by up to 0.02.
+        """
+        size, antialias = self._crop_resize.size, self._crop_resize.antialias
+        images = crops.permute(0, 3, 1, 2).float()
+        return functional.interpolate(images, (size, size), mode="bilinear", antialias=antialias)
+
+    def _shrink(self, crops: Tensor) -> Tensor:
+        """`resize` in passes that torch.compile makes."""
         size = self._crop_resize.size
         taps = _Taps.of(crops.shape[1], size)
         upright = torch.zeros(CHUNK, dtype=torch.bool)
-        columns = [
-            self._shrink_columns(self._columns(chunk, taps), upright[: len(chunk)], *taps.transposed)
-            for chunk in _chunks(crops)
-        ]
+        columns = []
+        for here in _chunks(len(crops)):
+            chunk = self._columns(crops[here], taps)
+            columns.append(self._shrink_columns(chunk, upright[: len(chunk)], *taps.transposed))
         return torch.cat(columns).unflatten(1, (size, 3)).transpose(1, 3)
 
-    def _resize_any(self, crops: Tensor) -> Tensor:
-        """`resize` without torch.compile, which would compile again for each side."""
-        size, antialias = self._crop_resize.size, self._crop_resize.antialias
-        planes = crops.permute(0, 3, 1, 2).float().contiguous()
-        return functional.interpolate(planes, (size, size), mode="bilinear", antialias=antialias).transpose(
-            1, 2
-        )
-
-    def augment_crops(self, crops: Sequence[Tensor] | Tensor, words: Tensor) -> Tensor:
+    def augment_crops(self, crops: Sequence[Tensor] | Tensor, packed: Tensor) -> Tensor:
         """Resizes, flips and augments crops by packed parameters: (N, 3, S, S), channels-last, in [0, 1]."""
-        _, flips, *all_colors = unpack_params(words)
-        if not isinstance(crops, Tensor) or self._crop_resize.antialias:
-            pixels = self.resize(crops)
-            pixels = torch.where(flips[:, None, None, None], pixels.flip(3), pixels)
-            return self.color_jitter(pixels, channel_means(pixels), *all_colors)
+        params = unpack_params(packed).augment
+        if not self._compiled or not isinstance(crops, Tensor) or self._crop_resize.antialias:
+            pixels = _flipped(self.resize(crops), params)
+            return self.color_jitter(pixels, channel_means(pixels), params)
         size = self._crop_resize.size
         taps = _Taps.of(crops.shape[1], size)
         batch = torch.empty(len(crops), size, size, 3)
-        parts = (_chunks(value) for value in (crops, batch.flatten(2), flips, *all_colors))
-        for chunk, out, flip, *colors in zip(*parts, strict=True):
-            columns = self._columns(chunk, taps)
-            self._transpose(self._augment_columns(columns, flip, *taps.transposed, *colors), out)
+        for here in _chunks(len(crops)):
+            columns = self._columns(crops[here], taps)
+            changed = self._augment_columns(columns, taps.transposed, params.map(itemgetter(here)))
+            self._transpose(changed, batch.flatten(2)[here])
         return batch.permute(0, 3, 1, 2)
 
     def _columns(self, crops: Tensor, taps: _Taps) -> Tensor:
@@ -133,29 +145,25 @@ class PixelOps:
         self._transpose(rows, columns)
         return columns
 
-    def gather(self, store: Tensor, means: Tensor, words: Tensor) -> Tensor:
+    def gather(self, store: Tensor, means: Tensor, packed: Tensor) -> Tensor:
         """Gathers images of a store, flips and augments them.
 
         Args:
             store: uint8 (M, S, 3, S).
             means: the channel means of the store's images, float32 (M, 3) in [0, 255].
-            words: the packed parameters (`pack_params`).
+            packed: the packed parameters (`pack_params`).
 
         Returns:
             float32 (N, 3, S, S), channels-last, in [0, 1].
         """
         if store.is_cuda:
-            return self._gather_on_gpu(store, means, words.to(store.device, non_blocking=True))
-        indices, flips, *colors = unpack_params(words)
-        return self.color_jitter(self._select(store, indices, flips), means[indices], *colors)
+            return self._gather_on_gpu(store, means, packed.to(store.device, non_blocking=True))
+        indices, params = unpack_params(packed)
+        return self.color_jitter(self._select(store, indices, params.flip), means[indices], params)
 
-    def augment(self, pixels: Tensor, means: Tensor, words: Tensor) -> Tensor:
+    def augment(self, pixels: Tensor, means: Tensor, packed: Tensor) -> Tensor:
         """Like `gather`, for images that are gathered already: uint8 (N, S, 3, S), means (N, 3)."""
-        return self._augment_on_gpu(pixels, means, words)
-
-    def color(self, images: Tensor, words: Tensor) -> Tensor:
-        """Changes only the colors: (N, 3, S, S) in [0, 255] -> the same shape in [0, 1]."""
-        return self._color_on_gpu(images, words.to(images.device, non_blocking=True))
+        return self._augment_on_gpu(pixels, means, packed)
 
     def _select(self, store: Tensor, indices: Tensor, flips: Tensor) -> Tensor:
         """Gathers and flips images: uint8 (N, S, 3, S). The next call overwrites the result."""
@@ -169,13 +177,13 @@ class PixelOps:
             selected[index] = selected[index].flip(2)
         return selected
 
-    def color_jitter(self, pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
+    def color_jitter(self, pixels: Tensor, means: Tensor, params: AugmentParams) -> Tensor:
         """Changes the colors of images (N, S, 3, S), with channel means (N, 3), both in [0, 255].
 
         Returns float32 (N, 3, S, S), channels-last, in [0, 1].
         """
         # PyTorch's copy interleaves the channels, on a CPU twice as fast as stores in the compiled loop.
-        return self._color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
+        return self._color_jitter(pixels, means, params).contiguous(memory_format=torch.channels_last)
 
 
 def channel_means(pixels: Tensor) -> Tensor:
@@ -192,8 +200,11 @@ def to_batch(pixels: Tensor) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def _chunks(values: Tensor) -> tuple[Tensor, ...]:
-    return values.tensor_split(-(-len(values) // CHUNK))
+def _chunks(count: int) -> Iterator[slice]:
+    """Divides images into parts of at most CHUNK, of the same length but for one image."""
+    parts = -(-count // CHUNK)
+    bounds = (count * part // parts for part in range(parts + 1))
+    return itertools.starmap(slice, itertools.pairwise(bounds))
 
 
 @dataclass(frozen=True)
@@ -246,12 +257,10 @@ def _shrink_columns(columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, we
     return left + (right - left) * weight[way][:, :, None]
 
 
-def _augment_columns(
-    columns: Tensor, flip: Tensor, low: Tensor, high: Tensor, weight: Tensor, *colors: Tensor
-) -> Tensor:
+def _augment_columns(columns: Tensor, taps: tuple[Tensor, ...], params: AugmentParams) -> Tensor:
     """Applies `_shrink_columns` and then changes the colors: (n, 3 S, S) in [0, 1]."""
-    pixels = _shrink_columns(columns, flip, low, high=high, weight=weight).unflatten(1, (columns.shape[2], 3))
-    return torch.stack(_jittered(pixels, channel_means(pixels), *colors), dim=2).flatten(1, 2)
+    pixels = _shrink_columns(columns, params.flip, *taps).unflatten(1, (columns.shape[2], 3))
+    return torch.stack(_jittered(pixels, channel_means(pixels), params), dim=2).flatten(1, 2)
 
 
 def _transpose(values: Tensor, out: Tensor) -> None:
@@ -279,40 +288,34 @@ class _Planes:
         return torch.minimum(x, high).clamp(min=low) if isinstance(high, Tensor) else x.clamp(low, high)
 
 
-def _jittered(
-    pixels: Tensor, means: Tensor, brightness: Tensor, contrast: Tensor, saturation: Tensor
-) -> list[Tensor]:
+def _flipped(pixels: Tensor, params: AugmentParams) -> Tensor:
+    """Flips images (N, S, 3, S) left-right."""
+    return torch.where(params.flip[:, None, None, None], pixels.flip(3), pixels)
+
+
+def _jittered(pixels: Tensor, means: Tensor, params: AugmentParams) -> list[Tensor]:
     """Changes colors: (N, S, 3, S) in [0, 255] -> three tensors (N, S, S) in [0, 1]."""
     return augment.color_jitter(
         [pixels[:, :, channel].float() for channel in range(3)],
         [means[:, channel, None, None] for channel in range(3)],
-        *(values[:, None, None] for values in (brightness, contrast, saturation)),
+        params.map(lambda values: values[:, None, None]),
         arrays=_Planes,
     )
 
 
-def _color_jitter(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
+def _color_jitter(pixels: Tensor, means: Tensor, params: AugmentParams) -> Tensor:
     """Changes colors: (N, S, 3, S) in [0, 255] -> (N, 3, S, S) in [0, 1]."""
-    return torch.stack(_jittered(pixels, means, *colors), dim=1)
+    return torch.stack(_jittered(pixels, means, params), dim=1)
 
 
-def _color_jitter_on_gpu(pixels: Tensor, means: Tensor, *colors: Tensor) -> Tensor:
-    """`_color_jitter` with a channels-last result, in the same kernel."""
-    return _color_jitter(pixels, means, *colors).contiguous(memory_format=torch.channels_last)
-
-
-def _color_on_gpu(images: Tensor, words: Tensor) -> Tensor:
-    pixels, (_, _, *colors) = images.transpose(1, 2), unpack_params(words)
-    return _color_jitter_on_gpu(pixels, channel_means(pixels), *colors)
-
-
-def _augment_on_gpu(pixels: Tensor, means: Tensor, words: Tensor) -> Tensor:
-    _, flip, *colors = unpack_params(words)
-    return _color_jitter_on_gpu(
-        torch.where(flip[:, None, None, None], pixels.flip(3), pixels), means, *colors
+def _augment_on_gpu(pixels: Tensor, means: Tensor, packed: Tensor) -> Tensor:
+    """Flips images and changes their colors; the same kernel makes the result channels-last."""
+    params = unpack_params(packed).augment
+    return _color_jitter(_flipped(pixels, params), means, params).contiguous(
+        memory_format=torch.channels_last
     )
 
 
-def _gather_on_gpu(store: Tensor, means: Tensor, words: Tensor) -> Tensor:
-    indices, *_ = unpack_params(words)
-    return _augment_on_gpu(store[indices], means[indices], words)
+def _gather_on_gpu(store: Tensor, means: Tensor, packed: Tensor) -> Tensor:
+    indices = unpack_params(packed).indices
+    return _augment_on_gpu(store[indices], means[indices], packed)

@@ -16,33 +16,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastae.experiment.augment import Augmentation
+from fastae.experiment.augment import Augmentation, AugmentParams
 
 # The second word of the generator's key keeps the two streams of one seed apart.
 PERMUTATIONS, PARAMETERS = 0, 1
 
 
 class BatchParams(NamedTuple):
-    """The images of a batch, and their augmentation. All arrays have the length N."""
+    """The images of a batch and their changes: arrays (N,) of NumPy or PyTorch."""
 
-    indices: np.ndarray
+    indices: Any
     """The images' indices, int64."""
 
-    flip: np.ndarray
-    """Whether each image is flipped left-right, bool."""
-
-    brightness: np.ndarray
-    """The numbers that are added to pixels in [0, 1], float32."""
-
-    contrast: np.ndarray
-    """The factors of the contrast, float32."""
-
-    saturation: np.ndarray
-    """The factors of the saturation, float32."""
+    augment: AugmentParams
 
 
 @dataclass(frozen=True)
@@ -71,7 +61,7 @@ class Sampler:
     """Whether each epoch visits the images in a new random order."""
 
     @property
-    def share(self) -> int:
+    def part_size(self) -> int:
         """The most images in this part of a batch. The last batch of an epoch may be smaller."""
         return self.batch_size // self.parts
 
@@ -81,32 +71,26 @@ class Sampler:
         whole, left_over = divmod(self.count, self.batch_size)
         return whole + (left_over > 0 and not self.shuffle)
 
-    def size(self, iteration: int) -> int:
-        """The number of images in this part of the batch of an iteration."""
+    def length(self, iteration: int) -> int:
+        """The number of images in this part of a batch."""
         if self.shuffle:
-            return self.share
-        first = iteration % self.batches_per_epoch * self.batch_size
-        return min(self.batch_size, self.count - first)
+            return self.part_size
+        return min(self.batch_size, self.count - iteration % self.batches_per_epoch * self.batch_size)
 
     def at(self, iteration: int) -> BatchParams:
-        """Returns one batch. This takes about 10 us, and once per epoch also the time of a permutation."""
-        words = _words(self.seed, PARAMETERS, iteration, number=4 * self.batch_size)
+        """Returns this part of a batch. It takes about 10 us, plus a permutation per epoch."""
+        first = self.part * self.part_size
+        here = slice(first, first + self.length(iteration))
+        fields = len(AugmentParams._fields)
+        words = _words(self.seed, PARAMETERS, iteration, number=fields * self.batch_size)
         uniform = (words >> np.uint64(11)) * 2.0**-53  # the usual construction of a float64 in [0, 1)
-        flip, brightness, contrast, saturation = uniform.reshape(4, self.batch_size)
-        ranges = self.augmentation
-        first = self.part * self.share
-        here = slice(first, first + self.size(iteration))
-        return BatchParams(
-            indices=self._indices(iteration)[here],
-            flip=(flip[here] < 0.5) & self.flip,
-            brightness=_scaled(brightness[here], 0.0, ranges.brightness),
-            contrast=_scaled(contrast[here], 1.0, ranges.contrast),
-            saturation=_scaled(saturation[here], 1.0, ranges.saturation),
-        )
+        params = self.augmentation.params(uniform.reshape(fields, self.batch_size)[:, here])
+        return BatchParams(self.indices(iteration)[here], params._replace(flip=params.flip & self.flip))
 
-    def _indices(self, iteration: int) -> np.ndarray:
+    def indices(self, iteration: int) -> np.ndarray:
+        """The images of a whole batch, of all parts: int64 (N,)."""
         if not self.shuffle:
-            return np.arange(self.batch_size) + iteration % self.batches_per_epoch * self.batch_size
+            return np.arange(self.length(iteration)) + iteration % self.batches_per_epoch * self.batch_size
         positions = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self.count)
         indices = np.empty(self.batch_size, np.int64)
@@ -127,7 +111,3 @@ def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
     # `counter` is the top word, while Philox counts up in the lowest one, so that streams never overlap.
     generator = np.random.Philox(key=[seed, stream], counter=[0, 0, 0, counter])
     return generator.random_raw(number)
-
-
-def _scaled(uniform: np.ndarray, centre: float, radius: float) -> np.ndarray:
-    return (centre + radius * (2 * uniform - 1)).astype(np.float32)

@@ -30,14 +30,8 @@ class Tuning:
     With 0, an image's pixels do not depend on the other images in its batch.
     """
 
-    decode_on_cpu: bool = False
-    """Whether images are decoded on the CPU and then uploaded."""
-
     decode_batch: int = 256
     """The number of images that DALI decodes at once, for several batches; fewer if they are large."""
-
-    colors_in_step: bool = False
-    """Whether colors are changed in the training step, as with `resident`, instead of in DALI's graph."""
 
     padding: int = 1 << 20
     """The bytes reserved in the decoder's buffers, per thread.

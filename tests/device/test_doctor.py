@@ -8,11 +8,10 @@ import pynvml
 import pytest
 import torch
 
-from fastae.device import compatibility, nvml
+from fastae.device import compatibility, doctor, nvml
 from fastae.device.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.device.doctor import CHECKS, Problem
 from fastae.device.nvml import Gpu, NvmlError
-from fastae.tools import doctor
-from fastae.tools.doctor import CHECKS, Problem
 from fastae.utils.environment import DALI_BUILDS
 
 from ..commands import here, refuses
@@ -129,7 +128,7 @@ def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys):
     assert here("doctor") == 1
     found, remedy, _ = capsys.readouterr().out.splitlines()
     assert "problem: " in found and "-> " in remedy
-    monkeypatch.delitem(sys.modules, "fastae.tools.doctor")
+    monkeypatch.delitem(sys.modules, "fastae.device.doctor")
     monkeypatch.setitem(sys.modules, "torch", None)
     assert "PyTorch" in refuses("doctor") and "make setup" in refuses("doctor")
 

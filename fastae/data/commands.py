@@ -1,4 +1,4 @@
-"""Prints the results of `fastae check` and `fastae prepare`: counts, file names, and remedies."""
+"""The commands `fastae check` and `fastae prepare`, which print counts, file names, and remedies."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from pathlib import Path
 from rich.table import Table
 
 from fastae.data.files.check import Check, check
-from fastae.data.files.folder import count_ignored, find_jpegs
 from fastae.data.files.jpeg import DECODER_FAULTS, USABLE, Fault
 from fastae.data.files.prepare import prepare_celeba
+from fastae.data.files.search import count_ignored, find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.decode import BATCH, Decoder, open_decoder
+from fastae.data.loaders.decode import BATCH, open_decoder
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
@@ -38,49 +38,48 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
     Returns:
         The exit code: 1 if a file cannot be used, else 0.
     """
-    folder, ignored = expand_home(folder), Counter[str]()
-    paths = find_jpegs(folder, ignored)
-    find_faults = partial(_training_decoder(crop).faults, together=BATCH) if deep else None
-    found = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
+    folder = expand_home(folder)
+    paths, ignored = find_jpegs(folder)
+    find_faults = None
+    if deep:  # by the decoder of `fastae train` on this machine
+        device = use_device(choose_device("auto"))
+        decoder = open_decoder(CropResize(crop), device, Tuning(compiled=False))
+        find_faults = partial(decoder.faults, together=BATCH)
+    checked = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
     if as_json:
         faults = [
-            {"path": each.path, "fault": each.fault.value, "usable": each.fault in USABLE}
-            for each in found.faults
+            {"path": file.path, "fault": file.fault.value, "usable": file.fault in USABLE}
+            for file in checked.faults
         ]
-        counts = {"files": len(paths), "usable": len(found.usable), "ignored": ignored}
+        counts = {"files": len(paths), "usable": len(checked.usable), "ignored": ignored}
         print(json.dumps({"folder": folder, **counts, "faults": faults}, indent=2))
     else:
-        _log_check(folder, found, len(paths), ignored=ignored)
-    return 1 if found.unusable else 0
+        _log_check(folder, checked, len(paths), ignored=ignored)
+    return 1 if checked.unusable else 0
 
 
-def _training_decoder(crop: int | None) -> Decoder:
-    """Returns the decoder of `fastae train` on this machine. Raises FastaeError if DALI is not installed."""
-    return open_decoder(CropResize(crop), use_device(choose_device("auto")), Tuning(compiled=False))
-
-
-def _log_check(folder: str, found: Check, total: int, ignored: Counter[str]) -> None:
+def _log_check(folder: str, checked: Check, total: int, ignored: Counter[str]) -> None:
     """Logs the names of unusable files, and the number of files with each fault or peculiarity."""
-    for each in found.unusable[:NAMES_SHOWN]:
-        log(f"{each.fault.value:24}  {printable(each.path)}")
-    if len(found.unusable) > NAMES_SHOWN:
-        log(f"... and {len(found.unusable) - NAMES_SHOWN:,} more: --json lists all")
-    log(f"{printable(folder)}: {total:,} JPEGs{_sizes(found)}")
-    counts = Counter(each.fault for each in found.faults)
+    for file in checked.unusable[:NAMES_SHOWN]:
+        log(f"{file.fault.value:24}  {printable(file.path)}")
+    if len(checked.unusable) > NAMES_SHOWN:
+        log(f"... and {len(checked.unusable) - NAMES_SHOWN:,} more: --json lists all")
+    log(f"{printable(folder)}: {total:,} JPEGs{_sizes(checked)}")
+    counts = Counter(file.fault for file in checked.faults)
     table = Table("", "files", "")
     for fault in filter(counts.get, Fault):
         table.add_row(fault.value, f"{counts[fault]:,}", _consequence(fault))
-    table.add_row("usable", f"{len(found.usable):,}", f"of {total:,}")
+    table.add_row("usable", f"{len(checked.usable):,}", f"of {total:,}")
     console.print(table)
     if ignored:
         log(f"ignored {count_ignored(ignored)} (only JPEGs are read)")
 
 
-def _sizes(found: Check) -> str:
+def _sizes(checked: Check) -> str:
     """Returns ', 178x218 pixels', or the range of sizes; an empty text if no image is usable."""
-    if not found.shapes:
+    if not checked.shapes:
         return ""
-    ends = (choose(found.shapes, key=math.prod) for choose in (min, max))
+    ends = (choose(checked.shapes, key=math.prod) for choose in (min, max))
     return f", {' to '.join(dict.fromkeys(f'{width}x{height}' for width, height in ends))} pixels"
 
 

@@ -14,7 +14,7 @@ import torch
 
 from fastae.data import CropResize
 from fastae.data.files.recovery import ImageFiles
-from fastae.data.loaders import loader, resident
+from fastae.data.loaders import choose, store
 from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 from fastae.experiment.augment import Augmentation
@@ -53,21 +53,21 @@ def test_resident_batches_equal_dalis_up_to_rounding_compiled_or_not(face_paths,
 
 def test_the_second_opening_builds_nothing_and_takes_no_lock(face_paths, tmp_path, monkeypatch):
     first = batches(face_paths, tmp_path)
-    (store,) = stores(tmp_path)
-    made = store.stat().st_mtime_ns
-    monkeypatch.setattr(resident, "_build", None)  # building again would fail
+    (entry,) = stores(tmp_path)
+    made = entry.stat().st_mtime_ns
+    monkeypatch.setattr(store, "_build", None)  # building again would fail
     monkeypatch.setattr(caches, "lock_entry", None)
     again = opened(face_paths, "host", cache=tmp_path)
     assert same(first, take(again.batches(), 6))
-    assert store.stat().st_mtime_ns == made
-    assert str(store / "pixels.npy") in Path("/proc/self/maps").read_text()  # shared, not copied
+    assert entry.stat().st_mtime_ns == made
+    assert str(entry / "pixels.npy") in Path("/proc/self/maps").read_text()  # shared, not copied
 
 
 @pytest.mark.parametrize("change", ["size", "head", "tail", "list", "crop", "antialias", "decoder", "gpu"])
 def test_whatever_the_pixels_depend_on_makes_another_store(face_paths, tmp_path, change, monkeypatch):
     paths = copies_of(face_paths[:10], tmp_path / "data")
     decoder = open_decoder(CropResize(), torch.device("cpu"))
-    before = resident._fingerprint(ImageFiles(paths), decoder)
+    before = store._fingerprint(ImageFiles(paths), decoder)
     changes = {
         "size": {"size": 64},
         "crop": {"crop": 150},
@@ -82,11 +82,11 @@ def test_whatever_the_pixels_depend_on_makes_another_store(face_paths, tmp_path,
         content[700 if change == "head" else -700] ^= 1
         Path(paths[9]).write_bytes(content)
     elif change == "decoder":
-        monkeypatch.setattr(resident, "version", lambda name: "9" if "nvjpeg" in name else None)
+        monkeypatch.setattr(store, "version", lambda name: "9" if "nvjpeg" in name else None)
     else:
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU")
         decoder = replace(decoder, device=CUDA)
-    assert resident._fingerprint(ImageFiles(paths), decoder) != before
+    assert store._fingerprint(ImageFiles(paths), decoder) != before
 
 
 @pytest.mark.parametrize("bad", [[0], [3, 4], [9], [0, 3, 4, 5, 9]])
@@ -97,7 +97,7 @@ def test_every_run_that_opens_a_store_reports_its_bad_files(face_paths, tmp_path
     told = []
     first = batches(paths, tmp_path, on_replaced=lambda *them: told.append(them))
     assert [finding.path for finding, _ in told] == [paths[number] for number in bad]
-    monkeypatch.setattr(resident, "_build", None)  # building again would fail
+    monkeypatch.setattr(store, "_build", None)  # building again would fail
     again = []
     second = batches(paths, tmp_path, on_replaced=lambda *them: again.append(them))
     assert again == told and same(first, second)
@@ -107,7 +107,7 @@ def test_a_store_is_rebuilt_after_its_bad_files_have_been_repaired(face_paths, t
     paths = copies_of(face_paths[:10], tmp_path / "images")
     intact = Path(paths[3]).read_bytes()
     Path(paths[3]).write_bytes(bad_table(intact))
-    monkeypatch.setattr(resident, "HASHED", 2)  # the first and the last
+    monkeypatch.setattr(store, "HASHED", 2)  # the first and the last
     with_bad = batches(paths, tmp_path)
     Path(paths[3]).write_bytes(intact)
     told = []
@@ -170,8 +170,8 @@ def test_a_damaged_store_is_reported_and_rebuilt(face_paths, tmp_path, damage, m
 
 def test_two_loaders_that_open_a_store_at_once_build_it_once(face_paths, tmp_path, monkeypatch):
     """The lock excludes other threads just as it excludes other processes."""
-    builds, build = [], resident._build
-    monkeypatch.setattr(resident, "_build", lambda *given, **rest: builds.append(0) or build(*given, **rest))
+    builds, build = [], store._build
+    monkeypatch.setattr(store, "_build", lambda *given, **rest: builds.append(0) or build(*given, **rest))
     with ThreadPoolExecutor(2) as pool:
         one, other = pool.map(lambda paths: batches(paths, tmp_path), [face_paths] * 2)
     assert same(one, other) and len(stores(tmp_path)) == len(builds) == 1
@@ -182,31 +182,20 @@ CELEBA = ImageFiles([""] * 202_599)
 
 
 @pytest.mark.parametrize(
-    ("device", "on_device", "on_host", "at_once", "kind"),
+    ("device", "on_device", "on_host", "kind"),
     [
-        ("cuda", 24 * GB, 64 * GB, 1, "resident"),
-        ("cuda", 24 * GB, 64 * GB, 6, "host"),
-        ("cuda", 80 * GB, 64 * GB, 6, "resident"),
-        ("cuda", 12 * GB, 64 * GB, 1, "host"),
-        ("cuda", 12 * GB, 12 * GB, 1, "dali"),
-        ("cpu", 64 * GB, 64 * GB, 1, "resident"),
-        ("cpu", 64 * GB, 64 * GB, 6, "dali"),
-        ("cpu", 12 * GB, 12 * GB, 1, "dali"),
+        ("cuda", 24 * GB, 64 * GB, "resident"),
+        ("cuda", 12 * GB, 64 * GB, "host"),
+        ("cuda", 12 * GB, 12 * GB, "dali"),
+        ("cpu", 64 * GB, 64 * GB, "resident"),
+        ("cpu", 12 * GB, 12 * GB, "dali"),
     ],
 )
-def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, at_once, kind):
-    """Each of the runs at once needs some of the device's memory."""
+def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, kind):
     free = {device: on_device, "cpu": on_host}
-    monkeypatch.setattr(loader, "free_memory", lambda device: free[device.type])
+    monkeypatch.setattr(choose, "free_memory", lambda device: free[device.type])
     decoder = open_decoder(CropResize(), torch.device(device, 0))
-    assert loader._choose_kind(CELEBA, decoder, None, at_once)[0] == kind
-
-
-@pytest.mark.parametrize(("at_once", "kind"), [(1, "resident"), (6, "dali")])
-def test_auto_leaves_memory_for_all_runs_at_once(monkeypatch, face_paths, at_once, kind):
-    monkeypatch.setattr(loader, "free_memory", lambda device: 4 * loader.store_bytes(len(face_paths), 16))
-    opened = loader.open_loader(face_paths, 4, image_size=16, device="cpu", cache=False, at_once=at_once)
-    assert opened.kind == kind
+    assert choose._choose_kind(CELEBA, decoder, None)[0] == kind
 
 
 def test_auto_needs_disk_space_unless_the_store_exists_already(face_paths, tmp_path, monkeypatch):
@@ -238,13 +227,13 @@ def test_the_same_files_elsewhere_are_not_decoded_again(face_paths, tmp_path, mo
     first = batches(copies_of(face_paths, tmp_path / "here"), cache)
     (entry,) = entries(cache)
     assert f"{len(face_paths)} images of {tmp_path}/here" in entry.marker.data
-    monkeypatch.setattr(resident, "_build", None)  # building again would fail
+    monkeypatch.setattr(store, "_build", None)  # building again would fail
     there = copies_of(face_paths, tmp_path / "un" / "der" / "there")
     assert same(first, batches(there, cache))
 
 
 def test_images_that_do_not_fit_into_memory_are_refused(face_paths, monkeypatch):
-    monkeypatch.setattr(resident, "free_memory", lambda device: 100_000)
+    monkeypatch.setattr(store, "free_memory", lambda device: 100_000)
     with pytest.raises(FastaeError, match="use the dali loader"):
         opened(face_paths, "resident", cache=False)
 

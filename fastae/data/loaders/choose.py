@@ -1,0 +1,107 @@
+"""Makes the loader of files that are checked already, of the kind that suits them.
+
+dali        Every epoch, DALI reads and decodes the files. On a GPU, DALI's graph also augments the
+            images; on a CPU, `fastae.data.loaders.pixel_ops` does.
+resident    Every file is decoded once, into one array on the training device. Each step gathers a batch
+            from the array and augments it.
+host        The array is in host memory, and a thread gathers batches and uploads them to the GPU. On a
+            CPU this is `resident`.
+auto        resident if the array fits in half of the device's free memory, else host if it fits in half
+            of the host's, else dali.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from fastae.data.files.recovery import ImageFiles
+from fastae.data.loaders.dali import DaliLoader
+from fastae.data.loaders.decode import Decoder
+from fastae.data.loaders.host import HostLoader
+from fastae.data.loaders.loader import Loader, LoaderKind
+from fastae.data.loaders.resident import ResidentLoader
+from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.store import is_stored, open_store, store_bytes
+from fastae.device.memory import free_memory
+from fastae.errors import SettingError
+from fastae.utils.console import counted, size
+from fastae.utils.files import is_writable, nearest_existing
+
+CPU = torch.device("cpu")
+
+
+def build_loader(
+    files: ImageFiles,
+    sampler: Sampler,
+    decoder: Decoder,
+    kind: LoaderKind = "auto",
+    cache: Path | None = None,
+) -> Loader:
+    """Makes a loader of files that have passed the quick check.
+
+    Args:
+        files: the images' files.
+        sampler: the images of each batch.
+        decoder: decodes the files.
+        kind: how batches are made.
+        cache: the folder for the decoded images. With None they are kept in memory only.
+
+    Raises:
+        SettingError: the batch size does not suit the number of images or ranks.
+        FastaeError: as for `open_store`.
+    """
+    _require_whole_batches(sampler)
+    note = ""
+    if kind == "auto":
+        kind, note = _choose_kind(files, decoder, cache)
+    loader: Loader
+    if kind == "dali":
+        loader = DaliLoader(files, sampler, decoder)
+    elif kind == "host" and decoder.on_gpu:
+        loader = HostLoader(open_store(files, decoder, cache, device=CPU), sampler, decoder)
+    else:
+        loader = ResidentLoader(open_store(files, decoder, cache, device=decoder.device), sampler, decoder)
+    loader.note, loader.paths = note, files.paths
+    return loader
+
+
+def _require_whole_batches(sampler: Sampler) -> None:
+    """Raises SettingError unless the batch size suits the number of images and ranks."""
+    count, batch_size = sampler.count, sampler.batch_size
+    if sampler.shuffle and batch_size > count:
+        images = counted(count, "image")
+        raise SettingError(
+            "batch_size", f"{batch_size} is more than the {images} of the split: use at most {count}"
+        )
+    if batch_size % sampler.parts:
+        raise SettingError("batch_size", f"{batch_size} cannot be shared equally by {sampler.parts} ranks")
+    if sampler.parts > 1 and not sampler.shuffle:
+        raise SettingError("shard", "needs shuffled batches: shuffle, or give each rank its own files")
+
+
+def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:
+    """Chooses resident, host or dali; returns the choice and its reason, in words."""
+    needed = store_bytes(len(files), decoder.crop_resize.size)
+    places: dict[LoaderKind, torch.device] = {"resident": decoder.device}
+    if decoder.on_gpu:
+        places["host"] = CPU
+    for kind, device in places.items():
+        allowed = free_memory(device) / 2
+        note = f"{size(needed)} of images, {size(allowed)} is half of the free memory"
+        if needed <= allowed:
+            obstacle = _obstacle(files, decoder, cache, needed=needed) if cache else None
+            return ("dali", obstacle) if obstacle else (kind, note)
+    return "dali", note
+
+
+def _obstacle(files: ImageFiles, decoder: Decoder, cache: Path, needed: int) -> str | None:
+    """Returns why the cache cannot store this many bytes of images, in words; None if it can."""
+    if not is_writable(cache):
+        return f"the cache {str(cache)!r} is not writable"
+    free = shutil.disk_usage(nearest_existing(cache)).free
+    if needed > free and not is_stored(files, decoder, cache):
+        return f"{size(needed)} of images, {size(free)} free in {cache}"
+    return None

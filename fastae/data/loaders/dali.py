@@ -1,0 +1,110 @@
+"""Batches that are decoded from the files in every epoch: `--loader dali`."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastae.data.files.jpeg import inspect
+from fastae.data.files.recovery import ImageFiles, recovered
+from fastae.data.loaders.decode import Decoder
+from fastae.data.loaders.loader import Loader
+from fastae.data.loaders.sampler import BatchParams, Sampler
+from fastae.experiment.augment import AugmentParams
+from fastae.utils.sample import evenly_spaced
+
+GROUP_BYTES = 1 << 29
+"""The maximum bytes of the images that DALI decodes at once, unless one training batch has more.
+
+DALI holds two or three groups of this size.
+"""
+
+SIZED = 256
+"""The number of files whose headers are read to find the size of the images."""
+
+
+class DaliLoader(Loader):
+    """Streams augmented batches of JPEG files through DALI.
+
+    On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its
+    length. So wherever a run starts, an image has the same index in its group, and the same one of the GPU's
+    two decoders decodes it.
+    """
+
+    kind = "dali"
+
+    def __init__(self, files: ImageFiles, sampler: Sampler, decoder: Decoder) -> None:
+        super().__init__(sampler, decoder)
+        self.files = files
+
+    def example(self) -> tuple[Tensor, ...]:
+        size = self.decoder.crop_resize.size
+        images = torch.rand(self.sampler.part_size, 3, size, size, device=self.device)
+        return (images.contiguous(memory_format=torch.channels_last),)
+
+    @cached_property
+    def group_length(self) -> int:
+        """The number of iterations whose images are decoded at once: on a GPU as many as fit, else 1.
+
+        It follows from a sample of the files that the run began with, so that a resumed run has the same
+        groups.
+        """
+        if not self.decoder.on_gpu:
+            return 1
+        sample = map(inspect, evenly_spaced(self.files.own, SIZED))
+        largest = max(3 * image.width * image.height for image in sample)
+        images = min(self.decoder.tuning.decode_batch, GROUP_BYTES // max(1, largest))
+        return max(1, images // self.sampler.part_size)
+
+    def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
+        batches = recovered(
+            self.files,
+            self.decoder.faults,
+            restart=lambda position, patience: self._augmented(start + position, patience),
+            indices_at=lambda position: self._group(start + position).indices.tolist(),
+        )
+        return zip(batches)
+
+    def make_batch(self, *inputs: Tensor) -> Tensor:
+        (images,) = inputs
+        return images
+
+    def _group(self, iteration: int) -> BatchParams:
+        """Returns the batches of the group that contains this iteration, concatenated."""
+        first = iteration - iteration % self.group_length
+        batches = map(self.sampler.at, range(first, first + self.group_length))
+        indices, params = zip(*batches, strict=True)
+        return BatchParams(np.concatenate(indices), AugmentParams.joined(params))
+
+    def _augmented(self, first: int, patience: float) -> Iterator[Tensor]:
+        """Yields the batches of iterations first, first + 1, ... from a new pipeline."""
+        from fastae.data.loaders.pipeline import DaliPipeline, read_augmented, read_crops
+
+        decoder, paths, length = self.decoder, self.files.paths, self.group_length
+        groups = map(self._group, itertools.count(first, length))
+        most = self.sampler.part_size * length
+        dali = DaliPipeline(
+            decoder.crop_resize, decoder.device, most, tuning=decoder.tuning, patience=patience
+        )
+        if decoder.on_gpu:
+            yield from self._split(read_augmented(paths, groups, dali), first)
+        else:
+            needed = ([paths[index] for index in params.indices] for params in groups)
+            for crops, packed in zip(read_crops(needed, dali), self.packed_params(first), strict=False):
+                yield decoder.pixel_ops.augment_crops(crops, packed)
+
+    def _split(self, groups: Iterator[Tensor], first: int) -> Iterator[Tensor]:
+        """Yields the batches of iterations first, first + 1, ... of groups, from that of `first` on."""
+        before = first % self.group_length
+        lengths = map(self.sampler.length, itertools.count(first - before))
+        batches = (
+            batch
+            for images in groups
+            for batch in images.split(list(itertools.islice(lengths, self.group_length)))
+        )
+        return itertools.islice(batches, before, None)

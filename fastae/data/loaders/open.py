@@ -1,0 +1,219 @@
+"""Opens a loader of JPEG files, or loads images: the functions that a user's program calls."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from fastae.data.files.folder import ImageFolder, check_list, count_faults, open_folder
+from fastae.data.files.jpeg import FileFault
+from fastae.data.files.recovery import ImageFiles, NoneLeft
+from fastae.data.loaders.choose import build_loader
+from fastae.data.loaders.crop_resize import SIZE, CropResize
+from fastae.data.loaders.decode import open_decoder
+from fastae.data.loaders.loader import Loader, LoaderKind
+from fastae.data.loaders.pixel_ops import to_batch
+from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.tuning import DEFAULT, Tuning
+from fastae.device.choose import find_device
+from fastae.errors import SettingError
+from fastae.experiment.augment import NO_COLORS, Augmentation
+from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
+from fastae.utils.cache import cache_folder, check_records
+from fastae.utils.console import log
+from fastae.utils.paths import expand_home, texts, user_path
+from fastae.utils.sample import evenly_spaced
+
+Split = Literal["train", "held_out", "all"]
+PathLike = str | os.PathLike[str]
+
+
+def open_loader(
+    source: PathLike | Iterable[PathLike],
+    batch_size: int = 64,
+    *,
+    split: Split = "train",
+    augment: bool | Augmentation = True,
+    flip: bool | None = None,
+    shuffle: bool | None = None,
+    image_size: int = 128,
+    crop: int | None = None,
+    antialias: bool = False,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    kind: LoaderKind = "auto",
+    cache: bool | PathLike = True,
+    tuning: Tuning = DEFAULT,
+    shard: tuple[int, int] = (0, 1),
+    on_replaced: Callable[[FileFault, str], None] | None = None,
+) -> Loader:
+    """Makes a loader of JPEG files. Unusable files are skipped, logged, and listed in `loader.skipped`.
+
+    Args:
+        source: a folder of JPEGs, nested or flat, or the paths of files, which keep their order.
+        batch_size: the number of images per batch.
+        split: the part of a folder: the images to train on, the held-out images (by CelebA's partition file,
+            else the last 5 % by name), or all. A list of files has only "all" and "train", which are equal.
+        augment: whether to change colors at random, or the ranges of the changes. If False, `flip` and
+            `shuffle` are off by default.
+        flip: whether to flip images left-right at random, with a probability of 1/2. Default: true unless
+            `augment` is False.
+        shuffle: whether to visit the images in a new order every epoch, in batches of the same size. If
+            False, the images come in the order of `loader.paths`, each once per epoch, and the last batch may
+            be smaller. Default: true unless `augment` is False.
+        image_size: the side of the images in pixels.
+        crop: the side of the central square that is cut out first, in pixels. Default: the largest.
+        antialias: whether to antialias when shrinking (torchvision does; TensorFlow and the article do not).
+        device: the device of the batches. Default: CUDA's current device if there is one, else the CPU.
+        seed: the seed of order, flips and colors.
+        kind: how batches are made; see the module `fastae.data.loaders.choose`.
+        cache: whether to keep decoded images in the cache folder, or another folder for them. If False, they
+            are kept in memory only.
+        tuning: the number of threads and other settings that change only the speed.
+        shard: (rank, world size), for DDP. The loader yields part `rank` of `world size` equal parts of every
+            batch.
+        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
+
+    Raises:
+        FastaeError: an argument is wrong, no image is usable, DALI is not installed, or the images do not fit
+            into memory.
+    """
+    require_choice(split, "split", get_args(Split))
+    require_choice(kind, "kind", get_args(LoaderKind))
+    require_type(augment, "augment", bool, Augmentation)
+    require_type(flip, "flip", bool, type(None))
+    require_type(shuffle, "shuffle", bool, type(None))
+    require_type(cache, "cache", bool, str, os.PathLike)
+    require_type(tuning, "tuning", Tuning)
+    size = require_int(image_size, "image_size", SIZE)
+    device, crop_resize = find_device(device), CropResize(crop, size, antialias)
+    ranges = Augmentation() if augment else NO_COLORS
+    rank, world_size = _require_shard(shard)
+    sampler = Sampler(
+        count=0,  # until the files are found
+        batch_size=require_int(batch_size, "batch_size", BATCH_SIZE),
+        seed=require_int(seed, "seed", SEED),
+        augmentation=augment if isinstance(augment, Augmentation) else ranges,
+        part=rank,
+        parts=world_size,
+        flip=augment is not False if flip is None else flip,
+        shuffle=augment is not False if shuffle is None else shuffle,
+    )
+    folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
+    paths, skipped, side = _find_files(source, split, crop, cache=folder)
+    if skipped:
+        log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
+    decoder = open_decoder(replace(crop_resize, crop=crop or side), device, tuning)
+    files = ImageFiles(paths, on_replaced)
+    loader = build_loader(files, replace(sampler, count=len(paths)), decoder, kind=kind, cache=folder)
+    loader.skipped = skipped
+    return loader
+
+
+def _require_shard(shard: tuple[int, int]) -> tuple[int, int]:
+    try:
+        rank, world_size = shard
+    except (TypeError, ValueError):
+        raise SettingError("shard", f"must be (rank, world size), not {shard!r:.60}") from None
+    world_size = require_int(world_size, "shard", Range(1, 1_000_000))
+    return require_int(rank, "shard", Range(0, world_size - 1)), world_size
+
+
+def _find_files(
+    source: PathLike | Iterable[PathLike], split: Split, crop: int | None, cache: Path | None
+) -> tuple[list[str], list[FileFault], int | None]:
+    """Returns the usable files, the skipped files, and the images' shorter side if it is the same for all."""
+    if isinstance(source, str | os.PathLike):
+        folder = user_path(os.fspath(source), "source")
+        opened = open_folder(folder, crop, cache and check_records(cache))
+        parts = {"train": opened.train, "held_out": opened.held_out}
+        paths = parts[split] if split in parts else sorted([*opened.train, *opened.held_out])
+        return paths, opened.skipped, opened.side
+    if split == "held_out":
+        raise SettingError("split", "'held_out' needs a folder: a list of files is not divided")
+    require_type(source, "source", str, os.PathLike, Iterable)
+    paths = texts(source, "source")
+    checked = check_list(paths, crop)
+    return [path for path in paths if path in checked.sizes], checked.unusable, checked.side
+
+
+def load_images(
+    paths: Iterable[PathLike],
+    crop_resize: CropResize = CropResize(),  # noqa: B008 (it is frozen)
+    device: str | torch.device | None = None,
+    tuning: Tuning = DEFAULT,
+    *,
+    indices: Sequence[int] | None = None,
+    on_replaced: Callable[[FileFault, str], None] | None = None,
+) -> Tensor:
+    """Loads images without augmentation.
+
+    Args:
+        paths: files that can be decoded. Use `open_loader` for folders, and for files that are not checked.
+        crop_resize: the crop of each image, and the size of the result.
+        device: the device that decodes and keeps the images. Default: CUDA's current device, else the CPU.
+        tuning: the number of threads and other settings that change only the speed.
+        indices: the images to load. Default: all. Any image may replace one that cannot be decoded.
+        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
+
+    Returns:
+        float32 (N, 3, S, S) in [0, 1], channels-last.
+
+    Raises:
+        NoneLeft: none of the images can be decoded.
+        FastaeError: an argument is wrong, or DALI is not installed.
+    """
+    require_type(crop_resize, "crop_resize", CropResize)
+    files = ImageFiles(
+        texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths"), on_replaced
+    )
+    decoder = open_decoder(crop_resize, find_device(device), replace(tuning, compiled=False))
+    return torch.cat([to_batch(pixels) for pixels in decoder.decode(files, indices)])
+
+
+def load_held_out(
+    folder: ImageFolder,
+    crop_resize: CropResize,
+    device: torch.device,
+    tuning: Tuning = DEFAULT,
+    *,
+    number: int,
+    is_resumed: bool = False,
+    on_replaced: Callable[[FileFault, str], None] | None = None,
+) -> tuple[ImageFolder, Tensor]:
+    """Loads a folder's held-out images, to evaluate on.
+
+    If none of them can be decoded, the folder of a new run is divided again without them.
+
+    Args:
+        folder: the images, divided into training and held-out files.
+        crop_resize: the crop of each image, and the size of the result.
+        device: the device that decodes and keeps the images.
+        tuning: the number of threads and other settings that change only the speed.
+        number: the most images to load. If there are more, they are evenly spaced.
+        is_resumed: whether the folder is that of a run that is resumed, which cannot be divided again.
+        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
+
+    Returns:
+        The folder as it is divided now, and its images: float32 (N, 3, S, S) in [0, 1], channels-last.
+
+    Raises:
+        NoneLeft: none of the held-out images of a resumed run can be decoded.
+        FastaeError: fewer than two usable files remain.
+    """
+    while True:
+        indices = evenly_spaced(range(len(folder.held_out)), number)
+        try:
+            return folder, load_images(
+                folder.held_out, crop_resize, device, tuning, indices=indices, on_replaced=on_replaced
+            )
+        except NoneLeft as error:
+            if is_resumed:
+                raise
+            folder = folder.without(error.faults)
