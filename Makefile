@@ -2,18 +2,9 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-# Each build of PyTorch or DALI is made for one version of CUDA, and both must be made for the same one: 13 without a
-# GPU, or from driver 580 and compute capability 7.5 on; otherwise 12.6 (TORCH_INDEX), up to capability 9.0.
-QUERY := nvidia-smi --format=csv,noheader --query-gpu
-DRIVER := $(shell $(QUERY)=driver_version 2>/dev/null | grep -m1 -oE '^[0-9]+')
-OLD_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^([1-6]\.|7\.[0-4])')
-NEW_CARD := $(shell $(QUERY)=compute_cap 2>/dev/null | grep -m1 -E '^[1-9][0-9]\.')
-HAS_CODE := $(if $(NEW_CARD),yes,$(if $(OLD_CARD),,yes))
-CUDA_MAJOR ?= $(shell test -n '$(HAS_CODE)' && test $(or $(DRIVER),580) -ge 580 && echo 13 || echo 12)
-TORCH_INDEX ?= $(if $(filter 12,$(CUDA_MAJOR)),https://download.pytorch.org/whl/cu126)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train test soak fuzz throughput gpu-check gpu-lower lint format clean
+.PHONY: help setup train quick test coverage soak fuzz throughput gpu-check gpu-lower lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -24,13 +15,14 @@ WITHOUT_ENSUREPIP = $(PYTHON) -m venv --clear --without-pip .venv && \
 
 setup: .venv/.installed ## Make .venv and install fastae with its tested versions
 
+# CUDA_MAJOR=12 or 13, and TORCH_INDEX=URL, replace what fits this machine's driver and GPU.
 .venv/.installed: pyproject.toml constraints.txt
-	@test $(CUDA_MAJOR) = 13 -o -z '$(NEW_CARD)' || \
-		{ echo "this GPU needs driver 580 or newer, not $(DRIVER)" >&2; exit 2; }
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { $(WITHOUT_ENSUREPIP); } || { echo "$(PYTHON) makes no \
 	virtual environment with pip: apt install python3-venv python3-pip" >&2; exit 2; }
+	cuda=$(or $(CUDA_MAJOR),$$($(PYTHON) scripts/cuda_major.py)) && \
+	index=$(or $(TORCH_INDEX),$$(test $$cuda = 13 || echo https://download.pytorch.org/whl/cu126)) && \
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt \
-		$(addprefix --extra-index-url ,$(TORCH_INDEX)) -e '.[cuda$(CUDA_MAJOR),dev]'
+		$${index:+--extra-index-url $$index} -e ".[cuda$$cuda,dev]"
 	@$(BIN)/python -m fastae.device.compatibility
 	@touch $@
 
@@ -39,8 +31,14 @@ train: setup ## Train on the built-in synthetic faces for 2.5 minutes; print whi
 	$(BIN)/fastae train --loss minibatch_bce --amp --minutes 2.5 --batch-size 16 --lr 5e-4 \
 		--log-every 50 --eval-every 100
 
+quick: setup ## Run the tests that start no process, and neither compile, train nor draw (a minute)
+	$(BIN)/python -m pytest --quick -q -r fE --ignore=tests/benchmarks --ignore=tests/fuzz
+
 test: setup ## Run all tests (GPU tests are skipped without a GPU)
 	$(BIN)/python -m pytest
+
+coverage: setup ## Run all tests and list the lines of fastae/ that none runs
+	$(BIN)/python -m pytest --cov=fastae --cov-report=term-missing:skip-covered
 
 soak: setup ## Run the long tests: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
@@ -78,5 +76,5 @@ format: setup ## Format the code
 	$(BIN)/ruff format .
 
 clean: ## Remove .venv, caches and build files (runs/ stays)
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis build *.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from statistics import mean
 from typing import IO
 
 import click
@@ -26,17 +25,12 @@ from fastae.config import TrainConfig
 from fastae.monitor.files import read_report
 from fastae.monitor.host import family
 from fastae.monitor.text import headline
-from fastae.runs.folder import RunFolder
-from fastae.runs.metrics import read_metrics
 
 PART_SECONDS = 1200
 """The time limit of a part, so that a hanging one leaves time for the others. Several cold compiles fit."""
 
 LOADERS = [kind for kind in TrainConfig.__dataclass_fields__["loader"].metadata["choices"] if kind != "auto"]
-AT_ONCE = (2, 3, 1, 6)
 SECTIONS = ("steps", "loaders", "endtoend", "roofline")
-WARM_UP = 1 / 3
-"""The share of log steps at a run's start that are not counted, since this run or another one compiles."""
 
 
 def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
@@ -73,42 +67,18 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
         **{name: [*throughput, name, "--out", str(out / name)] for name in SECTIONS},
         "decoders": [*python, "benchmarks.sweep", *benchmark, *batches],
         **{kind: [*fastae, "train", *run, "--loader", kind, "--out", str(out / kind)] for kind in LOADERS},
-        **{
-            f"at-once-{number}": [
-                *fastae, "sweep", *run, "--at-once", str(number), "--out", str(out / f"at-once-{number}"),
-            ]
-            for number in AT_ONCE
-        },
+        "sweep": [*fastae, "sweep", *run, "--out", str(out / "sweep")],
         "verdicts": tests("nvml"),
     }  # fmt: skip
 
 
 def results(out: Path) -> Iterator[str]:
-    """Yields a line with the images/s of training for each run and sweep that is done."""
+    """Yields a line with the images/s of training for each run that is done."""
     for kind in LOADERS:
         if (out / f"{kind}.done").exists():
             report = read_report(out / kind)
             rate = report.summary.images_per_second or 0
             yield f"--loader {kind:8} {rate:8,.0f} images/s  {headline(report)}"
-    for number in AT_ONCE:
-        if (out / f"at-once-{number}.done").exists():
-            rate = rate_at_once(out / f"at-once-{number}", number)
-            yield f"sweep --at-once {number} {rate:8,.0f} images/s in total"
-
-
-def rate_at_once(sweep: Path, number: int) -> float:
-    """Returns the images/s of all runs together while all slots are busy; `number` runs take turns.
-
-    A run's time between two log steps includes the turns of the others. The runs advance together, so that no
-    slot is free before their last log step.
-    """
-    rates = []
-    for path in sweep.glob("*/metrics.csv"):
-        run = RunFolder(path.parent)
-        images, seconds = read_metrics(path).windows(run.read_config().batch_size)
-        busy = slice(int(WARM_UP * len(images)), -1)
-        rates.append(images[busy].sum() / seconds[busy].sum())
-    return number * mean(rates)
 
 
 def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:

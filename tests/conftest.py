@@ -27,6 +27,30 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
+SLOW = (
+    "subprocess.Popen.__init__", "multiprocessing.process.BaseProcess.start",
+    "torch.compile", "torch.Tensor.backward", "matplotlib.figure.Figure.savefig",
+)  # fmt: skip
+"""What a test with --quick must not call: it would start a process, compile, train or draw."""
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="skip each test that does what takes seconds")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _quick(pytestconfig):
+    """With --quick, tests skip themselves when they do what takes seconds, so that no list is kept."""
+
+    def skip(*_, **__):
+        pytest.skip("is not quick")
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for function in SLOW if pytestconfig.getoption("quick") else ():
+            monkeypatch.setattr(function, skip)
+        yield
+
+
 @pytest.fixture(scope="session")
 def face_folder(tmp_path_factory):
     """A folder with 40 synthetic faces: 38 to train on, 2 held out."""

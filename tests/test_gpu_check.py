@@ -1,6 +1,5 @@
 """scripts/gpu_check.py: its commands are valid, no process is left behind, and a second call resumes."""
 
-import json
 import os
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from click.testing import CliRunner
 
 from fastae.cli.main import cli
 from fastae.config import TrainConfig
-from fastae.runs.metrics import TRAIN, MetricsWriter
 from scripts import gpu_check
 from scripts.gpu_check import parts, run_part
 
@@ -30,7 +28,7 @@ def test_a_part_that_takes_too_long_leaves_no_process_on_the_gpu(tmp_path):
 def test_fastae_accepts_the_command_of_every_run_and_sweep(tmp_path, on_gpu):
     """Tests run one after the other on the card, and loaders use all cores."""
     commands = parts(tmp_path, on_gpu, images=None)
-    assert {"resident", "dali", "at-once-1", "at-once-2", "at-once-3", "at-once-6"} <= commands.keys()
+    assert {"resident", "dali", "sweep"} <= commands.keys()
     named = [name for command in commands.values() for name in command if name.startswith("tests/gpu/")]
     assert sorted(named) == sorted(map(str, Path("tests/gpu").glob("test_*.py")))
     for _, _, module, command, *options in commands.values():
@@ -42,20 +40,6 @@ def test_fastae_accepts_the_command_of_every_run_and_sweep(tmp_path, on_gpu):
     for name in ("loaders", "endtoend", "decoders") if on_gpu else ():
         threads = commands[name].index("--threads") + 1
         assert commands[name][threads] == str(len(os.sched_getaffinity(0)))
-
-
-@pytest.mark.parametrize("number", [1, 2, 6])
-def test_the_rate_of_runs_at_once_is_their_total_while_all_slots_are_busy(tmp_path, number):
-    """Each run trains 10 images/s, except at the start, and after others have ended."""
-    for run in range(6):
-        folder = tmp_path / f"run{run}"
-        folder.mkdir()
-        (folder / "config.json").write_text(json.dumps({"config": TrainConfig(batch_size=4).as_dict()}))
-        with MetricsWriter(folder / "metrics.csv") as metrics:
-            for index in range(12):
-                rate = 1.0 if index < 4 else 60.0 if index == 11 else 10.0
-                metrics.append(50 * (index + 1), TRAIN, images_per_second=rate, loss=0.5)
-    assert gpu_check.rate_at_once(tmp_path, number) == pytest.approx(10.0 * number)
 
 
 def test_a_second_call_runs_only_the_parts_that_failed(tmp_path, monkeypatch):

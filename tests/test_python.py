@@ -74,28 +74,31 @@ def test_a_wrong_source_is_named(source):
         open_loader(source)
 
 
-def test_wrong_arguments_of_other_functions_are_named(face_paths, small_run, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "action"),
+    [
+        ("start", lambda loader: loader.batches(-1)),
+        ("start", lambda loader: loader.batches(1.5)),
+        ("split", lambda loader: open_loader(loader.paths, split="held_out")),
+        ("shard", lambda loader: open_loader(loader.paths, 8, augment=False, shard=(0, 2))),
+        ("device", lambda loader: open_loader(loader.paths, device="cuda")),
+        ("device", lambda loader: load_images(loader.paths, device="cuda")),
+        ("device", lambda loader: fastae.load_model("run", device="cuda")),
+        ("crop_resize", lambda loader: load_images(loader.paths, 64)),
+        ("image_size", lambda loader: fastae.AutoEncoder(image_size=100)),
+        ("latent", lambda loader: fastae.AutoEncoder(latent="512")),
+        ("brightness", lambda loader: Augmentation(brightness=2)),
+        ("contrast", lambda loader: Augmentation(contrast="0.2")),
+        ("size", lambda loader: CropResize(size=0)),
+        ("threads", lambda loader: Tuning(threads=0)),
+        ("hw_decoder_load", lambda loader: Tuning(hw_decoder_load=2)),
+    ],
+)
+def test_a_wrong_argument_of_another_function_is_named(face_paths, monkeypatch, name, action):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     loader = open_loader(face_paths, 8, cache=False, tuning=EAGER)
-    for name, action in (
-        ("start", lambda: loader.batches(-1)),
-        ("start", lambda: loader.batches(1.5)),
-        ("split", lambda: open_loader(face_paths, split="held_out")),
-        ("shard", lambda: open_loader(face_paths, 8, augment=False, shard=(0, 2))),
-        ("device", lambda: open_loader(face_paths, device="cuda")),
-        ("device", lambda: load_images(face_paths, device="cuda")),
-        ("device", lambda: fastae.load_model(small_run, device="cuda")),
-        ("crop_resize", lambda: load_images(face_paths, 64)),
-        ("image_size", lambda: fastae.AutoEncoder(image_size=100)),
-        ("latent", lambda: fastae.AutoEncoder(latent="512")),
-        ("brightness", lambda: Augmentation(brightness=2)),
-        ("contrast", lambda: Augmentation(contrast="0.2")),
-        ("size", lambda: CropResize(size=0)),
-        ("threads", lambda: Tuning(threads=0)),
-        ("hw_decoder_load", lambda: Tuning(hw_decoder_load=2)),
-    ):
-        with pytest.raises(FastaeError, match=f"^{name} "):
-            action()
+    with pytest.raises(FastaeError, match=f"^{name} "):
+        action(loader)
 
 
 def test_numbers_of_numpy_are_accepted(face_paths):

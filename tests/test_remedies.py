@@ -1,15 +1,16 @@
 """Error messages contain the remedy, and progress is shown in the unit that ends the run."""
 
-import io
+import os
+import pty
 import re
+import subprocess
+from contextlib import suppress
 
 import pytest
 
-from fastae.training import progress
-from fastae.training.progress import ProgressBar
-from fastae.utils.console import HarmlessConsole, size
+from fastae.utils.console import size
 
-from .commands import SMALL, here, refuses
+from .commands import FASTAE, SMALL, here, refuses
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
@@ -22,7 +23,7 @@ def test_resume_of_a_sweep_is_refused_with_a_hint_at_out(tmp_path):
     assert f"--out {tmp_path}" in refuses("sweep", "--resume", tmp_path)
 
 
-RUN_COMMANDS = "train --resume .", "gpu .", "reconstruct . a.jpg --out x", "export . --format torch --out x"
+RUN_COMMANDS = "train --resume .", "gpu .", "reconstruct . a.jpg --out x", "export . --out x"
 
 
 @pytest.mark.parametrize("command", RUN_COMMANDS)
@@ -42,20 +43,32 @@ def test_a_refused_resume_names_the_remedy_and_a_resumed_run_reports_its_first_a
     assert re.search(summary, capsys.readouterr().out)
 
 
-@pytest.mark.parametrize(("minutes", "shown"), [(None, "50/100"), (2.5, "50")])
-def test_the_progress_bar_counts_to_the_iterations_or_minutes_that_end_the_run(monkeypatch, minutes, shown):
-    """The bar disappears before the result is printed."""
-    console = HarmlessConsole(file=io.StringIO(), force_terminal=True, width=120)
-    monkeypatch.setattr(progress, "console", console)
-    bar = ProgressBar()
-    with bar.begin(None if minutes else 100):
-        bar.advance(50, 0.5)
-        (task,) = bar._bar.tasks
-        assert task.percentage == 50
-        text = bar._bar.columns[0].render(task).plain
-        assert text == shown
-        bar.end()
-        assert not bar._bar.live.is_started
+ERASED_LINE = "\x1b[1A\x1b[2K"
+"""Moves a terminal's cursor one line up, and erases that line."""
+
+
+def on_a_terminal(*arguments):
+    """Runs a fastae command on a terminal of its own; returns what it shows."""
+    ours, its = pty.openpty()
+    options = {"stdout": its, "env": os.environ | {"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}}
+    with subprocess.Popen([*FASTAE, *map(str, arguments)], **options), os.fdopen(ours, "rb") as screen:
+        os.close(its)
+        shown = b""
+        with suppress(OSError):  # Linux's end of a terminal whose process has ended
+            while part := screen.read1():
+                shown += part
+    return shown.decode()
+
+
+@pytest.mark.parametrize(
+    ("end", "count"), [(["--iterations", 3], "3/3"), (["--minutes", 0.02], r"\d+")], ids=str
+)
+def test_the_bar_counts_to_the_iterations_or_minutes_that_end_the_run(face_folder, tmp_path, end, count):
+    shown = on_a_terminal("train", "--data", face_folder, "--out", tmp_path / "run", *SMALL, *end)
+    counts = re.findall(r"([\d/]+) ━", shown)
+    assert re.fullmatch(count, counts[-1])
+    *_, bar, result = shown.split(ERASED_LINE)
+    assert counts[-1] in bar and "━" not in result and "at iteration 0" in result
 
 
 def test_sizes_are_in_megabytes_or_gigabytes():

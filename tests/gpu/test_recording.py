@@ -148,24 +148,15 @@ def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, r
     agrees(ours, without)
 
 
-def test_two_steps_in_turn_on_one_model(cuda, loader, recorded, results):
-    """As the runs of a sweep, and each other's replays do not reach into each other's memory."""
+def test_the_second_run_of_a_sweep_trains_as_if_it_were_alone(cuda, loader, recorded, train_alike):
+    """Its graph is captured on the model that the first run's graph has trained."""
     model = small_model(cuda)
     initial = copy.deepcopy(model.state_dict())
-    first = recorded(make_step(model, loader=loader, loss="minibatch_mse"), loader)
+    train(recorded(make_step(model, loader=loader, loss="minibatch_mse"), loader), loader, 3)
+    model.load_state_dict(initial)
     second = recorded(make_step(model, loader=loader, loss="pixel_bce"), loader)
     plain = make_step(small_model(cuda), loader=loader, loss="pixel_bce")
-    train(first, loader, 3)
-    model.load_state_dict(initial)
-    ours = train(second, loader, 2)
-    kept = copy.deepcopy(model.state_dict())
-    train(first, loader, 2)
-    model.load_state_dict(kept)
-    ours += train(second, loader, 3, start=2)
-    expected = train(plain, loader, 5)
-    results()
-    assert ours == pytest.approx(expected, rel=0.02)
-    agrees(second, plain)
+    train_alike(second, plain, loader, 5)
 
 
 def test_a_recorded_step_continues_from_a_checkpoint(cuda, loader, recorded, train_alike):
