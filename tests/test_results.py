@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from fastae.runs.sweep_folder import SweepConfig
 
 from fastae.config import TrainConfig
 from fastae.report.runs import find_runs
-from fastae.runs.sweep_folder import SweepConfig
 from scripts.results import main
 
 from .report.made import EVALUATED, SMALL, make_sweep

@@ -1,25 +1,27 @@
 """Files from elsewhere run no code, do not exhaust memory or disk, and are printed harmlessly."""
 
-import hashlib
 import io
 import json
 import os
 import pickle
 import re
-import zipfile
+import struct
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from fastae.runs.sweep_folder import SweepFolder
 from rich.table import Table
 from torch import nn
 
 from fastae.cli import main as cli
 from fastae.errors import FastaeError
+from fastae.experiment.adam import Adam
 from fastae.monitor.files import read_report
 from fastae.runs import checkpoint
+from fastae.runs.checkpoint import TrainingState
 from fastae.runs.loaded_model import load_model
+from fastae.runs.tensors import write_tensors
 from fastae.utils.console import HarmlessConsole
 from fastae.utils.files import DRAFT
 
@@ -30,83 +32,93 @@ SCALER = {
     "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
     "growth_interval": 2000, "_growth_tracker": 0,
 }  # fmt: skip
-STATE = {"model": {}, "optimizer": {}, "scaler": {}, "iteration": 1, "config": {}, "run": {}}
+STATE = {"iteration": 1, "config": {}, "run": {}, "progress": {}, "scaler": SCALER}
+"""What a checkpoint has besides tensors."""
+
+SHAPE = (4, 3, 5, 5)
+
+
+@pytest.fixture
+def model():
+    return nn.Sequential(nn.Conv2d(3, SHAPE[0], SHAPE[2]), nn.BatchNorm2d(SHAPE[0]))
+
+
+def training_of(model):
+    """Returns the tensors of a checkpoint that fits the model."""
+    adam = Adam(dict(model.named_parameters()), 1e-3)
+    return TrainingState(model.state_dict(), adam.mean, adam.square, adam.step_count).tensors()
+
+
+def plant(folder, tensors, state=STATE, iteration=1):
+    """Writes a checkpoint, with a digest that is right, since whoever makes the folder makes it, too."""
+    path = folder / f"{iteration:07d}.safetensors"
+    path.unlink(missing_ok=True)
+    write_tensors(path, tensors, {"state": json.dumps(state | {"iteration": iteration})})
+    return path
+
+
+def only_line(folder, *model_of):
+    """Returns the iteration of the newest valid checkpoint, and the one line about a newer one."""
+    lines = []
+    found = checkpoint.newest(folder, lines.append, *model_of)
+    (line,) = lines
+    assert "\n" not in line and len(line) < 500
+    return found and found.iteration, line
 
 
 class Evil:
     """A pickle that runs a shell command when it is loaded."""
 
-    def __init__(self, command):
-        self.command = command
-
     def __reduce__(self):
-        return os.system, (self.command,)
-
-
-def saved(state, **options):
-    file = io.BytesIO()
-    torch.save(state, file, **options)
-    return file.getvalue()
-
-
-def archived(pickled, compression=zipfile.ZIP_STORED):
-    """Returns a file as torch.save writes it, but with any pickle."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w", compression) as archive:
-        for name, content in (("data.pkl", pickled), ("version", "3\n"), ("byteorder", "little")):
-            archive.writestr(f"archive/{name}", content)
-    return file.getvalue()
-
-
-def plant(folder, content, iteration=1):
-    """Writes a checkpoint of these bytes, with a digest that matches; returns its path."""
-    path = folder / f"{iteration:07d}.safetensors"
-    path.write_bytes(content)
-    path.with_name(path.name + ".sha256").write_text(f"{hashlib.sha256(content).hexdigest()}  {path.name}\n")
-    return path
+        return os.system, (f"touch {DONE}",)
 
 
 DONE = "malicious-pickle-was-run"
-EVIL = Evil(f"touch {DONE}")
-GOOD = STATE | {"model": {"weight": torch.ones(3, 4)}}
-MALICIOUS = [
-    (lambda: pickle.dumps(EVIL), ""),
-    (lambda: archived(pickle.dumps(EVIL, 5)), ""),
-    (lambda: saved(EVIL), ""),
-    (lambda: saved(EVIL, _use_new_zipfile_serialization=False), ""),
-    (lambda: saved(STATE | {"model": {"encoder.0.weight": EVIL}}), ""),
-    (lambda: archived(pickle.dumps(STATE), zipfile.ZIP_DEFLATED), "compressed"),
-    (lambda: archived(b"\x80\x02cbuiltins\nbytearray\nJ\x00\x00\x00\x70\x85R."), "names builtins bytearray"),
-    (lambda: archived(b"\x80\x02" + b"N0" * (9 << 20) + b"}."), "not written by fastae"),
-    (lambda: archived(pickle.dumps(STATE)[:-5]), "pickle exhausted"),
-    (lambda: b"PK\x03\x04", "not a zip file"),
-    *((lambda state=state: saved(state), "")
-      for state in ([], 1, None, {}, STATE | {"iteration": "1"}, STATE | {"model": []})),
-]  # fmt: skip
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
-@pytest.mark.parametrize(("make", "reason"), MALICIOUS)
-def test_a_malicious_checkpoint_does_nothing_and_the_one_before_is_used(tmp_path, monkeypatch, make, reason):
-    """One line names it. It may run code, exhaust memory, or not be the state of a run."""
+def headed(header, data=b""):
+    """Returns a file in the format of safetensors with any header."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+WEIGHT = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+MALICIOUS = {
+    "pickle": pickle.dumps(Evil()),
+    "pickle as a header": headed(pickle.dumps(Evil())),
+    "endless header": struct.pack("<Q", 2**63 - 1) + b"{}",
+    "deep header": headed(b"[" * 1_000_000),
+    "no metadata": headed({"weight": WEIGHT}, bytes(8)),
+    "numbers as metadata": headed({"__metadata__": {"fastae": 1, "sha256": 2}}),
+    "no digest": headed({"__metadata__": {"fastae": "0.3.0"}, "weight": WEIGHT}, bytes(8)),
+    "an old version": headed({"__metadata__": {"fastae": "0.2.0"}, "weight": WEIGHT}, bytes(8)),
+    "too long a tensor": headed(
+        {"__metadata__": {"fastae": "0.2.0"}, "weight": WEIGHT | {"data_offsets": [0, 1 << 40]}}
+    ),
+    "overlapping tensors": headed(
+        {"__metadata__": {"fastae": "0.2.0"}, "one": WEIGHT, "other": WEIGHT}, bytes(8)
+    ),
+}
+
+
+@pytest.mark.parametrize("content", MALICIOUS.values(), ids=MALICIOUS)
+def test_a_malicious_checkpoint_does_nothing_and_the_one_before_is_used(
+    tmp_path, monkeypatch, model, content
+):
     monkeypatch.chdir(tmp_path)
-    lines = []
-    plant(tmp_path, saved(GOOD))
-    plant(tmp_path, make(), iteration=2)
-    assert checkpoint.newest(tmp_path, lines.append).iteration == 1
-    assert (
-        len(lines) == 1 and "\n" not in lines[0] and "0000002.safetensors" in lines[0] and reason in lines[0]
-    )
+    plant(tmp_path, training_of(model))
+    (tmp_path / "0000002.safetensors").write_bytes(content)
+    iteration, line = only_line(tmp_path)
+    assert iteration == 1 and "0000002.safetensors" in line
     assert not (tmp_path / DONE).exists()
 
 
-def test_a_pipe_instead_of_a_checkpoint_does_not_block(tmp_path):
-    lines = []
-    plant(tmp_path, saved(GOOD))
+def test_a_pipe_instead_of_a_checkpoint_does_not_block(tmp_path, model):
+    plant(tmp_path, training_of(model))
     os.mkfifo(tmp_path / "0000002.safetensors")
     (tmp_path / "0000003.safetensors").touch()
-    os.mkfifo(tmp_path / "0000003.pt.sha256")
-    assert checkpoint.newest(tmp_path, lines.append).iteration == 1 and len(lines) == 1
+    iteration, line = only_line(tmp_path)
+    assert iteration == 1 and "0000003" in line
 
 
 def test_a_model_size_that_config_json_claims_allocates_no_memory(run):
@@ -118,125 +130,96 @@ def test_a_model_size_that_config_json_claims_allocates_no_memory(run):
         load_model(run)
 
 
-def replaced(nest, path, value):
-    """Returns nested dicts with `value` at a path of keys, or without this entry if `value` is None."""
-    name, *rest = path
-    if rest:
-        return nest | {name: replaced(nest[name], rest, value)}
-    return {key: old for key, old in nest.items() if key != name} | ({} if value is None else {name: value})
-
-
-SHAPE = (4, 3, 5, 5)
-MOMENT = ["optimizer", "state", 0, "exp_avg"]
-
-
 @pytest.mark.parametrize(
-    ("path", "value"),
+    ("name", "value"),
     [
-        (["model", "0.weight"], torch.zeros(1).expand(SHAPE)),
-        (["model", "0.weight"], torch.zeros(SHAPE).long()),
-        (["model", "0.weight"], torch.full(SHAPE, torch.nan)),
-        (["model", "0.weight"], "weight"),
-        (["model", "0.weight"], None),
-        (["model", "more"], torch.zeros(1)),
-        (MOMENT, torch.zeros(16)),
-        (MOMENT, torch.zeros(1).expand(SHAPE)),
-        (MOMENT, torch.zeros(SHAPE).long()),
-        (MOMENT, torch.full(SHAPE, torch.inf)),
-        (["optimizer", "state", 0, "exp_avg_sq"], torch.full(SHAPE, -1.0)),
-        (["optimizer", "state", 0, "exp_avg_sq"], None),
-        (["optimizer", "state", 0, "step"], torch.zeros(2)),
-        (["optimizer", "state", 0, "step"], 4),
-        (["optimizer", "state", 0, "more"], torch.zeros(())),
-        (["optimizer", "state", 0], {}),
-        (["optimizer", "state", 0], []),
-        (["optimizer", "state", 99], {"step": torch.zeros(())}),
-        (["optimizer", "state"], None),
-        (["scaler"], {"scale": 1.0}),
-        (["scaler"], SCALER | {"_growth_tracker": 2**31}),
-        (["scaler"], SCALER | {"scale": torch.inf}),
+        ("model/0.weight", torch.zeros(SHAPE).long()),
+        ("model/0.weight", torch.full(SHAPE, torch.nan)),
+        ("model/0.weight", None),
+        ("model/more", torch.zeros(1)),
+        ("mean/0.weight", torch.zeros(16)),
+        ("mean/0.weight", torch.zeros(SHAPE).long()),
+        ("mean/0.weight", torch.full(SHAPE, torch.inf)),
+        ("square/0.weight", torch.full(SHAPE, -1.0)),
+        ("square/0.weight", None),
+        ("step", torch.zeros(2, dtype=torch.int64)),
+        ("step", torch.tensor(-1)),
+        ("step", None),
+        ("more", torch.zeros(())),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_its_run_is_named_and_the_one_before_used(tmp_path, path, value):
+def test_tensors_that_do_not_fit_the_run_are_named_and_the_checkpoint_before_is_used(
+    tmp_path, model, name, value
+):
     """Adam's kernel would write beyond moments that are too short."""
-    model = nn.Sequential(nn.Conv2d(3, SHAPE[0], SHAPE[2]), nn.BatchNorm2d(SHAPE[0]))
-    optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    model(torch.rand(2, 3, 8, 8)).square().sum().backward()
-    optimizer.step()
-    good = STATE | {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scaler": SCALER}
-    lines = []
-    plant(tmp_path, saved(good))
-    plant(tmp_path, saved(replaced(good | {"iteration": 9}, path, value)), iteration=9)
-    assert checkpoint.newest(tmp_path, lines.append, lambda config: model).iteration == 1
-    assert len(lines) == 1 and "0000009.safetensors" in lines[0] and "\n" not in lines[0]
-
-
-def test_a_resumed_run_survives_what_others_put_into_its_folder(run, capsys):
-    """Moments of another shape, a checkpoint of an older version, a huge metrics.csv, a folder as a draft."""
-    state = last_state(run)
-    older = {name: value for name, value in state.items() if name != "progress"} | {"iteration": 5}
-    plant(run / "checkpoints", saved(older), iteration=5)
-    bad_moments = replaced(state | {"iteration": 6}, MOMENT, torch.zeros(16))
-    plant(run / "checkpoints", saved(bad_moments), iteration=6)
-    os.truncate(run / "metrics.csv", 1 << 40)
-    (run / f"{DRAFT}folder").mkdir()
-    here("train", "--resume", run, "--iterations", 7)
-    printed = capsys.readouterr().out
-    assert "0000006.safetensors" in printed and "from iteration 5" in printed
-    assert "lost or changed rows" not in printed, "no row is missing"
-    assert (run / "metrics.csv").stat().st_size < 10_000 and (run / f"{DRAFT}folder").is_dir()
-    assert last_iteration(run) == 7
-
-
-def nested(depth):
-    """Returns a list that pickles to a kilobyte, but in which a walk meets 2^depth numbers."""
-    made = [0]
-    for _ in range(depth):
-        made = [made, made]
-    return made
+    good = training_of(model)
+    plant(tmp_path, good)
+    changed = {key: kept for key, kept in (good | {name: value}).items() if kept is not None}
+    plant(tmp_path, changed, iteration=9)
+    iteration, line = only_line(tmp_path, lambda config: model)
+    assert iteration == 1 and "0000009.safetensors" in line and name in line
 
 
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("run", {"device": nested(40)}, "one list or mapping twice"),
-        ("run", {"device": ["x" * (1 << 20)] * 100}, "repeats its texts"),
-        ("run", {"device": float("nan")}, "not JSON compliant"),
-        ("config", {"seed": torch.zeros(3)}, "not JSON serializable"),
+        ("run", {"device": 1}, None),
+        ("run", [], "0000009"),
         ("config", {"seed": -1}, "seed must be from 0"),
         ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
+        ("config", {"os": "system"}, "'os' is not a setting"),
         ("progress", {"seconds": -1.0}, "seconds"),
         ("progress", {"events": [1]}, "events"),
         ("progress", {"metrics": {"size": "all", "sha256": ""}}, "metrics"),
-        ("progress", [], "progress|object"),
+        ("progress", [], "object"),
+        ("iteration", "9", "iteration"),
+        ("scaler", {"scale": 1.0}, "lacks entries"),
+        ("scaler", SCALER | {"_growth_tracker": 2**31}, "_growth_tracker"),
+        ("scaler", SCALER | {"scale": float("inf")}, "scale"),
     ],
 )
-def test_the_types_of_a_checkpoints_values_are_checked_first(small_run, tmp_path, part, value, reason):
-    """The digest is valid, since whoever made the folder made the digest, too."""
-    state = last_state(small_run) | {"iteration": 9}
-    state[part] = value if isinstance(value, list) else state[part] | value
-    plant(tmp_path, saved(state), iteration=9)
-    lines = []
-    assert checkpoint.newest(tmp_path, lines.append) is None
-    assert len(lines) == 1 and re.search(reason, lines[0]) and len(lines[0]) < 500
+def test_the_types_of_a_checkpoints_values_are_checked_first(tmp_path, model, part, value, reason):
+    path = tmp_path / "0000009.safetensors"
+    state = STATE | {"iteration": 9, part: value}
+    write_tensors(path, training_of(model), {"state": json.dumps(state)})
+    if reason is None:  # a description that cannot be read is not needed to resume
+        assert checkpoint.newest(tmp_path, print, lambda config: model).iteration == 9
+    else:
+        iteration, line = only_line(tmp_path, lambda config: model)
+        assert iteration is None and re.search(reason, line)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000])
+def test_a_checkpoint_without_a_state_is_refused(tmp_path, model, text):
+    write_tensors(tmp_path / "0000009.safetensors", training_of(model), {"state": text})
+    assert only_line(tmp_path)[0] is None
+
+
+def test_a_resumed_run_survives_what_others_put_into_its_folder(run, capsys):
+    """Moments of another shape, a huge metrics.csv, a folder as a draft."""
+    kept = checkpoint.newest(run / "checkpoints", print)
+    moments = kept.training.mean | {"encoder.0.weight": torch.zeros(16)}
+    bad = replace(kept, iteration=6, training=replace(kept.training, mean=moments))
+    checkpoint.write(run / "checkpoints", bad, keep=9)
+    os.truncate(run / "metrics.csv", 1 << 40)
+    (run / f"{DRAFT}folder").mkdir()
+    here("train", "--resume", run, "--iterations", 7)
+    printed = capsys.readouterr().out
+    assert "0000006.safetensors" in printed and f"from iteration {kept.iteration}" in printed
+    assert (run / "metrics.csv").stat().st_size < 10_000 and (run / f"{DRAFT}folder").is_dir()
+    assert last_iteration(run) == 7
 
 
 def test_a_run_does_not_begin_again_if_its_checkpoints_cannot_be_used(run):
     (run / "model.safetensors").unlink()
-    (run / "checkpoints" / "0000004.pt.sha256").unlink()
+    path = run / "checkpoints" / "0000004.safetensors"
+    content = path.read_bytes()
+    path.unlink()  # it may be a hard link
+    path.write_bytes(content[:-1])
     for use in (lambda: here("train", "--resume", run, "--iterations", 5), lambda: load_model(run)):
         with pytest.raises(FastaeError, match="holds no usable checkpoint"):
             use()
-    assert (run / "checkpoints" / "0000004.safetensors").exists()
-
-
-def test_a_sweep_json_that_names_a_folder_outside_is_refused(tmp_path):
-    """A sweep may remove the folder of a run that has not begun."""
-    for name in ("../precious", str(tmp_path), ".", "", "pixel_bce/..", "pixel_bce-1/../../precious"):
-        entry = {"name": name, "loss": "pixel_bce", "seed": 0}
-        (tmp_path / "sweep.json").write_text(json.dumps({"plan": {}, "runs": [entry]}))
-        with pytest.raises(FastaeError, match="invalid name of a run"):
-            SweepFolder(tmp_path).read()
+    assert path.exists()
 
 
 MODULES = (

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,7 @@ from torch.export import Dim
 
 from fastae.device.compiling import require_temporary_folder
 from fastae.errors import FastaeError
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log, printable
 from fastae.utils.files import atomic_write, made_folder, require_new_folder
@@ -63,7 +65,8 @@ def export(run: Path, out: Path) -> None:
     require_temporary_folder()
     loaded = load_model(run)
     log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
-    encoder, decoder, side = loaded.model.encoder, loaded.model.decoder, loaded.config.image_size
+    model = cast(AutoEncoder, loaded.model)  # `load_model` returns another only if it is passed
+    encoder, decoder, side = model.encoder, model.decoder, loaded.config.image_size
     images = torch.rand(max(BATCHES), 3, side, side, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         codes = encoder(images)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.device.apply import use_device
@@ -20,7 +20,6 @@ from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.experiment.losses import squared_error
 from fastae.experiment.metrics import loss_index, psnr
-from fastae.experiment.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.console import log, printable
@@ -78,7 +77,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
     return 1 if skipped else 0
 
 
-def _reconstruct(model: AutoEncoder, paths: Sequence[str], crop_resize: CropResize) -> Iterator[Result]:
+def _reconstruct(model: nn.Module, paths: Sequence[str], crop_resize: CropResize) -> Iterator[Result]:
     """Yields the results of the usable images in order. The others are logged."""
     device = next(model.parameters()).device
     for start in range(0, len(paths), BATCH):

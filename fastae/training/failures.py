@@ -31,29 +31,34 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
     if isinstance(error, NotFinite):
         remedy = "a lower --lr" + (" or --no-amp" if session.hardware.precision.dtype else "")
         return RunFailure(f"{error}; resuming would repeat it: start a new run with {remedy}")
-    if isinstance(error, TrainingFault):
-        return RunFailure(f"{error}; {hint}")
-    if is_out_of_memory(error):
-        return RunFailure(out_of_memory_advice(session.loader, session.hardware.device))
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
     if _is_compiler_error(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
-    if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
-        return RunFailure(f"{no_threads}; {hint}")
+    if is_out_of_memory(error):
+        return RunFailure(out_of_memory_advice(session.loader, session.hardware.device))
     if isinstance(error, CalledProcessError):
         compiler = printable(str(error.cmd[0]))
         return RunFailure(
             f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
         )
+    reason = _resumable_reason(error, session, run)
+    return RunFailure(f"{reason}; {hint}") if reason else error
+
+
+def _resumable_reason(error: Exception, session: Session, run: RunFolder) -> str | None:
+    """Returns why a run ended that can be resumed once the cause is gone; None if that is not known."""
+    if isinstance(error, TrainingFault):
+        return str(error)
     if isinstance(error, OSError):
         what = f"cannot write to the run folder {str(run.path)!r}"
         if not _may_be_in(run, error):
             what = f"cannot use {error.filename!r}"
-        return RunFailure(f"{what}: {error.strerror or error}; {hint}")
+        return f"{what}: {error.strerror or error}"
+    if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
+        return no_threads
     if session.ranks.size > 1 and _is_lost_rank(error):
-        first = printable(str(error).splitlines()[0])
-        return RunFailure(f"another rank ended, or cannot be reached: {first}; {hint}")
-    return error
+        return f"another rank ended, or cannot be reached: {printable(str(error).splitlines()[0])}"
+    return None
 
 
 def _may_be_in(run: RunFolder, error: OSError) -> bool:

@@ -159,7 +159,6 @@ def open_trainer(
                 ),
                 observers=observers,
                 stops=stops,
-                start=start,
             )
     except Exception as error:
         raise explain(error, session, run, stops=stops) from None

@@ -64,10 +64,9 @@ class Trainer:
         run: the run's folder.
         step: the training step, with the weights that the run continues from.
         loader: the batches, with the run's seed.
-        clock: the clock of the loop.
+        clock: the clock of the loop, which knows the iteration that the run continues from.
         observers: what is done with the results; nothing on all ranks but the main one.
         stops: asks for an early, orderly end.
-        start: the iteration that the run continues from.
     """
 
     def __init__(
@@ -81,16 +80,15 @@ class Trainer:
         clock: Clock,
         observers: Sequence[Observer],
         stops: StopSignals,
-        start: int,
     ) -> None:
-        self.iteration = self._start = start
+        self.iteration = self._start = clock.first - 1
         self._session = session
         self._description = description
         self._config = description.config
         self._run = run
         self._step = step
         self._loader = loader
-        self._batches = loader.inputs(start)
+        self._batches = loader.inputs(self.iteration)
         self._clock = clock
         self._observers = observers
         self._stops = stops
@@ -231,9 +229,8 @@ class Trainer:
         iteration = next((i for i, loss in enumerate(losses, first) if not math.isfinite(loss)), None)
         if iteration is None:
             return
-        sampler = replace(self._loader.sampler, part=0, parts=1)
         train = self._session.folder.train
-        self._run.note_non_finite(iteration, [train[index] for index in sampler.at(iteration - 1).indices])
+        self._run.note_non_finite(iteration, [train[index] for index in self._loader.indices(iteration - 1)])
         raise NotFinite(
             f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite_file})"
         )

@@ -6,7 +6,6 @@ A few dozen contents of each kind in `make test`; with FASTAE_FUZZ, which `make 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 import os
@@ -20,7 +19,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastae.runs.sweep_folder import SweepFolder
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -35,6 +33,9 @@ from fastae.monitor.files import read_reports, report_json
 from fastae.monitor.text import show_reports
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
+from fastae.runs.tensors import write_tensors
+from fastae.sweep.folder import SweepFolder
+from fastae.sweep.plan import SweepConfig
 from fastae.utils.cache import Marker, damage
 from fastae.utils.console import HarmlessConsole
 
@@ -108,12 +109,13 @@ def usage_report(path, pictures):
 
 
 def plan_of_a_sweep(path, pictures):
-    assert all((path.parent / run.name).parent == path.parent for run in SweepFolder(path.parent).read().runs)
+    """Whatever the file says, a sweep is opened only if it says what the command says."""
+    config = SweepConfig(TrainConfig())
+    SweepFolder(path.parent).require_resumable(config)
+    assert json.loads(path.read_bytes()) == config.settings()
 
 
 def checkpoint_of_a_run(path, pictures):
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    path.with_name(f"{path.name}.sha256").write_text(digest)
     lines = []
     found = checkpoint.newest(path.parent, lines.append)
     assert found or (len(lines) == 1 and "\n" not in lines[0])
@@ -192,14 +194,17 @@ def intact(pictures, face_paths, tmp_path_factory):
                 archive.writestr(name, b"000001.jpg 0\n" * 20)
         return file.getvalue()
 
-    state = {"model": {"weight": torch.ones(3, 4)}, "optimizer": {}, "scaler": {}, "config": {}, "run": {}}
+    weights = records.with_name("weights.safetensors")
+    state = {"iteration": 1, "scaler": {}, "config": {}, "run": {}, "progress": {}}
+    tensors = {"model/weight": torch.ones(3, 4), "step": torch.tensor(0)}
+    write_tensors(weights, tensors, {"state": json.dumps(state)})
     marker = Marker("resident", "images", "1", {"pixels.npy": [zlib.crc32(b"pixels")]})
     contents = {
         "config.json": [{"config": TrainConfig().as_dict(), "data": {}}],
         "images.json": [dataclasses.asdict(open_folder(pictures).manifest)],
         "gpu.json": [[foreign_report("text")]],
-        "sweep.json": [{"plan": {}, "runs": [{"name": "pixel_bce", "loss": "pixel_bce", "seed": 0}]}],
-        "0000001.safetensors": [saved(lambda file: torch.save(state | {"iteration": 1}, file))],
+        "sweep.json": [SweepConfig(TrainConfig()).settings()],
+        "0000001.safetensors": [weights.read_bytes()],
         "entry.json": [dataclasses.asdict(marker)],
         "records.msgpack": [path.read_bytes() for path in records.iterdir()],
         "celeba.zip": [archive(zipfile.ZIP_STORED), archive(zipfile.ZIP_DEFLATED)],

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import torch
+from fastae.runs.sweep_folder import open_sweep
 
 from fastae.config import TrainConfig
 from fastae.data.files.folder import open_folder
@@ -15,7 +16,6 @@ from fastae.monitor.recording import Phase
 from fastae.monitor.summary import Diagnosis, Summary, UsageReport, Verdict
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
-from fastae.runs.sweep_folder import open_sweep
 from fastae.runs.weights import write_weights
 from fastae.utils.limits import Cores
 

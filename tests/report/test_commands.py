@@ -5,13 +5,13 @@ import shlex
 
 import click
 import pytest
+from fastae.runs.sweep_folder import SweepConfig
 
 from fastae.cli.options import options_of
 from fastae.config import TrainConfig
 from fastae.experiment.losses import LOSSES
 from fastae.report.commands import commands
 from fastae.report.runs import find_runs
-from fastae.runs.sweep_folder import SweepConfig
 
 from .made import SMALL, make_run, make_sweep
 

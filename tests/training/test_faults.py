@@ -109,13 +109,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images(face_folde
 @pytest.mark.parametrize("what", ["weights", "moments"])
 def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypatch, what):
     def poisoned(step, *inputs):
-        weight = step.model.encoder[0].weight
-        moments = step.optimizer.state[weight]
-        moments.update(step=torch.zeros(()), exp_avg=torch.zeros(()), exp_avg_sq=torch.zeros(1))
+        name = "encoder.0.weight"
+        poisoned = step.model.get_parameter(name) if what == "weights" else step.optimizer.square[name]
         with torch.no_grad():
-            (weight if what == "weights" else moments["exp_avg_sq"]).fill_(torch.inf)
-        for each in step.model.parameters():
-            each.grad = torch.zeros_like(each)
+            poisoned.fill_(torch.inf)
+        for weight in step.model.parameters():
+            weight.grad = torch.zeros_like(weight)
         return torch.ones(()), torch.ones(())
 
     monkeypatch.setattr(TrainingStep, "_step", poisoned)

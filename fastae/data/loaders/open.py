@@ -34,7 +34,7 @@ Split = Literal["train", "held_out", "all"]
 PathLike = str | os.PathLike[str]
 
 
-def open_loader(
+def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     source: PathLike | Iterable[PathLike],
     batch_size: int = 64,
     *,
