@@ -1,9 +1,12 @@
 """A run's description in config.json is read back as it was written, and invalid parts get defaults."""
 
+from dataclasses import replace
+
 import pytest
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
+from fastae.experiment.losses import LOSSES, REDUCTIONS
 from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.utils.json import plain
 
@@ -11,8 +14,10 @@ CONFIG = TrainConfig(latent=16)
 FULL = RunDescription(
     CONFIG,
     data=DataDescription("faces", "/faces", 38, 2, "by name", 2, "abc"),
+    model="program.Model",
+    element="l1",
+    reduction="pixel",
     compiled=False,
-    at_once=2,
     environment=Environment(fastae="0.1.0", packages={"torch": "2.13.0"}),
     resumed=(5, 9),
 )
@@ -23,8 +28,8 @@ def test_a_description_is_read_back_as_it_was_written():
 
 
 def test_a_field_that_is_missing_or_of_another_type_has_its_default():
-    written = plain(FULL.as_dict()) | {"compiled": "yes", "at_once": [3], "resumed": 5, "environment": None}
-    expected = RunDescription(CONFIG, data=FULL.data)
+    written = plain(FULL.as_dict()) | {"compiled": "yes", "model": [3], "resumed": 5, "environment": None}
+    expected = RunDescription(CONFIG, data=FULL.data, element="l1", reduction="pixel")
     assert RunDescription.from_dict(written, "config.json") == expected
     assert RunDescription.from_dict({"config": CONFIG.as_dict()}, "config.json") == RunDescription(CONFIG)
 
@@ -35,6 +40,17 @@ def test_invalid_settings_are_refused(values):
         RunDescription.from_dict(values, "config.json")
 
 
-def test_a_session_that_continues_adds_its_iteration_and_keeps_the_most_turns():
-    resumed = RunDescription(CONFIG, device="another").resumed_from(FULL, 12)
-    assert (resumed.device, resumed.at_once, resumed.resumed) == ("another", 2, (5, 9, 12))
+def test_what_older_versions_wrote_is_read():
+    """They took turns, shared batch statistics only if asked to, and named no parts of a loss."""
+    written = {"config": CONFIG.as_dict() | {"sync_bn": True}, "at_once": 2}
+    description = RunDescription.from_dict(written, "config.json")
+    assert description == RunDescription(CONFIG) and description.loss is LOSSES[CONFIG.loss]
+    with pytest.raises(FastaeError, match="'sync_bm' is not a setting"):
+        RunDescription.from_dict({"config": {"sync_bm": True}}, "config.json")
+
+
+def test_a_loss_of_ones_own_is_known_by_its_parts_and_an_unknown_name_is_an_error():
+    own = replace(FULL, config=replace(CONFIG, loss="pixel_l1"))
+    assert own.loss.name == "pixel_l1" and own.loss.reduction is REDUCTIONS[1]
+    with pytest.raises(ValueError, match="minibatch_l1"):
+        _ = replace(own, config=replace(CONFIG, loss="minibatch_l1")).loss

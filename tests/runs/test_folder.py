@@ -52,8 +52,9 @@ def test_after_a_full_disk_at_the_start_the_same_command_can_be_repeated(small_r
 
 def test_leftovers_of_a_killed_process_do_not_stop_the_same_command(face_folder, tmp_path):
     out = tmp_path / "run"
-    out.mkdir()
-    for name in (".lock", ".partial-0-config.json"):
+    for folder in ("checkpoints", "samples"):
+        (out / folder).mkdir(parents=True)
+    for name in (".lock", ".partial-0-config.json", "checkpoints/.partial-0-0000001.safetensors"):
         (out / name).write_text("left")
     train(small_config(face_folder, out))
     assert last_iteration(resume_run(out, {"iterations": 3})) == 3

@@ -9,9 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from fastae.errors import FastaeError
+from fastae.experiment.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
+from fastae.runs.weights import write_weights
+from fastae.training.runner import train
 
-GOOD = {"iteration": "5"}
+from ..helpers import small_config, small_model
 
 
 @pytest.fixture
@@ -21,10 +24,10 @@ def run(run):
     return run
 
 
-def save_weights(run, metadata=GOOD, **others):
+def save_weights(run, iteration=5, **others):
     """Writes a model.safetensors whose weights are zero, unlike the checkpoint's."""
     weights = {name: torch.zeros_like(weight) for name, weight in load_model(run).model.state_dict().items()}
-    save_file(weights | others, run / "model.safetensors", metadata)
+    write_weights(run / "model.safetensors", weights | others, iteration)
 
 
 def source(run):
@@ -37,7 +40,7 @@ def source(run):
 
 @pytest.mark.parametrize(("iteration", "file"), [(3, "checkpoint"), (4, "model.safetensors")])
 def test_the_newest_weights_are_read_and_safetensors_if_both_are_as_new(run, iteration, file):
-    save_weights(run, {"iteration": str(iteration)})
+    save_weights(run, iteration)
     assert source(run) == (file, 4)
 
 
@@ -55,21 +58,60 @@ def test_a_newer_checkpoint_that_is_damaged_is_named(run, capsys):
     assert "0000009.safetensors" in line
 
 
-@pytest.mark.parametrize("damage", ["cut", "no iteration", "a pipe", "another type", "another shape"])
-def test_a_file_that_cannot_be_used_is_named_and_the_checkpoint_read(run, damage, capsys):
-    path, name = run / "model.safetensors", "encoder.0.weight"
-    changes = {"another type": torch.zeros(32, 3, 5, 5).double(), "another shape": torch.zeros(1)}
-    save_weights(
-        run, {} if damage == "no iteration" else GOOD, **{name: changes[damage]} if damage in changes else {}
-    )
-    if damage == "cut":
-        os.truncate(path, path.stat().st_size - 1)
-    elif damage == "a pipe":
-        path.unlink()
-        os.mkfifo(path)
+@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
+def test_weights_of_older_versions_have_no_digest_and_are_read(run, version):
+    weights = {name: torch.zeros_like(weight) for name, weight in load_model(run).model.state_dict().items()}
+    save_file(weights, run / "model.safetensors", {"iteration": "5", "fastae": version})
+    assert source(run) == ("model.safetensors", 5)
+
+
+def flipped(content):
+    """Flips a bit of the last tensor."""
+    return content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[:-1],
+        flipped,
+        lambda content: content.replace(b'"iteration":"5"', b'"iteration":"7"'),
+        lambda content: content.replace(b'"sha256"', b'"sha257"'),
+        lambda content: content.replace(b'"fastae"', b'"fastaf"'),
+    ],
+    ids=["cut", "a bit", "the iteration", "no digest", "no version"],
+)
+def test_a_damaged_file_is_named_and_the_checkpoint_is_read(run, damage, capsys):
+    save_weights(run)
+    path = run / "model.safetensors"
+    path.write_bytes(damage(path.read_bytes()))
     assert source(run) == ("checkpoint", 4)
     (line,) = capsys.readouterr().out.splitlines()
     assert str(path) in line
+
+
+@pytest.mark.parametrize("value", [torch.zeros(32, 3, 5, 5).double(), torch.zeros(1)])
+def test_weights_of_another_type_or_shape_are_not_used(run, value, capsys):
+    save_weights(run, **{"encoder.0.weight": value})
+    assert source(run) == ("checkpoint", 4)
+    assert "encoder.0.weight" in capsys.readouterr().out
+
+
+def test_a_pipe_instead_of_the_file_does_not_block(run):
+    os.mkfifo(run / "model.safetensors")
+    assert source(run) == ("checkpoint", 4)
+
+
+def test_a_model_of_ones_own_is_loaded_only_if_it_is_passed(face_folder, tmp_path):
+    """A folder names its model, and nothing is imported or run for that."""
+    config = small_config(face_folder, tmp_path / "run")
+    train(config, model=small_model)
+    with pytest.raises(FastaeError, match=r"helpers\.small_model: pass it in Python as model="):
+        load_model(tmp_path / "run")
+    loaded = load_model(tmp_path / "run", model=small_model)
+    assert loaded.iteration == 2 and loaded.model(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)
+    with pytest.raises(FastaeError, match="no usable checkpoint"):
+        load_model(tmp_path / "run", model=AutoEncoder)
 
 
 @pytest.mark.parametrize("claim", [{"latent": 17}, {"image_size": 4096}, {"latent": 2**20}])
