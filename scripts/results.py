@@ -21,7 +21,7 @@ from fastae.errors import FastaeError
 from fastae.report.compare import compare, group_seeds
 from fastae.report.differences import differences
 from fastae.report.figures import draw_charts
-from fastae.report.runs import METRICS, find_runs
+from fastae.report.runs import QUALITY, find_runs
 from fastae.report.tables import Cell, Row, Table, difference_table, hours, table, undecided
 from fastae.runs.folder import RunFolder
 from fastae.runs.sweep_folder import SweepFolder
@@ -29,7 +29,7 @@ from fastae.utils.console import log
 from fastae.utils.files import write_json
 
 PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
-SHOWN = ("loss", *METRICS, "iterations")
+SHOWN = ("loss", *QUALITY, "iterations")
 
 
 @click.command()

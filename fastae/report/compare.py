@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastae.config import FIXED, flag
+from fastae.experiment.losses import Loss
 from fastae.report.runs import Run, as_text, last
 from fastae.utils.console import printable
 
@@ -19,7 +20,7 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
     "images": lambda run: (
         as_text(run.description.data.fingerprint)[:8] or as_text(run.description.data.folder)
     ),
-    "ranks without --sync-bn": lambda run: "1" if run.config.sync_bn else as_text(run.description.world_size),
+    "model": attrgetter("model"),
     **{flag(name): attrgetter(f"config.{name}") for name in FIXED if name not in ("loss", "seed")},
 }
 """What the runs of a curve have in common besides the loss: name of an option or condition -> its value."""
@@ -47,6 +48,11 @@ class Comparison:
     warnings: Sequence[str]
     """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
 
+    @property
+    def losses(self) -> list[Loss]:
+        """The losses of the compared runs, each once."""
+        return list({run.loss.name: run.loss for run in self.compared}.values())
+
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
@@ -71,11 +77,11 @@ def compare(runs: Sequence[Run]) -> Comparison:
 
 def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:
     """Returns loss -> seed -> a held-out metric at an iteration. The first run with a seed counts."""
-    found: dict[str, dict[int, float]] = {}
+    values: dict[str, dict[int, float]] = {}
     for run in runs:
         value = run.evaluated(metric).get(at, math.nan)
-        found.setdefault(run.loss, {}).setdefault(run.config.seed, value)
-    return found
+        values.setdefault(run.loss.name, {}).setdefault(run.config.seed, value)
+    return values
 
 
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
@@ -113,7 +119,7 @@ class Group:
     runs: tuple[Run, ...]
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> Loss:
         return self.runs[0].loss
 
 
@@ -125,15 +131,15 @@ def group_seeds(runs: Sequence[Run]) -> list[Group]:
     """
     alike: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        alike.setdefault((run.loss, *(value(run) for value in GROUPED_BY.values())), []).append(run)
+        alike.setdefault((run.loss.name, *(value(run) for value in GROUPED_BY.values())), []).append(run)
     groups = []
     for same in alike.values():
-        label = " ".join((same[0].loss, *_differing(same[0], runs)))
+        label = " ".join((same[0].loss.name, *_differing(same[0], runs)))
         together = _one_per_seed(same)
         alone = [(run,) for run in same if run not in together]
-        for each in filter(None, [together, *alone]):
-            name = f" ({printable(each[0].name)})" if len(same) > len(each) == 1 else ""
-            groups.append(Group(f"{label}{name}", each))
+        for members in filter(None, [together, *alone]):
+            name = f" ({printable(members[0].name)})" if len(same) > len(members) == 1 else ""
+            groups.append(Group(f"{label}{name}", members))
     return groups
 
 
@@ -150,7 +156,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
 def _differing(run: Run, runs: Sequence[Run]) -> Iterator[str]:
     """Yields the settings of `run` that most runs do not share, as a user types them."""
     for name, value in GROUPED_BY.items():
-        if 2 * sum(value(each) == value(run) for each in runs) <= len(runs):
+        if 2 * sum(value(other) == value(run) for other in runs) <= len(runs):
             yield _typed(name, value(run))
 
 

@@ -1,7 +1,7 @@
 """Differences between losses over their seeds, with 95 % confidence intervals by Student's t.
 
-The comparisons are always the same and were fixed before any result was seen: squared error with cross
-entropy, and the reductions of one element with each other, which differ only by Adam's eps (docs/design.md).
+Which losses are compared follows from the losses alone, never from a result: each element with each other
+one, and the reductions of one element with each other, which differ only by Adam's eps (docs/design.md).
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ from itertools import combinations
 import numpy as np
 from scipy import stats
 
-from fastae.experiment.losses import ELEMENTS, REDUCTIONS
+from fastae.experiment.losses import Loss
 from fastae.report.compare import Comparison, by_seed
-from fastae.report.runs import METRICS
+from fastae.report.runs import QUALITY, element_order
 
-NAMES = [each.name for each in REDUCTIONS]
 CONFIDENCE = 0.95
 MINUS = "−"
-ELEMENT = f"squared error {MINUS} cross entropy"
 
 Samples = Mapping[int, float]
 """Seed -> value."""
@@ -61,24 +59,51 @@ class Difference:
         return text if text.strip(f"+{MINUS}0.,") else text[1:]
 
 
-def comparisons() -> Iterator[tuple[str, Sequence[str], Sequence[str]]]:
-    """Yields the name of each comparison, the losses on its first side, and those that are subtracted."""
-    yield ELEMENT, [f"{each}_mse" for each in NAMES], [f"{each}_bce" for each in NAMES]
-    for element in (e.name for e in ELEMENTS):
-        for one, other in combinations(NAMES, 2):
-            first, second = f"{one}_{element}", f"{other}_{element}"
-            yield f"{first} {MINUS} {second}", [first], [second]
+@dataclass(frozen=True)
+class Contrast:
+    """Two sets of losses that are compared."""
+
+    name: str
+    """The two sides, with a minus sign between them."""
+
+    losses: tuple[str, ...]
+    """The names of the losses on the first side."""
+
+    subtracted: tuple[str, ...]
+
+    is_of_elements: bool
+    """Whether the sides are all losses of two elements, not two reductions of one element."""
 
 
-def differences(comparison: Comparison) -> dict[str, dict[str, Difference]]:
-    """Returns name of a comparison -> heading of a metric -> difference, if it has an interval."""
-    found: dict[str, dict[str, Difference]] = {}
-    for heading, metric in METRICS.items():
+Differences = Mapping[Contrast, Mapping[str, Difference]]
+"""Contrast -> heading of a metric -> difference."""
+
+
+def contrasts(losses: Sequence[Loss]) -> Iterator[Contrast]:
+    """Yields the contrasts between these losses, which are in the order of reports."""
+    elements = {loss.element.name: loss.element for loss in losses}
+    ordered = sorted(elements.values(), key=element_order)
+    names = {
+        element.name: tuple(loss.name for loss in losses if loss.element == element) for element in ordered
+    }
+    for other, one in combinations(ordered, 2):
+        name = f"{one.label} {MINUS} {other.label}"
+        yield Contrast(name, names[one.name], names[other.name], is_of_elements=True)
+    for reductions in names.values():
+        for first, second in combinations(reductions, 2):
+            yield Contrast(f"{first} {MINUS} {second}", (first,), (second,), is_of_elements=False)
+
+
+def differences(comparison: Comparison) -> dict[Contrast, dict[str, Difference]]:
+    """Returns the differences of the compared runs that have an interval."""
+    table: dict[Contrast, dict[str, Difference]] = {}
+    for heading, metric in QUALITY.items():
         values = by_seed(comparison.compared, metric, comparison.at)
-        for name, losses, others in comparisons():
-            if difference := subtract(_pool(values, losses), _pool(values, others)):
-                found.setdefault(name, {})[heading] = difference
-    return found
+        for contrast in contrasts(comparison.losses):
+            one, other = _pool(values, contrast.losses), _pool(values, contrast.subtracted)
+            if difference := subtract(one, other):
+                table.setdefault(contrast, {})[heading] = difference
+    return table
 
 
 def subtract(one: Samples, other: Samples) -> Difference | None:
@@ -90,15 +115,15 @@ def subtract(one: Samples, other: Samples) -> Difference | None:
     is_paired = len(common) > 1
     if not is_paired and min(len(one), len(other)) < 2:
         return None
-    first, second = (
-        [each[seed] for seed in common] if is_paired else [*each.values()] for each in (one, other)
-    )
     with warnings.catch_warnings(action="ignore"):  # about equal values, whose interval is a point
-        test = (
-            stats.ttest_rel(first, second) if is_paired else stats.ttest_ind(first, second, equal_var=False)
-        )
+        if is_paired:
+            first, second = [one[seed] for seed in common], [other[seed] for seed in common]
+            test, samples = stats.ttest_rel(first, second), f"{len(common)} pairs"
+        else:
+            first, second = [*one.values()], [*other.values()]
+            test = stats.ttest_ind(first, second, equal_var=False)
+            samples = f"{len(first)} and {len(second)} runs, unpaired"
         low, high = test.confidence_interval(CONFIDENCE)
-    samples = f"{len(common)} pairs" if is_paired else f"{len(first)} and {len(second)} runs, unpaired"
     return Difference(float(np.mean(first) - np.mean(second)), float(high - low) / 2, samples)
 
 
@@ -109,4 +134,4 @@ def _pool(values: Mapping[str, Samples], losses: Sequence[str]) -> dict[int, flo
         for seed, value in values.get(loss, {}).items():
             if math.isfinite(value):
                 pooled.setdefault(seed, []).append(value)
-    return {seed: float(np.mean(each)) for seed, each in pooled.items()}
+    return {seed: float(np.mean(known)) for seed, known in pooled.items()}

@@ -49,7 +49,7 @@ PIXELS, GAP = 128, 2
 
 
 @dataclass(frozen=True)
-class Column:
+class ModelColumn:
     """The reconstructions of the held-out images by one run's model."""
 
     label: str
@@ -78,7 +78,7 @@ class Gallery:
     images: Tensor
     """float32 (N, 3, S, S) in [0, 1]."""
 
-    columns: list[Column] = field(default_factory=list)
+    columns: list[ModelColumn] = field(default_factory=list)
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -113,6 +113,8 @@ def make_gallery(
     """
     gallery: Gallery | None = None
     warnings: list[str] = []
+    own = [group for group in groups if group.runs[0].has_own_model]
+    groups = [group for group in groups if group not in own]
     for group in track(groups, "reconstructing"):
         for run in filter(_has_weights, group.runs):
             try:
@@ -125,8 +127,14 @@ def make_gallery(
             if gallery.source == _source(run, manifest):
                 gallery.columns.append(_column(group.label, loaded, gallery.images))
                 break
-    if bare := [group.label for group in groups if not any(map(_has_weights, group.runs))]:
-        warnings.append(f"no reconstructions by {', '.join(bare)}: their folders contain no weights")
+    bare = [group for group in groups if not any(map(_has_weights, group.runs))]
+    for lacking, reason in (
+        (bare, "their folders contain no weights"),
+        (own, "only the user's own program has their models"),
+    ):
+        if lacking:
+            labels = ", ".join(group.label for group in lacking)
+            warnings.append(f"no reconstructions by {labels}: {reason}")
     return gallery, list(dict.fromkeys(warnings))
 
 
@@ -189,12 +197,12 @@ def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
     return manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images
 
 
-def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
+def _column(label: str, loaded: LoadedModel, images: Tensor) -> ModelColumn:
     """Reconstructs the images (N, 3, S, S) with a run's model."""
     chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
     reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
-    return Column(label, loaded.iteration, to_bytes(reconstructions), errors=errors)
+    return ModelColumn(label, loaded.iteration, to_bytes(reconstructions), errors=errors)
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from itertools import chain, compress
 from typing import NamedTuple
@@ -11,15 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.article import (
+    ARTICLE_IMAGES,
+    ARTICLE_ITERATIONS,
+    ARTICLE_LOSSES,
+    ARTICLE_SECONDS,
+    speed_ratio,
+)
 from fastae.report.compare import Comparison, Group
-from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
-from fastae.report.runs import METRICS, Run, as_text, last
+from fastae.report.differences import CONFIDENCE, Differences
+from fastae.report.runs import QUALITY, Run, as_text, last
 from fastae.utils.console import duration
-
-ARTICLE = TrainConfig()
-"""The article's settings, which are the defaults."""
 
 LONG_ENOUGH = 0.5
 """The share of the article's training below which the headline concludes nothing."""
@@ -67,10 +69,8 @@ class Table(NamedTuple):
     rows: Sequence[Row]
 
 
-def answer(
-    comparison: Comparison, label: str, found: Mapping[str, Mapping[str, Difference]]
-) -> tuple[str, list[str]]:
-    """Makes a headline and at most three sentences from the numbers.
+def answer(comparison: Comparison, label: str, found: Differences) -> tuple[str, list[str]]:
+    """Makes a headline and a few sentences from the numbers.
 
     Args:
         comparison: the comparison of the losses.
@@ -105,42 +105,45 @@ def answer(
         sentences.append(
             "Each loss was trained with one seed; fastae sweep --repeats shows the effect of other seeds."
         )
-    if element := found.get(ELEMENT, {}).get("held-out error"):
-        sentences.append(
-            f"Squared error minus cross entropy is {element.number} ({percent(CONFIDENCE)} interval: "
-            f"{element.interval}; {element.samples})."
-        )
+    for contrast, row in found.items():
+        if contrast.is_of_elements and (error := row.get("held-out error")):
+            sentences.append(
+                f"The difference {contrast.name} is {error.number} ({percent(CONFIDENCE)} interval: "
+                f"{error.interval}; {error.samples})."
+            )
     return headline, sentences
 
 
 def trained_share(comparison: Comparison) -> float:
-    """Returns the share of the article's training that each compared run has done, in images."""
+    """Returns how much of one of the article's runs each compared run has done, in images."""
     images = comparison.at * comparison.compared[0].config.batch_size
-    return images * len(LOSSES) / ARTICLE_IMAGES
+    return images * ARTICLE_LOSSES / ARTICLE_IMAGES
 
 
-def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
+def difference_table(found: Differences) -> Table:
     """Returns the table of differences. An interval that excludes 0 is bold."""
-    metrics = [heading for heading in METRICS if any(heading in row for row in found.values())]
+    metrics = [heading for heading in QUALITY if any(heading in row for row in found.values())]
     rows = []
-    for name, row in found.items():
-        known = [row.get(heading) for heading in metrics]
-        cells = [Cell(each.number, each.interval, each.is_decided) if each else Cell(NONE) for each in known]
-        rows.append(Row([Cell(name, next(iter(row.values())).samples), *cells]))
+    for contrast, row in found.items():
+        cells = [Cell(contrast.name, next(iter(row.values())).samples)]
+        for heading in metrics:
+            known = row.get(heading)
+            cells.append(Cell(known.number, known.interval, known.is_decided) if known else Cell(NONE))
+        rows.append(Row(cells))
     return Table([f"difference, {percent(CONFIDENCE)} interval", *metrics], rows)
 
 
-def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
+def undecided(comparison: Comparison, found: Differences) -> tuple[str, ...]:
     """Returns sentences about what the data do not decide."""
-    open_ones = []
-    for name, row in found.items():
-        if metrics := [heading for heading, each in row.items() if not each.is_decided]:
-            open_ones.append(f"{name} ({', '.join(metrics)})")
-    included = f"These seeds do not decide, since the interval includes 0: {'; '.join(open_ones)}."
+    inconclusive = []
+    for contrast, row in found.items():
+        if metrics := [heading for heading, known in row.items() if not known.is_decided]:
+            inconclusive.append(f"{contrast.name} ({', '.join(metrics)})")
+    included = f"These seeds do not decide, since the interval includes 0: {'; '.join(inconclusive)}."
     count = sum(map(len, found.values()))
     side, share = comparison.compared[0].config.image_size, percent(trained_share(comparison))
     return (
-        included if open_ones else "Every interval excludes 0.",
+        included if inconclusive else "Every interval excludes 0.",
         f"Of {count} intervals about {(1 - CONFIDENCE) * count:.1g} would exclude 0 by chance alone.",
         f"Nor do these runs, at {side:,} pixels after {share} of the article's training, decide what other "
         "sizes, learning rates or longer training would show.",
@@ -161,8 +164,10 @@ def table(groups: Sequence[Group]) -> Table:
     for group in groups:
         seeds = np.stack([numbers[run.path][known] for run in group.runs])
         for index, run in enumerate(group.runs):
-            names = [run.name] * (run.name != group.loss) + [f"seed {run.config.seed}"] * has_seeds
-            rows.append(Row([Cell(group.label, ", ".join(names)), *_cells(seeds[[index]], forms)]))
+            name = "" if run.name == run.loss.name else run.name
+            seed = f"seed {run.config.seed}" if has_seeds else ""
+            detail = ", ".join(filter(None, (name, seed)))
+            rows.append(Row([Cell(group.label, detail), *_cells(seeds[[index]], forms)]))
         if len(seeds) > 1:
             name = Cell(group.label, f"mean of {len(seeds)} seeds")
             rows.append(Row([name, *_cells(seeds, forms)], len(seeds)))
@@ -171,7 +176,7 @@ def table(groups: Sequence[Group]) -> Table:
 
 def _numbers(run: Run) -> np.ndarray:
     """Returns a run's values in COLUMNS; nan if unknown. Held-out metrics are the last logged ones."""
-    quality = [last(run.evaluated(metric)) for metric in METRICS.values()]
+    quality = [last(run.evaluated(metric)) for metric in QUALITY.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 
@@ -195,14 +200,10 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
     """Yields sentences that compare the article's 30 hours with the time of these runs."""
     devices = ", ".join(dict.fromkeys(as_text(run.description.device) or "an unknown device" for run in runs))
     these = "This run" if len(runs) == 1 else f"These {len(runs)} runs"
-    spent = f"{sum(run.iteration for run in runs):,} iterations"
-    if any(run.took_turns for run in runs):
-        spent += ", taking turns, so that no run has a speed of its own"
-    else:
-        spent = f"{duration(sum(run.seconds for run in runs))}, {spent}"
+    iterations = f"{sum(run.iteration for run in runs):,} iterations"
     yield (
-        f"The article's six runs of {ARTICLE.iterations:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
-        f"{these} trained for {spent}, on {devices}."
+        f"The article's six runs of {ARTICLE_ITERATIONS:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
+        f"{these} trained for {duration(sum(run.seconds for run in runs))}, {iterations}, on {devices}."
     )
     rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
     if not all(run.config.has_article_size for run in runs):
@@ -229,7 +230,9 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
         first = next(iter(having))
         default = defaults.get(name, first)
         if len(having) > 1:
-            differing.append((name, "; ".join(f"{each} ({', '.join(of)})" for each, of in having.items())))
+            differing.append(
+                (name, "; ".join(f"{value} ({', '.join(names)})" for value, names in having.items()))
+            )
         elif first == default:
             common.append((name, first))
         else:
@@ -240,14 +243,14 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
 def _settings(run: Run) -> dict[str, str]:
     """Returns all settings, hardware and versions of a run, except for NOT_LISTED, as text."""
     described, environment = run.description, run.description.environment
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         **{flag(name): value for name, value in vars(run.config).items()},
         **{f"images, {name.replace('_', ' ')}": value for name, value in vars(described.data).items()},
         **{name: getattr(described, name) for name in ("device", "step", "loader", "compiled")},
         **{name: getattr(environment, name) for name in ("fastae", "commit", "python", "platform")},
         **environment.packages,
     }
-    return {name: _shown(value) for name, value in found.items() if name not in NOT_LISTED}
+    return {name: _shown(value) for name, value in values.items() if name not in NOT_LISTED}
 
 
 def _shown(value: object) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, get_type_hints
 
 from fastae.config import TrainConfig
+from fastae.experiment.losses import Loss, loss_described
 from fastae.utils.console import printable
 from fastae.utils.json import convert
 
@@ -60,6 +61,16 @@ class RunDescription:
     """What a run is made with. A field that is not known has its default."""
 
     config: TrainConfig
+
+    model: str | None = None
+    """The qualified name of the model's class or function."""
+
+    element: str | None = None
+    """The name of the loss's element."""
+
+    reduction: str | None = None
+    """The name of the loss's reduction."""
+
     data: DataDescription = DataDescription()
     loader: str | None = None
     """dali, resident or host: the loader that was chosen."""
@@ -89,6 +100,11 @@ class RunDescription:
     def as_dict(self) -> dict[str, Any]:
         """Returns the description as plain JSON values."""
         return dataclasses.asdict(self)
+
+    @property
+    def loss(self) -> Loss:
+        """The loss. The element of a user's own has no function here. Raises ValueError if it is none."""
+        return loss_described(self.config.loss, self.element, self.reduction)
 
     def resumed_from(self, earlier: RunDescription, iteration: int) -> RunDescription:
         """Returns this description for a session that continues an `earlier` session's run at `iteration`."""

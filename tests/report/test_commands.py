@@ -22,23 +22,16 @@ def texts(runs, *report):
 
 
 @pytest.mark.parametrize(
-    ("losses", "repeats", "same_init", "seed", "at_once", "options"),
+    ("losses", "repeats", "same_init", "seed", "options"),
     [
-        (tuple(LOSSES), 1, False, 0, 1, ""),
-        (
-            ("pixel_bce", "sample_mse"),
-            2,
-            False,
-            5,
-            2,
-            " --losses pixel_bce,sample_mse --repeats 2 --at-once 2",
-        ),
-        (("pixel_bce",), 2, True, 7, [3], " --losses pixel_bce --repeats 2 --same-init"),
+        (tuple(LOSSES), 1, False, 0, ""),
+        (("pixel_bce", "sample_mse"), 2, False, 5, " --losses pixel_bce,sample_mse --repeats 2"),
+        (("pixel_bce",), 2, True, 7, " --losses pixel_bce --repeats 2 --same-init"),
     ],
 )
-def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at_once, options, tmp_path):
+def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, options, tmp_path):
     config = SweepConfig(TrainConfig(data="/gone/faces", seed=seed, **SMALL), losses, repeats, same_init)
-    make_sweep(tmp_path, config, described={"at_once": at_once})
+    make_sweep(tmp_path, config)
     runs, _ = find_runs([tmp_path])
     command, report = texts(runs, ["x"])
     assert command.startswith(f"fastae sweep{options} --iterations 100 ") and report == "fastae report x"

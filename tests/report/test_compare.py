@@ -31,6 +31,7 @@ def groups_of(folder):
         ({"batch_size": 8}, "--batch-size 8, not 4"),
         ({"data": "/other"}, "images /other, not /gone/faces"),
         ({"lr": 1e-3}, "--lr 0.001, not 0.0001"),
+        ({"described": {"model": "nets.Residual"}}, "model nets.Residual, not article's"),
     ],
 )
 def test_runs_with_other_speed_settings_are_compared_but_not_runs_with_another_task(settings, mark, tmp_path):

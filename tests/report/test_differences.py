@@ -2,12 +2,14 @@
 
 import pytest
 
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.losses import LOSSES, losses_with
 from fastae.report.compare import compare
-from fastae.report.differences import ELEMENT, comparisons, differences, subtract
+from fastae.report.differences import Contrast, contrasts, differences, subtract
 from fastae.report.runs import find_runs
 
 from .made import make_run
+
+ELEMENT = "squared error − cross entropy"
 
 
 def test_common_seeds_are_paired_and_fewer_than_two_values_give_no_difference():
@@ -38,11 +40,17 @@ def test_differences_are_rounded_by_their_interval_and_zero_has_no_sign(
     assert (found.number, found.interval, found.is_decided) == (number, interval, is_decided)
 
 
-def test_the_comparisons_are_between_elements_and_between_reductions_of_one_element():
-    names = {name: {*ones, *others} for name, ones, others in comparisons()}
-    assert names.pop(ELEMENT) == {*LOSSES}
-    assert len(names) == 6 and all(len(pair) == 2 for pair in names.values())
-    assert all(len({loss.split("_")[1] for loss in pair}) == 1 for pair in names.values())
+def test_the_contrasts_are_between_elements_and_between_reductions_of_one_element():
+    losses = losses_with({"smooth_l1": lambda y, x: x - y}).values()
+    of_elements = {each.name: each for each in contrasts(list(losses)) if each.is_of_elements}
+    of_reductions = [each for each in contrasts(list(losses)) if not each.is_of_elements]
+    assert [*of_elements] == [ELEMENT, "smooth_l1 − cross entropy", "smooth_l1 − squared error"]
+    both = of_elements[ELEMENT]
+    assert {*both.losses, *both.subtracted} == {*LOSSES}
+    assert len(of_reductions) == 9 and of_reductions[-1].name == "pixel_smooth_l1 − sample_smooth_l1"
+    assert [*contrasts([LOSSES["pixel_mse"], LOSSES["sample_bce"]])] == [
+        Contrast(ELEMENT, ("pixel_mse",), ("sample_bce",), is_of_elements=True)
+    ]
 
 
 def made_sweep(folder, same_init, repeats=3, with_ssim=True):
@@ -60,7 +68,8 @@ def made_sweep(folder, same_init, repeats=3, with_ssim=True):
                 folder / f"{loss}-{repeat}", loss, seed=seed, train={1: 9e5, max(ends): error}, held_out=ends,
                 quality=lambda step, numbers=numbers: numbers if step == 50 else {"psnr": 0.0, "ssim": 0.0},
             )  # fmt: skip
-    return differences(compare(find_runs([folder])[0]))
+    found = differences(compare(find_runs([folder])[0]))
+    return {contrast.name: row for contrast, row in found.items()}
 
 
 def test_an_element_is_the_mean_over_the_reductions_of_a_seed(tmp_path):
