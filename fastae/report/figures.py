@@ -268,12 +268,13 @@ def marked_points(points: int, index: int) -> tuple[int, int]:
 
 
 def _scale_log(axes: Any, ticker: Any) -> None:
-    """Makes the y axis logarithmic; `ticker` is the module matplotlib.ticker."""
+    """Makes the y axis logarithmic, with several ticks at any range; `ticker` is matplotlib.ticker."""
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     decades = np.log10(high) - np.log10(low)
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    locator = ticker.MaxNLocator(5) if decades < 0.5 else ticker.LogLocator(subs=subs)
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.tick_params(which="minor", length=0)
 

@@ -113,10 +113,8 @@ def make_gallery(
     """
     gallery: Gallery | None = None
     warnings: list[str] = []
-    own = [group for group in groups if group.runs[0].has_own_model]
-    groups = [group for group in groups if group not in own]
     for group in track(groups, "reconstructing"):
-        for run in filter(_has_weights, group.runs):
+        for run in filter(_has_model, group.runs):
             try:
                 loaded = load_model(run.path, device)
                 manifest = RunFolder(run.path).read_manifest()
@@ -127,14 +125,8 @@ def make_gallery(
             if gallery.source == _source(run, manifest):
                 gallery.columns.append(_column(group.label, loaded, gallery.images))
                 break
-    bare = [group for group in groups if not any(map(_has_weights, group.runs))]
-    for lacking, reason in (
-        (bare, "their folders contain no weights"),
-        (own, "only the user's own program has their models"),
-    ):
-        if lacking:
-            labels = ", ".join(group.label for group in lacking)
-            warnings.append(f"no reconstructions by {labels}: {reason}")
+    if bare := [group.label for group in groups if not any(map(_has_model, group.runs))]:
+        warnings.append(f"no reconstructions by {', '.join(bare)}: no weights, or a model of a user's own")
     return gallery, list(dict.fromkeys(warnings))
 
 
@@ -185,10 +177,10 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     return named if is_known and Path(named).is_dir() else None
 
 
-def _has_weights(run: Run) -> bool:
-    """Returns whether the run's folder has weights or checkpoints, not only a copy of its numbers."""
+def _has_model(run: Run) -> bool:
+    """Returns whether fastae knows the run's model, and its folder has weights or checkpoints."""
     folder = RunFolder(run.path)
-    return folder.weights_file.exists() or folder.checkpoints.exists()
+    return not run.has_own_model and (folder.weights_file.exists() or folder.checkpoints.exists())
 
 
 def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:

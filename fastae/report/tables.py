@@ -164,9 +164,9 @@ def table(groups: Sequence[Group]) -> Table:
     for group in groups:
         seeds = np.stack([numbers[run.path][known] for run in group.runs])
         for index, run in enumerate(group.runs):
-            name = "" if run.name == run.loss.name else run.name
+            folder = "" if run.name == run.loss.name else run.name
             seed = f"seed {run.config.seed}" if has_seeds else ""
-            detail = ", ".join(filter(None, (name, seed)))
+            detail = ", ".join(filter(None, (folder, seed)))
             rows.append(Row([Cell(group.label, detail), *_cells(seeds[[index]], forms)]))
         if len(seeds) > 1:
             name = Cell(group.label, f"mean of {len(seeds)} seeds")
