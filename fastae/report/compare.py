@@ -28,22 +28,25 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
 COMPARED_BY = {name: value for name, value in GROUPED_BY.items() if name not in ("--amp", "--deterministic")}
 """What compared runs have in common: everything that changes what is optimized by more than rounding."""
 
+LAST_EVALUATIONS = 4
+"""The number of a run's evaluations whose mean is its endpoint."""
+
 FAR_ENOUGH = 0.5
 """The share of the longest run's iterations that a run needs to be compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The losses of comparable runs at one iteration."""
+    """The losses of comparable runs at their endpoint: the mean of their last common evaluations."""
 
     compared: tuple[Run, ...]
     """The runs that are compared."""
 
-    at: int
-    """The last iteration at which all compared runs were evaluated; 0 if there is none."""
+    ends: tuple[int, ...]
+    """The last iterations after 0, four at most, at which all compared runs were evaluated."""
 
     errors: Mapping[str, np.ndarray]
-    """Loss -> held-out loss_index at this iteration, (seeds,); the loss with the lowest mean first."""
+    """Loss -> held-out loss_index, (seeds,), a mean over `ends`; the loss with the lowest mean first."""
 
     warnings: Sequence[str]
     """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
@@ -55,7 +58,7 @@ class Comparison:
 
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
+    """Compares the runs that share the most common conditions, at the last iterations evaluated for all."""
     usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in COMPARED_BY.items()}
     reasons = {run: list(_reasons_against(run, usual)) for run in runs}
     furthest = max((run.iteration for run in runs if not reasons[run]), default=0)
@@ -64,22 +67,24 @@ def compare(runs: Sequence[Run]) -> Comparison:
             reasons[run].append(f"{run.iteration:,} iterations, not {furthest:,}")
     compared = [run for run in runs if not reasons[run]]
     steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
-    at = max(set.intersection(*steps), default=0) if steps else 0
-    samples = by_seed(compared, "loss_index", at)
+    common = set.intersection(*steps) - {0} if steps else set()
+    ends = tuple(sorted(common)[-LAST_EVALUATIONS:])
+    samples = by_seed(compared, "loss_index", ends) if ends else {}
     errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
     ranked = dict(sorted(errors.items(), key=lambda item: item[1].mean()))
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
         warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
-    return Comparison(tuple(compared), at, errors=ranked, warnings=warnings)
+    return Comparison(tuple(compared), ends, errors=ranked, warnings=warnings)
 
 
-def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:
-    """Returns loss -> seed -> a held-out metric at an iteration. The first run with a seed counts."""
+def by_seed(runs: Sequence[Run], metric: str, ends: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Returns loss -> seed -> mean of a held-out metric over iterations. The first run with a seed counts."""
     values: dict[str, dict[int, float]] = {}
     for run in runs:
-        value = run.evaluated(metric).get(at, math.nan)
+        logged = run.evaluated(metric)
+        value = float(np.mean([logged.get(step, math.nan) for step in ends]))
         values.setdefault(run.loss.name, {}).setdefault(run.config.seed, value)
     return values
 

@@ -28,7 +28,10 @@ CONFIG = "config.json"
 ARTICLES_MODEL = f"{AutoEncoder.__module__}.{AutoEncoder.__qualname__}"
 """The name of the article's model in config.json. Older versions of fastae recorded none."""
 
-QUALITY = {"held-out error": "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
+PRIMARY = "held-out error"
+"""The heading of the metric by which losses are ranked."""
+
+QUALITY = {PRIMARY: "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
 """Heading -> column of metrics.csv, for the metrics of the held-out images."""
 
 MAX_TEXT = 200

@@ -18,9 +18,9 @@ from fastae.experiment.article import (
     ARTICLE_SECONDS,
     speed_ratio,
 )
+from fastae.report.analysis import LEVEL, MARGINS, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
 from fastae.report.compare import Comparison, Group
-from fastae.report.differences import CONFIDENCE, Differences
-from fastae.report.runs import QUALITY, Run, as_text, last
+from fastae.report.runs import PRIMARY, QUALITY, Run, as_text, last
 from fastae.utils.console import duration
 
 LONG_ENOUGH = 0.5
@@ -69,84 +69,108 @@ class Table(NamedTuple):
     rows: Sequence[Row]
 
 
-def answer(comparison: Comparison, label: str, found: Differences) -> tuple[str, list[str]]:
+def answer(comparison: Comparison, label: str, analysis: Analysis) -> tuple[str, list[str]]:
     """Makes a headline and a few sentences from the numbers.
 
     Args:
         comparison: the comparison of the losses.
         label: the label of the compared runs, which is used if all have the same loss.
-        found: the result of `differences` for the comparison.
+        analysis: the analysis of the comparison.
     """
-    at, errors = comparison.at, comparison.errors
-    if not at:
+    if not comparison.ends:
         return "Nothing to compare yet", [
             "The runs share no iteration, after the first, at which all of them were evaluated."
         ]
-    means = {loss: _mean(values, "{:,.0f}".format) for loss, values in errors.items()}
-    ranked = list(errors)
-    best, worst = ranked[0], ranked[-1]
-    length = trained_share(comparison)
-    if len(errors) == 1:
+    means = {loss: _mean(values, "{:,.0f}".format) for loss, values in comparison.errors.items()}
+    length = percent(trained_share(comparison))
+    first, at = comparison.ends[0], comparison.ends[-1]
+    when = f"at iteration {at:,}" if first == at else f"over the evaluations from {first:,} to {at:,}"
+    if len(means) == 1:
         start = comparison.compared[0].held_out.get(0, math.nan)
         began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
-        headline = f"{label}: a held-out error of {means[best]} after {at:,} iterations"
-        return headline, [f"That is {percent(length)} of the article's training.{began}"]
-    highest = errors[worst].mean()
-    apart = percent((highest - errors[best].mean()) / highest if highest else 0.0)
-    if length < LONG_ENOUGH:
-        headline = f"Too short to tell: {percent(length)} of the article's training"
-    else:
-        headline = f"The {len(errors)} losses end within {apart} of each other"
+        headline = f"{label}: a held-out error of {next(iter(means.values()))} {when}"
+        return headline, [f"That is {length} of the article's training.{began}"]
     sentences = [
-        f"At iteration {at:,} the held-out error is lowest for {best}, {means[best]}, and highest for "
-        f"{worst}, {means[worst]}, {apart} apart."
+        f"The mean held-out error {when} is {', '.join(f'{means[loss]} for {loss}' for loss in means)}."
     ]
-    if max(map(len, errors.values())) == 1:
+    if not analysis.primary:
         sentences.append(
-            "Each loss was trained with one seed; fastae sweep --repeats shows the effect of other seeds."
+            "There are too few seeds to tell a difference from chance: fastae sweep --repeats 3."
         )
-    for contrast, row in found.items():
-        if contrast.is_of_elements and (error := row.get("held-out error")):
-            sentences.append(
-                f"The difference {contrast.name} is {error.number} ({percent(CONFIDENCE)} interval: "
-                f"{error.interval}; {error.samples})."
-            )
+    headline = verdict(analysis)
+    if trained_share(comparison) < LONG_ENOUGH:
+        sentences.append(f"So far: {headline[0].lower()}{headline[1:]}.")
+        headline = f"Too short to tell: {length} of the article's training"
     return headline, sentences
+
+
+def verdict(analysis: Analysis) -> str:
+    """Returns what the held-out error shows, with the limits of what these runs can show."""
+    effects = analysis.primary
+    if not effects:
+        return "No difference can be shown without repeats"
+    different = [
+        f"{contrast.name} is {_share(effect, analysis)}"
+        for contrast, effect in effects.items()
+        if effect.is_different
+    ]
+    limit = f"differences from {percent(analysis.detectable)} on would have shown"
+    if different:
+        return f"The losses differ: {', '.join(different)} of the error; {limit}"
+    if all(effect.is_same for effect in effects.values()):
+        return f"The losses are the same within {percent(RELATIVE_MARGIN)} of the error; {limit}"
+    return f"No difference shown; {limit}"
+
+
+def _share(effect: Effect, analysis: Analysis) -> str:
+    """Returns a difference in the held-out error as a share of the mean error, with its sign."""
+    share = effect.value / analysis.fits[PRIMARY].mean
+    return f"{'+' if share > 0 else MINUS}{percent(abs(share))}"
 
 
 def trained_share(comparison: Comparison) -> float:
     """Returns how much of one of the article's runs each compared run has done, in images."""
-    images = comparison.at * comparison.compared[0].config.batch_size
+    images = comparison.ends[-1] * comparison.compared[0].config.batch_size
     return images * ARTICLE_LOSSES / ARTICLE_IMAGES
 
 
-def difference_table(found: Differences) -> Table:
-    """Returns the table of differences. An interval that excludes 0 is bold."""
-    metrics = [heading for heading in QUALITY if any(heading in row for row in found.values())]
+def difference_table(analysis: Analysis) -> Table:
+    """Returns the table of differences. Those that are different are bold."""
     rows = []
-    for contrast, row in found.items():
-        cells = [Cell(contrast.name, next(iter(row.values())).samples)]
-        for heading in metrics:
-            known = row.get(heading)
-            cells.append(Cell(known.number, known.interval, known.is_decided) if known else Cell(NONE))
+    for contrast, row in analysis.effects.items():
+        cells = [Cell(contrast.name)]
+        for heading in analysis.fits:
+            effect = row.get(heading)
+            cells.append(_difference(effect) if effect else Cell(NONE))
         rows.append(Row(cells))
-    return Table([f"difference, {percent(CONFIDENCE)} interval", *metrics], rows)
+    return Table([f"difference, {percent(1 - LEVEL)} interval", *analysis.fits], rows)
 
 
-def undecided(comparison: Comparison, found: Differences) -> tuple[str, ...]:
-    """Returns sentences about what the data do not decide."""
-    inconclusive = []
-    for contrast, row in found.items():
-        if metrics := [heading for heading, known in row.items() if not known.is_decided]:
-            inconclusive.append(f"{contrast.name} ({', '.join(metrics)})")
-    included = f"These seeds do not decide, since the interval includes 0: {'; '.join(inconclusive)}."
-    count = sum(map(len, found.values()))
+def _difference(effect: Effect) -> Cell:
+    """Returns a difference with its interval and its verdict."""
+    state = "different" if effect.is_different else "same" if effect.is_same else "open"
+    return Cell(effect.number, f"{effect.interval}, {state}", effect.is_different)
+
+
+def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:
+    """Yields sentences about the F tests, the differences of each verdict, and what stays open."""
+    for heading, fit in analysis.fits.items():
+        design = f"{fit.blocks} seeds as blocks" if fit.blocks else "runs with separate seeds"
+        yield f"{heading}: {fit.test}, {design}."
+    margins = [
+        f"{percent(RELATIVE_MARGIN)} of the held-out error",
+        *(f"{value} {name}" for name, value in MARGINS.items()),
+    ]
+    yield f"Same means that a difference of {' or '.join(margins)} is rejected."
+    if analysis.primary:
+        yield (
+            f"With a probability of {percent(POWER)}, these runs show a difference of "
+            f"{percent(analysis.detectable)} of the held-out error."
+        )
     side, share = comparison.compared[0].config.image_size, percent(trained_share(comparison))
-    return (
-        included if inconclusive else "Every interval excludes 0.",
-        f"Of {count} intervals about {(1 - CONFIDENCE) * count:.1g} would exclude 0 by chance alone.",
-        f"Nor do these runs, at {side:,} pixels after {share} of the article's training, decide what other "
-        "sizes, learning rates or longer training would show.",
+    yield (
+        f"These runs, at {side:,} pixels after {share} of the article's training, do not decide what other "
+        "sizes, learning rates or longer training would show."
     )
 
 
