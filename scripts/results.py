@@ -94,7 +94,7 @@ def averages(numbers: Table) -> Table:
     cells = [[Cell(row.cells[column].text) for column in columns] for row in rows.values()]
     seeds = [Cell(str(row.seeds)) for row in rows.values()]
     head = [*(numbers.head[column] for column in columns), "seeds"]
-    return Table(head, [Row([*each, count]) for each, count in zip(cells, seeds, strict=True)])
+    return Table(head, [Row([*row, count]) for row, count in zip(cells, seeds, strict=True)])
 
 
 def markdown(shown: Table) -> str:

@@ -200,7 +200,7 @@ def contrasts(losses: Sequence[Loss]) -> Iterator[Contrast]:
     """
     names = {(loss.element.name, loss.reduction.name): loss.name for loss in losses}
     elements = sorted({loss.element.name: loss.element for loss in losses}.values(), key=element_order)
-    reductions = [each.name for each in REDUCTIONS if any(loss.reduction == each for loss in losses)]
+    reductions = [reduction.name for reduction in REDUCTIONS if reduction.name in {name for _, name in names}]
     for other, one in combinations(elements, 2):
         have = {side.name: {name for element, name in names if element == side.name} for side in (one, other)}
         common = have[one.name] & have[other.name]
@@ -209,7 +209,7 @@ def contrasts(losses: Sequence[Loss]) -> Iterator[Contrast]:
         )
         yield Contrast(f"{one.label} {MINUS} {other.label}", first, second)
     for one_name, other_name in combinations(reductions, 2):
-        pairs = [(names.get((e.name, one_name)), names.get((e.name, other_name))) for e in elements]
+        pairs = [[names.get((each.name, name)) for name in (one_name, other_name)] for each in elements]
         if complete := [(first, second) for first, second in pairs if first and second]:
             first, second = zip(*complete, strict=True)
             yield Contrast(f"{one_name} {MINUS} {other_name}", first, second)
@@ -220,30 +220,32 @@ def fit(samples: Samples) -> Fit | None:
 
     Values that are not finite are omitted.
     """
-    finite = {
-        loss: {seed: value for seed, value in seeds.items() if math.isfinite(value)}
-        for loss, seeds in samples.items()
-    }
-    finite = {loss: seeds for loss, seeds in finite.items() if seeds}
+    finite: dict[str, dict[int, float]] = {}
+    for loss, seeds in samples.items():
+        if known := {seed: value for seed, value in seeds.items() if math.isfinite(value)}:
+            finite[loss] = known
     if len(finite) < 2:
         return None
-    common = sorted(set.intersection(*map(set, finite.values())))
+    common = set.intersection(*map(set, finite.values()))
     blocks = len(common) if len(common) > 1 else 0
-    values = [np.array([seeds[seed] for seed in (common if blocks else seeds)]) for seeds in finite.values()]
-    residuals = [own - own.mean() for own in values]
-    freedom = sum(map(len, values)) - len(values)
+    values = {
+        loss: np.array([seeds[seed] for seed in sorted(common if blocks else seeds)])
+        for loss, seeds in finite.items()
+    }
+    means = {loss: float(sample.mean()) for loss, sample in values.items()}
+    counts = {loss: len(sample) for loss, sample in values.items()}
+    residuals = [sample - means[loss] for loss, sample in values.items()]
+    between_freedom, freedom = len(values) - 1, sum(counts.values()) - len(values)
     if blocks:
         residuals = list(np.array(residuals) - np.mean(residuals, axis=0))
         freedom -= blocks - 1
     if not freedom:
         return None
-    variance = float(sum(own @ own for own in residuals)) / freedom
-    grand = np.concatenate(values).mean()
-    between = sum(len(own) * (own.mean() - grand) ** 2 for own in values) / (len(values) - 1)
+    variance = float(np.square(np.concatenate(residuals)).sum()) / freedom
+    grand_mean = np.concatenate([*values.values()]).mean()
+    between = sum(counts[loss] * (means[loss] - grand_mean) ** 2 for loss in means) / between_freedom
     f = float(between / variance) if variance else math.inf if between else 0.0
-    p = float(stats.f.sf(f, len(values) - 1, freedom))
-    means = {loss: float(own.mean()) for loss, own in zip(finite, values, strict=True)}
-    counts = {loss: len(own) for loss, own in zip(finite, values, strict=True)}
+    p = float(stats.f.sf(f, between_freedom, freedom))
     return Fit(means, counts, variance, freedom, blocks=blocks, f=f, p=p)
 
 

@@ -110,7 +110,9 @@ def render(**content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {each.__name__: each for each in (data_uri, loss_index, short, unbroken)}
+    environment.filters |= {
+        function.__name__: function for function in (data_uri, loss_index, short, unbroken)
+    }
     return environment.get_template("template.html.j2").render(**content).encode()
 
 

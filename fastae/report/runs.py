@@ -142,8 +142,8 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
         FastaeError: no run is left, or a folder is not a run and contains none.
     """
     runs, warnings = [], []
-    found = _find(folders)
-    for name, path in zip(_short_names([*found]), found.values(), strict=True):
+    paths = _find(folders)
+    for name, path in zip(_short_names([*paths]), paths.values(), strict=True):
         try:
             run = _read(name, path)
         except FastaeError as error:
@@ -178,14 +178,14 @@ def _series(rows: Rows, column: str) -> Series:
 
 def _find(folders: Sequence[Path]) -> dict[Path, Path]:
     """Returns resolved path -> path of each run folder. The search does not go below a run."""
-    found: dict[Path, Path] = {}
+    paths: dict[Path, Path] = {}
     for folder in folders:
         below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
         configs = [folder / CONFIG] if (folder / CONFIG).is_file() else below
         if not configs:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
-        found |= {config.parent.resolve(): config.parent for config in configs}
-    return found
+        paths |= {config.parent.resolve(): config.parent for config in configs}
+    return paths
 
 
 def _read(name: str, path: Path) -> Run:

@@ -270,6 +270,7 @@ def _settings(run: Run) -> dict[str, str]:
     values: dict[str, object] = {
         **{flag(name): value for name, value in vars(run.config).items()},
         **{f"images, {name.replace('_', ' ')}": value for name, value in vars(described.data).items()},
+        "model": run.model,
         **{name: getattr(described, name) for name in ("device", "step", "loader", "compiled")},
         **{name: getattr(environment, name) for name in ("fastae", "commit", "python", "platform")},
         **environment.packages,
