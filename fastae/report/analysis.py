@@ -162,7 +162,12 @@ class Analysis:
     def detectable(self) -> float:
         """The largest of the primary differences that would be found, as a share of the mean error."""
         effects = self.primary.values()
-        return max(effect.detectable(len(effects)) for effect in effects) / (self.fits[PRIMARY].mean or 1.0)
+        return self.share(max(effect.detectable(len(effects)) for effect in effects))
+
+    def share(self, error: float) -> float:
+        """Returns a held-out error as a share of the mean error; 0 if that is 0."""
+        mean = self.fits[PRIMARY].mean
+        return error / mean if mean else 0.0
 
 
 def analyse(comparison: Comparison) -> Analysis:

@@ -20,7 +20,7 @@ from fastae.experiment.article import (
 )
 from fastae.report.analysis import LEVEL, MARGINS, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
 from fastae.report.compare import Comparison, Group
-from fastae.report.runs import PRIMARY, QUALITY, Run, as_text, last
+from fastae.report.runs import QUALITY, Run, as_text, last
 from fastae.utils.console import duration
 
 LONG_ENOUGH = 0.5
@@ -109,23 +109,18 @@ def verdict(analysis: Analysis) -> str:
     effects = analysis.primary
     if not effects:
         return "No difference can be shown without repeats"
-    different = [
-        f"{contrast.name} is {_share(effect, analysis)}"
-        for contrast, effect in effects.items()
-        if effect.is_different
-    ]
+    different = []
+    for contrast, effect in effects.items():
+        if effect.is_different:
+            sign = MINUS if effect.value < 0 else "+"
+            share = percent(abs(analysis.share(effect.value)))
+            different.append(f"{contrast.name} is {sign}{share}")
     limit = f"differences from {percent(analysis.detectable)} on would have shown"
     if different:
         return f"The losses differ: {', '.join(different)} of the error; {limit}"
     if all(effect.is_same for effect in effects.values()):
         return f"The losses are the same within {percent(RELATIVE_MARGIN)} of the error; {limit}"
     return f"No difference shown; {limit}"
-
-
-def _share(effect: Effect, analysis: Analysis) -> str:
-    """Returns a difference in the held-out error as a share of the mean error, with its sign."""
-    share = effect.value / analysis.fits[PRIMARY].mean
-    return f"{'+' if share > 0 else MINUS}{percent(abs(share))}"
 
 
 def trained_share(comparison: Comparison) -> float:
@@ -153,10 +148,12 @@ def _difference(effect: Effect) -> Cell:
 
 
 def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:
-    """Yields sentences about the F tests, the differences of each verdict, and what stays open."""
+    """Yields sentences about the F tests, the margins, and what these runs could and could not show."""
+    tests = []
     for heading, fit in analysis.fits.items():
-        design = f"{fit.blocks} seeds as blocks" if fit.blocks else "runs with separate seeds"
-        yield f"{heading}: {fit.test}, {design}."
+        design = f"{fit.blocks} seeds as blocks" if fit.blocks else "separate seeds"
+        tests.append(f"{heading} {fit.test} ({design})")
+    yield f"F tests of all losses: {'; '.join(tests)}."
     margins = [
         f"{percent(RELATIVE_MARGIN)} of the held-out error",
         *(f"{value} {name}" for name, value in MARGINS.items()),

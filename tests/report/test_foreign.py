@@ -134,6 +134,14 @@ CLAIMS = (
 )
 
 
+def test_errors_with_a_mean_of_zero_give_a_page(tmp_path):
+    for loss, sign in (("pixel_mse", 1), ("sample_bce", -1)):
+        for seed in range(2):
+            errors = {0: 9e5, 100: float(sign)}
+            make_run(tmp_path / f"{loss}{seed}", loss, seed=seed, batch_size=10**5, held_out=errors)
+    assert make_report([tmp_path]).is_file()
+
+
 @pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without them: all errors are 0
 def test_any_claimed_values_still_give_a_page(numbers, tmp_path):
     nothing = {0: 0.0, 50: 0.0, 100: 0.0}

@@ -73,7 +73,7 @@ def test_means_are_shown_with_the_deviation_of_the_seeds(tmp_path):
     ((_, cell),) = (row.cells for row in differing.rows)
     assert (cell.text, cell.detail, cell.is_bold) == ("−12,000", "−31,873 to +7,873, open", False)
     # F is the square of t = -12 / (8 / sqrt(3)).
-    assert "F(1, 2) = 6.75, p = 0.12, 3 seeds as blocks" in " ".join(conclusions(comparison, analysis))
+    assert "F(1, 2) = 6.75, p = 0.12 (3 seeds as blocks)" in " ".join(conclusions(comparison, analysis))
     means = [texts(row) for row in table(groups).rows if row.seeds == 3]
     assert [(name, error) for name, _, error, *_ in means] == [
         ("minibatch_bce", "305,000 ± 5,000"), ("pixel_mse", "293,000 ± 3,000"),
