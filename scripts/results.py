@@ -18,18 +18,18 @@ from pathlib import Path
 import click
 
 from fastae.errors import FastaeError
+from fastae.report.analysis import analyse
 from fastae.report.compare import compare, group_seeds
-from fastae.report.differences import differences
 from fastae.report.figures import draw_charts
-from fastae.report.runs import METRICS, find_runs
-from fastae.report.tables import Cell, Row, Table, difference_table, hours, table, undecided
+from fastae.report.runs import QUALITY, find_runs
+from fastae.report.tables import Cell, Row, Table, conclusions, difference_table, hours, table
 from fastae.runs.folder import RunFolder
 from fastae.sweep.folder import SweepFolder
 from fastae.utils.console import log
 from fastae.utils.files import write_json
 
 PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
-SHOWN = ("loss", *METRICS, "iterations")
+SHOWN = ("loss", *QUALITY, "iterations")
 
 
 @click.command()
@@ -70,7 +70,7 @@ def results(folder: Path) -> Iterator[str]:
     """Writes the figures; yields the paragraphs: figures, tables, what is not decided, time and machine."""
     runs, warnings = find_runs([folder])
     groups, comparison = group_seeds(runs), compare(runs)
-    found = differences(comparison)
+    analysis = analyse(comparison)
     for warning in (*warnings, *comparison.warnings):
         log(f"warning   {warning}")
     for chart in draw_charts(groups):
@@ -79,9 +79,9 @@ def results(folder: Path) -> Iterator[str]:
             image.write_bytes(chart.svg)
             yield f"![{chart.alt}]({image.relative_to(PAGE.parent)})"
     yield markdown(averages(table(groups)))
-    if found:
-        yield markdown(difference_table(found))
-        yield " ".join(undecided(comparison, found))
+    if analysis.effects:
+        yield markdown(difference_table(analysis))
+        yield " ".join(conclusions(comparison, analysis))
     yield next(hours(runs))
 
 
@@ -92,7 +92,7 @@ def averages(numbers: Table) -> Table:
     cells = [[Cell(row.cells[column].text) for column in columns] for row in rows.values()]
     seeds = [Cell(str(row.seeds)) for row in rows.values()]
     head = [*(numbers.head[column] for column in columns), "seeds"]
-    return Table(head, [Row([*each, count]) for each, count in zip(cells, seeds, strict=True)])
+    return Table(head, [Row([*row, count]) for row, count in zip(cells, seeds, strict=True)])
 
 
 def markdown(shown: Table) -> str:

@@ -83,7 +83,7 @@ def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, *
     """
     from fastae.sweep.plan import SweepConfig
 
-    names = None if losses is None else [name.strip() for name in losses.split(",")]
+    names = () if losses is None else [name.strip() for name in losses.split(",")]
     config = SweepConfig(TrainConfig(**settings), names, repeats=repeats, same_init=same_init)
     from fastae.report.make import make_report
     from fastae.sweep.sweep import train_sweep

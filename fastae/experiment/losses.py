@@ -62,8 +62,8 @@ class Element:
 
     function: Elements
 
-    shades: Mapping[str, str]
-    """Name of a reduction -> the color of its curves, '#rrggbb'."""
+    shades: Mapping[str, str] | None = None
+    """Name of a reduction -> the color of its curves, '#rrggbb'. Default: figures choose from OWN_SHADES."""
 
     filled: bool = True
     """Whether the markers of its curves are filled. Two elements with curves in one figure should differ."""
@@ -82,8 +82,12 @@ SQUARED_ERROR = Element(
 ELEMENTS = (CROSS_ENTROPY, SQUARED_ERROR)
 """The elements whose losses fastae offers."""
 
-OWN_SHADES = _shades("#8fd3b6", "#1b9e77", "#06503a")
-"""The colors of an element that is not one of ELEMENTS."""
+OWN_SHADES = (
+    _shades("#8fd3b6", "#1b9e77", "#06503a"),
+    _shades("#c9b2e6", "#8a5cc2", "#432073"),
+    _shades("#f2a7c8", "#d03a80", "#741040"),
+)
+"""The colors of elements without their own, in the order in which a figure has them."""
 
 
 @dataclass(frozen=True)
@@ -133,11 +137,6 @@ class Loss:
         """The name in settings and files, such as minibatch_bce."""
         return f"{self.reduction.name}_{self.element.name}"
 
-    @property
-    def color(self) -> str:
-        """The color of its curves, '#rrggbb'."""
-        return self.element.shades[self.reduction.name]
-
     def __call__(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         return self.reduction.function(self.element.function(reconstruction, images))
 
@@ -171,7 +170,7 @@ def losses_with(own: Mapping[str, Elements]) -> Mapping[str, Loss]:
             raise SettingError("losses", f"names must match {OWN_NAME.pattern}, which {name!r:.60} does not")
         if not callable(function):
             raise SettingError("losses", f"{name!r} must be a function of (reconstruction, images)")
-    elements = [Element(name, name, function, shades=OWN_SHADES) for name, function in own.items()]
+    elements = [Element(name, name, function) for name, function in own.items()]
     found = _combined((*ELEMENTS, *elements))
     if len(found) < len(REDUCTIONS) * (len(ELEMENTS) + len(elements)):
         raise SettingError("losses", f"{', '.join(own)}: one of these names a loss that fastae has itself")
@@ -197,7 +196,7 @@ def loss_described(name: str, element: str | None, reduction: str | None) -> Los
         return LOSSES[name]
     for each in REDUCTIONS:
         if each.name == reduction and element and OWN_NAME.fullmatch(element):
-            loss = Loss(Element(element, element, _unknown, shades=OWN_SHADES), each)
+            loss = Loss(Element(element, element, _unknown), each)
             if loss.name == name:
                 return loss
     raise ValueError(f"{name!r:.60} is not a loss: {', '.join(LOSSES)}")

@@ -10,10 +10,12 @@ from pathlib import Path
 
 from fastae.config import TrainConfig, flag
 from fastae.errors import FastaeError
+from fastae.experiment.losses import ELEMENTS, LOSSES
 from fastae.report.runs import Run
 from fastae.runs.folder import RUNS
 from fastae.sweep.folder import SweepFolder
 from fastae.sweep.plan import SweepConfig
+from fastae.utils.console import printable
 from fastae.utils.json import convert
 
 BY_TIME = re.compile(r"\d{8}-\d{6}-sweep.*")
@@ -32,20 +34,29 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
     for folder in dict.fromkeys(run.path.parent for run in runs):
         beside = [run for run in runs if run.path.parent == folder]
         if sweep := _sweep_of(folder, beside):
-            own = _options(sweep, "train", "experiment")
+            losses = [["--losses", ",".join(sweep.losses)]] if {*sweep.losses} != {*LOSSES} else []
+            own = [*losses, *_options(sweep, "train", "experiment", "losses")]
             # A run's --out is below the sweep's, whose default contains the time.
             out = Path(beside[0].config.out or "").parent
             is_chosen = out.parts and not (out.parent == RUNS and BY_TIME.fullmatch(out.name))
             named = [["--out", str(out)]] if is_chosen else []
             yield _command("sweep", [*own, *_options(sweep.train, "loss", "out"), *named])
         else:
-            yield from (_command("train", _options(run.config)) for run in beside)
+            yield from map(_repeat, beside)
     yield _command("report", report)
 
 
 def _command(name: str, arguments: Sequence[Sequence[str]]) -> Command:
     """Returns a command of fastae, quoted for a shell."""
     return ("fastae", name, *map(shlex.join, arguments))
+
+
+def _repeat(run: Run) -> Command:
+    """Returns the command that repeats a run, or a comment if only a user's program can."""
+    if run.has_own_model or run.loss.element not in ELEMENTS:
+        what = f"{run.loss.name} with {run.model} model, seed {run.config.seed}"
+        return (f"# {printable(run.name)}: {what}, trained by a user's own program",)
+    return _command("train", _options(run.config))
 
 
 def _options(config: TrainConfig | SweepConfig, *skip: str) -> list[Sequence[str]]:
@@ -58,7 +69,7 @@ def _options(config: TrainConfig | SweepConfig, *skip: str) -> list[Sequence[str
         if isinstance(value, bool):
             options.append([flag(field.name if value else f"no_{field.name}")])
         else:
-            options.append([flag(field.name), ",".join(value) if isinstance(value, tuple) else str(value)])
+            options.append([flag(field.name), str(value)])
     return options
 
 
@@ -75,5 +86,6 @@ def _sweep_of(folder: Path, runs: Sequence[Run]) -> SweepConfig | None:
         )
     except (FastaeError, ValueError):
         return None
-    found = {(run.path.name, run.loss, run.config.seed) for run in runs}
-    return sweep if found == {(run.name, run.loss, run.seed) for run in sweep.runs()} else None
+    planned = {(run.name, run.loss, run.seed) for run in sweep.runs()}
+    is_complete = planned == {(run.path.name, run.loss.name, run.config.seed) for run in runs}
+    return sweep if is_complete and not any(run.has_own_model for run in runs) else None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fastae.config import FIXED, flag
+from fastae.experiment.losses import Loss
 from fastae.report.runs import Run, as_text, last
 from fastae.utils.console import printable
 
@@ -19,6 +20,7 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
     "images": lambda run: (
         as_text(run.description.data.fingerprint)[:8] or as_text(run.description.data.folder)
     ),
+    "model": attrgetter("model"),
     **{flag(name): attrgetter(f"config.{name}") for name in FIXED if name not in ("loss", "seed")},
 }
 """What the runs of a curve have in common besides the loss: name of an option or condition -> its value."""
@@ -26,29 +28,37 @@ GROUPED_BY: dict[str, Callable[[Run], Any]] = {
 COMPARED_BY = {name: value for name, value in GROUPED_BY.items() if name not in ("--amp", "--deterministic")}
 """What compared runs have in common: everything that changes what is optimized by more than rounding."""
 
+LAST_EVALUATIONS = 4
+"""The number of a run's evaluations whose mean is its endpoint."""
+
 FAR_ENOUGH = 0.5
 """The share of the longest run's iterations that a run needs to be compared."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """The losses of comparable runs at one iteration."""
+    """The losses of comparable runs at their endpoint: the mean of their last common evaluations."""
 
     compared: tuple[Run, ...]
     """The runs that are compared."""
 
-    at: int
-    """The last iteration at which all compared runs were evaluated; 0 if there is none."""
+    ends: tuple[int, ...]
+    """The last iterations after 0, four at most, at which all compared runs were evaluated."""
 
     errors: Mapping[str, np.ndarray]
-    """Loss -> held-out loss_index at this iteration, (seeds,); the loss with the lowest mean first."""
+    """Loss -> held-out loss_index, (seeds,), a mean over `ends`; the loss with the lowest mean first."""
 
     warnings: Sequence[str]
     """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
 
+    @property
+    def losses(self) -> list[Loss]:
+        """The losses of the compared runs, each once."""
+        return list({run.loss.name: run.loss for run in self.compared}.values())
+
 
 def compare(runs: Sequence[Run]) -> Comparison:
-    """Compares the runs that share the most common conditions, at the last iteration evaluated for all."""
+    """Compares the runs that share the most common conditions, at the last iterations evaluated for all."""
     usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in COMPARED_BY.items()}
     reasons = {run: list(_reasons_against(run, usual)) for run in runs}
     furthest = max((run.iteration for run in runs if not reasons[run]), default=0)
@@ -57,24 +67,26 @@ def compare(runs: Sequence[Run]) -> Comparison:
             reasons[run].append(f"{run.iteration:,} iterations, not {furthest:,}")
     compared = [run for run in runs if not reasons[run]]
     steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
-    at = max(set.intersection(*steps), default=0) if steps else 0
-    samples = by_seed(compared, "loss_index", at)
+    common = set.intersection(*steps) - {0} if steps else set()
+    ends = tuple(sorted(common)[-LAST_EVALUATIONS:])
+    samples = by_seed(compared, "loss_index", ends) if ends else {}
     errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
     ranked = dict(sorted(errors.items(), key=lambda item: item[1].mean()))
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
         warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
-    return Comparison(tuple(compared), at, errors=ranked, warnings=warnings)
+    return Comparison(tuple(compared), ends, errors=ranked, warnings=warnings)
 
 
-def by_seed(runs: Sequence[Run], metric: str, at: int) -> dict[str, dict[int, float]]:
-    """Returns loss -> seed -> a held-out metric at an iteration. The first run with a seed counts."""
-    found: dict[str, dict[int, float]] = {}
+def by_seed(runs: Sequence[Run], metric: str, ends: Sequence[int]) -> dict[str, dict[int, float]]:
+    """Returns loss -> seed -> mean of a held-out metric over iterations. The first run with a seed counts."""
+    values: dict[str, dict[int, float]] = {}
     for run in runs:
-        value = run.evaluated(metric).get(at, math.nan)
-        found.setdefault(run.loss, {}).setdefault(run.config.seed, value)
-    return found
+        logged = run.evaluated(metric)
+        value = float(np.mean([logged.get(step, math.nan) for step in ends]))
+        values.setdefault(run.loss.name, {}).setdefault(run.config.seed, value)
+    return values
 
 
 def _reasons_against(run: Run, usual: Mapping[str, Any]) -> Iterator[str]:
@@ -112,7 +124,7 @@ class Group:
     runs: tuple[Run, ...]
 
     @property
-    def loss(self) -> str:
+    def loss(self) -> Loss:
         return self.runs[0].loss
 
 
@@ -124,15 +136,15 @@ def group_seeds(runs: Sequence[Run]) -> list[Group]:
     """
     alike: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        alike.setdefault((run.loss, *(value(run) for value in GROUPED_BY.values())), []).append(run)
+        alike.setdefault((run.loss.name, *(value(run) for value in GROUPED_BY.values())), []).append(run)
     groups = []
     for same in alike.values():
-        label = " ".join((same[0].loss, *_differing(same[0], runs)))
+        label = " ".join((same[0].loss.name, *_differing(same[0], runs)))
         together = _one_per_seed(same)
         alone = [(run,) for run in same if run not in together]
-        for each in filter(None, [together, *alone]):
-            name = f" ({printable(each[0].name)})" if len(same) > len(each) == 1 else ""
-            groups.append(Group(f"{label}{name}", each))
+        for members in filter(None, [together, *alone]):
+            name = f" ({printable(members[0].name)})" if len(same) > len(members) == 1 else ""
+            groups.append(Group(f"{label}{name}", members))
     return groups
 
 
@@ -149,7 +161,7 @@ def _one_per_seed(runs: Sequence[Run]) -> tuple[Run, ...]:
 def _differing(run: Run, runs: Sequence[Run]) -> Iterator[str]:
     """Yields the settings of `run` that most runs do not share, as a user types them."""
     for name, value in GROUPED_BY.items():
-        if 2 * sum(value(each) == value(run) for each in runs) <= len(runs):
+        if 2 * sum(value(other) == value(run) for other in runs) <= len(runs):
             yield _typed(name, value(run))
 
 

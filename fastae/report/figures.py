@@ -1,8 +1,8 @@
 """Draws the report's charts: curves as SVG on a white background.
 
 Curves may coincide, since the gradients of an element's reductions differ by a constant factor only. So the
-hue of a curve shows the element. Its width and shade show the reduction, also where a narrower curve covers
-it, and the three reductions have their markers at different iterations.
+hue of a curve shows the element. Its width, shade and marker show the reduction, also where a narrower curve
+covers it, and the reductions of an element have their markers at different iterations.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import cycle, product
@@ -19,27 +19,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import signal
 
+from fastae.experiment.article import SMOOTHING
+from fastae.experiment.losses import OWN_SHADES, REDUCTIONS, Loss
 from fastae.report.compare import Group
 from fastae.report.runs import Run, Series
 from fastae.utils.plotting import import_matplotlib
-
-SMOOTHING = 0.95
-"""The article's weight of TensorBoard's smoothing, which is the most that a curve is smoothed by."""
 
 UNSMOOTHED = 100
 """The most points of a curve that is not smoothed. The article's 2,000 points are smoothed by SMOOTHING."""
 
 PAPER, INK, GRID = "white", "#3d434b", "#d9dce1"
-COLORS = {
-    "minibatch_bce": "#f3ab63", "pixel_bce": "#dd6b0d", "sample_bce": "#7a2c00",
-    "minibatch_mse": "#7fbbe8", "pixel_mse": "#2079bd", "sample_mse": "#0a2f5c",
-}  # fmt: skip
-WIDTHS = {"minibatch": 5.0, "pixel": 2.6, "sample": 1.0}
-"""Line widths in points."""
-
-MARKERS = {"minibatch": "o", "pixel": "s", "sample": "^"}
-"""Reduction -> marker. Markers are filled for cross entropy and hollow for squared error."""
-
 MARKED = 8
 """The approximate number of a curve's points that have a marker."""
 
@@ -76,7 +65,7 @@ SETTINGS: dict[Any, Any] = {
 class Curve:
     """The logged values of one or more seeds of a loss."""
 
-    loss: str
+    loss: Loss
 
     label: str
     """The text in the legend."""
@@ -93,7 +82,7 @@ class Curve:
     @cached_property
     def drawn(self) -> np.ndarray:
         """`values` after smoothing."""
-        return np.stack([smooth(each, self.weight) for each in self.values])
+        return np.stack([smooth(seed, self.weight) for seed in self.values])
 
     @property
     def mean(self) -> np.ndarray:
@@ -129,7 +118,7 @@ def draw_charts(groups: Sequence[Group]) -> list[Chart]:
     train = _curves(groups, lambda run: run.train, is_smoothed=True)
     held_out = _curves(groups, lambda run: run.held_out)
     half = max((int(curve.steps[-1]) for curve in held_out if len(curve.steps)), default=0) // 2
-    later = [curve for curve in (each.since(half) for each in held_out) if len(curve.steps) > 2]
+    later = [curve for curve in (whole.since(half) for whole in held_out) if len(curve.steps) > 2]
     weight = max((curve.weight for curve in train), default=0.0)
     charts = [
         ("train", f"Training batches{f', smoothed by up to {weight:.2g}' if weight else ''}", train),
@@ -149,9 +138,11 @@ def _curves(
     """Makes the curve of each group, over the seeds that have logged finite values."""
     curves = []
     for group in groups:
-        if seeds := [each for each in map(series, group.runs) if any(map(math.isfinite, each.values()))]:
+        if seeds := [
+            logged for logged in map(series, group.runs) if any(map(math.isfinite, logged.values()))
+        ]:
             steps = sorted(set.intersection(*map(set, seeds)))
-            values = np.array([[each[step] for step in steps] for each in seeds])
+            values = np.array([[logged[step] for step in steps] for logged in seeds])
             weight = smoothing_weight(len(steps)) if is_smoothed else 0.0
             at = np.array(steps, int)
             curves.append(Curve(group.loss, group.label, steps=at, values=values, weight=weight))
@@ -173,7 +164,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
     The curve of several seeds is their mean, with a band from the lowest to the highest.
     """
     matplotlib = import_matplotlib()
-    labels = [textwrap.fill(each.label, LEGEND_CHARACTERS, break_on_hyphens=False) for each in curves]
+    labels = [textwrap.fill(curve.label, LEGEND_CHARACTERS, break_on_hyphens=False) for curve in curves]
     columns = max(1, min(3, LEGEND_CHARACTERS // (3 + max(map(len, labels)))))
     lines = sum(1 + label.count("\n") for label in labels) / columns
     with matplotlib.rc_context(SETTINGS):
@@ -182,9 +173,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
         axes = figure.add_subplot()
         axes.set_axisbelow(True)
         axes.grid(axis="y", color=GRID, linewidth=0.7)
-        looks = styles([curve.loss for curve in curves])
-        for index, (curve, style, label) in enumerate(zip(curves, looks, labels, strict=True)):
-            style["markevery"] = marked_points(len(curve.steps), index)
+        for curve, style, label in zip(curves, styles(curves), labels, strict=True):
             _draw_curve(axes, curve, label, style=style)
         axes.set_xlabel("iteration")
         axes.set_ylabel("mean squared error × 10⁷")
@@ -243,39 +232,49 @@ def _draw_curve(axes: Any, curve: Curve, label: str, style: dict[str, Any]) -> N
     axes.plot(steps, curve.mean, label=label, **style)
 
 
-def styles(losses: Sequence[str]) -> Iterator[dict[str, Any]]:
+def styles(curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
     """Yields the style of each curve. All differ, unless there are more than 24 further curves."""
     further = cycle(product(FURTHER_DASHES, FURTHER_COLORS))
-    for index, loss in enumerate(losses):
-        reduction, element = loss.split("_")
-        color, dashes, width = COLORS[loss], "-", WIDTHS[reduction]
-        if loss in losses[:index]:
+    palettes = cycle(OWN_SHADES)
+    shades: dict[str, Mapping[str, str]] = {}
+    drawn: list[Loss] = []
+    for curve in curves:
+        element, reduction = curve.loss.element, curve.loss.reduction
+        if element.name not in shades:
+            shades[element.name] = element.shades or next(palettes)
+        color, dashes, width = shades[element.name][reduction.name], "-", reduction.width
+        if curve.loss in drawn:
             dashes, color = next(further)
             width = FURTHER_WIDTH
-        face, edge = (color, PAPER) if element == "bce" else (PAPER, color)
+        face, edge = (color, PAPER) if element.filled else (PAPER, color)
+        first = sum(loss.element == element for loss in drawn)
         yield {
-            "color": color, "linestyle": dashes, "linewidth": width, "marker": MARKERS[reduction],
+            "color": color, "linestyle": dashes, "linewidth": width, "marker": reduction.marker,
             "markersize": 6, "markerfacecolor": face, "markeredgecolor": edge, "clip_on": False,
+            "markevery": marked_points(len(curve.steps), first),
         }  # fmt: skip
+        drawn.append(curve.loss)
 
 
 def marked_points(points: int, index: int) -> tuple[int, int]:
     """Returns the index of a curve's first point with a marker, and the distance to the next one.
 
-    If curves have the same points, any three in succession have their markers at different points. So do the
-    three reductions of an element.
+    If the curves of an element have the same points, as many in succession as there are reductions have
+    their markers at different ones. `index` counts an element's curves.
     """
-    distance = max(min(points, 3), points // MARKED, 1)
-    return index * distance // 3 % distance, distance
+    count = len(REDUCTIONS)
+    distance = max(min(points, count), points // MARKED, 1)
+    return index * distance // count % distance, distance
 
 
 def _scale_log(axes: Any, ticker: Any) -> None:
-    """Makes the y axis logarithmic; `ticker` is the module matplotlib.ticker."""
+    """Makes the y axis logarithmic, with several ticks at any range; `ticker` is matplotlib.ticker."""
     axes.set_yscale("log", nonpositive="mask")
     low, high = axes.get_ylim()
     decades = np.log10(high) - np.log10(low)
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
-    axes.yaxis.set_major_locator(ticker.LogLocator(subs=subs))
+    locator = ticker.MaxNLocator(5) if decades < 0.5 else ticker.LogLocator(subs=subs)
+    axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.tick_params(which="minor", length=0)
 

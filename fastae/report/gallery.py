@@ -49,7 +49,7 @@ PIXELS, GAP = 128, 2
 
 
 @dataclass(frozen=True)
-class Column:
+class ModelColumn:
     """The reconstructions of the held-out images by one run's model."""
 
     label: str
@@ -78,7 +78,7 @@ class Gallery:
     images: Tensor
     """float32 (N, 3, S, S) in [0, 1]."""
 
-    columns: list[Column] = field(default_factory=list)
+    columns: list[ModelColumn] = field(default_factory=list)
 
     @property
     def groups(self) -> dict[str, list[int]]:
@@ -114,7 +114,7 @@ def make_gallery(
     gallery: Gallery | None = None
     warnings: list[str] = []
     for group in track(groups, "reconstructing"):
-        for run in filter(_has_weights, group.runs):
+        for run in filter(_has_model, group.runs):
             try:
                 loaded = load_model(run.path, device)
                 manifest = RunFolder(run.path).read_manifest()
@@ -125,8 +125,8 @@ def make_gallery(
             if gallery.source == _source(run, manifest):
                 gallery.columns.append(_column(group.label, loaded, gallery.images))
                 break
-    if bare := [group.label for group in groups if not any(map(_has_weights, group.runs))]:
-        warnings.append(f"no reconstructions by {', '.join(bare)}: their folders contain no weights")
+    if bare := [group.label for group in groups if not any(map(_has_model, group.runs))]:
+        warnings.append(f"no reconstructions by {', '.join(bare)}: no weights, or a model of a user's own")
     return gallery, list(dict.fromkeys(warnings))
 
 
@@ -177,10 +177,10 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
     return named if is_known and Path(named).is_dir() else None
 
 
-def _has_weights(run: Run) -> bool:
-    """Returns whether the run's folder has weights or checkpoints, not only a copy of its numbers."""
+def _has_model(run: Run) -> bool:
+    """Returns whether fastae knows the run's model, and its folder has weights or checkpoints."""
     folder = RunFolder(run.path)
-    return folder.weights_file.exists() or folder.checkpoints.exists()
+    return not run.has_own_model and (folder.weights_file.exists() or folder.checkpoints.exists())
 
 
 def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
@@ -189,12 +189,12 @@ def _source(run: Run, manifest: Manifest) -> tuple[object, ...]:
     return manifest.fingerprint, config.crop, config.image_size, config.antialias, config.eval_images
 
 
-def _column(label: str, loaded: LoadedModel, images: Tensor) -> Column:
+def _column(label: str, loaded: LoadedModel, images: Tensor) -> ModelColumn:
     """Reconstructs the images (N, 3, S, S) with a run's model."""
     chunks = images.split(max(1, MAX_BATCH // loaded.config.image_size**2))
     reconstructions = torch.cat([reconstruct(loaded.model, chunk, FLOAT32) for chunk in chunks])
     errors = squared_error(reconstructions, images).mean(dim=(1, 2, 3)).double().cpu().numpy()
-    return Column(label, loaded.iteration, to_bytes(reconstructions), errors=errors)
+    return ModelColumn(label, loaded.iteration, to_bytes(reconstructions), errors=errors)
 
 
 def pick(errors: np.ndarray) -> dict[str, list[int]]:

@@ -21,13 +21,13 @@ from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.experiment.metrics import loss_index
+from fastae.report.analysis import analyse
 from fastae.report.commands import commands
 from fastae.report.compare import Comparison, Group, compare, group_seeds
-from fastae.report.differences import differences
 from fastae.report.figures import draw_charts, short
 from fastae.report.gallery import make_gallery
 from fastae.report.runs import Run, find_runs
-from fastae.report.tables import answer, difference_table, hours, settings, table, undecided
+from fastae.report.tables import answer, conclusions, difference_table, hours, settings, table
 from fastae.utils.console import log, printable
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write
@@ -81,8 +81,8 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
 
 def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Comparison) -> dict[str, Any]:
     """Returns the variables of the template that come from the runs' numbers and settings."""
-    found = differences(comparison)
-    headline, sentences = answer(comparison, groups[0].label, found)
+    analysis = analyse(comparison)
+    headline, sentences = answer(comparison, groups[0].label, analysis)
     differing, common = settings(runs)
     return {
         "is_single": len(runs) == 1,
@@ -92,8 +92,8 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Compariso
         "version": __version__,
         "charts": draw_charts(groups),
         "numbers": table(groups),
-        "differences": difference_table(found),
-        "undecided": undecided(comparison, found) if found else (),
+        "differences": difference_table(analysis),
+        "conclusions": conclusions(comparison, analysis),
         "hours": hours(runs),
         "differing": differing,
         "common": common,
@@ -110,7 +110,9 @@ def render(**content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {each.__name__: each for each in (data_uri, loss_index, short, unbroken)}
+    environment.filters |= {
+        function.__name__: function for function in (data_uri, loss_index, short, unbroken)
+    }
     return environment.get_template("template.html.j2").render(**content).encode()
 
 

@@ -12,11 +12,10 @@ from functools import cached_property
 from itertools import count
 from pathlib import Path
 
-import numpy as np
-
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.definition import ARTICLES_MODEL
+from fastae.experiment.losses import ELEMENTS, REDUCTIONS, Element, Loss
 from fastae.monitor.files import read_reports
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
@@ -26,7 +25,10 @@ from fastae.utils.console import printable
 
 CONFIG = "config.json"
 
-METRICS = {"held-out error": "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
+PRIMARY = "held-out error"
+"""The heading of the metric by which losses are ranked."""
+
+QUALITY = {PRIMARY: "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
 """Heading -> column of metrics.csv, for the metrics of the held-out images."""
 
 MAX_TEXT = 200
@@ -48,6 +50,7 @@ class Run:
     description: RunDescription
     """The content of config.json."""
 
+    loss: Loss
     metrics: Metrics
 
     @property
@@ -55,13 +58,14 @@ class Run:
         return self.description.config
 
     @property
-    def loss(self) -> str:
-        return self.config.loss
+    def has_own_model(self) -> bool:
+        """Whether the model is a user's own, which only the user's program can make."""
+        return self.description.model not in (None, ARTICLES_MODEL)
 
     @property
-    def took_turns(self) -> bool:
-        """Whether the run took turns with others of a sweep, so that its energy and speed are unknown."""
-        return False
+    def model(self) -> str:
+        """The model's name as text."""
+        return as_text(self.description.model) if self.has_own_model else "article's"
 
     @cached_property
     def train(self) -> Series:
@@ -74,7 +78,7 @@ class Run:
         return self.evaluated("loss_index")
 
     def evaluated(self, metric: str) -> Series:
-        """Returns a metric of the held-out images, which is one of METRICS; nan where it was not logged."""
+        """Returns a metric of the held-out images, which is one of QUALITY; nan where it was not logged."""
         return _series(self.metrics.held_out, metric)
 
     @property
@@ -89,24 +93,16 @@ class Run:
             self.config.minutes is not None and finished_at(RunFolder(self.path)) == self.iteration
         )
 
-    def windows(self) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the images and seconds between log steps, both (n,); empty if the run took turns."""
-        images, seconds = self.metrics.windows(self.config.batch_size)
-        return (images[:0], seconds[:0]) if self.took_turns else (images, seconds)
-
     @property
     def images_per_second(self) -> float:
-        """The mean over all windows except the slowest, which includes compiling; nan if unknown."""
-        images, seconds = self.windows()
-        if len(images) > 1:
-            kept = np.arange(len(images)) != np.argmin(images / seconds)
-            images, seconds = images[kept], seconds[kept]
-        return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else math.nan
+        """The speed without warm-up, as `Metrics.images_per_second` defines it."""
+        return self.metrics.images_per_second(self.config.batch_size)
 
     @property
     def seconds(self) -> float:
         """The training time of all sessions: steps and waiting for data, without start-up and evaluations."""
-        return float(self.windows()[1].sum())
+        _, seconds = self.metrics.windows(self.config.batch_size)
+        return float(seconds.sum())
 
     @property
     def kwh(self) -> float:
@@ -119,7 +115,7 @@ class Run:
         except FastaeError:
             return math.nan
         is_complete = None not in energies and len(energies) == 1 + len(self.description.resumed)
-        return sum(filter(None, energies)) if is_complete and not self.took_turns else math.nan
+        return sum(filter(None, energies)) if is_complete else math.nan
 
 
 def last(series: Series) -> float:
@@ -136,15 +132,15 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Finds the runs in these folders, or one or two levels below.
 
     Returns:
-        The runs, sorted by loss and then by seed; and warnings about runs that are skipped, since they cannot
-        be read or have logged nothing.
+        The runs, sorted by reduction, element and seed; and warnings about runs that are skipped, since they
+        cannot be read or have logged nothing.
 
     Raises:
         FastaeError: no run is left, or a folder is not a run and contains none.
     """
     runs, warnings = [], []
-    found = _find(folders)
-    for name, path in zip(_short_names([*found]), found.values(), strict=True):
+    paths = _find(folders)
+    for name, path in zip(_short_names([*paths]), paths.values(), strict=True):
         try:
             run = _read(name, path)
         except FastaeError as error:
@@ -158,9 +154,18 @@ def find_runs(folders: Sequence[Path]) -> tuple[list[Run], list[str]]:
             warnings.append(f"skipped: {path} has logged nothing yet")
     if not runs:
         raise FastaeError(f"nothing to report on: {'; '.join(warnings)}")
-    order = list(LOSSES)
-    runs.sort(key=lambda run: (order.index(run.loss), run.config.seed, str(run.path)))
-    return runs, warnings
+    return sorted(runs, key=_order), warnings
+
+
+def element_order(element: Element) -> tuple[int, str]:
+    """Sorts elements: fastae's in its order, then a user's own by name."""
+    return ELEMENTS.index(element) if element in ELEMENTS else len(ELEMENTS), element.name
+
+
+def _order(run: Run) -> tuple[object, ...]:
+    """Sorts runs by loss and then by seed."""
+    element = element_order(run.loss.element)
+    return REDUCTIONS.index(run.loss.reduction), element, run.config.seed, str(run.path)
 
 
 def _series(rows: Rows, column: str) -> Series:
@@ -170,14 +175,14 @@ def _series(rows: Rows, column: str) -> Series:
 
 def _find(folders: Sequence[Path]) -> dict[Path, Path]:
     """Returns resolved path -> path of each run folder. The search does not go below a run."""
-    found: dict[Path, Path] = {}
+    paths: dict[Path, Path] = {}
     for folder in folders:
         below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
         configs = [folder / CONFIG] if (folder / CONFIG).is_file() else below
         if not configs:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
-        found |= {config.parent.resolve(): config.parent for config in configs}
-    return found
+        paths |= {config.parent.resolve(): config.parent for config in configs}
+    return paths
 
 
 def _read(name: str, path: Path) -> Run:
@@ -185,7 +190,11 @@ def _read(name: str, path: Path) -> Run:
     folder = RunFolder(path)
     description = folder.read_description()
     try:
-        return Run(name, path, description, metrics=read_metrics(folder.metrics_file))
+        loss = description.loss
+    except ValueError as error:
+        raise FastaeError(f"{str(folder.config_file)!r}: {error}") from None
+    try:
+        return Run(name, path, description, loss, metrics=read_metrics(folder.metrics_file))
     except (OSError, ValueError) as error:
         raise FastaeError(f"{str(folder.metrics_file)!r} cannot be read: {error}") from None
 

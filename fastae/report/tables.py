@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import fields
 from itertools import chain, compress
 from typing import NamedTuple
@@ -11,15 +11,17 @@ from typing import NamedTuple
 import numpy as np
 
 from fastae.config import TrainConfig, flag
-from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.article import (
+    ARTICLE_IMAGES,
+    ARTICLE_ITERATIONS,
+    ARTICLE_LOSSES,
+    ARTICLE_SECONDS,
+    speed_ratio,
+)
+from fastae.report.analysis import LEVEL, MARGINS, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
 from fastae.report.compare import Comparison, Group
-from fastae.report.differences import CONFIDENCE, ELEMENT, Difference
-from fastae.report.runs import METRICS, Run, as_text, last
+from fastae.report.runs import QUALITY, Run, as_text, last
 from fastae.utils.console import duration
-
-ARTICLE = TrainConfig()
-"""The article's settings, which are the defaults."""
 
 LONG_ENOUGH = 0.5
 """The share of the article's training below which the headline concludes nothing."""
@@ -67,83 +69,105 @@ class Table(NamedTuple):
     rows: Sequence[Row]
 
 
-def answer(
-    comparison: Comparison, label: str, found: Mapping[str, Mapping[str, Difference]]
-) -> tuple[str, list[str]]:
-    """Makes a headline and at most three sentences from the numbers.
+def answer(comparison: Comparison, label: str, analysis: Analysis) -> tuple[str, list[str]]:
+    """Makes a headline and a few sentences from the numbers.
 
     Args:
         comparison: the comparison of the losses.
         label: the label of the compared runs, which is used if all have the same loss.
-        found: the result of `differences` for the comparison.
+        analysis: the analysis of the comparison.
     """
-    at, errors = comparison.at, comparison.errors
-    if not at:
+    if not comparison.ends:
         return "Nothing to compare yet", [
             "The runs share no iteration, after the first, at which all of them were evaluated."
         ]
-    means = {loss: _mean(values, "{:,.0f}".format) for loss, values in errors.items()}
-    ranked = list(errors)
-    best, worst = ranked[0], ranked[-1]
-    length = trained_share(comparison)
-    if len(errors) == 1:
+    means = {loss: _mean(values, "{:,.0f}".format) for loss, values in comparison.errors.items()}
+    length = percent(trained_share(comparison))
+    first, at = comparison.ends[0], comparison.ends[-1]
+    when = f"at iteration {at:,}" if first == at else f"over the evaluations from {first:,} to {at:,}"
+    if len(means) == 1:
         start = comparison.compared[0].held_out.get(0, math.nan)
         began = f" The error was {start:,.0f} before the first iteration." if math.isfinite(start) else ""
-        headline = f"{label}: a held-out error of {means[best]} after {at:,} iterations"
-        return headline, [f"That is {percent(length)} of the article's training.{began}"]
-    highest = errors[worst].mean()
-    apart = percent((highest - errors[best].mean()) / highest if highest else 0.0)
-    if length < LONG_ENOUGH:
-        headline = f"Too short to tell: {percent(length)} of the article's training"
-    else:
-        headline = f"The {len(errors)} losses end within {apart} of each other"
+        headline = f"{label}: a held-out error of {next(iter(means.values()))} {when}"
+        return headline, [f"That is {length} of the article's training.{began}"]
     sentences = [
-        f"At iteration {at:,} the held-out error is lowest for {best}, {means[best]}, and highest for "
-        f"{worst}, {means[worst]}, {apart} apart."
+        f"The mean held-out error {when} is {', '.join(f'{means[loss]} for {loss}' for loss in means)}."
     ]
-    if max(map(len, errors.values())) == 1:
+    if not analysis.primary:
         sentences.append(
-            "Each loss was trained with one seed; fastae sweep --repeats shows the effect of other seeds."
+            "There are too few seeds to tell a difference from chance: fastae sweep --repeats 3."
         )
-    if element := found.get(ELEMENT, {}).get("held-out error"):
-        sentences.append(
-            f"Squared error minus cross entropy is {element.number} ({percent(CONFIDENCE)} interval: "
-            f"{element.interval}; {element.samples})."
-        )
+    headline = verdict(analysis)
+    if trained_share(comparison) < LONG_ENOUGH:
+        sentences.append(f"So far: {headline[0].lower()}{headline[1:]}.")
+        headline = f"Too short to tell: {length} of the article's training"
     return headline, sentences
 
 
+def verdict(analysis: Analysis) -> str:
+    """Returns what the held-out error shows, with the limits of what these runs can show."""
+    effects = analysis.primary
+    if not effects:
+        return "No difference can be shown without repeats"
+    different = []
+    for contrast, effect in effects.items():
+        if effect.is_different:
+            sign = MINUS if effect.value < 0 else "+"
+            share = percent(abs(analysis.share(effect.value)))
+            different.append(f"{contrast.name} is {sign}{share}")
+    limit = f"differences from {percent(analysis.detectable)} on would have shown"
+    if different:
+        return f"The losses differ: {', '.join(different)} of the error; {limit}"
+    if all(effect.is_same for effect in effects.values()):
+        return f"The losses are the same within {percent(RELATIVE_MARGIN)} of the error; {limit}"
+    return f"No difference shown; {limit}"
+
+
 def trained_share(comparison: Comparison) -> float:
-    """Returns the share of the article's training that each compared run has done, in images."""
-    images = comparison.at * comparison.compared[0].config.batch_size
-    return images * len(LOSSES) / ARTICLE_IMAGES
+    """Returns how much of one of the article's runs each compared run has done, in images."""
+    images = comparison.ends[-1] * comparison.compared[0].config.batch_size
+    return images * ARTICLE_LOSSES / ARTICLE_IMAGES
 
 
-def difference_table(found: Mapping[str, Mapping[str, Difference]]) -> Table:
-    """Returns the table of differences. An interval that excludes 0 is bold."""
-    metrics = [heading for heading in METRICS if any(heading in row for row in found.values())]
+def difference_table(analysis: Analysis) -> Table:
+    """Returns the table of differences. Those that are different are bold."""
     rows = []
-    for name, row in found.items():
-        known = [row.get(heading) for heading in metrics]
-        cells = [Cell(each.number, each.interval, each.is_decided) if each else Cell(NONE) for each in known]
-        rows.append(Row([Cell(name, next(iter(row.values())).samples), *cells]))
-    return Table([f"difference, {percent(CONFIDENCE)} interval", *metrics], rows)
+    for contrast, row in analysis.effects.items():
+        cells = [Cell(contrast.name)]
+        for heading in analysis.fits:
+            effect = row.get(heading)
+            cells.append(_difference(effect) if effect else Cell(NONE))
+        rows.append(Row(cells))
+    return Table([f"difference, {percent(1 - LEVEL)} interval", *analysis.fits], rows)
 
 
-def undecided(comparison: Comparison, found: Mapping[str, Mapping[str, Difference]]) -> tuple[str, ...]:
-    """Returns sentences about what the data do not decide."""
-    open_ones = []
-    for name, row in found.items():
-        if metrics := [heading for heading, each in row.items() if not each.is_decided]:
-            open_ones.append(f"{name} ({', '.join(metrics)})")
-    included = f"These seeds do not decide, since the interval includes 0: {'; '.join(open_ones)}."
-    count = sum(map(len, found.values()))
+def _difference(effect: Effect) -> Cell:
+    """Returns a difference with its interval and its verdict."""
+    state = "different" if effect.is_different else "same" if effect.is_same else "open"
+    return Cell(effect.number, f"{effect.interval}, {state}", effect.is_different)
+
+
+def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:
+    """Yields sentences about the F tests, the margins, and what these runs could and could not show."""
+    tests = []
+    for heading, fit in analysis.fits.items():
+        design = f"{fit.blocks} seeds as blocks" if fit.blocks else "separate seeds"
+        tests.append(f"{heading} {fit.test} ({design})")
+    yield f"F tests of all losses: {'; '.join(tests)}."
+    margins = [
+        f"{percent(RELATIVE_MARGIN)} of the held-out error",
+        *(f"{value} {name}" for name, value in MARGINS.items()),
+    ]
+    yield f"Same means that a difference of {' or '.join(margins)} is rejected."
+    if analysis.primary:
+        yield (
+            f"With a probability of {percent(POWER)}, these runs show a difference of "
+            f"{percent(analysis.detectable)} of the held-out error."
+        )
     side, share = comparison.compared[0].config.image_size, percent(trained_share(comparison))
-    return (
-        included if open_ones else "Every interval excludes 0.",
-        f"Of {count} intervals about {(1 - CONFIDENCE) * count:.1g} would exclude 0 by chance alone.",
-        f"Nor do these runs, at {side:,} pixels after {share} of the article's training, decide what other "
-        "sizes, learning rates or longer training would show.",
+    yield (
+        f"These runs, at {side:,} pixels after {share} of the article's training, do not decide what other "
+        "sizes, learning rates or longer training would show."
     )
 
 
@@ -161,8 +185,10 @@ def table(groups: Sequence[Group]) -> Table:
     for group in groups:
         seeds = np.stack([numbers[run.path][known] for run in group.runs])
         for index, run in enumerate(group.runs):
-            names = [run.name] * (run.name != group.loss) + [f"seed {run.config.seed}"] * has_seeds
-            rows.append(Row([Cell(group.label, ", ".join(names)), *_cells(seeds[[index]], forms)]))
+            folder = "" if run.name == run.loss.name else run.name
+            seed = f"seed {run.config.seed}" if has_seeds else ""
+            detail = ", ".join(filter(None, (folder, seed)))
+            rows.append(Row([Cell(group.label, detail), *_cells(seeds[[index]], forms)]))
         if len(seeds) > 1:
             name = Cell(group.label, f"mean of {len(seeds)} seeds")
             rows.append(Row([name, *_cells(seeds, forms)], len(seeds)))
@@ -171,7 +197,7 @@ def table(groups: Sequence[Group]) -> Table:
 
 def _numbers(run: Run) -> np.ndarray:
     """Returns a run's values in COLUMNS; nan if unknown. Held-out metrics are the last logged ones."""
-    quality = [last(run.evaluated(metric)) for metric in METRICS.values()]
+    quality = [last(run.evaluated(metric)) for metric in QUALITY.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 
@@ -195,14 +221,10 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
     """Yields sentences that compare the article's 30 hours with the time of these runs."""
     devices = ", ".join(dict.fromkeys(as_text(run.description.device) or "an unknown device" for run in runs))
     these = "This run" if len(runs) == 1 else f"These {len(runs)} runs"
-    spent = f"{sum(run.iteration for run in runs):,} iterations"
-    if any(run.took_turns for run in runs):
-        spent += ", taking turns, so that no run has a speed of its own"
-    else:
-        spent = f"{duration(sum(run.seconds for run in runs))}, {spent}"
+    iterations = f"{sum(run.iteration for run in runs):,} iterations"
     yield (
-        f"The article's six runs of {ARTICLE.iterations:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
-        f"{these} trained for {spent}, on {devices}."
+        f"The article's six runs of {ARTICLE_ITERATIONS:,} iterations took {ARTICLE_SECONDS // 3600} hours. "
+        f"{these} trained for {duration(sum(run.seconds for run in runs))}, {iterations}, on {devices}."
     )
     rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
     if not all(run.config.has_article_size for run in runs):
@@ -229,7 +251,9 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
         first = next(iter(having))
         default = defaults.get(name, first)
         if len(having) > 1:
-            differing.append((name, "; ".join(f"{each} ({', '.join(of)})" for each, of in having.items())))
+            differing.append(
+                (name, "; ".join(f"{value} ({', '.join(names)})" for value, names in having.items()))
+            )
         elif first == default:
             common.append((name, first))
         else:
@@ -240,14 +264,15 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
 def _settings(run: Run) -> dict[str, str]:
     """Returns all settings, hardware and versions of a run, except for NOT_LISTED, as text."""
     described, environment = run.description, run.description.environment
-    found: dict[str, object] = {
+    values: dict[str, object] = {
         **{flag(name): value for name, value in vars(run.config).items()},
         **{f"images, {name.replace('_', ' ')}": value for name, value in vars(described.data).items()},
+        "model": run.model,
         **{name: getattr(described, name) for name in ("device", "step", "loader", "compiled")},
         **{name: getattr(environment, name) for name in ("fastae", "commit", "python", "platform")},
         **environment.packages,
     }
-    return {name: _shown(value) for name, value in found.items() if name not in NOT_LISTED}
+    return {name: _shown(value) for name, value in values.items() if name not in NOT_LISTED}
 
 
 def _shown(value: object) -> str:

@@ -79,6 +79,17 @@ class Metrics:
         known = np.isfinite(rates) & (rates > 1e-9) & (images > 0)
         return images[known], images[known] / rates[known]
 
+    def images_per_second(self, batch_size: int) -> float:
+        """Returns the speed of a whole run: the images of all log steps by their seconds; nan if unknown.
+
+        If there are several log steps, the slowest does not count, since it warms up and compiles.
+        """
+        images, seconds = self.windows(batch_size)
+        if len(images) > 1:
+            kept = np.arange(len(images)) != np.argmin(images / seconds)
+            images, seconds = images[kept], seconds[kept]
+        return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else math.nan
+
 
 @dataclass(frozen=True)
 class LoggedContent:

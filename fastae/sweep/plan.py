@@ -33,7 +33,7 @@ class SweepConfig:
     train: TrainConfig
     """The settings of all runs. Only loss, folder and seed differ; seeds are counted from this seed."""
 
-    losses: Sequence[str] | None = None
+    losses: Sequence[str] = ()
     """The names of the losses, each once. Default: all of the experiment's."""
 
     repeats: int = 1
@@ -45,19 +45,18 @@ class SweepConfig:
     experiment: Experiment = field(default_factory=Experiment)
 
     def __post_init__(self) -> None:
-        names = tuple(self.experiment.losses if self.losses is None else self.losses)
+        names = tuple(self.losses or self.experiment.losses)
         if unknown := [name for name in names if name not in self.experiment.losses]:
             known = ", ".join(self.experiment.losses)
             raise FastaeError(f"--losses {', '.join(unknown)!r}: not one of {known}")
-        if not names or len(set(names)) < len(names):
-            raise FastaeError("--losses must name at least one loss, and none twice")
+        if len(set(names)) < len(names):
+            raise FastaeError("--losses must name no loss twice")
         object.__setattr__(self, "losses", tuple(name for name in self.experiment.losses if name in names))
         REPEATS.require(self.repeats, "--repeats")
         replace(self.train, seed=max(run.seed for run in self.runs()))  # raises if a seed is too large
 
     def runs(self) -> tuple[PlannedRun, ...]:
         """Returns one run of each loss, then the repeats with the next seeds."""
-        assert self.losses is not None
         planned = []
         for repeat in range(self.repeats):
             for index, loss in enumerate(self.losses):
@@ -69,7 +68,6 @@ class SweepConfig:
     def settings(self) -> dict[str, Any]:
         """Returns the settings that cannot change when the sweep is resumed, as in sweep.json."""
         settings = {name: getattr(self.train, name) for name in FIXED if name != "loss"}
-        assert self.losses is not None
         return {
             "model": self.experiment.model_name,
             "losses": list(self.losses),

@@ -46,7 +46,7 @@ class SweepResult:
 
 def run_sweep(
     config: TrainConfig,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] = (),
     *,
     model: ModelMaker | None = None,
     losses: Mapping[str, Elements] | None = None,

@@ -7,9 +7,11 @@ import textwrap
 import pytest
 import torch
 
-from fastae.device.choose import choose_precision
+from fastae.device.choose import Hardware, choose_precision
+from fastae.experiment.losses import LOSSES
 from fastae.experiment.model import AutoEncoder
-from fastae.training.step.step import TrainingStep, objective_of
+from fastae.training.step.objective import prepare
+from fastae.training.step.step import TrainingStep
 
 SIZE, BATCH = 64, 8
 SHAPE = (BATCH, 3, SIZE, SIZE)
@@ -66,14 +68,20 @@ def small_model(device):
     return AutoEncoder(SIZE, 32).to(device).to(memory_format=torch.channels_last)
 
 
+def prepared(model, precision=None, compiled=True):
+    """A model that is ready to be trained on its device."""
+    device = next(model.parameters()).device
+    precision = precision or choose_precision(device, amp=True)
+    return prepare(model, Hardware(device, precision, compiled=compiled, compile_note=""))
+
+
 def make_step(
-    model, *, loader=None, loss="minibatch_bce", precision=None, compiled=True, world_size=1, **options
+    model, *, loader=None, loss="minibatch_bce", precision=None, compiled=True, copies=True, **options
 ):
     """A training step on the batches of `loader`, or on images if there is none."""
-    precision = precision or choose_precision(next(model.parameters()).device, amp=True)
-    objective = objective_of(model, loss, precision, compiled, world_size=world_size)
+    trained = prepared(model, precision, compiled)
+    if not copies:
+        trained.copies = {}
     if loader:
         options["make_batch"] = loader.make_batch
-    return TrainingStep(
-        model, loss=loss, batch_shape=SHAPE, lr=1e-4, precision=precision, objective=objective, **options
-    )
+    return TrainingStep(trained, LOSSES[loss], batch_shape=SHAPE, lr=1e-4, **options)

@@ -6,8 +6,6 @@ import gc
 import pytest
 import torch
 import torch.distributed as dist
-from fastae.training.cuda_graph import GraphedFunction, side_stream
-from fastae.training.sync_batch_norm import synchronize
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.data.loaders.crop_resize import CropResize
@@ -18,12 +16,14 @@ from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import Store
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device, use_kernels
-from fastae.device.choose import Precision, choose_device, choose_precision
+from fastae.device.choose import Precision, choose_device
 from fastae.experiment.augment import Augmentation
+from fastae.experiment.losses import CROSS_ENTROPY
 from fastae.experiment.model import AutoEncoder
-from fastae.training.step import objective_of
+from fastae.training.step.cuda_graph import GraphedFunction, side_stream
+from fastae.training.step.sync_batch_norm import synchronize
 
-from .conftest import BATCH, SIZE, make_step, small_model
+from .conftest import BATCH, SIZE, make_step, prepared, small_model
 
 IMAGES = 200
 RECORDED = "one CUDA graph per step"
@@ -51,8 +51,9 @@ def recorded(hollow):
     def record(step, loader):
         if hollow:
             from scripts.hollow_gpu.driver import count_replays
+            from scripts.hollow_gpu.seams import replay_counters
 
-            count_replays(step._counters())
+            count_replays(replay_counters(step))
         assert step.capture(loader.example()) == RECORDED
         return step
 
@@ -88,11 +89,10 @@ def agrees(ours, theirs):
             torch.testing.assert_close(found[name], expected, rtol=0.05, atol=0.01, msg=name)
         else:
             assert (found[name] - expected).abs().mean() < 2e-5, name  # ten steps of 1e-4 each
-    moments = ours.state()["optimizer"]["state"]
-    for index, state in theirs.state()["optimizer"]["state"].items():
-        assert float(moments[index]["step"]) == float(state["step"])
-        gradient = state["exp_avg"]
-        assert (moments[index]["exp_avg"] - gradient).norm() < 0.1 * gradient.norm()
+    found, expected = ours.state(), theirs.state()
+    assert int(found.step) == int(expected.step)
+    for name, gradient in expected.mean.items():
+        assert (found.mean[name] - gradient).norm() < 0.1 * gradient.norm(), name
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -105,8 +105,9 @@ def test_gradients_of_every_layer_are_those_without_cudnn(cuda, results, compile
 
     def gradients(compiled):
         model.zero_grad()
-        objective = objective_of(model, "minibatch_bce", Precision(torch.bfloat16, "bf16"), compiled)
-        objective(images)[0].backward()
+        trained = prepared(model, Precision(torch.bfloat16, "bf16"), compiled)
+        trained.copies = {}
+        trained.objective(CROSS_ENTROPY)(images)[0].backward()
         return {name: weight.grad for name, weight in model.named_parameters()}
 
     found = gradients(compiled)
@@ -124,21 +125,21 @@ def test_ten_replays_train_as_ten_eager_steps(cuda, loader, recorded, train_alik
     eager = make_step(copy.deepcopy(model), loader=loader, precision=precision)
     before = copy.deepcopy(model.state_dict())
     ours = recorded(make_step(model, loader=loader, precision=precision), loader)
-    after, moments = copy.deepcopy((model.state_dict(), list(ours.optimizer.state.values())))
+    after, state = copy.deepcopy((model.state_dict(), ours.state()))
     train_alike(ours, eager, loader, 10)
     assert all(torch.equal(before[name], value) for name, value in after.items())
-    assert all(not value.any() for state in moments for value in state.values())
+    assert state.step == 0 and not any(value.any() for value in (state.mean | state.square).values())
 
 
 def test_replays_keep_copies_of_the_weights_and_train_as_without(cuda, loader, recorded, results):
     """With bf16 on one GPU; a second rank's float32 gradients have none."""
     model = small_model(cuda)
-    without = make_step(copy.deepcopy(model), loader=loader, world_size=2)
+    without = make_step(copy.deepcopy(model), loader=loader, copies=False)
     ours = recorded(make_step(model, loader=loader), loader)
     objectives, expected = train(ours, loader, 10), train(without, loader, 10)
     pairs = [
         (leaf, weight)
-        for leaf, weight in zip(ours._leaves, model.parameters(), strict=True)
+        for leaf, weight in zip(ours.optimizer.leaves, model.parameters(), strict=True)
         if leaf is not weight
     ]
     assert len(pairs) == 15 and all(leaf.grad.dtype is torch.bfloat16 for leaf, _ in pairs)
@@ -208,13 +209,12 @@ def test_shared_batch_norm_compiles_as_part_of_the_whole_objective(cuda, hollow,
     """With one rank it is batch norm."""
     model = small_model(cuda)
     images = torch.rand(BATCH, 3, SIZE, SIZE, device=cuda).contiguous(memory_format=torch.channels_last)
-    precision = choose_precision(cuda, amp=True)
-    expected, _ = objective_of(copy.deepcopy(model), "minibatch_bce", precision, compiled=True)(images)
+    expected, _ = prepared(copy.deepcopy(model)).objective(CROSS_ENTROPY)(images)
     store = FakeStore() if hollow else dist.HashStore()
     dist.init_process_group("fake" if hollow else "nccl", store=store, rank=0, world_size=1)
     try:
         synchronize(model)
-        objective, _ = objective_of(model, "minibatch_bce", precision, compiled=True)(images)
+        objective, _ = prepared(model).objective(CROSS_ENTROPY)(images)
         objective.backward()
         results()
         assert objective.item() == pytest.approx(expected.item(), rel=0.01)

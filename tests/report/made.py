@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import torch
-from fastae.runs.sweep_folder import open_sweep
 
 from fastae.config import TrainConfig
 from fastae.data.files.folder import open_folder
@@ -17,6 +16,7 @@ from fastae.monitor.summary import Diagnosis, Summary, UsageReport, Verdict
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
 from fastae.runs.weights import write_weights
+from fastae.sweep.folder import open_sweep
 from fastae.utils.limits import Cores
 
 SMALL = {

@@ -5,13 +5,13 @@ import shlex
 
 import click
 import pytest
-from fastae.runs.sweep_folder import SweepConfig
 
 from fastae.cli.options import options_of
 from fastae.config import TrainConfig
 from fastae.experiment.losses import LOSSES
 from fastae.report.commands import commands
 from fastae.report.runs import find_runs
+from fastae.sweep.plan import SweepConfig
 
 from .made import SMALL, make_run, make_sweep
 
@@ -22,23 +22,16 @@ def texts(runs, *report):
 
 
 @pytest.mark.parametrize(
-    ("losses", "repeats", "same_init", "seed", "at_once", "options"),
+    ("losses", "repeats", "same_init", "seed", "options"),
     [
-        (tuple(LOSSES), 1, False, 0, 1, ""),
-        (
-            ("pixel_bce", "sample_mse"),
-            2,
-            False,
-            5,
-            2,
-            " --losses pixel_bce,sample_mse --repeats 2 --at-once 2",
-        ),
-        (("pixel_bce",), 2, True, 7, [3], " --losses pixel_bce --repeats 2 --same-init"),
+        (tuple(LOSSES), 1, True, 0, ""),
+        (("pixel_bce", "sample_mse"), 2, True, 5, " --losses pixel_bce,sample_mse --repeats 2"),
+        (("pixel_bce",), 2, False, 7, " --losses pixel_bce --repeats 2 --no-same-init"),
     ],
 )
-def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at_once, options, tmp_path):
+def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, options, tmp_path):
     config = SweepConfig(TrainConfig(data="/gone/faces", seed=seed, **SMALL), losses, repeats, same_init)
-    make_sweep(tmp_path, config, described={"at_once": at_once})
+    make_sweep(tmp_path, config)
     runs, _ = find_runs([tmp_path])
     command, report = texts(runs, ["x"])
     assert command.startswith(f"fastae sweep{options} --iterations 100 ") and report == "fastae report x"
@@ -48,7 +41,7 @@ def test_a_sweep_is_repeated_by_one_command(losses, repeats, same_init, seed, at
     assert texts(runs[:1])[0].startswith("fastae train --")
     written = json.loads((tmp_path / "sweep.json").read_text())
     for other in (seed + 1, 10**400, "x"):
-        written["plan"]["seed"] = other
+        written["seed"] = other
         (tmp_path / "sweep.json").write_text(json.dumps(written))
         assert len(texts(runs)) == len(runs) + 1
 

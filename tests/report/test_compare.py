@@ -31,6 +31,7 @@ def groups_of(folder):
         ({"batch_size": 8}, "--batch-size 8, not 4"),
         ({"data": "/other"}, "images /other, not /gone/faces"),
         ({"lr": 1e-3}, "--lr 0.001, not 0.0001"),
+        ({"described": {"model": "nets.Residual"}}, "model nets.Residual, not article's"),
     ],
 )
 def test_runs_with_other_speed_settings_are_compared_but_not_runs_with_another_task(settings, mark, tmp_path):
@@ -50,9 +51,19 @@ def test_an_unfinished_run_is_marked_and_runs_are_compared_at_their_last_common_
     found, names = compared(tmp_path)
     broken, *_, young = found.warnings
     assert "broken" in broken and "60 of 100" in broken and "young" in young and "not 100" in young
-    assert (found.at, names) == (50, ["whole", "broken"])
+    assert (found.ends, names) == ((50,), ["whole", "broken"])
     ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
     assert [*ranked.items()] == [("pixel_bce", [390_000]), ("minibatch_bce", [400_000])]
+
+
+def test_the_endpoint_is_the_mean_of_the_last_four_common_evaluations(tmp_path):
+    errors = {0: START, 20: 8e5, 40: 4e5, 60: 3e5, 70: 1e5, 80: 2e5, 100: 1e5}
+    make_run(tmp_path / "a", "minibatch_bce", held_out=errors)
+    make_run(tmp_path / "b", "pixel_bce", held_out={step: errors[step] for step in errors if step != 70})
+    found, _ = compared(tmp_path)
+    assert found.ends == (40, 60, 80, 100)
+    ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
+    assert ranked == {"minibatch_bce": [250_000.0], "pixel_bce": [250_000.0]}
 
 
 def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
@@ -76,7 +87,7 @@ def test_seeds_are_the_samples_of_a_loss_and_two_runs_of_one_seed_are_one_sample
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, held_out={0: START, 100: value})
     make_run(tmp_path / "pixel_mse-again", "pixel_mse", held_out={0: START, 100: 1e3})
     found, _ = compared(tmp_path)
-    assert not found.warnings and found.at == 100
+    assert not found.warnings and found.ends == (100,)
     ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
     assert [*ranked.items()] == [*finals.items()]
 

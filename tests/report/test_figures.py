@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.losses import ELEMENTS, LOSSES, REDUCTIONS, Element, Loss
 from fastae.report import figures
 from fastae.report.compare import group_seeds
 from fastae.report.runs import find_runs
@@ -17,7 +17,7 @@ from .made import make_run
 def curve(loss, *seeds, label=None, weight=0.0):
     """Makes the curve of these values, one row for each seed."""
     values = np.array(seeds, float)
-    return figures.Curve(loss, label or loss, np.arange(1, values.shape[1] + 1), values, weight)
+    return figures.Curve(LOSSES[loss], label or loss, np.arange(1, values.shape[1] + 1), values, weight)
 
 
 def texts(svg):
@@ -34,7 +34,7 @@ def test_a_figure_names_each_loss_once_in_text_and_no_address():
     svg = figures.draw_curves(drawn)
     assert svg == figures.draw_curves(drawn), "the same figure is the same file"
     assert {*LOSSES, "iteration"} <= set(texts(svg)) and texts(svg).count("pixel_mse") == 1
-    assert all(color.encode() in svg for color in figures.COLORS.values())
+    assert all(shade.encode() in svg for element in ELEMENTS for shade in element.shades.values())
     assert all(part.startswith("://www.w3.org/") for part in svg.decode().split("http")[1:])
 
 
@@ -67,20 +67,33 @@ def test_curves_of_one_loss_are_named_and_no_two_look_alike():
     labels = [f"pixel_mse --lr {lr}" for lr in range(12)]
     svg = figures.draw_curves([curve("pixel_mse", (9, 5, 4), label=label) for label in labels])
     assert set(labels) <= set(texts(svg))
-    looks = figures.styles(["pixel_mse"] * 12 + ["pixel_bce"] * 12)
+    looks = figures.styles([curve(loss, (9, 5)) for loss in ("pixel_mse", "pixel_bce") for _ in range(12)])
     assert len({(look["color"], look["linestyle"]) for look in looks}) == 24
 
 
+def own_curves(names, points=2):
+    """Returns a curve for each reduction of users' own elements and of fastae's, in the order of reports."""
+    elements = [*ELEMENTS, *(Element(name, name, lambda y, x: x - y) for name in names)]
+    losses = [Loss(element, reduction) for reduction in REDUCTIONS for element in elements]
+    return [figures.Curve(loss, loss.name, np.arange(points), np.ones((1, points))) for loss in losses]
+
+
+def test_elements_of_users_have_different_colors():
+    colors = [look["color"] for look in figures.styles(own_curves(["l1", "smooth_l1", "huber"]))]
+    assert len(set(colors)) == len(colors) == 15
+
+
+@pytest.mark.parametrize("own", [(), ("l1",), ("l1", "smooth_l1")])
 @pytest.mark.parametrize("points", [1, 2, 3, 7, 13, 100])
-def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(points):
+def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(points, own):
+    curves = own_curves(own, points)
     marked = {}
-    for index, loss in enumerate(LOSSES):
-        first, distance = figures.marked_points(points, index)
-        marked[loss] = set(range(first, points, distance))
-    for element in ("bce", "mse"):
-        of_element = [places for loss, places in marked.items() if element in loss]
-        assert all(of_element)
-        assert points < 3 or sum(map(len, of_element)) == len(set.union(*of_element))
+    for drawn, look in zip(curves, figures.styles(curves), strict=True):
+        first, distance = look["markevery"]
+        marked.setdefault(drawn.loss.element.name, []).append(set(range(first, points, distance)))
+    for marks in marked.values():
+        assert len(marks) == 3 and all(marks)
+        assert points < 3 or sum(map(len, marks)) == len(set.union(*marks))
 
 
 def test_long_labels_are_broken_between_words_and_leave_room_for_the_curves():

@@ -114,7 +114,19 @@ NUMBERS = ("", "nan", "inf", "-inf", "0", "-1", "1e300", "1e30", "5e-324", "1e-9
 ANYTHING = (
     None, -1, 2**62, 1e308, 10**400, "x" * 10_000, [], [1], {"a": {"b": [1]}}, "<b>", "\x1b[31m", "\ud800",
 )  # fmt: skip
-CLAIMED = ("data", "device", "step", "environment", "world_size", "resumed", "loader", "compiled")
+CLAIMED = (
+    "data",
+    "device",
+    "model",
+    "element",
+    "reduction",
+    "step",
+    "environment",
+    "world_size",
+    "resumed",
+    "loader",
+    "compiled",
+)
 CLAIMS = (
     {},
     {"image_size": 4096, "batch_size": 10**6, "iterations": 10**12, "seed": 2**62, "eval_images": 10**12},
@@ -122,11 +134,19 @@ CLAIMS = (
 )
 
 
+def test_errors_with_a_mean_of_zero_give_a_page(tmp_path):
+    for loss, sign in (("pixel_mse", 1), ("sample_bce", -1)):
+        for seed in range(2):
+            errors = {0: 9e5, 100: float(sign)}
+            make_run(tmp_path / f"{loss}{seed}", loss, seed=seed, batch_size=10**5, held_out=errors)
+    assert make_report([tmp_path]).is_file()
+
+
 @pytest.mark.parametrize("numbers", [(), NUMBERS])  # first without them: all errors are 0
 def test_any_claimed_values_still_give_a_page(numbers, tmp_path):
     nothing = {0: 0.0, 50: 0.0, 100: 0.0}
     for index, value in enumerate(ANYTHING):
-        run = make_run(tmp_path / str(index), [*LOSSES][index % 6], train=nothing, held_out=nothing)
+        run = make_run(tmp_path / str(index), [*LOSSES][index % len(LOSSES)], train=nothing, held_out=nothing)
         described = claim(run, **CLAIMS[index % 3]) | dict.fromkeys(CLAIMED, value)
         (run / "config.json").write_text(json.dumps(described))
         with (run / NAME).open("a") as file:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fastae.report.compare import group_seeds
-from fastae.report.gallery import Column, Gallery, make_gallery, pick
+from fastae.report.gallery import Gallery, ModelColumn, make_gallery, pick
 from fastae.report.runs import find_runs
 from fastae.utils.pictures import to_bytes
 
@@ -47,7 +47,7 @@ def test_the_best_the_median_and_the_worst_are_picked():
 @pytest.mark.parametrize(("side", "shown"), [(32, 128), (48, 144), (256, 256)])
 def test_a_row_is_an_image_and_its_reconstructions_of_at_least_128_pixels(side, shown):
     images = torch.rand(3, 3, side, side)
-    made = Column("pixel_mse", 1, to_bytes(1 - images), np.zeros(3))
+    made = ModelColumn("pixel_mse", 1, to_bytes(1 - images), np.zeros(3))
     rows = np.asarray(Image.open(io.BytesIO(Gallery((), "abc", images, [made]).png(0, 2))))
     assert rows.shape == (2 * shown, 2 * (shown + 4), 4) and not rows[:, :2].any()
     scale = shown // side

@@ -2,10 +2,10 @@
 
 import pytest
 
+from fastae.report.analysis import analyse
 from fastae.report.compare import compare, group_seeds
-from fastae.report.differences import differences
 from fastae.report.runs import find_runs
-from fastae.report.tables import answer, difference_table, hours, percent, settings, table, undecided
+from fastae.report.tables import answer, conclusions, difference_table, hours, percent, settings, table
 
 from .made import make_run
 
@@ -19,11 +19,11 @@ def texts(row):
 
 
 def report_on(folder):
-    """Returns the groups of the folder's runs, their comparison and differences, and the answer."""
+    """Returns the groups of the folder's runs, their comparison and analysis, and the answer."""
     runs, _ = find_runs([folder])
     groups, comparison = group_seeds(runs), compare(runs)
-    found = differences(comparison)
-    return groups, comparison, found, answer(comparison, groups[0].label, found)
+    analysis = analyse(comparison)
+    return groups, comparison, analysis, answer(comparison, groups[0].label, analysis)
 
 
 @pytest.mark.parametrize(
@@ -31,31 +31,49 @@ def report_on(folder):
     [
         (100, 4, "Too short to tell: less than 0.01 %"),
         (49_999, 64, "Too short to tell: 50 %"),
-        (50_000, 64, "The 3 losses end within 10 %"),
+        (50_000, 64, "No difference can be shown"),
         (50_000, 32, "Too short to tell: 25 %"),
-        (100_000, 32, "The 3 losses end within 10 %"),
+        (100_000, 32, "No difference can be shown"),
     ],
 )
 def test_short_training_gives_a_headline_without_a_conclusion(at, batch_size, headline, tmp_path):
     for loss, value in (("minibatch_bce", 310_000.0), ("pixel_bce", 300_000.0), ("pixel_mse", 279_000.0)):
         make_run(tmp_path / loss, loss, iterations=at, batch_size=batch_size, **final(value, at))
-    *_, (found, (ends, seeds)) = report_on(tmp_path)
-    assert found.startswith(headline) and "one seed" in seeds
-    assert "lowest for pixel_mse, 279,000, and highest for minibatch_bce, 310,000" in ends
+    *_, (found, (ends, seeds, *_)) = report_on(tmp_path)
+    assert found.startswith(headline) and "--repeats" in seeds
+    assert "279,000 for pixel_mse, 300,000 for pixel_bce, 310,000 for minibatch_bce" in ends
+
+
+@pytest.mark.parametrize(
+    ("mse", "headline"),
+    [
+        ((290e3, 291e3, 289e3), "The losses differ: squared error − cross entropy is −3.5 % of the error"),
+        ((300.5e3, 299.9e3, 300e3), "The losses are the same within 2.0 % of the error"),
+        ((290e3, 310e3, 296e3), "No difference shown; differences from "),
+    ],
+)
+def test_the_headline_of_long_runs_is_their_verdict(mse, headline, tmp_path):
+    for loss, values in {"pixel_bce": (300e3, 300.5e3, 300.2e3), "pixel_mse": mse}.items():
+        for seed, value in enumerate(values):
+            settings = {"seed": seed, "batch_size": 64, "iterations": 100_000}
+            make_run(tmp_path / f"{loss}-{seed}", loss, **settings, **final(value, 100_000))
+    *_, (found, _) = report_on(tmp_path)
+    assert found.startswith(headline) and "on would have shown" in found
 
 
 def test_means_are_shown_with_the_deviation_of_the_seeds(tmp_path):
     for loss, values in {"minibatch_bce": (310e3, 300e3, 305e3), "pixel_mse": (290e3, 296e3, 293e3)}.items():
         for seed, value in enumerate(values):
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, **final(value))
-    groups, comparison, found, (_, (ends, element)) = report_on(tmp_path)
+    groups, comparison, analysis, (_, (ends, *_)) = report_on(tmp_path)
     assert "293,000 ± 3,000" in ends and "305,000 ± 5,000" in ends
     # The pairs differ by -20, -4 and -12 thousand: mean -12, deviation 8; t of 2 degrees is 4.3027.
-    assert all(text in element for text in ("−12,000", "−31,873 to +7,873", "3 pairs"))
-    differing = difference_table(found)
+    differing = difference_table(analysis)
     assert differing.head == ["difference, 95 % interval", "held-out error"]
-    assert differing.rows[0].cells[1].detail in element and not differing.rows[0].cells[1].is_bold
-    assert "(held-out error)" in undecided(comparison, found)[0]
+    ((_, cell),) = (row.cells for row in differing.rows)
+    assert (cell.text, cell.detail, cell.is_bold) == ("−12,000", "−31,873 to +7,873, open", False)
+    # F is the square of t = -12 / (8 / sqrt(3)).
+    assert "F(1, 2) = 6.75, p = 0.12 (3 seeds as blocks)" in " ".join(conclusions(comparison, analysis))
     means = [texts(row) for row in table(groups).rows if row.seeds == 3]
     assert [(name, error) for name, _, error, *_ in means] == [
         ("minibatch_bce", "305,000 ± 5,000"), ("pixel_mse", "293,000 ± 3,000"),

@@ -15,11 +15,11 @@ from ..helpers import largest_file, small_config
 def test_a_second_run_is_refused_while_the_first_still_opens_its_data(face_folder, tmp_path, monkeypatch):
     refusals, open_session = [], runner.open_session
 
-    def slow(config, *rest):
+    def slow(config, *rest, **options):
         with pytest.raises(FastaeError) as refusal:
             train(small_config(face_folder, config.out, iterations=3))
         refusals.append(str(refusal.value))
-        return open_session(config, *rest)
+        return open_session(config, *rest, **options)
 
     monkeypatch.setattr(runner, "open_session", slow)
     run = train(small_config(face_folder, tmp_path / "run"))

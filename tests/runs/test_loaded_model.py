@@ -106,7 +106,7 @@ def test_a_model_of_ones_own_is_loaded_only_if_it_is_passed(face_folder, tmp_pat
     """A folder names its model, and nothing is imported or run for that."""
     config = small_config(face_folder, tmp_path / "run")
     train(config, model=small_model)
-    with pytest.raises(FastaeError, match=r"helpers\.small_model: pass it in Python as model="):
+    with pytest.raises(FastaeError, match=r"helpers\.small_model: pass it in Python, as model="):
         load_model(tmp_path / "run")
     loaded = load_model(tmp_path / "run", model=small_model)
     assert loaded.iteration == 2 and loaded.model(torch.rand(1, 3, 32, 32)).shape == (1, 3, 32, 32)

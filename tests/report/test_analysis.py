@@ -1,0 +1,213 @@
+"""The analysis agrees with SciPy and with a regression, and finds a difference only if it is there."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from fastae.experiment.losses import LOSSES, losses_with
+from fastae.report.analysis import (
+    MINUS,
+    Contrast,
+    Effect,
+    analyse,
+    analyse_samples,
+    contrasts,
+    estimate,
+    fit,
+    holm,
+)
+from fastae.report.compare import compare
+from fastae.report.runs import find_runs
+from fastae.report.tables import verdict
+
+from .made import make_run
+
+ELEMENT = "squared error − cross entropy"
+PAIR = Contrast("b − a", ("b",), ("a",))
+REPOSITORY = Path(__file__).parents[2]
+
+
+def drawn(counts, seed=0, first_seed=lambda index: 0):
+    """Returns random values: loss -> seed -> value. The seeds of a loss are counted from `first_seed`."""
+    generator = np.random.default_rng(seed)
+    return {
+        loss: {first_seed(index) + repeat: generator.normal(10, 2) for repeat in range(count)}
+        for index, (loss, count) in enumerate(counts.items())
+    }
+
+
+def test_separate_seeds_are_a_one_way_analysis_of_variance():
+    samples = drawn({"a": 3, "b": 4, "c": 2}, first_seed=lambda index: 10 * index)
+    found, expected = fit(samples), stats.f_oneway(*(list(seeds.values()) for seeds in samples.values()))
+    assert (found.blocks, found.freedom) == (0, 6)
+    assert (found.f, found.p) == pytest.approx((expected.statistic, expected.pvalue))
+
+
+def test_two_losses_with_common_seeds_are_a_paired_t_test():
+    samples = drawn({"a": 4, "b": 5})  # the fifth seed of b is not a block
+    first, second = (np.array(list(samples[loss].values())[:4]) for loss in "ba")
+    found, expected = fit(samples), stats.ttest_rel(first, second)
+    effect = estimate(found, PAIR)
+    assert (found.blocks, found.freedom) == (4, 3)
+    assert (found.f, found.p) == pytest.approx((expected.statistic**2, expected.pvalue))
+    ends = (effect.value - effect.half, effect.value + effect.half)
+    assert (effect.p, *ends) == pytest.approx((expected.pvalue, *expected.confidence_interval(0.95)))
+
+
+@pytest.mark.parametrize("margin", [0.5, 2, 4, 8, 16])
+def test_sides_are_the_same_if_two_one_sided_tests_say_so(margin):
+    samples = drawn({"a": 4, "b": 4})
+    pairs = np.array(list(samples["b"].values())) - list(samples["a"].values())
+    low = stats.ttest_1samp(pairs, -margin, alternative="greater").pvalue
+    high = stats.ttest_1samp(pairs, margin, alternative="less").pvalue
+    assert estimate(fit(samples), PAIR, margin).is_same == (max(low, high) < 0.05)
+
+
+def test_main_effects_in_blocks_are_those_of_a_regression():
+    samples = drawn(dict.fromkeys(LOSSES, 3))
+    rows = [(index, seed) for index, loss in enumerate(samples) for seed in samples[loss]]
+    design = np.array([[*np.eye(6)[loss], *np.eye(3)[seed][1:]] for loss, seed in rows])
+    values = np.array([value for seeds in samples.values() for value in seeds.values()])
+    weights, (rest,), *_ = np.linalg.lstsq(design, values)
+    found = fit(samples)
+    assert (found.freedom, found.variance) == pytest.approx((10, rest / 10))
+    for contrast in contrasts([*LOSSES.values()]):
+        side = np.array([(name in contrast.losses) / len(contrast.losses) for name in LOSSES])
+        side -= [(name in contrast.subtracted) / len(contrast.subtracted) for name in LOSSES]
+        vector = np.array([*side, 0, 0])
+        error = (rest / 10 * (vector @ np.linalg.inv(design.T @ design) @ vector)) ** 0.5
+        effect = estimate(found, contrast)
+        assert (effect.value, effect.error) == pytest.approx((vector @ weights, error))
+
+
+@pytest.mark.parametrize("samples", [{}, {"a": {0: 1.0, 1: 2.0}}, {"a": {0: 1.0}, "b": {0: 2.0}}])
+def test_fewer_than_two_losses_or_no_repeats_are_not_analysed(samples):
+    assert fit(samples) is None
+    assert fit(samples | {"c": {0: np.nan, 1: np.inf}}) is None
+
+
+def test_p_values_are_corrected_by_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1, 1] and holm([]) == []
+
+
+def test_the_contrasts_are_the_main_effects_of_elements_and_reductions():
+    found = {each.name: each for each in contrasts([*losses_with({"smooth_l1": min}).values()])}
+    assert [*found] == [
+        ELEMENT, "smooth_l1 − cross entropy", "smooth_l1 − squared error",
+        "minibatch − pixel", "minibatch − sample", "pixel − sample",
+    ]  # fmt: skip
+    assert found[ELEMENT].losses == ("minibatch_mse", "pixel_mse", "sample_mse")
+    assert found["pixel − sample"].subtracted == ("sample_bce", "sample_mse", "sample_smooth_l1")
+
+
+@pytest.mark.parametrize(
+    ("losses", "expected"),
+    [
+        (("pixel_mse", "sample_bce"), [(("pixel_mse",), ("sample_bce",))]),
+        (
+            ("pixel_bce", "pixel_mse", "sample_bce"),
+            [(("pixel_mse",), ("pixel_bce",)), (("pixel_bce",), ("sample_bce",))],
+        ),
+    ],
+)
+def test_the_sides_of_a_contrast_have_what_is_common(losses, expected):
+    found = contrasts([LOSSES[name] for name in losses])
+    assert [(each.losses, each.subtracted) for each in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "number", "interval"),
+    [
+        (1.0, 0.0, "+1.0", "+1.0 to +1.0"),
+        (0.0, 0.0, "0.0", "0.0 to 0.0"),
+        (0.0111556, 0.00005, "+0.01116", "+0.01052 to +0.01179"),
+        (172.839, 827.161, "+173", "−10,337 to +10,683"),
+    ],
+)
+def test_differences_are_rounded_by_their_interval_and_zero_has_no_sign(value, error, number, interval):
+    effect = Effect(value, error, freedom=1, p=1.0, margin=None)
+    assert (effect.number, effect.interval) == (number, interval)
+
+
+def made_analysis(folder, factor, same_init=True, repeats=3, metrics=("loss_index", "ssim")):
+    """Makes a sweep and analyses it. `factor` returns what multiplies the error of a loss and a repeat."""
+    for index, loss in enumerate(LOSSES):
+        for repeat in range(repeats):
+            error = 150_000 * factor(loss, repeat)
+            make_run(
+                folder / f"{loss}-{repeat}", loss, seed=repeat + (0 if same_init else 100 * index),
+                held_out={0: 9e5, 20: 5e5} | dict.fromkeys((40, 60, 80), error) | {100: error},
+                quality=lambda step, ssim=1e-6 * error: {"ssim": ssim} if "ssim" in metrics else {},
+            )  # fmt: skip
+    found = analyse(compare(find_runs([folder])[0]))
+    return found, {contrast.name: effect for contrast, effect in found.primary.items()}
+
+
+def simulated(difference, generator):
+    """Returns factors of the error: seeds differ by 2.4 %, runs by 1 %, and the elements by `difference`."""
+    seeds = generator.normal(1, 0.024, 3)
+    noise = {(loss, repeat): generator.normal(0, 0.01) for loss in LOSSES for repeat in range(3)}
+    return lambda loss, repeat: seeds[repeat] + noise[loss, repeat] - difference * loss.endswith("mse")
+
+
+@pytest.mark.parametrize("difference", [0.0, 0.03])
+def test_in_95_of_100_draws_the_headline_has_a_difference_if_and_only_if_it_is_there(difference):
+    generator = np.random.default_rng(7)
+    claims = []
+    for _ in range(100):
+        factor = simulated(difference, generator)
+        samples = {loss: {repeat: factor(loss, repeat) for repeat in range(3)} for loss in LOSSES}
+        claims.append(verdict(analyse_samples({"held-out error": samples}, [*LOSSES.values()])))
+    differing = [claim for claim in claims if "differ:" in claim]
+    if difference:
+        assert sum(f"{ELEMENT} is {MINUS}" in each and "pixel" not in each for each in differing) >= 95
+    else:
+        assert len(differing) <= 5
+
+
+@pytest.mark.parametrize("same_init", [True, False])
+def test_a_sweep_with_a_difference_is_analysed_by_its_last_four_evaluations(same_init, tmp_path):
+    factor = simulated(0.2, np.random.default_rng(0))
+    found, effects = made_analysis(tmp_path, factor, same_init)
+    assert [name for name, effect in effects.items() if effect.is_different] == [ELEMENT]
+    assert -0.25 < effects[ELEMENT].value / 150_000 < -0.15
+    assert [fitted.blocks for fitted in found.fits.values()] == [3 if same_init else 0] * 2
+    assert [*found.fits] == ["held-out error", "SSIM"] and len(found.effects) == 4
+
+
+def test_losses_with_little_noise_are_shown_to_be_the_same(tmp_path):
+    generator = np.random.default_rng(0)
+    found, effects = made_analysis(tmp_path, lambda *_: generator.normal(1, 0.002), metrics=("loss_index",))
+    assert all(effect.is_same and not effect.is_different for effect in effects.values())
+    assert 0 < found.detectable < 0.02 and [*found.fits] == ["held-out error"]
+
+
+def test_one_run_per_loss_is_not_analysed(tmp_path):
+    assert made_analysis(tmp_path, lambda *_: 1.0, repeats=1) == (
+        analyse(compare(find_runs([tmp_path])[0])),
+        {},
+    )
+
+
+def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
+    folder = REPOSITORY / "docs/results/six-losses"
+    ends = {loss: [] for loss in LOSSES}
+    for path in sorted(folder.glob("*/metrics.csv")):
+        with path.open() as file:
+            rows = [row for row in csv.DictReader(file) if row["kind"] == "held_out"]
+        ends[path.parent.name.partition("-")[0]].append(
+            np.mean([float(row["loss_index"]) for row in rows[-4:]])
+        )
+    values = np.array(list(ends.values()))  # (losses, seeds), of different seeds
+    variance = values.var(axis=1, ddof=1).mean()
+    expected = stats.f_oneway(*values)
+    by_element = {name: np.mean([ends[loss] for loss in ends if name in loss]) for name in ("bce", "mse")}
+    found = analyse(compare(find_runs([folder])[0]))
+    (effect,) = (each for contrast, each in found.primary.items() if contrast.name == ELEMENT)
+    assert (found.fits["held-out error"].f, found.fits["held-out error"].p) == pytest.approx(tuple(expected))
+    assert effect.value == pytest.approx(by_element["mse"] - by_element["bce"])
+    assert effect.half == pytest.approx(stats.t.ppf(0.975, 12) * (variance * 2 / 9) ** 0.5)
