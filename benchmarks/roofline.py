@@ -21,7 +21,7 @@ from torch import nn
 
 from fastae.device.cards import CARDS
 from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS
-from fastae.experiment.model import meta_model
+from fastae.experiment.definition import Experiment
 
 BATCH = 64
 ACTIVATION_PASSES = 8.1
@@ -101,7 +101,9 @@ def layers(batch_size: int, image_size: int = 128, latent: int = 512) -> Iterato
     def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
         shapes[module] = inputs[0].shape, output.shape
 
-    model = meta_model(image_size, latent).eval()  # batch norm by running statistics takes a batch of one
+    model = (
+        Experiment().build_meta(image_size, latent).eval()
+    )  # batch norm by running statistics takes a batch of one
     for module in model.modules():
         module.register_forward_hook(note)
     model(torch.empty(batch_size, 3, image_size, image_size, device="meta"))

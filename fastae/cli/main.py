@@ -28,7 +28,7 @@ WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
 @click.group(cls=InOrder, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(package_name="fastae", prog_name="fastae")
 def cli() -> None:
-    """Train one CelebA autoencoder with six losses, as an article of 2017 did, and compare the results.
+    """Train one CelebA autoencoder with the losses of an article of 2017, and compare the results.
 
     Start with: fastae train --amp --minutes 3
     """

@@ -75,8 +75,10 @@ def experiment_with(
 
     Raises SettingError if `model` cannot be called, or as `losses_with` does.
     """
-    if model is not None and not callable(model):
-        raise SettingError("model", f"must be a callable that returns a model, not {model!r:.60}")
+    if isinstance(model, nn.Module) or not (model is None or callable(model)):
+        raise SettingError(
+            "model", f"must be a callable without arguments that returns a model, not {model!r:.60}"
+        )
     return Experiment(model, losses_with(losses or {}))
 
 
@@ -106,6 +108,9 @@ def step_cost(model: nn.Module, loss: Loss, batch_shape: Sequence[int]) -> StepC
         SettingError: the model or the loss cannot be trained on batches of this shape.
     """
     images = torch.empty(*batch_shape, device="meta")
+    for name, weight in model.named_parameters():
+        if weight.dtype != torch.float32:
+            raise SettingError("model", f"must have float32 weights: {name} is {weight.dtype}")
     try:
         with FlopCounterMode(display=False) as counter:
             reconstruction = model(images)
@@ -127,10 +132,8 @@ def require_elements(loss: Loss, reconstruction: Tensor, images: Tensor) -> Tens
 
 
 def require_trainable(model: nn.Module) -> None:
-    """Raises SettingError unless each of a model's weights is float32 and has a gradient."""
+    """Raises SettingError unless each of a model's weights has a gradient."""
     for name, weight in model.named_parameters():
-        if weight.dtype != torch.float32:
-            raise SettingError("model", f"must have float32 weights: {name} is {weight.dtype}")
         if weight.grad is None:
             raise SettingError("model", f"must use all of its weights: {name} has no gradient")
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import itertools
 import math
 
-import torch
 from torch import Tensor, nn
 
 from fastae.utils.arguments import IMAGE_SIZE_MULTIPLE, LATENT, require_image_size, require_int
@@ -79,12 +78,6 @@ class AutoEncoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Reconstructs images (N, 3, S, S) in [0, 1]: same shape and range."""
         return self.decoder(self.encoder(images))
-
-
-def meta_model(image_size: int, latent: int) -> AutoEncoder:
-    """Returns the model on the meta device, where it has shapes and dtypes but takes no memory."""
-    with torch.device("meta"):
-        return AutoEncoder(image_size, latent)
 
 
 def initialize(layer: nn.Module) -> None:

@@ -31,6 +31,8 @@ METRICS = (
     "grad_norm",
 )  # fmt: skip
 
+HEADER = ",".join(("iteration", "kind", *METRICS)).encode() + b"\n"
+
 MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
 """The most bytes of a file and of a line that are read. 64 MiB are some 600,000 log steps."""
 
@@ -119,12 +121,16 @@ class MetricsWriter(AbstractContextManager):
         Raises:
             OSError: the disk is full, or `path` is not a file. The file is then as it was before.
         """
-        old = _read(path) if start else b""
-        self._columns = _columns(old.partition(b"\n")[0] + b"\n") or METRICS
+        old = b""
+        if start and path.exists():
+            require_file(path)
+            with path.open("rb") as file:
+                old = file.read(MAX_BYTES)
         kept = old[: content.size] if content else b""
         self.is_damaged = content is not None and hashlib.sha256(kept).hexdigest() != content.sha256
         if content is None or self.is_damaged:
-            kept = _header(self._columns) + _valid_rows(old, start, self._columns)
+            rows = _rows(io.BytesIO(old.removeprefix(HEADER)), METRICS)
+            kept = HEADER + b"".join(line for line, row in rows if row and row[0] <= start)
         with atomic_write(path) as new:
             new.write(kept)
         self._size, self._digest = len(kept), hashlib.sha256(kept)
@@ -133,7 +139,7 @@ class MetricsWriter(AbstractContextManager):
     def append(self, iteration: int, kind: str, **metrics: float) -> None:
         """Appends a row, which other processes can read when this returns. `metrics` has names of METRICS."""
         # Nine digits are enough to write a float32 exactly.
-        cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in self._columns)
+        cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in METRICS)
         line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -157,65 +163,51 @@ def read_metrics(path: Path) -> Metrics:
     cannot be read, and ValueError if it is not a metrics.csv or is too large.
     """
     require_file(path)
-    last = {TRAIN: -1, HELD_OUT: -1}
     cells = {TRAIN: array("d"), HELD_OUT: array("d")}
     damaged = 0
     with path.open("rb") as file:
         if os.fstat(file.fileno()).st_size > MAX_BYTES:
             raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        if not (columns := _columns(file.readline(MAX_LINE))):
-            raise ValueError("its header is not that of metrics.csv")
-        for line in _lines(file):
-            row = _parse(line, columns)
-            if row and row[0] > last[row[1]]:
+        columns = _columns(file.readline(MAX_LINE))
+        for line, row in _rows(file, columns):
+            if row:
                 iteration, kind, values = row
-                last[kind] = iteration
                 cells[kind].extend((iteration, *values))
             else:
                 damaged += line.endswith(b"\n")  # a line without an end is being written
-    return Metrics(_rows(cells[TRAIN], columns), _rows(cells[HELD_OUT], columns), damaged)
+    return Metrics(_table(cells[TRAIN], columns), _table(cells[HELD_OUT], columns), damaged)
 
 
-def _read(path: Path) -> bytes:
-    """Returns the first MAX_BYTES of a file; b"" if it does not exist. Raises OSError if it is not a file."""
-    if not path.exists():
-        return b""
-    require_file(path)
-    with path.open("rb") as file:
-        return file.read(MAX_BYTES)
+def _columns(header: bytes) -> tuple[str, ...]:
+    """Returns the metrics that a header names. Raises ValueError if it is not that of a metrics.csv."""
+    if header == HEADER:
+        return METRICS
+    if header == HEADER.replace(b",ssim", b""):  # of an older version
+        return tuple(name for name in METRICS if name != "ssim")
+    raise ValueError("its header is not that of metrics.csv")
 
 
-def _header(columns: Sequence[str]) -> bytes:
-    """Returns the header line of a file with these metrics."""
-    return ",".join(("iteration", "kind", *columns)).encode() + b"\n"
+Row = tuple[int, str, list[float]]
+"""Iteration, kind, and the values in the order of the columns."""
 
 
-def _columns(header: bytes) -> tuple[str, ...] | None:
-    """Returns the metrics that a header names; None if it is not the header of a metrics.csv."""
-    for columns in (METRICS, tuple(name for name in METRICS if name != "ssim")):
-        if header == _header(columns):
-            return columns
-    return None
+def _rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[tuple[bytes, Row | None]]:
+    """Yields each line of an open file with its row; None if it is no valid row, or does not ascend.
 
-
-def _valid_rows(content: bytes, last: int, columns: Sequence[str]) -> bytes:
-    """Returns the valid lines of a file up to iteration `last`; the iterations of each kind ascend."""
-    seen, kept = {TRAIN: -1, HELD_OUT: -1}, []
-    for line in _lines(io.BytesIO(content)):
+    A line of more than MAX_LINE bytes is yielded in pieces.
+    """
+    last = {TRAIN: -1, HELD_OUT: -1}
+    for line in iter(lambda: file.readline(MAX_LINE), b""):
         row = _parse(line, columns)
-        if row and seen[row[1]] < row[0] <= last:
-            seen[row[1]] = row[0]
-            kept.append(line)
-    return b"".join(kept)
+        if row and row[0] > last[row[1]]:
+            last[row[1]] = row[0]
+            yield line, row
+        else:
+            yield line, None
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the lines of a file. A line of more than MAX_LINE bytes is yielded in pieces."""
-    return iter(lambda: file.readline(MAX_LINE), b"")
-
-
-def _parse(line: bytes, columns: Sequence[str]) -> tuple[int, str, list[float]] | None:
-    """Returns (iteration, kind, values in the order of `columns`); None if the line is not a complete row."""
+def _parse(line: bytes, columns: Sequence[str]) -> Row | None:
+    """Returns the row of a line; None if it is not a complete row."""
     try:
         iteration, kind, *cells = line.decode("ascii").strip().split(",")
         values = [float(cell) if cell else math.nan for cell in cells]
@@ -229,7 +221,7 @@ def _parse(line: bytes, columns: Sequence[str]) -> tuple[int, str, list[float]] 
     return number, kind, [math.copysign(math.inf, v) if abs(v) > MAX_VALUE else v for v in values]
 
 
-def _rows(cells: array[float], columns: Sequence[str]) -> Rows:
+def _table(cells: array[float], columns: Sequence[str]) -> Rows:
     """Returns rows from their numbers, row by row: the iteration, then the values of `columns`."""
     iterations, *values = np.array(cells).reshape(-1, 1 + len(columns)).T
     unknown = np.full(len(iterations), math.nan)

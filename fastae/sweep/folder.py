@@ -67,10 +67,11 @@ class SweepFolder:
         """
         if self.file.exists():
             found, wanted = self.read_settings(), config.settings()
+            nothing = object()  # a name that is missing differs from one whose value is None
             differing = [
                 f"{flag(name)} {found.get(name)!s:.60}, not {wanted.get(name)!s:.200}"
                 for name in dict.fromkeys([*wanted, *found])
-                if found.get(name) != wanted.get(name)
+                if found.get(name, nothing) != wanted.get(name, nothing)
             ]
             if differing:
                 raise FastaeError(

@@ -42,12 +42,22 @@ def free_bytes() -> int:
     This is what the machine has available, or what the tightest control group leaves, whichever is less.
     """
     left = (limit - used for limit, used in _memory_limits())
-    return max(0, min([psutil.virtual_memory().available, *left]))
+    return max(0, min([_memory()[0], *left]))
 
 
 def total_bytes() -> int:
     """Returns the bytes that this process could allocate if nothing else ran."""
-    return min([psutil.virtual_memory().total, *(limit for limit, _ in _memory_limits())])
+    return min([_memory()[1], *(limit for limit, _ in _memory_limits())])
+
+
+def _memory() -> tuple[int, int]:
+    """Returns the bytes that the machine has available, and its total; without /proc, those of sysconf(3)."""
+    try:
+        machine = psutil.virtual_memory()
+    except OSError:
+        page = os.sysconf("SC_PAGE_SIZE")
+        return page * os.sysconf("SC_AVPHYS_PAGES"), page * os.sysconf("SC_PHYS_PAGES")
+    return machine.available, machine.total
 
 
 def peak_bytes() -> int:

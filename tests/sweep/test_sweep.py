@@ -232,7 +232,7 @@ def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
         (["--losses", ""], "--losses"),
         (["--repeats", "0"], "--repeats must be"),
         (["--repeats", 10**12], "--repeats must be"),
-        (["--seed", 2**63 - 2], "--seed must be"),
+        (["--repeats", "2", "--seed", 2**63 - 1], "--seed must be"),
         (["--lr", "0"], "--lr must be"),
     ],
 )
