@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -26,12 +24,13 @@ from fastae.utils.files import atomic_write, open_own, require_file
 
 NAME = "metrics.csv"
 TRAIN, HELD_OUT = "train", "held_out"
-METRICS = (
+COLUMNS = (
     "loss", "loss_index", "images_per_second", "data_wait", "step_p50_ms", "step_p95_ms", "psnr", "ssim",
     "grad_norm",
 )  # fmt: skip
+"""The columns after `iteration` and `kind`."""
 
-HEADER = ",".join(("iteration", "kind", *METRICS)).encode() + b"\n"
+HEADER = ",".join(("iteration", "kind", *COLUMNS)).encode() + b"\n"
 
 MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
 """The most bytes of a file and of a line that are read. 64 MiB are some 600,000 log steps."""
@@ -50,11 +49,6 @@ class Rows:
     values: Mapping[str, np.ndarray]
     """Name of a column -> its values: float64 (n,). NaN is an empty cell."""
 
-    def up_to(self, iteration: int) -> Rows:
-        """Returns the rows up to an iteration, included."""
-        kept = self.iterations <= iteration
-        return Rows(self.iterations[kept], {name: values[kept] for name, values in self.values.items()})
-
 
 @dataclass(frozen=True)
 class Metrics:
@@ -65,10 +59,6 @@ class Metrics:
 
     damaged: int
     """The number of lines that were skipped because they are not valid rows."""
-
-    def up_to(self, iteration: int) -> Metrics:
-        """Returns the rows up to an iteration, included. A run that continues from there keeps them."""
-        return Metrics(self.train.up_to(iteration), self.held_out.up_to(iteration), self.damaged)
 
     def windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images and the seconds between log steps, both float64 (n,), from the logged speed.
@@ -115,31 +105,28 @@ class MetricsWriter(AbstractContextManager):
 
         Args:
             path: the file, which need not exist.
-            start: the iteration up to which rows are kept; 0 keeps none.
+            start: the iteration that the run continues from; 0 keeps no rows.
             content: the file's content at `start`, from the checkpoint. Everything after it is removed.
 
         Raises:
             OSError: the disk is full, or `path` is not a file. The file is then as it was before.
         """
-        old = b""
-        if start and path.exists():
-            require_file(path)
-            with path.open("rb") as file:
-                old = file.read(MAX_BYTES)
-        kept = old[: content.size] if content else b""
-        self.is_damaged = content is not None and hashlib.sha256(kept).hexdigest() != content.sha256
-        if content is None or self.is_damaged:
-            rows = _rows(io.BytesIO(old.removeprefix(HEADER)), METRICS)
-            kept = HEADER + b"".join(line for line, row in rows if row and row[0] <= start)
+        old = _read(path) if start and path.exists() else b""
+        kept = old[: content.size] if content else HEADER
+        expected = content.sha256 if content else None
+        self.is_damaged = start > 0 and hashlib.sha256(kept).hexdigest() != expected
+        if self.is_damaged:
+            valid = (line for line, row in _rows(old, COLUMNS) if row and row.iteration <= start)
+            kept = HEADER + b"".join(valid)
         with atomic_write(path) as new:
             new.write(kept)
         self._size, self._digest = len(kept), hashlib.sha256(kept)
         self._file = open_own(path, "a")
 
-    def append(self, iteration: int, kind: str, **metrics: float) -> None:
-        """Appends a row, which other processes can read when this returns. `metrics` has names of METRICS."""
+    def append(self, iteration: int, kind: str, **values: float) -> None:
+        """Appends a row, which other processes can read when this returns. `values` has names of COLUMNS."""
         # Nine digits are enough to write a float32 exactly.
-        cells = (f"{metrics[name]:.9g}" if name in metrics else "" for name in METRICS)
+        cells = (f"{values[name]:.9g}" if name in values else "" for name in COLUMNS)
         line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
@@ -162,68 +149,70 @@ def read_metrics(path: Path) -> Metrics:
     Lines that are not valid rows, or whose iteration does not ascend, are skipped. Raises OSError if the file
     cannot be read, and ValueError if it is not a metrics.csv or is too large.
     """
-    require_file(path)
+    content = _read(path)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    header, newline, lines = content.partition(b"\n")
+    names = header.decode("ascii", "replace").split(",") if newline else []
+    if names[:2] != ["iteration", "kind"] or not set(names[2:]) <= set(COLUMNS):
+        raise ValueError("its header is not that of metrics.csv")
     cells = {TRAIN: array("d"), HELD_OUT: array("d")}
     damaged = 0
+    for line, row in _rows(lines, columns=names[2:]):
+        if row:
+            cells[row.kind].extend((row.iteration, *row.values))
+        else:
+            damaged += line.endswith(b"\n")  # a line without an end is being written
+    return Metrics(_as_arrays(cells[TRAIN]), _as_arrays(cells[HELD_OUT]), damaged)
+
+
+def _read(path: Path) -> bytes:
+    """Returns the first MAX_BYTES + 1 bytes of a file. Raises OSError if it cannot be read."""
+    require_file(path)
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_size > MAX_BYTES:
-            raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
-        columns = _columns(file.readline(MAX_LINE))
-        for line, row in _rows(file, columns):
-            if row:
-                iteration, kind, values = row
-                cells[kind].extend((iteration, *values))
-            else:
-                damaged += line.endswith(b"\n")  # a line without an end is being written
-    return Metrics(_table(cells[TRAIN], columns), _table(cells[HELD_OUT], columns), damaged)
+        return file.read(MAX_BYTES + 1)
 
 
-def _columns(header: bytes) -> tuple[str, ...]:
-    """Returns the metrics that a header names. Raises ValueError if it is not that of a metrics.csv."""
-    if header == HEADER:
-        return METRICS
-    if header == HEADER.replace(b",ssim", b""):  # of an older version
-        return tuple(name for name in METRICS if name != "ssim")
-    raise ValueError("its header is not that of metrics.csv")
+@dataclass(frozen=True)
+class _Row:
+    iteration: int
+    kind: str
+
+    values: Sequence[float]
+    """A value for each of COLUMNS; NaN if the cell is empty, or if the file does not have the column."""
 
 
-Row = tuple[int, str, list[float]]
-"""Iteration, kind, and the values in the order of the columns."""
+def _rows(content: bytes, columns: Sequence[str]) -> Iterator[tuple[bytes, _Row | None]]:
+    """Yields the lines of a file without its header, each with its row.
 
-
-def _rows(file: BinaryIO, columns: Sequence[str]) -> Iterator[tuple[bytes, Row | None]]:
-    """Yields each line of an open file with its row; None if it is no valid row, or does not ascend.
-
-    A line of more than MAX_LINE bytes is yielded in pieces.
+    The row is None if the line is not a valid row, or if its iteration does not ascend. A line of more than
+    MAX_LINE bytes is yielded in pieces.
     """
     last = {TRAIN: -1, HELD_OUT: -1}
-    for line in iter(lambda: file.readline(MAX_LINE), b""):
+    file = io.BytesIO(content)
+    while line := file.readline(MAX_LINE):
         row = _parse(line, columns)
-        if row and row[0] > last[row[1]]:
-            last[row[1]] = row[0]
+        if row and row.iteration > last[row.kind]:
+            last[row.kind] = row.iteration
             yield line, row
         else:
             yield line, None
 
 
-def _parse(line: bytes, columns: Sequence[str]) -> Row | None:
-    """Returns the row of a line; None if it is not a complete row."""
+def _parse(line: bytes, columns: Sequence[str]) -> _Row | None:
+    """Returns the row in a line; None if the line is not a complete row."""
     try:
-        iteration, kind, *cells = line.decode("ascii").strip().split(",")
-        values = [float(cell) if cell else math.nan for cell in cells]
-        number = int(iteration)
+        iteration, kind, *texts = line.decode("ascii").strip().split(",")
+        cells = dict(zip(columns, texts, strict=True))
+        row = _Row(int(iteration), kind, [float(cells.get(name) or "nan") for name in COLUMNS])
     except ValueError:
         return None
-    if not (line.endswith(b"\n") and kind in (TRAIN, HELD_OUT) and len(cells) == len(columns)):
-        return None
-    if not 0 <= number < 1 << 53:
-        return None
-    return number, kind, [math.copysign(math.inf, v) if abs(v) > MAX_VALUE else v for v in values]
+    is_valid = line.endswith(b"\n") and kind in (TRAIN, HELD_OUT) and 0 <= row.iteration < 1 << 53
+    return row if is_valid else None
 
 
-def _table(cells: array[float], columns: Sequence[str]) -> Rows:
-    """Returns rows from their numbers, row by row: the iteration, then the values of `columns`."""
-    iterations, *values = np.array(cells).reshape(-1, 1 + len(columns)).T
-    unknown = np.full(len(iterations), math.nan)
-    by_name = dict.fromkeys(METRICS, unknown) | dict(zip(columns, values, strict=True))
-    return Rows(iterations.astype(np.int64), by_name)
+def _as_arrays(cells: array[float]) -> Rows:
+    """Returns rows from their numbers, row by row: the iteration, then a value for each of COLUMNS."""
+    iterations, *values = np.array(cells).reshape(-1, 1 + len(COLUMNS)).T
+    shown = (np.where(np.abs(each) > MAX_VALUE, np.copysign(np.inf, each), each) for each in values)
+    return Rows(iterations.astype(np.int64), dict(zip(COLUMNS, shown, strict=True)))

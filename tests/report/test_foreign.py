@@ -12,7 +12,7 @@ from fastae.experiment.losses import LOSSES
 from fastae.report import gallery
 from fastae.report.make import make_report
 from fastae.report.runs import find_runs
-from fastae.runs.metrics import METRICS, NAME
+from fastae.runs.metrics import COLUMNS, NAME
 
 from .made import make_run
 from .test_gallery import gallery_of
@@ -152,5 +152,5 @@ def test_any_claimed_values_still_give_a_page(numbers, tmp_path):
         with (run / NAME).open("a") as file:
             for row, number in enumerate(numbers):
                 kind = ("train", "held_out")[(row + index) % 2]
-                file.write(",".join((str(200 * 10**row), kind, *[number] * len(METRICS))) + "\n")
+                file.write(",".join((str(200 * 10**row), kind, *[number] * len(COLUMNS))) + "\n")
     assert make_report([tmp_path]).is_file()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.runs import metrics as metrics_csv
-from fastae.runs.metrics import HELD_OUT, METRICS, TRAIN, MetricsWriter, read_metrics
+from fastae.runs.metrics import COLUMNS, HELD_OUT, TRAIN, MetricsWriter, read_metrics
 
 from ..helpers import largest_file
 
@@ -56,10 +56,10 @@ def test_a_resumed_run_repeats_no_iteration(path):
         assert path.read_text() == HEADER
 
 
-def test_a_file_of_an_older_version_which_has_no_ssim_is_read(path):
-    path.write_text(HEADER.replace("ssim,", "") + "0,held_out,0.7,900000,,,,,9.5,\n")
-    read = read_metrics(path).held_out
-    assert read.values["psnr"].tolist() == [9.5] and np.isnan(read.values["ssim"]).all()
+def test_a_file_of_an_older_version_without_ssim_is_read(path):
+    path.write_text(HEADER.replace("ssim,", "") + "0,held_out,0.7,900000,,,,,9.5,3\n")
+    values = {name: column.tolist() for name, column in read_metrics(path).held_out.values.items()}
+    assert (values["psnr"], values["grad_norm"]) == ([9.5], [3.0]) and np.isnan(values["ssim"]).all()
 
 
 def test_opening_on_a_full_disk_leaves_the_file_as_it_was(path):
@@ -110,7 +110,7 @@ def test_a_line_that_is_not_a_row_is_skipped_and_counted(line, path):
 
 
 def test_another_file_or_one_too_large_is_refused(path, monkeypatch):
-    for content in (b"", b"a,b\n", HEADER.encode()[:-1], b"x" * 100_000):
+    for content in (b"", b"a,b\n", b"a\n", HEADER.encode()[:-1], b"x" * 100_000):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="header"):
             read_metrics(path)
@@ -128,4 +128,4 @@ def test_any_file_is_read_or_refused(tmp_path_factory, content):
     read = read_metrics(path)
     for rows in (read.train, read.held_out):
         assert (np.diff(rows.iterations) > 0).all()
-        assert {len(rows.values[name]) for name in METRICS} == {len(rows.iterations)}
+        assert {len(rows.values[name]) for name in COLUMNS} == {len(rows.iterations)}

@@ -15,7 +15,7 @@ from fastae.data import CropResize, load_images
 from fastae.device.choose import Precision
 from fastae.experiment.losses import LOSSES
 from fastae.experiment.model import AutoEncoder
-from fastae.runs.metrics import METRICS, read_metrics
+from fastae.runs.metrics import COLUMNS, read_metrics
 from fastae.training.evaluate import evaluate
 from fastae.training.runner import train
 from fastae.training.trainer import is_log_step
@@ -83,7 +83,7 @@ def test_metrics_csv_and_tensorboard_have_the_same_points(finished, events):
         assert rows.iterations.tolist() == (sorted({*LOGGED, 15}) if kind == "train" else EVALUATED)
         points = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars(tag)]
         assert list(zip(rows.iterations.tolist(), rows.values[name].tolist(), strict=True)) == points, tag
-    assert {name for _, name in tags} == set(METRICS)
+    assert {name for _, name in tags} == set(COLUMNS)
     others = set(events.Tags()["scalars"]) - set(tags.values())
     assert all(tag.startswith("utilisation/") for tag in others)
 
