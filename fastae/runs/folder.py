@@ -6,7 +6,6 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,6 @@ from fastae.utils.json import read_json
 
 RUNS = Path("runs")
 """The folder in which a run or a sweep is made if the user names no other."""
-
-
-@dataclass(frozen=True)
-class Logged:
-    """The last errors that a run has logged in metrics.csv: MSE x 1e7."""
-
-    loss_index: float | None = None
-    """The error of the last logged training batch."""
-
-    held_out: float | None = None
-    """The error of the held-out images at the last evaluation."""
 
 
 class RunFolder:
@@ -158,17 +146,17 @@ class RunFolder:
         with open_own(self.non_finite_file, "a") as file:
             file.writelines(f"{iteration}\t{printable(path)}\n".encode() for path in images)
 
-    def logged(self, iteration: int) -> Logged:
-        """Returns the last errors up to an iteration; None for both if metrics.csv cannot be read."""
+    def held_out_error(self, iteration: int) -> float | None:
+        """Returns the error of the held-out images, MSE x 1e7, at the last evaluation up to an iteration.
+
+        Returns None if there is none, or if metrics.csv cannot be read.
+        """
         try:
-            rows = metrics.read_metrics(self.metrics_file).up_to(iteration)
+            held_out = metrics.read_metrics(self.metrics_file).held_out
         except (OSError, ValueError):
-            return Logged()
-        train, held_out = (each.values["loss_index"] for each in (rows.train, rows.held_out))
-        return Logged(
-            float(train[-1]) if len(train) else None,
-            float(held_out[-1]) if len(held_out) else None,
-        )
+            return None
+        errors = held_out.values["loss_index"][held_out.iterations <= iteration]
+        return float(errors[-1]) if len(errors) else None
 
     def lost_progress(self) -> str | None:
         """Returns, in words, what shows that a run without a checkpoint once had one.

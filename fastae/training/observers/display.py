@@ -128,7 +128,7 @@ class Result(Observer):
     def _errors(self) -> str:
         """Returns the held-out errors at the run's beginning and at its end, in words."""
         ends = (0, self._windows[-1].iteration)
-        errors = {iteration: self._run.logged(iteration).held_out for iteration in ends}
+        errors = {iteration: self._run.held_out_error(iteration) for iteration in ends}
         return ", ".join(
             f"{error:,.0f} at iteration {iteration:,}"
             for iteration, error in errors.items()
