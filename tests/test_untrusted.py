@@ -32,7 +32,7 @@ SCALER = {
     "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
     "growth_interval": 2000, "_growth_tracker": 0,
 }  # fmt: skip
-STATE = {"iteration": 1, "config": {}, "run": {}, "progress": {}, "scaler": SCALER}
+STATE = {"iteration": 1, "run": {"config": {}}, "progress": {}, "scaler": SCALER}
 """What a checkpoint has besides tensors."""
 
 SHAPE = (4, 3, 5, 5)
@@ -163,19 +163,25 @@ def test_tensors_that_do_not_fit_the_run_are_named_and_the_checkpoint_before_is_
 @pytest.mark.parametrize(
     ("part", "value", "reason"),
     [
-        ("run", {"device": 1}, None),
-        ("run", [], "0000009"),
-        ("config", {"seed": -1}, "seed must be from 0"),
-        ("config", {"seed": "0"}, "Expected `int`, got `str` - at `.*seed`"),
-        ("config", {"os": "system"}, "'os' is not a setting"),
+        ("run", {"config": {}, "device": 1}, None),
+        ("run", [], "run"),
+        ("run", {}, "settings"),
+        ("run", {"config": {}, "device": float("nan")}, "NaN"),
+        ("run", {"config": {"seed": -1}}, "seed must be from 0"),
+        ("run", {"config": {"seed": "0"}}, "Expected `int`, got `str` - at `.*seed`"),
+        ("run", {"config": {"os": "system"}}, "'os' is not a setting"),
         ("progress", {"seconds": -1.0}, "seconds"),
+        ("progress", {"seconds": 1e300}, "seconds"),
         ("progress", {"events": [1]}, "events"),
         ("progress", {"metrics": {"size": "all", "sha256": ""}}, "metrics"),
         ("progress", [], "object"),
         ("iteration", "9", "iteration"),
+        ("iteration", 8, "iteration 8"),
+        ("iteration", 9.0, "iteration"),
         ("scaler", {"scale": 1.0}, "lacks entries"),
         ("scaler", SCALER | {"_growth_tracker": 2**31}, "_growth_tracker"),
-        ("scaler", SCALER | {"scale": float("inf")}, "scale"),
+        ("scaler", SCALER | {"scale": -1.0}, "scale"),
+        ("scaler", SCALER | {"scale": float("inf")}, "Infinity"),
     ],
 )
 def test_the_types_of_a_checkpoints_values_are_checked_first(tmp_path, model, part, value, reason):

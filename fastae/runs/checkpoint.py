@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from msgspec import Meta
@@ -25,18 +25,21 @@ from fastae.runs.description import RunDescription
 from fastae.runs.metrics import LoggedContent
 from fastae.runs.tensors import read_tensors, write_tensors
 from fastae.utils.files import listed, sync
-from fastae.utils.json import convert
+from fastae.utils.json import parse
 
 SUFFIX = ".safetensors"
 OLD_SUFFIX = ".pt"
 """The suffix of checkpoints of fastae 0.2 and older, which this version cannot read."""
+
+MAX_SECONDS = 1e15
+"""A limit for the time of a run, since a file may say that it is infinite."""
 
 
 @dataclass(frozen=True)
 class Progress:
     """How long a run had been trained, and what its other files contained, when a checkpoint was written."""
 
-    seconds: Annotated[float, Meta(ge=0)] = 0.0
+    seconds: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = 0.0
     """The time of steps and waiting for data, in all sessions."""
 
     metrics: LoggedContent | None = None
@@ -73,7 +76,9 @@ class TrainingState:
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor], scaler: Mapping[str, float | int]) -> TrainingState:
-        """Returns the state whose `tensors()` are given, once `require_fit` has checked them."""
+        """Returns the state whose `tensors()` are given. Raises ValueError if they are none of a state."""
+        if "step" not in tensors:
+            raise ValueError("it does not contain the state of training")
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "mean": {}, "square": {}}
         for key, value in tensors.items():
             part, _, name = key.partition("/")
@@ -104,23 +109,36 @@ class Checkpoint:
     progress: Progress
 
 
+@dataclass(frozen=True)
+class _State:
+    """What a checkpoint's file contains besides tensors, as JSON in its metadata."""
+
+    iteration: int
+
+    run: dict[str, Any]
+    """The description of the run, as in config.json."""
+
+    progress: Progress
+    scaler: dict[str, float | int]
+
+
 def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     """Writes a checkpoint to the disk, and then removes all but the last `keep` checkpoints.
 
     Checkpoints of later iterations are removed, too: a run that continues from an older one has found them
     invalid. Raises OSError if the checkpoint cannot be written; no other checkpoint is changed then.
     """
-    run = {"config": checkpoint.description.config.as_dict(), "run": checkpoint.description.as_dict()}
-    state = {
-        **run,
-        "iteration": checkpoint.iteration,
-        "progress": asdict(checkpoint.progress),
-        "scaler": dict(checkpoint.training.scaler),
-    }
+    training = checkpoint.training
+    state = _State(
+        checkpoint.iteration,
+        run=checkpoint.description.as_dict(),
+        progress=checkpoint.progress,
+        scaler=dict(training.scaler),
+    )
     path = folder / f"{checkpoint.iteration:07d}{SUFFIX}"
-    write_tensors(path, checkpoint.training.tensors(), {"state": json.dumps(state)})
+    write_tensors(path, training.tensors(), {"state": json.dumps(asdict(state))})
     sync(folder)
-    for old in _numbered(folder):
+    for old in numbered(folder):
         if int(old.stem) > checkpoint.iteration:
             old.unlink(missing_ok=True)
     keep_newest(folder, keep)
@@ -128,13 +146,13 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
 
 def keep_newest(folder: Path, count: int) -> None:
     """Removes all but the newest checkpoints. Raises OSError."""
-    for old in _numbered(folder)[count:]:
+    for old in numbered(folder)[count:]:
         old.unlink(missing_ok=True)
 
 
 def latest(folder: Path) -> int | None:
     """Returns the iteration of the newest checkpoint, valid or not; None if there is none."""
-    paths = _numbered(folder)
+    paths = numbered(folder)
     return int(paths[0].stem) if paths else None
 
 
@@ -152,8 +170,8 @@ def newest(
     Raises:
         FastaeError: the folder cannot be listed, or an older version of fastae has written its checkpoints.
     """
-    paths = _numbered(folder)
-    if not paths and _numbered(folder, OLD_SUFFIX):
+    paths = numbered(folder)
+    if not paths and numbered(folder, OLD_SUFFIX):
         raise FastaeError(
             f"{str(folder)!r} holds checkpoints of fastae 0.2 or older, which this version cannot resume: "
             "start a new run"
@@ -170,24 +188,24 @@ def _read(path: Path, model_of: Callable[[TrainConfig], nn.Module] | None) -> Ch
     """Reads and verifies one checkpoint. Raises FastaeError if it is damaged or does not fit its model."""
     try:
         content = read_tensors(path)
-        state = json.loads(content.metadata.get("state", ""))
-        if state["iteration"] != int(path.stem):
-            raise ValueError(f"it holds iteration {state['iteration']!r:.30}")
-        described = {**state["run"], "config": state["config"]}
-        description = RunDescription.from_dict(described, "it")
-        progress = convert(state["progress"], Progress)
-        scaler = convert(state["scaler"], dict[str, float | int])
+        state: _State = parse(content.metadata.get("state", ""), _State)
+        if state.iteration != int(path.stem):
+            raise ValueError(f"it holds iteration {state.iteration:,}")
+        description = RunDescription.from_dict(state.run, "it")
         if model_of:
-            require_fit(content.tensors, scaler, model_of(description.config))
-        training = TrainingState.of(content.tensors, scaler)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, FastaeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            _require_fit(content.tensors, state.scaler, model_of(description.config))
+        training = TrainingState.of(content.tensors, state.scaler)
+    except (OSError, ValueError, FastaeError) as error:
+        reason = " ".join(str(error).split())
         raise FastaeError(f"checkpoint {path} cannot be used: {reason:.200}") from None
-    return Checkpoint(state["iteration"], training, description=description, progress=progress)
+    return Checkpoint(state.iteration, training, description=description, progress=state.progress)
 
 
-def _numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
-    """Returns the checkpoints in `folder`, the newest first. Raises FastaeError if it cannot be listed."""
+def numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
+    """Returns the checkpoints in `folder`, valid or not, the newest first.
+
+    The name of each, without its suffix, is its iteration. Raises FastaeError if the folder cannot be listed.
+    """
     found = [
         path
         for path in listed(folder)
@@ -196,27 +214,25 @@ def _numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 
 
-def require_weights(weights: Mapping[str, Tensor], model: nn.Module) -> None:
-    """Raises ValueError, naming the first difference, unless these are finite weights of `model`."""
-    _require_alike(weights, model.state_dict())
-
-
-def require_fit(tensors: Mapping[str, Tensor], scaler: Mapping[str, float | int], model: nn.Module) -> None:
+def _require_fit(tensors: Mapping[str, Tensor], scaler: Mapping[str, float | int], model: nn.Module) -> None:
     """Raises ValueError, naming the first difference, unless this can be the state of training `model`.
 
     Adam's kernel does not check shapes: with moments of other shapes it reads and writes beyond their memory.
     """
     weights = dict(model.named_parameters())
     step = torch.empty((), dtype=torch.int64, device="meta")
-    _require_alike(tensors, TrainingState(model.state_dict(), weights, weights, step).tensors())
+    require_alike(tensors, TrainingState(model.state_dict(), weights, weights, step).tensors())
     for name, value in tensors.items():
         if name.startswith(("step", "square/")) and (value < 0).any():
             raise ValueError(f"{name} is negative")
     _require_scaler(scaler)
 
 
-def _require_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Raises ValueError unless these are finite tensors of the expected names, shapes and types."""
+def require_alike(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Raises ValueError, naming the first difference, unless both have the same names, shapes and types.
+
+    The tensors in `found` must also be finite. Those in `expected` may be on the meta device.
+    """
     if differing := found.keys() ^ expected.keys():
         name = min(differing)
         raise ValueError(f"it {'has' if name in found else 'lacks'} {name:.100}")

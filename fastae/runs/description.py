@@ -118,8 +118,7 @@ class RunDescription:
             if before.get(name) not in (None, value):
                 yield f"{name} was {printable(str(before[name]))}, is {value}: results agree up to rounding"
         if earlier.world_size != self.world_size:
-            effect = "results agree up to rounding"
-            yield f"ranks were {earlier.world_size}, are {self.world_size}: {effect}"
+            yield f"ranks were {earlier.world_size}, are {self.world_size}: results agree up to rounding"
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str) -> RunDescription:

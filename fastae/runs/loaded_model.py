@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 import torch
@@ -54,8 +55,8 @@ def load_model(
     description, experiment = run.read_description(), experiment_with(model)
     experiment.require_model(description.model, f"the run in {str(path)!r}")
     config = description.config
-    # No memory yet: config.json may claim any size.
-    meta = experiment.build_meta(config.image_size, config.latent)
+    size = (config.image_size, config.latent)
+    meta = experiment.build_meta(*size)  # takes no memory yet: config.json may claim any size
     found = []
     if run.weights_file.exists():
         try:
@@ -69,6 +70,8 @@ def load_model(
         found += [(newest.iteration, newest.training.model)] if newest else []
     if not found:
         raise FastaeError(f"{str(path)!r} holds no usable checkpoint: train it longer, or restore one")
-    iteration, weights = max(found, key=lambda each: each[0])
-    meta.to_empty(device=device).load_state_dict(weights)
-    return LoadedModel(run, config, iteration=iteration, model=meta.eval())
+    iteration, weights = max(found, key=itemgetter(0))
+    # A user's own model may have tensors that are not in its state dict. Those of `meta` have no values.
+    trained = experiment.build(*size).to(device) if model else meta.to_empty(device=device)
+    trained.load_state_dict(weights)
+    return LoadedModel(run, config, iteration=iteration, model=trained.eval())

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import os
 from array import array
 from collections.abc import Iterator, Mapping, Sequence

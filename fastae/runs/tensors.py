@@ -1,8 +1,8 @@
 """Files of tensors in the safetensors format, each with the SHA-256 of all that it contains.
 
 safetensors' README defines the format: the header's length, a header in JSON, then the tensors' bytes.
-Nothing in it can run code. Here the header's metadata has an entry `sha256`, the digest of the whole file
-with that entry as 64 zeros.
+Nothing in it can run code. The header's metadata begins with an entry `sha256`: the digest of the whole file
+with 64 zeros in place of the digest.
 
 The files are written tensor by tensor. The functions of the package safetensors copy all tensors at once, and
 if the memory does not suffice for the copies, Rust panics: Python then raises a BaseException.
@@ -13,10 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fastae.utils.environment import __version__
 from fastae.utils.files import atomic_write, require_file
+from fastae.utils.json import MAX_JSON_BYTES, parse
 
 KINDS = {
     torch.int64: "I64", torch.float64: "F64", torch.float32: "F32", torch.int32: "I32",
@@ -35,11 +36,9 @@ ALIGNMENT = 8
 """The header is padded with blanks to a multiple of this number of bytes."""
 
 NO_DIGEST = "0" * 64
+
 WITHOUT_DIGEST = ("0.1.0", "0.2.0")
 """The versions of fastae that wrote no digest."""
-
-MAX_HEADER = 100_000_000
-"""The most bytes of a header, as in the package safetensors."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,7 @@ class TensorFile:
     """The content of a file."""
 
     metadata: Mapping[str, str]
+
     tensors: Mapping[str, Tensor]
     """Name -> tensor, in the CPU's memory."""
 
@@ -64,9 +64,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     """
     kinds = list(KINDS)
     ordered = dict(sorted(tensors.items(), key=lambda named: (kinds.index(named[1].dtype), named[0])))
-    entries: dict[str, Any] = {
-        "__metadata__": {**metadata, "fastae": __version__, "sha256": NO_DIGEST},
-    }
+    # The digest comes first: other entries, such as a folder's name, may contain 64 zeros, too.
+    entries: dict[str, Any] = {"__metadata__": {"sha256": NO_DIGEST, "fastae": __version__, **metadata}}
     end = 0
     for name, value in ordered.items():
         start, end = end, end + value.nbytes
@@ -91,9 +90,9 @@ def _bytes_of(value: Tensor) -> Any:
 def read_metadata(path: Path) -> Mapping[str, str]:
     """Returns the metadata of a file without verifying its digest.
 
-    Raises OSError if the file cannot be read, and ValueError if it is not in the format.
+    Raises OSError if the file cannot be read, and ValueError if it is not in the format or is cut short.
     """
-    return _read(path).metadata
+    return _read(path, with_tensors=False).metadata
 
 
 def read_tensors(path: Path) -> TensorFile:
@@ -105,17 +104,12 @@ def read_tensors(path: Path) -> TensorFile:
         OSError: the file cannot be read.
         ValueError: it is not in the format, or its digest is wrong.
     """
-    require_file(path)
-    with path.open("rb") as file:
-        metadata, found = _digest(file)
-    is_old = metadata.get("fastae") in WITHOUT_DIGEST and "sha256" not in metadata
-    if not is_old and metadata.get("sha256") != found:
-        raise ValueError("its SHA-256 is not the recorded one")
+    _verify(path)
     return _read(path, with_tensors=True)
 
 
-def _read(path: Path, with_tensors: bool = False) -> TensorFile:
-    """Reads a file by the package safetensors, which checks the offsets of the tensors."""
+def _read(path: Path, with_tensors: bool) -> TensorFile:
+    """Reads a file by the package safetensors, which compares the tensors' sizes with the file's."""
     require_file(path)
     try:
         with safe_open(path, framework="pt") as file:
@@ -125,28 +119,23 @@ def _read(path: Path, with_tensors: bool = False) -> TensorFile:
         raise ValueError(f"it is not a safetensors file ({error!s:.120})") from None
 
 
-def _digest(file: BinaryIO) -> tuple[Mapping[str, Any], str]:
-    """Returns the metadata of an open file, and the digest of its content without the recorded one."""
-    length = file.read(8)
-    size = int.from_bytes(length, "little")
-    if len(length) < 8 or size > MAX_HEADER:
-        raise ValueError("it is not a safetensors file")
-    head = file.read(size)
-    try:
-        metadata = json.loads(head)["__metadata__"]
-        recorded = metadata.get("sha256", "")
-        if not isinstance(recorded, str):
-            raise TypeError
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise ValueError("it is not a safetensors file of fastae") from None
-    digest = hashlib.sha256(
-        length + head.replace(recorded.encode(), NO_DIGEST.encode(), 1 if recorded else 0)
-    )
-    for chunk in _chunks(file):
-        digest.update(chunk)
-    return metadata, digest.hexdigest()
-
-
-def _chunks(file: BinaryIO) -> Iterator[bytes]:
-    """Yields the rest of a file in pieces."""
-    return iter(lambda: file.read(1 << 20), b"")
+def _verify(path: Path) -> None:
+    """Raises ValueError unless a file has its digest, or is of a version that wrote none."""
+    require_file(path)
+    with path.open("rb") as file:
+        length = file.read(8)
+        size = int.from_bytes(length, "little")
+        if size > MAX_JSON_BYTES:
+            raise ValueError("it is not a safetensors file")
+        text = file.read(size)
+        metadata = parse(text, dict[str, Any]).get("__metadata__")
+        if not isinstance(metadata, dict):
+            raise ValueError("it was not written by fastae")
+        recorded = metadata.get("sha256")
+        if recorded is None and metadata.get("fastae") in WITHOUT_DIGEST:
+            return
+        digest = hashlib.sha256(length + text.replace(str(recorded).encode(), NO_DIGEST.encode(), 1))
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    if digest.hexdigest() != recorded:
+        raise ValueError("its SHA-256 is not the recorded one")

@@ -39,7 +39,7 @@ def read_weights(path: Path, model: nn.Module) -> tuple[int, Mapping[str, Tensor
         ValueError: it is damaged, or its weights are not finite weights of the model.
     """
     content = read_tensors(path)
-    checkpoint.require_weights(content.tensors, model)
+    checkpoint.require_alike(content.tensors, model.state_dict())
     return int(content.metadata.get("iteration", "")), content.tensors
 
 
@@ -52,14 +52,33 @@ def finished_at(run: RunFolder) -> int | None:
 
 
 def complete(run: RunFolder, newest: Checkpoint, keep: int) -> None:
-    """Completes the folder of a run whose last checkpoint is `newest`, and which was killed after it.
+    """Completes the folder of a finished run that was killed after its last checkpoint, which is `newest`.
 
-    Writes its weights, unless they are there, and removes the checkpoints that a finished run does not keep.
-    Raises FastaeError if they cannot be written.
+    Writes its weights, unless they are there and valid, and then removes the checkpoints that a finished run
+    does not keep. Raises FastaeError if the weights cannot be written.
     """
     try:
-        if finished_at(run) != newest.iteration:
+        if _verified_at(run) != newest.iteration:
             write_weights(run.weights_file, newest.training.model, newest.iteration)
         checkpoint.keep_newest(run.checkpoints, min(keep, 1))
     except OSError as error:
         raise FastaeError(f"cannot write {str(run.weights_file)!r}: {error.strerror or error}") from None
+
+
+def remove_superfluous(run: RunFolder, keep: int) -> None:
+    """Removes the checkpoints that a finished run does not keep, but was killed before it removed them.
+
+    Nothing is removed if its weights are damaged, or older than a checkpoint. The caller holds the lock.
+    Raises OSError, and FastaeError if the checkpoints cannot be listed.
+    """
+    paths, kept = checkpoint.numbered(run.checkpoints), min(keep, 1)
+    if len(paths) > kept and int(paths[0].stem) <= (_verified_at(run) or 0):
+        checkpoint.keep_newest(run.checkpoints, kept)
+
+
+def _verified_at(run: RunFolder) -> int | None:
+    """Returns the iteration of a finished run's weights; None if there are none, or if they are damaged."""
+    try:
+        return int(read_tensors(run.weights_file).metadata.get("iteration", ""))
+    except (OSError, ValueError):
+        return None

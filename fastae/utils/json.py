@@ -31,6 +31,11 @@ def read_json(path: Path, kind: Any = Any, limit: int = MAX_JSON_BYTES) -> Any:
         content = file.read(limit + 1)
     if len(content) > limit:
         raise ValueError(f"it has more than {limit:,} bytes")
+    return parse(content, kind)
+
+
+def parse(content: str | bytes, kind: Any = Any) -> Any:
+    """Returns a JSON text as an instance of `kind`. Raises ValueError as `read_json` does."""
     try:  # by Python's parser: msgspec's rejects surrogates, which encode undecodable bytes of paths
         return convert(json.loads(content, parse_constant=_refuse), kind)
     except RecursionError:
@@ -43,14 +48,6 @@ def convert(value: Any, kind: Any) -> Any:
         return msgspec.convert(value, kind, str_keys=True)
     except msgspec.ValidationError as error:
         raise ValueError(str(error)) from None
-
-
-def plain(value: Any) -> Any:
-    """Returns a value as a JSON file would hold it. Raises ValueError if JSON cannot represent it."""
-    try:
-        return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, RecursionError) as error:
-        raise ValueError(f"{error}"[:120]) from None
 
 
 def _refuse(constant: str) -> None:

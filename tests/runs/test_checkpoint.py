@@ -1,0 +1,93 @@
+"""Checkpoints are read back, and what a killed process left of them is completed or removed."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from fastae.config import TrainConfig
+from fastae.runs import checkpoint
+from fastae.runs.checkpoint import Checkpoint, Progress, TrainingState
+from fastae.runs.description import RunDescription
+from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import load_model
+from fastae.runs.tensors import write_tensors
+from fastae.runs.weights import remove_superfluous
+from fastae.utils.files import DRAFT
+
+from ..commands import here, last_checkpoint, same_state
+
+SCALER = {
+    "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
+    "growth_interval": 2000, "_growth_tracker": 0,
+}  # fmt: skip
+MODEL = nn.Sequential(nn.Conv2d(3, 4, 5), nn.BatchNorm2d(4))
+WEIGHTS = {name: weight.detach() for name, weight in MODEL.named_parameters()}
+GOOD = Checkpoint(
+    1,
+    TrainingState(MODEL.state_dict(), WEIGHTS, {name: w.square() for name, w in WEIGHTS.items()},
+                  step=torch.tensor(1), scaler=SCALER),
+    RunDescription(TrainConfig(), device="a device"),
+    Progress(3.0),
+)  # fmt: skip
+
+
+def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
+    checkpoint.write(tmp_path, GOOD, keep=1)
+    found = checkpoint.newest(tmp_path, pytest.fail, lambda config: MODEL)
+    assert (found.description, found.progress) == (GOOD.description, GOOD.progress)
+    assert same_state(vars(found.training), vars(GOOD.training))
+
+
+def test_a_file_of_weights_is_not_a_checkpoint_although_no_model_is_given(tmp_path):
+    state = {"iteration": 9, "run": {"config": {}}, "progress": {}, "scaler": {}}
+    write_tensors(tmp_path / "0000009.safetensors", MODEL.state_dict(), {"state": json.dumps(state)})
+    lines = []
+    assert checkpoint.newest(tmp_path, lines.append) is None and len(lines) == 1
+
+
+def test_a_run_that_was_killed_while_it_wrote_its_first_checkpoint_begins_again(run):
+    (run / "model.safetensors").unlink()
+    (run / "metrics.csv").unlink()
+    (saved,) = (run / "checkpoints").iterdir()
+    saved.rename(saved.with_name(f"{DRAFT}0-{saved.name}"))
+    here("train", "--resume", run)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [saved.name]
+
+
+def flip_last_bit(path):
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def test_resuming_a_finished_run_repairs_its_damaged_weights(run, capsys):
+    flip_last_bit(run / "model.safetensors")
+    here("train", "--resume", run)
+    capsys.readouterr()
+    assert load_model(run).iteration == 4 and not capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("iterations", "keep", "damage", "kept"),
+    [
+        ((3, 4), 2, False, [4]),
+        ((3,), 0, False, []),
+        ((3, 4), 0, True, [3, 4]),
+        ((4, 5), 1, False, [4, 5]),
+    ],
+    ids=["killed", "killed without a last one", "damaged weights", "trained longer"],
+)
+def test_checkpoints_that_a_killed_run_left_are_removed_if_its_weights_are_valid(
+    run, iterations, keep, damage, kept
+):
+    last = last_checkpoint(run)
+    checkpoint.keep_newest(run / "checkpoints", 0)
+    for iteration in iterations:
+        checkpoint.write(run / "checkpoints", replace(last, iteration=iteration), keep=9)
+    if damage:
+        flip_last_bit(run / "model.safetensors")
+    remove_superfluous(RunFolder(run), keep)
+    assert sorted(int(path.stem) for path in (run / "checkpoints").iterdir()) == kept
