@@ -34,10 +34,11 @@ from fastae.device.choose import Hardware, choose_device, choose_precision, devi
 from fastae.device.compatibility import unusable_gpu_reason
 from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, SettingError
 from fastae.experiment.definition import Experiment, StepCost, require_elements, step_cost
 from fastae.monitor.summary import RunInfo
 from fastae.runs.description import DataDescription, Environment, RunDescription
+from fastae.runs.tensors import KINDS
 from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.replaced_files import ReplacedFiles
 from fastae.training.step.objective import TrainedModel, prepare
@@ -180,6 +181,7 @@ def open_session(
     config = replace(user_config, **(overrides or {}))
     experiment = experiment or Experiment()
     meta = experiment.build_meta(config.image_size, config.latent)
+    require_writable(meta)
     cost = step_cost(meta, experiment.loss(config.loss), batch_shape(config))
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
@@ -279,6 +281,13 @@ def refuse_forked() -> None:
             "start it by multiprocessing's 'spawn' instead"
         )
     _first_process = os.getpid()
+
+
+def require_writable(model: nn.Module) -> None:
+    """Raises SettingError unless a checkpoint can hold all tensors of a model's state dict."""
+    for name, value in model.state_dict().items():
+        if value.dtype not in KINDS:
+            raise SettingError("model", f"cannot be saved: {name} is {value.dtype}")
 
 
 def batch_shape(config: TrainConfig) -> tuple[int, int, int, int]:

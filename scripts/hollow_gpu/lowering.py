@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import StringIO
 from typing import Any
 
@@ -159,7 +159,8 @@ def lower_shared(config: TrainConfig) -> tuple[Counts, int]:
     device = use_device(choose_device("cuda"))
     dist.init_process_group("fake", rank=0, world_size=2, store=FakeStore())
     try:
-        trained = make_trained(config, choose_precision(device, config.amp), world_size=2)
+        shared = make_trained(config, choose_precision(device, config.amp), world_size=2)
+        trained = replace(shared, world_size=1)  # without DDP, whose reducer needs ranks that answer
         objective = trained.objective(LOSSES[config.loss].element)
         shape = (config.batch_size, 3, config.image_size, config.image_size)
         images = torch.empty(shape, device=device).contiguous(memory_format=torch.channels_last)

@@ -88,11 +88,18 @@ class Unused(nn.Module):
         return self.used(images)
 
 
+def with_complex_buffer():
+    model = nn.Conv2d(3, 3, 1)
+    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+    return model
+
+
 @pytest.mark.parametrize(
     ("own", "message"),
     [
         ({"model": lambda: nn.Conv2d(3, 4, 1)}, r"model must return \(4, 3, 32, 32\) .*\(4, 4, 32, 32\)"),
         ({"model": lambda: nn.Conv2d(5, 3, 1)}, "model cannot be trained on a batch of shape"),
+        ({"model": with_complex_buffer}, "cannot be saved: phase is torch.complex64"),
         ({"model": Unused}, "unused.weight has no gradient"),
         ({"model": lambda: nn.Conv2d(3, 3, 1).half()}, "float32"),
         ({"model": nn.Conv2d(3, 3, 1)}, "must be a callable"),
