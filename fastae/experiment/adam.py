@@ -71,7 +71,7 @@ class Adam(torch.optim.Optimizer):
         self.square = {name: torch.zeros_like(weight) for name, weight in weights.items()}
         """Name of a weight -> the moving mean of its squared gradient, v."""
         like = self._weights[0]
-        self.step_count = like.new_zeros((), dtype=torch.int64)
+        self.step_count = torch.zeros((), dtype=torch.int64).to(like.device)
         """The number of updates so far, t: an int64 scalar."""
         # They are tensors, since a compiled update would be compiled again for each new number.
         self._lr, self._eps = like.new_tensor(lr, dtype=torch.float64), like.new_tensor(eps)

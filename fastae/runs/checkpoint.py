@@ -40,7 +40,7 @@ class Progress:
     """How long a run had been trained, and what its other files contained, when a checkpoint was written."""
 
     seconds: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = 0.0
-    """The time of steps and waiting for data, in all sessions."""
+    """The time of training in all sessions, with evaluations and saving. --minutes limits it."""
 
     metrics: LoggedContent | None = None
     """The content of metrics.csv."""

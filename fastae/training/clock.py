@@ -121,11 +121,6 @@ class Clock:
     ) -> None:
         self.first = start + 1
         """The first iteration of the open window."""
-        self.trained = spent
-        """The seconds of steps and their wait for data, in all sessions, up to the last window that was read.
-
-        Start, evaluations and saving are not part of it.
-        """
         self._on_gpu = device.type == "cuda"
         self._batch_size = batch_size
         # The losses of a window are in one tensor, since each reading of a tensor is a copy to the host.
@@ -201,9 +196,7 @@ class Clock:
     def read(self, keep_last: int = 0) -> Iterator[Window]:
         """Yields the closed windows that were not read yet, in order, without the last `keep_last`."""
         while len(self._closed) > keep_last:
-            window = self._measure(self._closed.popleft())
-            self.trained += window.seconds
-            yield window
+            yield self._measure(self._closed.popleft())
 
     def _measure(self, closed: _Closed) -> Window:
         """Computes a window's figures, after waiting until the device has reached its end."""

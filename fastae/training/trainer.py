@@ -268,7 +268,7 @@ class Trainer:
             self.iteration,
             self._step.state(),
             description=self._description,
-            progress=Progress(seconds=self._clock.trained, **files),
+            progress=Progress(seconds=self._clock.elapsed(), **files),
         )
         for observer in self._observers:
             observer.save(checkpoint, final)

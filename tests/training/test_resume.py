@@ -308,6 +308,15 @@ def test_the_time_that_was_spent_is_in_the_checkpoint(stopped, capsys):
     assert STOPPED < last_iteration(stopped) < 10_000
 
 
+def test_a_run_that_its_minutes_ended_is_finished(face_folder, tmp_path, capsys):
+    """Evaluations and saving are part of the time, also of the time in the checkpoint."""
+    out = tmp_path / "run"
+    train(small_config(face_folder, out, iterations=10_000, minutes=0.01, eval_every=1))
+    iteration = last_iteration(out)
+    resume_run(out, {})
+    assert "is finished" in capsys.readouterr().out and last_iteration(out) == iteration
+
+
 def test_event_files_that_were_lost_are_reported(stopped, capsys):
     (lost,) = stopped.glob("events.*")
     lost.unlink()

@@ -105,7 +105,7 @@ class TrainingStep:
 
     def _updates(self) -> object:
         """Returns what every step changes, also one in fp16 that overflows: Adam's count, or the scale."""
-        return float(self.optimizer.step_count), self.scaler.state_dict()
+        return int(self.optimizer.step_count), self.scaler.state_dict()
 
     def _undo(self, weights: dict[str, Tensor]) -> None:
         """Sets weights and optimizer back to their start; in place, since a graph holds the tensors.
