@@ -108,7 +108,7 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | 
     """Compare runs on one HTML page.
 
     DIR is a run folder, or a folder that contains runs, such as a sweep folder. The page shows curves,
-    reconstructions and numbers, and says which loss ends lowest. A single run gets a page of its own.
+    reconstructions and numbers, and says whether the losses differ. A single run gets a page of its own.
     """
     from fastae.report.make import make_report
 

@@ -10,6 +10,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -199,6 +200,29 @@ def open_session(
         on_replaced=replaced.add,
     )
     log(f"data      {source}")
+    log_images(folder, is_resumed=manifest is not None)
+    files = ImageFiles(folder.train, replaced.add)
+    loader = open_batches(files, config, ranks, hardware, crop_resize, cache)
+    if not config.amp and choose_precision(hardware.device, amp=True).dtype:
+        log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
+    return Session(
+        config=user_config,
+        experiment=experiment,
+        ranks=ranks,
+        hardware=hardware,
+        cost=cost,
+        trained=prepare(build_model(experiment, config).to(hardware.device), hardware, ranks.size),
+        environment=convert(describe_environment(), Environment),
+        folder=folder,
+        source=source,
+        replaced=replaced,
+        held_out=held_out,
+        loader=loader,
+    )
+
+
+def log_images(folder: ImageFolder, is_resumed: bool) -> None:
+    """Logs how the images are divided, and which files are not among them."""
     log(
         f"images    {len(folder.train):,} to train on, {len(folder.held_out):,} held out "
         f"({folder.manifest.split})"
@@ -206,9 +230,19 @@ def open_session(
     if folder.ignored:
         log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
     if folder.skipped:
-        lost = " (bad since the run began: replaced by the next)" if manifest else ""
+        lost = " (bad since the run began: replaced by the next)" if is_resumed else ""
         log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")
-    files = ImageFiles(folder.train, replaced.add)
+
+
+def open_batches(
+    files: ImageFiles,
+    config: TrainConfig,
+    ranks: Ranks,
+    hardware: Hardware,
+    crop_resize: CropResize,
+    cache: Path,
+) -> Loader:
+    """Opens the loader of this rank's part of the training batches. Raises FastaeError."""
     sampler = Sampler(
         count=len(files),
         batch_size=config.batch_size,
@@ -218,27 +252,10 @@ def open_session(
         parts=ranks.size,
     )
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config.threads, hardware))
-    kind = cast(LoaderKind, config.loader)
     kept_in = cache if config.cache else None
-    loader = build_loader(files, sampler, decoder, kind=kind, cache=kept_in)
+    loader = build_loader(files, sampler, decoder, kind=cast(LoaderKind, config.loader), cache=kept_in)
     log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
-    if not config.amp and choose_precision(hardware.device, amp=True).dtype:
-        log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
-    environment = convert(describe_environment(), Environment)
-    return Session(
-        config=user_config,
-        experiment=experiment,
-        ranks=ranks,
-        hardware=hardware,
-        cost=cost,
-        trained=prepare(build_model(experiment, config).to(hardware.device), hardware, ranks.size),
-        environment=environment,
-        folder=folder,
-        source=source,
-        replaced=replaced,
-        held_out=held_out,
-        loader=loader,
-    )
+    return loader
 
 
 def open_hardware(config: TrainConfig, ranks: Ranks, cost: StepCost) -> Hardware:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -31,11 +32,16 @@ def replay_counters(step: TrainingStep) -> list[Tensor]:
 
 
 def count_replays_everywhere() -> None:
-    """Makes each replay count up the counters of every step that is made later."""
+    """Makes each replay count up the counters of every step that is made later, and zeroes its moments.
+
+    The kernel that would zero them does nothing there, and a checkpoint must not hold what was in the memory.
+    """
 
     def counted(capture: Callable) -> Callable:
         def call(step: TrainingStep, example: Any) -> str:
             count_replays(replay_counters(step))
+            for moment in (*step.optimizer.mean.values(), *step.optimizer.square.values()):
+                ctypes.memset(moment.data_ptr(), 0, moment.nbytes)  # the hollow GPU's memory is the host's
             return capture(step, example)
 
         return call

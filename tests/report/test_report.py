@@ -52,7 +52,7 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     repeated = "fastae sweep --losses minibatch_bce,pixel_mse --iterations 6 --batch-size 4"
     assert repeated in words and f"fastae report {sweep} --data {face_folder}" in words
     assert 'class="warnings"' not in page.read_text()
-    finals = [RunFolder(config.parent).logged(6).held_out for config in sweep.glob("*/config.json")]
+    finals = [RunFolder(config.parent).held_out_error(6) for config in sweep.glob("*/config.json")]
     assert len(finals) == 2 and all(f"{value:,.0f}" in words for value in finals)
     assert "--loader" not in words.partition("Commands that repeat this")[2]  # chosen by fastae
 
