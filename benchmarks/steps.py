@@ -171,22 +171,24 @@ def _widened(model: Any) -> Any:
     from torch import nn
     from torch.nn import functional
 
-    class Padded(nn.Conv2d):
+    class Pad(nn.Module):
         def forward(self, images: Any) -> Any:
-            return super().forward(functional.pad(images, (0, 0, 0, 0, 0, 5)))
+            return functional.pad(images, (0, 0, 0, 0, 0, 5))
 
-    class Cut(nn.Conv2d):
+    class Cut(nn.Module):
         def forward(self, images: Any) -> Any:
-            return super().forward(images)[:, :3]
+            return images[:, :3]
 
     first, last = model.encoder[0], model.decoder[-2]
-    model.encoder[0] = Padded(8, first.out_channels, 5, padding=2, bias=False).to(first.weight.device)
-    model.decoder[-2] = Cut(last.in_channels, 8, 5, padding=2).to(last.weight.device)
+    wide = nn.Conv2d(8, first.out_channels, 5, padding=2, bias=False).to(first.weight.device)
+    narrow = nn.Conv2d(last.in_channels, 8, 5, padding=2).to(last.weight.device)
     with torch.no_grad():
-        for weight in (*model.encoder[0].parameters(), *model.decoder[-2].parameters()):
+        for weight in (*wide.parameters(), *narrow.parameters()):
             weight.zero_()
-        model.encoder[0].weight[:, :3] = first.weight
-        model.decoder[-2].weight[:3], model.decoder[-2].bias[:3] = last.weight, last.bias
+        wide.weight[:, :3] = first.weight
+        narrow.weight[:3] = last.weight
+        narrow.bias[:3] = last.bias  # type: ignore[index]
+    model.encoder[0], model.decoder[-2] = nn.Sequential(Pad(), wide), nn.Sequential(narrow, Cut())
     return model.to(memory_format=torch.channels_last)
 
 

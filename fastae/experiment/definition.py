@@ -6,6 +6,7 @@ model or a loss that cannot be trained is refused at once, and the FLOPs of a st
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from fastae.experiment.model import AutoEncoder
 
 ModelMaker = Callable[[], nn.Module]
 """Makes a user's own model, which maps (N, 3, S, S) in [0, 1] to the same shape."""
+
+_seeding = threading.Lock()
 
 ARTICLES_MODEL = f"{AutoEncoder.__module__}.{AutoEncoder.__qualname__}"
 
@@ -40,9 +43,16 @@ class Experiment:
         named = self.make_model if hasattr(self.make_model, "__qualname__") else type(self.make_model)
         return f"{named.__module__}.{named.__qualname__}"  # type: ignore[union-attr]
 
-    def build(self, image_size: int, latent: int) -> nn.Module:
-        """Makes a model. A user's own knows its size itself."""
-        return self.make_model() if self.make_model else AutoEncoder(image_size, latent)
+    def build(self, image_size: int, latent: int, seed: int = 0) -> nn.Module:
+        """Makes a model in training mode, with the initial weights of `seed`, which are the same on every
+        device.
+
+        A user's own knows its size itself.
+        """
+        with _seeding, torch.random.fork_rng(devices=[]):  # a user's program may use the same generator
+            torch.manual_seed(seed)
+            model = self.make_model() if self.make_model else AutoEncoder(image_size, latent)
+        return model.train()
 
     def build_meta(self, image_size: int, latent: int) -> nn.Module:
         """Makes the model on the meta device, where it takes no memory."""
@@ -126,7 +136,13 @@ def step_cost(model: nn.Module, loss: Loss, batch_shape: Sequence[int]) -> StepC
 
 def require_elements(loss: Loss, reconstruction: Tensor, images: Tensor) -> Tensor:
     """Returns the elements of a loss. Raises SettingError unless they have the shape of the images."""
-    elements = loss.element.function(reconstruction.float(), images)
+    try:
+        elements = loss.element.function(reconstruction.float(), images)
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:
+        shape = tuple(images.shape)
+        raise SettingError(
+            "losses", f"{loss.element.name} fails for shape {shape}: {error!s:.200}"
+        ) from error
     require_shape(elements, images, "losses")
     return elements
 
@@ -134,6 +150,8 @@ def require_elements(loss: Loss, reconstruction: Tensor, images: Tensor) -> Tens
 def require_trainable(model: nn.Module) -> None:
     """Raises SettingError unless each of a model's weights has a gradient."""
     for name, weight in model.named_parameters():
+        if not weight.requires_grad:
+            raise SettingError("model", f"must train all of its weights: {name} is frozen; use a buffer")
         if weight.grad is None:
             raise SettingError("model", f"must use all of its weights: {name} has no gradient")
 

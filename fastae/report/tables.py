@@ -227,10 +227,10 @@ def hours(runs: Sequence[Run]) -> Iterator[str]:
         f"{these} trained for {duration(sum(run.seconds for run in runs))}, {iterations}, on {devices}."
     )
     rates = [run.images_per_second for run in runs if math.isfinite(run.images_per_second)]
-    if not all(run.config.has_article_size for run in runs):
+    if not all(run.config.has_article_size and not run.has_own_model for run in runs):
         yield (
-            "The speed is not projected to the article's runs, which had another --image-size, --latent or "
-            "--batch-size."
+            "The speed is not projected to the article's runs, which had another model, --image-size, "
+            "--latent or --batch-size."
         )
     elif rates:
         seconds = ARTICLE_IMAGES * float(np.mean([1 / rate for rate in rates]))

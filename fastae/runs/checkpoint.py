@@ -138,10 +138,15 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     path = folder / f"{checkpoint.iteration:07d}{SUFFIX}"
     write_tensors(path, training.tensors(), {"state": json.dumps(asdict(state))})
     sync(folder)
-    for old in numbered(folder):
-        if int(old.stem) > checkpoint.iteration:
-            old.unlink(missing_ok=True)
+    remove_later(folder, checkpoint.iteration)
     keep_newest(folder, keep)
+
+
+def remove_later(folder: Path, iteration: int) -> None:
+    """Removes the checkpoints of later iterations, which have been found invalid. Raises OSError."""
+    for path in numbered(folder):
+        if int(path.stem) > iteration:
+            path.unlink(missing_ok=True)
 
 
 def keep_newest(folder: Path, count: int) -> None:

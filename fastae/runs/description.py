@@ -117,6 +117,8 @@ class RunDescription:
         for name, value in now.items():
             if before.get(name) not in (None, value):
                 yield f"{name} was {printable(str(before[name]))}, is {value}: results agree up to rounding"
+        if earlier.model not in (None, self.model):
+            yield f"model was {printable(earlier.model)}, is {self.model}: it must compute the same"
         if earlier.world_size != self.world_size:
             yield f"ranks were {earlier.world_size}, are {self.world_size}: results agree up to rounding"
 

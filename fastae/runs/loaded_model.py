@@ -72,6 +72,6 @@ def load_model(
         raise FastaeError(f"{str(path)!r} holds no usable checkpoint: train it longer, or restore one")
     iteration, weights = max(found, key=itemgetter(0))
     # A user's own model may have tensors that are not in its state dict. Those of `meta` have no values.
-    trained = experiment.build(*size).to(device) if model else meta.to_empty(device=device)
+    trained = experiment.build(*size, config.seed).to(device) if model else meta.to_empty(device=device)
     trained.load_state_dict(weights)
     return LoadedModel(run, config, iteration=iteration, model=trained.eval())

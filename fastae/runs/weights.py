@@ -60,6 +60,7 @@ def complete(run: RunFolder, newest: Checkpoint, keep: int) -> None:
     try:
         if _verified_at(run) != newest.iteration:
             write_weights(run.weights_file, newest.training.model, newest.iteration)
+        checkpoint.remove_later(run.checkpoints, newest.iteration)
         checkpoint.keep_newest(run.checkpoints, min(keep, 1))
     except OSError as error:
         raise FastaeError(f"cannot write {str(run.weights_file)!r}: {error.strerror or error}") from None

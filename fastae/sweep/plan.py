@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,14 +56,20 @@ class SweepConfig:
         REPEATS.require(self.repeats, "--repeats")
         replace(self.train, seed=max(run.seed for run in self.runs()))  # raises if a seed is too large
 
+    @property
+    def has_article_size(self) -> bool:
+        """Whether a step takes as many FLOPs as the article's, so that training times can be compared."""
+        return self.train.has_article_size and self.experiment.make_model is None
+
     def runs(self) -> tuple[PlannedRun, ...]:
         """Returns one run of each loss, then the repeats with the next seeds."""
         planned = []
         for repeat in range(self.repeats):
-            for index, loss in enumerate(self.losses):
-                offset = repeat if self.same_init else MAX_REPEATS * index + repeat
+            for loss in self.losses:
+                # The number of a loss follows from its name, so that other losses do not change it.
+                own = 0 if self.same_init else MAX_REPEATS * (zlib.crc32(loss.encode()) % 1_000_000)
                 name = loss if repeat == 0 else f"{loss}-{repeat + 1}"
-                planned.append(PlannedRun(name, loss, self.train.seed + offset))
+                planned.append(PlannedRun(name, loss, self.train.seed + own + repeat))
         return tuple(planned)
 
     def settings(self) -> dict[str, Any]:

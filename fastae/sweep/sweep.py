@@ -33,7 +33,7 @@ from fastae.utils.paths import expand_home
 
 @dataclass(frozen=True)
 class SweepResult:
-    """The result of a sweep. Under torchrun, only the main rank's is that of all ranks."""
+    """The result of a sweep. Under torchrun, only the main rank has the failures, those of all ranks."""
 
     path: Path
     """The sweep's folder."""
@@ -113,7 +113,7 @@ def resume_hint(folder: SweepFolder) -> str:
 def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mapping[str, str]:
     """Trains this rank's runs; the main rank then waits for the other ranks.
 
-    Returns name -> reason of the runs that have failed: on the main rank those of all ranks.
+    Returns name -> reason of the runs that have failed, on the main rank.
     """
     mine = config.runs()[ranks.rank :: ranks.size]
     to_do = [run for run in mine if not _is_finished(folder.run(run.name), config.train.keep)]
@@ -134,7 +134,7 @@ def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mappi
         table.current = None
         for others in ranks.gather("failed", json.dumps(failed)):
             failed |= json.loads(others)
-    return failed
+    return failed if ranks.is_main else {}  # a rank that ended with an error would end the others
 
 
 def _is_finished(run: RunFolder, keep: int) -> bool:

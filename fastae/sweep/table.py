@@ -10,7 +10,6 @@ from pathlib import Path
 from rich.live import Live
 from rich.table import Table
 
-from fastae.config import TrainConfig
 from fastae.experiment.article import ARTICLE_IMAGES, ARTICLE_SECONDS, speed_ratio
 from fastae.sweep.folder import RunStatus, SweepFolder, read_status
 from fastae.sweep.plan import SweepConfig
@@ -31,7 +30,7 @@ class SweepTable(AbstractContextManager):
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> SweepTable:
-        if console.is_terminal:
+        if console.is_terminal and not console.quiet:
             self._live.start()
         return self
 
@@ -67,7 +66,7 @@ class SweepTable(AbstractContextManager):
         statuses = {run.name: self.status(run.name) for run in self._config.runs()}
         states = {name: self.state(name, status) for name, status in statuses.items()}
         left = [status for name, status in statuses.items() if states[name] not in ("finished", "failed")]
-        text = caption([*statuses.values()], left, self._config.train)
+        text = caption([*statuses.values()], left, self._config)
         table = Table(box=None, pad_edge=False, caption=text, caption_justify="left")
         for heading in ("loss", "state", "iteration", "loss_index", "held out", "images/s", "time"):
             table.add_column(heading, justify="left" if heading in ("loss", "state") else "right")
@@ -83,23 +82,22 @@ class SweepTable(AbstractContextManager):
         return table
 
 
-def caption(runs: list[RunStatus], left: list[RunStatus], config: TrainConfig) -> str:
+def caption(runs: list[RunStatus], left: list[RunStatus], config: SweepConfig) -> str:
     """Returns the time left, and the time spent compared with the article's; empty before the first log step.
 
     Args:
         runs: all runs of the sweep.
         left: those that are still to be trained.
-        config: their settings.
+        config: the sweep's settings.
     """
-    images = config.batch_size * sum(run.iteration for run in runs)
+    train = config.train
+    images = train.batch_size * sum(run.iteration for run in runs)
     seconds = sum(run.seconds for run in runs)
     if not images or not seconds:
         return ""
-    pace = config.batch_size * seconds / images
-    limit = 60 * (config.minutes or math.inf)
-    to_do = sum(
-        min((config.iterations - run.iteration) * pace, max(0.0, limit - run.seconds)) for run in left
-    )
+    pace = train.batch_size * seconds / images
+    limit = 60 * (train.minutes or math.inf)
+    to_do = sum(min((train.iterations - run.iteration) * pace, max(0.0, limit - run.seconds)) for run in left)
     remaining = f"{duration(to_do)} left; " if to_do else ""
     spent = f"{remaining}{duration(seconds)} for {images:,} images"
     article = ARTICLE_SECONDS * images / ARTICLE_IMAGES

@@ -143,7 +143,10 @@ class Clock:
         return self._spent + time.monotonic() - self._began
 
     def skip(self) -> None:
-        """Leaves out the time since the last iteration, for example of an evaluation. The window is empty."""
+        """Leaves out the time of the open window so far, or since the last one, for example of an evaluation.
+
+        The losses of its iterations stay.
+        """
         self._marks, self._excluded = [self._mark()], []
 
     def exclude(self) -> None:

@@ -6,6 +6,7 @@ import gc
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,10 +70,10 @@ class Ranks:
         """
         if self.size > 1:
             try:
-                store = _torchrun_store()
+                store, key = _torchrun_store(), self._key(name)
                 if not self.is_main:
-                    return store.get(f"fastae/{name}").decode()
-                store.set(f"fastae/{name}", text)
+                    return store.get(key).decode()
+                store.set(key, text)
             except (RuntimeError, ValueError) as error:
                 raise RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}") from None
         return text
@@ -81,15 +82,23 @@ class Ranks:
         """Returns the texts of the other ranks on the main rank, which waits for them; [] on the others."""
         if self.size == 1:
             return []
-        store = _torchrun_store()
+        store, key = _torchrun_store(), self._key(name)
         if not self.is_main:
-            store.set(f"fastae/{name}/{self.rank}", text)
+            store.set(f"{key}/{self.rank}", text)
             return []
-        keys = [f"fastae/{name}/{rank}" for rank in range(1, self.size)]
+        keys = [f"{key}/{rank}" for rank in range(1, self.size)]
         while not store.check(keys):  # if another rank dies, torchrun ends this one
             time.sleep(POLL_SECONDS)
         return [store.get(key).decode() for key in keys]
 
+    def _key(self, name: str) -> str:
+        """Returns a key for the ranks' store, another one for each exchange of this name."""
+        _exchanges[name, self.rank] += 1
+        return f"fastae/{name}/{_exchanges[name, self.rank]}"
+
+
+_exchanges: Counter[tuple[str, int]] = Counter()
+"""Name of an exchange and rank -> how often this process has taken part as this rank."""
 
 ALONE = Ranks()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from subprocess import CalledProcessError
+from typing import cast
 
 import torch
 import torch.distributed as dist
@@ -14,6 +15,7 @@ from fastae.data.loaders.resident import ResidentLoader
 from fastae.device.memory import is_out_of_memory
 from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
 from fastae.runs.folder import RunFolder
+from fastae.training.observers.callback import CallbackFailed
 from fastae.training.session import Session
 from fastae.training.signals import StopSignals
 from fastae.utils.console import printable
@@ -26,6 +28,8 @@ SIGNALS_APART = 1.0
 def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSignals) -> Exception:
     """Returns an error that tells the user what to do; `error` itself if its cause is not known."""
     hint = run.resume_hint()
+    if isinstance(error, CallbackFailed):
+        return cast(Exception, error.__cause__)
     if isinstance(error, Stopped):
         return Stopped(error.caught, f"{error}; {hint}")
     if isinstance(error, NotFinite):
@@ -36,11 +40,9 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
     if is_out_of_memory(error):
         return RunFailure(out_of_memory_advice(session.loader, session.hardware.device))
-    if isinstance(error, CalledProcessError):
-        compiler = printable(str(error.cmd[0]))
-        return RunFailure(
-            f"torch.compile failed, {compiler} exited with {error.returncode}: use --no-compile"
-        )
+    if isinstance(error, CalledProcessError) or _is_compiler_error(error):
+        first = printable(str(error).strip().splitlines()[0])
+        return RunFailure(f"torch.compile failed ({first:.200}): use --no-compile")
     reason = _resumable_reason(error, session, run)
     return RunFailure(f"{reason}; {hint}") if reason else error
 

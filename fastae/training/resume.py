@@ -48,8 +48,7 @@ def resume(
 
     Raises:
         FastaeError: the folder holds no run, the run is in progress, or the model, a loss, the settings or
-        the
-            data would make it another run.
+            the data would make it another run.
         RunFailure, Stopped: as `fastae.train`.
     """
     experiment = experiment_with(model, losses)

@@ -189,12 +189,12 @@ def open_observers(
     device = session.hardware.device
     metrics = stack.enter_context(MetricsFile(run, start, progress))
     curves = stack.enter_context(TensorBoard(run, config, start, progress, usage_means=monitor.means))
+    curves.begin()
     checkpoints = stack.enter_context(Checkpoints(run, config, curves.writer))
     stack.enter_context(display)
     profile = stack.enter_context(Profile(run, config.profile))
-    # If not even the first step is a window, it is not counted at all.
-    first_counts = is_log_step(start + 1, config.log_every)
-    result = Result(run, session.info(config), device, counts_first_step=first_counts)
+    first_is_alone = is_log_step(start + 1, config.log_every)  # else its time is not counted at all
+    result = Result(run, session.info(config), device, first_is_alone=first_is_alone)
     # The monitor comes before TensorBoard, which asks it for the figures of the same window.
     return [Usage(monitor), metrics, curves, display, profile, checkpoints, result]
 

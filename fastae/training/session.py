@@ -7,7 +7,6 @@ decoded once and each kind of loss is compiled once.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, Loader, Tuning
@@ -50,7 +50,6 @@ from fastae.utils.environment import describe_environment
 from fastae.utils.json import convert
 
 _first_process: int | None = None
-_seeding = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -96,8 +95,10 @@ class Session:
         images = torch.empty(batch_shape(config), device="meta")
         require_elements(self.experiment.loss(config.loss), images, images)  # a sweep has several losses
         initial = build_model(self.experiment, config)
-        # In place, since what was compiled holds these weights.
+        # In place, since what was compiled holds these weights. A buffer need not be in the state dict.
         self.trained.model.load_state_dict(initial.state_dict())
+        for name, buffer in initial.named_buffers():
+            self.trained.model.get_buffer(name).copy_(buffer)
         return TrainingStep(
             self.trained,
             self.experiment.loss(config.loss),
@@ -182,11 +183,12 @@ def open_session(
     config = replace(user_config, **(overrides or {}))
     experiment = experiment or Experiment()
     meta = experiment.build_meta(config.image_size, config.latent)
-    require_writable(meta)
     cost = step_cost(meta, experiment.loss(config.loss), batch_shape(config))
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
     hardware = open_hardware(config, ranks, cost)
+    model = build_model(experiment, config)
+    require_writable(model)
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
     replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
@@ -211,7 +213,7 @@ def open_session(
         ranks=ranks,
         hardware=hardware,
         cost=cost,
-        trained=prepare(build_model(experiment, config).to(hardware.device), hardware, ranks.size),
+        trained=prepare(model.to(hardware.device), hardware, ranks.size),
         environment=convert(describe_environment(), Environment),
         folder=folder,
         source=source,
@@ -301,10 +303,13 @@ def refuse_forked() -> None:
 
 
 def require_writable(model: nn.Module) -> None:
-    """Raises SettingError unless a checkpoint can hold all tensors of a model's state dict."""
+    """Raises SettingError unless a checkpoint can hold the state dict of a model with its initial weights."""
     for name, value in model.state_dict().items():
-        if value.dtype not in KINDS:
-            raise SettingError("model", f"cannot be saved: {name} is {value.dtype}")
+        if not isinstance(value, Tensor) or is_lazy(value) or value.dtype not in KINDS:
+            kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise SettingError("model", f"cannot be saved: {name} is {kind}, or has no shape yet")
+        if not value.isfinite().all():
+            raise SettingError("model", f"{name} is not finite: register it with persistent=False")
 
 
 def batch_shape(config: TrainConfig) -> tuple[int, int, int, int]:
@@ -314,8 +319,6 @@ def batch_shape(config: TrainConfig) -> tuple[int, int, int, int]:
 
 def build_model(experiment: Experiment, config: TrainConfig) -> nn.Module:
     """Makes the model with the initial weights of `config.seed`, which are the same on every device."""
-    with _seeding, torch.random.fork_rng(devices=[]):  # a user's program may use the same generator
-        torch.manual_seed(config.seed)
-        model = experiment.build(config.image_size, config.latent)
+    model = experiment.build(config.image_size, config.latent, config.seed)
     layout = torch.channels_last if config.channels_last else torch.contiguous_format
     return model.to(memory_format=layout)  # type: ignore[call-overload]

@@ -126,7 +126,6 @@ class Trainer:
 
     def _begin(self) -> None:
         """Prepares this session's first iteration. A new run is evaluated before."""
-        self._step.model.train()
         if self.iteration == 0:
             self._evaluate()
         self._enter_phase()

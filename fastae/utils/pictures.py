@@ -62,7 +62,7 @@ def side_by_side(original: Tensor, reconstruction: Tensor) -> np.ndarray:
 
 def to_bytes(images: Tensor) -> np.ndarray:
     """Returns images (N, 3, S, S) in [0, 1] as uint8 (N, S, S, 3). NaN becomes black."""
-    pixels = images.float().nan_to_num() * 255
+    pixels = images.float().nan_to_num().clamp(0, 1) * 255
     return pixels.round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 

@@ -88,10 +88,18 @@ class Unused(nn.Module):
         return self.used(images)
 
 
-def with_complex_buffer():
+def with_buffer(value):
     model = nn.Conv2d(3, 3, 1)
-    model.register_buffer("phase", torch.zeros(2, dtype=torch.complex64))
+    model.register_buffer("mask", value)
     return model
+
+
+class WithState(nn.Conv2d):
+    def get_extra_state(self):
+        return {"not": "a tensor"}
+
+    def set_extra_state(self, state):
+        pass
 
 
 @pytest.mark.parametrize(
@@ -99,7 +107,14 @@ def with_complex_buffer():
     [
         ({"model": lambda: nn.Conv2d(3, 4, 1)}, r"model must return \(4, 3, 32, 32\) .*\(4, 4, 32, 32\)"),
         ({"model": lambda: nn.Conv2d(5, 3, 1)}, "model cannot be trained on a batch of shape"),
-        ({"model": with_complex_buffer}, "cannot be saved: phase is torch.complex64"),
+        ({"model": lambda: with_buffer(torch.zeros(2).cfloat())}, "cannot be saved: mask is torch.complex64"),
+        ({"model": lambda: with_buffer(torch.tensor(-torch.inf))}, "mask is not finite"),
+        ({"model": lambda: WithState(3, 3, 1)}, "cannot be saved: _extra_state is dict"),
+        (
+            {"model": lambda: nn.Conv2d(3, 3, 1).requires_grad_(False)},
+            "weight is frozen|does not require grad",
+        ),
+        ({"losses": {"l1": lambda one, other: one.nothing}}, "losses l1 fails"),
         ({"model": Unused}, "unused.weight has no gradient"),
         ({"model": lambda: nn.Conv2d(3, 3, 1).half()}, "float32"),
         ({"model": nn.Conv2d(3, 3, 1)}, "must be a callable"),
@@ -155,3 +170,39 @@ def test_an_exception_of_on_log_ends_the_run_which_can_be_resumed(face_folder, t
         train(config, on_log=prune)
     whole = train(small_config(face_folder, tmp_path / "whole", iterations=5))
     assert same_state(last_training(resume(tmp_path / "run", iterations=5)), last_training(whole))
+
+
+def test_an_error_of_on_log_that_looks_like_a_full_disk_reaches_the_caller(face_folder, tmp_path):
+    def unreachable(entry):
+        raise ConnectionError("tracker unreachable")
+
+    with pytest.raises(ConnectionError, match="tracker unreachable"):
+        train(small_config(face_folder, tmp_path / "run"), on_log=unreachable)
+
+
+def test_a_model_in_evaluation_mode_is_trained_in_training_mode(face_folder, tmp_path):
+    run = train(small_config(face_folder, tmp_path / "run"), model=lambda: small_model().eval())
+    assert last_training(run)["model"]["1.0.1.num_batches_tracked"] == 2
+
+
+class Noisy(nn.Module):
+    """Has a random buffer that is not in its state dict."""
+
+    def __init__(self):
+        super().__init__()
+        self.inner = small_model()
+        self.register_buffer("noise", torch.randn(()), persistent=False)
+
+    def forward(self, images):
+        return self.inner(images + 0.1 * self.noise)
+
+
+def test_each_run_of_a_sweep_has_the_buffers_of_its_own_seed(face_folder, tmp_path):
+    """Also those outside of the state dict, and also a run that is resumed or whose model is loaded."""
+    sweep = fastae.run_sweep(
+        small_config(face_folder), ["pixel_mse"], model=Noisy, repeats=2, out=tmp_path / "sweep"
+    )
+    alone = small_config(face_folder, tmp_path / "alone", loss="pixel_mse", seed=1)
+    assert same_state(last_training(sweep / "pixel_mse-2"), last_training(train(alone, model=Noisy)))
+    noise = [fastae.load_model(run, model=Noisy).model.noise for run in (sweep / "pixel_mse-2", alone.out)]
+    assert torch.equal(*noise)

@@ -184,6 +184,14 @@ def test_a_finished_run_that_was_killed_before_it_removed_checkpoints_removes_th
     assert (run / "model.safetensors").exists()
 
 
+def test_a_finished_run_keeps_its_valid_checkpoint_and_not_a_later_damaged_one(uninterrupted, tmp_path):
+    run = copied(uninterrupted(), tmp_path / "run")
+    damaged = run / "checkpoints" / "0000030.safetensors"
+    damaged.write_bytes(b"damaged")
+    resume_run(run, {})
+    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"{LENGTH:07d}.safetensors"]
+
+
 def test_checkpoints_of_an_older_version_are_refused_in_words(stopped):
     for path in (stopped / "checkpoints").iterdir():
         path.rename(path.with_suffix(".pt"))

@@ -28,6 +28,10 @@ OnLog = Callable[[LogEntry], object]
 """A function that is called with each row. Its result is ignored. An exception ends the run."""
 
 
+class CallbackFailed(Exception):
+    """A user's function has raised the exception that is this one's cause. It ends the run as it is."""
+
+
 class Callback(Observer):
     """Calls a function at each log step and each evaluation."""
 
@@ -35,7 +39,13 @@ class Callback(Observer):
         self._on_log = on_log
 
     def window(self, window: Window) -> None:
-        self._on_log(LogEntry(window.iteration, TRAIN, window.values))
+        self._call(LogEntry(window.iteration, TRAIN, window.values))
 
     def evaluation(self, evaluation: Evaluation) -> None:
-        self._on_log(LogEntry(evaluation.iteration, HELD_OUT, evaluation.values))
+        self._call(LogEntry(evaluation.iteration, HELD_OUT, evaluation.values))
+
+    def _call(self, entry: LogEntry) -> None:
+        try:
+            self._on_log(entry)
+        except Exception as error:
+            raise CallbackFailed from error

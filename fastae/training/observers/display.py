@@ -56,7 +56,7 @@ class Display(Observer):
             BarColumn(bar_width=None),
             TextColumn("{task.fields[status]}"),
             console=console,
-            disable=not (bar and console.is_terminal),
+            disable=console.quiet or not (bar and console.is_terminal),  # a bar would take the user's output
             refresh_per_second=4,
             transient=True,  # otherwise the bar stays on the screen, and after Ctrl-C it does so twice
             expand=True,
@@ -106,14 +106,14 @@ class Result(Observer):
         run: the run's folder.
         info: the properties of the run that its speed is judged by.
         device: the device that trains.
-        counts_first_step: whether the first window is the first step alone, which is not representative.
+        first_is_alone: whether the first window is the first step alone, which is left out.
     """
 
-    def __init__(self, run: RunFolder, info: RunInfo, device: torch.device, counts_first_step: bool) -> None:
+    def __init__(self, run: RunFolder, info: RunInfo, device: torch.device, first_is_alone: bool) -> None:
         self._run = run
         self._info = info
         self._device = device
-        self._counts_first_step = counts_first_step
+        self._first_is_alone = first_is_alone
         self._windows: list[Window] = []
 
     def window(self, window: Window) -> None:
@@ -138,7 +138,7 @@ class Result(Observer):
     def _speed(self) -> str:
         """Returns images/s, the wait for data, and FLOP/s with its share of the device's peak, in words."""
         windows, first_step = self._windows, ""
-        if self._counts_first_step:
+        if self._first_is_alone:
             first_step = f"first step {windows[0].seconds:.1f} s, "
             windows = windows[1:] or windows
         seconds = sum(window.seconds for window in windows)

@@ -93,8 +93,13 @@ class TensorBoard(Observer):
             kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
             for kind, tags in TAGS.items()
         }
-        self.writer.settings(start, config.as_dict())
-        if start == 0:
+        self._config, self._start = config, start
+
+    def begin(self) -> None:
+        """Writes the settings and, in a new run, what TensorBoard compares and draws together."""
+        config = self._config
+        self.writer.settings(self._start, config.as_dict())
+        if self._start == 0:
             train, held_out = self._tags[TRAIN], self._tags[HELD_OUT]
             charts = {name: [train[name], held_out[name]] for name in ("loss", "loss_index")}
             self.writer.layout(charts)

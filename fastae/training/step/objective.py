@@ -23,6 +23,9 @@ GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold"
 `recompute_masks` needs. Small kernels that do not depend on each other are launched as one."""
 
 
+RECOMPILE_LIMIT = 256
+
+
 class Objective(nn.Module):
     """The model with an element of a loss.
 
@@ -93,7 +96,7 @@ class TrainedModel:
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             return DistributedDataParallel(
                 objective,
-                broadcast_buffers=False,  # all ranks have the same statistics
+                broadcast_buffers=False,  # batch norm's are the same on all ranks; the main rank's are saved
                 gradient_as_bucket_view=True,
             )
 
@@ -103,6 +106,9 @@ def prepare(model: nn.Module, hardware: Hardware, world_size: int = 1) -> Traine
 
     Raises SettingError if its batch norms cannot be shared by several ranks.
     """
+    if hardware.compiled:
+        # Each model and element is compiled anew from the same lines. PyTorch's limit is 8 in a process.
+        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     if world_size > 1:
         synchronize(model)
     copies: Mapping[str, Tensor] = {}

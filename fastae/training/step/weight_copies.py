@@ -26,9 +26,10 @@ class WeightCopies(dict[str, Tensor]):
         if len(weights) > len(dict(model.named_parameters())):
             return  # Adam would update one of the two copies only
         for path, layer in model.named_modules():
-            if type(layer) in CAST_LAYERS:
-                for name, weight in layer.named_parameters(prefix=path):
-                    self[name] = weight.detach().bfloat16().requires_grad_()
+            own = dict(layer.named_parameters(prefix=path, recurse=False))
+            # A layer with other weights computes its weight from them, in float32.
+            if type(layer) in CAST_LAYERS and own.keys() <= {f"{path}.weight", f"{path}.bias"}:
+                self |= {name: weight.detach().bfloat16().requires_grad_() for name, weight in own.items()}
         model.register_load_state_dict_post_hook(self._load)
 
     @torch.no_grad()
