@@ -73,7 +73,10 @@ RUN_FOLDER, FAULTS = "Run folder", "Fault tolerance"
 class TrainConfig:
     """The settings of one run. The defaults are the article's, as far as the article states them."""
 
-    loss: str = setting("minibatch_bce", EXPERIMENT, "Reconstruction loss.", choices=tuple(LOSSES))
+    loss: str = setting(
+        "minibatch_bce", EXPERIMENT, f"Reconstruction loss: {', '.join(LOSSES)}.",
+        choices=tuple(LOSSES), metavar="NAME",
+    )  # fmt: skip
     iterations: int = setting(100_000, EXPERIMENT, "Optimizer steps.", within=COUNT, can_change=True)
     minutes: float | None = setting(
         None,

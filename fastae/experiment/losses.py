@@ -86,8 +86,13 @@ OWN_SHADES = (
     _shades("#8fd3b6", "#1b9e77", "#06503a"),
     _shades("#c9b2e6", "#8a5cc2", "#432073"),
     _shades("#f2a7c8", "#d03a80", "#741040"),
+    _shades("#d9cb6b", "#a08c00", "#4d4300"),
+    _shades("#bfc4cb", "#7a828c", "#363c44"),
 )
-"""The colors of elements without their own, in the order in which a figure has them."""
+"""The colors of elements without their own, in the order in which a figure has them.
+
+Further elements have the same colors with other dashes.
+"""
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,10 @@ MARKED = 8
 """The approximate number of a curve's points that have a marker."""
 
 FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
-FURTHER_DASHES = ("-", "--", ":", "-.")
 FURTHER_WIDTH = 1.8
-"""The styles of further curves of a loss: all colors, then all with the next dashes."""
+"""The styles of further curves of a loss: all colors, then all with the next of DASHES."""
+
+DASHES = ("-", "--", ":", "-.")
 
 FONTS = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
 WIDTH, HEIGHT, LEGEND_LINE = 5.6, 3.6, 0.2
@@ -233,16 +234,20 @@ def _draw_curve(axes: Any, curve: Curve, label: str, style: dict[str, Any]) -> N
 
 
 def styles(curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
-    """Yields the style of each curve. All differ, unless there are more than 24 further curves."""
-    further = cycle(product(FURTHER_DASHES, FURTHER_COLORS))
-    palettes = cycle(OWN_SHADES)
-    shades: dict[str, Mapping[str, str]] = {}
+    """Yields the style of each curve.
+
+    All differ, unless there are more than 24 further curves, or 20 elements without their own colors.
+    """
+    further = cycle(product(DASHES, FURTHER_COLORS))
+    palettes = cycle(product(DASHES, OWN_SHADES))
+    chosen: dict[str, tuple[str, Mapping[str, str]]] = {}
     drawn: list[Loss] = []
     for curve in curves:
         element, reduction = curve.loss.element, curve.loss.reduction
-        if element.name not in shades:
-            shades[element.name] = element.shades or next(palettes)
-        color, dashes, width = shades[element.name][reduction.name], "-", reduction.width
+        if element.name not in chosen:
+            chosen[element.name] = (DASHES[0], element.shades) if element.shades else next(palettes)
+        dashes, shades = chosen[element.name]
+        color, width = shades[reduction.name], reduction.width
         if curve.loss in drawn:
             dashes, color = next(further)
             width = FURTHER_WIDTH

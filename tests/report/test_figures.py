@@ -34,7 +34,7 @@ def test_a_figure_names_each_loss_once_in_text_and_no_address():
     svg = figures.draw_curves(drawn)
     assert svg == figures.draw_curves(drawn), "the same figure is the same file"
     assert {*LOSSES, "iteration"} <= set(texts(svg)) and texts(svg).count("pixel_mse") == 1
-    assert all(shade.encode() in svg for element in ELEMENTS for shade in element.shades.values())
+    assert all(look["color"].encode() in svg for look in figures.styles(drawn))
     assert all(part.startswith("://www.w3.org/") for part in svg.decode().split("http")[1:])
 
 
@@ -72,18 +72,24 @@ def test_curves_of_one_loss_are_named_and_no_two_look_alike():
 
 
 def own_curves(names, points=2):
-    """Returns a curve for each reduction of users' own elements and of fastae's, in the order of reports."""
-    elements = [*ELEMENTS, *(Element(name, name, lambda y, x: x - y) for name in names)]
+    """Returns a curve for each reduction of some elements, in the order of reports.
+
+    The elements are those of fastae's that have colors, and users' own.
+    """
+    colored = [element for element in ELEMENTS if element.shades]
+    elements = [*colored, *(Element(name, name, lambda y, x: x - y) for name in names)]
     losses = [Loss(element, reduction) for reduction in REDUCTIONS for element in elements]
     return [figures.Curve(loss, loss.name, np.arange(points), np.ones((1, points))) for loss in losses]
 
 
-def test_elements_of_users_have_different_colors():
-    colors = [look["color"] for look in figures.styles(own_curves(["l1", "smooth_l1", "huber"]))]
-    assert len(set(colors)) == len(colors) == 15
+@pytest.mark.parametrize(("count", "differs"), [(5, ["color"]), (20, ["color", "linestyle"])])
+def test_elements_of_users_differ_in_color_and_if_there_are_many_in_dashes(count, differs):
+    curves = own_curves([f"own_{index}" for index in range(count)])
+    looks = [tuple(look[each] for each in differs) for look in figures.styles(curves)]
+    assert len(set(looks)) == len(curves) >= 3 * count
 
 
-@pytest.mark.parametrize("own", [(), ("l1",), ("l1", "smooth_l1")])
+@pytest.mark.parametrize("own", [(), ("own",), ("own", "other_own")])
 @pytest.mark.parametrize("points", [1, 2, 3, 7, 13, 100])
 def test_curves_that_coincide_are_told_apart_by_markers_at_different_points(points, own):
     curves = own_curves(own, points)

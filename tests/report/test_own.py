@@ -30,7 +30,7 @@ def runs(tmp_path):
         for seed in range(2):
             ends = {0: 9e5, 100: 300_000.0 - 1000 * seed}
             make_run(tmp_path / f"{loss}-{seed}", loss, seed=seed, held_out=ends)
-    for loss in (("pixel", "smooth_l1"), ("minibatch", "l1"), ("minibatch", "smooth_l1")):
+    for loss in (("pixel", "other_own"), ("minibatch", "own"), ("minibatch", "other_own")):
         make_own(tmp_path, loss)
     return tmp_path
 
@@ -38,42 +38,44 @@ def runs(tmp_path):
 def test_own_losses_are_sorted_ranked_and_compared_with_fastaes(runs):
     found, warnings = find_runs([runs])
     losses = list(dict.fromkeys(run.loss.name for run in found))
-    assert losses == ["minibatch_bce", "minibatch_l1", "minibatch_smooth_l1", "pixel_mse", "pixel_smooth_l1"]
+    assert losses == ["minibatch_bce", "minibatch_other_own", "minibatch_own", "pixel_mse", "pixel_other_own"]
     comparison = compare(found)
     assert {*comparison.errors} == {*losses} and not warnings and not comparison.warnings
     values = {contrast.name: effect.value for contrast, effect in analyse(comparison).primary.items()}
     assert values == {
         "squared error − cross entropy": 0.0,
-        "l1 − cross entropy": -50_000.0,
-        "smooth_l1 − cross entropy": -50_000.0,
-        "l1 − squared error": -50_000.0,
-        "smooth_l1 − squared error": -50_000.0,
-        "smooth_l1 − l1": 0.0,
+        "other_own − cross entropy": -50_000.0,
+        "own − cross entropy": -50_000.0,
+        "other_own − squared error": -50_000.0,
+        "own − squared error": -50_000.0,
+        "own − other_own": 0.0,
         "minibatch − pixel": 0.0,
     }
 
 
 def test_a_page_names_own_losses_and_who_can_repeat_them(runs):
     words = words_of(make_report([runs]))
-    assert "minibatch_smooth_l1 mean of 2 seeds 100 249,500 ± 707" in words
-    assert "smooth_l1 − l1 0" in words
-    assert "fastae train --loss pixel_mse" in words and "# minibatch_l1-0" in words
-    assert "train --loss minibatch_l1" not in words
+    assert "minibatch_other_own mean of 2 seeds 100 249,500 ± 707" in words
+    assert "own − other_own 0" in words
+    assert "fastae train --loss pixel_mse" in words and "# minibatch_own-0" in words
+    assert "train --loss minibatch_own" not in words
 
 
 def test_an_own_model_is_reported_on_without_reconstructions_in_one_line(tmp_path, face_folder):
     make_run(tmp_path / "article", data=face_folder, weights=0, described={"model": ARTICLES_MODEL})
     make_run(tmp_path / "older", seed=1, data=face_folder)
-    for loss in (("minibatch", "l1"), ("pixel", "l1")):
+    for loss in (("minibatch", "own"), ("pixel", "own")):
         make_own(tmp_path, loss, data=face_folder, weights=0, model="nets.Residual")
     gallery, (warning,) = gallery_of(tmp_path, face_folder)
     assert labels_of(gallery) == ["minibatch_bce model article's"]
-    assert "minibatch_l1" in warning and "pixel_l1" in warning
+    assert "minibatch_own" in warning and "pixel_own" in warning
 
 
-@pytest.mark.parametrize("described", [{}, {"element": "l2", "reduction": "minibatch"}, {"element": "l1"}])
+@pytest.mark.parametrize(
+    "described", [{}, {"element": "other_own", "reduction": "minibatch"}, {"element": "own"}]
+)
 def test_a_loss_that_its_description_does_not_explain_is_skipped(described, tmp_path):
     make_run(tmp_path / "good")
-    make_run(tmp_path / "odd", "minibatch_l1", described=described)
+    make_run(tmp_path / "odd", "minibatch_own", described=described)
     (run,), (warning,) = find_runs([tmp_path])
-    assert run.name == "good" and "odd/config.json" in warning and "minibatch_l1" in warning
+    assert run.name == "good" and "odd/config.json" in warning and "minibatch_own" in warning

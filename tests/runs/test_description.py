@@ -15,7 +15,7 @@ FULL = RunDescription(
     CONFIG,
     data=DataDescription("faces", "/faces", 38, 2, "by name", 2, "abc"),
     model="program.Model",
-    element="l1",
+    element="own",
     reduction="pixel",
     compiled=False,
     environment=Environment(fastae="0.1.0", packages={"torch": "2.13.0"}),
@@ -33,7 +33,7 @@ def test_a_description_is_read_back_as_it_was_written():
 
 def test_a_field_that_is_missing_or_of_another_type_has_its_default():
     written = as_json(FULL) | {"compiled": "yes", "model": [3], "resumed": 5, "environment": None}
-    expected = RunDescription(CONFIG, data=FULL.data, element="l1", reduction="pixel")
+    expected = RunDescription(CONFIG, data=FULL.data, element="own", reduction="pixel")
     assert RunDescription.from_dict(written, "config.json") == expected
     assert RunDescription.from_dict({"config": CONFIG.as_dict()}, "config.json") == RunDescription(CONFIG)
 
@@ -54,7 +54,7 @@ def test_what_older_versions_wrote_is_read():
 
 
 def test_a_loss_of_ones_own_is_known_by_its_parts_and_an_unknown_name_is_an_error():
-    own = replace(FULL, config=replace(CONFIG, loss="pixel_l1"))
-    assert own.loss.name == "pixel_l1" and own.loss.reduction is REDUCTIONS[1]
-    with pytest.raises(ValueError, match="minibatch_l1"):
-        _ = replace(own, config=replace(CONFIG, loss="minibatch_l1")).loss
+    own = replace(FULL, config=replace(CONFIG, loss="pixel_own"))
+    assert own.loss.name == "pixel_own" and own.loss.reduction is REDUCTIONS[1]
+    with pytest.raises(ValueError, match="minibatch_own"):
+        _ = replace(own, config=replace(CONFIG, loss="minibatch_own")).loss

@@ -106,7 +106,7 @@ def test_a_run_of_a_sweep_ends_in_the_same_bits_as_the_run_that_train_makes(swep
         run for run in SweepConfig(TrainConfig(), same_init=False).runs() if run.loss == "pixel_mse"
     ]
     alone = train(settings(face_folder, out=tmp_path / "alone", loss="pixel_mse", seed=planned.seed))
-    # It is the sweep's fourth run. What it shares with the three before it changes no bit.
+    # What it shares with the sweep's runs before it changes no bit.
     assert same_state(last_training(swept[0] / "pixel_mse"), last_training(alone))
 
 
@@ -228,7 +228,7 @@ def test_each_kind_of_loss_is_compiled_once(face_folder, tmp_path):
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        (["--losses", "minibatch_bce,huber"], "--losses 'huber': not one of minibatch_bce"),
+        (["--losses", "minibatch_bce,unknown"], "--losses 'unknown': not one of minibatch_bce"),
         (["--losses", ""], "--losses"),
         (["--repeats", "0"], "--repeats must be"),
         (["--repeats", 10**12], "--repeats must be"),
@@ -354,16 +354,15 @@ def test_a_finished_run_without_a_checkpoint_is_not_trained_again(face_folder, t
 
 
 def test_losses_and_a_model_of_ones_own_are_swept(face_folder, tmp_path):
-    def own(reconstruction, images):
+    def absolute_error(reconstruction, images):
         return (reconstruction - images).abs()
 
-    names = ["minibatch_l1", "pixel_l1", "minibatch_mse"]
-    out = run_sweep(
-        settings(face_folder, iterations=1), names, model=small_model, losses={"l1": own}, out=tmp_path
-    )
+    config, losses = settings(face_folder, iterations=1), {"own": absolute_error}
+    names = ["minibatch_own", "pixel_own", "minibatch_mse"]
+    out = run_sweep(config, names, model=small_model, losses=losses, out=tmp_path)
     assert finished(out) == set(names)
-    described = json.loads((out / "pixel_l1" / "config.json").read_text())
-    assert (described["element"], described["reduction"]) == ("l1", "pixel")
+    described = json.loads((out / "pixel_own" / "config.json").read_text())
+    assert (described["element"], described["reduction"]) == ("own", "pixel")
     assert described["model"].endswith("small_model")
-    with pytest.raises(FastaeError, match="huber"):
-        run_sweep(settings(face_folder), ["minibatch_huber"], losses={"l1": own}, out=tmp_path / "other")
+    with pytest.raises(FastaeError, match="minibatch_unknown"):
+        run_sweep(config, ["minibatch_unknown"], losses=losses, out=tmp_path / "other")
