@@ -104,7 +104,7 @@ def test_the_budget_adds_up_what_the_six_runs_take():
     assert parts == pytest.approx(
         {"step": 12_000, "loader": 1_200, "evaluations": 1_200, "checkpoints": 11.0}
     )
-    assert "six runs in 4 h" in endtoend.budget_lines(parts)[-1]
+    assert "six runs in 4.0 h" in endtoend.budget_lines(parts)[-1]
     assert endtoend.budget({"host": {"absent": "no GPU"}}, 64) == {}
 
 

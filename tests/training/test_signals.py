@@ -8,7 +8,7 @@ import time
 import pytest
 from torch._inductor.exc import CppCompileError
 
-from fastae.errors import Stopped
+from fastae.errors import RunFailure, Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import finished_at
 from fastae.sweep.plan import SweepConfig
@@ -124,7 +124,7 @@ def test_a_compiler_that_fails_by_itself_is_not_reported_as_a_stop(face_folder, 
         raise CppCompileError(["g++"], "no such header")
 
     monkeypatch.setattr(TrainingStep, "_step", failing)
-    with pytest.raises(CppCompileError):
+    with pytest.raises(RunFailure, match="torch.compile failed .*--no-compile"):
         train(small_config(face_folder, tmp_path / "run"))
 
 
