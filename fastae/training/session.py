@@ -94,11 +94,13 @@ class Session:
         """Begins a training from the initial weights of `config.seed`, with a loader's `make_batch`."""
         images = torch.empty(batch_shape(config), device="meta")
         require_elements(self.experiment.loss(config.loss), images, images)  # a sweep has several losses
-        initial = build_model(self.experiment, config)
-        # In place, since what was compiled holds these weights. A buffer need not be in the state dict.
-        self.trained.model.load_state_dict(initial.state_dict())
-        for name, buffer in initial.named_buffers():
-            self.trained.model.get_buffer(name).copy_(buffer)
+        if self.trained.initial_seed != config.seed:
+            initial = build_model(self.experiment, config)
+            # In place, since what was compiled holds these weights. A buffer need not be in the state dict.
+            self.trained.model.load_state_dict(initial.state_dict())
+            for name, buffer in initial.named_buffers():
+                self.trained.model.get_buffer(name).copy_(buffer)
+        self.trained.initial_seed = None
         return TrainingStep(
             self.trained,
             self.experiment.loss(config.loss),
@@ -183,12 +185,11 @@ def open_session(
     config = replace(user_config, **(overrides or {}))
     experiment = experiment or Experiment()
     meta = experiment.build_meta(config.image_size, config.latent)
+    require_writable(meta)
     cost = step_cost(meta, experiment.loss(config.loss), batch_shape(config))
     cache = cache_folder(config.cache_dir)
     keep_kernels(cache)
     hardware = open_hardware(config, ranks, cost)
-    model = build_model(experiment, config)
-    require_writable(model)
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
     replaced = ReplacedFiles()
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
@@ -207,13 +208,15 @@ def open_session(
     loader = open_batches(files, config, ranks, hardware, crop_resize, cache)
     if not config.amp and choose_precision(hardware.device, amp=True).dtype:
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
+    model = build_model(experiment, config)
+    require_finite(model)
     return Session(
         config=user_config,
         experiment=experiment,
         ranks=ranks,
         hardware=hardware,
         cost=cost,
-        trained=prepare(model.to(hardware.device), hardware, ranks.size),
+        trained=prepare(model.to(hardware.device), hardware, ranks.size, config.seed),
         environment=convert(describe_environment(), Environment),
         folder=folder,
         source=source,
@@ -303,11 +306,16 @@ def refuse_forked() -> None:
 
 
 def require_writable(model: nn.Module) -> None:
-    """Raises SettingError unless a checkpoint can hold the state dict of a model with its initial weights."""
+    """Raises SettingError unless a checkpoint can hold a model's state dict."""
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor) or is_lazy(value) or value.dtype not in KINDS:
             kind = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise SettingError("model", f"cannot be saved: {name} is {kind}, or has no shape yet")
+
+
+def require_finite(model: nn.Module) -> None:
+    """Raises SettingError unless a model's initial state is finite, as a checkpoint's must be."""
+    for name, value in model.state_dict().items():
         if not value.isfinite().all():
             raise SettingError("model", f"{name} is not finite: register it with persistent=False")
 

@@ -124,7 +124,7 @@ def test_a_compiler_that_fails_by_itself_is_not_reported_as_a_stop(face_folder, 
         raise CppCompileError(["g++"], "no such header")
 
     monkeypatch.setattr(TrainingStep, "_step", failing)
-    with pytest.raises(RunFailure, match="torch.compile failed .*--no-compile"):
+    with pytest.raises(RunFailure, match=r"torch\.compile failed .*--no-compile"):
         train(small_config(face_folder, tmp_path / "run"))
 
 

@@ -71,6 +71,9 @@ class TrainedModel:
     world_size: int = 1
     """The number of ranks that train the model together."""
 
+    initial_seed: int | None = None
+    """The seed whose initial weights the model has; None if it has been trained."""
+
     copies: Mapping[str, Tensor] = field(default_factory=dict)
     """Name of a weight -> the bf16 copy that is differentiated instead of it."""
 
@@ -101,7 +104,9 @@ class TrainedModel:
             )
 
 
-def prepare(model: nn.Module, hardware: Hardware, world_size: int = 1) -> TrainedModel:
+def prepare(
+    model: nn.Module, hardware: Hardware, world_size: int = 1, initial_seed: int | None = None
+) -> TrainedModel:
     """Makes a model ready to be trained on its device: replaces layers, and copies weights where that helps.
 
     Raises SettingError if its batch norms cannot be shared by several ranks.
@@ -116,4 +121,4 @@ def prepare(model: nn.Module, hardware: Hardware, world_size: int = 1) -> Traine
         recompute_masks(model)
         if world_size == 1 and hardware.precision.dtype is torch.bfloat16:  # ranks share float32 gradients
             copies = WeightCopies(model)
-    return TrainedModel(model, hardware, world_size, copies)
+    return TrainedModel(model, hardware, world_size, initial_seed, copies)
