@@ -197,7 +197,7 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
     "--json",
     "as_json",
     is_flag=True,
-    help="Print JSON: a list of the run's parts, of which each resumption begins one.",
+    help="Print JSON: a list of the run's parts. Each resumption begins one.",
 )
 def gpu(run: Path, as_json: bool) -> None:
     """Show how busy RUN kept GPU and CPU, and what to change.

@@ -44,10 +44,9 @@ class Experiment:
         return f"{named.__module__}.{named.__qualname__}"  # type: ignore[union-attr]
 
     def build(self, image_size: int, latent: int, seed: int = 0) -> nn.Module:
-        """Makes a model in training mode, with the initial weights of `seed`, which are the same on every
-        device.
+        """Makes a model in training mode, with the initial weights of `seed`: the same on every device.
 
-        A user's own knows its size itself.
+        A user's own model knows its size itself.
         """
         with _seeding, torch.random.fork_rng(devices=[]):  # a user's program may use the same generator
             torch.manual_seed(seed)

@@ -30,7 +30,7 @@ since each holds its batch."""
 
 @dataclass(frozen=True)
 class Window:
-    """The figures of consecutive iterations, the last of which is logged."""
+    """The figures of consecutive iterations. The last one is logged."""
 
     iteration: int
     """The last iteration of the window."""

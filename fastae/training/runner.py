@@ -58,7 +58,6 @@ def train(
         Stopped: a signal has stopped the run.
     """
     ranks, experiment = launched(), experiment_with(model, losses)
-    experiment.loss(config.loss)
     out = Path(config.out) if config.out else None
     with quieted(quiet), new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
         path = Path(ranks.broadcast("run", str(mine.path) if mine else ""))

@@ -326,7 +326,7 @@ ANSWERS = {
 
 
 def machine_of(*cards, **options):
-    """Makes a machine from cards, each of which is a Card, or the series of its states."""
+    """Makes a machine from cards. Each is a Card, or the series of its states."""
     made = [card if isinstance(card, Card) else Card(list(card)) for card in cards]
     placed = (dataclasses.replace(card, uuid=f"GPU-{index}", index=index) for index, card in enumerate(made))
     return RecordedNvml(*placed, **options)

@@ -22,8 +22,11 @@ GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold"
 """Options of Inductor. A value that kernels read up to 16 times is recomputed instead of stored, which
 `recompute_masks` needs. Small kernels that do not depend on each other are launched as one."""
 
-
 RECOMPILE_LIMIT = 256
+"""How often a process may compile `Objective.forward`, which it does for each model and element.
+
+PyTorch's default of 8 would end a search over models.
+"""
 
 
 class Objective(nn.Module):
@@ -112,7 +115,6 @@ def prepare(
     Raises SettingError if its batch norms cannot be shared by several ranks.
     """
     if hardware.compiled:
-        # Each model and element is compiled anew from the same lines. PyTorch's limit is 8 in a process.
         torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
     if world_size > 1:
         synchronize(model)
