@@ -52,7 +52,7 @@ def measure(
     hardware = Hardware(target, precision, compiled, compile_note="")
     apply(hardware)
     root = open_source(images)[0].root
-    loader = open_loader(
+    source = open_loader(
         root,
         kind=kind,  # type: ignore[arg-type]
         batch_size=batch_size,
@@ -60,12 +60,12 @@ def measure(
         seed=0,
         tuning=Tuning(compiled=compiled),
         cache=False,
-    )
-    if loader.kind != kind:
-        return {"absent": f"is {loader.kind} on this device"}
-    fixed_input = loader.example()
+    ).source
+    if source.kind != kind:
+        return {"absent": f"is {source.kind} on this device"}
+    fixed_input = source.example()
 
-    step = _step(batch_size, hardware, loader.make_batch)
+    step = _step(batch_size, hardware, source.make_batch)
     graph = step.capture(fixed_input)
 
     def run(inputs: Iterable[Any], number: int) -> dict[str, float]:
@@ -98,7 +98,7 @@ def measure(
 
     run(itertools.repeat(fixed_input), WARM_UP)
     fixed = run(itertools.repeat(fixed_input), iterations)
-    stream = loader.inputs()
+    stream = source.inputs()
     run(stream, WARM_UP)
     fed = run(stream, iterations)
 

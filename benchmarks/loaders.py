@@ -18,7 +18,7 @@ from benchmarks import peers
 from benchmarks.measure import Figure, isolated, rates, take
 
 if TYPE_CHECKING:
-    from fastae.data.loaders.loader import LoaderKind
+    from fastae.data.loaders.batch_source import LoaderKind
 
 BATCH = 64
 OURS = ("fastae resident", "fastae host", "fastae dali")
@@ -76,13 +76,13 @@ def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -
     if device == "cpu":
         keep_freed_memory()
         torch.set_num_threads(threads)
-    loader: Any = open_loader(
+    source: Any = open_loader(
         root, kind=kind, batch_size=BATCH, device=device, seed=0, tuning=Tuning(threads=threads), cache=cache
-    )
+    ).source
     if kind != "host" or device != "cpu":
-        yield from loader.batches()
+        yield from source.batches()
     for iteration in itertools.count():
-        yield host.gather(loader.store, loader.sampler.at(iteration))
+        yield host.gather(source.store, source.sampler.at(iteration))
 
 
 def measure_all(

@@ -10,8 +10,8 @@ from typing import cast
 import torch
 import torch.distributed as dist
 
-from fastae.data.loaders.loader import Loader
-from fastae.data.loaders.resident import ResidentLoader
+from fastae.data.loaders.batch_source import BatchSource
+from fastae.data.loaders.resident import ResidentSource
 from fastae.device.memory import is_out_of_memory
 from fastae.errors import NotFinite, RunFailure, Stopped, TrainingFault
 from fastae.runs.folder import RunFolder
@@ -80,11 +80,11 @@ def _is_compiler_error(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
 
 
-def out_of_memory_advice(loader: Loader, device: torch.device) -> str:
+def out_of_memory_advice(loader: BatchSource, device: torch.device) -> str:
     """Returns one line that says what takes less memory on `device`."""
     batch_size = loader.sampler.batch_size
     remedies = [f"--batch-size {batch_size // 2}"] if batch_size > 1 else []
-    if isinstance(loader, ResidentLoader):
+    if isinstance(loader, ResidentSource):
         kind, saved = "host" if device.type == "cuda" else "dali", loader.store.pixels.nbytes
         remedies.append(f"--loader {kind} ({saved / 1e9:.1f} GB less on {device})")
     remedy = " or ".join(remedies) or "a smaller --image-size, or another device"

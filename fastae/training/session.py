@@ -17,15 +17,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastae.config import TrainConfig
-from fastae.data import CropResize, Loader, Tuning
+from fastae.data import CropResize, Tuning
 from fastae.data.files.folder import ImageFolder, count_faults
 from fastae.data.files.jpeg import FileFault
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.files.search import count_ignored
-from fastae.data.loaders.choose import build_loader
-from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.loader import LoaderKind
+from fastae.data.loaders.batch_source import BatchSource, LoaderKind
+from fastae.data.loaders.choose import build_source
+from fastae.data.loaders.decode import open_decoder, refuse_forked
 from fastae.data.loaders.open import load_held_out
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.source import open_source
@@ -35,7 +35,7 @@ from fastae.device.choose import Hardware, choose_device, choose_precision, devi
 from fastae.device.compatibility import unusable_gpu_reason
 from fastae.device.compiling import choose_compile, require_temporary_folder
 from fastae.device.memory import require_room
-from fastae.errors import FastaeError, SettingError
+from fastae.errors import SettingError
 from fastae.experiment.definition import Experiment, StepCost, require_elements, step_cost
 from fastae.monitor.summary import RunInfo
 from fastae.runs.description import DataDescription, Environment, RunDescription
@@ -48,8 +48,6 @@ from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import log
 from fastae.utils.environment import describe_environment
 from fastae.utils.json import convert
-
-_first_process: int | None = None
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class Session:
     held_out: Tensor
     """The images to evaluate on: float32 (N, 3, S, S) on the device."""
 
-    loader: Loader
+    loader: BatchSource
     """The training batches of the first run. `reseeded` makes those of another run."""
 
     @property
@@ -246,7 +244,7 @@ def open_batches(
     hardware: Hardware,
     crop_resize: CropResize,
     cache: Path,
-) -> Loader:
+) -> BatchSource:
     """Opens the loader of this rank's part of the training batches. Raises FastaeError."""
     sampler = Sampler(
         count=len(files),
@@ -258,7 +256,7 @@ def open_batches(
     )
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config.threads, hardware))
     kept_in = cache if config.cache else None
-    loader = build_loader(files, sampler, decoder, kind=cast(LoaderKind, config.loader), cache=kept_in)
+    loader = build_source(files, sampler, decoder, kind=cast(LoaderKind, config.loader), cache=kept_in)
     log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
     return loader
 
@@ -292,17 +290,6 @@ def loader_tuning(threads: int | None, hardware: Hardware) -> Tuning:
     tuning = Tuning(threads=threads, compiled=hardware.compiled)
     # The JPEG engine decodes some images, chosen by size, and its pixels differ from the CUDA cores'.
     return replace(tuning, hw_decoder_load=0.0) if hardware.deterministic else tuning
-
-
-def refuse_forked() -> None:
-    """Raises FastaeError in a fork of a process that has trained: a fork lacks that process's threads."""
-    global _first_process
-    if _first_process not in (None, os.getpid()):
-        raise FastaeError(
-            "this process is a fork of one that has trained already, without its threads: "
-            "start it by multiprocessing's 'spawn' instead"
-        )
-    _first_process = os.getpid()
 
 
 def require_writable(model: nn.Module) -> None:

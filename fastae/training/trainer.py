@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastae.data.files.recovery import DecoderError
-from fastae.data.loaders.loader import Loader
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Checkpoint, Progress
@@ -76,7 +76,7 @@ class Trainer:
         run: RunFolder,
         *,
         step: TrainingStep,
-        loader: Loader,
+        loader: BatchSource,
         clock: Clock,
         observers: Sequence[Observer],
         stops: StopSignals,
@@ -229,7 +229,9 @@ class Trainer:
         if iteration is None:
             return
         train = self._session.folder.train
-        self._run.note_non_finite(iteration, [train[index] for index in self._loader.indices(iteration - 1)])
+        self._run.note_non_finite(
+            iteration, [train[index] for index in self._loader.sampler.indices(iteration - 1)]
+        )
         raise NotFinite(
             f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite_file})"
         )

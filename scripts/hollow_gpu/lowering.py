@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from fastae.config import TrainConfig
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.host import HostLoader
-from fastae.data.loaders.loader import Loader
-from fastae.data.loaders.resident import ResidentLoader
+from fastae.data.loaders.host import HostSource
+from fastae.data.loaders.resident import ResidentSource
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import Store
 from fastae.data.loaders.tuning import Tuning
@@ -44,7 +44,7 @@ class Step:
     """A step on the hollow GPU and the loader that feeds it."""
 
     step: TrainingStep
-    loader: Loader
+    loader: BatchSource
     trained: TrainedModel
 
     @property
@@ -93,11 +93,11 @@ def make_trained(config: TrainConfig, precision: Precision, world_size: int = 1)
 
 
 def stand_in_loader(
-    config: TrainConfig, images: int, kind: type[ResidentLoader | HostLoader] = ResidentLoader
-) -> Loader:
+    config: TrainConfig, images: int, kind: type[ResidentSource | HostSource] = ResidentSource
+) -> BatchSource:
     """Makes a loader over an empty store."""
     device, size = choose_device("cuda"), config.image_size
-    where = torch.device("cpu") if kind is HostLoader else device
+    where = torch.device("cpu") if kind is HostSource else device
     store = Store(
         torch.empty(images, size, 3, size, dtype=torch.uint8, device=where),
         torch.empty(images, 3, device=where),

@@ -14,7 +14,7 @@ from fastae.config import TrainConfig
 from fastae.data.files.check import Check
 from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
-from fastae.data.loaders.host import HostLoader
+from fastae.data.loaders.host import HostSource
 from fastae.experiment.definition import Experiment, step_cost
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import Environment
@@ -59,7 +59,7 @@ def drive(config: TrainConfig) -> dict[str, int]:
         counts["new"] = train(session, settings, Path(folder) / "one")
         counts["resumed"] = resume(session, replace(settings, iterations=24), Path(folder) / "one")
         counts["second"] = train(session, replace(settings, loss="pixel_mse"), Path(folder) / "two")
-        loader = lowering.stand_in_loader(config, IMAGES, HostLoader)
+        loader = lowering.stand_in_loader(config, IMAGES, HostSource)
         session = replace(session, loader=loader)
         counts["host"] = train(session, replace(settings, loader="host"), Path(folder) / "three")
         console.quiet = False

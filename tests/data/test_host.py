@@ -12,9 +12,9 @@ import torch
 from fastae.data import CropResize, Tuning
 from fastae.data.loaders import host
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.host import HostLoader
+from fastae.data.loaders.host import HostSource
 from fastae.data.loaders.pixel_ops import channel_means
-from fastae.data.loaders.resident import ResidentLoader
+from fastae.data.loaders.resident import ResidentSource
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import Store
 from fastae.experiment.augment import Augmentation
@@ -29,7 +29,7 @@ def loaders():
     store = Store(pixels, channel_means(pixels), {})
     sampler = Sampler(50, 6, 0, Augmentation(0.5, 0.9, 1.0))
     decoder = open_decoder(CropResize(size=16), torch.device("cpu"), Tuning(compiled=False))
-    return [kind(store, sampler, decoder) for kind in (HostLoader, ResidentLoader)]
+    return [kind(store, sampler, decoder) for kind in (HostSource, ResidentSource)]
 
 
 @pytest.mark.parametrize("shuffle", [True, False])

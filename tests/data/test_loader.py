@@ -16,7 +16,7 @@ from fastae.data.files.jpeg import Fault, Inspection
 from fastae.data.files.recovery import DecoderError, ImageFiles
 from fastae.data.loaders import dali as loaders
 from fastae.data.loaders import pipeline
-from fastae.data.loaders.dali import DaliLoader
+from fastae.data.loaders.dali import DaliSource
 from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.pipeline import (
     DaliPipeline,
@@ -148,7 +148,8 @@ def test_iterating_gives_one_epoch_after_the_other(face_paths):
     loader = opened(face_paths[:35])
     assert len(loader) == 4
     assert same([*loader, *loader], take(opened(face_paths[:35]).batches(), 8))
-    assert torch.equal(next(iter(loader.reseeded(4))), next(iter(loader.reseeded(4))))
+    again = (next(loader.source.reseeded(4).batches()) for _ in range(2))
+    assert torch.equal(*again)
 
 
 def test_images_of_any_size_are_loaded_in_their_order(tmp_path, face_paths):
@@ -177,7 +178,7 @@ def test_batches_that_a_gpu_decodes_together_are_split_again(face_paths, shuffle
     """20 images in batches of 8, two batches at a time. Without shuffling, every third batch has 4 images."""
     tuning = Tuning(threads=1, decode_batch=16)
     ours, theirs = (
-        DaliLoader(
+        DaliSource(
             ImageFiles(face_paths[:20]),
             Sampler(20, 8, 0, Augmentation(), shuffle=shuffle),
             decoder(CropResize(size=32), PixelOps(CropResize(size=32), False), CPU, tuning),
@@ -207,7 +208,7 @@ def test_fewer_large_images_are_decoded_at_once_and_a_lost_file_does_not_change_
     for paths in (["a"] * 1000, ["gone", *["a"] * 999]):
         sampler = Sampler(len(paths), batch_size, 0, Augmentation())
         decoder = DecoderOfAGpu(CropResize(), None, CPU, Tuning())
-        assert DaliLoader(ImageFiles(paths), sampler, decoder).group_length == iterations
+        assert DaliSource(ImageFiles(paths), sampler, decoder).group_length == iterations
 
 
 def test_each_value_of_a_tuning_reaches_dali():

@@ -27,7 +27,7 @@ from fastae.data.files.recovery import (
     recovered,
 )
 from fastae.data.loaders import pipeline
-from fastae.data.loaders.choose import build_loader
+from fastae.data.loaders.choose import build_source
 from fastae.data.loaders.decode import Decoder, open_decoder
 from fastae.data.loaders.open import load_held_out
 from fastae.data.loaders.sampler import Sampler
@@ -77,7 +77,7 @@ def open_(paths, replaced=None, kind="dali", **crop_resize):
     """Makes a loader of files without the quick check."""
     files = ImageFiles(paths, None if replaced is None else note_in(replaced))
     decoder = open_decoder(CropResize(**crop_resize), torch.device("cpu"), Tuning(compiled=False))
-    return build_loader(files, Sampler(len(paths), 4, 0, Augmentation()), decoder, kind)
+    return build_source(files, Sampler(len(paths), 4, 0, Augmentation()), decoder, kind)
 
 
 def damage(way, *paths):

@@ -87,9 +87,7 @@ def work(folder: str) -> None:
     )  # fmt: skip
     batches = loader.batches()
     for iteration in range(-(-len(quick.usable) // BATCH)):
-        print(
-            f"loading {[quick.usable[image] for image in loader.sampler.at(iteration).indices]}", flush=True
-        )
+        print(f"loading {[quick.usable[image] for image in loader.indices(iteration)]}", flush=True)
         started = time.monotonic()
         batch = next(batches)
         slowest = max(slowest, time.monotonic() - started)

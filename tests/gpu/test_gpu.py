@@ -69,7 +69,9 @@ def test_a_compiled_step_waits_for_nothing(cuda):
 
 @pytest.mark.parametrize("kind", ["dali", "host", "resident"])
 def test_a_graph_of_the_whole_step_trains_as_the_eager_step_does(cuda, face_paths, kind):
-    loader = open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=0, image_size=64, cache=False)
+    loader = open_loader(
+        face_paths, kind=kind, batch_size=8, device=cuda, seed=0, image_size=64, cache=False
+    ).source
 
     def train(recorded):
         step = make_step(small_model(cuda), loader=loader)

@@ -11,7 +11,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.pixel_ops import channel_means
-from fastae.data.loaders.resident import ResidentLoader
+from fastae.data.loaders.resident import ResidentSource
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import Store
 from fastae.data.loaders.tuning import Tuning
@@ -36,7 +36,7 @@ def resident(device):
     pixels = torch.randint(256, (IMAGES, SIZE, 3, SIZE), dtype=torch.uint8, generator=generator)
     store = Store(pixels.to(device), channel_means(pixels).to(device), {})
     decoder = open_decoder(CropResize(size=SIZE), device, Tuning(threads=1, compiled=True))
-    return ResidentLoader(store, Sampler(IMAGES, BATCH, 0, Augmentation()), decoder)
+    return ResidentSource(store, Sampler(IMAGES, BATCH, 0, Augmentation()), decoder)
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Makes the loader of files that are checked already, of the kind that suits them.
+"""Makes the source of the batches of checked files, of the kind that suits them.
 
 dali        Every epoch, DALI reads and decodes the files. On a GPU, DALI's graph also augments the
             images; on a CPU, `fastae.data.loaders.pixel_ops` does.
@@ -18,11 +18,11 @@ from pathlib import Path
 import torch
 
 from fastae.data.files.recovery import ImageFiles
-from fastae.data.loaders.dali import DaliLoader
+from fastae.data.loaders.batch_source import BatchSource, LoaderKind
+from fastae.data.loaders.dali import DaliSource
 from fastae.data.loaders.decode import Decoder
-from fastae.data.loaders.host import HostLoader
-from fastae.data.loaders.loader import Loader, LoaderKind
-from fastae.data.loaders.resident import ResidentLoader
+from fastae.data.loaders.host import HostSource
+from fastae.data.loaders.resident import ResidentSource
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import is_stored, open_store, store_bytes
 from fastae.device.memory import free_memory
@@ -33,14 +33,14 @@ from fastae.utils.files import is_writable, nearest_existing
 CPU = torch.device("cpu")
 
 
-def build_loader(
+def build_source(
     files: ImageFiles,
     sampler: Sampler,
     decoder: Decoder,
     kind: LoaderKind = "auto",
     cache: Path | None = None,
-) -> Loader:
-    """Makes a loader of files that have passed the quick check.
+) -> BatchSource:
+    """Makes a source of the batches of files that have passed the quick check.
 
     Args:
         files: the images' files.
@@ -57,15 +57,15 @@ def build_loader(
     note = ""
     if kind == "auto":
         kind, note = _choose_kind(files, decoder, cache)
-    loader: Loader
+    source: BatchSource
     if kind == "dali":
-        loader = DaliLoader(files, sampler, decoder)
+        source = DaliSource(files, sampler, decoder)
     elif kind == "host" and decoder.on_gpu:
-        loader = HostLoader(open_store(files, decoder, cache, device=CPU), sampler, decoder)
+        source = HostSource(open_store(files, decoder, cache, device=CPU), sampler, decoder)
     else:
-        loader = ResidentLoader(open_store(files, decoder, cache, device=decoder.device), sampler, decoder)
-    loader.note, loader.paths = note, files.paths
-    return loader
+        source = ResidentSource(open_store(files, decoder, cache, device=decoder.device), sampler, decoder)
+    source.note = note
+    return source
 
 
 def _require_whole_batches(sampler: Sampler) -> None:

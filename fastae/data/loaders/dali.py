@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fastae.data.files.jpeg import inspect
 from fastae.data.files.recovery import ImageFiles, recovered
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import Decoder
-from fastae.data.loaders.loader import Loader
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.experiment.augment import AugmentParams
 from fastae.utils.sample import evenly_spaced
@@ -28,7 +28,7 @@ SIZED = 256
 """The number of files whose headers are read to find the size of the images."""
 
 
-class DaliLoader(Loader):
+class DaliSource(BatchSource):
     """Streams augmented batches of JPEG files through DALI.
 
     On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its

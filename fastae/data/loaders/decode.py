@@ -38,6 +38,8 @@ SMALLEST = 16
 MOST_THREADS = 8
 """The maximum number of decoding threads on a CPU. More gain little for images of 178x218."""
 
+_first_process: int | None = None
+
 
 @dataclass(frozen=True)
 class Decoder:
@@ -129,8 +131,23 @@ class Decoder:
                 pass
 
 
+def refuse_forked() -> None:
+    """Raises FastaeError in a fork of a process that has opened a decoder: a fork lacks its threads."""
+    global _first_process
+    if _first_process not in (None, os.getpid()):
+        raise FastaeError(
+            "this process is a fork of one that has used fastae already, without its threads: "
+            "start it by multiprocessing's 'spawn' instead"
+        )
+    _first_process = os.getpid()
+
+
 def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning = DEFAULT) -> Decoder:
-    """Makes a decoder for a device. Raises FastaeError unless exactly one build of DALI is installed."""
+    """Makes a decoder for a device.
+
+    Raises FastaeError unless exactly one build of DALI is installed, and in a fork (`refuse_forked`).
+    """
+    refuse_forked()
     require_dali()
     compiled = can_compile(device) if tuning.compiled is None else tuning.compiled
     if device.type == "cuda" and device.index is None:

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import Decoder
-from fastae.data.loaders.loader import Loader
 from fastae.data.loaders.pixel_ops import pack_params
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.data.loaders.store import Store
@@ -26,7 +26,7 @@ AHEAD = 4
 """The number of batches that are gathered and uploaded ahead."""
 
 
-class HostLoader(Loader):
+class HostSource(BatchSource):
     """Gathers batches from decoded images in host memory, and uploads them to a GPU, which augments them."""
 
     kind = "host"

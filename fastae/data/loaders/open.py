@@ -14,10 +14,11 @@ from torch import Tensor
 from fastae.data.files.folder import ImageFolder, check_list, count_faults, open_folder
 from fastae.data.files.jpeg import FileFault
 from fastae.data.files.recovery import ImageFiles, NoneLeft
-from fastae.data.loaders.choose import build_loader
+from fastae.data.loaders.batch_source import LoaderKind
+from fastae.data.loaders.choose import build_source
 from fastae.data.loaders.crop_resize import SIZE, CropResize
 from fastae.data.loaders.decode import open_decoder
-from fastae.data.loaders.loader import Loader, LoaderKind
+from fastae.data.loaders.loader import Loader
 from fastae.data.loaders.pixel_ops import to_batch
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.tuning import DEFAULT, Tuning
@@ -111,9 +112,8 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
         log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
     decoder = open_decoder(replace(crop_resize, crop=crop or side), device, tuning)
     files = ImageFiles(paths, on_replaced)
-    loader = build_loader(files, replace(sampler, count=len(paths)), decoder, kind=kind, cache=folder)
-    loader.skipped = skipped
-    return loader
+    source_ = build_source(files, replace(sampler, count=len(paths)), decoder, kind=kind, cache=folder)
+    return Loader(source_, files, skipped)
 
 
 def _require_shard(shard: tuple[int, int]) -> tuple[int, int]:

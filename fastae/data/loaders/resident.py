@@ -6,13 +6,13 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import Decoder
-from fastae.data.loaders.loader import Loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import Store
 
 
-class ResidentLoader(Loader):
+class ResidentSource(BatchSource):
     """Gathers batches from decoded images on the device, and augments them."""
 
     kind = "resident"
