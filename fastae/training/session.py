@@ -226,10 +226,7 @@ def open_session(
 
 def log_images(folder: ImageFolder, is_resumed: bool) -> None:
     """Logs how the images are divided, and which files are not among them."""
-    log(
-        f"images    {len(folder.train):,} to train on, {len(folder.held_out):,} held out "
-        f"({folder.manifest.split})"
-    )
+    log(f"images    {folder.division}")
     if folder.ignored:
         log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
     if folder.skipped:

@@ -1,8 +1,8 @@
 """Divides a folder of JPEGs, nested or flat, into training files and held-out files.
 
 If CelebA's split file (`list_eval_partition.txt` or `.csv`) is beside or above the images, its validation and
-test images are held out. Otherwise the last 5 % of the files by name are. Files are skipped if their header
-or end shows that they cannot be trained on.
+test images are held out. Otherwise the last 5 % of each folder by name are, so that every class of labelled
+folders is held out. Files are skipped if their header or end shows that they cannot be trained on.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import heapq
 import os
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -28,6 +28,14 @@ from fastae.utils.paths import expand_home
 from fastae.utils.sample import evenly_spaced
 
 HELD_OUT_SHARE = 0.05
+
+RULE = "the last 5 % of each folder by name"
+
+FEW = 20
+"""A folder with fewer images is divided together with the folder above, so that 5 % are at least one image.
+
+The topmost folders, which name the classes of labelled data, need only two images.
+"""
 
 TOGETHER = 256
 """The number of decoded images that a loader holds at the same time, as measured with batches of 64."""
@@ -64,6 +72,12 @@ class ImageFolder:
     def skipped(self) -> list[FileFault]:
         """The files that are not read, and their faults."""
         return self.checked.unusable
+
+    @property
+    def division(self) -> str:
+        """How the images are divided, in words."""
+        rule = self.manifest.split
+        return f"{len(self.train):,} to train on, {len(self.held_out):,} held out ({rule})"
 
     @property
     def side(self) -> int | None:
@@ -104,14 +118,24 @@ def open_folder(
     root = expand_home(os.fspath(root))
     if manifest and not os.path.isdir(root):
         raise _other_images(root, "there is no such folder")
-    paths, ignored = find_jpegs(root)
-    if manifest:  # it only selects from the files that were found, so it cannot name files elsewhere
-        listed = manifest.sizes
-        paths = [path for path in paths if name_below(root, path) in listed]
-    checked = check(root, paths, crop=crop, records=records)
+    checked, ignored = check_folder(root, crop, records, manifest.sizes if manifest else None)
     folder = _restored(root, checked, manifest) if manifest else _divide(root, checked)
-    _require_memory(checked, crop, f"in {root!r}")
     return replace(folder, ignored=ignored)
+
+
+def check_folder(
+    root: str, crop: int | None, records: Path | None, names: Container[str] | None = None
+) -> tuple[Check, Mapping[str, int]]:
+    """Lists and checks the JPEGs under `root`, if `names` is given only those.
+
+    Returns the check, and the number of ignored files by kind. Raises FastaeError as `open_folder` does.
+    """
+    paths, ignored = find_jpegs(root)
+    if names is not None:  # they only select from the files that were found, so they name no files elsewhere
+        paths = [path for path in paths if name_below(root, path) in names]
+    checked = check(root, paths, crop=crop, records=records)
+    _require_memory(checked, crop, f"in {root!r}")
+    return checked, ignored
 
 
 def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
@@ -149,16 +173,19 @@ def count_faults(faults: Sequence[FileFault]) -> str:
     return ", ".join(f"{number} {fault}" for fault, number in counts)
 
 
-def _divide(root: str, checked: Check) -> ImageFolder:
-    if len(checked.usable) < 2:
+def require_usable(root: str, checked: Check, least: int) -> None:
+    """Raises FastaeError if a folder has fewer than `least` usable files."""
+    if len(checked.sizes) < least:
         faults = count_faults(checked.unusable)
         is_cropped = any(file.fault is Fault.TOO_SMALL for file in checked.unusable)
         command = f"fastae check {shlex.quote(root)}{' --crop N' if is_cropped else ''}"
         skipped = f"; skipped: {faults} ({command} lists them)" if faults else ""
-        raise FastaeError(
-            f"{root!r} contains {counted(len(checked.usable), 'usable JPEG')}, and at least 2 are needed, "
-            f"one to train on and one to hold out{skipped}"
-        )
+        needed = ", and at least 2 are needed, one to train on and one to hold out" if least > 1 else ""
+        raise FastaeError(f"{root!r} contains {counted(len(checked.sizes), 'usable JPEG')}{needed}{skipped}")
+
+
+def _divide(root: str, checked: Check) -> ImageFolder:
+    require_usable(root, checked, least=2)
     train, held_out, split = _split(root, checked.usable)
     sizes = [{name_below(root, path): checked.sizes[path] for path in part} for part in (train, held_out)]
     sample = evenly_spaced([*train, *held_out], DIGESTS)
@@ -169,7 +196,7 @@ def _divide(root: str, checked: Check) -> ImageFolder:
 
 def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
     """Returns the files to train on, the files to hold out, and the rule that divides them, in words."""
-    rule = "the last 5 % by name"
+    rule = RULE
     # The paths are sorted: the common folder of the first and the last contains all of them.
     for file in find_splits(os.path.commonpath([paths[0], paths[-1]]), root):
         split = read_split(file)
@@ -178,9 +205,39 @@ def _split(root: str, paths: list[str]) -> tuple[list[str], list[str], str]:
         held_out = [path for path, part in zip(paths, parts, strict=True) if part != TRAIN]
         if train and held_out:
             return train, held_out, file.name
-        rule = f"the last 5 % by name: {file.name} holds out {'none' if train else 'all'} of these images"
-    number = max(1, round(HELD_OUT_SHARE * len(paths)))
-    return paths[:-number], paths[-number:], rule
+        rule = f"{RULE}: {file.name} holds out {'none' if train else 'all'} of these images"
+    last = _last_of_each_folder(root, paths)
+    return [path for path in paths if path not in last], sorted(last), rule
+
+
+def _last_of_each_folder(root: str, paths: Sequence[str]) -> set[str]:
+    """Returns the last 5 % of the files of each folder, at least one of each two; the paths are sorted."""
+    names = [name_below(root, path) for path in paths]
+    top = os.path.commonpath(map(os.path.dirname, (names[0], names[-1])))
+
+    def upwards(folder: str) -> Iterator[str]:
+        """Yields a folder and those above it, up to the topmost ones."""
+        while folder != top:
+            yield folder
+            folder = os.path.dirname(folder)
+
+    folders = Counter(map(os.path.dirname, names))
+    below: Counter[str] = Counter()  # folder -> the number of images in it and in the folders below
+    for folder, number in folders.items():
+        below.update(dict.fromkeys(upwards(folder), number))
+
+    def divided_with(folder: str) -> str:
+        for above in upwards(folder):
+            if below[above] >= (2 if os.path.dirname(above) == top else FEW):
+                return above
+        return top
+
+    parent = {folder: divided_with(folder) for folder in folders}
+    parts: dict[str, list[str]] = {}
+    for name, path in zip(names, paths, strict=True):
+        parts.setdefault(parent[os.path.dirname(name)], []).append(path)
+    held_out = (part[-max(1, round(HELD_OUT_SHARE * len(part))) :] for part in parts.values() if part[1:])
+    return set().union(*held_out)
 
 
 def _restored(root: str, checked: Check, manifest: Manifest) -> ImageFolder:

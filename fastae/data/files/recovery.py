@@ -11,6 +11,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
+import numpy as np
+
 from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.errors import FastaeError
 
@@ -66,6 +68,7 @@ class ImageFiles:
     Attributes:
         own: the files as they were given.
         paths: the files to read.
+        sources: the index in `own` of each file to read, int64 (M,).
         bad: index -> fault of each file in `own` that was replaced by the next good one.
 
     Args:
@@ -78,6 +81,7 @@ class ImageFiles:
     ) -> None:
         self.own = paths
         self.paths = list(paths)
+        self.sources = np.arange(len(paths))
         self.bad: dict[int, Fault] = {}
         self._on_replaced = on_replaced
 
@@ -95,7 +99,8 @@ class ImageFiles:
         if not good:
             raise NoneLeft([FileFault(path, self.bad[index]) for index, path in enumerate(self.own)])
         for index in self.bad:
-            self.paths[index] = self.own[good[bisect(good, index) % len(good)]]
+            self.sources[index] = good[bisect(good, index) % len(good)]
+            self.paths[index] = self.own[self.sources[index]]
         for index, fault in faults.items():
             if self._on_replaced:
                 self._on_replaced(FileFault(self.own[index], fault), self.paths[index])

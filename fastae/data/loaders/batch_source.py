@@ -42,6 +42,11 @@ class BatchSource(ABC):
         """The device of the batches."""
         return self.decoder.device
 
+    @property
+    def compiles(self) -> bool:
+        """Whether the first batch waits for torch.compile."""
+        return bool(self.decoder.tuning.compiled)
+
     def reseeded(self, seed: int) -> Self:
         """Returns a source of the same images in another order. It shares the files or stored pixels."""
         other = copy.copy(self)

@@ -78,8 +78,8 @@ def _require_whole_batches(sampler: Sampler) -> None:
         )
     if batch_size % sampler.parts:
         raise SettingError("batch_size", f"{batch_size} cannot be shared equally by {sampler.parts} ranks")
-    if sampler.parts > 1 and not sampler.shuffle:
-        raise SettingError("shard", "needs shuffled batches: shuffle, or give each rank its own files")
+    if sampler.parts > count:
+        raise SettingError("shard", f"has {sampler.parts} ranks for {counted(count, 'image')}")
 
 
 def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:

@@ -42,6 +42,10 @@ class DaliSource(BatchSource):
         super().__init__(sampler, decoder)
         self.files = files
 
+    @property
+    def compiles(self) -> bool:
+        return super().compiles and not self.decoder.on_gpu
+
     def example(self) -> tuple[Tensor, ...]:
         size = self.decoder.crop_resize.size
         images = torch.rand(self.sampler.part_size, 3, size, size, device=self.device)

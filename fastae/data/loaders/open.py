@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from fastae.data.files.folder import ImageFolder, check_list, count_faults, open_folder
+from fastae.data.files.check import Check
+from fastae.data.files.folder import (
+    ImageFolder,
+    check_folder,
+    check_list,
+    count_faults,
+    open_folder,
+    require_usable,
+)
 from fastae.data.files.jpeg import FileFault
 from fastae.data.files.recovery import ImageFiles, NoneLeft
 from fastae.data.loaders.batch_source import LoaderKind
@@ -21,6 +31,7 @@ from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.loader import Loader
 from fastae.data.loaders.pixel_ops import to_batch
 from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.targets import Found, find_targets
 from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.choose import find_device
 from fastae.errors import SettingError
@@ -33,13 +44,15 @@ from fastae.utils.sample import evenly_spaced
 
 Split = Literal["train", "held_out", "all"]
 PathLike = str | os.PathLike[str]
+Targets = Literal["folders"] | Mapping[Any, Any] | Sequence[Any] | np.ndarray | Tensor
 
 
 def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     source: PathLike | Iterable[PathLike],
     batch_size: int = 64,
     *,
-    split: Split = "train",
+    split: Split = "all",
+    targets: Targets | None = None,
     augment: bool | Augmentation = True,
     flip: bool | None = None,
     shuffle: bool | None = None,
@@ -51,16 +64,22 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     kind: LoaderKind = "auto",
     cache: bool | PathLike = True,
     tuning: Tuning = DEFAULT,
-    shard: tuple[int, int] = (0, 1),
+    shard: tuple[int, int] | Literal["auto"] | None = None,
     on_replaced: Callable[[FileFault, str], None] | None = None,
 ) -> Loader:
     """Makes a loader of JPEG files. Unusable files are skipped, logged, and listed in `loader.skipped`.
 
     Args:
         source: a folder of JPEGs, nested or flat, or the paths of files, which keep their order.
-        batch_size: the number of images per batch.
-        split: the part of a folder: the images to train on, the held-out images (by CelebA's partition file,
-            else the last 5 % by name), or all. A list of files has only "all" and "train", which are equal.
+        batch_size: the number of images in a batch of all ranks together. Each rank yields its share.
+        split: the part of a folder: "all", or the images to train on or the held-out ones, divided as
+            `fastae train` divides them: by CelebA's partition file, else the last 5 % of each folder by name
+            are held out. A list of files is not divided, and has only "all".
+        targets: a value for each image, which batches then contain. "folders": the number of the topmost
+            folder in `loader.classes`, the sorted names, int64. A mapping from file name, or path below the
+            folder, to a number or array. For a list of files, also a sequence or array with one value per
+            file. The dtype is that of the array, which NumPy makes of other values: int64 of integers. A
+            replaced file brings the target of its replacement.
         augment: whether to change colors at random, or the ranges of the changes. If False, `flip` and
             `shuffle` are off by default.
         flip: whether to flip images left-right at random, with a probability of 1/2. Default: true unless
@@ -77,8 +96,11 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
         cache: whether to keep decoded images in the cache folder, or another folder for them. If False, they
             are kept in memory only.
         tuning: the number of threads and other settings that change only the speed.
-        shard: (rank, world size), for DDP. The loader yields part `rank` of `world size` equal parts of every
-            batch.
+        shard: (rank, world size): the loader yields part `rank` of the `world size` equal parts of every
+            batch. "auto" takes both from torch.distributed if it is initialised, else from torchrun. Without
+            shuffling, each image comes once on one of the ranks: the parts of an epoch's last batch may
+            differ by one image, and so may `len(loader)` if that batch has fewer images than ranks. Default:
+            (0, 1), with a warning if several ranks run.
         on_replaced: is called with each file that cannot be decoded and the path of its replacement.
 
     Raises:
@@ -107,40 +129,73 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
         shuffle=augment is not False if shuffle is None else shuffle,
     )
     folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
-    paths, skipped, side = _find_files(source, split, crop, cache=folder)
-    if skipped:
+    found, checked = _find_files(source, split, crop, cache=folder)
+    if skipped := checked.unusable:
         log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
-    decoder = open_decoder(replace(crop_resize, crop=crop or side), device, tuning)
-    files = ImageFiles(paths, on_replaced)
-    source_ = build_source(files, replace(sampler, count=len(paths)), decoder, kind=kind, cache=folder)
-    return Loader(source_, files, skipped)
+    values, classes = (None, []) if targets is None else find_targets(targets, found)
+    decoder = open_decoder(replace(crop_resize, crop=crop or checked.side), device, tuning)
+    files = ImageFiles(found.paths, on_replaced)
+    sampler = replace(sampler, count=len(files))
+    batches = build_source(files, sampler, decoder, kind=kind, cache=folder)
+    return Loader(batches, files, skipped, values, classes=classes)
 
 
-def _require_shard(shard: tuple[int, int]) -> tuple[int, int]:
+def _require_shard(shard: Any) -> tuple[int, int]:
+    """Returns (rank, world size)."""
+    if shard is None:
+        _, number = _launched()
+        if number > 1:
+            remedy = "pass shard='auto' to divide each batch among them, or shard=(0, 1) if this is intended"
+            log(f"warning   each of the {number} ranks loads all images: {remedy}", "yellow")
+        return 0, 1
+    if shard == "auto":
+        shard = _launched()
+        if shard[0] is None:
+            raise SettingError(
+                "shard", "'auto' finds no rank: initialise torch.distributed before open_loader"
+            )
     try:
         rank, world_size = shard
     except (TypeError, ValueError):
-        raise SettingError("shard", f"must be (rank, world size), not {shard!r:.60}") from None
+        raise SettingError("shard", f"must be 'auto' or (rank, world size), not {shard!r:.60}") from None
     world_size = require_int(world_size, "shard", Range(1, 1_000_000))
     return require_int(rank, "shard", Range(0, world_size - 1)), world_size
 
 
+def _launched() -> tuple[int | None, int]:
+    """Returns (rank, world size) of torch.distributed if it is initialised, else of torchrun, else (0, 1).
+
+    The rank is None if only the world size is known: Lightning's launcher sets no RANK.
+    """
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    rank, number = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")
+    if not number.isdecimal() or int(number) == 1:
+        return 0, 1
+    return int(rank) if rank.isdecimal() else None, int(number)
+
+
 def _find_files(
     source: PathLike | Iterable[PathLike], split: Split, crop: int | None, cache: Path | None
-) -> tuple[list[str], list[FileFault], int | None]:
-    """Returns the usable files, the skipped files, and the images' shorter side if it is the same for all."""
-    if isinstance(source, str | os.PathLike):
-        folder = user_path(os.fspath(source), "source")
-        opened = open_folder(folder, crop, cache and check_records(cache))
-        parts = {"train": opened.train, "held_out": opened.held_out}
-        paths = parts[split] if split in parts else sorted([*opened.train, *opened.held_out])
-        return paths, opened.skipped, opened.side
-    if split == "held_out":
-        raise SettingError("split", "'held_out' needs a folder: a list of files is not divided")
-    require_type(source, "source", str, os.PathLike, Iterable)
-    paths = texts(source, "source")
-    checked = check_list(paths, crop)
-    return [path for path in paths if path in checked.sizes], checked.unusable, checked.side
+) -> tuple[Found, Check]:
+    """Returns the files of a split, and the check of all files."""
+    if not isinstance(source, str | os.PathLike):
+        require_type(source, "source", Iterable)
+        if split != "all":
+            raise SettingError("split", f"{split!r} needs a folder: a list of files is not divided")
+        listed = texts(source, "source")
+        checked = check_list(listed, crop)
+        return Found([path for path in listed if path in checked.sizes], listed, root=None), checked
+    root, records = user_path(os.fspath(source), "source"), cache and check_records(cache)
+    if split == "all":
+        checked, _ = check_folder(root, crop, records)
+        require_usable(root, checked, least=1)
+        paths = checked.usable
+    else:
+        folder = open_folder(root, crop, records)
+        log(f"images    {folder.division}")
+        checked, paths = folder.checked, folder.train if split == "train" else folder.held_out
+    return Found(paths, [*checked.sizes, *(file.path for file in checked.unusable)], root), checked
 
 
 def load_images(

@@ -6,7 +6,8 @@ batch may contain images of two epochs. The flips and color changes of batch i a
 is no state: a loader that starts at iteration i yields the same batches as one that started at 0.
 
 Without shuffling, an epoch visits the images in order and starts with a new batch, so that the last batch of
-an epoch may be smaller.
+an epoch may be smaller. Its parts for several ranks may differ by one image. If it has fewer images than
+ranks, the last ranks have one batch less per epoch.
 
 Only the raw 64-bit words of NumPy's Philox generator are used. NumPy guarantees that they never change, but
 does not guarantee this for `Generator.permutation` and `uniform`.
@@ -52,7 +53,7 @@ class Sampler:
     """The index of this part, from 0."""
 
     parts: int = 1
-    """The number of parts of each batch. It is 1 unless batches are shuffled."""
+    """The number of parts of each batch."""
 
     flip: bool = True
     """Whether images are flipped left-right, each with a probability of 1/2."""
@@ -69,28 +70,42 @@ class Sampler:
     def batches_per_epoch(self) -> int:
         """The number of batches per epoch. If shuffled, the incomplete last one counts for the next epoch."""
         whole, left_over = divmod(self.count, self.batch_size)
-        return whole + (left_over > 0 and not self.shuffle)
+        return whole + (not self.shuffle and _length(self._share(left_over)) > 0)
 
     def length(self, iteration: int) -> int:
         """The number of images in this part of a batch."""
+        return _length(self._here(iteration))
+
+    def _share(self, length: int) -> slice:
+        """This part of a batch of `length` images."""
+        first, last = (-(-length * part // self.parts) for part in (self.part, self.part + 1))
+        return slice(first, last)
+
+    def _here(self, iteration: int) -> slice:
+        """This part of a batch."""
         if self.shuffle:
-            return self.part_size
-        return min(self.batch_size, self.count - iteration % self.batches_per_epoch * self.batch_size)
+            return self._share(self.batch_size)
+        left = self.count - iteration % self.batches_per_epoch * self.batch_size
+        return self._share(min(self.batch_size, left))
 
     def at(self, iteration: int) -> BatchParams:
         """Returns this part of a batch. It takes about 10 us, plus a permutation per epoch."""
-        first = self.part * self.part_size
-        here = slice(first, first + self.length(iteration))
+        here = self._here(iteration)
         fields = len(AugmentParams._fields)
         words = _words(self.seed, PARAMETERS, iteration, number=fields * self.batch_size)
         uniform = (words >> np.uint64(11)) * 2.0**-53  # the usual construction of a float64 in [0, 1)
         params = self.augmentation.params(uniform.reshape(fields, self.batch_size)[:, here])
         return BatchParams(self.indices(iteration)[here], params._replace(flip=params.flip & self.flip))
 
+    def part_indices(self, iteration: int) -> np.ndarray:
+        """The images of this part of a batch: int64 (N,)."""
+        return self.indices(iteration)[self._here(iteration)]
+
     def indices(self, iteration: int) -> np.ndarray:
         """The images of a whole batch, of all parts: int64 (N,)."""
         if not self.shuffle:
-            return np.arange(self.length(iteration)) + iteration % self.batches_per_epoch * self.batch_size
+            first = iteration % self.batches_per_epoch * self.batch_size
+            return np.arange(first, min(first + self.batch_size, self.count))
         positions = np.arange(iteration * self.batch_size, (iteration + 1) * self.batch_size)
         epochs, offsets = np.divmod(positions, self.count)
         indices = np.empty(self.batch_size, np.int64)
@@ -105,6 +120,10 @@ class Sampler:
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the images in one epoch: int64, each of 0..count-1 once."""
     return np.argsort(_words(seed, PERMUTATIONS, epoch, number=count), kind="stable")
+
+
+def _length(part: slice) -> int:
+    return part.stop - part.start
 
 
 def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
