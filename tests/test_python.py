@@ -31,7 +31,7 @@ def test_open_loader_needs_only_a_folder(face_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("HOME", str(face_folder.parent))
     loader = open_loader(f"~/{face_folder.name}", 8, image_size=32, cache=tmp_path, tuning=EAGER)
-    assert repr(loader) == ("Loader(kind='resident', images=38, batch_size=8, image_size=32, device='cpu')")
+    assert repr(loader) == ("Loader(kind='resident', images=40, batch_size=8, image_size=32, device='cpu')")
     listed = open_loader(map(Path, loader.paths), 8, image_size=32, cache=tmp_path, tuning=EAGER)
     for one, other in itertools.islice(zip(loader, listed, strict=True), 2):
         assert one.shape == (8, 3, 32, 32) and torch.equal(one, other)
@@ -40,12 +40,12 @@ def test_open_loader_needs_only_a_folder(face_folder, tmp_path, monkeypatch):
 
 
 WRONG = {
-    "batch_size": [0, -3, "8", 2.0, True, None, 39],
+    "batch_size": [0, -3, "8", 2.0, True, None, 41],
     "seed": [-1, "0", 2**63],
     "image_size": [0, -1, "64", 5000],
     "crop": [0, "100"],
     "antialias": [1],
-    "split": ["test", None, 3],
+    "split": ["val", None, 3],
     "kind": ["tape", None],
     "augment": [None, 0.5, "yes"],
     "flip": ["no", 1],
@@ -53,7 +53,8 @@ WRONG = {
     "device": ["gpu", "cuda:99", "meta", 3.5],
     "cache": [None, 1],
     "tuning": [None],
-    "shard": [(1, 1), (0, 0), 3, (0, 1, 2)],
+    "shard": [(1, 1), (0, 0), 3, (0, 1, 2), "all"],
+    "targets": ["class", 3],
 }
 
 
@@ -80,7 +81,12 @@ def test_a_wrong_source_is_named(source):
         ("start", lambda loader: loader.batches(-1)),
         ("start", lambda loader: loader.batches(1.5)),
         ("split", lambda loader: open_loader(loader.paths, split="held_out")),
-        ("shard", lambda loader: open_loader(loader.paths, 8, augment=False, shard=(0, 2))),
+        ("shard", lambda loader: open_loader(loader.paths[:1], 2, augment=False, shard=(0, 2))),
+        ("epoch", lambda loader: loader.set_epoch(-1)),
+        ("number", lambda loader: loader.epoch("1")),
+        ("iteration", lambda loader: loader.indices(-1)),
+        ("state", lambda loader: loader.load_state_dict({})),
+        ("batch", lambda loader: loader.load_state_dict(loader.state_dict() | {"batch": None})),
         ("device", lambda loader: open_loader(loader.paths, device="cuda")),
         ("device", lambda loader: load_images(loader.paths, device="cuda")),
         ("device", lambda loader: fastae.load_model("run", device="cuda")),

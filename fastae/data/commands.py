@@ -108,6 +108,9 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
     official = " (CelebA's official split)" if done.official else ""
     log(f"split: {train:,} to train on, {valid:,} to validate on, {test:,} to test on{official}")
     if not valid + test:
-        log("this split holds out no image: training will hold out the last 5 % by name instead", "yellow")
+        log(
+            "this split holds out no image: training will hold out the last 5 % of each folder instead",
+            "yellow",
+        )
     log(f"next: fastae train --amp --data {done.folder}")
     return 0 if done.complete else 1

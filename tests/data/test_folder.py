@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from fastae.data.files.folder import open_folder
+from fastae.data.files.folder import RULE, open_folder
 from fastae.data.files.search import find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.errors import FastaeError
@@ -71,7 +71,30 @@ def test_a_partition_file_that_does_not_divide_the_images_is_named(root, face_pa
     put(face_paths[:3], root)
     (root / "list_eval_partition.txt").write_text(parts)
     split = open_folder(root).manifest.split
-    assert split == f"the last 5 % by name: list_eval_partition.txt holds out {why} of these images"
+    assert split == f"{RULE}: list_eval_partition.txt holds out {why} of these images"
+
+
+@pytest.mark.parametrize(
+    ("folders", "held_out"),
+    [
+        ({"": 38}, ["36", "37"]),
+        ({"all": 38}, ["all/36", "all/37"]),
+        ({"a": 30, "b": 2, "": 1}, ["a/28", "a/29", "b/01"]),
+        ({"a": 1, "b": 1, "c": 1}, ["c/00"]),
+        ({"train/a": 20, "train/b": 20, "val/a": 20}, ["train/a/19", "train/b/19", "val/a/19"]),
+        ({f"{name}/{part:02}": 2 for name in "ab" for part in range(15)},
+         [f"{name}/14/0{last}" for name in "ab" for last in range(2)]),
+    ],
+    ids=["flat", "below", "labels", "single images", "labels of parts", "small folders of labels"],
+)  # fmt: skip
+def test_the_last_images_of_each_folder_are_held_out(root, face_paths, folders, held_out):
+    """A folder with fewer than twenty images counts with the one above it, but for the topmost ones."""
+    for folder, number in folders.items():
+        put(face_paths[:1] * number, root / folder, [f"{index:02}.jpg" for index in range(number)])
+    opened = open_folder(root)
+    assert list(opened.manifest.held_out) == [f"{name}.jpg" for name in held_out]
+    assert len(opened.train) + len(held_out) == sum(folders.values())
+    assert sorted(opened.train) == opened.train
 
 
 def test_a_url_is_refused(root, monkeypatch):

@@ -13,7 +13,7 @@ from PIL import Image
 from fastae.data.files import folder as folders
 from fastae.data.files import jpeg
 from fastae.data.files.check import check
-from fastae.data.files.folder import open_folder
+from fastae.data.files.folder import RULE, open_folder
 from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
 from fastae.data.files.search import find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
@@ -185,7 +185,7 @@ def test_a_partition_file_that_is_a_pipe_is_ignored_and_a_huge_one_is_refused(tm
     put(face_paths[:3], tmp_path)
     partition = tmp_path / "list_eval_partition.txt"
     os.mkfifo(partition)
-    assert open_folder(tmp_path).manifest.split == "the last 5 % by name"
+    assert open_folder(tmp_path).manifest.split == RULE
     partition.unlink()
     partition.touch()
     os.truncate(partition, 1 << 40)

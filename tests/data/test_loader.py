@@ -1,5 +1,7 @@
 """Compares the loaders' batches with the reference and with their definition, also for a GPU's graph."""
 
+import json
+import multiprocessing
 import os
 import runpy
 import struct
@@ -135,21 +137,150 @@ def test_a_new_loader_gives_the_same_batch_as_a_running_one_at_this_iteration(fa
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-def test_a_loader_names_the_images_of_a_batch_of_all_ranks(face_paths, kind):
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_loader_names_the_images_of_a_batch_of_its_rank(face_paths, kind, rank):
+    loader = opened(face_paths, kind, cache=False, shard=(rank, 2), augment=False, shuffle=True)
+    named = [face_paths[index] for index in loader.indices(6)]
+    assert differ([next(loader.batches(6))], [load_images(named, device="cpu")]) <= 0.51 / 255
+
+
+@pytest.fixture
+def small(face_paths):
+    """Opens a loader with four batches per epoch."""
+    return lambda **options: opened(face_paths[:35], image_size=16, **options)
+
+
+@pytest.fixture
+def batches(small):
+    return take(small().batches(), 16)
+
+
+def test_iterating_gives_one_epoch_after_the_other(small, batches):
+    """A loop may stop after the last batch without asking for another one, as Lightning does."""
+    loader = small()
+    assert len(loader) == 4 and loader.batch_size == 8
+    assert same([*loader, *take(iter(loader), 4), *loader], batches[:12])
+    assert same(list(loader.epoch(1)), batches[4:8]) and same(list(loader), batches[12:])
+
+
+def test_an_epoch_that_was_not_finished_begins_again(small, batches):
+    loader = small()
+    for _ in range(2):
+        assert torch.equal(next(iter(loader)), batches[0])
+    loader.set_epoch(2)
+    assert same(take(iter(loader), 3), batches[8:11]) and same(list(loader), batches[8:12])
+    loader.set_epoch(3)
+    assert same(list(loader), batches[12:])
+
+
+@pytest.mark.parametrize("done", [0, 1, 3, 4, 6, 8])
+def test_a_loaded_state_continues_with_the_next_batch(small, batches, done):
+    """As torchdata's StatefulDataLoader does. The state is what JSON can hold. Taking a batch uses up nothing."""
+    before, after = small(), small()
+    for _ in range(done // 4):
+        list(before)
+    take(iter(before), done % 4)
+    state = json.loads(json.dumps(before.state_dict()))
+    assert (state["epoch"], state["batch"]) == divmod(done, 4)
+    after.load_state_dict(state)
+    assert after.state_dict() == state
+    if done != 3:  # the last batch of an epoch ends it
+        next(iter(after))
+    after.set_epoch(state["epoch"])
+    assert same([*after, *after], batches[done : 4 * (done // 4 + 2)])
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 4}, {"batch_size": 7}, {"shuffle": False}, {"shard": (1, 2)}], ids=str
+)
+def test_a_state_of_another_loader_is_refused(small, change):
+    with pytest.raises(FastaeError, match=f"^state .*{'parts' if 'shard' in change else next(iter(change))}"):
+        small(**change).load_state_dict(small().state_dict())
+
+
+def test_a_loader_has_nothing_that_a_framework_takes_for_a_data_loader(small):
+    """Lightning and accelerate replace the samplers of objects with such attributes."""
+    names = {name for name in dir(torch.utils.data.DataLoader([0])) if not name.startswith("_")}
+    assert names & set(dir(small())) == {"batch_size"}
+
+
+def _next_batch(loader, outcome):
+    for action in (lambda: next(iter(loader)), lambda: opened(loader.paths)):
+        try:
+            outcome.put(action())
+        except FastaeError as error:
+            outcome.put(str(error))
+
+
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+def test_a_forked_worker_gets_an_error_and_does_not_hang(small, kind):
+    loader, context = small(kind=kind, cache=False), multiprocessing.get_context("fork")
+    next(iter(loader))
+    outcome = context.Queue()
+    child = context.Process(target=_next_batch, args=(loader, outcome))
+    child.start()
+    assert "spawn" in outcome.get(timeout=60) and "spawn" in outcome.get(timeout=60)
+    child.join(10)
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+def test_a_wait_for_the_compiler_is_logged_once(small, monkeypatch, capsys, compiled):
+    loader = small()
+    monkeypatch.setattr(type(loader.source), "compiles", compiled)
+    assert torch.equal(next(iter(loader)), next(iter(loader)))
+    assert capsys.readouterr().out.count("compiling") == compiled
+
+
+@pytest.fixture
+def ranks(monkeypatch):
+    """Sets what torchrun sets."""
+
+    def launch(rank, size):
+        for name, value in (("RANK", rank), ("WORLD_SIZE", size)):
+            monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+
+    return launch
+
+
+@pytest.mark.parametrize(
+    ("rank", "size", "shard", "part"),
+    [
+        ("1", "2", "auto", (1, 2)),
+        ("1", "2", (0, 1), (0, 1)),
+        ("", "", "auto", (0, 1)),
+        ("0", "1", None, (0, 1)),
+    ],
+)
+def test_a_shard_is_that_of_torchrun_only_if_it_is_asked_for(small, ranks, capsys, rank, size, shard, part):
+    ranks(rank, size)
+    sampler = small(shard=shard).source.sampler
+    assert (sampler.part, sampler.parts) == part
+    assert "warning" not in capsys.readouterr().out
+
+
+def test_ranks_without_a_shard_are_warned_and_an_unknown_rank_is_refused(small, ranks, capsys):
+    ranks("1", "2")
+    assert small().source.sampler.parts == 1
+    assert "shard='auto'" in capsys.readouterr().out
+    ranks("", "2")  # as Lightning's launcher
+    with pytest.raises(FastaeError, match=r"^shard .*torch\.distributed"):
+        small(shard="auto")
+
+
+@pytest.mark.parametrize("kind", ["dali", "resident"])
+def test_ranks_share_a_validation_and_see_each_image_once(face_paths, kind):
+    """Three ranks, of which two have an image in the last batch."""
     parts = [
-        opened(face_paths, kind, cache=False, shard=(rank, 2), augment=False, shuffle=True) for rank in (0, 1)
+        opened(face_paths[:20], kind, batch_size=9, augment=False, shard=(rank, 3), cache=False)
+        for rank in range(3)
     ]
-    images = torch.cat([next(part.batches(6)) for part in parts])
-    named = [face_paths[index] for index in parts[1].indices(6)]
-    assert differ([images], [load_images(named, device="cpu")]) <= 0.51 / 255
-
-
-def test_iterating_gives_one_epoch_after_the_other(face_paths):
-    loader = opened(face_paths[:35])
-    assert len(loader) == 4
-    assert same([*loader, *loader], take(opened(face_paths[:35]).batches(), 8))
-    again = (next(loader.source.reseeded(4).batches()) for _ in range(2))
-    assert torch.equal(*again)
+    seen = [list(part) for part in parts]
+    assert [[len(batch) for batch in batches] for batches in seen] == [[3, 3, 1], [3, 3, 1], [3, 3]]
+    expected = load_images(face_paths[:20], device="cpu")
+    images = torch.cat([batch for batches in seen for batch in batches])
+    order = np.concatenate([part.indices(number) for part in parts for number in range(len(part))])
+    assert differ([images], [expected[order]]) <= 0.51 / 255
+    assert sorted(order) == list(range(20))
 
 
 def test_images_of_any_size_are_loaded_in_their_order(tmp_path, face_paths):

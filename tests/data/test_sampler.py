@@ -43,14 +43,25 @@ def test_another_seed_or_epoch_gives_another_order():
     assert not np.array_equal(one.augment.brightness, other.augment.brightness)
 
 
-@pytest.mark.parametrize(("shuffle", "parts"), [(True, 1), (True, 4), (False, 1)])
-def test_the_parts_of_a_batch_are_the_batch(shuffle, parts):
-    """Without shuffling, the last batch of an epoch is shorter."""
-    samplers = [Sampler(30, 16, 0, RANGES, part=part, parts=parts, shuffle=shuffle) for part in range(parts)]
-    for iteration in range(3):
-        together = np.concatenate([part.at(iteration).indices for part in samplers])
-        assert np.array_equal(together, samplers[0].indices(iteration))
-        assert len(together) == sum(part.length(iteration) for part in samplers)
+@settings(deadline=None)
+@given(count=st.integers(5, 60), share=st.integers(1, 8), parts=st.integers(1, 5), shuffle=st.booleans())
+def test_the_parts_of_a_batch_are_the_batch(count, share, parts, shuffle):
+    """Without shuffling, the parts of an epoch's last batch differ by at most one image. None is empty."""
+    ranks = [
+        Sampler(count, share * parts, 0, RANGES, part=part, parts=parts, shuffle=shuffle)
+        for part in range(parts)
+    ]
+    for iteration in range(ranks[0].batches_per_epoch):
+        here = [rank for rank in ranks if iteration < rank.batches_per_epoch]
+        together = np.concatenate([rank.at(iteration).indices for rank in here])
+        assert np.array_equal(together, ranks[0].indices(iteration))
+        lengths = [rank.length(iteration) for rank in here]
+        assert lengths == [len(rank.part_indices(iteration)) for rank in here]
+        assert min(lengths) > 0 and max(lengths) - min(lengths) <= 1
+    assert ranks[0].batches_per_epoch - ranks[-1].batches_per_epoch in (0, 1)
+    if not shuffle:
+        epoch = [rank.at(number).indices for rank in ranks for number in range(rank.batches_per_epoch)]
+        assert sorted(np.concatenate(epoch)) == list(range(count))
 
 
 def test_parameters_are_uniform_in_their_ranges():
