@@ -42,7 +42,8 @@ coverage: setup ## Run all tests and list the lines of fastae/ that none runs
 
 soak: setup ## Run the long tests: 80 kills and resumes, 20,000 simulated seconds (20 minutes)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
-		tests/training/test_resume.py tests/training/test_soak.py tests/training/test_distributed.py
+		tests/training/test_resume.py tests/training/test_soak.py tests/training/test_distributed.py \
+		tests/test_frameworks.py
 
 FILES ?= 20000
 SEED ?= 0

@@ -1,6 +1,5 @@
 """The files and tests that the documentation names exist, and its Python code runs as it is written."""
 
-import os
 import re
 from pathlib import Path
 
@@ -8,6 +7,8 @@ import pytest
 import torch
 
 from fastae.tools.export import export
+
+from .data.bad_files import put
 
 ROOT = Path.cwd()
 PAGES = [*map(Path, ("README.md", "SECURITY.md", "benchmarks/README.md")), *Path("docs").glob("*.md")]
@@ -35,12 +36,17 @@ def run(code, names, page):
 
 @pytest.fixture
 def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
-    """A reader's current folder: 40 photos in `photos`, two of them also here, and a run. There is no GPU."""
-    (tmp_path / "photos").mkdir()
-    for face in face_paths:
-        os.link(face, tmp_path / "photos" / Path(face).name)
-    for face, name in zip(face_paths, ("a.jpg", "b.jpg"), strict=False):
-        os.link(face, tmp_path / name)
+    """A reader's current folder, and a run. There is no GPU.
+
+    40 photos are in `photos`, with CelebA's file of attributes here; some are also here, and in `animals`.
+    """
+    put(face_paths, tmp_path / "photos", [Path(face).name for face in face_paths])
+    put(face_paths[:2], tmp_path, ("a.jpg", "b.jpg"))
+    for animal in ("cat", "dog"):
+        put(face_paths[:4], tmp_path / "animals" / animal)
+    rows = (f"{Path(face).name} {'-1  1 ' * 20}\n" for face in face_paths)
+    header = " ".join(["Male", "Smiling", *(f"other{number}" for number in range(38))])
+    (tmp_path / "list_attr_celeba.txt").write_text(f"40\n{header}\n{''.join(rows)}")
     (tmp_path / "RUN").symlink_to(small_run)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.chdir(tmp_path)
@@ -61,7 +67,7 @@ def test_the_python_code_of_a_page_runs(page, readers_folder, small_run):
 
 
 def test_the_example_training_loop_resumes_to_the_same_weights(readers_folder, monkeypatch):
-    (example,) = (block for block in blocks(ROOT / "docs/python.md") if "optimizer" in block)
+    (example,) = (block for block in blocks(ROOT / "docs/python.md") if "EVERY" in block)
     assert example.count("\n") <= 45
     straight, resumed = {}, {}
     run(example, straight, "docs/python.md")

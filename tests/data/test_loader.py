@@ -175,7 +175,7 @@ def test_an_epoch_that_was_not_finished_begins_again(small, batches):
 
 @pytest.mark.parametrize("done", [0, 1, 3, 4, 6, 8])
 def test_a_loaded_state_continues_with_the_next_batch(small, batches, done):
-    """As torchdata's StatefulDataLoader does. The state is what JSON can hold. Taking a batch uses up nothing."""
+    """As torchdata's StatefulDataLoader does. JSON can hold the state. Taking a batch uses up nothing."""
     before, after = small(), small()
     for _ in range(done // 4):
         list(before)

@@ -50,7 +50,7 @@ def assert_true(loader, iteration, images, targets):
 @pytest.mark.parametrize("shard", [(0, 1), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("kind", ["dali", "host", "resident"])
 def test_targets_are_the_classes_of_the_files_that_were_read(labelled, kind, shard, augment):
-    """The last ant does not decode, so that a bee replaces it. A bee is lost later, if `dali` reads it again."""
+    """The last ant does not decode, so that a bee replaces it. A bee that `dali` reads again is lost."""
     bad = labelled / "ant" / "6.jpg"
     bad.write_bytes(bad_table(bad.read_bytes()))
     loader = opened(labelled, kind, shard=shard, augment=augment, targets="folders")
