@@ -54,6 +54,7 @@ def measure(
     root = open_source(images)[0].root
     source = open_loader(
         root,
+        split="train",
         kind=kind,  # type: ignore[arg-type]
         batch_size=batch_size,
         device=target,

@@ -77,7 +77,14 @@ def _ours(kind: LoaderKind, root: str, threads: int, device: str, cache: Path) -
         keep_freed_memory()
         torch.set_num_threads(threads)
     source: Any = open_loader(
-        root, kind=kind, batch_size=BATCH, device=device, seed=0, tuning=Tuning(threads=threads), cache=cache
+        root,
+        BATCH,
+        split="train",
+        kind=kind,
+        device=device,
+        seed=0,
+        tuning=Tuning(threads=threads),
+        cache=cache,
     ).source
     if kind != "host" or device != "cpu":
         yield from source.batches()

@@ -38,7 +38,7 @@ def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Fi
     """Measures the rate of `dali` with one tuning."""
     root = open_source(images)[0].root
     stream = open_loader(
-        root, kind="dali", batch_size=BATCH, device=device, seed=0, tuning=tuning, cache=False
+        root, BATCH, split="train", kind="dali", device=device, seed=0, tuning=tuning, cache=False
     ).batches()
     take(stream, WARM_UP, device)
 

@@ -187,6 +187,7 @@ def test_a_loaded_state_continues_with_the_next_batch(small, batches, done):
     if done != 3:  # the last batch of an epoch ends it
         next(iter(after))
     after.set_epoch(state["epoch"])
+    assert after.state_dict() == state
     assert same([*after, *after], batches[done : 4 * (done // 4 + 2)])
 
 

@@ -24,6 +24,13 @@ def test_the_host_loader_gives_residents_batches(face_paths, cuda, tmp_path):
         assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("kind", ["dali", "host", "resident"])
+def test_targets_reach_the_gpu(face_paths, cuda, kind):
+    loader = open_loader(face_paths, 8, targets=range(40), kind=kind, device=cuda, cache=False)
+    for iteration, (images, targets) in enumerate(itertools.islice(loader.batches(), 6)):
+        assert images.is_cuda and targets.is_cuda and targets.tolist() == loader.indices(iteration).tolist()
+
+
 def test_a_store_that_one_gpu_run_built_the_next_opens(face_paths, cuda, tmp_path, monkeypatch):
     for _ in range(2):
         open_loader(face_paths, kind="resident", batch_size=8, device=cuda, seed=3, cache=tmp_path)

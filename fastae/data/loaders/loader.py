@@ -120,7 +120,8 @@ class Loader:
         A loader that is in this epoch by `load_state_dict` still continues where the state was saved.
         """
         if require_int(epoch, "epoch", ITERATION) != self._next[0]:
-            self._next = self._reached = (epoch, 0)
+            self._next = (epoch, 0)
+        self._reached = self._next
 
     def batches(self, start: int = 0) -> Iterator[Any]:
         """Yields the batches of iterations start, start + 1, ..., without end.
