@@ -255,7 +255,7 @@ def test_python_functions_expand_the_home_folder(tmp_path, face_folder, run, mon
     assert (config.data, config.out) == (f"{tmp_path}/data", f"{tmp_path}/out")
     assert config.cache_dir == str(Path("~root").expanduser())
     loader = open_loader("~/data", batch_size=2, device="cpu", seed=0, kind="resident", cache="~/cache")
-    assert len(loader) == 19
+    assert len(loader) == 20
     assert load_model("~/run").iteration == 4
     assert resume_run(Path("~/run"), {}) == run
     assert make_report([Path("~/run")], Path("~/page.html"), data="~/data") == tmp_path / "page.html"

@@ -58,7 +58,8 @@ def test_the_parts_of_a_batch_are_the_batch(count, share, parts, shuffle):
         lengths = [rank.length(iteration) for rank in here]
         assert lengths == [len(rank.part_indices(iteration)) for rank in here]
         assert min(lengths) > 0 and max(lengths) - min(lengths) <= 1
-    assert ranks[0].batches_per_epoch - ranks[-1].batches_per_epoch in (0, 1)
+    numbers = [rank.batches_per_epoch for rank in ranks]
+    assert numbers == sorted(numbers, reverse=True) and numbers[0] - numbers[-1] in (0, 1)
     if not shuffle:
         epoch = [rank.at(number).indices for rank in ranks for number in range(rank.batches_per_epoch)]
         assert sorted(np.concatenate(epoch)) == list(range(count))

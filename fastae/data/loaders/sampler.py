@@ -70,23 +70,21 @@ class Sampler:
     def batches_per_epoch(self) -> int:
         """The number of batches per epoch. If shuffled, the incomplete last one counts for the next epoch."""
         whole, left_over = divmod(self.count, self.batch_size)
-        return whole + (not self.shuffle and _length(self._share(left_over)) > 0)
+        return whole + (not self.shuffle and left_over > self.part)
 
     def length(self, iteration: int) -> int:
         """The number of images in this part of a batch."""
-        return _length(self._here(iteration))
-
-    def _share(self, length: int) -> slice:
-        """This part of a batch of `length` images."""
-        first, last = (-(-length * part // self.parts) for part in (self.part, self.part + 1))
-        return slice(first, last)
+        here = self._here(iteration)
+        return here.stop - here.start
 
     def _here(self, iteration: int) -> slice:
-        """This part of a batch."""
-        if self.shuffle:
-            return self._share(self.batch_size)
-        left = self.count - iteration % self.batches_per_epoch * self.batch_size
-        return self._share(min(self.batch_size, left))
+        """The positions of this part in a batch."""
+        length = self.batch_size
+        if not self.shuffle:
+            length = min(length, self.count - iteration % self.batches_per_epoch * length)
+        share, left_over = divmod(length, self.parts)
+        first = self.part * share + min(self.part, left_over)
+        return slice(first, first + share + (self.part < left_over))
 
     def at(self, iteration: int) -> BatchParams:
         """Returns this part of a batch. It takes about 10 us, plus a permutation per epoch."""
@@ -120,10 +118,6 @@ class Sampler:
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order of the images in one epoch: int64, each of 0..count-1 once."""
     return np.argsort(_words(seed, PERMUTATIONS, epoch, number=count), kind="stable")
-
-
-def _length(part: slice) -> int:
-    return part.stop - part.start
 
 
 def _words(seed: int, stream: int, counter: int, number: int) -> np.ndarray:
