@@ -18,11 +18,10 @@ from torch.nn.parameter import is_lazy
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, Loader, Tuning
-from fastae.data.files.folder import ImageFolder, count_faults
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault, count_faults
+from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.recovery import ImageFiles
-from fastae.data.files.search import count_ignored
 from fastae.data.loaders.choose import build_loader
 from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.loader import LoaderKind
@@ -232,8 +231,6 @@ def log_images(folder: ImageFolder, is_resumed: bool) -> None:
         f"images    {len(folder.train):,} to train on, {len(folder.held_out):,} held out "
         f"({folder.manifest.split})"
     )
-    if folder.ignored:
-        log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
     if folder.skipped:
         lost = " (bad since the run began: replaced by the next)" if is_resumed else ""
         log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")

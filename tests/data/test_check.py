@@ -9,7 +9,7 @@ from PIL import Image
 
 from fastae.data.files.check import check
 from fastae.data.files.folder import open_folder
-from fastae.data.files.jpeg import inspect
+from fastae.data.files.inspect import inspect
 from fastae.data.files.search import find_jpegs
 from fastae.errors import FastaeError
 

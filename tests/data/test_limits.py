@@ -13,8 +13,9 @@ from PIL import Image
 from fastae.data.files import folder as folders
 from fastae.data.files import jpeg
 from fastae.data.files.check import check
+from fastae.data.files.faults import USABLE, Fault, FileFault
 from fastae.data.files.folder import open_folder
-from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
+from fastae.data.files.inspect import inspect
 from fastae.data.files.search import find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder

@@ -16,8 +16,9 @@ from PIL import Image
 
 from fastae.data import CropResize, Tuning, load_images
 from fastae.data.files import recovery
+from fastae.data.files.faults import Fault
 from fastae.data.files.folder import open_folder
-from fastae.data.files.jpeg import Fault, Inspection
+from fastae.data.files.inspect import Inspection
 from fastae.data.files.recovery import (
     DecoderError,
     DecoderOutOfMemory,

@@ -16,7 +16,7 @@ import torch
 
 from fastae.data import CropResize, Tuning, open_loader
 from fastae.data.files.check import check
-from fastae.data.files.jpeg import inspect
+from fastae.data.files.inspect import inspect
 from fastae.data.files.search import find_jpegs
 from fastae.data.loaders.decode import open_decoder
 from fastae.utils.limits import peak_bytes

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fastae.data import CropResize, load_images
-from fastae.data.files.jpeg import Fault
+from fastae.data.files.faults import Fault
 from fastae.experiment.losses import squared_error
 from fastae.experiment.metrics import loss_index, psnr
 from fastae.runs.loaded_model import load_model

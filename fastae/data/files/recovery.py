@@ -11,7 +11,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
-from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
+from fastae.data.files.faults import USABLE, Fault, FileFault
+from fastae.data.files.inspect import inspect
 from fastae.errors import FastaeError
 
 Item = TypeVar("Item")

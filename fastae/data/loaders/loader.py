@@ -1,4 +1,4 @@
-"""What all loaders have in common: a loader yields the batches of a sampler, made from JPEG files.
+"""What all loaders have in common: a loader yields the batches of a sampler, made from image files.
 
 Every batch is a function of (seed, iteration). So the iteration number is a loader's whole state, and all
 loaders yield the same batches (resident and host up to the rounding of their stored pixels).
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault
 from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.pixel_ops import pack_params
 from fastae.data.loaders.sampler import Sampler

@@ -1,4 +1,4 @@
-"""Opens a loader of JPEG files, or loads images: the functions that a user's program calls."""
+"""Opens a loader of JPEG and PNG files, or loads images: the functions that a user's program calls."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from fastae.data.files.folder import ImageFolder, check_list, count_faults, open_folder
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault, count_faults
+from fastae.data.files.folder import ImageFolder, check_list, open_folder
 from fastae.data.files.recovery import ImageFiles, NoneLeft
 from fastae.data.loaders.choose import build_loader
 from fastae.data.loaders.crop_resize import SIZE, CropResize
@@ -53,10 +53,10 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     shard: tuple[int, int] = (0, 1),
     on_replaced: Callable[[FileFault, str], None] | None = None,
 ) -> Loader:
-    """Makes a loader of JPEG files. Unusable files are skipped, logged, and listed in `loader.skipped`.
+    """Makes a loader of JPEG and PNG files. Unusable files are skipped, logged and listed in `skipped`.
 
     Args:
-        source: a folder of JPEGs, nested or flat, or the paths of files, which keep their order.
+        source: a folder of JPEGs and PNGs, nested or flat, or the paths of files, which keep their order.
         batch_size: the number of images per batch.
         split: the part of a folder: the images to train on, the held-out images (by CelebA's partition file,
             else the last 5 % by name), or all. A list of files has only "all" and "train", which are equal.
