@@ -87,7 +87,7 @@ def count_faults(faults: Sequence[FileFault]) -> str:
 def conversion(faults: Iterable[FileFault]) -> str:
     """Returns text that names the formats to convert, and how; "" if there are none."""
     formats = dict.fromkeys(file.fault.value for file in faults if file.fault in CONVERTIBLE)
-    return f"convert {', '.join(formats)} to RGB JPEGs or PNGs of 8 bits" if formats else ""
+    return f"convert to 8-bit RGB JPEGs or PNGs: {', '.join(formats)}" if formats else ""
 
 
 def dimensions_fault(width: int, height: int, least_bytes: float, size: int) -> Fault | None:
@@ -99,8 +99,9 @@ def dimensions_fault(width: int, height: int, least_bytes: float, size: int) -> 
         least_bytes: the fewest bytes that an image of these dimensions takes in the file's format.
         size: the bytes of the file.
     """
-    if width * height == 0:
+    pixels = width * height
+    if pixels == 0:
         return Fault.HEADER_CUT
-    if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE or size > MAX_FILE_BYTES:
+    if pixels > MAX_PIXELS or max(width, height) > MAX_SIDE or size > MAX_FILE_BYTES:
         return Fault.TOO_LARGE
     return Fault.TRUNCATED if least_bytes > size else None

@@ -5,6 +5,7 @@ The format follows from the content, whatever the file's name is.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -61,11 +62,11 @@ def inspect(path: str) -> Inspection:
             hidden = stat.S_ISDIR(status.st_mode) and not os.access(path, os.R_OK | os.X_OK)
             return Inspection(Fault.UNREADABLE if hidden else Fault.NOT_A_FILE)
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)
     except OSError as error:
         require_files(error)
-        return Inspection(Fault.UNREADABLE)
+        if error.errno not in (errno.ENOENT, errno.ELOOP):
+            return Inspection(Fault.UNREADABLE)
+        return Inspection(Fault.DANGLING if os.path.islink(path) else Fault.GONE)
     try:
         return Inspection(*_inspect(descriptor, status.st_size), status.st_size)
     except OSError:
@@ -79,9 +80,10 @@ def _inspect(descriptor: int, size: int) -> tuple[Fault | None, int, int]:
     if size == 0:
         return Fault.EMPTY, 0, 0
     head = os.pread(descriptor, jpeg.HEAD, 0)
-    for kind in (jpeg, png):
-        if head.startswith(kind.START):
-            return kind.inspect(descriptor, size, head)
+    if head.startswith(jpeg.START):
+        return jpeg.inspect(descriptor, size, head)
+    if head.startswith(png.START):
+        return png.inspect(descriptor, size, head)
     other = OTHER_FORMATS.match(head)
     return Fault[other.lastgroup] if other and other.lastgroup else Fault.NOT_IMAGE, 0, 0
 

@@ -34,8 +34,7 @@ START, SCAN, END = b"\xff\xd8", b"\xff\xda", b"\xff\xd9"
 START_OF_SCAN, END_OF_IMAGE = SCAN[1], END[1]
 BASELINE, EXTENDED, PROGRESSIVE = 0xC0, 0xC1, 0xC2
 FRAMES = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}  # those three are tables, not frames
-METADATA = {0xFE, *range(0xE0, 0xF0)}
-SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, *METADATA}
+SEGMENTS = {0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 """Markers that libjpeg reads or skips before the data. It rejects all others, and so does this parser."""
 
 STANDALONE = {*range(0xD0, 0xD8), 0x00, 0x01, 0xFF}
@@ -166,10 +165,8 @@ def _segments(data: bytes, offset: int) -> Iterator[tuple[int, int]]:
             offset, marker = match.end() - 2, data[match.end() - 1]
         yield marker, offset
         length = int.from_bytes(data[offset + 2 : offset + 4])
-        if length < 2:
-            if marker not in METADATA:
-                return
-            length = 2  # as in libjpeg, metadata with an invalid length count as empty
+        if length < 2:  # DALI rejects this even where libjpeg does not
+            return
         offset += 2 + length
         if marker == START_OF_SCAN:
             match = DATA_END.search(data, offset)

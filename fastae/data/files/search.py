@@ -15,6 +15,8 @@ from fastae.utils.limits import require_files
 
 PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
 ARCHIVES = (".parquet", ".zip")
+RUN_FILES = ("config.json", "images.json")
+"""The files that every run's folder has."""
 
 
 class EntryKind(Enum):
@@ -75,6 +77,7 @@ def walk(root: str, *, follow: bool = True) -> Iterator[Entry]:
     """Yields every entry of `root` and of the folders below it, in arbitrary order, except hidden ones.
 
     Names that begin with a dot are hidden: drafts of a killed process, thumbnails, a file manager's notes.
+    The folders of runs, which hold pictures of the data set, are not searched.
     Each real folder is read once, even if links lead to it: by its path without links if it is below `root`,
     else through the link whose path sorts first. A link to a folder above `root` would be a loop, and is not
     followed.
@@ -97,14 +100,15 @@ def walk(root: str, *, follow: bool = True) -> Iterator[Entry]:
                 continue
             known.add(identity)
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith("."):
-                        continue
-                    kind, is_link = _kind(entry, follow)
-                    yield Entry(entry.path, os.path.splitext(entry.name)[1].lower(), kind)
-                    if kind is EntryKind.FOLDER:
-                        heapq.heappush(folders, (is_linked or is_link, entry.path))
+            with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+            if folder != root and sum(entry.name in RUN_FILES for entry in entries) == len(RUN_FILES):
+                continue
+            for entry in entries:
+                kind, is_link = _kind(entry, follow)
+                yield Entry(entry.path, os.path.splitext(entry.name)[1].lower(), kind)
+                if kind is EntryKind.FOLDER:
+                    heapq.heappush(folders, (is_linked or is_link, entry.path))
         except OSError as error:
             require_files(error)
             if folder == root:
