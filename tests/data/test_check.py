@@ -20,21 +20,28 @@ from ..helpers import no_more_files
 from . import bad_files
 
 
-def checked(folder, crop=None, records=None):
-    return check_folder(str(folder), crop=crop, records=records)
+def checked(folder, records=None):
+    return check_folder(str(folder), crop=None, records=records)
 
 
 def faults(found):
     return {Path(each.path).name: each.fault.value for each in found.faults}
 
 
-def test_the_check_names_the_fault_of_each_of_sixty_bad_files(tmp_path, good, face_paths):
+def test_the_check_names_the_fault_of_each_of_sixty_bad_files_and_decodes_none(
+    tmp_path, good, face_paths
+):
     expected = bad_files.make(tmp_path, good)
     bad_files.put(face_paths[:8], tmp_path)
-    found = checked(tmp_path, crop=100)
+    decoded = []
+    found = check_folder(
+        str(tmp_path), crop=100, records=None,
+        find_faults=lambda paths: decoded.extend(paths) or [None] * len(paths),
+    )  # fmt: skip
     assert len(expected) >= 60
     assert faults(found) == expected
     assert [Path(path).name for path in found.usable] == [f"{number}.jpg" for number in range(8)]
+    assert decoded == found.usable
 
 
 def test_the_deep_check_uses_the_decoder_of_training(tmp_path, good, face_paths, capsys):
@@ -82,10 +89,13 @@ def test_results_are_recorded_until_a_file_changes(tmp_path, good, monkeypatch):
     (folder / "1.jpg").write_bytes(b"")
     assert faults(checked(folder, records=records)) == {"1.jpg": "empty"}
     assert inspected[3:] == ["1.jpg"]
-    for content in (b"", b"junk", b"PK\x03\x04"):  # a damaged record is ignored
-        (record,) = records.iterdir()
+    found = checked(folder, records=records)
+    (record,) = records.iterdir()
+    intact = record.read_bytes()
+    flipped = (intact[:at] + bytes([intact[at] ^ 1]) + intact[at + 1 :] for at in range(0, len(intact), 5))
+    for content in (b"", b"junk", intact[:-1], *flipped):  # damaged records are ignored
         record.write_bytes(content)
-        assert faults(checked(folder, records=records)) == {"1.jpg": "empty"}
+        assert checked(folder, records=records) == found
 
 
 def test_fastae_check_prints_names_escaped(tmp_path, good, capsys):

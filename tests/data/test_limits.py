@@ -12,8 +12,7 @@ from PIL import Image
 
 from fastae.data.files import faults, jpeg
 from fastae.data.files import folder as folders
-from fastae.data.files.check import check_folder
-from fastae.data.files.faults import USABLE, Fault, FileFault
+from fastae.data.files.faults import USABLE, Fault
 from fastae.data.files.folder import open_folder
 from fastae.data.files.inspect import inspect
 from fastae.data.files.search import find_files
@@ -22,19 +21,6 @@ from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming, encoded, put
-
-
-def test_an_image_that_claims_65500_by_65500_pixels_is_never_decoded(tmp_path, good, face_paths):
-    put(face_paths, tmp_path, ["a.jpg"])
-    (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
-    decoded = []
-    found = check_folder(
-        str(tmp_path), crop=None, records=None,
-        find_faults=lambda paths: decoded.extend(paths) or [None],
-    )  # fmt: skip
-    assert found.faults == [FileFault(str(tmp_path / "huge.jpg"), Fault.TOO_LARGE)]
-    assert decoded == found.usable == [str(tmp_path / "a.jpg")]
-
 
 SIDE = int(faults.MAX_PIXELS**0.5)
 CONTENTS = {

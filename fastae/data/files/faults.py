@@ -60,11 +60,9 @@ USABLE = frozenset({None, Fault.GRAY, Fault.PROGRESSIVE, Fault.TRANSPARENT})
 DECODER_FAULTS = frozenset({Fault.UNDECODABLE, Fault.STALLED})
 """The faults that only decoding finds."""
 
-CONVERTIBLE = frozenset(
-    {
-        Fault.CMYK, Fault.DEEP, Fault.UNSUPPORTED,
-        Fault.AVIF, Fault.BMP, Fault.GIF, Fault.HEIC, Fault.JPEG_2000, Fault.JPEG_XL, Fault.TIFF, Fault.WEBP,
-    }
+CONVERTIBLE = (
+    Fault.CMYK, Fault.DEEP, Fault.UNSUPPORTED, Fault.AVIF, Fault.BMP, Fault.GIF, Fault.HEIC, Fault.JPEG_2000,
+    Fault.JPEG_XL, Fault.TIFF, Fault.WEBP,
 )  # fmt: skip
 """The faults of images that are intact, and that another program can convert."""
 

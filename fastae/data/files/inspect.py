@@ -23,11 +23,9 @@ OTHER_FORMATS = re.compile(
 )
 """How the files of other image formats begin. Each group is named like its `Fault`."""
 
-SUFFIXES = frozenset(
-    {
-        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jxl",
-        ".pgm", ".ppm", ".tif", ".tiff", ".webp",
-    }
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png",
+    ".avif", ".bmp", ".gif", ".heic", ".heif", ".ppm", ".tif", ".tiff", ".webp",
 )  # fmt: skip
 """The suffixes of image files, in lower case."""
 
@@ -90,4 +88,4 @@ def _inspect(descriptor: int, size: int) -> tuple[Fault | None, int, int]:
 
 def is_image(path: str, fault: Fault | None) -> bool:
     """Whether a file that was found in a folder is meant to be an image, by its content or else its name."""
-    return fault not in NO_CONTENT or os.path.splitext(path)[1].lower() in SUFFIXES
+    return fault not in NO_CONTENT or path.lower().endswith(SUFFIXES)

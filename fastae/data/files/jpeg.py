@@ -97,15 +97,8 @@ def _read_header(head: bytes) -> _Header | None:
             precision, high, low, wide, narrow, components = head[frame + 4 : frame + 10]
             kind = head[frame + 1]
             several = head[offset + 4] != components or kind == PROGRESSIVE
-            return _Header(
-                kind=kind,
-                precision=precision,
-                height=high << 8 | low,
-                width=wide << 8 | narrow,
-                components=components,
-                first_scan=offset,
-                several_scans=several,
-            )
+            height, width = high << 8 | low, wide << 8 | narrow
+            return _Header(kind, precision, height, width, components, offset, several)
         elif marker not in SEGMENTS:
             return None
     return None
