@@ -28,9 +28,7 @@ def faults(found):
     return {Path(each.path).name: each.fault.value for each in found.faults}
 
 
-def test_the_check_names_the_fault_of_each_of_sixty_bad_files_and_decodes_none(
-    tmp_path, good, face_paths
-):
+def test_the_check_names_the_fault_of_each_of_sixty_bad_files_and_decodes_none(tmp_path, good, face_paths):
     expected = bad_files.make(tmp_path, good)
     bad_files.put(face_paths[:8], tmp_path)
     decoded = []

@@ -3,8 +3,9 @@
 The chunks' content is not read. DALI's decoder compares their CRCs and rejects a PNG with any flipped bit in
 its image data, which the deep check and training find. What is inspected here could exhaust memory or time:
 OpenCV, by which DALI decodes, allocates the 4 GiB that a chunk may claim, and takes 20 ms for each compressed
-text. Of 1,030 broken PNGs (`FASTAE_FUZZ_SEED=1 make fuzz FILES=3000`), this parser rejects 828 and DALI another
-100. Source of the format: https://www.w3.org/TR/png-3/
+text. Of 1,030 broken PNGs (`make fuzz FILES=3000 SEED=1`), this parser rejects 828 and DALI another 100.
+
+Source of the format: https://www.w3.org/TR/png-3/
 """
 
 from __future__ import annotations
