@@ -47,7 +47,7 @@ soak: setup ## Run the long tests: 80 kills and resumes, 20,000 simulated second
 
 FILES ?= 20000
 SEED ?= 0
-fuzz: setup ## Run the long form of tests/fuzz: FILES=20000 broken JPEGs of SEED=0, 2,000 examples per parser
+fuzz: setup ## Run the long form of tests/fuzz: FILES=20000 broken images of SEED=0, 2,000 examples per parser
 	FASTAE_FUZZ=$(FILES) FASTAE_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest --numprocesses=0 tests/fuzz
 
 throughput: setup ## Measure loaders, step, whole runs and the budget of the six runs; write a record

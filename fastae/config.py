@@ -90,7 +90,7 @@ class TrainConfig:
     seed: int = setting(0, EXPERIMENT, "Seed of initial weights, image order and augmentation.", within=SEED)
     latent: int = setting(512, EXPERIMENT, "Size of the latent code.", within=LATENT)
     data: str | None = setting(
-        None, DATA, "Folder of JPEGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
+        None, DATA, "Folder of JPEGs and PNGs. Default: $FASTAE_DATA, else 2,000 synthetic faces.",
         can_change=True, path=True, metavar="DIR",
     )  # fmt: skip
     image_size: int = setting(

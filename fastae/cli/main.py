@@ -42,7 +42,7 @@ def cli() -> None:
 )  # fmt: skip
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
-    """Train the autoencoder on a folder of JPEGs."""
+    """Train the autoencoder on a folder of JPEGs and PNGs."""
     if resume:
         from fastae.training.resume import resume_run
 
@@ -184,11 +184,11 @@ def celeba(source: Path, out: Path, count: int) -> int:
 def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
     """Find files of a data set that cannot be used.
 
-    DIR is the folder of JPEGs. The exit code is 1 if any of them cannot be trained on.
+    DIR is the folder of JPEGs and PNGs. The exit code is 1 if any of them cannot be trained on.
     """
-    from fastae.data.commands import check_folder
+    from fastae.data.commands import check_and_report
 
-    return check_folder(folder, deep=deep, crop=crop, as_json=as_json)
+    return check_and_report(folder, deep=deep, crop=crop, as_json=as_json)
 
 
 @cli.command()

@@ -1,4 +1,4 @@
-"""The data path from folders of JPEGs to augmented batches. It is independent of training."""
+"""The data path from folders of images to augmented batches. It is independent of training."""
 
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.loader import Loader

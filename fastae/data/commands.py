@@ -10,10 +10,9 @@ from pathlib import Path
 
 from rich.table import Table
 
-from fastae.data.files.check import Check, check
-from fastae.data.files.jpeg import DECODER_FAULTS, USABLE, Fault
+from fastae.data.files.check import Check, check_folder
+from fastae.data.files.faults import DECODER_FAULTS, USABLE, Fault, conversion
 from fastae.data.files.prepare import prepare_celeba
-from fastae.data.files.search import count_ignored, find_jpegs
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import BATCH, open_decoder
 from fastae.data.loaders.tuning import Tuning
@@ -26,8 +25,8 @@ from fastae.utils.paths import expand_home
 NAMES_SHOWN = 50
 
 
-def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) -> int:
-    """Checks the JPEGs under `folder` and prints the result.
+def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool) -> int:
+    """Checks the images under `folder` and prints the result.
 
     Args:
         folder: the data folder.
@@ -39,40 +38,41 @@ def check_folder(folder: str, *, deep: bool, crop: int | None, as_json: bool) ->
         The exit code: 1 if a file cannot be used, else 0.
     """
     folder = expand_home(folder)
-    paths, ignored = find_jpegs(folder)
     find_faults = None
     if deep:  # by the decoder of `fastae train` on this machine
         device = use_device(choose_device("auto"))
         decoder = open_decoder(CropResize(crop), device, Tuning(compiled=False))
         find_faults = partial(decoder.faults, together=BATCH)
-    checked = check(folder, paths, crop=crop, records=check_records(cache_folder()), find_faults=find_faults)
+    records = check_records(cache_folder())
+    checked = check_folder(folder, crop=crop, records=records, find_faults=find_faults)
+    total = len(checked.usable) + len(checked.unusable)
     if as_json:
         faults = [
             {"path": file.path, "fault": file.fault.value, "usable": file.fault in USABLE}
             for file in checked.faults
         ]
-        counts = {"files": len(paths), "usable": len(checked.usable), "ignored": ignored}
+        counts = {"files": total, "usable": len(checked.usable)}
         print(json.dumps({"folder": folder, **counts, "faults": faults}, indent=2))
     else:
-        _log_check(folder, checked, len(paths), ignored=ignored)
+        _log_check(folder, checked, total)
     return 1 if checked.unusable else 0
 
 
-def _log_check(folder: str, checked: Check, total: int, ignored: Counter[str]) -> None:
+def _log_check(folder: str, checked: Check, total: int) -> None:
     """Logs the names of unusable files, and the number of files with each fault or peculiarity."""
     for file in checked.unusable[:NAMES_SHOWN]:
-        log(f"{file.fault.value:24}  {printable(file.path)}")
+        log(f"{file.fault.value:28}  {printable(file.path)}")
     if len(checked.unusable) > NAMES_SHOWN:
         log(f"... and {len(checked.unusable) - NAMES_SHOWN:,} more: --json lists all")
-    log(f"{printable(folder)}: {total:,} JPEGs{_sizes(checked)}")
+    log(f"{printable(folder)}: {total:,} images{_sizes(checked)}")
     counts = Counter(file.fault for file in checked.faults)
     table = Table("", "files", "")
     for fault in filter(counts.get, Fault):
         table.add_row(fault.value, f"{counts[fault]:,}", _consequence(fault))
     table.add_row("usable", f"{len(checked.usable):,}", f"of {total:,}")
     console.print(table)
-    if ignored:
-        log(f"ignored {count_ignored(ignored)} (only JPEGs are read)")
+    if remedy := conversion(checked.faults):
+        log(remedy)
 
 
 def _sizes(checked: Check) -> str:

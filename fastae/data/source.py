@@ -25,7 +25,7 @@ def open_source(
     """Opens the folder of images. The synthetic faces are drawn if they are missing or damaged.
 
     Args:
-        data: a folder of JPEGs, or the folder in which a resumed run had the synthetic faces.
+        data: a folder of images, or the folder in which a resumed run had the synthetic faces.
         crop: as for `open_folder`.
         cache: the cache folder, for the faces and the results of file checks. Default: the user's.
         manifest: as for `open_folder`.

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from fastae.data import CropResize, load_images
 from fastae.data.faces import synthetic as faces
-from fastae.data.files.check import FileFault, was_checked
+from fastae.data.files.check import was_checked
+from fastae.data.files.faults import FileFault
 from fastae.data.files.manifest import DIGESTS, Manifest
 from fastae.data.source import VARIABLE, open_source
 from fastae.device.choose import Precision

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fastae.config import TrainConfig
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault
 from fastae.data.files.manifest import NAME, Manifest
 from fastae.errors import FastaeError
 from fastae.runs import checkpoint, metrics

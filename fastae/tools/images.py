@@ -1,15 +1,15 @@
 """Loads a user's image files, of many formats, as the model's input: (3, S, S) in [0, 1].
 
-Pillow decodes and `fastae.data.loaders.pixel_ops` resizes. For a JPEG the result is bit for bit that of
-training on a CPU, EXIF orientation included (`tests/tools/test_reconstruct.py`). Other formats get the same
-crop and resize.
+Pillow decodes and `fastae.data.loaders.pixel_ops` resizes. For a JPEG or PNG the result is bit for bit that
+of training on a CPU, EXIF orientation included (`tests/tools/test_reconstruct.py`). Other formats get the
+same crop and resize.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -17,8 +17,9 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from fastae.data.files.jpeg import Fault, inspect
-from fastae.data.files.search import EntryKind, walk
+from fastae.data.files.faults import CONVERTIBLE, Fault
+from fastae.data.files.inspect import inspect, is_image
+from fastae.data.files.search import find_files
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.pixel_ops import PixelOps, to_batch
 from fastae.errors import FastaeError
@@ -28,16 +29,15 @@ from fastae.utils.paths import URL
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
 """Pillow's names of the formats. JPEG includes MPO, which many phones write. None starts another program."""
 
-SUFFIXES = tuple(name for name, kind in Image.registered_extensions().items() if kind in (*FORMATS, "MPO"))
-"""The suffixes of files that are read from a folder. A file that is given itself may have any name."""
-
 NOT_OPENED = {
     Fault.GONE, Fault.DANGLING, Fault.UNREADABLE, Fault.NOT_A_FILE, Fault.EMPTY,
-    Fault.HEADER_CUT, Fault.TOO_MANY_SCANS,
+    Fault.HEADER_CUT, Fault.TOO_MANY_SCANS, Fault.TOO_MUCH_METADATA,
+    Fault.DEEP, Fault.HEIC, Fault.JPEG_2000, Fault.JPEG_XL,
 }  # fmt: skip
 """Faults of files that are not opened.
 
-Opening a pipe would block. Pillow would read files with the last two faults byte by byte, or once per scan.
+Opening a pipe would block. Pillow would read files with the faults of the second line for a long time. It
+would clip more than 8 bits, and does not read the last three formats, or does so only in some builds.
 """
 
 
@@ -48,29 +48,23 @@ class UnusableImage(Exception):
 def find_images(given: Sequence[str]) -> list[str]:
     """Lists image files: the given ones in order, and for a folder the images in and below it, by path.
 
-    Hidden files are ignored. A folder without images stays in the list, so that `load_image` rejects it.
+    A folder without images stays in the list, so that `load_image` rejects it.
     Raises FastaeError if a folder cannot be listed.
     """
-    return [image for path in given for image in sorted(_images_below(path)) or [path]]
+    return [image for path in given for image in _images_below(path) or [path]]
 
 
-def _images_below(path: str) -> Iterator[str]:
-    """Yields the paths of the images in and below a folder, and of folders that cannot be listed.
-
-    It yields nothing for a file.
-    """
-    for entry in walk(path) if os.path.isdir(path) else ():  # noqa: PTH112
-        is_image = entry.kind is EntryKind.FILE and entry.suffix in SUFFIXES
-        is_hidden = os.path.basename(entry.path).startswith(".")  # noqa: PTH119
-        if (is_image or entry.kind is EntryKind.UNLISTED_FOLDER) and not is_hidden:
-            yield entry.path
+def _images_below(path: str) -> list[str]:
+    """Returns the images in and below a folder, and the folders that cannot be listed; [] for a file."""
+    files = find_files(path) if os.path.isdir(path) else []  # noqa: PTH112
+    return [file for file in files if is_image(file, inspect(file).fault)]
 
 
 def load_image(path: str, crop_resize: CropResize) -> Tensor:
     """Loads one file, upright, cropped and resized as in training: float32 (3, S, S) in [0, 1].
 
-    The first frame of an animation is used. Transparency is blended over white, CMYK is converted by Pillow's
-    plain formula, and color profiles are ignored as in training.
+    The first frame of an animation is used, and CMYK is converted by Pillow's plain formula. Transparency and
+    color profiles are ignored as in training.
 
     Raises UnusableImage, also if a file has more pixels than Pillow opens (180 million).
     """
@@ -105,14 +99,11 @@ def _reason(path: str, fault: Fault) -> str:
         return "a folder without images"
     if fault is Fault.GONE:
         return "a URL: only local files are read" if URL.match(path) else "does not exist"
-    return fault.value
+    return f"{fault.value}: convert it to a JPEG or PNG" if fault in CONVERTIBLE else fault.value
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Converts an image to RGB, over white. Raises UnusableImage for more than 8 bits per channel."""
+    """Converts an image to RGB. Raises UnusableImage for more than 8 bits per channel."""
     if image.mode[0] in "IF":
-        raise UnusableImage("more than 8 bits per channel: convert it to 8")  # Pillow would clip them
-    if image.has_transparency_data:
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image.convert("RGBA"))
+        raise UnusableImage(f"{Fault.DEEP}: convert it to a JPEG or PNG")  # Pillow would clip them
     return image.convert("RGB")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault
 from fastae.runs.folder import RunFolder
 from fastae.utils.console import console, log, printable
 

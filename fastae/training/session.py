@@ -18,11 +18,10 @@ from torch.nn.parameter import is_lazy
 
 from fastae.config import TrainConfig
 from fastae.data import CropResize, Tuning
-from fastae.data.files.folder import ImageFolder, count_faults
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault, count_faults
+from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.recovery import ImageFiles
-from fastae.data.files.search import count_ignored
 from fastae.data.loaders.batch_source import BatchSource, LoaderKind
 from fastae.data.loaders.choose import build_source
 from fastae.data.loaders.decode import open_decoder, refuse_forked
@@ -227,8 +226,6 @@ def open_session(
 def log_images(folder: ImageFolder, is_resumed: bool) -> None:
     """Logs how the images are divided, and which files are not among them."""
     log(f"images    {folder.division}")
-    if folder.ignored:
-        log(f"ignored   {count_ignored(folder.ignored)}: training reads JPEG files only")
     if folder.skipped:
         lost = " (bad since the run began: replaced by the next)" if is_resumed else ""
         log(f"skipped   {count_faults(folder.skipped)}{lost}; skipped.txt names them", "yellow")

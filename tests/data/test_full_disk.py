@@ -10,7 +10,7 @@ from fastae.data.faces import portrait
 from fastae.data.faces import synthetic as faces
 from fastae.data.files.folder import open_folder
 from fastae.data.files.prepare import prepare_celeba
-from fastae.data.files.search import find_jpegs
+from fastae.data.files.search import find_files
 from fastae.data.loaders import store
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
@@ -55,7 +55,7 @@ def work(disk: Path, images: str, archive: Path) -> None:
             found[name] = str(error)
 
     def keep(cache):
-        opened(find_jpegs(images).paths, "resident", cache=cache)
+        opened(find_files(images), "resident", cache=cache)
 
     def draw(cache):
         open_source(None, cache=cache)

@@ -10,38 +10,25 @@ import pytest
 import torch
 from PIL import Image
 
+from fastae.data.files import faults, jpeg
 from fastae.data.files import folder as folders
-from fastae.data.files import jpeg
-from fastae.data.files.check import check
+from fastae.data.files.faults import USABLE, Fault
 from fastae.data.files.folder import RULE, open_folder
-from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
-from fastae.data.files.search import find_jpegs
+from fastae.data.files.inspect import inspect
+from fastae.data.files.search import find_files
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
 from fastae.errors import FastaeError
 
 from .bad_files import claiming, encoded, put
 
-
-def test_an_image_that_claims_65500_by_65500_pixels_is_never_decoded(tmp_path, good, face_paths):
-    put(face_paths, tmp_path, ["a.jpg"])
-    (tmp_path / "huge.jpg").write_bytes(claiming(good, 65_500, 65_500))
-    decoded = []
-    found = check(
-        str(tmp_path), find_jpegs(str(tmp_path)).paths, crop=None, records=None,
-        find_faults=lambda paths: decoded.extend(paths) or [None],
-    )  # fmt: skip
-    assert found.faults == [FileFault(str(tmp_path / "huge.jpg"), Fault.TOO_LARGE)]
-    assert decoded == found.usable == [str(tmp_path / "a.jpg")]
-
-
-SIDE = int(jpeg.MAX_PIXELS**0.5)
+SIDE = int(faults.MAX_PIXELS**0.5)
 CONTENTS = {
     "the most pixels": (None, lambda good: claiming(good, SIDE, SIDE)),
     "one row more": (Fault.TOO_LARGE, lambda good: claiming(good, SIDE + 1, SIDE)),
     "the fewest bytes": (None, lambda good: claiming(good, 4_000, 4_000)),
     "half of these bytes": (Fault.TRUNCATED, lambda good: claiming(good, 4_000, 4_000)[:20_000] + good[-2:]),
-    "metadata without a length": (None, lambda good: good[:2] + b"\xff\xe0\0\0" + good[2:]),
+    "metadata without a length": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff\xe0\0\0" + good[2:]),
     "endless fill": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff" * (8 << 20) + good[2:]),
     "endless comments": (Fault.HEADER_CUT, lambda good: good[:2] + b"\xff\xfe\0\x02" * (2 << 20) + good[2:]),
     "endless tables": (
@@ -56,6 +43,12 @@ CONTENTS = {
         for content in (b"\xff", b"\xff\xd0", b"\xff\xfe\0\x02", b"\xff\xda\0\x02", b"\xff\0")
     },
 }
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA"])
+def test_intact_pngs_with_the_fewest_bytes_pass(tmp_path, mode):
+    image = Image.new(mode, (8_192, 2_000))
+    assert fault_of(encoded(image, "PNG", compress_level=9), tmp_path) in USABLE
 
 
 def fault_of(content, folder):
@@ -136,7 +129,7 @@ def test_folders_may_be_nested_deeper_than_the_recursion_limit(tmp_path, good):
         os.mkdir(folder)  # noqa: PTH102 (pathlib calls itself for each level)
     image.write_bytes(good)
     try:
-        assert find_jpegs(str(tmp_path)).paths == [str(image)]
+        assert find_files(str(tmp_path)) == [str(image)]
     finally:  # pytest cannot remove folders at this depth
         image.unlink()
         for folder in reversed(folders):
@@ -168,7 +161,7 @@ def test_a_folder_without_read_permission_is_reported(good):
             (finding,) = open_folder(root).skipped
             assert (finding.path, finding.fault.value) == (f"{root}/closed", "unreadable")
             with pytest.raises(FastaeError, match="closed' cannot be read: Permission denied"):
-                find_jpegs(str(root / "closed"))
+                find_files(str(root / "closed"))
     finally:
         (root / "closed").chmod(0o700)
         shutil.rmtree(root)
@@ -178,7 +171,7 @@ def test_a_name_that_is_too_long_or_a_link_to_itself_is_reported_as_missing(tmp_
     (tmp_path / "round").symlink_to("round")
     for path in ("x" * 300, tmp_path / "round"):
         with pytest.raises(FastaeError, match="does not exist"):
-            find_jpegs(str(path))
+            find_files(str(path))
 
 
 def test_a_partition_file_that_is_a_pipe_is_ignored_and_a_huge_one_is_refused(tmp_path, face_paths):

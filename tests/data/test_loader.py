@@ -14,7 +14,8 @@ from nvidia.dali import Pipeline, fn, pipeline_def, types
 from PIL import Image
 
 from fastae.data import CropResize, Tuning, load_images
-from fastae.data.files.jpeg import Fault, Inspection
+from fastae.data.files.faults import Fault
+from fastae.data.files.inspect import Inspection
 from fastae.data.files.recovery import DecoderError, ImageFiles
 from fastae.data.loaders import dali as loaders
 from fastae.data.loaders import pipeline

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 from fastae.data.files import folder as folders
-from fastae.data.files import jpeg, manifest
+from fastae.data.files import manifest
 from fastae.data.files.folder import open_folder
+from fastae.data.files.inspect import inspect
 from fastae.data.files.manifest import Manifest
 from fastae.errors import FastaeError
 
@@ -131,7 +132,7 @@ def test_a_file_that_was_still_being_copied_is_listed_with_its_size_at_inspectio
 
     def after_a_while(name):
         path.write_bytes(whole)
-        return jpeg.inspect(name)
+        return inspect(name)
 
     monkeypatch.setattr("fastae.data.files.check.inspect", after_a_while)
     images = open_folder(root).manifest

@@ -13,6 +13,7 @@ from PIL import Image
 from fastae.data.files.folder import open_folder
 from fastae.data.files.prepare import prepare_celeba
 from fastae.errors import FastaeError
+from fastae.utils.files import DRAFT
 
 from ..commands import here
 from .bad_files import put
@@ -40,9 +41,12 @@ def test_prepare_unpacks_verifies_and_resumes(archive, tmp_path, face_paths):
     kept = (first.folder / NAMES[0]).stat().st_mtime_ns
     (first.folder / NAMES[1]).unlink()
     (first.folder / NAMES[2]).write_bytes(b"torn")
+    for folder in (first.folder, first.folder.parent):
+        (folder / f"{DRAFT}9-{NAMES[3]}").write_bytes(b"left by a killed process")
     assert prepare_celeba(archive, tmp_path / "out", count=6) == first
     assert (first.folder / NAMES[0]).stat().st_mtime_ns == kept
     assert contents(first.folder) == contents(put(face_paths, tmp_path / "expected", NAMES))
+    assert not list((tmp_path / "out").glob(f"{DRAFT}*"))
 
 
 PARTS = {"000001.jpg": 0, "162770.jpg": 0, "162771.jpg": 1, "182637.jpg": 1, "182638.jpg": 2, "202599.jpg": 2}

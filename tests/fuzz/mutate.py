@@ -1,7 +1,7 @@
-"""JPEGs broken in many ways, each a function of (seed, number) and of the files given.
+"""JPEGs and PNGs broken in many ways, each a function of (seed, number) and of the files given.
 
 `mutant(originals, seed, number)` takes one of the originals, as bytes, and changes it once to three times:
-its bits, its length, or the marker segments that it is made of.
+its bits, its length, or the segments or chunks that it is made of.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from ..data.bad_files import encoded, png_chunk
+
 MARKERS = bytes.fromhex("c0 c1 c2 c3 c4 c9 cc d0 d1 d8 d9 da db dc dd e0 e1 ee fe 00 01 ff")
 SIDES = (0, 1, 7, 8, 9, 255, 256, 1_000, 4_096, 13_000, 32_768, 65_500, 65_535)
 LENGTHS = (0, 0, 1, 2, 16, 500)
@@ -20,25 +22,32 @@ LENGTHS = (0, 0, 1, 2, 16, 500)
 def variants(jpeg: bytes) -> list[bytes]:
     """The same picture in the codings that a data set may hold."""
     image = Image.open(io.BytesIO(jpeg))
-    files = [io.BytesIO() for _ in range(7)]
-    image.save(files[0], "JPEG", progressive=True)
-    image.save(files[1], "JPEG", subsampling="4:4:4", optimize=True)
-    image.save(files[2], "JPEG", subsampling="4:2:2", restart_marker_blocks=3)
-    image.save(files[3], "JPEG", comment=b"x" * 60_000, icc_profile=bytes(70_000))
-    image.convert("L").save(files[4], "JPEG")
-    image.convert("L").save(files[5], "JPEG", progressive=True)
-    image.convert("CMYK").save(files[6], "JPEG")
-    return [jpeg, *(file.getvalue() for file in files)]
+    return [
+        jpeg,
+        encoded(image, "JPEG", progressive=True),
+        encoded(image, "JPEG", subsampling="4:4:4", optimize=True),
+        encoded(image, "JPEG", subsampling="4:2:2", restart_marker_blocks=3),
+        encoded(image, "JPEG", comment=b"x" * 60_000, icc_profile=bytes(70_000)),
+        encoded(image.convert("L"), "JPEG"),
+        encoded(image.convert("L"), "JPEG", progressive=True),
+        encoded(image.convert("CMYK"), "JPEG"),
+        encoded(image, "PNG"),
+        encoded(image.quantize(64), "PNG", transparency=bytes(64)),
+        encoded(image.convert("LA"), "PNG", icc_profile=bytes(9_000)),
+        encoded(image, "PNG", save_all=True, append_images=[image.convert("L")]),
+    ]
 
 
 def mutant(originals: Sequence[bytes], seed: int, number: int) -> bytes:
-    """The `number`-th broken JPEG of this seed."""
+    """The `number`-th broken image of this seed."""
     chance = random.Random(f"{seed} {number}")
-    jpeg = chance.choice(originals)
+    image = chance.choice(originals)
     for _ in range(chance.choice((1, 1, 1, 2, 3))):
-        change = chance.choice((flip_bits, replace_bytes, splice, change_head, change_head, rearrange))
-        jpeg = change(jpeg, chance, chance.choice(originals))
-    return jpeg
+        is_png = image.startswith(b"\x89PNG")
+        parts = (change_chunk,) * 3 if is_png else (change_head, change_head, rearrange)
+        change = chance.choice((flip_bits, replace_bytes, splice, *parts))
+        image = change(image, chance, chance.choice(originals))
+    return image
 
 
 def flip_bits(jpeg: bytes, chance: random.Random, other: bytes) -> bytes:
@@ -78,6 +87,38 @@ def change_head(jpeg: bytes, chance: random.Random, other: bytes) -> bytes:
     )
     segments[index] = segments[index][:start] + new + segments[index][start + len(new) :]
     return b"".join(segments)
+
+
+def change_chunk(png: bytes, chance: random.Random, other: bytes) -> bytes:
+    """A chunk of a PNG with other bytes, size in pixels, name or length; it is missing, repeated or moved."""
+    chunks = cut_at_chunks(png)
+    name, content = chunks.pop(index := chance.choice((0, chance.randrange(len(chunks)))))
+    start, new = chance.choice(
+        (
+            (0, b"".join(chance.choice(SIDES).to_bytes(4) for _ in range(2))),
+            (8, bytes(chance.choice((0, 1, 2, 3, 4, 6, 8, 16)) for _ in range(2))),
+            (chance.randrange(14), chance.randbytes(1)),
+            (len(content), bytes(chance.choice(LENGTHS))),
+        )
+    )
+    name = chance.choice((name, name, b"IDAT", b"PLTE", b"tRNS", b"acTL", b"eXIf", b"iCCP", b"zTXt", b"NEWS"))
+    chunk = png_chunk(name, content[:start] + new + content[start + len(new) :])
+    if chance.random() < 0.2:
+        chunk = chance.choice((0, 1, 65_535, 1 << 31, (1 << 32) - 1)).to_bytes(4) + chunk[4:]
+    before = chance.choice((index, chance.randrange(len(chunks) + 1)))
+    parts = [png_chunk(*each) for each in chunks]
+    parts[before:before] = [chunk] * chance.choice((0, 1, 1, 1, 2, 70))
+    return png[:8] + b"".join(parts)
+
+
+def cut_at_chunks(png: bytes) -> list[tuple[bytes, bytes]]:
+    """The name and content of each chunk of a PNG, which may be broken."""
+    chunks, offset = [(b"IHDR", b"")], 8
+    while offset < len(png):
+        length = int.from_bytes(png[offset : offset + 4])
+        chunks.append((png[offset + 4 : offset + 8], png[offset + 8 : offset + 8 + length]))
+        offset += 12 + length
+    return chunks[1:] or chunks
 
 
 def rearrange(jpeg: bytes, chance: random.Random, other: bytes) -> bytes:

@@ -23,11 +23,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastae.config import TrainConfig
-from fastae.data.files.check import check
+from fastae.data.files.check import check_folder
 from fastae.data.files.folder import open_folder
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
-from fastae.data.files.search import find_jpegs
+from fastae.data.files.search import find_files
 from fastae.errors import FastaeError
 from fastae.monitor.files import read_reports, report_json
 from fastae.monitor.text import show_reports
@@ -97,7 +97,7 @@ def settings_of_a_run(path, pictures):
 def images_of_a_run(path, pictures):
     images = Manifest.read(path)
     opened = open_folder(pictures, manifest=images)
-    assert {*opened.train, *opened.held_out} <= set(find_jpegs(str(pictures)).paths)
+    assert {*opened.train, *opened.held_out} <= set(find_files(str(pictures)))
     assert (len(opened.train), len(opened.held_out)) == (len(images.train), len(images.held_out))
 
 
@@ -128,12 +128,11 @@ def marker_of_a_cache_entry(path, pictures):
 
 
 def records_of_a_check(path, pictures):
-    paths = find_jpegs(str(pictures)).paths
     folder = path.with_suffix("")
-    check(str(pictures), paths, crop=None, records=folder)
+    found = check_folder(str(pictures), crop=None, records=folder)
     (records,) = folder.iterdir()
     path.replace(records)
-    assert len(check(str(pictures), paths, crop=None, records=folder).usable) <= len(paths)
+    assert check_folder(str(pictures), crop=None, records=folder) == found
 
 
 def celeba(path, pictures):
@@ -181,7 +180,7 @@ def pictures(face_paths, tmp_path_factory):
 def intact(pictures, face_paths, tmp_path_factory):
     """A function: name of a file -> contents to damage."""
     records = tmp_path_factory.mktemp("records")
-    check(str(pictures), find_jpegs(str(pictures)).paths, crop=None, records=records)
+    check_folder(str(pictures), crop=None, records=records)
 
     def saved(write):
         file = io.BytesIO()

@@ -12,7 +12,7 @@ import torch.distributed as dist
 
 from fastae.cli import main
 from fastae.data import Tuning, open_loader
-from fastae.data.files.jpeg import Fault, FileFault
+from fastae.data.files.faults import Fault, FileFault
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastae.data.files.jpeg import inspect
+from fastae.data.files.inspect import inspect
 from fastae.data.loaders.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure
 from fastae.runs.folder import RunFolder

@@ -1,1 +1,1 @@
-"""JPEG files: searching, checking and dividing them, replacing bad ones, and unpacking archives."""
+"""Image files: searching, checking and dividing them, replacing bad ones, and unpacking archives."""

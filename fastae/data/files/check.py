@@ -1,6 +1,6 @@
 """Finds the files of a data set that cannot be trained on, before training starts.
 
-The quick check, which training runs too, reads the header and the end of each file. It records the results,
+The quick check, which training runs too, reads the headers and the end of each file. It records the results,
 so that the next check reads only new and changed files. The deep check also decodes every file, with the same
 decoder as training.
 """
@@ -10,20 +10,25 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import msgspec
 
-from fastae.data.files.jpeg import USABLE, Fault, FileFault, Inspection, inspect
+from fastae.data.files.faults import USABLE, Fault, FileFault
+from fastae.data.files.inspect import Inspection, inspect, is_image
 from fastae.data.files.recovery import FindFaults
+from fastae.data.files.search import find_files, name_below, no_images
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
 
-VERSION = 4
+VERSION = 5
 """The version of the records. It changes with their format and with the results of `inspect`."""
+
+DIGEST_BYTES = 32
+"""The length of a SHA-256, with which a file of records begins."""
 
 Stamp = tuple[int, int]
 """A file's size in bytes, and the low 63 bits of its modification time in ns, which may exceed 64 bits."""
@@ -60,36 +65,55 @@ class Check:
         return sides.pop() if len(sides) == 1 else None
 
 
-def check(
+def check_folder(
     root: str,
-    paths: Sequence[str],
     *,
     crop: int | None,
     records: Path | None,
     find_faults: FindFaults | None = None,
+    listed: Container[str] | None = None,
 ) -> Check:
-    """Checks files.
+    """Checks the images under a folder. Other files, such as texts, are ignored.
 
     Args:
-        root: the data folder that the records belong to.
-        paths: the files to check.
+        root: the data folder.
         crop: the minimum length of an image's shorter side in pixels.
         records: the folder in which results are recorded, if any.
         find_faults: decodes files and yields the fault of each, for the deep check.
+        listed: the names of the files to check, relative to `root`. Default: all.
 
     Raises:
+        FastaeError: the folder does not exist, or contains no image.
         DecoderError: the decoder fails even for a valid picture.
     """
+    paths = find_files(root)
+    if listed is not None:
+        paths = [path for path in paths if name_below(root, path) in listed]
     inspected = _quick_check(root, paths, records)
+    if listed is None:
+        inspected = {path: image for path, image in inspected.items() if is_image(path, image.fault)}
+        if not inspected:
+            raise no_images(root, paths)
+    return _checked(inspected, crop, find_faults)
+
+
+def check_files(paths: Sequence[str], crop: int | None) -> Check:
+    """Checks files as `check_folder` does, without records. Each is taken for an image."""
+    return _checked({path: inspect(path) for path in track(paths, "checking files")}, crop)
+
+
+def _checked(
+    inspected: Mapping[str, Inspection], crop: int | None, find_faults: FindFaults | None = None
+) -> Check:
     faults = {path: image.fault for path, image in inspected.items()}
     for path, image in inspected.items():
         if image.fault in USABLE and crop and min(image.width, image.height) < crop:
             faults[path] = Fault.TOO_SMALL
     if find_faults:
-        passed = [path for path in paths if faults[path] in USABLE]
+        passed = [path for path in faults if faults[path] in USABLE]
         decoded = track(find_faults(passed), "decoding files", total=len(passed))
         faults |= {path: fault for path, fault in zip(passed, decoded, strict=True) if fault}
-    usable = [path for path in paths if faults[path] in USABLE]
+    usable = [path for path in faults if faults[path] in USABLE]
     return Check(
         sizes={path: inspected[path].size for path in usable},
         faults=[FileFault(path, fault) for path, fault in faults.items() if fault],
@@ -99,7 +123,7 @@ def check(
 
 def was_checked(root: str, records: Path | None) -> bool:
     """Whether `root` was checked before, according to the records. The folder itself is not read."""
-    return records is not None and _records_file(root, records).is_file()
+    return records is not None and os.path.isfile(_records_file(root, records))
 
 
 def stamp(path: str) -> Stamp | None:
@@ -140,12 +164,15 @@ def _read_records(file: Path) -> Records:
     """Reads the records. Returns {} if the file is missing or damaged, so that all images are inspected."""
     with suppress(Exception):  # a parser may raise any error for a damaged file
         require_file(file)
-        return msgspec.msgpack.decode(file.read_bytes(), type=Records)
+        digest, content = (read := file.read_bytes())[:DIGEST_BYTES], read[DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() == digest:
+            return msgspec.msgpack.decode(content, type=Records)
     return {}
 
 
 def _write_records(file: Path, records: Mapping[bytes, tuple[Stamp, Inspection]]) -> None:
     with suppress(OSError):  # an unwritable cache costs time, but must not end a run
         file.parent.mkdir(parents=True, exist_ok=True)
+        content = msgspec.msgpack.encode(records)
         with atomic_write(file) as output:
-            output.write(msgspec.msgpack.encode(records))
+            output.write(hashlib.sha256(content).digest() + content)

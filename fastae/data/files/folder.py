@@ -1,4 +1,4 @@
-"""Divides a folder of JPEGs, nested or flat, into training files and held-out files.
+"""Divides a folder of images, nested or flat, into training files and held-out files.
 
 If CelebA's split file (`list_eval_partition.txt` or `.csv`) is beside or above the images, its validation and
 test images are held out. Otherwise the last 5 % of each folder by name are, so that every class of labelled
@@ -11,16 +11,16 @@ import heapq
 import os
 import shlex
 from collections import Counter
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fastae.data.files.celeba import TRAIN, find_splits, read_split
-from fastae.data.files.check import Check, check
-from fastae.data.files.jpeg import Fault, FileFault
+from fastae.data.files.check import Check, check_files, check_folder
+from fastae.data.files.faults import Fault, FileFault, count_faults
 from fastae.data.files.manifest import DIGESTS, Manifest, content_digest
 from fastae.data.files.recovery import ImageFiles, NoneLeft
-from fastae.data.files.search import find_jpegs
+from fastae.data.files.search import name_below
 from fastae.errors import FastaeError
 from fastae.utils.console import counted
 from fastae.utils.limits import free_bytes
@@ -65,9 +65,6 @@ class ImageFolder:
     checked: Check
     """The result of the check. The lost files of a resumed run are among its faults."""
 
-    ignored: Mapping[str, int] = field(default_factory=dict)
-    """Kind of ignored file, such as "PNG file" -> number of files."""
-
     @property
     def skipped(self) -> list[FileFault]:
         """The files that are not read, and their faults."""
@@ -93,7 +90,7 @@ class ImageFolder:
         for file in bad:
             del sizes[file.path]
         checked = replace(self.checked, sizes=sizes, faults=[*self.checked.faults, *bad])
-        return replace(_divide(self.root, checked), ignored=self.ignored)
+        return _divide(self.root, checked)
 
 
 def open_folder(
@@ -102,7 +99,7 @@ def open_folder(
     records: Path | None = None,
     manifest: Manifest | None = None,
 ) -> ImageFolder:
-    """Lists, checks and divides the JPEGs under `root`.
+    """Lists, checks and divides the images under `root`.
 
     Args:
         root: the data folder.
@@ -112,30 +109,23 @@ def open_folder(
             order.
 
     Raises:
-        FastaeError: the folder does not exist, has fewer than two usable JPEGs, has images so large that
+        FastaeError: the folder does not exist, has fewer than two usable images, has images so large that
             decoding them would exhaust the memory, or does not contain the images of the manifest.
     """
     root = expand_home(os.fspath(root))
     if manifest and not os.path.isdir(root):
         raise _other_images(root, "there is no such folder")
-    checked, ignored = check_folder(root, crop, records, manifest.sizes if manifest else None)
-    folder = _restored(root, checked, manifest) if manifest else _divide(root, checked)
-    return replace(folder, ignored=ignored)
+    checked = check_loadable(root, crop, records, listed=manifest.sizes if manifest else None)
+    return _restored(root, checked, manifest) if manifest else _divide(root, checked)
 
 
-def check_folder(
-    root: str, crop: int | None, records: Path | None, names: Container[str] | None = None
-) -> tuple[Check, Mapping[str, int]]:
-    """Lists and checks the JPEGs under `root`, if `names` is given only those.
-
-    Returns the check, and the number of ignored files by kind. Raises FastaeError as `open_folder` does.
-    """
-    paths, ignored = find_jpegs(root)
-    if names is not None:  # they only select from the files that were found, so they name no files elsewhere
-        paths = [path for path in paths if name_below(root, path) in names]
-    checked = check(root, paths, crop=crop, records=records)
+def check_loadable(
+    root: str, crop: int | None, records: Path | None, listed: Container[str] | None = None
+) -> Check:
+    """Checks the images under `root` as `check_folder` does, and that decoding them fits into memory."""
+    checked = check_folder(root, crop=crop, records=records, listed=listed)
     _require_memory(checked, crop, f"in {root!r}")
-    return checked, ignored
+    return checked
 
 
 def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
@@ -143,10 +133,10 @@ def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
 
     Raises FastaeError if none is usable, or if decoding the images would exhaust the memory.
     """
-    checked = check("", paths, crop=crop, records=None)
+    checked = check_files(paths, crop)
     if not checked.sizes:
-        first = "".join(f" ({file.path!r:.200}: {file.fault.value})" for file in checked.faults[:1])
-        raise FastaeError(f"no usable JPEG among the {counted(len(paths), 'file')} of the list{first}")
+        example = f", such as {paths[0]!r:.200}: {count_faults(checked.faults)}" if paths else ""
+        raise FastaeError(f"no usable image among the {counted(len(paths), 'file')} of the list{example}")
     _require_memory(checked, crop, "of the list")
     return checked
 
@@ -162,17 +152,6 @@ def _require_memory(checked: Check, crop: int | None, where: str) -> None:
         )
 
 
-def name_below(root: str, path: str) -> str:
-    """The name of a file relative to `root`."""
-    return path.removeprefix(root).lstrip("/")
-
-
-def count_faults(faults: Sequence[FileFault]) -> str:
-    """Returns text such as '3 truncated, 1 empty', with the most frequent fault first."""
-    counts = Counter(file.fault.value for file in faults).most_common()
-    return ", ".join(f"{number} {fault}" for fault, number in counts)
-
-
 def require_usable(root: str, checked: Check, least: int) -> None:
     """Raises FastaeError if a folder has fewer than `least` usable files."""
     if len(checked.sizes) < least:
@@ -181,7 +160,7 @@ def require_usable(root: str, checked: Check, least: int) -> None:
         command = f"fastae check {shlex.quote(root)}{' --crop N' if is_cropped else ''}"
         skipped = f"; skipped: {faults} ({command} lists them)" if faults else ""
         needed = ", and at least 2 are needed, one to train on and one to hold out" if least > 1 else ""
-        raise FastaeError(f"{root!r} contains {counted(len(checked.sizes), 'usable JPEG')}{needed}{skipped}")
+        raise FastaeError(f"{root!r} contains {counted(len(checked.sizes), 'usable image')}{needed}{skipped}")
 
 
 def _divide(root: str, checked: Check) -> ImageFolder:

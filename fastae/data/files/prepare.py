@@ -20,12 +20,12 @@ from typing import IO
 
 from fastae.data.files import celeba
 from fastae.data.files.celeba import COUNT, IMAGE_NAME, IMAGES, MAX_ENTRY, SPLIT_NAMES, Partition, image_name
-from fastae.data.files.jpeg import inspect
+from fastae.data.files.inspect import inspect
 from fastae.data.files.parquet import find_parquet, read_jpegs
 from fastae.data.files.search import EntryKind, walk
 from fastae.errors import FastaeError
 from fastae.utils.console import track
-from fastae.utils.files import atomic_write
+from fastae.utils.files import atomic_write, remove_drafts
 from fastae.utils.paths import expand_home
 
 MAX_TOTAL = 1 << 32
@@ -80,6 +80,8 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     source, out = expand_home(source), expand_home(out)
     images, split_file = out / IMAGES, out / SPLIT_NAMES[0]
     try:
+        for folder in (out, images):
+            remove_drafts(folder)
         split, skipped = _take(source, images)
         names = sorted(filter(IMAGE_NAME.fullmatch, os.listdir(images)))
         official = {name: celeba.official_part(name) for name in names}

@@ -13,7 +13,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from fastae.data.files.jpeg import USABLE, Fault, FileFault, inspect
+from fastae.data.files.faults import USABLE, Fault, FileFault
+from fastae.data.files.inspect import inspect
 from fastae.errors import FastaeError
 
 Item = TypeVar("Item")

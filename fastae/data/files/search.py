@@ -1,27 +1,22 @@
-"""Searches folders, nested or flat, for JPEGs and other files."""
+"""Searches folders, nested or flat, for files."""
 
 from __future__ import annotations
 
 import heapq
 import os
 import shlex
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
 from fastae.errors import FastaeError
-from fastae.utils.console import counted
 from fastae.utils.limits import require_files
 
-SUFFIXES = (".jpg", ".jpeg")
-ARCHIVES = {".parquet": "parquet file", ".zip": "zip archive"}
-OTHER_IMAGES = ("avif", "bmp", "gif", "heic", "jp2", "jxl", "png", "ppm", "tif", "tiff", "webp")
-IGNORED = ARCHIVES | {f".{name}": f"{name.upper()} file" for name in OTHER_IMAGES}
-"""Suffix -> the name under which ignored files of this kind are counted."""
-
 PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
+ARCHIVES = (".parquet", ".zip")
+RUN_FILES = ("config.json", "images.json")
+"""The files that every run's folder has."""
 
 
 class EntryKind(Enum):
@@ -44,55 +39,45 @@ class Entry(NamedTuple):
     kind: EntryKind
 
 
-class Jpegs(NamedTuple):
-    """The result of `find_jpegs`."""
+def find_files(root: str) -> list[str]:
+    """Returns every file under `root`, and every folder that cannot be listed, sorted.
 
-    paths: list[str]
-    """The files, sorted, and every folder that cannot be listed."""
-
-    ignored: Counter[str]
-    """Kind of file, such as "PNG file" -> number of archives and other images that are ignored."""
-
-
-def find_jpegs(root: str) -> Jpegs:
-    """Finds everything named like a JPEG under `root`. Links to folders are followed.
-
-    Raises FastaeError if the folder does not exist, or contains no JPEG.
+    Links to folders are followed. Raises FastaeError if the folder does not exist.
     """
     if not os.path.isdir(root):
         raise FastaeError(f"data folder {root!r} {_no_folder(root)}")
-    paths, ignored = set(), Counter[str]()
-    for path, suffix, kind in walk(root):
-        if suffix in SUFFIXES or kind is EntryKind.UNLISTED_FOLDER:
-            paths.add(path)
-        elif suffix in IGNORED and kind is EntryKind.FILE:
-            ignored[IGNORED[suffix]] += 1
-    if not paths:
-        also = f" (ignored {count_ignored(ignored)})" if ignored else ""
-        remedy = ": convert the images to JPEGs" if ignored else ""
-        if any(map(ignored.get, ARCHIVES.values())):
-            remedy = f": {PREPARE.format(shlex.quote(root))}"
-        raise FastaeError(f"no JPEG (*.jpg, *.jpeg) in {root!r} or the folders below it{also}{remedy}")
-    return Jpegs(sorted(paths), ignored)
+    return sorted({entry.path for entry in walk(root) if entry.kind is not EntryKind.FOLDER})
+
+
+def no_images(root: str, files: Sequence[str]) -> FastaeError:
+    """Returns the error for a folder whose files contain no image."""
+    remedy = f": {PREPARE.format(shlex.quote(root))}" if any(map(_is_archive, files)) else ""
+    return FastaeError(f"no JPEG or PNG in {root!r} or the folders below it{remedy}")
+
+
+def name_below(root: str, path: str) -> str:
+    """The name of a file relative to `root`."""
+    return path.removeprefix(root).lstrip("/")
+
+
+def _is_archive(path: str) -> bool:
+    return path.lower().endswith(ARCHIVES)
 
 
 def _no_folder(path: str) -> str:
     """Returns why the path is not a data folder."""
     if not os.path.exists(path):
         return "does not exist"
-    if path.lower().endswith(SUFFIXES):
-        return "is a file: name the folder that it is in"
-    return f"is a file: {PREPARE.format(shlex.quote(path))}"
-
-
-def count_ignored(ignored: Mapping[str, int]) -> str:
-    """Returns text such as '25 PNG files, 1 zip archive', with the most frequent kind first."""
-    return ", ".join(counted(number, kind) for kind, number in Counter(ignored).most_common())
+    if _is_archive(path):
+        return f"is a file: {PREPARE.format(shlex.quote(path))}"
+    return "is a file: name the folder that it is in"
 
 
 def walk(root: str, *, follow: bool = True) -> Iterator[Entry]:
-    """Yields every entry of `root` and of the folders below it, in arbitrary order.
+    """Yields every entry of `root` and of the folders below it, in arbitrary order, except hidden ones.
 
+    Names that begin with a dot are hidden: drafts of a killed process, thumbnails, a file manager's notes.
+    The folders of runs, which hold pictures of the data set, are not searched.
     Each real folder is read once, even if links lead to it: by its path without links if it is below `root`,
     else through the link whose path sorts first. A link to a folder above `root` would be a loop, and is not
     followed.
@@ -115,12 +100,15 @@ def walk(root: str, *, follow: bool = True) -> Iterator[Entry]:
                 continue
             known.add(identity)
         try:
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    kind, is_link = _kind(entry, follow)
-                    yield Entry(entry.path, os.path.splitext(entry.name)[1].lower(), kind)
-                    if kind is EntryKind.FOLDER:
-                        heapq.heappush(folders, (is_linked or is_link, entry.path))
+            with os.scandir(folder) as listing:
+                entries = [entry for entry in listing if not entry.name.startswith(".")]
+            if folder != root and sum(entry.name in RUN_FILES for entry in entries) == len(RUN_FILES):
+                continue
+            for entry in entries:
+                kind, is_link = _kind(entry, follow)
+                yield Entry(entry.path, os.path.splitext(entry.name)[1].lower(), kind)
+                if kind is EntryKind.FOLDER:
+                    heapq.heappush(folders, (is_linked or is_link, entry.path))
         except OSError as error:
             require_files(error)
             if folder == root:

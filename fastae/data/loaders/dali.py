@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.files.jpeg import inspect
+from fastae.data.files.inspect import inspect
 from fastae.data.files.recovery import ImageFiles, recovered
 from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import Decoder
@@ -29,7 +29,7 @@ SIZED = 256
 
 
 class DaliSource(BatchSource):
-    """Streams augmented batches of JPEG files through DALI.
+    """Streams augmented batches of image files through DALI.
 
     On a GPU, DALI decodes the batches of several iterations as one group. A group starts at a multiple of its
     length. So wherever a run starts, an image has the same index in its group, and the same one of the GPU's

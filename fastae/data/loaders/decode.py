@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fastae.data.files.jpeg import USABLE, Fault, Inspection, inspect
+from fastae.data.files.faults import USABLE, Fault
+from fastae.data.files.inspect import Inspection, inspect
 from fastae.data.files.recovery import (
     FILE_PATIENCE,
     DecoderError,

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.files.jpeg import FileFault
+from fastae.data.files.faults import FileFault
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import refuse_forked

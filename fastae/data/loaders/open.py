@@ -1,4 +1,4 @@
-"""Opens a loader of JPEG files, or loads images: the functions that a user's program calls."""
+"""Opens a loader of JPEG and PNG files, or loads images: the functions that a user's program calls."""
 
 from __future__ import annotations
 
@@ -14,15 +14,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastae.data.files.check import Check
+from fastae.data.files.faults import FileFault, count_faults
 from fastae.data.files.folder import (
     ImageFolder,
-    check_folder,
     check_list,
-    count_faults,
+    check_loadable,
     open_folder,
     require_usable,
 )
-from fastae.data.files.jpeg import FileFault
 from fastae.data.files.recovery import ImageFiles, NoneLeft
 from fastae.data.loaders.batch_source import LoaderKind
 from fastae.data.loaders.choose import build_source
@@ -67,10 +66,10 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     shard: tuple[int, int] | Literal["auto"] | None = None,
     on_replaced: Callable[[FileFault, str], None] | None = None,
 ) -> Loader:
-    """Makes a loader of JPEG files. Unusable files are skipped, logged, and listed in `loader.skipped`.
+    """Makes a loader of JPEG and PNG files. Unusable files are skipped, logged and listed in `skipped`.
 
     Args:
-        source: a folder of JPEGs, nested or flat, or the paths of files, which keep their order.
+        source: a folder of JPEGs and PNGs, nested or flat, or the paths of files, which keep their order.
         batch_size: the number of images in a batch of all ranks together. Each rank yields its share.
         split: the part of a folder: "all", or the images to train on or the held-out ones, divided as
             `fastae train` divides them: by CelebA's partition file, else the last 5 % of each folder by name
@@ -188,7 +187,7 @@ def _find_files(
         return Found([path for path in listed if path in checked.sizes], listed, root=None), checked
     root, records = user_path(os.fspath(source), "source"), cache and check_records(cache)
     if split == "all":
-        checked, _ = check_folder(root, crop, records)
+        checked = check_loadable(root, crop, records)
         require_usable(root, checked, least=1)
         paths = checked.usable
     else:

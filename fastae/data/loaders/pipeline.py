@@ -1,4 +1,4 @@
-"""The DALI graphs, from JPEG files to images.
+"""The DALI graphs, from image files to images.
 
     on a GPU    path -> read -> decode -> cut out the centred square -> resize and flip -> brightness,
                 contrast, saturation: float32 (N, S, S, 3) in [0, 1]

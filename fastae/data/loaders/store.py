@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from fastae.data.files.check import stamp
-from fastae.data.files.jpeg import USABLE, Fault, inspect
+from fastae.data.files.faults import USABLE, Fault
+from fastae.data.files.inspect import inspect
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders.decode import BATCH, Decoder
 from fastae.data.loaders.pixel_ops import channel_means
