@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 REPEATS = 5
+SECONDS, QUICK_SECONDS = 1.5, 0.2
+"""The least seconds of a repeat, and of one with `--quick`."""
+
 LIMIT = 900
 """The most seconds for a variant. On two cores the slowest takes 150: `resident` decodes all of CelebA."""
 CHECKOUT = Path(__file__).parents[1]
@@ -40,13 +43,18 @@ class Figure:
         return Figure(unit, statistics.median(values), min(values), max(values), len(values))
 
 
-def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
-    """Measures the images/s of `work`, which returns its number of images. The caller warms it up."""
+def rates(work: Callable[[], int], seconds: float = 0.0, repeats: int = REPEATS) -> Figure:
+    """Measures the images/s of `work`, which returns its number of images. The caller warms it up.
+
+    In each repeat, `work` is called until at least `seconds` have passed.
+    """
     measured = []
     for _ in range(repeats):
-        started = time.perf_counter()
-        images = work()
-        measured.append(images / (time.perf_counter() - started))
+        started, images, elapsed = time.perf_counter(), 0, 0.0
+        while not images or elapsed < seconds:
+            images += work()
+            elapsed = time.perf_counter() - started
+        measured.append(images / elapsed)
     return Figure.of(measured, "images/s")
 
 
