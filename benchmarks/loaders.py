@@ -130,7 +130,7 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
         ),
         default=None,
     )
-    shown, letters = [], dict(zip(Work, "abcdefghijkl", strict=False))
+    shown, letters = [], dict(zip(Work, "abcdefgh", strict=True))
     for name, found in results.items():
         if name not in measured:
             shown.append(f"  {name:20} absent: {found['absent']}")
@@ -142,10 +142,10 @@ def lines(results: dict[str, dict[str, Any]]) -> list[str]:
             f"  {found['busy']:4.1f} cores busy"
         )
         if found["does_not"]:
-            line += f"  not {' '.join(letters[Work(work)] for work in found['does_not'])}"
+            line += f"  [{' '.join(letters[Work(work)] for work in found['does_not'])}]"
         if "first_epoch" in found:
             line += f"  first epoch with opening {found['first_epoch']:,.0f}"
         shown.append(line)
     differing = {work for found in results.values() for work in found.get("does_not", ())}
-    shown += [f"    not {letter}: does not {work}" for work, letter in letters.items() if work in differing]
+    shown += [f"    [{letter}] does not {work}" for work, letter in letters.items() if work in differing]
     return [*shown, "    x: compared with the fastest peer that decodes in every epoch"] if fastest else shown

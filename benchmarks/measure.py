@@ -89,6 +89,7 @@ def isolated(
         here does not prevent the others.
     """
     log(f"$ {function} {arguments}")
+    started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)],
         stdout=subprocess.PIPE,
@@ -108,7 +109,7 @@ def isolated(
     except BaseException:  # Ctrl-C does not reach another session
         _kill(process)
         raise
-    log((output + errors).replace(f"{CHECKOUT}/", ""))
+    log((output + errors).replace(f"{CHECKOUT}/", "") + f"({time.perf_counter() - started:.0f} s)\n")
     if late:
         return {"absent": f"no answer in {limit} s"}
     lines = output.strip().splitlines()
