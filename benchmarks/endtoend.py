@@ -134,7 +134,7 @@ def measure_all(
     images: str | None, batch_size: int, quick: bool, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Measures each loader in a separate process; returns kind -> result of `measure`."""
-    iterations = (5 if quick else 12) if device == "cpu" else 500
+    iterations = (5 if quick else 10) if device == "cpu" else 500
     common = {"images": images, "batch_size": batch_size, "iterations": iterations, "device": device}
     kinds = [kind for kind in LOADERS if kind != "host" or device != "cpu"]  # it is resident there
     return {kind: isolated("benchmarks.endtoend:measure", {"kind": kind, **common}, log) for kind in kinds}

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 REPEATS = 5
-SECONDS, QUICK_SECONDS = 1.5, 0.2
+SECONDS, QUICK_SECONDS = 1.0, 0.2
 """The least seconds of a repeat, and of one with `--quick`."""
 
 LIMIT = 900
