@@ -1,16 +1,16 @@
-"""FFCV as a peer in `benchmarks.peers`: one file of all JPEGs, and loops over pixels that Numba compiles.
+"""FFCV as two peers in `benchmarks.peers`: one file of all images, and loops that Numba compiles.
 
-The JPEGs are copied into FFCV's file; its own writer would encode the pixels again. They must all have the
-same size, which FFCV's simple decoder needs: its other decoders shrink with a filter. FFCV's flips and color
-changes draw their own random numbers and are not `tf.image`'s. So everything after the decoder is one
+The file contains either the JPEGs, copied byte by byte, since FFCV's own writer would encode the pixels
+again, or in raw mode the decoded and resized pixels, as fastae's resident store does. The JPEGs must all have
+the same size, which FFCV's simple decoder needs: its other decoders shrink with a filter. FFCV's flips and
+color changes draw their own random numbers and are not `tf.image`'s. So everything after the decoder is one
 operation of our own, such as FFCV's users write.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from ffcv.fields import RGBImageField
@@ -23,22 +23,21 @@ from ffcv.pipeline.state import State
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from fastae.data.loaders.sampler import Sampler
+from benchmarks.peers import SIZE, Task, shrink
 from fastae.experiment.augment import EPSILON
 
 FLOAT = np.dtype(np.float32)
 
 
-def batches(
-    paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path, size: int
-) -> Iterator[np.ndarray]:
-    """Yields the whole batches of the first epoch, repeatedly: float32 (N, size, size, 3) in [0, 1].
+def batches(task: Task, raw: bool) -> Iterator[np.ndarray]:
+    """Yields the whole batches of the first epoch, repeatedly: float32 (N, 128, 128, 3) in [0, 1].
 
-    A batch is a buffer that FFCV overwrites a few batches later.
+    A batch is a buffer that FFCV overwrites a few batches later. If `raw`, FFCV's file contains pixels.
     """
-    file = str(scratch / "images.beton")
-    writer = DatasetWriter(file, {"image": _Jpeg()}, num_workers=workers)
-    writer.from_indexed_dataset([(path,) for path in paths])
+    field, sampler = _Pixels if raw else _Jpeg, task.sampler
+    file = str(task.scratch / "images.beton")
+    writer = DatasetWriter(file, {"image": field()}, num_workers=task.workers)
+    writer.from_indexed_dataset([(path,) for path in task.paths])
     batches = [sampler.at(i) for i in range(sampler.count // sampler.batch_size)]
     indices = np.concatenate([batch.indices for batch in batches])
     # The parameters are stored by image, since FFCV passes the images' indices to an operation.
@@ -48,11 +47,11 @@ def batches(
     loader = Loader(
         file,
         sampler.batch_size,
-        num_workers=workers,
+        num_workers=task.workers,
         order=OrderOption.SEQUENTIAL,
         indices=indices,
-        pipelines={"image": [SimpleRGBImageDecoder(), _Change(parameters, size)]},
-        custom_fields={"image": _Jpeg},
+        pipelines={"image": [SimpleRGBImageDecoder(), _Change(parameters, _flipped if raw else _resize)]},
+        custom_fields={"image": field},
     )
     while True:
         epoch = iter(loader)
@@ -75,23 +74,31 @@ class _Jpeg(RGBImageField):
         stored[:] = content
 
 
-class _Change(Operation):
-    """Resizes, flips and augments: uint8 (N, H, W, 3) -> float32 (N, size, size, 3) in [0, 1].
+class _Pixels(RGBImageField):
+    """A field that stores the pixels (128, 128, 3) of an image, given its path."""
 
-    `parameters` is float32 (images, 4): flip, brightness, contrast and saturation of each image.
+    def encode(self, destination: np.ndarray, path: str, malloc: Callable) -> None:
+        super().encode(destination, shrink(path), malloc)
+
+
+class _Change(Operation):
+    """Resizes, flips and augments: uint8 (N, H, W, 3) -> float32 (N, 128, 128, 3) in [0, 1].
+
+    `parameters` is float32 (images, 4): flip, brightness, contrast and saturation of each image. `resize` is
+    `_resize` or `_flipped`.
     """
 
-    def __init__(self, parameters: np.ndarray, size: int) -> None:
+    def __init__(self, parameters: np.ndarray, resize: Callable) -> None:
         super().__init__()
-        self._parameters, self._size = parameters, size
+        self._parameters, self._resize = parameters, resize
 
     def declare_state_and_memory(self, previous_state: State) -> tuple[State, AllocationQuery]:
-        shape = (self._size, self._size, 3)
+        shape = (SIZE, SIZE, 3)
         return replace(previous_state, shape=shape, dtype=FLOAT), AllocationQuery(shape, FLOAT)
 
     def generate_code(self) -> Callable:
         parameters = self._parameters
-        resize, color_jitter = Compiler.compile(_resize), Compiler.compile(_color_jitter)
+        resize, color_jitter = Compiler.compile(self._resize), Compiler.compile(_color_jitter)
         each = Compiler.get_iterator()
 
         def change(images: np.ndarray, changed: np.ndarray, indices: np.ndarray) -> np.ndarray:
@@ -131,6 +138,15 @@ def _resize(image: np.ndarray, flip: bool, resized: np.ndarray) -> None:
                 a += (b - a) * across
                 c += (d - c) * across
                 resized[y, to, channel] = (a + (c - a) * down) * unit
+
+
+def _flipped(image: np.ndarray, flip: bool, flipped: np.ndarray) -> None:
+    """Flips an image that has the right size already; the result is in [0, 1]."""
+    unit = np.float32(1 / 255)
+    if flip:
+        np.multiply(image[:, ::-1], unit, flipped)
+    else:
+        np.multiply(image, unit, flipped)
 
 
 def _color_jitter(image: np.ndarray, brightness: float, contrast: float, saturation: float) -> None:

@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 REPEATS = 5
+SECONDS, QUICK_SECONDS = 1.0, 0.2
+"""The least seconds of a repeat, and of one with `--quick`."""
+
 LIMIT = 900
 """The most seconds for a variant. On two cores the slowest takes 150: `resident` decodes all of CelebA."""
 CHECKOUT = Path(__file__).parents[1]
@@ -40,13 +43,18 @@ class Figure:
         return Figure(unit, statistics.median(values), min(values), max(values), len(values))
 
 
-def rates(work: Callable[[], int], repeats: int = REPEATS) -> Figure:
-    """Measures the images/s of `work`, which returns its number of images. The caller warms it up."""
+def rates(work: Callable[[], int], seconds: float = 0.0, repeats: int = REPEATS) -> Figure:
+    """Measures the images/s of `work`, which returns its number of images. The caller warms it up.
+
+    In each repeat, `work` is called until at least `seconds` have passed.
+    """
     measured = []
     for _ in range(repeats):
-        started = time.perf_counter()
-        images = work()
-        measured.append(images / (time.perf_counter() - started))
+        started, images, elapsed = time.perf_counter(), 0, 0.0
+        while not images or elapsed < seconds:
+            images += work()
+            elapsed = time.perf_counter() - started
+        measured.append(images / elapsed)
     return Figure.of(measured, "images/s")
 
 
@@ -81,6 +89,7 @@ def isolated(
         here does not prevent the others.
     """
     log(f"$ {function} {arguments}")
+    started = time.perf_counter()
     process = subprocess.Popen(
         [sys.executable, "-m", "benchmarks.measure", function, json.dumps(arguments)],
         stdout=subprocess.PIPE,
@@ -100,7 +109,7 @@ def isolated(
     except BaseException:  # Ctrl-C does not reach another session
         _kill(process)
         raise
-    log((output + errors).replace(f"{CHECKOUT}/", ""))
+    log((output + errors).replace(f"{CHECKOUT}/", "") + f"({time.perf_counter() - started:.0f} s)\n")
     if late:
         return {"absent": f"no answer in {limit} s"}
     lines = output.strip().splitlines()

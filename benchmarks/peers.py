@@ -1,15 +1,23 @@
-"""Other loaders of the same data. Each peer does fastae's work in its own way:
+"""Other loaders of the same data, from JPEG files to augmented float batches.
 
-read -> decode JPEG -> central square -> 128x128, bilinear, no antialias -> flip -> brightness, contrast,
-saturation with `tf.image`'s formulas -> float32 batches. All have the same files, parameters and number
-of workers or threads. `tests/benchmarks` compares their batches with fastae's.
+All read the same files with the same number of workers or threads. A peer is one of two kinds:
+
+- It does fastae's work in its own way: read -> decode -> central square -> 128x128, bilinear, no antialias ->
+  flip -> brightness, contrast, saturation by `tf.image`'s formulas, with the order and the parameters of
+  fastae's sampler. `tests/benchmarks` compares its batches with fastae's.
+- It is a library's own pipeline, as its documentation gives it, with random numbers and color formulas of its
+  own, and without antialiasing.
+
+`Peer.does_not` lists the work of fastae's loaders that a peer does not do. No peer does more than fastae.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,17 +32,51 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SIZE = 128
-Batches = Iterator[np.ndarray]
 Sample = tuple[str, AugmentParams]
 """The path of an image, and its changes as numbers."""
 
 
-def samples(paths: Sequence[str], sampler: Sampler) -> Iterator[Sample]:
+class Work(StrEnum):
+    """Work of fastae's loaders that not all do, as the end of "does not ..."."""
+
+    BAD_FILES = "replace files that cannot be decoded"
+    SEEDED = "make batch i a function of (seed, i)"
+    EPOCHS = "draw a new order and new changes in every epoch"
+    COLORS = "change colors by tf.image's formulas"
+    FRACTIONS = "keep fractions of gray levels until the end"
+    TRANSFORM = "decode with the accurate transform"
+    SIZES = "read images of different sizes"
+    DECODING = "decode in every epoch (pixels are decoded and resized once)"
+
+
+class Task(NamedTuple):
+    """What a peer loads, and with what."""
+
+    paths: Sequence[str]
+
+    sampler: Sampler
+    """Its images are those of `paths`."""
+
+    workers: int
+    """The number of worker processes or threads."""
+
+    scratch: Path
+    """An empty folder."""
+
+    device: str
+    """cpu or cuda: where the batches are needed. Whoever measures uploads the batches that are on the CPU."""
+
+
+Batches = Iterator[Any]
+"""Batches without end, as arrays or tensors: float32 (N, 128, 128, 3) or (N, 3, 128, 128) in [0, 1]."""
+
+
+def samples(task: Task) -> Iterator[Sample]:
     """Yields the samples of fastae's sampler, image by image, without end."""
-    for batch in map(sampler.at, itertools.count()):
+    for batch in map(task.sampler.at, itertools.count()):
         columns = (column.tolist() for column in batch.augment)
         for index, params in zip(batch.indices, map(AugmentParams, *columns), strict=True):
-            yield paths[index], params
+            yield task.paths[index], params
 
 
 class _Numpy:
@@ -46,57 +88,49 @@ class _Numpy:
     clamp = staticmethod(np.clip)
 
 
-def square(width: int, height: int) -> tuple[int, int, int]:
-    """Returns the left, top and side of the central square."""
-    side = min(width, height)
-    return (width - side + 1) // 2, (height - side + 1) // 2, side
-
-
-def finish(image: Image.Image, params: AugmentParams) -> np.ndarray:
-    """Crops, resizes, flips and augments a Pillow image: float32 (128, 128, 3) in [0, 1]."""
-    left, top, side = square(*image.size)
+def shrink(path: str) -> Image.Image:
+    """Loads an image, cuts out the central square and resizes it to 128x128."""
+    image = Image.open(path).convert("RGB")
+    side = min(image.size)
+    left, top = ((length - side + 1) // 2 for length in image.size)
     scale = side / SIZE
     # An affine transform interpolates between pixels like TensorFlow. Pillow's resize always filters.
-    image = image.transform(
+    return image.transform(
         (SIZE, SIZE),
         Image.Transform.AFFINE,
         (scale, 0, left, 0, scale, top),
         Image.Resampling.BILINEAR,
     )
-    if params.flip:
-        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    return color_jitter(np.asarray(image, np.float32), params)
-
-
-def color_jitter(pixels: np.ndarray, params: AugmentParams) -> np.ndarray:
-    """Changes colors by `tf.image`'s formulas in NumPy: float32 (H, W, 3) in [0, 255] -> [0, 1]."""
-    mean = pixels.mean((0, 1), keepdims=True)
-    return augment.color_jitter([pixels], [mean], AugmentParams(*map(np.float32, params)), arrays=_Numpy)[0]
 
 
 def load_with_pillow(sample: Sample) -> np.ndarray:
     """Loads and augments a sample: float32 (128, 128, 3) in [0, 1]."""
     path, params = sample
-    return finish(Image.open(path).convert("RGB"), params)
+    image = shrink(path)
+    if params.flip:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels = np.asarray(image, np.float32)
+    mean = pixels.mean((0, 1), keepdims=True)
+    return augment.color_jitter([pixels], [mean], AugmentParams(*map(np.float32, params)), arrays=_Numpy)[0]
 
 
-def pillow(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
+def pillow(task: Task) -> Batches:
     """Pillow and NumPy in the worker processes of a `torch.utils.data.DataLoader`."""
-    yield from (batch.numpy() for batch in _data_loader(load_with_pillow, paths, sampler, workers))
+    return _data_loader(load_with_pillow, task)
 
 
-def _data_loader(
-    load: Callable[[Sample], Any], paths: Sequence[str], sampler: Sampler, workers: int
-) -> Iterator[Tensor]:
+def _data_loader(load: Callable[[Sample], Any], task: Task) -> Iterator[Tensor]:
     from torch.utils.data import DataLoader
 
     loaded: Any = _Loaded(load)
-    yield from DataLoader(
+    loader = DataLoader(
         loaded,
-        batch_size=sampler.batch_size,
-        sampler=_Endless(paths, sampler),
-        num_workers=workers,
+        batch_size=task.sampler.batch_size,
+        sampler=_Endless(task),
+        num_workers=task.workers,
+        pin_memory=task.device != "cpu",
     )
+    return iter(loader)
 
 
 class _Loaded:
@@ -112,50 +146,77 @@ class _Loaded:
 class _Endless:
     """A PyTorch sampler that yields samples as the "indices" of `_Loaded`."""
 
-    def __init__(self, paths: Sequence[str], sampler: Sampler) -> None:
-        self._paths, self._sampler = paths, sampler
+    def __init__(self, task: Task) -> None:
+        self._task = task
 
     def __iter__(self) -> Iterator[Sample]:
-        return samples(self._paths, self._sampler)
+        return samples(self._task)
 
 
-class _Torch:
-    """`augment.Arrays` in PyTorch, for one tensor with the channels first, and numbers as factors."""
-
-    highest = staticmethod(lambda channels: channels[0].amax(0, keepdim=True))
-    lowest = staticmethod(lambda channels: channels[0].amin(0, keepdim=True))
-    maximum = staticmethod(lambda x, y: x.clamp(min=y))
-    clamp = staticmethod(lambda x, low, high: x.clamp(low, high))
-
-
-def load_with_torchvision(sample: Sample) -> Tensor:
-    """Loads and augments a sample: float32 (3, 128, 128) in [0, 1]."""
+def torchvision(task: Task) -> Batches:
+    """torchvision's decoder and v2 transforms in the worker processes of a `torch.utils.data.DataLoader`."""
     import torch
-    from torchvision.io import ImageReadMode, decode_jpeg, read_file
-    from torchvision.transforms.v2 import functional
+    from torchvision.transforms import v2
 
-    path, params = sample
-    pixels = decode_jpeg(read_file(path), mode=ImageReadMode.RGB)
-    left, top, side = square(pixels.shape[2], pixels.shape[1])
-    # The resize of bytes would round to bytes, so pixels are converted to float first.
-    pixels = functional.to_dtype(pixels, torch.float32)
-    pixels = functional.resized_crop(pixels, top, left, side, side, [SIZE, SIZE], antialias=False)
-    if params.flip:
-        pixels = functional.horizontal_flip(pixels)
-    # torchvision's brightness, contrast and saturation are Pillow's formulas, not `tf.image`'s.
-    return augment.color_jitter([pixels], [pixels.mean((1, 2), keepdim=True)], params, arrays=_Torch)[0]
-
-
-def torchvision(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
-    """torchvision's decoder and transforms in the worker processes of a `torch.utils.data.DataLoader`."""
-    loader = _data_loader(load_with_torchvision, paths, sampler, workers)
-    yield from (batch.permute(0, 2, 3, 1).numpy() for batch in loader)
+    ranges = task.sampler.augmentation
+    transform = v2.Compose(
+        [
+            v2.Resize(SIZE, antialias=False),
+            v2.CenterCrop(SIZE),
+            v2.RandomHorizontalFlip(),
+            v2.ColorJitter(ranges.brightness, ranges.contrast, ranges.saturation),
+            v2.ToDtype(torch.float32, scale=True),
+        ]
+    )
+    return _data_loader(functools.partial(_load_with_torchvision, transform), task)
 
 
-def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
+def _load_with_torchvision(transform: Callable[[Tensor], Tensor], sample: Sample) -> Tensor:
+    from torchvision.io import decode_image
+
+    return transform(decode_image(sample[0], mode="RGB"))
+
+
+def plain_dali(task: Task) -> Batches:
+    """DALI's reader, decoder and operators, on the device, by its own iterator for PyTorch."""
+    from nvidia.dali import fn, pipeline_def, types
+    from nvidia.dali.plugin.pytorch import DALIGenericIterator, LastBatchPolicy
+
+    on_gpu = task.device != "cpu"
+    ranges = task.sampler.augmentation
+
+    def factor(width: float) -> Any:
+        return fn.random.uniform(range=(1 - width, 1 + width))
+
+    @pipeline_def(
+        batch_size=task.sampler.batch_size, num_threads=task.workers, device_id=0 if on_gpu else None
+    )
+    def pipeline() -> Any:
+        files, _ = fn.readers.file(files=list(task.paths), random_shuffle=True, name="files")
+        images = fn.decoders.image(files, device="mixed" if on_gpu else "cpu", output_type=types.RGB)
+        images = fn.resize(images, size=SIZE, mode="not_smaller", antialias=False)
+        images = fn.crop(images, crop=(SIZE, SIZE))
+        images = fn.color_twist(
+            images,
+            brightness=factor(ranges.brightness),
+            contrast=factor(ranges.contrast),
+            saturation=factor(ranges.saturation),
+        )
+        return fn.crop_mirror_normalize(images, std=[255.0] * 3, mirror=fn.random.coin_flip())
+
+    loader = DALIGenericIterator(
+        pipeline(), ["images"], reader_name="files", auto_reset=True, last_batch_policy=LastBatchPolicy.DROP
+    )
+    while True:
+        for (batch,) in loader:
+            yield batch["images"]
+
+
+def tf_data(task: Task) -> Batches:
     """TensorFlow's input pipeline with the article's own `tf.image` functions."""
     import tensorflow as tf
 
+    sampler, workers = task.sampler, task.workers
     tf.config.threading.set_intra_op_parallelism_threads(workers)
     tf.config.threading.set_inter_op_parallelism_threads(workers)
     # Arrays with enough epochs for a measurement: a Python generator would slow TensorFlow down.
@@ -164,7 +225,7 @@ def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path)
         np.concatenate([batch.indices for batch in batches]),
         *map(np.concatenate, zip(*(batch.augment for batch in batches), strict=True)),
     ]
-    files = tf.constant(paths)
+    files = tf.constant(task.paths)
 
     def load(index: Any, flip: Any, brightness: Any, contrast: Any, saturation: Any) -> Any:
         content = tf.io.read_file(files[index])
@@ -192,11 +253,11 @@ def tf_data(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path)
     yield from dataset.as_numpy_iterator()
 
 
-def ffcv(paths: Sequence[str], sampler: Sampler, workers: int, scratch: Path) -> Batches:
+def ffcv(task: Task, raw: bool = False) -> Batches:
     """FFCV's file and decoder, and compiled loops (`benchmarks.ffcv_peer`)."""
     from benchmarks.ffcv_peer import batches
 
-    return batches(paths, sampler, workers, scratch, SIZE)
+    return batches(task, raw)
 
 
 class Peer(NamedTuple):
@@ -205,36 +266,41 @@ class Peer(NamedTuple):
     module: str
     """The module that it needs."""
 
-    batches: Callable[[Sequence[str], Sampler, int, Path], Batches]
-    """Yields batches, given the files, the sampler, the number of workers and a scratch folder."""
+    batches: Callable[[Task], Batches]
+
+    does_not: tuple[Work, ...]
+    """The work of fastae's loaders that it does not do."""
 
     install: str = "pip install '.[peers]'"
     """How to install it."""
 
 
+OWN_PIPELINE = (Work.SEEDED, Work.COLORS, Work.FRACTIONS)
+FROM_SOURCE = "to be built from source, see benchmarks/README.md"
+
 PEERS = {
-    "Pillow + DataLoader": Peer("PIL", pillow),
-    "torchvision": Peer("torchvision", torchvision),
-    "tf.data": Peer("tensorflow", tf_data),
-    "FFCV": Peer("ffcv", ffcv, "to be built from source, see benchmarks/README.md"),
+    "plain DALI": Peer("nvidia.dali", plain_dali, (Work.BAD_FILES, *OWN_PIPELINE)),
+    "torchvision v2": Peer("torchvision", torchvision, (Work.BAD_FILES, *OWN_PIPELINE)),
+    "Pillow + DataLoader": Peer("PIL", pillow, (Work.BAD_FILES, Work.FRACTIONS)),
+    "tf.data": Peer("tensorflow", tf_data, (Work.BAD_FILES, Work.EPOCHS, Work.TRANSFORM)),
+    "FFCV": Peer("ffcv", ffcv, (Work.BAD_FILES, Work.EPOCHS, Work.TRANSFORM, Work.SIZES), FROM_SOURCE),
+    "FFCV raw": Peer(
+        "ffcv",
+        functools.partial(ffcv, raw=True),
+        (Work.BAD_FILES, Work.EPOCHS, Work.FRACTIONS, Work.DECODING),
+        FROM_SOURCE,
+    ),
 }
 
 
 def missing(peer: str) -> str | None:
     """Returns the reason why this peer cannot run here; None if it can."""
-    module, _, install = PEERS[peer]
-    package = module.split(".")[0]
+    module, install = PEERS[peer].module, PEERS[peer].install
     try:
         importlib.import_module(module)
     except Exception as error:  # any error: torchvision raises RuntimeError if it does not match torch
-        if isinstance(error, ModuleNotFoundError) and error.name == package:
-            return f"{package} is not installed ({install})"
+        if isinstance(error, ModuleNotFoundError) and error.name and module.startswith(error.name):
+            return f"{module} is not installed ({install})"
         first_line, _, _ = str(error).partition("\n")
-        return f"{package} cannot be imported: {type(error).__name__}: {first_line}"
+        return f"{module} cannot be imported: {type(error).__name__}: {first_line}"
     return None
-
-
-def first_batches(peer: str, paths: Sequence[str], sampler: Sampler, scratch: Path, number: int) -> list:
-    """Returns the first batches of a peer, for tests: float32 (N, 128, 128, 3) in [0, 1]."""
-    batches = PEERS[peer].batches(paths, sampler, 2, scratch)
-    return [np.array(batch) for batch in itertools.islice(batches, number)]  # FFCV reuses its buffers

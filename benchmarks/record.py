@@ -89,11 +89,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     sections = [
         (
             title,
-            {
-                name: found["rate"]
-                for name, found in result.get(key, {}).items()
-                if "rate" in found and not found.get("gathers_only")
-            },
+            {name: found["rate"] for name, found in result.get(key, {}).items() if "rate" in found},
         )
         for key, title in (("loaders", "Loaders, images/s"), ("steps", "Training step, images/s"))
     ]

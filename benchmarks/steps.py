@@ -50,10 +50,13 @@ LOSS_TOLERANCE = 0.01
 SIZE = 128
 
 
-def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, Any]:
-    """Measures one variant in this process; returns {"rate", "first_step", ...} or {"absent": reason}."""
+def measure(name: str, batch_size: int, seconds: float, device: str) -> dict[str, Any]:
+    """Measures one variant in this process; returns {"rate", "first_step", ...} or {"absent": reason}.
+
+    Each repeat lasts at least `seconds`.
+    """
     if name == ARTICLE:
-        return _article(batch_size, steps)
+        return _article(batch_size, seconds)
     import torch
 
     from fastae.device.apply import use_tf32
@@ -72,7 +75,8 @@ def measure(name: str, batch_size: int, steps: int, device: str) -> dict[str, An
     images = torch.rand(batch_size, 3, SIZE, SIZE).to(target)
     if level >= 1:
         images = images.contiguous(memory_format=torch.channels_last)
-    found = _timed(step(images), steps, batch_size)
+    # A GPU's steps are synchronised after 50.
+    found = _timed(step(images), 1 if device == "cpu" else 50, batch_size, seconds)
     peak = torch.cuda.max_memory_allocated() if target.type == "cuda" else peak_bytes()
     return found | {"peak_memory": peak, "precision": precision.note, "ceiling": ceiling(target, precision)}
 
@@ -96,11 +100,14 @@ def ceiling(device: Any, precision: Any) -> dict[str, Any]:
         return 1
 
     work()
-    return {"flops": 2 * side**3 * rates(work, 7).high, "dtype": name}
+    return {"flops": 2 * side**3 * rates(work, repeats=7).high, "dtype": name}
 
 
-def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any]:
-    """Returns the rate of a step after its warm-up, its first losses, and the seconds of the first step."""
+def _timed(run: Callable[[], Any], steps: int, batch_size: int, seconds: float) -> dict[str, Any]:
+    """Returns the rate of a step after its warm-up, its first losses, and the seconds of the first step.
+
+    The device is waited for after `steps` steps.
+    """
     started = time.perf_counter()
     losses = [float(run())]
     first = time.perf_counter() - started
@@ -112,17 +119,17 @@ def _timed(run: Callable[[], Any], steps: int, batch_size: int) -> dict[str, Any
         float(loss)  # waits for the device
         return steps * batch_size
 
-    return {"rate": asdict(_rates_without_recompiling(work)), "first_step": first, "losses": losses}
+    return {"rate": asdict(_rates_without_recompiling(work, seconds)), "first_step": first, "losses": losses}
 
 
-def _rates_without_recompiling(work: Callable[[], int]) -> Figure:
+def _rates_without_recompiling(work: Callable[[], int], seconds: float) -> Figure:
     """Calls `rates`; a recompile raises an error. PyTorch is not imported if TensorFlow is measured."""
     if "torch" not in sys.modules:
-        return rates(work)
+        return rates(work, seconds)
     import torch
 
     with torch.compiler.set_stance("fail_on_recompile"):
-        return rates(work)
+        return rates(work, seconds)
 
 
 def _model(level: int, device: Any) -> Any:
@@ -229,30 +236,27 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
     return bound
 
 
-def _article(batch_size: int, steps: int) -> dict[str, Any]:
+def _article(batch_size: int, seconds: float) -> dict[str, Any]:
     if why := peers.missing("tf.data"):
         return {"absent": why}
     from benchmarks.article import build
 
-    found = _timed(build(batch_size, SIZE), steps, batch_size)
+    found = _timed(build(batch_size, SIZE), 1, batch_size, seconds)
     return found | {"peak_memory": peak_bytes()}
 
 
 def measure_all(
-    batch_size: int, quick: bool, device: str, log: Callable[[str], None]
+    batch_size: int, seconds: float, device: str, log: Callable[[str], None]
 ) -> dict[str, dict[str, Any]]:
     """Measures every variant in a separate process; returns name -> result of `measure`."""
-    steps = 1 if device == "cpu" and quick else 2 if device == "cpu" else 50
-    common = {"batch_size": batch_size, "steps": steps, "device": device}
-
-    def one(name: str, **environment: str) -> dict[str, Any]:
-        return isolated("benchmarks.steps:measure", {"name": name, **common}, log, LIMIT, **environment)
-
     tried = TRIED if device != "cpu" else {}
-    results = {name: one(name, **tried.get(name, {})) for name in (*VARIANTS, *tried, ARTICLE)}
-    with tempfile.TemporaryDirectory() as empty:  # Inductor's cache is warm now, so compile once without it
-        cold = one(COMPILED, TORCHINDUCTOR_CACHE_DIR=empty)
-    results[COMPILED]["first_step_cold"] = cold.get("first_step")
+    results = {}
+    with tempfile.TemporaryDirectory() as empty:
+        environments = {COMPILED: {"TORCHINDUCTOR_CACHE_DIR": empty}, **tried}
+        for name in (*VARIANTS, *tried, ARTICLE):
+            arguments = {"name": name, "batch_size": batch_size, "seconds": seconds, "device": device}
+            environment = environments.get(name, {})
+            results[name] = isolated("benchmarks.steps:measure", arguments, log, LIMIT, **environment)
     return results
 
 
@@ -288,9 +292,8 @@ def lines(results: dict[str, dict[str, Any]], batch_size: int, flops_per_image: 
             flops, dtype = found["ceiling"]["flops"], found["ceiling"]["dtype"]
             share = figure.median * flops_per_image / flops
             line += f"  {share:4.0%} of {flops / 1e12:.2f} {dtype} TFLOP/s"
-        line += f"  first step {found['first_step']:.1f} s, peak {found['peak_memory'] / 2**30:.1f} GiB"
-        if cold := found.get("first_step_cold"):
-            line += f" ({cold:.1f} s with no compile cache)"
+        line += f"  first step {found['first_step']:.1f} s{' without a compile cache' * (name == COMPILED)}"
+        line += f", peak {found['peak_memory'] / 2**30:.1f} GiB"
         shown.append(line)
     apart = disagreements(results)
     shown += [f"  {problem}" for problem in apart] or [

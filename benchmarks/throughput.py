@@ -18,6 +18,7 @@ from typing import Any
 import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
+from benchmarks.measure import QUICK_SECONDS, SECONDS
 from fastae.errors import FastaeError
 from fastae.experiment.definition import Experiment, step_cost
 from fastae.experiment.losses import LOSSES
@@ -54,17 +55,18 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
     }
     # On a CPU a step of 64 takes seconds, and the rate hardly depends on the batch size.
     batch_size = 32 if device == "cpu" else 64
+    seconds = QUICK_SECONDS if quick else SECONDS
     show(
         f"fastae throughput: {result['device']}, {result['date']}, commit {result['environment']['commit']}",
         "",
     )
     if "loaders" in sections:
         show(f"Loaders: JPEG -> augmented float batch of {loaders.BATCH}, {threads} threads or workers each")
-        result["loaders"] = loaders.measure_all(images, threads, quick, device, log.append)
+        result["loaders"] = loaders.measure_all(images, threads, seconds, device, log.append)
         show(*loaders.lines(result["loaders"]), "")
     if "steps" in sections:
         show(f"Training step on one fixed batch of {batch_size}, one change at a time")
-        result["steps"] = steps.measure_all(batch_size, quick, device, log.append)
+        result["steps"] = steps.measure_all(batch_size, seconds, device, log.append)
         model, loss = Experiment().build_meta(steps.SIZE, LATENT), LOSSES[steps.LOSS]
         flops = step_cost(model, loss, (batch_size, 3, steps.SIZE, steps.SIZE)).image_flops
         show(*steps.lines(result["steps"], batch_size, flops), "")
