@@ -115,8 +115,14 @@ class CpuOps:
         else:
             augment_crops(*_located(crops[part]), *self._last(params, part, out))
 
-    def _gather(  # noqa: PLR0917
-        self, pixels: Tensor, means: Tensor, indices: np.ndarray, params: AugmentParams, part: slice, out: Tensor
+    def _gather(
+        self,
+        pixels: Tensor,
+        means: Tensor,
+        indices: np.ndarray,
+        params: AugmentParams,
+        part: slice,
+        out: Tensor,
     ) -> None:
         from fastae.data.loaders.kernel import augment_images
 

@@ -17,10 +17,11 @@ from typing import Any
 
 import numba
 import numpy as np
-from numba.core import types
+from numba.core import event, types
 from numba.extending import intrinsic, overload
 
 from fastae.experiment import augment
+from fastae.utils.console import log
 
 # A constant of Python would be float64, and all that it is combined with.
 UNIT, EPSILON = np.float32(augment.UNIT), np.float32(augment.EPSILON)
@@ -57,7 +58,7 @@ def augment_crops(
         addresses: where each crop is in memory, uint8 (height, width, 3): uintp (N,).
         sides: the height and width of each crop, int64 (N, 2).
         flip: whether each image is flipped, bool (N,).
-        changes: brightness, contrast and saturation of each image, float32 (3, N).
+        changes: brightness, contrast and saturation of each image, float32 (N, 3).
         norm: the mean and 1 / std of each channel, for images in [0, 1]: float32 (2, 3).
         out: gets the images, (N, H, 3 W): float32; uint8; uint16 and int16 for the bits of bfloat16 and
             float16.
@@ -65,7 +66,7 @@ def augment_crops(
     image = np.empty((out.shape[1], 3, out.shape[2] // 3), np.float32)
     for index in range(len(out)):
         _resize(_crop(addresses[index], sides[index]), flip[index], image)
-        _finish(image, _channel_means(image), changes[:, index], norm, out[index])
+        _finish(image, _channel_means(image), changes[index], norm, out[index])
 
 
 @_compiled
@@ -89,7 +90,7 @@ def augment_images(
     image = np.empty(images.shape[1:], np.float32)
     for index in range(len(out)):
         _load(images[indices[index]], flip[index], image)
-        _finish(image, means[indices[index]], changes[:, index], norm, out[index])
+        _finish(image, means[indices[index]], changes[index], norm, out[index])
 
 
 @_compiled
@@ -113,7 +114,7 @@ def _pointer(typing_context: Any, address: Any) -> Any:
 @_compiled
 def _crop(address: int, sides: np.ndarray) -> np.ndarray:
     """The crop at an address, uint8 (height, 3 width)."""
-    return numba.carray(_pointer(address), (sides[0], 3 * sides[1]))
+    return numba.carray(_pointer(address), (sides[0], 3 * sides[1]))  # type: ignore[call-arg]
 
 
 @_compiled
@@ -156,7 +157,7 @@ def _taps(side: int, size: int, stride: int, flip: bool) -> tuple[np.ndarray, np
 
 @_compiled
 def _channel_means(image: np.ndarray) -> np.ndarray:
-    """The mean of each channel, (H, 3, W) -> (3,). Columns are summed first, which vectors can do in order."""
+    """The mean of each channel, (H, 3, W) -> (3,). Columns are summed first, many at once but in order."""
     sums = np.zeros(image.shape[1] * image.shape[2], np.float32)
     for y in range(len(image)):
         row = image[y].reshape(-1)
@@ -203,7 +204,11 @@ def _finish(
     for y in range(len(image)):
         red, green, blue = image[y, 0], image[y, 1], image[y, 2]
         for x in range(len(red)):
-            r, g, b = red[x] * factor + red_shift, green[x] * factor + green_shift, blue[x] * factor + blue_shift
+            r, g, b = (
+                red[x] * factor + red_shift,
+                green[x] * factor + green_shift,
+                blue[x] * factor + blue_shift,
+            )
             value = max(r, max(g, b))
             spread = max(value - min(r, min(g, b)), EPSILON)
             scale = max(min(value / spread, saturation), ZERO)
@@ -221,7 +226,10 @@ def _write(row: np.ndarray, bits: np.ndarray, out: np.ndarray) -> None:
 
 @overload(_write)
 def _write_as(row: np.ndarray, bits: np.ndarray, out: np.ndarray) -> Any:
-    return {types.float32: _copy, types.uint8: _round, types.uint16: _bfloat16, types.int16: _float16}[out.dtype]
+    writers: dict[Any, Any] = {
+        types.float32: _copy, types.uint8: _round, types.uint16: _bfloat16, types.int16: _float16
+    }  # fmt: skip
+    return writers[out.dtype]
 
 
 def _copy(row: np.ndarray, bits: np.ndarray, out: np.ndarray) -> None:
@@ -255,3 +263,21 @@ def _float16(row: np.ndarray, bits: np.ndarray, out: np.ndarray) -> None:
     for x in range(len(row)):
         if row[x] < HALF + np.float32(2.0**-14):
             out[x] = (out[x] & np.int16(-0x8000)) | np.int16(bits[x] - np.uint32(0x3F000000))
+
+
+class _CompileNotice(event.Listener):
+    """Logs once if batches wait for a compilation."""
+
+    has_logged = False
+
+    def on_start(self, event: event.Event) -> None:
+        kernels = (augment_crops, augment_images, resize_crops)
+        if not self.has_logged and event.data["dispatcher"] in kernels:
+            log("compiling the loader's kernel for this machine: the first batch takes some seconds")
+            self.has_logged = True
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _CompileNotice())

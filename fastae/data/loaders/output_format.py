@@ -36,13 +36,13 @@ class OutputFormat:
             raise SettingError("dtype", f"must be one of {names}, not {self.dtype!r:.60}")
         for name, within in (("mean", MEAN), ("std", STD)):
             object.__setattr__(self, name, _per_channel(getattr(self, name), name, within))
-        if self.dtype == torch.uint8 and self != OutputFormat(torch.uint8):
+        if self.dtype == torch.uint8 and (self.mean, self.std) != ((0.0,) * 3, (1.0,) * 3):
             raise SettingError("dtype", "torch.uint8 has a fixed range of 0 to 255: leave out mean and std")
 
     @property
     def norm(self) -> np.ndarray:
         """The mean and 1 / std of each channel: float32 (2, 3)."""
-        return np.array([self.mean, 1 / np.array(self.std)], np.float32)
+        return np.array([self.mean, np.reciprocal(self.std)], np.float32)
 
 
 def _per_channel(value: Any, name: str, within: Range) -> tuple[float, ...]:

@@ -21,6 +21,11 @@ from fastae.data.loaders.sampler import BatchParams
 from fastae.experiment import augment
 from fastae.experiment.augment import UNIT, AugmentParams
 
+Norm = list[list[float]]
+"""`OutputFormat.norm`."""
+
+IDENTITY = OutputFormat().norm.tolist()
+
 
 def pack_params(params: BatchParams, pinned: bool = False) -> Tensor:
     """Packs the parameters of a batch into int32 (fields, N), so that one copy to a GPU suffices.
@@ -51,7 +56,7 @@ class PixelOps:
 
     def __init__(self, output: OutputFormat, compiled: bool) -> None:
         def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            function = functools.partial(function, output)
+            function = functools.partial(function, output.dtype, output.norm.tolist())
             return torch.compile(function, dynamic=False) if compiled else function
 
         self._gather = wrap(_gather)
@@ -115,12 +120,12 @@ class _Planes:
         return torch.minimum(x, high).clamp(min=low) if isinstance(high, Tensor) else x.clamp(low, high)
 
 
-def _gather(output: OutputFormat, store: Tensor, means: Tensor, packed: Tensor) -> Tensor:
+def _gather(dtype: torch.dtype, norm: Norm, store: Tensor, means: Tensor, packed: Tensor) -> Tensor:
     indices = unpack_params(packed).indices
-    return _augment(output, store[indices], means[indices], packed)
+    return _augment(dtype, norm, store[indices], means[indices], packed)
 
 
-def _augment(output: OutputFormat, pixels: Tensor, means: Tensor, packed: Tensor) -> Tensor:
+def _augment(dtype: torch.dtype, norm: Norm, pixels: Tensor, means: Tensor, packed: Tensor) -> Tensor:
     """Flips images and changes their colors; the same kernel makes the result channels-last."""
     params = unpack_params(packed).augment
     flipped = torch.where(params.flip[:, None, None, None], pixels.flip(3), pixels)
@@ -130,15 +135,14 @@ def _augment(output: OutputFormat, pixels: Tensor, means: Tensor, packed: Tensor
         params.map(lambda values: values[:, None, None]),
         arrays=_Planes,
     )
-    return _formatted(output, changed)
+    return _formatted(dtype, norm, changed)
 
 
-def _formatted(output: OutputFormat, channels: Sequence[Tensor]) -> Tensor:
+def _formatted(dtype: torch.dtype, norm: Norm, channels: Sequence[Tensor]) -> Tensor:
     """Converts three channels (N, H, W) in [0, 1] to a batch (N, 3, H, W), channels-last."""
-    if output.dtype == torch.uint8:
+    if dtype == torch.uint8:
         channels = [(channel * 255).round() for channel in channels]
-    elif output != OutputFormat(output.dtype):
-        scales = (1 / std for std in output.std)
-        channels = [(x - mean) * scale for x, mean, scale in zip(channels, output.mean, scales, strict=True)]
-    batch = torch.stack(list(channels), dim=1).to(output.dtype)
+    elif norm != IDENTITY:
+        channels = [(x - mean) * scale for x, mean, scale in zip(channels, *norm, strict=True)]
+    batch = torch.stack(list(channels), dim=1).to(dtype)
     return batch.contiguous(memory_format=torch.channels_last)
