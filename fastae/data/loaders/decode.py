@@ -86,7 +86,7 @@ class Decoder:
 
         def restart(position: int, patience: float) -> Iterator[Any]:
             paths = ([files.paths[index] for index in batch] for batch in batches[position:])
-            return self._stream(paths, BATCH, patience)
+            return self.stream(paths, BATCH, patience)
 
         decoded = recovered(files, self.faults, restart, indices_at=batches.__getitem__)
         yield from decoded if self.on_gpu else self.cpu_ops.resized(decoded)
@@ -104,7 +104,7 @@ class Decoder:
         done = 0
         while done < len(batches):
             try:
-                for _ in self._stream(batches[done:], together, FILE_PATIENCE):
+                for _ in self.stream(batches[done:], together, FILE_PATIENCE):
                     yield from [None] * len(batches[done])
                     done += 1
             except DecoderError as error:
@@ -115,7 +115,7 @@ class Decoder:
                     yield error.fault
                 done += 1
 
-    def _stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Any]:
+    def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Any]:
         """Yields the images of each batch of at most `size` files: on a GPU like `decode`, on a CPU crops.
 
         Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
@@ -141,7 +141,7 @@ class Decoder:
                 raise error
             width, height = max(width, file.width), max(height, file.height)
         with _picture(width, height) as path:
-            for _ in self._stream([[path]], 1, FILE_PATIENCE):
+            for _ in self.stream([[path]], 1, FILE_PATIENCE):
                 pass
 
 
