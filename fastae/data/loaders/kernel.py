@@ -12,6 +12,7 @@ width of its vectors.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -33,17 +34,29 @@ ROUNDING = np.float32(1 << 23)
 """The sum of this number and one in [0, 2^22] is rounded to an integer, which its last bits are."""
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+# With numba's own error model, each division would be tested for zero, and loops would not be vectorised.
+_compiled = numba.njit(error_model="numpy")
+
+
+def _kernel(function: Callable[..., None]) -> Callable[..., None]:
     """Compiles a function when it is first called. Later processes read the code from numba's cache."""
-    # With numba's own error model, each division would be tested for zero, and loops would not be vectorised.
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    options: dict[str, Any] = {"error_model": "numpy", "nogil": True}
     try:
-        return numba.njit(cache=True, **options)(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache folder is writable
-        return numba.njit(**options)(function)
+        compiled = numba.njit(**options)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> None:
+        try:
+            compiled(*arguments)
+        except OSError:  # the code is compiled, but could not be saved: the disk is full
+            compiled(*arguments)
+
+    return call
 
 
-@_compiled
+@_kernel
 def augment_crops(
     addresses: np.ndarray,
     sides: np.ndarray,
@@ -69,7 +82,7 @@ def augment_crops(
         _finish(image, _channel_means(image), changes[index], norm, out[index])
 
 
-@_compiled
+@_kernel
 def augment_images(
     images: np.ndarray,
     means: np.ndarray,
@@ -93,7 +106,7 @@ def augment_images(
         _finish(image, means[indices[index]], changes[index], norm, out[index])
 
 
-@_compiled
+@_kernel
 def resize_crops(addresses: np.ndarray, sides: np.ndarray, out: np.ndarray) -> None:
     """Resizes crops, as in `augment_crops`, to float32 (N, H, 3, W) in [0, 255]."""
     for index in range(len(out)):
@@ -271,8 +284,7 @@ class _CompileNotice(event.Listener):
     has_logged = False
 
     def on_start(self, event: event.Event) -> None:
-        kernels = (augment_crops, augment_images, resize_crops)
-        if not self.has_logged and event.data["dispatcher"] in kernels:
+        if not self.has_logged and event.data["dispatcher"].py_func.__module__ == __name__:
             log("compiling the loader's kernel for this machine: the first batch takes some seconds")
             self.has_logged = True
 
