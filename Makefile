@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train quick test coverage soak fuzz throughput gpu-check gpu-lower lint format clean
+.PHONY: help setup constraints train quick test coverage soak fuzz throughput gpu-check gpu-lower lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -25,6 +25,12 @@ setup: .venv/.installed ## Make .venv and install fastae with its tested version
 		$${index:+--extra-index-url $$index} -e ".[cuda$$cuda,dev]"
 	@$(BIN)/python -m fastae.device.compatibility
 	@touch $@
+
+# For all extras and Pythons. PyTorch's build, for CUDA 12 or 13, determines the versions of the two that are left out.
+constraints: setup ## Pin in constraints.txt what pyproject.toml newly needs (ARGS=--upgrade: the newest of all)
+	$(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --all-extras --no-annotate \
+		--no-emit-package cuda-toolkit --no-emit-package cuda-bindings \
+		--custom-compile-command "make constraints" --output-file constraints.txt $(ARGS)
 
 # Limited by time, not by iterations, so that it fits any machine. The learning rate is higher because the run is short.
 train: setup ## Train on the built-in synthetic faces for 2.5 minutes; print which picture to open

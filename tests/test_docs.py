@@ -1,6 +1,7 @@
 """The files and tests that the documentation names exist, and its Python code runs as it is written."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,25 @@ def test_the_files_and_tests_that_a_page_names_exist(page):
 
 
 def blocks(page):
-    return re.findall(r"^```python\n(.*?)^```", Path(page).read_text(), re.M | re.S)
+    return code_in(Path(page).read_text())
+
+
+def code_in(text):
+    return re.findall(r"^```python\n(.*?)^```", text, re.M | re.S)
+
+
+def test_the_readme_of_a_package_index_has_absolute_links():
+    pyproject = tomllib.loads(Path("pyproject.toml").read_text())
+    source = pyproject["project"]["urls"]["Source"]
+    text = readme = Path("README.md").read_text()
+    for each in pyproject["tool"]["hatch"]["metadata"]["hooks"]["fancy-pypi-readme"]["substitutions"]:
+        text = re.sub(each["pattern"], each["replacement"], text)
+    here, there = (re.findall(r"(!?)\[[^]]*\]\(([^()\s]+)\)", version) for version in (readme, text))
+    assert len(here) == len(there) > 20 and code_in(text) == code_in(readme)
+    for (picture, link), (_, absolute) in zip(here, there, strict=True):
+        page = "README.md" if link.startswith("#") else ""
+        folder = "raw" if picture else "blob"
+        assert absolute == (link if "://" in link else f"{source}/{folder}/HEAD/{page}{link}")
 
 
 def run(code, names, page):

@@ -4,9 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, requires
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import fastae
 from scripts import cuda_major
@@ -51,6 +56,26 @@ def test_the_builds_fit_driver_and_card(tmp_path, monkeypatch, capsys, driver, c
         assert major in str(error)
     else:
         assert capsys.readouterr().out.strip() == major
+
+
+def test_the_constraints_pin_all_that_an_install_resolves_to():
+    """But for the two whose versions PyTorch's build determines. After a failure: make constraints."""
+    pins = {line.partition("==")[0] for line in Path("constraints.txt").read_text().splitlines()}
+    project = tomllib.loads(Path("pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    stack = [Requirement(line) for lines in (project["dependencies"], *extras.values()) for line in lines]
+    needed = set()
+    while stack:
+        requirement = stack.pop()
+        name = canonicalize_name(requirement.name)
+        if name == "fastae" or name in needed:
+            continue
+        needed.add(name)
+        with suppress(PackageNotFoundError):  # an extra that is not installed here
+            found = [Requirement(line) for line in requires(name) or ()]
+            wanted = [{"extra": extra} for extra in ("", *requirement.extras)]
+            stack += [each for each in found if not each.marker or any(map(each.marker.evaluate, wanted))]
+    assert needed - pins <= {"cuda-toolkit", "cuda-bindings"}
 
 
 @pytest.mark.skipif(not shutil.which("make"), reason="no make")

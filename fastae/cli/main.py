@@ -226,7 +226,9 @@ def doctor() -> int:
     try:
         from fastae.device.doctor import examine
     except (ImportError, OSError) as error:  # each of its checks needs PyTorch
-        raise FastaeError(f"PyTorch cannot be imported ({error}): make setup") from None
+        from fastae.device.compatibility import install_command
+
+        raise FastaeError(f"PyTorch cannot be imported ({error}): {install_command()}") from None
     return examine()
 
 

@@ -7,6 +7,7 @@ different versions.
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ import pynvml
 
 from fastae.device.nvml import Gpu, NvmlError, all_gpus, error_name, offered, open_nvml
 from fastae.utils.console import printable
-from fastae.utils.environment import dali_builds
+from fastae.utils.environment import CHECKOUT, DALI_BUILDS, dali_builds
 
 CUDA_13_FROM = (7, 5)
 """The lowest compute capability that builds for CUDA 13 have code for. Volta and older GPUs are below it."""
@@ -31,12 +32,8 @@ CUDA_13_DRIVER = 580
 CUDA_12_INDEX = "https://download.pytorch.org/whl/cu126"
 """The index of PyTorch's builds for CUDA 12.6, up to PyTorch 2.14. PyPI has the builds for CUDA 13."""
 
-INSTALL = {
-    13: "pip uninstall -y torch nvidia-dali-cuda120; pip install -c constraints.txt -e '.[cuda13]'",
-    12: "pip uninstall -y torch nvidia-dali-cuda130; pip install -c constraints.txt "
-    f"--extra-index-url {CUDA_12_INDEX} -e '.[cuda12]'",
-}
-"""Major version of CUDA -> the command that installs PyTorch and DALI for it."""
+PIP = f"{shlex.quote(sys.executable)} -m pip"
+"""The command that calls the pip of the environment that fastae runs in."""
 
 INSTALL_DRIVER = "install NVIDIA's driver; in a container, on the host, and start it with --gpus all"
 CONTAINER = "start the container with --gpus all and NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
@@ -80,10 +77,22 @@ class Driver:
         known = [gpu.capability for gpu in self.gpus if gpu.capability]
         is_old, is_new = any(each < CUDA_13_FROM for each in known), any(each >= BLACKWELL for each in known)
         if self.cuda >= (13, 0) and (is_new or not is_old):
-            return INSTALL[13]
+            return install_command(13)
         if self.cuda >= (12, 0) and not is_new:
-            return INSTALL[12]
+            return install_command(12)
         return f"install NVIDIA's driver {CUDA_13_DRIVER}{'' if is_old else ' or newer'}"
+
+
+def install_command(major: int = 13) -> str:
+    """Returns the command that installs PyTorch and DALI for this major version of CUDA, in place of others.
+
+    The .venv that `make setup` made is made anew: the Makefile chooses the builds, in their tested versions.
+    """
+    if Path(sys.prefix).resolve() == CHECKOUT / ".venv":
+        return f"cd {shlex.quote(str(CHECKOUT))}; make clean; make setup"
+    index = f"--index-url {CUDA_12_INDEX} " if major == 12 else ""
+    dali = f"{PIP} install {DALI_BUILDS[major]}"
+    return f"{PIP} uninstall -y torch {' '.join(DALI_BUILDS.values())}; {PIP} install {index}torch; {dali}"
 
 
 def read_driver(library: Any = pynvml) -> Driver:
@@ -215,4 +224,4 @@ def _has_code_for(built: Sequence[str], capability: tuple[int, int] | None) -> b
 
 if __name__ == "__main__":
     if mismatch := build_mismatch():
-        sys.exit(f"{mismatch}: make clean, then make setup again")
+        sys.exit(f"{mismatch}: {install_command()}")

@@ -31,7 +31,7 @@ from fastae.device.nvml import Gpu, NvmlError, in_wsl
 from fastae.errors import FastaeError
 from fastae.utils.cache import KERNELS, cache_folder, entries
 from fastae.utils.console import log
-from fastae.utils.environment import __version__, commit, dali_builds, version
+from fastae.utils.environment import DALI_BUILDS, __version__, commit, dali_builds, version
 from fastae.utils.files import nearest_existing
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
@@ -144,10 +144,11 @@ def check_dali() -> Answer:
         driver: Driver | None = _read_driver()
     except NvmlError:
         driver = None
-    remedy = driver.install if driver else "make clean; make setup"
     text = ", ".join(f"{name} {version(name)}" for name in dali_builds().values())
     if not text:
-        raise Problem("is not installed", remedy)
+        build = DALI_BUILDS[compatibility.torch_cuda() or 13]
+        raise Problem("is not installed", f"{compatibility.PIP} install {build}")
+    remedy = driver.install if driver else compatibility.install_command()
     try:
         import nvidia.dali  # noqa: F401
     except (ImportError, OSError) as error:

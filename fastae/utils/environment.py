@@ -17,6 +17,9 @@ DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
 DISTRIBUTIONS = ("torch", *DALI_BUILDS.values(), "numpy", "tensorboard", "pillow")
 """The packages whose versions are recorded."""
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""The checkout that this code is in, if it is not installed as a package."""
+
 
 def dali_builds() -> dict[int, str]:
     """Returns the entries of DALI_BUILDS that are installed."""
@@ -57,10 +60,9 @@ def commit() -> str | None:
 
     Returns None if the code is installed as a package, or git is not installed.
     """
-    checkout = Path(__file__).parents[2]
-    if not (checkout / ".git").exists():
+    if not (CHECKOUT / ".git").exists():
         return None  # a repository in a folder above is not fastae's
-    git = ["git", "-C", str(checkout), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
+    git = ["git", "-C", str(CHECKOUT), "describe", "--always", "--dirty=+", "--abbrev=12", "--exclude=*"]
     try:
         return subprocess.run(git, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):

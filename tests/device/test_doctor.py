@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from fastae.device import compatibility, doctor, nvml
-from fastae.device.compatibility import Driver, build_mismatch, torch_mismatch, unusable_gpu_reason
+from fastae.device.compatibility import (
+    Driver,
+    build_mismatch,
+    install_command,
+    torch_mismatch,
+    unusable_gpu_reason,
+)
 from fastae.device.doctor import CHECKS, Problem
 from fastae.device.nvml import Gpu, NvmlError
 from fastae.utils.environment import DALI_BUILDS
@@ -51,6 +57,7 @@ def install(monkeypatch):
         monkeypatch.setattr(compatibility, "read_driver", read_driver)
         doctor._read_driver.cache_clear()
 
+    monkeypatch.setattr(compatibility, "CHECKOUT", Path("elsewhere"))
     monkeypatch.setattr(compatibility, "has_nvidia_card", lambda: False)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     yield be
@@ -71,17 +78,17 @@ def test_the_output_for_this_machine_fits_on_one_screen(capsys):
     [
         (NEW, "13.0", 13, ""),
         (NEW, "12.8", 12, ""),
-        (NEW, None, 13, "'.[cuda13]'"),
-        (OLD, "13.0", 12, "'.[cuda12]'"),
-        (card("580.65.06", (13, 0), VOLTA), "13.0", 13, "'.[cuda12]'"),
+        (NEW, None, 13, "install nvidia-dali-cuda130"),
+        (OLD, "13.0", 12, "cu126"),
+        (card("580.65.06", (13, 0), VOLTA), "13.0", 13, "cu126"),
         (card("580.65.06", (13, 0), VOLTA), "12.8", 12, ""),
         (card("470.57", (11, 4), VOLTA), "12.8", 12, "driver 580"),
         # Neither build works, so the remedy must not lead from 13 to 12 and back.
         (card("570.86.15", (12, 8), BLACKWELL), "13.0", 13, "driver 580 or newer"),
         (card("570.86.15", (12, 8), BLACKWELL), "12.6", 12, "driver 580 or newer"),
-        (card("580.65.06", (13, 0), BLACKWELL), "12.6", 12, "'.[cuda13]'"),
+        (card("580.65.06", (13, 0), BLACKWELL), "12.6", 12, "install nvidia-dali-cuda130"),
         (card("580.65.06", (13, 0), BLACKWELL), "13.0", 13, ""),
-        (card("580.65.06", (13, 0), BLACKWELL, VOLTA), None, 13, "'.[cuda13]'"),
+        (card("580.65.06", (13, 0), BLACKWELL, VOLTA), None, 13, "install nvidia-dali-cuda130"),
     ],
 )
 def test_pytorchs_build_is_compared_with_driver_and_card(install, driver, cuda, dali, line):
@@ -116,9 +123,9 @@ def test_dali_is_compared_with_pytorch_and_driver(install):
         assert bool(doctor.check_dali()[1]) is is_mixture
     install(None, dali=(13,), driver=OLD)
     text, remedy = doctor.check_dali()
-    assert "570.86.15" in text and "'.[cuda12]'" in remedy
-    install(dali=())
-    with pytest.raises(Problem):
+    assert "570.86.15" in text and "cu126" in remedy
+    install("12.6", dali=())
+    with pytest.raises(Problem, match="pip install nvidia-dali-cuda120"):
         doctor.check_dali()
 
 
@@ -130,7 +137,19 @@ def test_what_cannot_be_imported_makes_training_impossible(monkeypatch, capsys):
     assert "problem: " in found and "-> " in remedy
     monkeypatch.delitem(sys.modules, "fastae.device.doctor")
     monkeypatch.setitem(sys.modules, "torch", None)
-    assert "PyTorch" in refuses("doctor") and "make setup" in refuses("doctor")
+    assert "PyTorch" in refuses("doctor") and install_command() in refuses("doctor")
+
+
+def test_the_remedies_fit_how_fastae_was_installed(monkeypatch, tmp_path):
+    monkeypatch.setattr(compatibility, "CHECKOUT", tmp_path)
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / ".venv"))
+    assert install_command(12) == install_command(13) == f"cd {tmp_path}; make clean; make setup"
+    monkeypatch.setattr(sys, "prefix", str(tmp_path / "conda"))
+    for major, index in ((12, compatibility.CUDA_12_INDEX), (13, "")):
+        uninstall, torch_command, dali_command = install_command(major).split("; ")
+        assert all(f" {name}" in uninstall for name in ("torch", *DALI_BUILDS.values()))
+        assert index in torch_command and torch_command.endswith(" torch")
+        assert dali_command == f"{compatibility.PIP} install {DALI_BUILDS[major]}"
 
 
 def test_the_driver_and_its_gpus_are_listed(install):
