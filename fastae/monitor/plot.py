@@ -17,6 +17,8 @@ PHASE_COLORS = {
     Phase.TRAIN: "tab:green",
     Phase.EVAL: "tab:blue",
     Phase.SAVE: "tab:red",
+    Phase.REPLAY: "tab:cyan",
+    Phase.OTHER: "0.8",
 }
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; if there are more samples, the median and range of each bin are drawn
@@ -26,7 +28,7 @@ PANELS = {
     "power [W]": ("gpu/power",),
     "memory [GiB]": ("gpu/memory", "host/memory"),
     "CPU [cores]": ("host/cpu", "host/machine_cpu"),
-    "images/s": ("loop/images_per_second",),
+    "images/s": ("loop/images_per_second", "loop/replayed"),
     "waiting [%]": ("loop/data_wait", "loop/device_wait"),
 }
 """Title and metrics of the panels. With several GPUs, a panel has only the first metric of each GPU."""

@@ -51,10 +51,10 @@ class Poller:
         with self._lock:
             self._phases.append((phase, self._now()))
 
-    def record(self, **figures: float) -> None:
-        """Records figures of the training loop since the last call: metric -> value."""
+    def record(self, figures: Mapping[str, float], at: float) -> None:
+        """Records figures of the training loop, metric -> value, at a time of time.monotonic."""
         with self._lock:
-            self._add(self._now(), {f"loop/{name}": value for name, value in figures.items()})
+            self._add(at - self._started, {f"loop/{name}": value for name, value in figures.items()})
 
     def means(self) -> dict[str, float]:
         """The mean of each metric since the last call, by TensorBoard tag.

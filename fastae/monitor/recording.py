@@ -27,6 +27,8 @@ class Phase(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
     SAVE = "save"
+    REPLAY = "replay"
+    OTHER = "other"
 
 
 class Worded(StrEnum):
@@ -81,6 +83,8 @@ SAMPLED: dict[str, tuple[str, str]] = {
     "loop/images_per_second": ("training speed", "images/s"),
     "loop/data_wait": ("waiting for data", "%"),
     "loop/device_wait": ("waiting for the device", "%"),
+    "loop/queued": ("batches that found the device at work", "%"),
+    "loop/replayed": ("speed with replayed batches", "images/s"),
     "loop/seconds": ("a log step", "s"),
 }
 """Kind of owner and metric -> label and unit. Labels of a GPU contain "GPU"; plain numbers have the unit "".

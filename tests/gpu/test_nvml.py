@@ -18,6 +18,7 @@ from fastae.device.memory import peak_memory
 from fastae.device.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.files import read_report
 from fastae.monitor.host import HostReader
+from fastae.monitor.loop_timer import Timing
 from fastae.monitor.monitor import Monitor, local_gpus, readers_of
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
@@ -121,7 +122,8 @@ def loop(cuda, folder, batches, step, seconds=SECONDS):
             blocked = time.perf_counter()
             torch.cuda.synchronize()
             device_wait = time.perf_counter() - blocked
-            monitor.record(20, time.perf_counter() - began, data_wait, device_wait)
+            seconds = time.perf_counter() - began
+            monitor.record(Timing(20, seconds, data_wait, 0, 0, time.monotonic(), device_wait))
     return read_report(folder)
 
 
