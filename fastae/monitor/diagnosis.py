@@ -65,8 +65,8 @@ class Remedy(Worded):
     )
     ONE_GRAPH = (
         "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it",
-        "losses that are read every few steps (item() in each step waits for the device), and CUDA graphs "
-        "(torch.compile with mode='reduce-overhead')",
+        "read losses every few steps, since item() waits for the device; use CUDA graphs (torch.compile with "
+        "mode='reduce-overhead')",
     )
     RESIDENT = (
         "--loader resident: decode each image once and keep the pixels on the device",

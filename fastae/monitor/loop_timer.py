@@ -42,10 +42,10 @@ class Timing:
     ended: float
     """The host's time at the end, by time.monotonic."""
 
-    device_wait: float | None = None
-    """The seconds in which the host waited for the device; None if they are unknown."""
+    device_wait_share: float | None = None
+    """The share of the time in which the host waited for the device, in [0, 1]; None if it is unknown."""
 
-    queued: float | None = None
+    queued_share: float | None = None
     """The share of the batches, in [0, 1], that found the device still at work; None on a CPU."""
 
     @property
@@ -92,7 +92,7 @@ class Marks:
             step_p50=float(p50),
             step_p95=float(p95),
             ended=self.ended,
-            queued=float((kinds == QUEUED).sum() / len(self.ends)) if self.on_gpu else None,
+            queued_share=float((kinds == QUEUED).sum() / len(self.ends)) if self.on_gpu else None,
         )
 
 
@@ -108,7 +108,7 @@ class LoopTimer:
         self.skip()
 
     def skip(self) -> None:
-        """Leaves out the time of the open window so far, or since the last one, for example of an evaluation."""
+        """Begins the window here: leaves out its steps so far, and the time since the last window."""
         self._marks: list[Any] = [self._mark()]
         self._kinds: list[int] = []
         self._ends: list[int] = []
@@ -135,9 +135,8 @@ class LoopTimer:
     def cut(self) -> Marks:
         """Ends the window after its last step, and returns its marks."""
         last = self._ends[-1] if self._ends else 0
-        found = Marks(
-            self._marks[: last + 1], self._kinds[:last], self._ends, self._on_gpu, ended=time.monotonic()
-        )
+        marks, kinds = self._marks[: last + 1], self._kinds[:last]
+        found = Marks(marks, kinds, self._ends, self._on_gpu, time.monotonic())
         self._marks, self._kinds, self._ends = self._marks[last:], self._kinds[last:], []
         return found
 

@@ -36,7 +36,8 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     """
     if device.type != "cuda":
         return []
-    devices = range(local_ranks()) if ranks > 1 else [device.index]  # None for the current one
+    count = min(local_ranks(), torch.cuda.device_count()) if ranks > 1 else 1
+    devices = range(count) if count > 1 else [device.index]  # None for the current one
     return [str(torch.cuda.get_device_properties(index).uuid) for index in devices]
 
 
@@ -45,15 +46,11 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
 
     `own` are the run's process ids.
     """
-    if len(devices) == 1:
-        return [GpuReader(library, devices[0], prefix="gpu", own=own)]
-    indices = [gpu.index for gpu, _ in devices]
-    if len(set(indices)) < len(indices):  # MIG slices have the index of their board
-        indices = list(range(len(devices)))
-    return [
-        GpuReader(library, device, prefix=f"gpu{index}", own=own)
-        for device, index in zip(devices, indices, strict=True)
-    ]
+    indices: Sequence[object] = [gpu.index for gpu, _ in devices] if len(devices) > 1 else [""]
+    if len(set(indices)) < len(devices):  # MIG slices have the index of their board
+        indices = range(len(devices))
+    pairs = zip(devices, indices, strict=False)
+    return [GpuReader(library, device, f"gpu{index}", own) for device, index in pairs]
 
 
 class Monitor(AbstractContextManager):
@@ -100,18 +97,13 @@ class Monitor(AbstractContextManager):
         """Records the figures of a window of the loop. Of replayed batches, only the speed is recorded."""
         if not self._poller or not timing.seconds:
             return
-        figures = {
-            "images_per_second": timing.images_per_second,
-            "data_wait": 100 * timing.data_wait_share,
-            "device_wait": timing.device_wait and 100 * timing.device_wait / timing.seconds,
-            "queued": timing.queued and 100 * timing.queued,
-            "seconds": timing.seconds,
-        }
-        if is_replayed:
-            figures = {"replayed": timing.images_per_second}
-        self._poller.record(
-            {name: value for name, value in figures.items() if value is not None}, timing.ended
-        )
+        figures = {"replayed": timing.images_per_second}
+        if not is_replayed:
+            figures = {"images_per_second": timing.images_per_second, "seconds": timing.seconds}
+            for name in ("data_wait", "device_wait", "queued"):
+                if (share := getattr(timing, f"{name}_share")) is not None:
+                    figures[name] = 100 * share
+        self._poller.record(figures, timing.ended)
 
     def means(self) -> dict[str, float]:
         """The mean of each metric since the last call, by TensorBoard tag."""

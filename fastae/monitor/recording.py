@@ -199,12 +199,10 @@ class Recording:
 
     def values(self, name: str, phase: Phase | None = None) -> np.ndarray:
         """Returns the samples of a column in a phase, or in all phases; empty if there is no such column."""
-        if name not in self.columns:
-            return np.empty(0)
-        times, values, spans = self._arrays(name)
-        settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
-        is_settled = times - np.array([span.start for span in self.spans])[spans] >= settling
-        return values if phase is None else values[self._has_phase(phase)[spans] & is_settled]
+        times, values, spans, has_phase = self._samples(name, phase)
+        settling = 0.0 if phase is None or name.startswith("loop/") else SETTLING  # the loop has no delay
+        starts = np.array([span.start for span in self.spans])
+        return values[has_phase & (times - starts[spans] >= settling)]
 
     def growth_rate(self, name: str, phase: Phase | None = None) -> float | None:
         """Returns the mean growth per second of a counter in a phase, or in all phases.
@@ -212,20 +210,14 @@ class Recording:
         In a phase, only the time between two samples of the same span counts. Returns None if there is none,
         or if the counter was reset.
         """
-        if name not in self.columns:
-            return None
-        times, values, spans = self._arrays(name)
-        is_within = (spans[1:] == spans[:-1]) | (phase is None)
-        is_counted = is_within & self._has_phase(phase)[spans[1:]]
+        times, values, spans, has_phase = self._samples(name, phase)
+        is_counted = has_phase[1:] & ((spans[1:] == spans[:-1]) | (phase is None))
         seconds, growth = np.diff(times)[is_counted].sum(), np.diff(values)[is_counted]
         return float(growth.sum() / seconds) if seconds > 0 and (growth >= 0).all() else None
 
-    def _arrays(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the times and values of a column, and the index of the span that contains each time."""
-        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
-        starts = [span.start for span in self.spans]
-        return times, values, np.searchsorted(starts, times, side="right") - 1
-
-    def _has_phase(self, phase: Phase | None) -> np.ndarray:
-        """Returns whether each span is of this phase; None for any phase."""
-        return np.array([phase in (None, span.phase) for span in self.spans])
+    def _samples(self, name: str, phase: Phase | None) -> tuple[np.ndarray, ...]:
+        """Returns for each sample of a column its time, value and span, and whether it counts."""
+        column = self.columns.get(name) or Column(name)
+        spans = np.searchsorted([span.start for span in self.spans], column.times, side="right") - 1
+        has_phase = np.array([phase in (None, span.phase) for span in self.spans])
+        return np.array(column.times), np.array(column.values), spans, has_phase[spans]

@@ -36,7 +36,7 @@ class Verdict(Worded):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The properties of a run that its report depends on. The first four are None for a loop that is not fastae's."""
+    """The properties of a run that its report depends on; for a loop that is not fastae's, some are None."""
 
     loader: str | None = None
     compiled: bool | None = None
@@ -203,7 +203,7 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
         gpus=gpus,
         host=host,
         hz=recording.hz,
-        images_per_second=rate,
+        images_per_second=rate or None,
         data_wait=_mean_of_loop(recording, "data_wait", scale=0.01),
         device_wait=_mean_of_loop(recording, "device_wait", scale=0.01),
         queued=_mean_of_loop(recording, "queued", scale=0.01),

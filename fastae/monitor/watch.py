@@ -83,7 +83,7 @@ class Watch(AbstractContextManager):
         self._is_measuring = True
         self._unsteady = WARM_UP
         """The number of next batches whose speed is not representative."""
-        self._images = self._images_of_step = 0
+        self._images = self._images_of_step = self._replay_asked = 0
         self._due = 0.0
         self._closed: deque[tuple[Marks, int, bool]] = deque()
         """The marks of a window, the number of its images, and whether its batches were replayed."""
@@ -104,6 +104,8 @@ class Watch(AbstractContextManager):
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._end_loop()
         self._read(kind is None)
+        if self._replay_asked and self._hz and not self._has_replayed:
+            log(f"headroom  not measured: no loop had {self._replay_asked} batches after the warm-up")
         self._has_ended = True
         self._monitor.__exit__(kind, *rest)
 
@@ -128,7 +130,7 @@ class Watch(AbstractContextManager):
         if not hasattr(loader, "__iter__"):
             raise SettingError("loader", f"must be iterable, not {loader!r:.60}")
         images = None if images is None else require_int(images, "images", COUNT)
-        replay = require_int(replay, "replay", COUNT)
+        self._replay_asked = replay = require_int(replay, "replay", COUNT)
         if not self._has_begun or self._has_ended:
             raise FastaeError("watch(loader) works only inside the block: with fastae.watch(folder) as watch")
         return self._iterate(loader, images, replay)
@@ -147,7 +149,7 @@ class Watch(AbstractContextManager):
                 is_steady = not self._unsteady
                 yield from self._step(batch, images)
                 if not is_steady:
-                    # All ranks must replay at the same batch, so the count does not depend on the measurement.
+                    # Not in a method that may fail: all ranks must replay at the same batch.
                     self._unsteady -= 1
                     if not self._unsteady:
                         self._enter(Phase.TRAIN)
@@ -156,8 +158,6 @@ class Watch(AbstractContextManager):
                     if len(held) == to_hold:
                         yield from self._replay(held, images)
                         held, to_hold = [], 0
-            if to_hold and self._hz:
-                log(f"headroom  not measured: the loop has fewer than {WARM_UP} + {replay} batches")
         finally:
             self._end_loop()
 

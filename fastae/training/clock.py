@@ -150,9 +150,10 @@ class Clock(LoopTimer):
         """Computes a window's figures, after waiting until the device has reached its end."""
         waited = closed.waited + _wait_for(closed.end) if closed.end else None
         timing = closed.marks.measure(len(closed.marks.ends) * self._batch_size)
+        share = None if waited is None else waited / timing.seconds
         loss, error, norm, *losses = closed.values.tolist()
         return Window(
-            **vars(replace(timing, device_wait=waited)),
+            **vars(replace(timing, device_wait_share=share)),
             iteration=closed.iteration,
             losses=losses,
             loss=loss,

@@ -123,7 +123,7 @@ def loop(cuda, folder, batches, step, seconds=SECONDS):
             torch.cuda.synchronize()
             device_wait = time.perf_counter() - blocked
             seconds = time.perf_counter() - began
-            monitor.record(Timing(20, seconds, data_wait, 0, 0, time.monotonic(), device_wait))
+            monitor.record(Timing(20, seconds, data_wait, 0, 0, time.monotonic(), device_wait / seconds))
     return read_report(folder)
 
 

@@ -132,6 +132,7 @@ def test_a_run_has_one_gpu_or_those_of_all_local_ranks(monkeypatch, ranks, found
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # under torchrun, a sweep has runs of one rank each
     properties = lambda index: SimpleNamespace(uuid=f"uuid {index}")  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert local_gpus(torch.device("cuda", 3), ranks) == found
     assert local_gpus(torch.device("cpu"), ranks) == []
 

@@ -1,4 +1,4 @@
-"""The observer that writes PyTorch's trace of some steps, for Perfetto, and logs the costliest kernels in it."""
+"""The observer that writes PyTorch's trace of some steps, and logs the costliest kernels in it."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ class Profile(Observer):
             if self._left == 0:
                 self._end()
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._end(write=kind is None)
+    def __exit__(self, *exception: object) -> None:
+        self._end(write=not any(exception))
 
     def _end(self, write: bool = True) -> None:
         """Ends the profiler, also after an error: a profiler that runs at exit crashes the process."""
