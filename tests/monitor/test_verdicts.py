@@ -163,26 +163,27 @@ Waits, and figures that the source does not give, are made up: the SM activity o
 
 
 def watched(data, queued):
-    """Returns what the loop of `fastae.watch` records, which does not know how long it waits for the device."""
+    """Returns what `fastae.watch` records. It does not know how long the loop waits for the device."""
     return loop(data, None, queued=queued)
 
 
 CASES += [
-    Case((busy(40),), watched(0.5, 0.0), Verdict.WAITING_FOR_DATA, "a DataLoader that decodes alone", ANY_LOOP,
-         ("num_workers",)),
+    Case((busy(40),), watched(0.5, 0.0), Verdict.WAITING_FOR_DATA, "a DataLoader that decodes alone",
+         ANY_LOOP, ("num_workers",)),
     Case((busy(97),), watched(0.0, 1.0), Verdict.GPU_BOUND, "resident images, losses read rarely", ANY_LOOP,
          ("torch.autocast",)),
     Case((busy(55),), watched(0.01, 0.0), Verdict.LAUNCH_BOUND,
          "item() in each step of small kernels: the GPU is idle whenever the loop fetches", ANY_LOOP,
          ("torch.compile", "item()", "larger batch")),
-    Case((busy(95),), watched(0.01, 0.0), Verdict.GPU_BOUND, "item() after a large step matters little", ANY_LOOP),
+    Case((busy(95),), watched(0.01, 0.0), Verdict.GPU_BOUND, "item() after a large step matters little",
+         ANY_LOOP),
     Case((SLICE,), watched(0.01, 1.0), Verdict.GPU_BOUND, "a MIG slice: the host is always ahead", ANY_LOOP),
     Case((busy(65),), watched(0.01, 0.5), Verdict.UNKNOWN, "the host is sometimes ahead", ANY_LOOP,
          ("torch.profiler",)),
-    Case((busy(65),), watched(0.01, 1.0), Verdict.GPU_BOUND, "the host is ahead of a GPU that pauses", ANY_LOOP,
-         ("torch.autocast", "torch.profiler")),
-    Case(([AT_POWER_LIMIT[0].but(gpm=gpm(85.0, 55.0, 5.0, 30.0))],), watched(0.0, 1.0), Verdict.GPU_BOUND,
-         "a large language model in a loop of its own", ANY_LOOP, ("nothing to fix",)),
+    Case((busy(65),), watched(0.01, 1.0), Verdict.GPU_BOUND, "the host is ahead of a GPU that pauses",
+         ANY_LOOP, ("torch.autocast", "torch.profiler")),
+    Case(([AT_POWER_LIMIT[0].but(gpm=gpm(85.0, 55.0, 5.0, 30.0))],), watched(0.0, 1.0),
+         Verdict.GPU_BOUND, "a large language model in a loop of its own", ANY_LOOP, ("nothing to fix",)),
 ]  # fmt: skip
 
 
