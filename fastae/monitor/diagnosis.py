@@ -19,9 +19,7 @@ NEAR_ZERO = 0.02  # share of the time waiting for the device; below this, the ho
 RARELY, MOSTLY = 0.1, 0.9  # shares of the batches that find the device at work: the host is slower, or faster
 BUSY_FROM = 90.0  # percent; from this on, a GPU or an engine counts as busy
 PAUSES_BELOW = 80.0  # percent GPU busy; below this, a GPU that is the limit pauses between its kernels
-LIMIT_FROM = (
-    60.0  # percent of a unit's peak while busy; below this, Nsight Compute does not call it the limit
-)
+LIMIT_FROM = 60.0  # percent of a unit's peak while busy; below this, Nsight Compute names no limit
 WELL_USED = 50.0  # percent of a unit's peak while busy; training of large language models reaches 40 to 60
 IN_USE_FROM = 20.0  # percent of a unit's peak while busy; below this, a unit does not take turns with another
 FULL_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
@@ -59,14 +57,10 @@ class Remedy(Worded):
     PROFILE = "--profile 10", "torch.profiler"
     COMPILE = "--compile", "torch.compile, if it is not used yet"
     AMP = "--amp", "torch.autocast, if it is not used yet"
-    LARGER_BATCH = (
-        "--batch-size above {} (this changes the experiment)",
-        "a larger batch (this may change the result)",
-    )
+    LARGER_BATCH = "--batch-size above {} (this changes the experiment)", "a larger batch"
     ONE_GRAPH = (
         "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it",
-        "read losses every few steps, since item() waits for the device; use CUDA graphs (torch.compile with "
-        "mode='reduce-overhead')",
+        "no item() or print of a loss in each step, since it waits for the device; CUDA graphs",
     )
     RESIDENT = (
         "--loader resident: decode each image once and keep the pixels on the device",

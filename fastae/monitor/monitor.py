@@ -63,13 +63,11 @@ class Monitor(AbstractContextManager):
         hz: the number of samples per second; 0 for no report.
         gpus: the UUIDs of the run's GPUs, from `local_gpus`.
         info: the properties of the run.
-        library: NVML.
+        nvml: NVML.
     """
 
-    def __init__(
-        self, folder: Path, hz: float, gpus: list[str], info: RunInfo, library: Any = pynvml
-    ) -> None:
-        self._folder, self._hz, self._uuids, self._info, self._library = folder, hz, gpus, info, library
+    def __init__(self, folder: Path, hz: float, gpus: list[str], info: RunInfo, nvml: Any = pynvml) -> None:
+        self._folder, self._hz, self._uuids, self._info, self._library = folder, hz, gpus, info, nvml
         self.phase: Phase | None = None
         self.reports: list[UsageReport] = []
         """The reports of the folder's parts, once this one is written."""

@@ -10,16 +10,8 @@ import numpy as np
 from fastae.monitor.recording import Column, Phase, Recording
 from fastae.utils.plotting import import_matplotlib
 
-PHASE_COLORS = {
-    Phase.BEFORE: "0.6",
-    Phase.COMPILE: "tab:purple",
-    Phase.WARM_UP: "tab:orange",
-    Phase.TRAIN: "tab:green",
-    Phase.EVAL: "tab:blue",
-    Phase.SAVE: "tab:red",
-    Phase.REPLAY: "tab:cyan",
-    Phase.OTHER: "0.8",
-}
+COLORS = ("0.6", "tab:purple", "tab:orange", "tab:green", "tab:blue", "tab:red", "tab:cyan", "0.8")
+PHASE_COLORS = dict(zip(Phase, COLORS, strict=True))
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; if there are more samples, the median and range of each bin are drawn
 

@@ -263,8 +263,6 @@ def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[
     for name, column in recording.columns.items():
         values = recording.values(name, phase)
         if column.owner == prefix and len(values) and column.metric not in NOT_AVERAGED:
-            p5, p50, p95 = map(float, np.percentile(values, (5, 50, 95)))
-            statistics[column.metric] = Statistics(
-                column.label, column.unit, float(values.mean()), p5, p50, p95, float(values.max())
-            )
+            figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
+            statistics[column.metric] = Statistics(column.label, column.unit, *figures)
     return statistics

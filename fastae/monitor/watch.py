@@ -12,7 +12,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import wraps
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -35,21 +34,6 @@ WARM_UP = 10
 """The number of batches after which the speed is representative: cuDNN has chosen, caches are warm."""
 
 COUNT = Range(0, 1_000_000)
-
-
-def _harmless(method: Callable[..., None]) -> Callable[..., None]:
-    """Makes a method of Watch log the first error and do nothing afterwards, since the loop matters more."""
-
-    @wraps(method)
-    def guarded(self: Watch, *arguments: Any) -> None:
-        if self._is_measuring:
-            try:
-                method(self, *arguments)
-            except Exception as error:
-                self._is_measuring = False
-                log(f"monitor   the loop is no longer measured: {error}", "yellow")
-
-    return guarded
 
 
 class Watch(AbstractContextManager):
@@ -83,7 +67,7 @@ class Watch(AbstractContextManager):
         self._is_measuring = True
         self._unsteady = WARM_UP
         """The number of next batches whose speed is not representative."""
-        self._images = self._images_of_step = self._replay_asked = 0
+        self._images = self._in_step = self._replay_asked = 0
         self._due = 0.0
         self._closed: deque[tuple[Marks, int, bool]] = deque()
         """The marks of a window, the number of its images, and whether its batches were replayed."""
@@ -103,7 +87,7 @@ class Watch(AbstractContextManager):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._end_loop()
-        self._read(kind is None)
+        self._try(self._read, kind is None)
         if self._replay_asked and self._hz and not self._has_replayed:
             log(f"headroom  not measured: no loop had {self._replay_asked} batches after the warm-up")
         self._has_ended = True
@@ -137,14 +121,12 @@ class Watch(AbstractContextManager):
 
     def _iterate(self, loader: Iterable[Batch], images: int | None, replay: int) -> Iterator[Batch]:
         if self._is_looping:
-            raise FastaeError(
-                "one watch measures one loop at a time: do not watch the loader of the inner loop"
-            )
+            raise FastaeError("a watch measures one loop at a time: do not watch the inner loop")
         self._is_looping = True
         held: list[Batch] = []
         to_hold = 0 if self._has_replayed else replay
         try:
-            self._enter(Phase.WARM_UP if self._unsteady else Phase.TRAIN)
+            self._try(self._enter, Phase.WARM_UP if self._unsteady else Phase.TRAIN)
             for batch in loader:
                 is_steady = not self._unsteady
                 yield from self._step(batch, images)
@@ -152,7 +134,7 @@ class Watch(AbstractContextManager):
                     # Not in a method that may fail: all ranks must replay at the same batch.
                     self._unsteady -= 1
                     if not self._unsteady:
-                        self._enter(Phase.TRAIN)
+                        self._try(self._enter, Phase.TRAIN)
                 elif len(held) < to_hold:
                     held.append(batch)
                     if len(held) == to_hold:
@@ -165,15 +147,15 @@ class Watch(AbstractContextManager):
         """Yields the batches twice, and measures the second time."""
         self._has_replayed, self._unsteady = True, len(held)
         for _ in range(2):
-            self._enter(Phase.REPLAY)
+            self._try(self._enter, Phase.REPLAY)
             for batch in held:
                 yield from self._step(batch, images)
-        self._enter(Phase.REPLAY, True)
+        self._try(self._enter, Phase.REPLAY, True)
 
     def _step(self, batch: Batch, images: int | None) -> Iterator[Batch]:
-        self._begin_step(batch, images)
+        self._try(self._begin_step, batch, images)
         yield batch
-        self._end_step()
+        self._try(self._end_step)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -187,11 +169,13 @@ class Watch(AbstractContextManager):
         """
         require_choice(name, "phase", (Phase.COMPILE, Phase.EVAL, Phase.SAVE, Phase.OTHER))
         before = self._monitor.phase or Phase.OTHER
-        self._mark(self._timer.fetch, Phase(name))
+        self._try(self._timer.fetch)
+        self._monitor.enter(Phase(name))
         try:
             yield
         finally:
-            self._mark(self._timer.exclude, before)
+            self._try(self._timer.exclude)
+            self._monitor.enter(before)
 
     @property
     def summary(self) -> str:
@@ -206,7 +190,15 @@ class Watch(AbstractContextManager):
             show_reports(self._monitor.reports, HarmlessConsole(file=screen, width=120))
         return screen.getvalue().rstrip()
 
-    @_harmless
+    def _try(self, measure: Callable[..., None], *arguments: Any) -> None:
+        """Calls a function. After an error, which is logged, it calls nothing: the loop matters more."""
+        try:
+            if self._is_measuring:
+                measure(*arguments)
+        except Exception as error:
+            self._is_measuring = False
+            log(f"monitor   the loop is no longer measured: {error}", "yellow")
+
     def _enter(self, phase: Phase, is_replayed: bool = False) -> None:
         """Ends the window, and begins the next one in this phase."""
         marks = self._timer.cut()
@@ -217,29 +209,21 @@ class Watch(AbstractContextManager):
         self._images, self._due = 0, time.monotonic() + 1 / (self._hz or 1)
         self._timer.skip()
 
-    @_harmless
     def _begin_step(self, batch: object, images: int | None) -> None:
         self._timer.data_ready()
-        self._images_of_step = first_dimension(batch) if images is None else images
+        self._in_step = self._ranks * (first_dimension(batch) if images is None else images)
 
-    @_harmless
     def _end_step(self) -> None:
         self._timer.end_step()
-        self._images += self._ranks * self._images_of_step
+        self._images += self._in_step
         if time.monotonic() >= self._due and self._monitor.phase is not Phase.REPLAY:
-            self._enter(self._monitor.phase)
-
-    @_harmless
-    def _mark(self, mark: Callable[[], None], phase: Phase) -> None:
-        mark()
-        self._monitor.enter(phase)
+            self._enter(self._monitor.phase or Phase.TRAIN)
 
     def _end_loop(self) -> None:
         if self._is_looping:
             self._is_looping = False
-            self._enter(Phase.OTHER)
+            self._try(self._enter, Phase.OTHER)
 
-    @_harmless
     def _read(self, wait: bool = False) -> None:
         """Measures the closed windows whose end the device has reached. With `wait`, waits for it."""
         while self._closed and self._closed[0][0].are_reached(wait):
@@ -252,10 +236,8 @@ def first_dimension(batch: object) -> int:
     shape = getattr(batch, "shape", None)
     if isinstance(shape, Sequence):
         return int(shape[0]) if shape else 0
-    values = (
-        batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    )
-    return next(filter(None, map(first_dimension, values)), 0)
+    parts = [*batch.values()] if isinstance(batch, Mapping) else batch
+    return next(filter(None, map(first_dimension, parts)), 0) if isinstance(parts, list | tuple) else 0
 
 
 def _place_among_ranks() -> tuple[bool, int]:
