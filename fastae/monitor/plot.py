@@ -80,7 +80,8 @@ def _draw_panel(axis: Any, title: str, columns: dict[str, Column]) -> None:
     """Draws the curves of a panel."""
     for label, column in columns.items():
         times, values, low, high = binned(column)
-        (line,) = axis.plot(times, values, label=label, linewidth=1, marker=".", markersize=2)
+        marker = 2 if len(values) > 1 else 10  # a single point has no line
+        (line,) = axis.plot(times, values, label=label, linewidth=1, marker=".", markersize=marker)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     top = 105.0 if "%" in title else 1.1 * max(max(column.values) for column in columns.values())
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is visible
