@@ -11,8 +11,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from fastae.monitor.recording import Throttle, Worded
+from fastae.device.gpu_reader import Throttle
 from fastae.monitor.summary import NO_GPU, Diagnosis, GpuSummary, RunInfo, Summary, Verdict
+from fastae.utils.worded import Worded
 
 WAIT_SHARE = 0.1  # share of the time without a batch; from this on, the loader is the limit
 NEAR_ZERO = 0.02  # share of the time waiting for the device; below this, the host is the limit

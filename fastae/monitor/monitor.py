@@ -14,10 +14,10 @@ from typing import Any
 import pynvml
 import torch
 
+from fastae.device.gpu_reader import GpuReader
 from fastae.device.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
-from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader, family
 from fastae.monitor.loop_timer import Timing
 from fastae.monitor.poller import Poller

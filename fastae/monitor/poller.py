@@ -8,7 +8,7 @@ import time
 from bisect import bisect
 from collections.abc import Mapping, Sequence
 
-from fastae.monitor.gpu_reader import GpuReader
+from fastae.device.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
 from fastae.monitor.recording import NOT_AVERAGED, Column, Phase, Recording, Span
 

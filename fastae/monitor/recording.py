@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from fastae.device.nvml import Gpu
+from fastae.device.gpu_reader import GpuRecord, Throttle, name_of
 
 CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second sample is kept
 
@@ -29,30 +29,6 @@ class Phase(StrEnum):
     SAVE = "save"
     REPLAY = "replay"
     OTHER = "other"
-
-
-class Worded(StrEnum):
-    """An enum whose members are (value, text): the value is for files and code, the text for messages."""
-
-    text: str
-
-    def __new__(cls, value: str, text: str) -> Worded:
-        member = str.__new__(cls, value)
-        member._value_, member.text = value, text
-        return member
-
-
-class Throttle(Worded):
-    """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
-
-    Each reason is a metric, such as "throttled_SwPowerCap". It is 1 while the reason applies, and else 0.
-    """
-
-    POWER_CAP = "SwPowerCap", "at the power limit"
-    DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver because of heat"
-    HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware because of heat"
-    POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
-    HARDWARE = "HwSlowdown", "slowed down by the hardware"
 
 
 SAMPLED: dict[str, tuple[str, str]] = {
@@ -94,38 +70,6 @@ With several GPUs, the column "gpu3/power" is the power of the fourth.
 
 NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
 """Metrics whose mean is not reported: counters, and the weights of the loop's figures."""
-
-
-def name_of(owner: str) -> str:
-    """Returns the name of a GPU in texts: "GPU" for the columns of "gpu", "GPU 3" for those of "gpu3"."""
-    return f"GPU {owner.removeprefix('gpu')}".rstrip()
-
-
-@dataclass(frozen=True)
-class GpuRecord:
-    """A GPU, and the faults that occurred while it was read."""
-
-    prefix: str
-    """The first part of its columns' names, which are "PREFIX/METRIC"."""
-
-    gpu: Gpu
-
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Query, in words -> the reason why it never had an answer."""
-
-    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Query, in words -> error -> how often it occurred, for queries that also had an answer."""
-
-    lost: str | None = None
-    """The reason why the GPU no longer answers, if it does not."""
-
-    xids: tuple[int, ...] = ()
-    """The numbers of the XID errors that the driver logged."""
-
-    @property
-    def name(self) -> str:
-        """The name in texts: "GPU", or "GPU 3" if there are several GPUs."""
-        return name_of(self.prefix)
 
 
 class Span(NamedTuple):

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastae.device.gpu_reader import GpuRecord, Throttle
 from fastae.device.nvml import Gpu
-from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle, Worded
+from fastae.monitor.recording import NOT_AVERAGED, Phase, Recording
 from fastae.utils.limits import Cores
+from fastae.utils.worded import Worded
 
 FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6

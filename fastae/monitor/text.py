@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from fastae.device.gpu_reader import Throttle
 from fastae.monitor.diagnosis import THROTTLED_FROM
-from fastae.monitor.recording import Phase, Throttle
+from fastae.monitor.recording import Phase
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
 from fastae.utils.console import duration, rate_text
 

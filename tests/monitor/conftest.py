@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastae.device import gpu_reader
 from fastae.device.nvml import all_gpus, gpu_of_cuda
-from fastae.monitor import gpu_reader, poller
+from fastae.monitor import poller
 from fastae.monitor.monitor import readers_of
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase

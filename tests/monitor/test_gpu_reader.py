@@ -3,8 +3,8 @@
 import pynvml
 import pytest
 
-from fastae.monitor import gpu_reader
-from fastae.monitor.gpu_reader import MOST_FAILURES
+from fastae.device import gpu_reader
+from fastae.device.gpu_reader import MOST_FAILURES
 
 from . import recorded_nvml as cards
 from .conftest import OUR_PID
