@@ -96,8 +96,11 @@ def _find_limit(summary: Summary, info: RunInfo) -> Verdict:
         return Verdict.WAITING_FOR_DATA
     if summary.device_wait is None:
         queued = 0.5 if summary.queued is None else summary.queued
-        if not gpu.mean("gpu_busy") >= BUSY_FROM and queued < MOSTLY:  # also if it is unknown
-            return Verdict.LAUNCH_BOUND if queued < RARELY else Verdict.UNKNOWN
+        is_busy = gpu.mean("gpu_busy") >= BUSY_FROM  # not if it is unknown
+        if queued < RARELY and (not is_busy or _is_underfilled(gpu)):
+            return Verdict.LAUNCH_BOUND
+        if queued < MOSTLY and not is_busy:
+            return Verdict.UNKNOWN
     elif summary.device_wait < NEAR_ZERO:
         return Verdict.LAUNCH_BOUND
     if info.ranks > 1 and (straggler(summary) or _waits_in_nccl(gpu)):

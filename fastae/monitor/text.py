@@ -84,7 +84,7 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
     yield "verdict", headline(report)
     yield from (("", line) for line in _evidence(report))
     yield from (("trouble", line) for line in troubles(summary))
-    if summary.headroom:
+    if summary.headroom and summary.replayed and summary.images_per_second:
         reached = f"{summary.replayed:,.0f} instead of {summary.images_per_second:,.0f} images/s"
         yield "headroom", f"with replayed batches the loop reaches {reached}: {summary.headroom:.2f}x"
     if summary.kwh is not None:

@@ -115,8 +115,7 @@ class Watch(AbstractContextManager):
             raise SettingError("loader", f"must be iterable, not {loader!r:.60}")
         images = None if images is None else require_int(images, "images", COUNT)
         self._replay_asked = replay = require_int(replay, "replay", COUNT)
-        if not self._has_begun or self._has_ended:
-            raise FastaeError("watch(loader) works only inside the block: with fastae.watch(folder) as watch")
+        self._require_block()
         return self._iterate(loader, images, replay)
 
     def _iterate(self, loader: Iterable[Batch], images: int | None, replay: int) -> Iterator[Batch]:
@@ -165,9 +164,10 @@ class Watch(AbstractContextManager):
             name: "compile", "eval", "save" or "other".
 
         Raises:
-            FastaeError: there is no such phase.
+            FastaeError: there is no such phase, or the block does not run.
         """
         require_choice(name, "phase", (Phase.COMPILE, Phase.EVAL, Phase.SAVE, Phase.OTHER))
+        self._require_block()
         before = self._monitor.phase or Phase.OTHER
         self._try(self._timer.fetch)
         self._monitor.enter(Phase(name))
@@ -189,6 +189,11 @@ class Watch(AbstractContextManager):
         if self._monitor.reports:
             show_reports(self._monitor.reports, HarmlessConsole(file=screen, width=120))
         return screen.getvalue().rstrip()
+
+    def _require_block(self) -> None:
+        """Raises FastaeError unless the block runs."""
+        if not self._has_begun or self._has_ended:
+            raise FastaeError("a watch works only inside its block: with fastae.watch(folder) as watch")
 
     def _try(self, measure: Callable[..., None], *arguments: Any) -> None:
         """Calls a function. After an error, which is logged, it calls nothing: the loop matters more."""

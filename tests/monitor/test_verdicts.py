@@ -175,6 +175,8 @@ CASES += [
     Case((busy(55),), watched(0.01, 0.0), Verdict.LAUNCH_BOUND,
          "item() in each step of small kernels: the GPU is idle whenever the loop fetches", ANY_LOOP,
          ("torch.compile", "item()", "larger batch")),
+    Case(([BUSY[0].but(power=200_000)],), watched(0.01, 0.0), Verdict.LAUNCH_BOUND,
+         "the same: to NVML a GPU that runs any kernel is busy, but it draws little power", ANY_LOOP),
     Case((busy(95),), watched(0.01, 0.0), Verdict.GPU_BOUND, "item() after a large step matters little",
          ANY_LOOP),
     Case((SLICE,), watched(0.01, 1.0), Verdict.GPU_BOUND, "a MIG slice: the host is always ahead", ANY_LOOP),

@@ -167,6 +167,7 @@ def reused(folder):
         lambda folder: watch(folder, device="gpu"),
         lambda folder: watch(folder, hz=-1),
         lambda folder: open_watch(folder).phase("lunch").__enter__(),
+        lambda folder: open_watch(folder).phase("eval").__enter__(),
         lambda folder: open_watch(folder)([BATCH], replay=-1),
         lambda folder: open_watch(folder)([BATCH], images=0.5),
         lambda folder: open_watch(folder)(5),
