@@ -87,10 +87,10 @@ class GpuRecord:
     gpu: Gpu
 
     missing: Mapping[str, str] = field(default_factory=dict)
-    """Query, in words -> the reason why it never had an answer."""
+    """Query, by its metric or in words -> the reason why it never had an answer."""
 
     errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Query, in words -> error -> how often it occurred, for queries that also had an answer."""
+    """Query -> error -> how often it occurred, for queries that also had an answer."""
 
     lost: str | None = None
     """The reason why the GPU no longer answers, if it does not."""
@@ -109,7 +109,7 @@ class _Query:
     """A call that returns a value for each of `metrics`; None for a metric that has no value now."""
 
     name: str
-    """The query in words, for reports."""
+    """Its metric, or what it asks for in words."""
 
     metrics: Sequence[str]
     call: Callable[[], Answers]
@@ -296,7 +296,7 @@ def sees_all_processes() -> bool:
 
 def _single(metric: str, call: Callable[[], float | None]) -> _Query:
     """The query of a call that gives one metric."""
-    return _Query(metric.replace("_", " "), [metric], lambda: [call()])
+    return _Query(metric, [metric], lambda: [call()])
 
 
 class _GpmSampler:
