@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastae.errors import FastaeError
     from fastae.experiment.losses import LOSSES
     from fastae.experiment.model import AutoEncoder
+    from fastae.monitor.watch import watch
     from fastae.report.make import make_report
     from fastae.runs.loaded_model import load_model
     from fastae.sweep.sweep import run_sweep
@@ -33,6 +34,7 @@ __all__ = [
     "resume",
     "run_sweep",
     "train",
+    "watch",
 ]
 
 _MODULES = {
@@ -47,6 +49,7 @@ _MODULES = {
     "resume": "training.resume",
     "run_sweep": "sweep.sweep",
     "train": "training.runner",
+    "watch": "monitor.watch",
 }
 """The module that defines each name; `data` is itself a module."""
 

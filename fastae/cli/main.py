@@ -202,14 +202,16 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 def gpu(run: Path, as_json: bool) -> None:
     """Show how busy RUN kept GPU and CPU, and what to change.
 
-    For a resumed run, the part since the last resumption is shown. To watch the GPUs live, use nvitop.
+    RUN is the folder of a run or of fastae.watch. For a resumed run, the part since the last resumption is
+    shown. To watch the GPUs live, use nvitop.
     """
-    from fastae.monitor.files import count_unreported, read_reports, report_json
+    from fastae.monitor.files import REPORT, count_unreported, read_reports, report_json
     from fastae.monitor.text import show_reports
     from fastae.runs.folder import require_run
     from fastae.utils.console import console
 
-    require_run(run)
+    if not (run / REPORT).exists():  # a folder of fastae.watch need not be a run's
+        require_run(run)
     reports = read_reports(run)
     if as_json:
         print(report_json(reports))  # not the raw file, which may contain more than what was read

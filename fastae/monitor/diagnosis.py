@@ -11,16 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from fastae.monitor.recording import Throttle
+from fastae.device.gpu_reader import Throttle
 from fastae.monitor.summary import NO_GPU, Diagnosis, GpuSummary, RunInfo, Summary, Verdict
+from fastae.utils.worded import Worded
 
 WAIT_SHARE = 0.1  # share of the time without a batch; from this on, the loader is the limit
 NEAR_ZERO = 0.02  # share of the time waiting for the device; below this, the host is the limit
+RARELY, MOSTLY = 0.1, 0.9  # shares of the batches that find the device at work: the host is slower, or faster
 BUSY_FROM = 90.0  # percent; from this on, a GPU or an engine counts as busy
 PAUSES_BELOW = 80.0  # percent GPU busy; below this, a GPU that is the limit pauses between its kernels
-LIMIT_FROM = (
-    60.0  # percent of a unit's peak while busy; below this, Nsight Compute does not call it the limit
-)
+LIMIT_FROM = 60.0  # percent of a unit's peak while busy; below this, Nsight Compute names no limit
 WELL_USED = 50.0  # percent of a unit's peak while busy; training of large language models reaches 40 to 60
 IN_USE_FROM = 20.0  # percent of a unit's peak while busy; below this, a unit does not take turns with another
 FULL_FROM = 80.0  # percent of SM activity: "necessary for effective use" in DCGM's documentation
@@ -51,7 +51,28 @@ PRESSED_FROM = 20.0  # percent of the time in which some thread of the machine w
 COMPUTE_UNITS = ("tensor_active", "fp32_active")
 """The metrics of the units that compute, in percent of their peak."""
 
-LARGER_BATCH = "--batch-size above {} (this changes the experiment): {}"
+
+class Remedy(Worded):
+    """What to try: fastae's option, and the words for a loop that is not fastae's."""
+
+    PROFILE = "--profile 10", "torch.profiler"
+    COMPILE = "--compile", "torch.compile, if it is not used yet"
+    AMP = "--amp", "torch.autocast, if it is not used yet"
+    LARGER_BATCH = "--batch-size above {} (this changes the experiment)", "a larger batch"
+    ONE_GRAPH = (
+        "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it",
+        "no item() or print of a loss in each step, since it waits for the device; CUDA graphs",
+    )
+    RESIDENT = (
+        "--loader resident: decode each image once and keep the pixels on the device",
+        "more workers (num_workers), or images that are decoded once (fastae.open_loader does that)",
+    )
+
+    def of(self, info: RunInfo) -> str:
+        """Returns the words that fit a run's loop."""
+        return self.text if info.loader is None else self.value.format(info.batch_size)
+
+
 STOP_OTHERS = "stop the other programs, or wait for them to end: they use the {}, too"
 
 
@@ -74,7 +95,11 @@ def _find_limit(summary: Summary, info: RunInfo) -> Verdict:
     if summary.data_wait is not None and summary.data_wait >= WAIT_SHARE:
         return Verdict.WAITING_FOR_DATA
     if summary.device_wait is None:
-        if not gpu.mean("gpu_busy") >= BUSY_FROM:  # also if it is unknown
+        queued = 0.5 if summary.queued is None else summary.queued
+        is_busy = gpu.mean("gpu_busy") >= BUSY_FROM  # not if it is unknown
+        if queued < RARELY and (not is_busy or _is_underfilled(gpu)):
+            return Verdict.LAUNCH_BOUND
+        if queued < MOSTLY and not is_busy:
             return Verdict.UNKNOWN
     elif summary.device_wait < NEAR_ZERO:
         return Verdict.LAUNCH_BOUND
@@ -159,7 +184,7 @@ def _is_shared(gpu: GpuSummary) -> bool:
 def _advise_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[str]:
     """Yields advice about the settings of a run."""
     if verdict is Verdict.UNKNOWN:
-        yield "--profile 10: shows which kernels run, and how long the GPU is idle"
+        yield f"{Remedy.PROFILE.of(info)}: shows which kernels run, and how long the GPU is idle"
     elif verdict is Verdict.WAITING_FOR_DATA:
         yield from _advise_data(summary, info)
     elif verdict is Verdict.WAITING_FOR_RANK:
@@ -169,9 +194,9 @@ def _advise_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[s
             yield "check the other ranks and the GPUs' links (nvidia-smi topo -m): this GPU waits in NCCL"
     elif verdict is Verdict.LAUNCH_BOUND:
         if not info.compiled:
-            yield "--compile: fewer, larger kernels"
-        yield "one CUDA graph per step: the log line 'step' at the start shows whether the run uses it"
-        yield LARGER_BATCH.format(info.batch_size, "more work per launch")
+            yield f"{Remedy.COMPILE.of(info)}: fewer, larger kernels"
+        yield Remedy.ONE_GRAPH.of(info)
+        yield f"{Remedy.LARGER_BATCH.of(info)}: more work per launch"
     elif verdict is not Verdict.GPU_CONTENTION:  # the GPU is the limit
         yield from _advise_busy_gpu(verdict, summary.main_gpu, info)
     if verdict in (Verdict.WAITING_FOR_DATA, Verdict.LAUNCH_BOUND) and _is_starved(summary):
@@ -180,12 +205,12 @@ def _advise_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[s
 
 def _advise_data(summary: Summary, info: RunInfo) -> Iterator[str]:
     if info.loader == "resident":
-        option = "--profile 10" if info.compiled else "--compile"
-        yield f"{option}: gathering and augmenting the resident pixels limits the speed"
+        remedy = Remedy.PROFILE if info.compiled else Remedy.COMPILE
+        yield f"{remedy.of(info)}: gathering and augmenting the resident pixels limits the speed"
         return
     is_busy = summary.main_gpu.mean("gpu_busy") >= BUSY_FROM
     why = "; decoding keeps the GPU busy now" if is_busy and info.loader == "dali" else ""
-    yield f"--loader resident: decode each image once and keep the pixels on the device{why}"
+    yield f"{Remedy.RESIDENT.of(info)}{why}"
     jpeg = summary.main_gpu.statistics.get("jpeg")
     if info.loader == "dali" and _fills_jpeg_engine(summary.main_gpu):
         yield "smaller JPEG files: the JPEG engine is the limit"
@@ -198,21 +223,22 @@ def _fills_jpeg_engine(gpu: GpuSummary) -> bool:
 
 
 def _advise_busy_gpu(verdict: Verdict, gpu: GpuSummary, info: RunInfo) -> Iterator[str]:
-    if not info.amp:
-        yield "--amp: mixed precision multiplies matrices several times faster"
-    elif gpu.mean("tensor_active") < UNUSED:
+    tensor_cores = gpu.mean("tensor_active")
+    if info.amp and tensor_cores < UNUSED:
         yield "--profile 10: the tensor cores are not used, although --amp is on"
+    elif not info.amp and not (info.amp is None and tensor_cores >= IN_USE_FROM):
+        yield f"{Remedy.AMP.of(info)}: mixed precision multiplies matrices several times faster"
     if info.loader == "dali":
         engine = ", and the JPEG engine is near its limit" if _fills_jpeg_engine(gpu) else ""
         yield f"--loader resident: decoding and training share the GPU{engine}"
     busy = gpu.mean("gpu_busy")
     if busy < PAUSES_BELOW:
         idle = f"{100 - busy:.0f}% of the time"
-        yield f"--profile 10: no kernel runs {idle}, although the host waits for the GPU"
+        yield f"{Remedy.PROFILE.of(info)}: no kernel runs {idle}, although the host waits for the GPU"
     elif verdict is Verdict.UNITS_IN_TURNS:
-        yield "--profile 10: shows which kernels compute, and which wait for memory"
+        yield f"{Remedy.PROFILE.of(info)}: shows which kernels compute, and which wait for memory"
     elif verdict is Verdict.GPU_BOUND and _is_underfilled(gpu) and not any(_advise_card(gpu)):
-        yield LARGER_BATCH.format(info.batch_size, "the GPU is never idle, but its kernels do not fill it")
+        yield f"{Remedy.LARGER_BATCH.of(info)}: the GPU is never idle, but its kernels do not fill it"
 
 
 def _advise_card(gpu: GpuSummary) -> Iterator[str]:
@@ -238,13 +264,13 @@ def _advise_card(gpu: GpuSummary) -> Iterator[str]:
 def _diagnose_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
     data, is_starved = summary.data_wait or 0.0, _is_starved(summary)
     advice = []
-    if data >= WAIT_SHARE and info.loader == "dali":
-        advice.append("--loader resident: decode each image once")
+    if data >= WAIT_SHARE and info.loader in ("dali", None):
+        advice.append(Remedy.RESIDENT.of(info))
     if is_starved:
         advice.append(STOP_OTHERS.format("CPU cores"))
     if data >= 0.5:  # the larger part of the time
         verdict = Verdict.WAITING_FOR_DATA
-    elif "cpu" not in summary.host:
+    elif "cpu" not in summary.host or summary.data_wait is None:
         verdict = Verdict.UNKNOWN
     # The second thread of a core adds little: if all physical cores are busy, the CPU is.
     elif (used := summary.host["cpu"].mean / summary.cores.physical) >= BUSY_CORES:
@@ -259,13 +285,13 @@ def _diagnose_cpu(summary: Summary, info: RunInfo) -> Diagnosis:
 def _advise_cpu(verdict: Verdict, info: RunInfo) -> Iterator[str]:
     if verdict is Verdict.CPU_IDLE:
         yield "set OMP_NUM_THREADS to the number of cores: some cores are idle"
-        yield LARGER_BATCH.format(info.batch_size, "small batches keep few cores busy")
+        yield f"{Remedy.LARGER_BATCH.of(info)}: small batches keep few cores busy"
     if verdict not in (Verdict.CPU_BOUND, Verdict.CPU_MOSTLY_BUSY):
         return
     if not info.amp:
-        yield "--amp, if the CPU multiplies bf16 natively"
+        yield f"{Remedy.AMP.of(info)}: faster if the CPU multiplies bf16 natively"
     if not info.compiled:
-        yield "--compile: fewer passes over memory"
+        yield f"{Remedy.COMPILE.of(info)}: fewer passes over memory"
     if info.amp and info.compiled:
         yield "--profile 10: shows the costliest operators; only more cores or a GPU make them faster"
 

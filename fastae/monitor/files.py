@@ -26,8 +26,8 @@ from fastae.utils.json import read_json
 REPORT = "gpu.json"
 
 
-def write_report(report: UsageReport, recording: Recording, folder: Path, title: str) -> None:
-    """Adds the report of a run's part, its samples and its plot to an existing folder.
+def write_report(report: UsageReport, recording: Recording, folder: Path, title: str) -> list[UsageReport]:
+    """Adds the report of a run's part, its samples and its plot to an existing folder; returns all reports.
 
     `title` is the title of the plot. Earlier reports that cannot be read are dropped. Raises OSError if a
     file cannot be written.
@@ -44,6 +44,7 @@ def write_report(report: UsageReport, recording: Recording, folder: Path, title:
         file.write(_as_csv(recording).encode())
     with atomic_write(folder / f"{name}.png") as file:
         draw(recording, title, file)
+    return reports
 
 
 def read_reports(folder: Path) -> list[UsageReport]:

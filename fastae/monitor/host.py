@@ -59,9 +59,8 @@ class HostReader:
                 totals["memory"] += process.memory_info().rss / 2**30
                 if waits := _seconds_waiting(process.pid):
                     totals["cpu_wait"] += sum(waits)
-                totals["disk_read"] += (
-                    process.io_counters().read_bytes / 1e6
-                )  # hidden for other users' processes
+                # This comes last, since it raises an error for other users' processes.
+                totals["disk_read"] += process.io_counters().read_bytes / 1e6
         return {"machine_cpu": busy, **_read_pressure(), **totals}
 
 

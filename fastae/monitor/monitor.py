@@ -14,11 +14,12 @@ from typing import Any
 import pynvml
 import torch
 
+from fastae.device.gpu_reader import GpuReader
 from fastae.device.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
-from fastae.monitor.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader, family
+from fastae.monitor.loop_timer import Timing
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
@@ -35,7 +36,8 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     """
     if device.type != "cuda":
         return []
-    devices = range(local_ranks()) if ranks > 1 else [device.index or 0]
+    count = min(local_ranks(), torch.cuda.device_count()) if ranks > 1 else 1
+    devices = range(count) if count > 1 else [device.index]  # None for the current one
     return [str(torch.cuda.get_device_properties(index).uuid) for index in devices]
 
 
@@ -44,15 +46,11 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
 
     `own` are the run's process ids.
     """
-    if len(devices) == 1:
-        return [GpuReader(library, devices[0], prefix="gpu", own=own)]
-    indices = [gpu.index for gpu, _ in devices]
-    if len(set(indices)) < len(indices):  # MIG slices have the index of their board
-        indices = list(range(len(devices)))
-    return [
-        GpuReader(library, device, prefix=f"gpu{index}", own=own)
-        for device, index in zip(devices, indices, strict=True)
-    ]
+    indices: Sequence[object] = [gpu.index for gpu, _ in devices] if len(devices) > 1 else [""]
+    if len(set(indices)) < len(devices):  # MIG slices have the index of their board
+        indices = range(len(devices))
+    pairs = zip(devices, indices, strict=False)
+    return [GpuReader(library, device, f"gpu{index}", own) for device, index in pairs]
 
 
 class Monitor(AbstractContextManager):
@@ -65,14 +63,14 @@ class Monitor(AbstractContextManager):
         hz: the number of samples per second; 0 for no report.
         gpus: the UUIDs of the run's GPUs, from `local_gpus`.
         info: the properties of the run.
-        library: NVML.
+        nvml: NVML.
     """
 
-    def __init__(
-        self, folder: Path, hz: float, gpus: list[str], info: RunInfo, library: Any = pynvml
-    ) -> None:
-        self._folder, self._hz, self._uuids, self._info, self._library = folder, hz, gpus, info, library
-        self._phase: Phase | None = None
+    def __init__(self, folder: Path, hz: float, gpus: list[str], info: RunInfo, nvml: Any = pynvml) -> None:
+        self._folder, self._hz, self._uuids, self._info, self._library = folder, hz, gpus, info, nvml
+        self.phase: Phase | None = None
+        self.reports: list[UsageReport] = []
+        """The reports of the folder's parts, once this one is written."""
         self._range: int | None = None
         self._poller: Poller | None = None
         self._readers: list[GpuReader] = []
@@ -80,33 +78,30 @@ class Monitor(AbstractContextManager):
 
     def enter(self, phase: Phase) -> None:
         """Starts a phase, unless it is the current one."""
-        if phase is not self._phase:
+        if phase is not self.phase:
             self._mark(phase)
             if self._poller:
                 self._poller.enter(phase)
 
     def _mark(self, phase: Phase | None) -> None:
         """Ends the NVTX range of the current phase, and starts one for this phase."""
-        self._phase = phase
+        self.phase = phase
         if torch.version.cuda is not None:  # without CUDA, PyTorch has no NVTX
             if self._range is not None:
                 torch.cuda.nvtx.range_end(self._range)
             self._range = torch.cuda.nvtx.range_start(phase) if phase else None
 
-    def record(self, images: float, seconds: float, data_wait: float, device_wait: float) -> None:
-        """Records the loop's figures since the last call.
-
-        Args:
-            images: the number of images trained on.
-            seconds: the time since the last call.
-            data_wait: the seconds in which the device had no batch.
-            device_wait: the seconds in which the host waited for the device.
-        """
-        if self._poller and seconds > 0:
-            figures = {"images_per_second": images / seconds, "data_wait": 100 * data_wait / seconds}
-            if self._info.on_gpu:
-                figures["device_wait"] = 100 * device_wait / seconds
-            self._poller.record(**figures, seconds=seconds)
+    def record(self, timing: Timing, is_replayed: bool = False) -> None:
+        """Records the figures of a window of the loop. Of replayed batches, only the speed is recorded."""
+        if not self._poller or not timing.seconds:
+            return
+        figures = {"replayed": timing.images_per_second}
+        if not is_replayed:
+            figures = {"images_per_second": timing.images_per_second, "seconds": timing.seconds}
+            for name in ("data_wait", "device_wait", "queued"):
+                if (share := getattr(timing, f"{name}_share")) is not None:
+                    figures[name] = 100 * share
+        self._poller.record(figures, timing.ended)
 
     def means(self) -> dict[str, float]:
         """The mean of each metric since the last call, by TensorBoard tag."""
@@ -119,6 +114,7 @@ class Monitor(AbstractContextManager):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        has_begun = self.phase not in (None, Phase.COMPILE)
         self._mark(None)
         with self._harmless():
             if self._poller:
@@ -129,7 +125,7 @@ class Monitor(AbstractContextManager):
                     for reader in self._readers:
                         reader.close()
                     offered(self._library.nvmlShutdown)
-                if kind is None or (self._folder / "config.json").exists():  # else the run has not begun
+                if kind is None or has_begun:  # else the run's folder will be removed
                     self._report(self._poller.recording())
 
     @contextmanager
@@ -165,7 +161,7 @@ class Monitor(AbstractContextManager):
         report = UsageReport(summary, diagnose(summary, self._info), self._missing)
         line = headline(report)
         title = printable(f"{self._folder.name}: {line}")
-        write_report(report, recording, self._folder, title=title)
+        self.reports = write_report(report, recording, self._folder, title=title)
         for trouble in troubles(summary):
             log(f"trouble   {trouble}", "yellow")
         log(f"usage     {line}; table and plot: fastae gpu {self._folder}")

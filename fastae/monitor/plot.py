@@ -10,14 +10,8 @@ import numpy as np
 from fastae.monitor.recording import Column, Phase, Recording
 from fastae.utils.plotting import import_matplotlib
 
-PHASE_COLORS = {
-    Phase.BEFORE: "0.6",
-    Phase.COMPILE: "tab:purple",
-    Phase.WARM_UP: "tab:orange",
-    Phase.TRAIN: "tab:green",
-    Phase.EVAL: "tab:blue",
-    Phase.SAVE: "tab:red",
-}
+COLORS = ("0.6", "tab:purple", "tab:orange", "tab:green", "tab:blue", "tab:red", "tab:cyan", "0.8")
+PHASE_COLORS = dict(zip(Phase, COLORS, strict=True))
 WIDTH, PANEL_HEIGHT = 10.0, 1.9  # inches, at 100 dots per inch
 BINS = 400  # points of a curve; if there are more samples, the median and range of each bin are drawn
 
@@ -26,7 +20,7 @@ PANELS = {
     "power [W]": ("gpu/power",),
     "memory [GiB]": ("gpu/memory", "host/memory"),
     "CPU [cores]": ("host/cpu", "host/machine_cpu"),
-    "images/s": ("loop/images_per_second",),
+    "images/s": ("loop/images_per_second", "loop/replayed"),
     "waiting [%]": ("loop/data_wait", "loop/device_wait"),
 }
 """Title and metrics of the panels. With several GPUs, a panel has only the first metric of each GPU."""
@@ -86,7 +80,8 @@ def _draw_panel(axis: Any, title: str, columns: dict[str, Column]) -> None:
     """Draws the curves of a panel."""
     for label, column in columns.items():
         times, values, low, high = binned(column)
-        (line,) = axis.plot(times, values, label=label, linewidth=1, marker=".", markersize=2)
+        marker = 2 if len(values) > 1 else 10  # a single point has no line
+        (line,) = axis.plot(times, values, label=label, linewidth=1, marker=".", markersize=marker)
         axis.fill_between(times, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
     top = 105.0 if "%" in title else 1.1 * max(max(column.values) for column in columns.values())
     axis.set_ylim(-0.03 * top, top)  # so that a line at 0 is visible

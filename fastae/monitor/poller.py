@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import threading
 import time
+from bisect import bisect
 from collections.abc import Mapping, Sequence
 
-from fastae.monitor.gpu_reader import GpuReader
+from fastae.device.gpu_reader import GpuReader
 from fastae.monitor.host import HostReader
 from fastae.monitor.recording import NOT_AVERAGED, Column, Phase, Recording, Span
 
@@ -25,13 +26,13 @@ class Poller:
         self._readers = readers
         self._tick = 1 / hz
         self._columns: dict[str, Column] = {}
-        self._sums: dict[str, tuple[float, int]] = {}
         self._phases = [(Phase.BEFORE, 0.0)]
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="monitor", daemon=True)
         self._started = self._ended = time.monotonic()
         self._polls = 0
+        self._averaged = 0.0
         self.failure: str | None = None
 
     def start(self) -> None:
@@ -51,10 +52,10 @@ class Poller:
         with self._lock:
             self._phases.append((phase, self._now()))
 
-    def record(self, **figures: float) -> None:
-        """Records figures of the training loop since the last call: metric -> value."""
+    def record(self, figures: Mapping[str, float], at: float) -> None:
+        """Records figures of the training loop, metric -> value, at a time of time.monotonic."""
         with self._lock:
-            self._add(self._now(), {f"loop/{name}": value for name, value in figures.items()})
+            self._add(at - self._started, {f"loop/{name}": value for name, value in figures.items()})
 
     def means(self) -> dict[str, float]:
         """The mean of each metric since the last call, by TensorBoard tag.
@@ -63,13 +64,13 @@ class Poller:
         last.
         """
         with self._lock:
-            sums, self._sums = self._sums, {}
-        means = {}
-        for name, (total, count) in sums.items():
-            column = self._columns[name]
-            if column.unit and column.owner != "loop" and column.metric not in NOT_AVERAGED:
-                means[f"utilisation/{column.label} ({column.unit})"] = total / count
-        return means
+            since, self._averaged = self._averaged, self._now()
+            recent = [(each, each.values[bisect(each.times, since) :]) for each in self._columns.values()]
+        return {
+            f"utilisation/{column.label} ({column.unit})": sum(values) / len(values)
+            for column, values in recent
+            if values and column.unit and column.owner != "loop" and column.metric not in NOT_AVERAGED
+        }
 
     def recording(self) -> Recording:
         seconds = self._ended - self._started
@@ -112,8 +113,6 @@ class Poller:
             if name not in self._columns:
                 self._columns[name] = Column(name)
             self._columns[name].add(now, value)
-            total, count = self._sums.get(name, (0.0, 0))
-            self._sums[name] = total + value, count + 1
 
     def _now(self) -> float:
         return time.monotonic() - self._started

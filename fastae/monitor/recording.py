@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 import numpy as np
 
-from fastae.device.nvml import Gpu
+from fastae.device.gpu_reader import GpuRecord, Throttle, name_of
 
 CAPACITY = 12_000  # samples of a metric: 100 minutes at 2 Hz, then every second sample is kept
 
@@ -27,30 +27,8 @@ class Phase(StrEnum):
     TRAIN = "train"
     EVAL = "eval"
     SAVE = "save"
-
-
-class Worded(StrEnum):
-    """An enum whose members are (value, text): the value is for files and code, the text for messages."""
-
-    text: str
-
-    def __new__(cls, value: str, text: str) -> Worded:
-        member = str.__new__(cls, value)
-        member._value_, member.text = value, text
-        return member
-
-
-class Throttle(Worded):
-    """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
-
-    Each reason is a metric, such as "throttled_SwPowerCap". It is 1 while the reason applies, and else 0.
-    """
-
-    POWER_CAP = "SwPowerCap", "at the power limit"
-    DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver because of heat"
-    HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware because of heat"
-    POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
-    HARDWARE = "HwSlowdown", "slowed down by the hardware"
+    REPLAY = "replay"
+    OTHER = "other"
 
 
 SAMPLED: dict[str, tuple[str, str]] = {
@@ -81,6 +59,8 @@ SAMPLED: dict[str, tuple[str, str]] = {
     "loop/images_per_second": ("training speed", "images/s"),
     "loop/data_wait": ("waiting for data", "%"),
     "loop/device_wait": ("waiting for the device", "%"),
+    "loop/queued": ("batches that found the device at work", "%"),
+    "loop/replayed": ("speed with replayed batches", "images/s"),
     "loop/seconds": ("a log step", "s"),
 }
 """Kind of owner and metric -> label and unit. Labels of a GPU contain "GPU"; plain numbers have the unit "".
@@ -90,38 +70,6 @@ With several GPUs, the column "gpu3/power" is the power of the fourth.
 
 NOT_AVERAGED = ("energy", "ecc_corrected", "ecc_uncorrected", "xid", "seconds")
 """Metrics whose mean is not reported: counters, and the weights of the loop's figures."""
-
-
-def name_of(owner: str) -> str:
-    """Returns the name of a GPU in texts: "GPU" for the columns of "gpu", "GPU 3" for those of "gpu3"."""
-    return f"GPU {owner.removeprefix('gpu')}".rstrip()
-
-
-@dataclass(frozen=True)
-class GpuRecord:
-    """A GPU, and the faults that occurred while it was read."""
-
-    prefix: str
-    """The first part of its columns' names, which are "PREFIX/METRIC"."""
-
-    gpu: Gpu
-
-    missing: Mapping[str, str] = field(default_factory=dict)
-    """Query, in words -> the reason why it never had an answer."""
-
-    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Query, in words -> error -> how often it occurred, for queries that also had an answer."""
-
-    lost: str | None = None
-    """The reason why the GPU no longer answers, if it does not."""
-
-    xids: tuple[int, ...] = ()
-    """The numbers of the XID errors that the driver logged."""
-
-    @property
-    def name(self) -> str:
-        """The name in texts: "GPU", or "GPU 3" if there are several GPUs."""
-        return name_of(self.prefix)
 
 
 class Span(NamedTuple):
@@ -195,12 +143,10 @@ class Recording:
 
     def values(self, name: str, phase: Phase | None = None) -> np.ndarray:
         """Returns the samples of a column in a phase, or in all phases; empty if there is no such column."""
-        if name not in self.columns:
-            return np.empty(0)
-        times, values, spans = self._arrays(name)
-        settling = 0.0 if name.startswith("loop/") else SETTLING  # the loop's figures have no delay
-        is_settled = times - np.array([span.start for span in self.spans])[spans] >= settling
-        return values if phase is None else values[self._has_phase(phase)[spans] & is_settled]
+        times, values, spans, has_phase = self._samples(name, phase)
+        settling = 0.0 if phase is None or name.startswith("loop/") else SETTLING  # the loop has no delay
+        starts = np.array([span.start for span in self.spans])
+        return values[has_phase & (times - starts[spans] >= settling)]
 
     def growth_rate(self, name: str, phase: Phase | None = None) -> float | None:
         """Returns the mean growth per second of a counter in a phase, or in all phases.
@@ -208,20 +154,14 @@ class Recording:
         In a phase, only the time between two samples of the same span counts. Returns None if there is none,
         or if the counter was reset.
         """
-        if name not in self.columns:
-            return None
-        times, values, spans = self._arrays(name)
-        is_within = (spans[1:] == spans[:-1]) | (phase is None)
-        is_counted = is_within & self._has_phase(phase)[spans[1:]]
+        times, values, spans, has_phase = self._samples(name, phase)
+        is_counted = has_phase[1:] & ((spans[1:] == spans[:-1]) | (phase is None))
         seconds, growth = np.diff(times)[is_counted].sum(), np.diff(values)[is_counted]
         return float(growth.sum() / seconds) if seconds > 0 and (growth >= 0).all() else None
 
-    def _arrays(self, name: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the times and values of a column, and the index of the span that contains each time."""
-        times, values = np.array(self.columns[name].times), np.array(self.columns[name].values)
-        starts = [span.start for span in self.spans]
-        return times, values, np.searchsorted(starts, times, side="right") - 1
-
-    def _has_phase(self, phase: Phase | None) -> np.ndarray:
-        """Returns whether each span is of this phase; None for any phase."""
-        return np.array([phase in (None, span.phase) for span in self.spans])
+    def _samples(self, name: str, phase: Phase | None) -> tuple[np.ndarray, ...]:
+        """Returns for each sample of a column its time, value and span, and whether it counts."""
+        column = self.columns.get(name) or Column(name)
+        spans = np.searchsorted([span.start for span in self.spans], column.times, side="right") - 1
+        has_phase = np.array([phase in (None, span.phase) for span in self.spans])
+        return np.array(column.times), np.array(column.values), spans, has_phase[spans]

@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from fastae.device.gpu_reader import GpuRecord, Throttle
 from fastae.device.nvml import Gpu
-from fastae.monitor.recording import NOT_AVERAGED, GpuRecord, Phase, Recording, Throttle, Worded
+from fastae.monitor.recording import NOT_AVERAGED, Phase, Recording
 from fastae.utils.limits import Cores
+from fastae.utils.worded import Worded
 
 FEWEST_SAMPLES = 10  # of a metric while training; with fewer, the whole recording is summarised
 JOULES_PER_KWH = 3.6e6
@@ -36,12 +38,12 @@ class Verdict(Worded):
 
 @dataclass(frozen=True)
 class RunInfo:
-    """The properties of a run that its report depends on."""
+    """The properties of a run that its report depends on; for a loop that is not fastae's, some are None."""
 
-    loader: str
-    compiled: bool
-    amp: bool
-    batch_size: int
+    loader: str | None = None
+    compiled: bool | None = None
+    amp: bool | None = None
+    batch_size: int | None = None
 
     ranks: int = 1
     """The number of processes that share the run."""
@@ -131,6 +133,15 @@ class Summary:
     device_wait: float | None = None
     """The share of the time, in [0, 1], in which the host waited for the device, as counted by the loop."""
 
+    queued: float | None = None
+    """The share of the batches, in [0, 1], that found the device still at work on earlier ones."""
+
+    replayed: float | None = None
+    """The images/s with batches that were held and replayed, so that the loop did not wait for its loader."""
+
+    headroom: float | None = None
+    """How many times faster the loop was with replayed batches."""
+
     tflops: float | None = None
     """The model's TFLOP/s at this rate."""
 
@@ -180,7 +191,8 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
     phases: dict[Phase, float] = {}
     for span in recording.spans:
         phases[span.phase] = phases.get(span.phase, 0.0) + span.seconds
-    rate = _mean_of_loop(recording, "images_per_second", phase)
+    rate = _mean_of_loop(recording, "images_per_second")
+    replayed = float(np.mean(held)) if len(held := recording.values("loop/replayed")) else None
     flops = rate * info.image_flops if rate and info.image_flops else None
     # A sum over some of the GPUs would look like the total.
     is_complete = len(gpus) == info.ranks and not any(gpu.record.lost for gpu in gpus)
@@ -193,9 +205,12 @@ def summarize(recording: Recording, info: RunInfo, cores: Cores) -> Summary:
         gpus=gpus,
         host=host,
         hz=recording.hz,
-        images_per_second=rate,
-        data_wait=_mean_of_loop(recording, "data_wait", phase, scale=0.01),
-        device_wait=_mean_of_loop(recording, "device_wait", phase, scale=0.01),
+        images_per_second=rate or None,
+        data_wait=_mean_of_loop(recording, "data_wait", scale=0.01),
+        device_wait=_mean_of_loop(recording, "device_wait", scale=0.01),
+        queued=_mean_of_loop(recording, "queued", scale=0.01),
+        replayed=replayed,
+        headroom=replayed / rate if replayed and rate else None,
         tflops=None if flops is None else flops / 1e12,
         mfu=flops / (info.ranks * info.peak_flops) if flops and info.peak_flops else None,
         images_per_joule=rate / watts if rate and watts else None,
@@ -232,10 +247,16 @@ def _mean_power(recording: Recording, prefix: str, phase: Phase | None = None) -
     return recording.growth_rate(f"{prefix}/energy", phase) or sampled
 
 
-def _mean_of_loop(recording: Recording, name: str, phase: Phase | None, scale: float = 1.0) -> float | None:
-    """Returns the time-weighted mean of a figure of the loop; None if the loop does not report it."""
-    values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
-    return scale * float(np.average(values, weights=seconds)) if len(values) else None
+def _mean_of_loop(recording: Recording, name: str, scale: float = 1.0) -> float | None:
+    """Returns the time-weighted mean of a figure of the loop while training; None if there is none.
+
+    A loop that ended in its warm-up has the mean of the warm-up.
+    """
+    for phase in (Phase.TRAIN, None):
+        values, seconds = recording.values(f"loop/{name}", phase), recording.values("loop/seconds", phase)
+        if len(values):
+            return scale * float(np.average(values, weights=seconds))
+    return None
 
 
 def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[str, Statistics]:
@@ -244,8 +265,6 @@ def _statistics(recording: Recording, prefix: str, phase: Phase | None) -> dict[
     for name, column in recording.columns.items():
         values = recording.values(name, phase)
         if column.owner == prefix and len(values) and column.metric not in NOT_AVERAGED:
-            p5, p50, p95 = map(float, np.percentile(values, (5, 50, 95)))
-            statistics[column.metric] = Statistics(
-                column.label, column.unit, float(values.mean()), p5, p50, p95, float(values.max())
-            )
+            figures = map(float, (values.mean(), *np.percentile(values, (5, 50, 95)), values.max()))
+            statistics[column.metric] = Statistics(column.label, column.unit, *figures)
     return statistics

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from rich.console import Console
 from rich.table import Table
 
+from fastae.device.gpu_reader import Throttle
 from fastae.monitor.diagnosis import THROTTLED_FROM
-from fastae.monitor.recording import Phase, Throttle
+from fastae.monitor.recording import SAMPLED, Phase
 from fastae.monitor.summary import GpuSummary, Statistics, Summary, UsageReport
 from fastae.utils.console import duration, rate_text
 
@@ -83,6 +84,9 @@ def findings(report: UsageReport) -> Iterator[tuple[str, str]]:
     yield "verdict", headline(report)
     yield from (("", line) for line in _evidence(report))
     yield from (("trouble", line) for line in troubles(summary))
+    if summary.headroom and summary.replayed and summary.images_per_second:
+        reached = f"{summary.replayed:,.0f} instead of {summary.images_per_second:,.0f} images/s"
+        yield "headroom", f"with replayed batches the loop reaches {reached}: {summary.headroom:.2f}x"
     if summary.kwh is not None:
         rate = f"{summary.images_per_joule:.3g} images/J, " if summary.images_per_joule else ""
         is_counted = all("energy" in gpu.growth for gpu in summary.gpus)
@@ -112,7 +116,7 @@ def _troubles(gpu: GpuSummary) -> Iterator[str]:
         if share >= THROTTLED_FROM and reason is not Throttle.POWER_CAP:
             yield f"was {reason.text}, {_percent(share)} of the time"
     for query, errors in gpu.record.errors.items():
-        yield f"failed to answer: {query}, " + ", ".join(f"{n} x {e}" for e, n in errors.items())
+        yield f"failed to answer: {_words(query)}, " + ", ".join(f"{n} x {e}" for e, n in errors.items())
     if gpu.record.lost:
         yield f"stopped answering: {gpu.record.lost}"
 
@@ -145,11 +149,16 @@ def _evidence(report: UsageReport) -> Iterator[str]:
     if width and most and width.max < most:
         yield f"{width.max:.0f} of {most} PCIe lanes (usual in a virtual machine; else reseat the card)"
     if gpu.record.missing:
-        yield f"not available on this GPU and driver: {', '.join(gpu.record.missing)}"
+        yield f"not available on this GPU and driver: {', '.join(map(_words, gpu.record.missing))}"
     if "cpu" in host:
         physical = summary.cores.physical
         threads = f" ({physical:g} physical)" if physical < summary.cores.usable else ""
         yield f"the run keeps {host['cpu'].mean:.1f} of {summary.cores.usable:g} CPU cores{threads} busy"
+
+
+def _words(query: str) -> str:
+    """Returns the words for a query of a GPU, which may be a metric."""
+    return SAMPLED.get(f"gpu/{query}", (query, ""))[0].removeprefix("GPU ")
 
 
 def _percent(share: float, digits: int = 0) -> str:

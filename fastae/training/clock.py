@@ -1,35 +1,30 @@
-"""The clock of the training loop: how long iterations take, what they wait for, and how far the host is
-ahead.
+"""The clock of the training loop: it times the steps, keeps their losses, and bounds the device's queue.
 
-On a CPU each mark is a reading of the host's clock. On CUDA each mark is an event in the stream, so the
-device is timed: the wait for data is the time in which the device had no batch to work on. There the host
-stays a few steps ahead, and never waits until the device is idle: what a window measures is copied in the
-stream, and read when a later window ends.
+On a GPU the host stays a few steps ahead, and never waits until the device is idle: what a window measures is
+copied in the stream, and read when a later window ends.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastae.experiment.metrics import loss_index
+from fastae.monitor.loop_timer import LoopTimer, Marks, Timing
 
 AHEAD = 4
 """The most steps that are queued on the GPU. A few bridge any pause of the host. More would only take memory,
 since each holds its batch."""
 
 
-@dataclass(frozen=True)
-class Window:
+@dataclass(frozen=True, kw_only=True)
+class Window(Timing):
     """The figures of consecutive iterations. The last one is logged."""
 
     iteration: int
@@ -47,32 +42,8 @@ class Window:
     gradient_norm: float
     """The 2-norm of the last iteration's gradients, averaged over all ranks."""
 
-    images: int
-    seconds: float
-
-    data_wait: float
-    """The seconds in which there was no batch."""
-
-    device_wait: float
-    """The seconds in which the host waited for the device."""
-
-    step_p50: float
-    """The median time of an iteration with its wait for data, in seconds."""
-
-    step_p95: float
-    """The 95th percentile of the same time, in seconds."""
-
     remaining: float = math.nan
     """The seconds until the run ends, at this speed."""
-
-    @property
-    def images_per_second(self) -> float:
-        return self.images / self.seconds
-
-    @property
-    def data_wait_share(self) -> float:
-        """The share of the time in which there was no batch, in [0, 1]."""
-        return self.data_wait / self.seconds
 
     @property
     def values(self) -> Mapping[str, float]:
@@ -96,17 +67,16 @@ class _Closed:
     values: Tensor
     """Loss, squared error, gradient norm, then each iteration's loss: on the host once `end` is over."""
 
-    marks: Sequence[Any]
-    excluded: Sequence[int]
+    marks: Marks
     waited: float
     end: torch.cuda.Event | None
 
 
-class Clock:
+class Clock(LoopTimer):
     """Times a loop: `fetch`, `data_ready` and `step_done` in each iteration, and `close` at a log step.
 
     The time from an iteration's end to the next `fetch`, in which the host does its own work, belongs to the
-    window, but not to the wait for data.
+    window, but not to the wait for data. `skip` keeps the losses.
 
     Args:
         device: the device that trains.
@@ -119,16 +89,14 @@ class Clock:
     def __init__(
         self, device: torch.device, batch_size: int, *, longest: int, start: int = 0, spent: float = 0.0
     ) -> None:
+        super().__init__(device)
         self.first = start + 1
         """The first iteration of the open window."""
-        self._on_gpu = device.type == "cuda"
         self._batch_size = batch_size
         # The losses of a window are in one tensor, since each reading of a tensor is a copy to the host.
         self._losses = torch.zeros(longest, device=device)
         self._count = 0
-        self._marks: list[Any] = []
-        self._excluded: list[int] = []
-        self._queued: deque[Any] = deque()
+        self._queued: deque[torch.cuda.Event] = deque()
         self._waited = 0.0
         self._closed: deque[_Closed] = deque()
         self._spent, self._began = spent, time.monotonic()
@@ -142,33 +110,13 @@ class Clock:
         """Returns the seconds since training began, in all sessions, with evaluations and saving."""
         return self._spent + time.monotonic() - self._began
 
-    def skip(self) -> None:
-        """Leaves out the time of the open window so far, or since the last one, for example of an evaluation.
-
-        The losses of its iterations stay.
-        """
-        self._marks, self._excluded = [self._mark()], []
-
-    def exclude(self) -> None:
-        """Leaves out the time from the last iteration to the next, in which a checkpoint is saved."""
-        self._excluded.append(len(self._marks) // 3)
-
-    def fetch(self) -> None:
-        """Marks the moment before the loop asks for a batch."""
-        self._marks.append(self._mark())
-
-    def data_ready(self) -> None:
-        """Marks the moment at which the batch is there."""
-        self._marks.append(self._mark())
-
     def step_done(self, loss: Tensor) -> None:
         """Marks the end of a step with this loss: a scalar, which may be overwritten afterwards.
 
         Waits while more than AHEAD steps are queued on the device. On a CPU a step is over when its call
         returns.
         """
-        end = self._mark()
-        self._marks.append(end)
+        end = self.end_step()
         self._losses[self._count].copy_(loss)
         self._count += 1
         if self._on_gpu:
@@ -190,11 +138,8 @@ class Clock:
         if end:
             end.record()
         iteration = self.first + self._count - 1
-        self._closed.append(
-            _Closed(iteration, values, self._marks, self._excluded, waited=self._waited, end=end)
-        )
+        self._closed.append(_Closed(iteration, values, self.cut(), waited=self._waited, end=end))
         self.first, self._count, self._waited = iteration + 1, 0, 0.0
-        self._marks, self._excluded = self._marks[-1:], []
 
     def read(self, keep_last: int = 0) -> Iterator[Window]:
         """Yields the closed windows that were not read yet, in order, without the last `keep_last`."""
@@ -203,34 +148,18 @@ class Clock:
 
     def _measure(self, closed: _Closed) -> Window:
         """Computes a window's figures, after waiting until the device has reached its end."""
-        waited = closed.waited + (_wait_for(closed.end) if closed.end else 0.0)
-        pairs = itertools.pairwise(closed.marks)
-        spans = np.array([a.elapsed_time(b) / 1e3 if self._on_gpu else b - a for a, b in pairs])
-        spans[[3 * index for index in closed.excluded]] = 0
-        gaps, waits, steps = spans[0::3], spans[1::3], spans[2::3]
-        p50, p95 = np.percentile(gaps + waits + steps, (50, 95))
+        waited = closed.waited + _wait_for(closed.end) if closed.end else None
+        timing = closed.marks.measure(len(closed.marks.ends) * self._batch_size)
+        share = None if waited is None else waited / timing.seconds
         loss, error, norm, *losses = closed.values.tolist()
         return Window(
+            **vars(replace(timing, device_wait_share=share)),
             iteration=closed.iteration,
             losses=losses,
             loss=loss,
             loss_index=loss_index(error),
             gradient_norm=norm,
-            images=len(steps) * self._batch_size,
-            seconds=float(spans.sum()),
-            data_wait=float(waits.sum()),
-            device_wait=waited,
-            step_p50=float(p50),
-            step_p95=float(p95),
         )
-
-    def _mark(self) -> Any:
-        """Marks this moment: on CUDA by an event in the stream, else by the host's clock in seconds."""
-        if not self._on_gpu:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True, blocking=True)  # a waiting thread frees its core
-        event.record()
-        return event
 
 
 def _wait_for(event: torch.cuda.Event) -> float:

@@ -25,7 +25,8 @@ from fastae.training.observers.callback import Callback, OnLog
 from fastae.training.observers.display import Display, Result
 from fastae.training.observers.files import Checkpoints, MetricsFile, TensorBoard
 from fastae.training.observers.observer import Observer
-from fastae.training.observers.usage import Profile, Usage
+from fastae.training.observers.profile import Profile
+from fastae.training.observers.usage import Usage
 from fastae.training.session import Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer, is_log_step
@@ -191,7 +192,7 @@ def open_observers(
     curves.begin()
     checkpoints = stack.enter_context(Checkpoints(run, config, curves.writer))
     stack.enter_context(display)
-    profile = stack.enter_context(Profile(run, config.profile))
+    profile = stack.enter_context(Profile(run.path, config.profile))
     first_is_alone = is_log_step(start + 1, config.log_every)  # else its time is not counted at all
     result = Result(run, session.info(config), device, first_is_alone=first_is_alone)
     # The monitor comes before TensorBoard, which asks it for the figures of the same window.

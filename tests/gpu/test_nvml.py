@@ -13,12 +13,13 @@ import pynvml
 import pytest
 import torch
 
+from fastae import watch
 from fastae.device.cards import find_card
 from fastae.device.memory import peak_memory
 from fastae.device.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.files import read_report
 from fastae.monitor.host import HostReader
-from fastae.monitor.monitor import Monitor, local_gpus, readers_of
+from fastae.monitor.monitor import local_gpus, readers_of
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo, Verdict, summarize
@@ -105,23 +106,13 @@ def test_an_idle_card_is_seen_idle_at_the_rate_that_was_asked_for(device, under_
 
 
 def loop(cuda, folder, batches, step, seconds=SECONDS):
-    """A training loop as fastae's, with a log step every 20 iterations; returns the report."""
-    with Monitor(folder, 2, local_gpus(cuda), INFO) as monitor:
-        step(next(batches))
-        torch.cuda.synchronize()
-        monitor.enter(Phase.TRAIN)
+    """A training loop of somebody else; returns the report."""
+    with watch(folder, device=cuda) as watched:
         end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            began, data_wait = time.perf_counter(), 0.0
-            for _ in range(20):
-                asked = time.perf_counter()
-                batch = next(batches)
-                data_wait += time.perf_counter() - asked
-                step(batch)
-            blocked = time.perf_counter()
-            torch.cuda.synchronize()
-            device_wait = time.perf_counter() - blocked
-            monitor.record(20, time.perf_counter() - began, data_wait, device_wait)
+        for batch in watched(batches, images=1):
+            step(batch)
+            if time.monotonic() > end:
+                break
     return read_report(folder)
 
 

@@ -4,8 +4,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from fastae.device import gpu_reader
 from fastae.device.nvml import all_gpus, gpu_of_cuda
-from fastae.monitor import gpu_reader, poller
+from fastae.monitor import poller
 from fastae.monitor.monitor import readers_of
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
@@ -18,19 +19,22 @@ OUR_PID = 4_000_001
 
 DALI = RunInfo(loader="dali", compiled=False, amp=False, batch_size=64)
 HOST = RunInfo(loader="host", compiled=True, amp=True, batch_size=64)
+ANY_LOOP = RunInfo()
 RESIDENT = RunInfo(loader="resident", compiled=True, amp=True, batch_size=64)
 
 
-def loop(data=0.0, device=0.0, images=1000):
+def loop(data=0.0, device=0.0, images=1000, queued=None):
     """Returns what a training loop records in each second.
 
     Args:
         data: the share of the time in which the device has no batch.
         device: the share of the time in which the host waits for the device; None for a run on the CPU.
         images: the images/s.
+        queued: the share of the batches that find the device at work; None for a loop that does not know it.
     """
-    waits = {"data_wait": 100 * data, **({} if device is None else {"device_wait": 100 * device})}
-    return {"images_per_second": images, **waits, "seconds": 1.0}
+    shares = {"data_wait": data, "device_wait": device, "queued": queued}
+    known = {name: 100 * share for name, share in shares.items() if share is not None}
+    return {"images_per_second": images, **known, "seconds": 1.0}
 
 
 DEVICE_LIMITED, DATA_LIMITED, HOST_LIMITED = loop(0.001, 0.4), loop(0.9, 0.01), loop(0.01, 0.001)
@@ -92,7 +96,7 @@ def simulate(clock):
         def wait(until_due):
             before, clock.now = clock.now, clock.now + max(0.0, until_due)
             if loop and int(before) < int(clock.now):
-                found.record(**loop)
+                found.record(loop, clock.now)
             while left and left[0][0] <= clock.now:
                 found.enter(left.pop(0)[1])
             return clock.now > seconds - 1e-6

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
+from fastae.device.gpu_reader import GpuRecord, Throttle
 from fastae.device.nvml import Gpu
 from fastae.monitor.diagnosis import diagnose
-from fastae.monitor.recording import Column, GpuRecord, Phase, Recording, Span, Throttle
+from fastae.monitor.recording import Column, Phase, Recording, Span
 from fastae.monitor.summary import summarize
 from fastae.monitor.text import troubles
 from fastae.utils.limits import Cores

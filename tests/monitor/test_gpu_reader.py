@@ -3,8 +3,8 @@
 import pynvml
 import pytest
 
-from fastae.monitor import gpu_reader
-from fastae.monitor.gpu_reader import MOST_FAILURES
+from fastae.device import gpu_reader
+from fastae.device.gpu_reader import MOST_FAILURES
 
 from . import recorded_nvml as cards
 from .conftest import OUR_PID
@@ -46,7 +46,7 @@ def test_an_older_driver_is_read_by_older_calls(read):
     old = cards.machine_of([cards.BUSY[0].but(mean_power=590_000)], missing=missing)
     values, record = read(library=old)
     assert values["power"][-1] == 590
-    assert {record.missing[name] for name in ("energy counter", "JPEG engine", SM_COUNTERS)} == {REFUSED}
+    assert {record.missing[name] for name in ("energy", "jpeg", SM_COUNTERS)} == {REFUSED}
     assert old.calls["nvmlDeviceGetJpgUtilization"] == MOST_FAILURES, "then it is not called again"
 
 
@@ -74,7 +74,7 @@ def test_the_counters_of_a_mig_slice_are_those_of_the_slice(read):
     values, record = read(library=cards.mig_machine(cards.HOPPER_SLICE, names=("aaaa",)))
     assert values["sm_active"][-1] == 92
     assert "gpu_busy" not in values and "power" not in values, "these would be figures of the board"
-    assert record.missing["busy"] == "NVML_ERROR_NOT_SUPPORTED"
+    assert record.missing["gpu_busy"] == "NVML_ERROR_NOT_SUPPORTED"
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 
 from fastae.monitor import monitor as module
 from fastae.monitor.files import read_report
+from fastae.monitor.loop_timer import Timing
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
@@ -72,9 +73,8 @@ def test_without_sampling_there_is_no_report(small_run, tmp_path):
 
 @pytest.mark.parametrize("has_begun", [True, False])
 def test_an_interrupted_run_has_its_report_if_it_had_begun(tmp_path, has_begun):
-    if has_begun:
-        (tmp_path / "config.json").write_text("{}")
-    with suppress(KeyboardInterrupt), Monitor(tmp_path, 50, [], INFO):
+    with suppress(KeyboardInterrupt), Monitor(tmp_path, 50, [], INFO) as monitor:
+        monitor.enter(Phase.TRAIN if has_begun else Phase.COMPILE)
         raise KeyboardInterrupt
     assert (tmp_path / "gpu.json").exists() is has_begun
 
@@ -84,7 +84,7 @@ def watched(folder, library, gpus, info=INFO):
     with Monitor(folder, 50, gpus, info, library) as monitor:
         monitor.enter(Phase.TRAIN)
         time.sleep(0.05)
-        monitor.record(64, 1.0, 0.0, 0.0)
+        monitor.record(Timing(64, 1.0, 0.0, 1.0, 1.0, time.monotonic()))
         monitor.means()
     return read_report(folder)
 
@@ -132,6 +132,7 @@ def test_a_run_has_one_gpu_or_those_of_all_local_ranks(monkeypatch, ranks, found
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # under torchrun, a sweep has runs of one rank each
     properties = lambda index: SimpleNamespace(uuid=f"uuid {index}")  # noqa: E731
     monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     assert local_gpus(torch.device("cuda", 3), ranks) == found
     assert local_gpus(torch.device("cpu"), ranks) == []
 

@@ -11,7 +11,7 @@ from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo, Verdict, summarize
 from fastae.utils.limits import Cores
 
-from .conftest import DALI, HOST, OUR_PID, RESIDENT, StubHost, loop
+from .conftest import ANY_LOOP, DALI, HOST, OUR_PID, RESIDENT, StubHost, loop
 from .recorded_nvml import (
     AT_POWER_LIMIT,
     BUSY,
@@ -162,6 +162,33 @@ Waits, and figures that the source does not give, are made up: the SM activity o
 """
 
 
+def watched(data, queued):
+    """Returns what `fastae.watch` records. It does not know how long the loop waits for the device."""
+    return loop(data, None, queued=queued)
+
+
+CASES += [
+    Case((busy(40),), watched(0.5, 0.0), Verdict.WAITING_FOR_DATA, "a DataLoader that decodes alone",
+         ANY_LOOP, ("num_workers",)),
+    Case((busy(97),), watched(0.0, 1.0), Verdict.GPU_BOUND, "resident images, losses read rarely", ANY_LOOP,
+         ("torch.autocast",)),
+    Case((busy(55),), watched(0.01, 0.0), Verdict.LAUNCH_BOUND,
+         "item() in each step of small kernels: the GPU is idle whenever the loop fetches", ANY_LOOP,
+         ("torch.compile", "item()", "larger batch")),
+    Case(([BUSY[0].but(power=200_000)],), watched(0.01, 0.0), Verdict.LAUNCH_BOUND,
+         "the same: to NVML a GPU that runs any kernel is busy, but it draws little power", ANY_LOOP),
+    Case((busy(95),), watched(0.01, 0.0), Verdict.GPU_BOUND, "item() after a large step matters little",
+         ANY_LOOP),
+    Case((SLICE,), watched(0.01, 1.0), Verdict.GPU_BOUND, "a MIG slice: the host is always ahead", ANY_LOOP),
+    Case((busy(65),), watched(0.01, 0.5), Verdict.UNKNOWN, "the host is sometimes ahead", ANY_LOOP,
+         ("torch.profiler",)),
+    Case((busy(65),), watched(0.01, 1.0), Verdict.GPU_BOUND, "the host is ahead of a GPU that pauses",
+         ANY_LOOP, ("torch.autocast", "torch.profiler")),
+    Case(([AT_POWER_LIMIT[0].but(gpm=gpm(85.0, 55.0, 5.0, 30.0))],), watched(0.0, 1.0),
+         Verdict.GPU_BOUND, "a large language model in a loop of its own", ANY_LOOP, ("nothing to fix",)),
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.why)
 def test_the_verdict_is_the_one_that_an_expert_would_give(simulate, case):
     recording = simulate(library=machine_of(*case.cards), loop=case.loop).recording()
@@ -172,6 +199,7 @@ def test_the_verdict_is_the_one_that_an_expert_would_give(simulate, case):
         assert len(diagnosis.advice) == len(case.advice)
         assert all(part in line for part, line in zip(case.advice, diagnosis.advice, strict=True))
     assert all("changes the experiment" in line for line in diagnosis.advice if "--batch-size" in line)
+    assert case.info.loader or "--" not in " ".join(diagnosis.advice), "fastae's options are unknown there"
 
 
 TWO_CORES, SMT = Cores(2, 2, 2), Cores(4, 2, 2)
@@ -235,13 +263,14 @@ def test_samples_within_a_second_after_a_change_of_phase_are_not_used(simulate):
         (replace(HOST, amp=False), "--amp"),
         (replace(HOST, compiled=False), "--compile"),
         (HOST, "--profile"),
+        (ANY_LOOP, "torch.autocast"),
     ],
 )
 def test_a_cpu_bound_run_has_advice_with_all_options(simulate, info, part):
     info = replace(info, on_gpu=False)
     recording = simulate(library=RecordedNvml(), host=StubHost(2.0, 2.0), loop=loop(0.0, None)).recording()
-    (line,) = diagnose(summarize(recording, info, TWO_CORES), info).advice
-    assert part in line
+    advice = diagnose(summarize(recording, info, TWO_CORES), info).advice
+    assert part in advice[0] and len(advice) == (1 if info.loader else 2)
 
 
 def test_a_launch_bound_gpu_whose_host_is_starved_has_advice_on_other_programs(simulate):

@@ -1,16 +1,11 @@
-"""Observers that watch how the run uses the machine: the utilisation report and PyTorch's profiler."""
+"""The observer that gives the loop's phases and figures to the monitor of the machine."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastae.monitor.monitor import Monitor
-from fastae.monitor.profiler import StepProfiler
 from fastae.monitor.recording import Phase
-from fastae.runs.folder import RunFolder
 from fastae.training.clock import Window
 from fastae.training.observers.observer import Observer
-from fastae.utils.console import log
 
 
 class Usage(Observer):
@@ -23,27 +18,4 @@ class Usage(Observer):
         self._monitor.enter(phase)
 
     def window(self, window: Window) -> None:
-        self._monitor.record(
-            images=window.images,
-            seconds=window.seconds,
-            data_wait=window.data_wait,
-            device_wait=window.device_wait,
-        )
-
-
-class Profile(Observer):
-    """Traces `steps` steps after the warm-up, and logs the costliest kernels."""
-
-    def __init__(self, run: RunFolder, steps: int) -> None:
-        self._profiler = StepProfiler(steps, run.path)
-
-    def __exit__(self, *exception: Any) -> None:
-        self._profiler.__exit__(*exception)
-
-    def phase(self, phase: Phase) -> None:
-        if phase is Phase.TRAIN:
-            self._profiler.begin()
-
-    def step(self, iteration: int, done: float) -> None:
-        for index, line in enumerate(self._profiler.step()):
-            log(f"{'' if index else 'profile':10}{line}")
+        self._monitor.record(window)

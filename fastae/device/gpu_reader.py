@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -18,8 +18,8 @@ from typing import Any
 
 import pynvml
 
-from fastae.device.nvml import Device, error_name, offered
-from fastae.monitor.recording import SAMPLED, GpuRecord, Throttle
+from fastae.device.nvml import Device, Gpu, error_name, offered
+from fastae.utils.worded import Worded
 
 MOST_FAILURES = 5
 """After this many failures in a row, a query is not repeated. On a failing GPU, each call may hang."""
@@ -41,6 +41,20 @@ GPM = {
 }
 """Metric -> NVML's number of the hardware counter. Hopper and later have these counters, in percent."""
 
+
+class Throttle(Worded):
+    """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
+
+    Each reason is a metric, such as "throttled_SwPowerCap". It is 1 while the reason applies, and else 0.
+    """
+
+    POWER_CAP = "SwPowerCap", "at the power limit"
+    DRIVER_THERMAL = "SwThermalSlowdown", "slowed down by the driver because of heat"
+    HARDWARE_THERMAL = "HwThermalSlowdown", "slowed down by the hardware because of heat"
+    POWER_BRAKE = "HwPowerBrakeSlowdown", "slowed down by the power supply's brake"
+    HARDWARE = "HwSlowdown", "slowed down by the hardware"
+
+
 THROTTLE_COUNTERS = {
     Throttle.POWER_CAP: pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_POWER_CAP,
     Throttle.DRIVER_THERMAL: pynvml.NVML_FI_DEV_CLOCKS_EVENT_REASON_SW_THERM_SLOWDOWN,
@@ -58,12 +72,44 @@ ROOT_PID_NAMESPACE = 0xEFFFFFFC
 Answers = Iterable[float | None]
 
 
+def name_of(owner: str) -> str:
+    """Returns the name of a GPU in texts: "GPU" for the columns of "gpu", "GPU 3" for those of "gpu3"."""
+    return f"GPU {owner.removeprefix('gpu')}".rstrip()
+
+
+@dataclass(frozen=True)
+class GpuRecord:
+    """A GPU, and the faults that occurred while it was read."""
+
+    prefix: str
+    """The first part of its columns' names, which are "PREFIX/METRIC"."""
+
+    gpu: Gpu
+
+    missing: Mapping[str, str] = field(default_factory=dict)
+    """Query, by its metric or in words -> the reason why it never had an answer."""
+
+    errors: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    """Query -> error -> how often it occurred, for queries that also had an answer."""
+
+    lost: str | None = None
+    """The reason why the GPU no longer answers, if it does not."""
+
+    xids: tuple[int, ...] = ()
+    """The numbers of the XID errors that the driver logged."""
+
+    @property
+    def name(self) -> str:
+        """The name in texts: "GPU", or "GPU 3" if there are several GPUs."""
+        return name_of(self.prefix)
+
+
 @dataclass
 class _Query:
     """A call that returns a value for each of `metrics`; None for a metric that has no value now."""
 
     name: str
-    """The query in words, for reports."""
+    """Its metric, or what it asks for in words."""
 
     metrics: Sequence[str]
     call: Callable[[], Answers]
@@ -250,8 +296,7 @@ def sees_all_processes() -> bool:
 
 def _single(metric: str, call: Callable[[], float | None]) -> _Query:
     """The query of a call that gives one metric."""
-    label, _ = SAMPLED[f"gpu/{metric}"]
-    return _Query(label.removeprefix("GPU "), [metric], lambda: [call()])
+    return _Query(metric, [metric], lambda: [call()])
 
 
 class _GpmSampler:

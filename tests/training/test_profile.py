@@ -1,4 +1,4 @@
-"""The profiler writes PyTorch's trace and lists the costliest kernels."""
+"""The profiler writes PyTorch's trace and logs the costliest kernels."""
 
 from contextlib import suppress
 
@@ -7,20 +7,23 @@ import torch
 from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 
-from fastae.monitor.profiler import SHOWN, TRACE, StepProfiler, costliest
+from fastae.monitor.recording import Phase
+from fastae.training.observers.profile import SHOWN, TRACE, Profile, costliest
 
 
-def test_a_trace_of_some_steps_is_written_and_its_costliest_operators_are_listed(tmp_path):
-    with StepProfiler(2, tmp_path) as profiler:
-        assert not profiler.step(), "it has not begun yet"
-        profiler.begin()
+def test_a_trace_of_some_steps_is_written_and_its_costliest_operators_are_listed(tmp_path, capsys):
+    with Profile(tmp_path, 2) as profile:
+        profile.step(1, 0.1)
+        profile.phase(Phase.TRAIN)
         torch.ones(300, 300) @ torch.ones(300, 300)
-        assert not profiler.step()
-        profiler.begin()
-        path, *lines = profiler.step()
-        profiler.begin()
-        assert not profiler.step(), "one trace is enough"
-    assert path == str(tmp_path / TRACE) and [each.name for each in tmp_path.iterdir()] == [TRACE]
+        profile.step(2, 0.2)
+        profile.phase(Phase.TRAIN)
+        assert not list(tmp_path.iterdir())
+        profile.step(3, 0.3)
+        profile.phase(Phase.TRAIN)
+        profile.step(4, 0.4)
+    path, *lines = capsys.readouterr().out.splitlines()
+    assert path.endswith(str(tmp_path / TRACE)) and [each.name for each in tmp_path.iterdir()] == [TRACE]
     assert any("aten::mm" in line and "%" in line for line in lines)
 
 
@@ -28,9 +31,9 @@ def test_a_trace_of_some_steps_is_written_and_its_costliest_operators_are_listed
     ("steps", "error", "written"), [(0, None, []), (5, None, [TRACE]), (5, KeyError, [])]
 )
 def test_a_loop_that_ends_early_has_a_trace_unless_it_failed(tmp_path, steps, error, written):
-    with suppress(KeyError), StepProfiler(steps, tmp_path) as profiler:
-        profiler.begin()
-        profiler.step()
+    with suppress(KeyError), Profile(tmp_path, steps) as profile:
+        profile.phase(Phase.TRAIN)
+        profile.step(1, 0.1)
         if error:
             raise error
     assert [path.name for path in tmp_path.iterdir()] == written

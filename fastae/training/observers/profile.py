@@ -1,10 +1,9 @@
-"""Writes PyTorch's trace of some steps, for Perfetto, and lists the costliest kernels in it."""
+"""The observer that writes PyTorch's trace of some steps, and logs the costliest kernels in it."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
 from textwrap import shorten
 
@@ -14,55 +13,53 @@ from torch.autograd import DeviceType
 from torch.autograd.profiler_util import FunctionEvent
 from torch.profiler import profile
 
+from fastae.monitor.recording import Phase
+from fastae.training.observers.observer import Observer
+from fastae.utils.console import log
 from fastae.utils.files import draft
 
 TRACE = "trace.json.gz"
 SHOWN = 10
 
 
-class StepProfiler(AbstractContextManager):
-    """Runs PyTorch's profiler over some steps of a loop.
+class Profile(Observer):
+    """Runs PyTorch's profiler over the first `steps` steps after the warm-up.
 
-    The loop calls `begin` when it has warmed up, and `step` after each step. The trace is written to `folder`
-    after `steps` steps, or when the block ends without an error. With 0 steps nothing is done.
+    The trace is written to `folder` after these steps, or when the run ends before without an error.
     """
 
-    def __init__(self, steps: int, folder: Path) -> None:
+    def __init__(self, folder: Path, steps: int) -> None:
         self._left = steps
         self._path = folder / TRACE
         self._profile: profile | None = None
 
-    def begin(self) -> None:
-        """Starts the profiler. Further calls do nothing."""
-        if self._left > 0 and self._profile is None:
+    def phase(self, phase: Phase) -> None:
+        if phase is Phase.TRAIN and self._left > 0 and self._profile is None:
             self._profile = profile()
             self._profile.start()
 
-    def step(self) -> list[str]:
-        """Counts a step. After the last one, writes the trace; raises OSError if it cannot be written.
-
-        Returns lines of text after the last step (the path of the trace, and `costliest`), otherwise [].
-        """
+    def step(self, iteration: int, done: float) -> None:
         if self._profile is not None:
             self._left -= 1
-        return self._end() if self._left == 0 else []
+            if self._left == 0:
+                self._end()
 
-    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._end(write=kind is None)
+    def __exit__(self, *exception: object) -> None:
+        self._end(write=not any(exception))
 
-    def _end(self, write: bool = True) -> list[str]:
+    def _end(self, write: bool = True) -> None:
         """Ends the profiler, also after an error: a profiler that runs at exit crashes the process."""
         if self._profile is None:
-            return []
+            return
         finished, self._profile, self._left = self._profile, None, 0
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # else the last kernels are not in the trace
         finished.stop()
-        if not write:
-            return []
-        with draft(self._path) as partial:
-            finished.export_chrome_trace(str(partial))
-        return [str(self._path), *costliest(finished.events())]
+        if write:
+            with draft(self._path) as partial:
+                finished.export_chrome_trace(str(partial))
+            for index, line in enumerate((str(self._path), *costliest(finished.events()))):
+                log(f"{'' if index else 'profile':10}{line}")
 
 
 def costliest(events: Sequence[FunctionEvent]) -> Iterator[str]:
