@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -293,6 +296,8 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
 def main() -> None:
     """The entry point of `fastae` and `python -m fastae`."""
     open_streams()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         if sys.flags.optimize > 1:
             raise FastaeError("PYTHONOPTIMIZE=2 removes docstrings, which DALI needs: set it to 1 or 0")
@@ -302,7 +307,15 @@ def main() -> None:
         code = report_error(error)
     for end in before_exit:
         end(code)
+    if signal.getsignal(signal.SIGINT) is interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be reported
     sys.exit(code)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles the first Ctrl-C. A second one, while the first is handled, ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def report_error(error: BaseException) -> int:
@@ -314,7 +327,9 @@ def report_error(error: BaseException) -> int:
         case click.Abort() | KeyboardInterrupt():
             return complain("fastae: interrupted", 130)
         case click.ClickException():
-            return refuse(error.format_message())
+            return refuse(f"{error.format_message():.500}")  # it may repeat a value of any length
+        case MemoryError():
+            return refuse("out of memory", 1)
         case FastaeError():
             return refuse(str(error), error.exit_code)
         case Stopped():
@@ -329,7 +344,7 @@ def report_error(error: BaseException) -> int:
 
 def refuse(message: str, code: int = 2) -> int:
     """Prints an error in one line and returns the exit code."""
-    return complain(f"fastae: error: {' '.join(message.split())}", code)
+    return complain("fastae: error: " + re.sub(r"\s*\n\s*", " ", message.strip()), code)
 
 
 def complain(line: str, code: int) -> int:

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.utils.console import console
 from fastae.utils.exits import before_exit
+from fastae.utils.ranks import torchrun_rank
 
 PATIENCE = timedelta(days=1)
 """The longest time for which a rank waits for the main rank, which may be decoding a data set."""
@@ -112,11 +113,11 @@ def _torchrun_store() -> dist.Store:
 
 
 def launched() -> Ranks:
-    """Reads from torchrun's environment which rank this process is. Only the main one logs from then on."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
-        return ALONE
-    ranks = Ranks(*(int(os.environ[name]) for name in names))
+    """Reads from torchrun's environment which rank this process is. Only the main one logs from then on.
+
+    Raises SettingError if a variable has a value that torchrun does not set.
+    """
+    ranks = Ranks(*torchrun_rank())
     if not ranks.is_main:
         console.quiet = True
     return ranks

@@ -29,8 +29,10 @@ from fastae.training.observers.usage import Profile, Usage
 from fastae.training.session import Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer, is_log_step
+from fastae.utils.arguments import require_type
 from fastae.utils.console import log, quieted, size
 from fastae.utils.environment import command
+from fastae.utils.paths import shell_word
 
 
 def train(
@@ -57,6 +59,7 @@ def train(
         RunFailure: the run cannot continue.
         Stopped: a signal has stopped the run.
     """
+    require_type(config, "config", TrainConfig)
     ranks, experiment = launched(), experiment_with(model, losses)
     out = Path(config.out) if config.out else None
     with quieted(quiet), new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
@@ -227,4 +230,4 @@ def log_folder(run: RunFolder) -> None:
         )
     if picture := max(run.samples.glob("*.png"), default=None):
         log(f"picture   {picture}", "bold")
-    log(f"curves    {command('tensorboard')} --logdir {run.path.parent}", "bold")
+    log(f"curves    {command('tensorboard')} --logdir {shell_word(run.path.parent)}", "bold")

@@ -106,11 +106,6 @@ def require_files(error: OSError) -> None:
         raise FastaeError(f"cannot open {error.filename!r}: {reason}; raise the limit (ulimit -n)") from None
 
 
-def local_ranks() -> int:
-    """Returns the number of processes that torchrun started on this machine, this one included."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-
-
 def keep_freed_memory() -> None:
     """Makes glibc, which PyTorch's wheels are built for, keep freed blocks for reuse.
 

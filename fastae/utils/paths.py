@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -61,7 +62,23 @@ def user_path(text: str, name: str) -> str:
     return path
 
 
-def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:
+def shell_word(text: str | Path) -> str:
+    """Returns a text, such as a path, as one word of a command that a user can paste into bash."""
+    if str(text).isprintable():
+        return shlex.quote(str(text))
+    plain = b"".join(
+        bytes([byte]) if 32 <= byte < 127 and byte not in b"'\\" else b"\\x%02x" % byte
+        for byte in os.fsencode(text)
+    )
+    return f"$'{plain.decode()}'"
+
+
+def user_folder(path: object, name: str) -> Path:
+    """Returns a path that a user passed as the argument `name`. Raises SettingError as `texts` does."""
+    return Path(*texts([path], name))
+
+
+def texts(paths: Iterable[object], name: str) -> list[str]:
     """Returns paths as strings, with `~` expanded.
 
     Raises SettingError, naming the argument `name`, for values that are not valid paths.
