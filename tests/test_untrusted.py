@@ -279,7 +279,7 @@ def test_printed_text_cannot_control_a_terminal(terminal, capsys):
     assert is_harmless(printed)
     assert cli.refuse(f"data folder {HOSTILE}\ndoes not exist") == 2
     error = capsys.readouterr().err
-    assert r"a\x1b]0;title\x07\x1b[31m \u202e\udcff\x9b2J [b]bold does not exist" in error
+    assert r"a\x1b]0;title\x07\x1b[31m\r\u202e\udcff\x9b2J [b]bold does not exist" in error
     assert error.count("\n") == 1 and is_harmless(error)
 
 

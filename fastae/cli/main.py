@@ -275,7 +275,7 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     Removed entries are made again when needed. Only folders with fastae's own marker (entry.json) are
     removed. The exit code is 1 if an entry is being built.
     """
-    from fastae.utils.cache import cache_folder, entries, remove
+    from fastae.utils.cache import cache_folder, entries, remove, remove_leftovers
     from fastae.utils.console import log, printable
 
     folder = cache_folder(cache_dir)
@@ -287,6 +287,8 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     if chosen and not name and not yes and not click.confirm(question):
         return 1
     kept = [entry for entry in chosen if not remove(entry)]
+    if not name:
+        remove_leftovers(folder)
     for entry in kept:
         log(f"kept {entry.name}: another process is building it")
     log(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
@@ -328,7 +330,9 @@ def report_error(error: BaseException) -> int:
             return complain("fastae: interrupted", 130)
         case click.ClickException():
             return refuse(f"{error.format_message():.500}")  # it may repeat a value of any length
-        case MemoryError():
+        case ImportError():
+            return refuse(f"a package cannot be loaded: {error}", 1)
+        case MemoryError() | RuntimeError() if is_out_of_memory(error):
             return refuse("out of memory", 1)
         case FastaeError():
             return refuse(str(error), error.exit_code)
@@ -340,6 +344,15 @@ def report_error(error: BaseException) -> int:
             return 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
     sys.excepthook(type(error), error, error.__traceback__)
     return 1
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Returns whether an error means that the memory is used up, without importing PyTorch for that."""
+    if "torch" not in sys.modules:
+        return isinstance(error, MemoryError)
+    from fastae.device import memory
+
+    return memory.is_out_of_memory(error)
 
 
 def refuse(message: str, code: int = 2) -> int:
