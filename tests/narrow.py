@@ -2,6 +2,8 @@
 
 from fastae.experiment import model
 
+ARTICLES = {"ENCODER_CHANNELS": model.ENCODER_CHANNELS, "DECODER_CHANNELS": model.DECODER_CHANNELS}
+
 model.ENCODER_CHANNELS = model.DECODER_CHANNELS = (4, 4, 4, 4, 4)
 
 if __name__ == "__main__":

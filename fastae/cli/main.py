@@ -328,22 +328,30 @@ def report_error(error: BaseException) -> int:
             return error.exit_code
         case click.Abort() | KeyboardInterrupt():
             return complain("fastae: interrupted", 130)
-        case click.ClickException():
-            return refuse(f"{error.format_message():.500}")  # it may repeat a value of any length
-        case ImportError():
-            return refuse(f"a package cannot be loaded: {error}", 1)
-        case MemoryError() | RuntimeError() if is_out_of_memory(error):
-            return refuse("out of memory", 1)
-        case FastaeError():
-            return refuse(str(error), error.exit_code)
         case Stopped():
             return complain(f"fastae: {error}", error.exit_code)
         case OSError(filename=None) if error.errno in WRITE_ERRORS:
             discard_output()
             # A closed pipe (`| head`) is not an error.
             return 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
+    if expected := in_words(error):
+        return refuse(*expected)
     sys.excepthook(type(error), error, error.__traceback__)
     return 1
+
+
+def in_words(error: BaseException) -> tuple[str, int] | None:
+    """Returns what an error means, and the exit code; None if the error is unexpected."""
+    match error:
+        case click.ClickException():
+            return f"{error.format_message():.500}", 2  # it may repeat a value of any length
+        case FastaeError():
+            return str(error), error.exit_code
+        case ImportError():
+            return f"a package cannot be loaded: {error}", 1
+        case MemoryError() | RuntimeError() if is_out_of_memory(error):
+            return "out of memory", 1
+    return None
 
 
 def is_out_of_memory(error: BaseException) -> bool:

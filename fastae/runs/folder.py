@@ -179,15 +179,19 @@ class RunFolder:
                 return f"metrics.csv reaches iteration {last:,}"
         return None
 
-    def resume_hint(self) -> str:
-        """Returns, in words, what is saved of a run that ended early, and the command that continues it."""
+    def saved(self) -> str:
+        """Returns, in words, what is saved of a run that ended early."""
         iteration = None
         with suppress(FastaeError, OSError):  # the folder may be gone
+            iteration = checkpoint.latest(self.checkpoints)
+        return "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
+
+    def resume_hint(self) -> str:
+        """Returns, in words, what is saved of a run that ended early, and the command that continues it."""
+        with suppress(OSError):
             if not mode_at(self.config_file):
                 return "nothing was begun: give the same command again"
-            iteration = checkpoint.latest(self.checkpoints)
-        kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
-        return f"{kept}; resume with: {self.resume_command}"
+        return f"{self.saved()}; resume with: {self.resume_command}"
 
     @property
     def resume_command(self) -> str:

@@ -56,7 +56,8 @@ class SweepFolder:
             write_json(self.file, config.settings())
             manifest.write(self.manifest_file)
         except OSError as error:
-            self.file.unlink(missing_ok=True)
+            for file in (self.manifest_file, self.file):
+                file.unlink(missing_ok=True)
             reason = error.strerror or error
             raise FastaeError(f"cannot write the sweep folder {str(self.path)!r}: {reason}") from None
 

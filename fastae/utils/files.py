@@ -58,8 +58,9 @@ def draft(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 def draft_of(path: Path) -> Path:

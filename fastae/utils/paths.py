@@ -23,6 +23,9 @@ NAME_BYTES = 255
 PATH_BYTES = 4095
 """Linux's PATH_MAX, without the zero at the end."""
 
+PATH_FOLDERS = 500
+"""The most folders of a path: Python makes folders by recursion, which has a limit of 1,000 calls."""
+
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
@@ -54,7 +57,8 @@ def user_path(text: str, name: str) -> str:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:  # a surrogate that stands for no byte
         encoded = b"\0"
-    is_too_long = len(encoded) > PATH_BYTES or max(map(len, encoded.split(b"/"))) > NAME_BYTES
+    names = encoded.split(b"/")
+    is_too_long = len(encoded) > PATH_BYTES or max(map(len, names)) > NAME_BYTES or len(names) > PATH_FOLDERS
     if b"\0" in encoded or is_too_long:
         raise SettingError(
             name, f"{text!r:.60} is not a valid path: it is too long, or contains NUL or invalid Unicode"

@@ -34,12 +34,17 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__])
 
 EVENTS = {
-    "open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate", "os.utime",
-    "os.chmod", "os.listdir", "os.scandir",
+    "open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
+    "os.utime", "os.chmod", "os.listdir", "os.scandir",
 }  # fmt: skip
 FAULTS = ("SIGKILL", "SIGTERM", "EIO", "ENOSPC")
 TAKES_SPACE = ("write", "os.mkdir", "os.link", "os.symlink", "fsync")
 """Kinds of operations that a full disk refuses."""
+
+
+def path_of(file):
+    """Returns the path of an open file or folder."""
+    return Path(f"/proc/self/fd/{file}").readlink()
 
 
 class Operations:
@@ -66,13 +71,13 @@ class Operations:
             self.happens(kind, os.fsdecode(arguments[0]), folders[0] if folders else -1)
 
     def fsync(self, file):
-        self.happens("fsync", os.readlink(f"/proc/self/fd/{file}"))
+        self.happens("fsync", path_of(file))
         self._fsync(file)
 
     def happens(self, kind, path, folder=-1):
         if folder >= 0 and kind in ("os.remove", "os.rmdir"):  # shutil.rmtree names files by their folder
-            path = os.path.join(os.readlink(f"/proc/self/fd/{folder}"), path)
-        path = os.path.abspath(path)
+            path = path_of(folder) / path
+        path = os.path.normpath(Path.cwd() / path)
         if not path.startswith(self.folder):
             return
         name = kind + " " + re.sub(r"\.partial-[0-9a-f]{16}", ".partial", path.removeprefix(self.folder))
