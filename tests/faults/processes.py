@@ -21,14 +21,14 @@ import torch._dynamo  # isort: skip
 from fastae.cli import main  # isort: skip
 from fastae.data import commands  # noqa: F401
 from fastae.data.loaders import pipeline  # noqa: F401
+from fastae.experiment.definition import StepCost
 from fastae.report import make
 from fastae.sweep import sweep  # noqa: F401
 from fastae.tools import export, reconstruct  # noqa: F401
-from fastae.training import resume  # noqa: F401
+from fastae.training import resume, session  # noqa: F401
 from fastae.utils.plotting import import_matplotlib
 
 import_matplotlib()
-torch.backends.mkldnn.enabled = False  # each fork would compile its kernels anew
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload([__name__])
@@ -102,7 +102,10 @@ def in_fork(words, folder, output, at, fault):
         os.dup2(os.open(f"{output}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
     file = os.open(f"{output}.operations", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.environ["FASTAE_CACHE"] = str(Path(output).parent / "cache")
-    export._verified = lambda *module: (b"ONNX", 0.0)  # takes seconds, and no file
+    torch.backends.mkldnn.enabled = False  # each fork would compile its kernels anew
+    # These take time, and use no file.
+    export._verified = lambda *module: (b"ONNX", 0.0)
+    session.step_cost = lambda *step: StepCost(0.0, 0)
     if words[0] == "sweep":
         make.make_report = lambda *arguments, **options: None  # has cases of its own
     operations = Operations(folder, file, at, fault)
