@@ -7,7 +7,7 @@ from a checkpoint ends like one that was never stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fastae.config import TrainConfig
@@ -77,7 +77,8 @@ def train_in(
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
         _train_joined(session, run, newest, stops=stops, on_log=on_log)
     if session.ranks.is_main:
-        log_folder(run)
+        with suppress(OSError):  # the run is complete, even if its folder cannot be listed
+            log_folder(run)
 
 
 def _train_joined(

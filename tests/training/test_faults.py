@@ -13,10 +13,12 @@ import torch
 from fastae.data.files.jpeg import inspect
 from fastae.data.loaders.pipeline import Pipeline
 from fastae.errors import FastaeError, RunFailure, Stopped
+from fastae.experiment import model
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.step.step import TrainingStep
 
+from .. import narrow
 from ..commands import curve, last_iteration, last_training, same_state
 from ..helpers import at_iteration, largest_file, no_more_files, small_config
 
@@ -37,7 +39,11 @@ def files(run):
 
 
 @pytest.mark.parametrize("latent", [2**20, 2**33])
-def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(face_folder, tmp_path, latent):
+def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(
+    face_folder, tmp_path, monkeypatch, latent
+):
+    for name, channels in narrow.ARTICLES.items():
+        monkeypatch.setattr(model, name, channels)
     with pytest.raises(FastaeError, match=str(latent) if latent > 2**20 else "GB, but cpu has") as no:
         train(settings(face_folder, tmp_path / "run", device="cpu", latent=latent))
     assert no.value.exit_code == 2 and not (tmp_path / "run").exists()

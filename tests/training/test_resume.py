@@ -1,6 +1,7 @@
 """A run that was stopped, at any moment and in any way, continues as if it had not been stopped."""
 
 import json
+import os
 import shutil
 import signal
 from dataclasses import replace
@@ -75,7 +76,7 @@ def assert_the_same(run, whole):
     assert [row.split(",")[:4] for row in rows[0]] == [row.split(",")[:4] for row in rows[1]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS if os.environ.get("FASTAE_SOAK") else ["resident", "dali"])
 def test_a_stopped_run_ends_in_the_same_bits_and_curves(uninterrupted, face_folder, tmp_path, kind, capsys):
     """It is stopped by a signal. Kills are in tests/faults."""
     run = train_until_stopped(face_folder, tmp_path / "run", kind)
@@ -226,7 +227,7 @@ def without_rows(path):
 
 def flipped(path):
     """Changes a digit in a metrics.csv."""
-    path.write_bytes(path.read_bytes().replace(b"train,0.6", b"train,0.7", 1))
+    path.write_bytes(path.read_bytes().replace(b"train,0.", b"train,9.", 1))
 
 
 def doubled(path):
