@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from fastae.cli.main import cli
+from fastae.cli.main import cli, report_error
 from fastae.config import TrainConfig
 from fastae.data import open_loader
 from fastae.errors import FastaeError
@@ -171,6 +172,14 @@ def test_every_number_has_bounds(entry):
 def test_a_setting_of_another_type_is_refused(name, value):
     with pytest.raises(FastaeError, match=f"^{name} must be of type"):
         TrainConfig(**{name: value})
+
+
+def test_a_value_of_any_length_is_repeated_in_part(capsys):
+    with pytest.raises(click.UsageError) as caught:
+        here("train", "--seed", "9" * 5000)
+    assert report_error(caught.value) == 2
+    line = capsys.readouterr().err
+    assert "--seed" in line and "999" in line and len(line) < 600
 
 
 def test_a_float_setting_accepts_an_integer():
