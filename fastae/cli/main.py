@@ -349,18 +349,11 @@ def in_words(error: BaseException) -> tuple[str, int] | None:
             return str(error), error.exit_code
         case ImportError():
             return f"a package cannot be loaded: {error}", 1
-        case MemoryError() | RuntimeError() if is_out_of_memory(error):
-            return "out of memory", 1
+        case MemoryError() | RuntimeError():
+            from fastae.utils.limits import lacks_memory
+
+            return ("out of memory", 1) if lacks_memory(error) else None
     return None
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Returns whether an error means that the memory is used up, without importing PyTorch for that."""
-    if "torch" not in sys.modules:
-        return isinstance(error, MemoryError)
-    from fastae.device import memory
-
-    return memory.is_out_of_memory(error)
 
 
 def refuse(message: str, code: int = 2) -> int:

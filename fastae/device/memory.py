@@ -7,15 +7,10 @@ import torch
 from fastae.errors import FastaeError
 from fastae.utils import limits
 
-OUT_OF_HOST_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
-"""Parts of PyTorch's and oneDNN's messages if the host's memory is used up. These errors have no type."""
 
-
-def is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: Exception) -> bool:
     """Returns whether this error means that the memory of a device is used up."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return any(text in str(error) for text in OUT_OF_HOST_MEMORY)
+    return isinstance(error, torch.OutOfMemoryError) or limits.lacks_memory(error)
 
 
 def require_room(needed: int, what: str, device: torch.device) -> None:

@@ -29,6 +29,9 @@ NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
 Both are plain RuntimeErrors (in C++, std::system_error passed on by DALI and PyTorch) without an errno.
 """
 
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
+"""Parts of PyTorch's and oneDNN's messages if the host's memory is used up. These errors have no type."""
+
 NO_FILE = (errno.EMFILE, errno.ENFILE)
 """The numbers of the errors if the process, or the machine, can open no more files."""
 
@@ -97,6 +100,11 @@ def thread_limit(error: Exception) -> str | None:
     if not any(text in str(error) for text in NO_THREAD):
         return None
     return "no more threads can be started: raise the limit of processes (ulimit -u, or the container's pids)"
+
+
+def lacks_memory(error: Exception) -> bool:
+    """Returns whether an error means that the host's memory is used up."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
 
 
 def require_files(error: OSError) -> None:

@@ -109,6 +109,7 @@ def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypa
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory .* --batch-size 2 or --loader dali"),
         (MemoryError(), "out of memory"),
+        (RuntimeError("could not create a primitive"), "out of memory"),
         (RuntimeError("can't start new thread"), "ulimit -u.*nothing was saved yet; resume with"),
         (OSError(5, "I/O error", "/elsewhere"), "cannot use '/elsewhere': I/O error; nothing was saved yet"),
     ],
