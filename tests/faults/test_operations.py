@@ -157,7 +157,8 @@ def outcome(case, words, at, fault, expected):
             differing = [name for name in {*found, *expected} if found.get(name) != expected.get(name)]
             return f"differs: {sorted(differing)}" if differing else None
         lines = case.errors.splitlines()
-        if code is None or (code > 0 and (len(lines) != 1 or not lines[0].startswith("fastae: "))):
+        # A sweep, and `prepare`, name what failed on stdout.
+        if code is None or len(lines) > 1 or (lines and not lines[0].startswith("fastae: ")):
             return f"exit code {code}: {case.errors[-2000:]}"
         words = next_command(words, code, case)
     return f"never completed: {case.errors}"

@@ -3,7 +3,7 @@
 import pytest
 
 from fastae.errors import FastaeError
-from fastae.runs.folder import new_run
+from fastae.runs.folder import RunFolder, new_run
 from fastae.training import runner
 from fastae.training.runner import train
 
