@@ -293,11 +293,13 @@ def test_a_run_with_hostile_names_prints_harmless_text(tmp_path, face_paths, cap
     for name, face in zip(names, face_paths, strict=False):
         (data / f"{name}.jpg").write_bytes(Path(face).read_bytes())
         (data / f"{name[:240]}-bad.jpg").write_bytes(b"")
-    out = tmp_path / f"run{HOSTILE}"
+    out = tmp_path / f"run\nforged{HOSTILE}"
     options = [*SMALL, "--iterations", 2, "--loader", "dali"]
     here("train", "--data", data, "--out", out, *options)
     skipped = (out / "skipped.txt").read_text()
-    assert all(map(is_harmless, (*capsys.readouterr(), skipped)))
+    printed = capsys.readouterr()
+    assert all(map(is_harmless, (*printed, skipped)))
+    assert not [line for line in printed.out.splitlines() if line.startswith("forged")]
     assert len(skipped.splitlines()) == len(names)
     assert all(line.startswith("empty\t") for line in skipped.splitlines())
     assert json.loads((out / "config.json").read_text())["data"]["folder"] == str(data)
