@@ -75,7 +75,7 @@ def test_a_model_too_large_for_onnx_and_a_wrong_run_or_folder_are_refused(small_
     command = ["export", small_run, "--out", tmp_path / "out"]
     assert "--out" in refuses(*command[:-1], tmp_path / "used")
     assert "config.json" in refuses("export", tmp_path, *command[2:])
-    monkeypatch.setattr(exporting, "MAX_WEIGHTS", 1_000_000)
+    monkeypatch.setattr(exporting, "MAX_WEIGHTS", 1_000)
     assert "ONNX cannot store" in refuses(*command)
     monkeypatch.setitem(sys.modules, "onnxscript", None)  # as if it were not installed
     assert "pip install onnxscript" in refuses(*command)
