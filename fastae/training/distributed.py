@@ -76,7 +76,7 @@ class Ranks:
                     return store.get(key).decode()
                 store.set(key, text)
             except (RuntimeError, ValueError) as error:
-                raise RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}") from None
+                raise _lost(error) from None
         return text
 
     def gather(self, name: str, text: str) -> list[str]:
@@ -149,16 +149,23 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         return
     if end_process not in before_exit:
         before_exit.append(end_process)
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    try:
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:
+        raise _lost(error) from None
     try:
         yield
     except Stopped:  # all ranks have agreed on it
         _leave_group()
         raise
     _leave_group()
+
+
+def _lost(error: Exception) -> RunFailure:
+    return RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}")
 
 
 def _leave_group() -> None:
