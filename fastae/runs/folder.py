@@ -91,7 +91,7 @@ class RunFolder:
             if checkpoint.latest(self.checkpoints) is None:
                 manifest.write(self.manifest_file)
             self.note_skipped(skipped)
-        except OSError as error:
+        except (OSError, FastaeError) as error:
             if is_new:
                 self._remove()
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
