@@ -220,7 +220,13 @@ def test_files_that_cannot_be_opened_are_not_called_gone(face_folder, tmp_path, 
 
 def test_the_pictures_folder_is_made_again(face_folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    at_iteration(monkeypatch, 3, lambda: shutil.rmtree(run / "samples"))
+
+    def remove():
+        while not (run / "samples" / "0000000.png").exists():  # a thread draws it
+            time.sleep(0.01)
+        shutil.rmtree(run / "samples")
+
+    at_iteration(monkeypatch, 3, remove)
     train(settings(face_folder, run))
     assert [path.name for path in (run / "samples").iterdir()] == ["0000008.png"]
     shutil.rmtree(run / "samples")
