@@ -20,6 +20,8 @@ from fastae.errors import FastaeError
 from fastae.runs import checkpoint
 
 FASTAE = (sys.executable, "-m", "fastae")
+NARROW = (sys.executable, "-P", str(Path(__file__).with_name("narrow.py")))
+"""Fastae with the narrow model that the tests' own process has."""
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
 

@@ -18,8 +18,10 @@ import pytest
 
 from fastae.data.faces import synthetic as faces
 from fastae.data.loaders import decode
+from fastae.experiment import model
 from fastae.training.runner import train
 
+from . import narrow
 from .helpers import CELEBA, copied, small_config
 
 # A shell makes background jobs ignore these signals, and every process that a test starts would inherit that.
@@ -48,6 +50,15 @@ def _quick(pytestconfig):
     with pytest.MonkeyPatch.context() as monkeypatch:
         for function in SLOW if pytestconfig.getoption("quick") else ():
             monkeypatch.setattr(function, skip)
+        yield
+
+
+@pytest.fixture(scope="module")
+def article_model():
+    """Gives the model the article's channels. All other tests have a narrow one."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        for name, channels in narrow.ARTICLES.items():
+            monkeypatch.setattr(model, name, channels)
         yield
 
 

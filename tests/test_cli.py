@@ -9,9 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
-from fastae.cli.main import cli
+from fastae.cli.main import cli, report_error
 from fastae.config import TrainConfig
 from fastae.data import open_loader
 from fastae.errors import FastaeError
@@ -19,7 +20,7 @@ from fastae.experiment.losses import LOSSES
 from fastae.report.make import make_report
 from fastae.runs.loaded_model import load_model
 from fastae.tools.reconstruct import reconstruct_files
-from fastae.training.resume import resume_run
+from fastae.training.resume import resume
 
 from .commands import SMALL, fastae, here, killed_before_its_first_checkpoint, refuses
 
@@ -173,13 +174,21 @@ def test_a_setting_of_another_type_is_refused(name, value):
         TrainConfig(**{name: value})
 
 
+def test_a_value_of_any_length_is_repeated_in_part(capsys):
+    with pytest.raises(click.UsageError) as caught:
+        here("train", "--seed", "9" * 5000)
+    assert report_error(caught.value) == 2
+    line = capsys.readouterr().err
+    assert "--seed" in line and "999" in line and len(line) < 600
+
+
 def test_a_float_setting_accepts_an_integer():
     assert TrainConfig(lr=1, minutes=2).lr == 1
 
 
 IMPOSSIBLE = {
     "name too long": "x" * 300, "path too long": "a/" * 3000, "empty": "",
-    "NUL": "a\0b", "surrogate": "\ud800",
+    "NUL": "a\0b", "surrogate": "\ud800", "too deep": "a/" * 2000,
 }  # fmt: skip
 
 
@@ -213,6 +222,14 @@ def test_an_invalid_path_is_refused_in_one_line(tmp_path, monkeypatch, command, 
     option = arguments[arguments.index("PATH") - 1]
     line = refuses(*(path if argument == "PATH" else argument for argument in arguments))
     assert not option.startswith("-") or line.startswith(option)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("command", [line for line in COMMANDS.split("\n") if line and "cache " not in line])
+def test_a_path_that_becomes_too_long_is_refused_in_one_line(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    path = "/".join(["x" * 250] * 16 + ["x" * 70])  # with the name of a file it is too long
+    refuses(*(path if word == "PATH" else word for word in command.split()))
     assert not list(tmp_path.iterdir())
 
 
@@ -257,7 +274,7 @@ def test_python_functions_expand_the_home_folder(tmp_path, face_folder, run, mon
     loader = open_loader("~/data", batch_size=2, device="cpu", seed=0, kind="resident", cache="~/cache")
     assert len(loader) == 20
     assert load_model("~/run").iteration == 4
-    assert resume_run(Path("~/run"), {}) == run
+    assert resume("~/run") == run
     assert make_report([Path("~/run")], Path("~/page.html"), data="~/data") == tmp_path / "page.html"
     assert reconstruct_files(Path("~/run"), ["~/data/000001.jpg"], Path("~/pictures"), "cpu") == 0
     assert visible(tmp_path) == {"data", "run", "cache", "pictures", "page", "page.html"}

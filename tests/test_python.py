@@ -27,6 +27,19 @@ def test_public_names_are_listed_without_importing_torch_and_exist():
     assert fastae.data.Augmentation and fastae.data.CropResize and fastae.data.Tuning and fastae.__version__
 
 
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: fastae.load_model(None), lambda: fastae.train({}), lambda: fastae.resume(3),
+        lambda: fastae.run_sweep(None), lambda: fastae.make_report("run"), lambda: fastae.make_report([None]),
+        lambda: fastae.load_model(""), lambda: fastae.train(fastae.TrainConfig(out="a\0b")),
+    ],
+)  # fmt: skip
+def test_an_argument_of_another_type_is_a_fastae_error(call):
+    with pytest.raises(FastaeError):
+        call()
+
+
 def test_open_loader_needs_only_a_folder(face_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("HOME", str(face_folder.parent))

@@ -6,6 +6,7 @@ import os
 import pickle
 import re
 import struct
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from fastae.experiment.adam import Adam
 from fastae.monitor.files import read_report
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import TrainingState
+from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.runs.tensors import write_tensors
 from fastae.utils.console import HarmlessConsole
@@ -279,7 +281,7 @@ def test_printed_text_cannot_control_a_terminal(terminal, capsys):
     assert is_harmless(printed)
     assert cli.refuse(f"data folder {HOSTILE}\ndoes not exist") == 2
     error = capsys.readouterr().err
-    assert r"a\x1b]0;title\x07\x1b[31m \u202e\udcff\x9b2J [b]bold does not exist" in error
+    assert r"a\x1b]0;title\x07\x1b[31m\r\u202e\udcff\x9b2J [b]bold does not exist" in error
     assert error.count("\n") == 1 and is_harmless(error)
 
 
@@ -291,15 +293,30 @@ def test_a_run_with_hostile_names_prints_harmless_text(tmp_path, face_paths, cap
     for name, face in zip(names, face_paths, strict=False):
         (data / f"{name}.jpg").write_bytes(Path(face).read_bytes())
         (data / f"{name[:240]}-bad.jpg").write_bytes(b"")
-    out = tmp_path / f"run{HOSTILE}"
+    out = tmp_path / f"run\nforged{HOSTILE}"
     options = [*SMALL, "--iterations", 2, "--loader", "dali"]
     here("train", "--data", data, "--out", out, *options)
     skipped = (out / "skipped.txt").read_text()
-    assert all(map(is_harmless, (*capsys.readouterr(), skipped)))
+    printed = capsys.readouterr()
+    assert all(map(is_harmless, (*printed, skipped)))
+    assert not [line for line in printed.out.splitlines() if line.startswith("forged")]
     assert len(skipped.splitlines()) == len(names)
     assert all(line.startswith("empty\t") for line in skipped.splitlines())
     assert json.loads((out / "config.json").read_text())["data"]["folder"] == str(data)
     assert (out / "gpu.png").is_file()
+
+
+@pytest.mark.parametrize("name", ["a; touch PWNED", "it's $(touch PWNED)", "two  blanks", HOSTILE, "a\n'\\b"])
+def test_a_command_that_is_printed_is_one_word_per_path(tmp_path, name, capsys):
+    folder = tmp_path / name
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.json").touch()
+    assert cli.refuse(RunFolder(folder).resume_hint()) == 2
+    printed = capsys.readouterr().err.rstrip("\n")
+    assert "\n" not in printed
+    command = "printf '%s\\0' " + printed.partition("--resume ")[2]
+    words = subprocess.run(["bash", "-c", command], cwd=tmp_path, capture_output=True, check=True).stdout
+    assert words == os.fsencode(folder) + b"\0" and not (tmp_path / "PWNED").exists()
 
 
 def test_a_terminal_with_only_ascii_gets_escapes(tmp_path):

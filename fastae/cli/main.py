@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import click
@@ -276,7 +279,7 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     Removed entries are made again when needed. Only folders with fastae's own marker (entry.json) are
     removed. The exit code is 1 if an entry is being built.
     """
-    from fastae.utils.cache import cache_folder, entries, remove
+    from fastae.utils.cache import cache_folder, entries, remove, remove_leftovers
     from fastae.utils.console import log, printable
 
     folder = cache_folder(cache_dir)
@@ -288,6 +291,8 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     if chosen and not name and not yes and not click.confirm(question):
         return 1
     kept = [entry for entry in chosen if not remove(entry)]
+    if not name:
+        remove_leftovers(folder)
     for entry in kept:
         log(f"kept {entry.name}: another process is building it")
     log(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")
@@ -297,6 +302,8 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
 def main() -> None:
     """The entry point of `fastae` and `python -m fastae`."""
     open_streams()
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         if sys.flags.optimize > 1:
             raise FastaeError("PYTHONOPTIMIZE=2 removes docstrings, which DALI needs: set it to 1 or 0")
@@ -306,7 +313,15 @@ def main() -> None:
         code = report_error(error)
     for end in before_exit:
         end(code)
+    if signal.getsignal(signal.SIGINT) is interrupt:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # nothing is left to be reported
     sys.exit(code)
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Handles the first Ctrl-C. A second one, while the first is handled, ends the process at once."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    raise KeyboardInterrupt
 
 
 def report_error(error: BaseException) -> int:
@@ -317,23 +332,37 @@ def report_error(error: BaseException) -> int:
             return error.exit_code
         case click.Abort() | KeyboardInterrupt():
             return complain("fastae: interrupted", 130)
-        case click.ClickException():
-            return refuse(error.format_message())
-        case FastaeError():
-            return refuse(str(error), error.exit_code)
         case Stopped():
             return complain(f"fastae: {error}", error.exit_code)
         case OSError(filename=None) if error.errno in WRITE_ERRORS:
             discard_output()
             # A closed pipe (`| head`) is not an error.
             return 1 if error.errno == errno.EPIPE else refuse(f"cannot write to stdout: {error.strerror}", 1)
+    if expected := in_words(error):
+        return refuse(*expected)
     sys.excepthook(type(error), error, error.__traceback__)
     return 1
 
 
+def in_words(error: BaseException) -> tuple[str, int] | None:
+    """Returns what an error means, and the exit code; None if the error is unexpected."""
+    match error:
+        case click.ClickException():
+            return f"{error.format_message():.500}", 2  # it may repeat a value of any length
+        case FastaeError():
+            return str(error), error.exit_code
+        case ImportError():
+            return f"a package cannot be loaded: {error}", 1
+        case MemoryError() | RuntimeError():
+            from fastae.utils.limits import lacks_memory
+
+            return ("out of memory", 1) if lacks_memory(error) else None
+    return None
+
+
 def refuse(message: str, code: int = 2) -> int:
     """Prints an error in one line and returns the exit code."""
-    return complain(f"fastae: error: {' '.join(message.split())}", code)
+    return complain("fastae: error: " + re.sub(r"\s*\n\s*", " ", message.strip()), code)
 
 
 def complain(line: str, code: int) -> int:

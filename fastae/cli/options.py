@@ -32,7 +32,7 @@ class PathType(click.Path):
 
 
 class InOrder(click.Group):
-    """A group that lists its commands as they are defined, and names the option in a SettingError."""
+    """A group that lists its commands as they are defined, and reports wrong options and unusable files."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -41,6 +41,11 @@ class InOrder(click.Group):
             is_python_name = error.name.isidentifier() and error.name.islower()
             name = flag(error.name) if is_python_name else error.name
             raise FastaeError(f"{name} {error.problem}") from None
+        except OSError as error:
+            if error.filename is None:
+                raise
+            reason = error.strerror or error
+            raise FastaeError(f"cannot use {os.fsdecode(error.filename)!r}: {reason}") from None
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)

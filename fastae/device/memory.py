@@ -7,13 +7,10 @@ import torch
 from fastae.errors import FastaeError
 from fastae.utils import limits
 
-OUT_OF_HOST_MEMORY = "DefaultCPUAllocator"
-"""A part of the message if the host's memory is used up: PyTorch has no type for this error on a CPU."""
-
 
 def is_out_of_memory(error: Exception) -> bool:
     """Returns whether this error means that the memory of a device is used up."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or OUT_OF_HOST_MEMORY in str(error)
+    return isinstance(error, torch.OutOfMemoryError) or limits.lacks_memory(error)
 
 
 def require_room(needed: int, what: str, device: torch.device) -> None:

@@ -25,7 +25,9 @@ from fastae.monitor.recording import Phase, Recording
 from fastae.monitor.summary import RunInfo, UsageReport, summarize
 from fastae.monitor.text import headline, troubles
 from fastae.utils.console import log, printable
-from fastae.utils.limits import count_cores, local_ranks
+from fastae.utils.limits import count_cores
+from fastae.utils.paths import shell_word
+from fastae.utils.ranks import local_ranks
 
 
 def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
@@ -164,4 +166,4 @@ class Monitor(AbstractContextManager):
         self.reports = write_report(report, recording, self._folder, title=title)
         for trouble in troubles(summary):
             log(f"trouble   {trouble}", "yellow")
-        log(f"usage     {line}; table and plot: fastae gpu {self._folder}")
+        log(f"usage     {line}; table and plot: fastae gpu {shell_word(self._folder)}")

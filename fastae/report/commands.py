@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from fastae.sweep.folder import SweepFolder
 from fastae.sweep.plan import SweepConfig
 from fastae.utils.console import printable
 from fastae.utils.json import convert
+from fastae.utils.paths import shell_word
 
 BY_TIME = re.compile(r"\d{8}-\d{6}-sweep.*")
 """The names of sweeps' folders that the user did not choose."""
@@ -48,7 +48,7 @@ def commands(runs: Sequence[Run], report: Sequence[Sequence[str]]) -> Iterator[C
 
 def _command(name: str, arguments: Sequence[Sequence[str]]) -> Command:
     """Returns a command of fastae, quoted for a shell."""
-    return ("fastae", name, *map(shlex.join, arguments))
+    return ("fastae", name, *(" ".join(map(shell_word, words)) for words in arguments))
 
 
 def _repeat(run: Run) -> Command:

@@ -175,7 +175,7 @@ def known_folder(run: Run, manifest: Manifest) -> str | None:
         return None
     # fastae writes absolute paths without "..", which behind a link does not lead where abspath says.
     is_known = named == os.path.abspath(named) and was_checked(named, check_records(cache_folder()))  # noqa: PTH100
-    return named if is_known and Path(named).is_dir() else None
+    return named if is_known and os.path.isdir(named) else None  # noqa: PTH112 (False without permission)
 
 
 def _has_model(run: Run) -> bool:

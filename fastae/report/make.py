@@ -28,10 +28,11 @@ from fastae.report.figures import draw_charts, short
 from fastae.report.gallery import make_gallery
 from fastae.report.runs import Run, find_runs
 from fastae.report.tables import answer, conclusions, difference_table, hours, settings, table
+from fastae.utils.arguments import require_type
 from fastae.utils.console import log, printable
 from fastae.utils.environment import __version__
-from fastae.utils.files import atomic_write
-from fastae.utils.paths import expand_home
+from fastae.utils.files import atomic_write, remove_drafts
+from fastae.utils.paths import user_folder
 
 PAGE = "report.html"
 PICTURES = "reconstructions.png"
@@ -50,13 +51,14 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
         FastaeError: an argument is wrong, a file cannot be written, or the page would replace one that has
             reconstructions by one without.
     """
+    require_type(folders, "folders", list, tuple)
     arguments = [[str(folder)] for folder in folders]
     arguments += [["--out", str(out)]] if out else []
     arguments += [["--data", data]] if data else []
-    if data and not expand_home(Path(data)).is_dir():
+    folders = [user_folder(folder, "folders") for folder in folders]
+    if data and not user_folder(data, "data").is_dir():
         raise FastaeError(f"--data {data!r} is not a folder: name the folder of the runs' images")
-    folders = list(map(expand_home, folders))
-    out = _choose_out(folders, expand_home(out) if out else None)
+    out = _choose_out(folders, user_folder(out, "out") if out else None)
     runs, warnings = find_runs(folders)
     comparison, groups = compare(runs), group_seeds(runs)
     groups.sort(key=lambda group: group.runs[0] not in comparison.compared)
@@ -73,7 +75,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
         figures[PICTURES] = gallery.png(*chain(*gallery.groups.values()))
     _write(out, page, figures)
     for warning in warnings:
-        log(f"warning   {printable(warning)}", "yellow")
+        log(f"warning   {warning}", "yellow")
     log(f"answer    {content['headline']}", "bold")
     log(f"report    {out}, and its figures in {out.with_suffix('')}", "bold")
     return out
@@ -155,6 +157,8 @@ def _write(out: Path, page: bytes, files: Mapping[str, bytes]) -> None:
             raise FastaeError(
                 f"the figures' folder {str(folder)!r} is a link: remove it, or set another --out"
             )
+        remove_drafts(folder)
+        remove_drafts(out.parent, out.name)  # a run that is beside it may be writing
         for name, content in files.items():
             with atomic_write(folder / name) as file:
                 file.write(content)

@@ -22,6 +22,7 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import Metrics, Rows, read_metrics
 from fastae.runs.weights import finished_at
 from fastae.utils.console import printable
+from fastae.utils.files import mode_at
 
 CONFIG = "config.json"
 
@@ -178,7 +179,7 @@ def _find(folders: Sequence[Path]) -> dict[Path, Path]:
     paths: dict[Path, Path] = {}
     for folder in folders:
         below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
-        configs = [folder / CONFIG] if (folder / CONFIG).is_file() else below
+        configs = [folder / CONFIG] if mode_at(folder / CONFIG) else below
         if not configs:
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
         paths |= {config.parent.resolve(): config.parent for config in configs}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,7 +25,7 @@ from fastae.errors import FastaeError
 from fastae.runs.description import RunDescription
 from fastae.runs.metrics import LoggedContent
 from fastae.runs.tensors import read_tensors, write_tensors
-from fastae.utils.files import listed, sync
+from fastae.utils.files import listed, mode_at, sync
 from fastae.utils.json import parse
 
 SUFFIX = ".safetensors"
@@ -214,7 +215,7 @@ def numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
     found = [
         path
         for path in listed(folder)
-        if path.suffix == suffix and path.stem.isdecimal() and path.is_file() and not path.is_symlink()
+        if path.suffix == suffix and path.stem.isdecimal() and stat.S_ISREG(mode_at(path))
     ]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 

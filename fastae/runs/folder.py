@@ -21,6 +21,7 @@ from fastae.utils.environment import command
 from fastae.utils.files import (
     hold_lock,
     made_folder,
+    mode_at,
     open_own,
     refuse_links,
     remove_drafts,
@@ -28,6 +29,7 @@ from fastae.utils.files import (
     write_json,
 )
 from fastae.utils.json import read_json
+from fastae.utils.paths import shell_word
 
 RUNS = Path("runs")
 """The folder in which a run or a sweep is made if the user names no other."""
@@ -79,17 +81,17 @@ class RunFolder:
         Raises:
             FastaeError: a file cannot be written. A run that was new has then not begun.
         """
-        is_new = not self.config_file.exists()
+        is_new = not mode_at(self.config_file)
         try:
+            self.remove_drafts()
             # Before config.json: a run that has one, but no folder of checkpoints, has lost its checkpoints.
             self.checkpoints.mkdir(exist_ok=True)
             self.samples.mkdir(exist_ok=True)
             write_json(self.config_file, description.as_dict())
             if checkpoint.latest(self.checkpoints) is None:
-                remove_drafts(self.checkpoints)
                 manifest.write(self.manifest_file)
             self.note_skipped(skipped)
-        except OSError as error:
+        except (OSError, FastaeError) as error:
             if is_new:
                 self._remove()
             raise FastaeError(f"cannot write the run folder {str(self.path)!r}: {error}") from None
@@ -164,9 +166,9 @@ class RunFolder:
         Returns None if nothing shows that, so that the run may begin again. Raises FastaeError if its
         checkpoints cannot be listed, or if config.json is not valid.
         """
-        if not self.checkpoints.is_dir():
+        if not mode_at(self.checkpoints):
             return f"{str(self.checkpoints)!r} is missing"
-        if self.weights_file.exists():
+        if mode_at(self.weights_file):
             return f"{self.weights_file.name} holds the weights of a finished run"
         with suppress(OSError, ValueError):
             config, rows = self.read_config(), metrics.read_metrics(self.metrics_file)
@@ -177,13 +179,23 @@ class RunFolder:
                 return f"metrics.csv reaches iteration {last:,}"
         return None
 
-    def resume_hint(self) -> str:
-        """Returns, in words, what is saved of a run that ended early, and the command that resumes it."""
+    def saved(self) -> str:
+        """Returns, in words, what is saved of a run that ended early."""
         iteration = None
-        with suppress(FastaeError):  # the folder may be gone
+        with suppress(FastaeError, OSError):  # the folder may be gone
             iteration = checkpoint.latest(self.checkpoints)
-        kept = "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
-        return f"{kept}; resume with: {command('fastae')} train --resume {self.path}"
+        return "nothing was saved yet" if iteration is None else f"iteration {iteration:,} is saved"
+
+    def resume_hint(self) -> str:
+        """Returns, in words, what is saved of a run that ended early, and the command that continues it."""
+        with suppress(OSError):
+            if not mode_at(self.config_file):
+                return "nothing was begun: give the same command again"
+        return f"{self.saved()}; resume with: {self.resume_command}"
+
+    @property
+    def resume_command(self) -> str:
+        return f"{command('fastae')} train --resume {shell_word(self.path)}"
 
     def remove_drafts(self) -> None:
         """Removes the files that a killed process has not finished writing. The caller holds the lock."""
@@ -193,7 +205,7 @@ class RunFolder:
 
 def require_run(path: Path) -> None:
     """Raises FastaeError, naming any runs that are inside, unless `path` is the folder of a run."""
-    if (path / "config.json").exists():
+    if mode_at(path / "config.json"):
         return
     runs = sorted(found.parent.name for found in path.glob("*/config.json"))
     if runs:

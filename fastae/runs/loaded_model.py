@@ -16,8 +16,8 @@ from fastae.experiment.definition import ModelMaker, experiment_with
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import read_weights
-from fastae.utils.console import log, printable
-from fastae.utils.paths import expand_home
+from fastae.utils.console import log
+from fastae.utils.paths import user_folder
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def load_model(
             no weights of the model's shapes, or the device does not exist.
     """
     device = find_device(device)
-    run = RunFolder(expand_home(Path(path)))
+    run = RunFolder(user_folder(path, "path"))
     description, experiment = run.read_description(), experiment_with(model)
     experiment.require_model(description.model, f"the run in {str(path)!r}")
     config = description.config
@@ -62,8 +62,7 @@ def load_model(
         try:
             found = [read_weights(run.weights_file, meta)]
         except (OSError, ValueError) as error:
-            file = printable(str(run.weights_file))
-            log(f"{file} cannot be used: {error}; using the newest checkpoint")
+            log(f"{run.weights_file} cannot be used: {error}; using the newest checkpoint")
     # Reading a checkpoint takes three times as long, since it also holds Adam's moments.
     if not found or found[0][0] < (checkpoint.latest(run.checkpoints) or 0):
         newest = checkpoint.newest(run.checkpoints, log, lambda trained: meta)

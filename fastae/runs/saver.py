@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
-from fastae.errors import NotFinite
+from fastae.errors import FastaeError, NotFinite, TrainingFault
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.weights import write_weights
@@ -18,8 +18,8 @@ from fastae.runs.weights import write_weights
 class Saver(AbstractContextManager):
     """Copies checkpoints to the host, and writes them one after another in a thread.
 
-    An error in the thread is raised by the next call of `check`, `save` or `wait`: OSError, or NotFinite if
-    the weights or Adam's moments are not finite.
+    An error in the thread is raised by the next call of `check`, `save` or `wait`: OSError, TrainingFault, or
+    NotFinite if the weights or Adam's moments are not finite.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
@@ -65,12 +65,15 @@ class Saver(AbstractContextManager):
         if not copied.training.is_finite:
             raise NotFinite(f"weights or Adam's moments not finite before iteration {copied.iteration:,}")
         # The checkpoint is written first, since the weights can be written again from it.
-        if self._keep or not weights:
-            checkpoint.write(self._folder, copied, keep=1 if weights else max(1, self._keep))
-        if weights:
-            write_weights(weights, copied.training.model, copied.iteration)
-            if not self._keep:
-                checkpoint.keep_newest(self._folder, 0)
+        try:
+            if self._keep or not weights:
+                checkpoint.write(self._folder, copied, keep=1 if weights else max(1, self._keep))
+            if weights:
+                write_weights(weights, copied.training.model, copied.iteration)
+                if not self._keep:
+                    checkpoint.keep_newest(self._folder, 0)
+        except FastaeError as error:  # the folder cannot be listed
+            raise TrainingFault(str(error)) from None
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         self._thread.shutdown()

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -32,13 +31,19 @@ VERSION = "brain.Event:2"
 """The content of each file's first record, which names the format."""
 
 
+EVENTS = "events.out.tfevents"
+"""The beginning of an event file's name. A number follows; in runs of fastae 0.3, it was a time."""
+
+
 class TensorBoardWriter(AbstractContextManager):
     """Appends to a new event file in `folder`. Any thread may call the methods, which raise OSError."""
 
     def __init__(self, folder: Path, start: int = 0) -> None:
         """Makes the event file. `start` is the iteration that the run continues from; 0 for a new run."""
-        self.name = f"events.out.tfevents.{time.time_ns():020d}.{socket.gethostname()}.{os.getpid()}"
-        """The name of the event file."""
+        numbers = [path.name.split(".")[3] for path in folder.glob(f"{EVENTS}.*")]
+        last = max((int(number) for number in numbers if number.isdecimal()), default=0)
+        self.name = f"{EVENTS}.{last + 1:020d}"
+        """The name of the event file. TensorBoard reads the files in the order of their names."""
         self._file = open_own(folder / self.name, "x")
         self._records = RecordWriter(self._file)
         self._lock = threading.Lock()

@@ -19,7 +19,7 @@ from fastae.runs.folder import RunFolder, locked_folder
 from fastae.runs.metrics import read_metrics
 from fastae.runs.weights import finished_at
 from fastae.sweep.plan import SweepConfig
-from fastae.utils.files import refuse_links, write_json
+from fastae.utils.files import mode_at, refuse_links, remove_drafts, write_json
 from fastae.utils.json import read_json
 
 
@@ -43,20 +43,21 @@ class SweepFolder:
 
         Raises FastaeError if images.json is damaged or edited.
         """
-        return Manifest.read(self.manifest_file) if self.manifest_file.exists() else None
+        return Manifest.read(self.manifest_file) if mode_at(self.manifest_file) else None
 
     def begin(self, config: SweepConfig, manifest: Manifest) -> None:
         """Writes sweep.json and images.json, unless the sweep has begun.
 
         Raises FastaeError if they cannot be written. The sweep has then not begun.
         """
-        if self.manifest_file.exists():
+        if mode_at(self.manifest_file):
             return
         try:
             write_json(self.file, config.settings())
             manifest.write(self.manifest_file)
         except OSError as error:
-            self.file.unlink(missing_ok=True)
+            for file in (self.manifest_file, self.file):
+                file.unlink(missing_ok=True)
             reason = error.strerror or error
             raise FastaeError(f"cannot write the sweep folder {str(self.path)!r}: {reason}") from None
 
@@ -65,7 +66,7 @@ class SweepFolder:
 
         Raises OSError if the folder cannot be listed.
         """
-        if self.file.exists():
+        if mode_at(self.file):
             found, wanted = self.read_settings(), config.settings()
             nothing = object()  # a name that is missing differs from one whose value is None
             differing = [
@@ -102,6 +103,7 @@ def open_sweep(config: SweepConfig, path: Path | None) -> Iterator[SweepFolder]:
 
     with locked_folder(path, name="sweep", kind="sweep", begun=NAME, require=require) as folder:
         refuse_links(folder)
+        remove_drafts(folder)
         yield SweepFolder(folder)
 
 

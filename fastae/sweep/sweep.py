@@ -27,8 +27,10 @@ from fastae.training.resume import earlier_choices, reopen
 from fastae.training.runner import open_trainer
 from fastae.training.session import Session, open_session
 from fastae.training.signals import StopSignals
+from fastae.utils.arguments import require_type
 from fastae.utils.console import log
-from fastae.utils.paths import expand_home
+from fastae.utils.files import mode_at
+from fastae.utils.paths import shell_word, user_folder
 
 
 @dataclass(frozen=True)
@@ -69,9 +71,10 @@ def run_sweep(
         RunFailure: a run has failed, or the folder cannot be written.
         Stopped: a signal stopped the sweep.
     """
+    require_type(config, "config", TrainConfig)
     experiment = experiment_with(model, losses)
     planned = SweepConfig(config, names, repeats=repeats, same_init=same_init, experiment=experiment)
-    result = train_sweep(planned, Path(out) if out else None)
+    result = train_sweep(planned, user_folder(out, "out") if out else None)
     if result.failed:
         reasons = "; ".join(f"{name}: {reason}" for name, reason in result.failed.items())
         raise RunFailure(f"{reasons}; the same call, with out={str(result.path)!r}, tries again")
@@ -91,7 +94,6 @@ def train_sweep(config: SweepConfig, path: Path | None = None) -> SweepResult:
         Stopped: a signal stopped the sweep.
     """
     ranks = launched()
-    path = expand_home(path) if path else None
     with open_sweep(config, path) if ranks.is_main else nullcontext() as mine:
         folder = mine or SweepFolder(Path(ranks.broadcast("sweep")))
         try:
@@ -107,7 +109,7 @@ def train_sweep(config: SweepConfig, path: Path | None = None) -> SweepResult:
 
 def resume_hint(folder: SweepFolder) -> str:
     """Returns, in words, what resumes a sweep."""
-    return f"the same command, with --out {folder.path}, resumes it"
+    return f"the same command, with --out {shell_word(folder.path)}, resumes it"
 
 
 def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mapping[str, str]:
@@ -154,7 +156,7 @@ def _open_session(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Ses
     """
     train = config.train
     folders = (folder.run(run.name) for run in config.runs())
-    begun = next((run for run in folders if run.config_file.exists()), None)
+    begun = next((run for run in folders if mode_at(run.config_file)), None)
     before = begun.read_description() if begun else RunDescription(train)
     choices = earlier_choices(before, ["data"] if train.data else [])
     return open_session(
@@ -178,7 +180,8 @@ def _train_one(
         with _begun_or_new(run, settings, session) as newest:
             number = config.runs().index(planned) + 1
             verb = "resumes" if newest else "begins"
-            log(f"\n{planned.name}: run {number} of {len(config.runs())} {verb}, seed {planned.seed}")
+            log("")
+            log(f"{planned.name}: run {number} of {len(config.runs())} {verb}, seed {planned.seed}")
             if newest and settings.ended_by(newest.iteration, newest.progress.seconds):
                 complete(run, newest, settings.keep)
                 return None
@@ -201,7 +204,7 @@ def _begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Iter
     The folder is made if the run has not begun. Raises FastaeError if the run began with other images than
     those of the session.
     """
-    if not run.config_file.exists():
+    if not mode_at(run.config_file):
         with new_run(run.path, config.loss, "the run folder"):
             yield None
         return
@@ -210,7 +213,6 @@ def _begun_or_new(run: RunFolder, config: TrainConfig, session: Session) -> Iter
         manifest = session.folder.manifest
         if newest and run.read_manifest(newest.description).fingerprint != manifest.fingerprint:
             raise FastaeError(
-                "the run began with other images than the sweep's; "
-                f"to resume it alone: fastae train --resume {run.path}"
+                f"the run began with other images than the sweep's; to resume it alone: {run.resume_command}"
             )
         yield newest

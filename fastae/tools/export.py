@@ -25,7 +25,7 @@ from fastae.device.compiling import require_temporary_folder
 from fastae.errors import FastaeError
 from fastae.experiment.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
-from fastae.utils.console import log, printable
+from fastae.utils.console import log
 from fastae.utils.files import atomic_write, made_folder, require_new_folder
 from fastae.utils.paths import expand_home
 
@@ -64,7 +64,7 @@ def export(run: Path, out: Path) -> None:
         raise FastaeError(f"export needs more packages: pip install {' '.join(missing)}")
     require_temporary_folder()
     loaded = load_model(run)
-    log(f"run       {printable(str(run))}: {loaded.config.loss}, iteration {loaded.iteration:,}")
+    log(f"run       {run}: {loaded.config.loss}, iteration {loaded.iteration:,}")
     model = cast(AutoEncoder, loaded.model)  # `load_model` returns another only if it is passed
     encoder, decoder, side = model.encoder, model.decoder, loaded.config.image_size
     images = torch.rand(max(BATCHES), 3, side, side, generator=torch.Generator().manual_seed(0))
@@ -84,10 +84,7 @@ def export(run: Path, out: Path) -> None:
     except OSError as error:
         raise FastaeError(f"cannot write to {str(out)!r}: {error.strerror or error}") from None
     for path, (content, difference) in files.items():
-        log(
-            f"exported  {printable(str(path))}: {len(content) / 1e6:.1f} MB, "
-            f"differs from the model by {difference:.2g}"
-        )
+        log(f"exported  {path}: {len(content) / 1e6:.1f} MB, differs from the model by {difference:.2g}")
 
 
 def _verified(module: nn.Module, inputs: Tensor, input_name: str, output_name: str) -> tuple[bytes, float]:

@@ -22,7 +22,7 @@ from fastae.experiment.losses import squared_error
 from fastae.experiment.metrics import loss_index, psnr
 from fastae.runs.loaded_model import load_model
 from fastae.tools.images import UnusableImage, find_images, load_image
-from fastae.utils.console import log, printable
+from fastae.utils.console import log
 from fastae.utils.files import require_new_folder
 from fastae.utils.paths import expand_home
 from fastae.utils.pictures import pairs, save_png, side_by_side
@@ -63,7 +63,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
     loaded = load_model(run, use_device(choose_device(device)))
     config = loaded.config
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
-    log(f"run       {printable(str(run))}: {config.loss}, iteration {loaded.iteration:,}")
+    log(f"run       {run}: {config.loss}, iteration {loaded.iteration:,}")
     log(f"images    {crop_resize.in_words()}, as in training")
     given = find_images(list(map(expand_home, images)))
     try:
@@ -87,7 +87,7 @@ def _reconstruct(model: nn.Module, paths: Sequence[str], crop_resize: CropResize
                 loaded.append(load_image(path, crop_resize))
                 used.append(path)
             except UnusableImage as reason:
-                log(f"skipped   {printable(path)}: {reason}")
+                log(f"skipped   {path}: {reason}")
         if used:
             originals = torch.stack(loaded)
             with torch.inference_mode():
@@ -103,10 +103,10 @@ def _write_pictures(results: Iterable[Result], out: Path) -> int:
     for result in results:
         if not errors:
             out.mkdir(parents=True, exist_ok=True)
-            log(f"{'loss_index':>12}  {'PSNR':>8}  image -> {printable(str(out))}/")
+            log(f"{'loss_index':>12}  {'PSNR':>8}  image -> {out}/")
         picture = out / picture_name(len(errors), result.path)
         save_png(side_by_side(result.original, result.reconstruction), picture)
-        log(f"{_figures(result.error)}  {printable(result.path)} -> {picture.name}")
+        log(f"{_figures(result.error)}  {result.path} -> {picture.name}")
         errors.append(result.error)
         if len(shown) < SHEET_IMAGES:
             shown.append((result.original, result.reconstruction))
@@ -114,7 +114,7 @@ def _write_pictures(results: Iterable[Result], out: Path) -> int:
         log(f"{_figures(sum(errors) / len(errors))}  mean of {len(errors):,} (PSNR of the mean error)")
         originals, reconstructions = map(torch.stack, zip(*shown, strict=True))
         save_png(pairs(originals, reconstructions), out / "sheet.png")
-        log(f"sheet     {printable(str(out))}/sheet.png: {len(shown):,} originals over their reconstructions")
+        log(f"sheet     {out}/sheet.png: {len(shown):,} originals over their reconstructions")
     return len(errors)
 
 

@@ -21,6 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.utils.console import console
 from fastae.utils.exits import before_exit
+from fastae.utils.ranks import torchrun_rank
 
 PATIENCE = timedelta(days=1)
 """The longest time for which a rank waits for the main rank, which may be decoding a data set."""
@@ -75,7 +76,7 @@ class Ranks:
                     return store.get(key).decode()
                 store.set(key, text)
             except (RuntimeError, ValueError) as error:
-                raise RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}") from None
+                raise _lost(error) from None
         return text
 
     def gather(self, name: str, text: str) -> list[str]:
@@ -112,11 +113,11 @@ def _torchrun_store() -> dist.Store:
 
 
 def launched() -> Ranks:
-    """Reads from torchrun's environment which rank this process is. Only the main one logs from then on."""
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK")
-    if not all(name in os.environ for name in names):
-        return ALONE
-    ranks = Ranks(*(int(os.environ[name]) for name in names))
+    """Reads from torchrun's environment which rank this process is. Only the main one logs from then on.
+
+    Raises SettingError if a variable has a value that torchrun does not set.
+    """
+    ranks = Ranks(*torchrun_rank())
     if not ranks.is_main:
         console.quiet = True
     return ranks
@@ -148,16 +149,23 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         return
     if end_process not in before_exit:
         before_exit.append(end_process)
-    if device.type == "cuda":
-        dist.init_process_group("nccl", device_id=device)
-    else:
-        dist.init_process_group("gloo")
+    try:
+        if device.type == "cuda":
+            dist.init_process_group("nccl", device_id=device)
+        else:
+            dist.init_process_group("gloo")
+    except (RuntimeError, ValueError) as error:
+        raise _lost(error) from None
     try:
         yield
     except Stopped:  # all ranks have agreed on it
         _leave_group()
         raise
     _leave_group()
+
+
+def _lost(error: Exception) -> RunFailure:
+    return RunFailure(f"another rank ended, or cannot be reached: {error!s:.200}")
 
 
 def _leave_group() -> None:

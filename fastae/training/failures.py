@@ -34,7 +34,9 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
         return Stopped(error.caught, f"{error}; {hint}")
     if isinstance(error, NotFinite):
         remedy = "a lower --lr" + (" or --no-amp" if session.hardware.precision.dtype else "")
-        return RunFailure(f"{error}; resuming would repeat it: start a new run with {remedy}")
+        return RunFailure(
+            f"{error}; {run.saved()}, but resuming would repeat it: start a new run with {remedy}"
+        )
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
     if _is_compiler_error(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")

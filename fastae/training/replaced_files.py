@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastae.data.files.faults import FileFault
 from fastae.runs.folder import RunFolder
-from fastae.utils.console import console, log, printable
+from fastae.utils.console import console, log
 
 NAMED = 3
 """The number of replaced files that the log names. Further ones are only counted."""
@@ -26,7 +26,7 @@ class ReplacedFiles:
         quiet, number = console.quiet, len(self.found)
         console.quiet = quiet and not self.runs  # during training, each rank reads, and logs, other files
         if number <= NAMED:
-            log(f"{printable(bad.path)}: {bad.fault.value}; replaced by {printable(substitute)}")
+            log(f"{bad.path}: {bad.fault.value}; replaced by {substitute}")
         elif number.bit_count() == 1:  # at 4, 8, 16, ...
             log(f"{number:,} files that cannot be decoded were replaced (skipped.txt names them)")
         console.quiet = quiet

@@ -26,7 +26,8 @@ from fastae.training.observers.callback import OnLog
 from fastae.training.runner import train_in
 from fastae.training.session import open_session
 from fastae.utils.console import log, quieted
-from fastae.utils.paths import expand_home
+from fastae.utils.files import mode_at
+from fastae.utils.paths import user_folder
 
 
 def resume(
@@ -53,7 +54,7 @@ def resume(
     """
     experiment = experiment_with(model, losses)
     with quieted(quiet):
-        return resume_run(Path(run), settings, experiment, on_log=on_log)
+        return resume_run(user_folder(run, "run"), settings, experiment, on_log=on_log)
 
 
 def resume_run(
@@ -64,8 +65,7 @@ def resume_run(
     on_log: OnLog | None = None,
 ) -> Path:
     """Resumes the run in the folder `path`, with the settings in `given` changed, as `resume` does."""
-    path, experiment = expand_home(path), experiment or Experiment()
-    ranks, run = launched(), RunFolder(path)
+    ranks, run, experiment = launched(), RunFolder(path), experiment or Experiment()
     settings = run.read_config()
     with run.lock() if ranks.is_main else nullcontext():
         newest = reopen(run, settings, experiment, ranks)
@@ -85,7 +85,7 @@ def resume_run(
                     complete(run, newest, config.keep)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")
                 return path
-        manifest = run.read_manifest(before) if newest or run.manifest_file.exists() else None
+        manifest = run.read_manifest(before) if newest or mode_at(run.manifest_file) else None
         session = open_session(
             config, ranks, manifest, experiment=experiment, overrides=earlier_choices(before, given)
         )
@@ -109,16 +109,18 @@ def reopen(
         run.checkpoints, log, lambda trained: experiment.build_meta(trained.image_size, trained.latent)
     )
     if newest:
-        for name in FIXED:
-            expected, found = getattr(newest.description.config, name), getattr(config, name)
-            if found != expected:
+        for name, found in config.as_dict().items():
+            expected = getattr(newest.description.config, name)
+            if found != expected and name in FIXED:
                 raise FastaeError(
                     f"{str(run.config_file)!r} says {flag(name)} {found}, but the checkpoint of iteration "
                     f"{newest.iteration:,} was trained with {expected}: restore config.json"
                 )
+            if found != expected and name != "out":
+                log(f"differs   {flag(name)} was {expected} at iteration {newest.iteration:,}, is {found}")
     elif checkpoint.latest(run.checkpoints) is not None:
         raise FastaeError(f"{str(run.checkpoints)!r} holds no usable checkpoint: restore one")
-    elif config.keep == 0 and run.weights_file.exists():
+    elif config.keep == 0 and mode_at(run.weights_file):
         raise FastaeError(
             f"the run in {str(run.path)!r} is finished, and kept no checkpoint (--keep 0): start a new run"
         )

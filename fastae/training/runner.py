@@ -7,7 +7,7 @@ from a checkpoint ends like one that was never stopped.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from fastae.config import TrainConfig
@@ -30,8 +30,10 @@ from fastae.training.observers.usage import Usage
 from fastae.training.session import Session, open_session
 from fastae.training.signals import StopSignals
 from fastae.training.trainer import Trainer, is_log_step
+from fastae.utils.arguments import require_type
 from fastae.utils.console import log, quieted, size
 from fastae.utils.environment import command
+from fastae.utils.paths import shell_word
 
 
 def train(
@@ -58,6 +60,7 @@ def train(
         RunFailure: the run cannot continue.
         Stopped: a signal has stopped the run.
     """
+    require_type(config, "config", TrainConfig)
     ranks, experiment = launched(), experiment_with(model, losses)
     out = Path(config.out) if config.out else None
     with quieted(quiet), new_run(out, config.loss) if ranks.is_main else nullcontext() as mine:
@@ -75,7 +78,8 @@ def train_in(
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
         _train_joined(session, run, newest, stops=stops, on_log=on_log)
     if session.ranks.is_main:
-        log_folder(run)
+        with suppress(OSError):  # the run is complete, even if its folder cannot be listed
+            log_folder(run)
 
 
 def _train_joined(
@@ -228,4 +232,4 @@ def log_folder(run: RunFolder) -> None:
         )
     if picture := max(run.samples.glob("*.png"), default=None):
         log(f"picture   {picture}", "bold")
-    log(f"curves    {command('tensorboard')} --logdir {run.path.parent}", "bold")
+    log(f"curves    {command('tensorboard')} --logdir {shell_word(run.path.parent)}", "bold")

@@ -203,7 +203,7 @@ def open_session(
     log_images(folder, is_resumed=manifest is not None)
     files = ImageFiles(folder.train, replaced.add)
     loader = open_batches(files, config, ranks, hardware, crop_resize, cache)
-    if not config.amp and choose_precision(hardware.device, amp=True).dtype:
+    if not (config.amp or manifest) and choose_precision(hardware.device, amp=True).dtype:
         log("hint      bf16 or fp16 is faster than float32 on this device: pass --amp")
     model = build_model(experiment, config)
     require_finite(model)

@@ -213,9 +213,11 @@ class Trainer:
                 observer.window(timed)
 
     def _remaining(self, window: Window) -> float:
-        """Returns the seconds until the run ends, at the speed of a window."""
+        """Returns the seconds until the run ends, at the speed of a window; infinity if that is not known."""
         left = self._config.iterations - window.iteration
         seconds = left * self._config.batch_size / window.images_per_second
+        if window.iteration == self._start + 1:
+            seconds = math.inf  # the first step compiles and fills caches, so its speed says nothing
         if self._config.minutes:
             return max(0.0, min(seconds, 60 * self._config.minutes - self._clock.elapsed()))
         return seconds

@@ -51,8 +51,11 @@ console = HarmlessConsole(file=cast(TextIO, _Output()))
 
 
 def log(text: str, style: str | None = None) -> None:
-    """Prints one line, above the progress bar if one is shown. `style` is a rich style, for terminals."""
-    console.print(text, style=style)
+    """Prints one line, above the progress bar if one is shown. `style` is a rich style, for terminals.
+
+    Line breaks in the text are escaped like all control characters, since a file's name may contain them.
+    """
+    console.print(printable(text), style=style)
 
 
 @contextmanager

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastae.utils.paths import shell_word
+
 DALI_BUILDS = {13: "nvidia-dali-cuda130", 12: "nvidia-dali-cuda120"}
 """Major version of CUDA -> DALI's package for it. Exactly one may be installed: both provide nvidia.dali."""
 
@@ -52,7 +54,7 @@ __version__ = version("fastae") or "0+unknown"
 def command(name: str) -> str:
     """Returns how a shell calls a program of this environment: by name if it is on the PATH, else by path."""
     own = Path(sys.executable).with_name(name)
-    return name if shutil.which(name) or not own.exists() else os.path.relpath(own)
+    return name if shutil.which(name) or not own.exists() else shell_word(os.path.relpath(own))
 
 
 def commit() -> str | None:

@@ -58,8 +58,9 @@ def draft(path: Path) -> Iterator[Path]:
     try:
         yield partial
         partial.replace(path)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise
 
 
 def draft_of(path: Path) -> Path:
@@ -81,16 +82,29 @@ def open_own(path: Path, mode: Literal["x", "w", "a"]) -> BinaryIO:
 
 def _require_regular(path: Path) -> None:
     """Raises OSError if something other than a regular file is at `path`."""
-    with suppress(FileNotFoundError):
-        mode = path.lstat().st_mode
-        if not stat.S_ISREG(mode):
-            raise OSError(errno.EINVAL, "it is a link" if stat.S_ISLNK(mode) else "it is not a file")
+    mode = mode_at(path)
+    if mode and not stat.S_ISREG(mode):
+        raise OSError(errno.EINVAL, "it is a link" if stat.S_ISLNK(mode) else "it is not a file")
 
 
-def remove_drafts(folder: Path) -> None:
-    """Removes the drafts in `folder` that a killed process left. The folder need not exist."""
+def mode_at(path: Path) -> int:
+    """Returns the mode of what is at `path`, without following a link; 0 if nothing is there.
+
+    Raises OSError if that cannot be found out. `Path.exists` returns False then, from Python 3.14 on.
+    """
+    try:
+        return path.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+
+
+def remove_drafts(folder: Path, name: str = "") -> None:
+    """Removes the drafts in `folder` that a killed process left: of files whose names end with `name`.
+
+    The folder need not exist.
+    """
     for path in listed(folder):
-        if path.name.startswith(DRAFT) and not stat.S_ISDIR(path.lstat().st_mode):
+        if path.name.startswith(DRAFT) and path.name.endswith(name) and not stat.S_ISDIR(mode_at(path)):
             path.unlink(missing_ok=True)
 
 

@@ -29,6 +29,9 @@ NO_THREAD = ("can't start new thread", os.strerror(errno.EAGAIN))
 Both are plain RuntimeErrors (in C++, std::system_error passed on by DALI and PyTorch) without an errno.
 """
 
+NO_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
+"""Parts of PyTorch's and oneDNN's messages if the host's memory is used up. These errors have no type."""
+
 NO_FILE = (errno.EMFILE, errno.ENFILE)
 """The numbers of the errors if the process, or the machine, can open no more files."""
 
@@ -99,16 +102,16 @@ def thread_limit(error: Exception) -> str | None:
     return "no more threads can be started: raise the limit of processes (ulimit -u, or the container's pids)"
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Returns whether an error means that the host's memory is used up."""
+    return isinstance(error, MemoryError) or any(text in str(error) for text in NO_MEMORY)
+
+
 def require_files(error: OSError) -> None:
     """Raises FastaeError if the error means that the process, or the machine, can open no more files."""
     if error.errno in NO_FILE:
         reason = os.strerror(error.errno)
         raise FastaeError(f"cannot open {error.filename!r}: {reason}; raise the limit (ulimit -n)") from None
-
-
-def local_ranks() -> int:
-    """Returns the number of processes that torchrun started on this machine, this one included."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
 def keep_freed_memory() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +22,9 @@ NAME_BYTES = 255
 
 PATH_BYTES = 4095
 """Linux's PATH_MAX, without the zero at the end."""
+
+PATH_FOLDERS = 500
+"""The most folders of a path: Python makes folders by recursion, which has a limit of 1,000 calls."""
 
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
@@ -53,7 +57,8 @@ def user_path(text: str, name: str) -> str:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:  # a surrogate that stands for no byte
         encoded = b"\0"
-    is_too_long = len(encoded) > PATH_BYTES or max(map(len, encoded.split(b"/"))) > NAME_BYTES
+    names = encoded.split(b"/")
+    is_too_long = len(encoded) > PATH_BYTES or max(map(len, names)) > NAME_BYTES or len(names) > PATH_FOLDERS
     if b"\0" in encoded or is_too_long:
         raise SettingError(
             name, f"{text!r:.60} is not a valid path: it is too long, or contains NUL or invalid Unicode"
@@ -61,7 +66,23 @@ def user_path(text: str, name: str) -> str:
     return path
 
 
-def texts(paths: Iterable[str | os.PathLike[str]], name: str) -> list[str]:
+def shell_word(text: str | Path) -> str:
+    """Returns a text, such as a path, as one word of a command that a user can paste into bash."""
+    if str(text).isprintable():
+        return shlex.quote(str(text))
+    plain = b"".join(
+        bytes([byte]) if 32 <= byte < 127 and byte not in b"'\\" else b"\\x%02x" % byte
+        for byte in os.fsencode(text)
+    )
+    return f"$'{plain.decode()}'"
+
+
+def user_folder(path: object, name: str) -> Path:
+    """Returns a path that a user passed as the argument `name`. Raises SettingError as `texts` does."""
+    return Path(*texts([path], name))
+
+
+def texts(paths: Iterable[object], name: str) -> list[str]:
     """Returns paths as strings, with `~` expanded.
 
     Raises SettingError, naming the argument `name`, for values that are not valid paths.

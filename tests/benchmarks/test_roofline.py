@@ -5,6 +5,7 @@ import pytest
 from benchmarks import roofline
 
 
+@pytest.mark.usefixtures("article_model")
 def test_the_bytes_are_those_of_the_lowering():
     """3,416.3 MB by `make gpu-lower`."""
     between = [cost for cost in roofline.count(64) if "->" not in cost.name]

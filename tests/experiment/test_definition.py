@@ -7,6 +7,8 @@ from fastae.experiment.definition import Experiment, step_cost
 from fastae.experiment.losses import LOSSES
 from fastae.utils.console import rate_text
 
+pytestmark = pytest.mark.usefixtures("article_model")
+
 
 def training_flops(image_size=128, latent=512):
     shape = (2, 3, image_size, image_size)

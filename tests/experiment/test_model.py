@@ -13,6 +13,8 @@ from fastae.experiment.model import AutoEncoder
 
 WITH_WEIGHTS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
+pytestmark = pytest.mark.usefixtures("article_model")
+
 
 @pytest.fixture(scope="module")
 def model():

@@ -23,6 +23,11 @@ def _gpu():
         pytest.skip("no CUDA device")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _articles(article_model):
+    pass
+
+
 @pytest.fixture(scope="session")
 def cuda():
     return torch.device("cuda", 0)

@@ -15,7 +15,6 @@ from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.runs.tensors import write_tensors
 from fastae.runs.weights import remove_superfluous
-from fastae.utils.files import DRAFT
 
 from ..commands import here, last_checkpoint, same_state
 
@@ -46,15 +45,6 @@ def test_a_file_of_weights_is_not_a_checkpoint_although_no_model_is_given(tmp_pa
     write_tensors(tmp_path / "0000009.safetensors", MODEL.state_dict(), {"state": json.dumps(state)})
     lines = []
     assert checkpoint.newest(tmp_path, lines.append) is None and len(lines) == 1
-
-
-def test_a_run_that_was_killed_while_it_wrote_its_first_checkpoint_begins_again(run):
-    (run / "model.safetensors").unlink()
-    (run / "metrics.csv").unlink()
-    (saved,) = (run / "checkpoints").iterdir()
-    saved.rename(saved.with_name(f"{DRAFT}0-{saved.name}"))
-    here("train", "--resume", run)
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [saved.name]
 
 
 def flip_last_bit(path):

@@ -5,11 +5,10 @@ import pytest
 from fastae.errors import FastaeError
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training import runner
-from fastae.training.resume import resume_run
 from fastae.training.runner import train
 
 from ..commands import SMALL, here, last_iteration
-from ..helpers import largest_file, small_config
+from ..helpers import small_config
 
 
 def test_a_second_run_is_refused_while_the_first_still_opens_its_data(face_folder, tmp_path, monkeypatch):
@@ -36,29 +35,9 @@ def test_runs_without_a_name_that_begin_in_the_same_second_have_folders_of_their
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_after_a_full_disk_at_the_start_the_same_command_can_be_repeated(small_run, tmp_path, there):
-    """The folder of --out may exist and be empty, or be made, with its parent."""
-    out = tmp_path / "runs" / "one"
-    if there:
-        out.mkdir(parents=True)
-    made = RunFolder(small_run)
-    for size in (1, 100):  # for config.json, then for images.json
-        refused = pytest.raises(FastaeError, match="cannot write the run folder")
-        with refused, new_run(out, "a") as run, largest_file(size):
-            run.begin(made.read_description(), made.read_manifest(), [])
-        assert not list(out.iterdir()) if there else not out.parent.exists()
-
-
-def test_leftovers_of_a_killed_process_do_not_stop_the_same_command(face_folder, tmp_path):
-    out = tmp_path / "run"
-    for folder in ("checkpoints", "samples"):
-        (out / folder).mkdir(parents=True)
-    for name in (".lock", ".partial-0-config.json", "checkpoints/.partial-0-0000001.safetensors"):
-        (out / name).write_text("left")
-    train(small_config(face_folder, out))
-    assert last_iteration(resume_run(out, {"iterations": 3})) == 3
-    assert not list(out.glob(".partial-*"))
+def test_a_run_that_has_not_begun_is_not_to_be_resumed(tmp_path):
+    """A rank may be killed while it starts. The main one then removes the folder."""
+    assert RunFolder(tmp_path / "run").resume_hint() == "nothing was begun: give the same command again"
 
 
 @pytest.mark.parametrize("name", ["config.json", "notes.txt", "checkpoints/0000001.safetensors"])

@@ -62,14 +62,6 @@ def test_a_file_of_an_older_version_without_ssim_is_read(path):
     assert (values["psnr"], values["grad_norm"]) == ([9.5], [3.0]) and np.isnan(values["ssim"]).all()
 
 
-def test_opening_on_a_full_disk_leaves_the_file_as_it_was(path):
-    write(path, *range(100))
-    before = path.read_bytes()
-    with largest_file(1000), pytest.raises(OSError, match="too large"):
-        MetricsWriter(path, start=90)
-    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
-
-
 def test_a_full_disk_is_an_os_error_and_leaves_whole_rows(path):
     write(path, 1, 2, 3)
     full = largest_file(path.stat().st_size + 10)

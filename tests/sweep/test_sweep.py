@@ -34,7 +34,7 @@ from ..commands import (
     last_training,
     same_state,
 )
-from ..helpers import copied, largest_file, small_config, small_model
+from ..helpers import copied, small_config, small_model
 
 LENGTH = 3
 TWO = ("minibatch_bce", "minibatch_mse")
@@ -113,29 +113,6 @@ def test_a_run_of_a_sweep_ends_in_the_same_bits_as_the_run_that_train_makes(swep
     assert same_state(last_training(swept[0] / "pixel_mse"), last_training(alone))
 
 
-def test_a_signal_stops_the_sweep_and_the_same_command_resumes_it(swept, face_folder, tmp_path, monkeypatch):
-    config = SweepConfig(settings(face_folder, checkpoint_every=1), TWO, same_init=False)
-    advance = Trainer.advance
-
-    def signalled(trainer):
-        if trainer._config.loss == TWO[1] and trainer.iteration == 0:
-            signal.raise_signal(signal.SIGTERM)
-        return advance(trainer)
-
-    monkeypatch.setattr(Trainer, "advance", signalled)
-    with pytest.raises(Stopped) as stopped:
-        train_sweep(config, tmp_path)
-    assert stopped.value.exit_code == 143
-    assert finished(tmp_path) == {TWO[0]} and status(tmp_path, TWO[1]).has_begun
-    monkeypatch.undo()
-    weights = tmp_path / TWO[0] / "model.safetensors"
-    before = weights.stat().st_mtime_ns
-    train_sweep(config, tmp_path)
-    assert weights.stat().st_mtime_ns == before and finished(tmp_path) == set(TWO)
-    for loss in TWO:
-        assert same_state(last_training(tmp_path / loss), last_training(swept[0] / loss))
-
-
 def test_ranks_share_the_runs_and_train_on_the_images_of_the_first_rank(face_folder, tmp_path, monkeypatch):
     """The second rank trains when the first one has only to wait for it."""
     data, store, losses = tmp_path / "data", dist.HashStore(), (*TWO, "pixel_bce")
@@ -179,17 +156,6 @@ def test_a_failed_run_is_reported_and_the_others_are_trained(face_folder, tmp_pa
     monkeypatch.undo()
     assert run_sweep(config, names, out=tmp_path) == tmp_path
     assert finished(tmp_path) == set(names)
-
-
-def test_a_full_disk_at_the_start_of_a_sweep_is_reported_in_one_line(face_folder, tmp_path):
-    config = SweepConfig(settings(face_folder, iterations=1), ("pixel_mse",))
-    folder = tmp_path / "new" / "sweep"
-    with (
-        largest_file(100),
-        pytest.raises(FastaeError, match=r"cannot write the sweep folder .*too large") as refusal,
-    ):
-        train_sweep(config, folder)
-    assert refusal.value.exit_code == 2 and not folder.parent.exists()
 
 
 def test_same_init_and_repeats_choose_the_seeds(face_folder):

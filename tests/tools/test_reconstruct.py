@@ -23,7 +23,6 @@ from fastae.utils.pictures import pairs, to_bytes
 
 from ..commands import here, refuses
 from ..data import bad_files
-from ..helpers import largest_file
 
 SMALL = CropResize(size=32)
 
@@ -222,9 +221,3 @@ def test_a_wrong_run_image_folder_or_device_is_refused_and_nothing_is_made(small
         assert word in refuses("reconstruct", run, given, "--out", out, *options)
         assert not new.exists()
     assert (used / "precious").read_text() == "kept"
-
-
-def test_a_full_disk_leaves_nothing_half_written(small_run, face_paths, tmp_path):
-    with largest_file(100):
-        assert "File too large" in refuses("reconstruct", small_run, face_paths[0], "--out", tmp_path)
-    assert not list(tmp_path.iterdir())

@@ -22,11 +22,11 @@ from fastae.training.runner import train
 from fastae.training.session import open_session
 from fastae.utils.console import console
 
-from ..commands import SMALL, curve, last_iteration, started, wait_for
+from ..commands import NARROW, SMALL, curve, last_iteration, started, wait_for
 from ..helpers import small_config
 
 TORCHRUN = (
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "fastae",
+    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", NARROW[-1],
 )  # fmt: skip
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
 

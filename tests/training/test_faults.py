@@ -2,26 +2,25 @@
 
 import multiprocessing
 import os
-import random
 import shutil
+import signal
 import tempfile
 import time
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from fastae.data.files.inspect import inspect
 from fastae.data.loaders.pipeline import Pipeline
-from fastae.errors import FastaeError, RunFailure
-from fastae.runs.folder import RunFolder
-from fastae.runs.weights import finished_at
+from fastae.errors import FastaeError, RunFailure, Stopped
+from fastae.experiment import model
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
 from fastae.training.step.step import TrainingStep
 
+from .. import narrow
 from ..commands import curve, last_iteration, last_training, same_state
-from ..helpers import at_iteration, copied, largest_file, no_more_files, small_config
+from ..helpers import at_iteration, largest_file, no_more_files, small_config
 
 OPENED = 1
 """Batches that DALI decodes before training: the held-out images."""
@@ -34,35 +33,17 @@ def settings(face_folder, out, **others):
     return small_config(face_folder, out, **{"iterations": 8, "log_every": 2, "checkpoint_every": 4} | others)
 
 
-@pytest.fixture(scope="module")
-def whole(face_folder, tmp_path_factory):
-    """A run of eight iterations."""
-    return train(settings(face_folder, tmp_path_factory.mktemp("faults") / "run"))
-
-
 def files(run):
     """Returns name -> content of a run's checkpoints."""
     return {path.name: path.read_bytes() for path in (run / "checkpoints").glob("0*")}
 
 
-def test_a_full_disk_while_saving_costs_no_checkpoint_and_is_reported_at_once(whole, tmp_path):
-    run = tmp_path / "run"
-    copied(whole, run)
-    before = files(run)
-    with largest_file(50_000_000), pytest.raises(RunFailure) as failure:
-        resume_run(run, {"iterations": 100_000, "checkpoint_every": 20})
-    line = str(failure.value)
-    assert FULL in line and str(run) in line and failure.value.exit_code == 1
-    assert "iteration 8 is saved" in line and line.endswith(f"fastae train --resume {run}")
-    assert files(run) == before and not list(run.glob("**/.partial-*"))
-    assert max(step for step, _ in curve(run)) < 40  # long before the next save
-    resume_run(run, {"iterations": 12})
-    assert last_iteration(run) == 12
-    assert [step for step, _ in curve(run)] == [1, *range(2, 13, 2)]
-
-
 @pytest.mark.parametrize("latent", [2**20, 2**33])
-def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(face_folder, tmp_path, latent):
+def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(
+    face_folder, tmp_path, monkeypatch, latent
+):
+    for name, channels in narrow.ARTICLES.items():
+        monkeypatch.setattr(model, name, channels)
     with pytest.raises(FastaeError, match=str(latent) if latent > 2**20 else "GB, but cpu has") as no:
         train(settings(face_folder, tmp_path / "run", device="cpu", latent=latent))
     assert no.value.exit_code == 2 and not (tmp_path / "run").exists()
@@ -128,6 +109,7 @@ def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypa
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "out of memory .* --batch-size 2 or --loader dali"),
         (MemoryError(), "out of memory"),
+        (RuntimeError("could not create a primitive"), "out of memory"),
         (RuntimeError("can't start new thread"), "ulimit -u.*nothing was saved yet; resume with"),
         (OSError(5, "I/O error", "/elsewhere"), "cannot use '/elsewhere': I/O error; nothing was saved yet"),
     ],
@@ -161,13 +143,20 @@ def test_an_error_of_dali_ends_the_run_in_one_line(face_folder, tmp_path, monkey
     assert last_iteration(tmp_path / "run") == 4
 
 
-def test_a_clock_that_jumps_changes_nothing(face_folder, tmp_path, monkeypatch, whole):
-    jumps, clock = random.Random(0), time.time
-    monkeypatch.setattr(time, "time", lambda: clock() + jumps.uniform(-1e6, 1e6))
-    run = train(settings(face_folder, tmp_path / "run", iterations=5))
-    resume_run(run, {"iterations": 8})
-    assert same_state(last_training(run)["model"], last_training(whole)["model"])
-    assert curve(run)[-1] == curve(whole)[-1]
+def test_a_clock_that_is_set_back_between_two_sessions_changes_nothing(face_folder, tmp_path, monkeypatch):
+    """Another host's clock may be behind. TensorBoard reads the files in the order of their names."""
+    clock, run = time.time, tmp_path / "run"
+    at_iteration(monkeypatch, 7, lambda: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Stopped):
+        train(settings(face_folder, run, iterations=9, log_every=1))
+    (run / "checkpoints" / "0000007.safetensors").unlink()  # as if it had been killed after the one before
+    monkeypatch.undo()
+    monkeypatch.setattr(time, "time", lambda: clock() - 1e6)
+    monkeypatch.setattr(time, "time_ns", lambda: int(1e9 * time.time()))
+    resume_run(run, {})
+    assert [step for step, _ in curve(run)] == list(range(1, 10))
+    whole = train(settings(face_folder, tmp_path / "whole", iterations=9, log_every=1))
+    assert curve(run) == curve(whole) and same_state(*map(last_training, (run, whole)))
 
 
 def _train_in_child(config, outcome):
@@ -178,7 +167,8 @@ def _train_in_child(config, outcome):
         outcome.put(str(error))
 
 
-def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_path, whole):
+def test_a_fork_of_a_process_that_trained_is_refused_not_hung(face_folder, tmp_path):
+    train(settings(face_folder, tmp_path / "trained", iterations=1))
     context = multiprocessing.get_context("fork")
     outcome = context.Queue()
     child = context.Process(target=_train_in_child, args=(settings(face_folder, tmp_path / "a"), outcome))
@@ -230,25 +220,15 @@ def test_files_that_cannot_be_opened_are_not_called_gone(face_folder, tmp_path, 
 
 def test_the_pictures_folder_is_made_again(face_folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
-    at_iteration(monkeypatch, 3, lambda: shutil.rmtree(run / "samples"))
+
+    def remove():
+        while not (run / "samples" / "0000000.png").exists():  # a thread draws it
+            time.sleep(0.01)
+        shutil.rmtree(run / "samples")
+
+    at_iteration(monkeypatch, 3, remove)
     train(settings(face_folder, run))
     assert [path.name for path in (run / "samples").iterdir()] == ["0000008.png"]
     shutil.rmtree(run / "samples")
     resume_run(run, {"iterations": 9})
     assert [path.name for path in (run / "samples").iterdir()] == ["0000009.png"]
-
-
-def test_a_final_checkpoint_outlives_weights_that_cannot_be_written(face_folder, tmp_path):
-    run = tmp_path / "run"
-
-    def block():
-        (run / "model.safetensors").mkdir()
-
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        at_iteration(monkeypatch, 7, block)
-        with pytest.raises(RunFailure, match="iteration 8 is saved"):
-            train(settings(face_folder, run))
-    (run / "model.safetensors").rmdir()
-    resume_run(run, {})
-    assert finished_at(RunFolder(run)) == 8
-    assert same_state(load_file(run / "model.safetensors"), last_training(run)["model"])

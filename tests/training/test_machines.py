@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from ..commands import SMALL, started
+from ..commands import NARROW, SMALL, started
 
 RUN = [*SMALL, "--gpu-sample-hz", 0, "--iterations", 3]
 
@@ -22,7 +22,7 @@ def agent(endpoint, *arguments):
     torchrun = (
         sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1",
         "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=fastae", "--local-addr=127.0.0.1",
-        "-m", "fastae",
+        NARROW[-1],
     )  # fmt: skip
     return started(*arguments, command=torchrun)
 

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -18,7 +20,7 @@ from fastae.training.runner import train
 from fastae.training.signals import StopSignals
 from fastae.training.step.step import TrainingStep
 
-from ..commands import SMALL, curve, last_iteration, started, wait_for
+from ..commands import NARROW, SMALL, curve, last_iteration, started, wait_for
 from ..helpers import at_iteration, small_config
 
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
@@ -47,7 +49,9 @@ def saved(run, iteration, process):
 
 def test_a_closed_terminal_does_not_end_a_run_but_a_signal_does(face_folder, tmp_path):
     run = tmp_path / "run"
-    with started("train", "--data", face_folder, "--out", run, *RUN, "--checkpoint-every", 5) as process:
+    with started(
+        "train", "--data", face_folder, "--out", run, *RUN, "--checkpoint-every", 5, command=NARROW
+    ) as process:
         wait_for(process, "2/100,000")
         process.stdout.close()  # every later line is a broken pipe
         saved(run, 10, process)
@@ -71,6 +75,31 @@ def test_a_signal_that_comes_at_the_last_iteration_finds_the_run_finished(face_f
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+AT_IMPORT = """
+class Interrupt:
+    def find_spec(name, *rest):
+        if name == "fastae.cli.main":
+            signal.raise_signal(signal.SIGINT)
+sys.meta_path.insert(0, Interrupt)
+"""
+TWICE = """
+from fastae.cli import main
+def command(**options):
+    try:
+        signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.raise_signal(signal.SIGINT)
+main.cli.main = command
+"""
+
+
+@pytest.mark.parametrize("code", [AT_IMPORT, TWICE], ids=["while fastae is imported", "twice"])
+def test_ctrl_c_prints_no_traceback(code):
+    program = f"import signal, sys\n{code}\nfrom fastae.__main__ import main\nmain()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (-signal.SIGINT, "")
+
+
 COMPILER = """#!/bin/sh
 rm "$0.armed" 2>/dev/null && touch "$0.busy" && exec sleep 600
 exec g++ "$@"
@@ -85,7 +114,7 @@ def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(fac
     compiler.chmod(0o700)
     environment = {"CXX": str(compiler), "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "kernels")}
     options = ["--data", face_folder, "--out", out, *RUN, "--compile", "--loader", "dali"]
-    with started("train", *options, group=True, **environment) as process:
+    with started("train", *options, command=NARROW, group=True, **environment) as process:
         wait_for(process, "run       ")
         compiler.with_name("compiler.armed").touch()
         while not compiler.with_name("compiler.busy").exists():

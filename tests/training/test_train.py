@@ -28,7 +28,7 @@ LOGGED, EVALUATED = [1, 2, 5, 10, 20, 30], [0, 15, 30]
 
 
 @pytest.fixture(scope="module")
-def finished(face_folder, tmp_path_factory):
+def finished(article_model, face_folder, tmp_path_factory):
     """The folder of a run of 30 iterations, and the lines that it printed."""
     out = tmp_path_factory.mktemp("run") / "out"
     with redirect_stdout(StringIO()) as output:

@@ -12,7 +12,7 @@ import pytest
 
 from fastae.data.files.folder import open_folder
 from fastae.utils import cache as caches
-from fastae.utils.cache import check_records, ensure_entry, entries, remove
+from fastae.utils.cache import check_records, ensure_entry, entries
 
 from ..commands import here, refuses, started, wait_for
 
@@ -131,27 +131,6 @@ def test_drafts_of_killed_builds_are_removed_but_not_those_of_running_builds(tmp
     make(two, 5)  # its build was killed, so it is built again
     assert (two / "pixels.npy").read_bytes() == bytes(5)
     assert here("cache", "clear", "--cache-dir", tmp_path, "--yes") == 0 and names(tmp_path) == []
-
-
-def test_an_interrupted_clear_leaves_no_half_of_an_entry(tmp_path, monkeypatch):
-    folder = make(tmp_path / "faces-v2-2000")
-    (folder / "means.npy").write_bytes(b"")
-    unlink = Path.unlink
-    removed = []
-
-    def interrupt(path, missing_ok=False):
-        if removed and path.suffix == ".npy":
-            raise KeyboardInterrupt
-        removed.append(path)
-        unlink(path, missing_ok)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Path, "unlink", interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            remove(*entries(tmp_path))
-    assert removed and not folder.exists()
-    (left,) = entries(tmp_path)
-    assert left.is_draft and remove(left) and names(tmp_path) == []
 
 
 @pytest.mark.parametrize("error", [OSError("full"), KeyboardInterrupt()])

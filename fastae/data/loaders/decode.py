@@ -31,7 +31,8 @@ from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.compiling import can_compile
 from fastae.errors import FastaeError
 from fastae.utils.environment import dali_builds
-from fastae.utils.limits import local_ranks, usable_cores
+from fastae.utils.limits import usable_cores
+from fastae.utils.ranks import local_ranks
 
 BATCH = 64
 """The number of images that are decoded at once."""

@@ -27,13 +27,14 @@ PROJECTED_AFTER, LONG_RUN = 10, 15 * 60
 
 def line_of(window: Window, wide: bool = True) -> str:
     """Returns the line that shows a log step."""
-    rate, ending = f"{window.images_per_second:,.1f} images/s", f"ETA {duration(window.remaining)}"
+    rate = f"{window.images_per_second:,.1f} images/s"
+    ending = f"  ETA {duration(window.remaining)}" if math.isfinite(window.remaining) else ""
     if wide:
         return (
             f"loss {window.loss:.4f}  loss_index {window.loss_index:>9,.0f}  {rate}  "
-            f"data wait {window.data_wait_share:.1%}  {ending}"
+            f"data wait {window.data_wait_share:.1%}{ending}"
         )
-    return f"loss_index {window.loss_index:,.0f}  {rate}  {ending}"
+    return f"loss_index {window.loss_index:,.0f}  {rate}{ending}"
 
 
 class Display(Observer):
@@ -121,7 +122,8 @@ class Result(Observer):
 
     def finish(self, is_complete: bool) -> None:
         if is_complete:
-            log(f"\nheld-out loss_index {self._errors()}", "bold")
+            log("")
+            log(f"held-out loss_index {self._errors()}", "bold")
             log(self._speed())
             log(self._memory())
 
