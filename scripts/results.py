@@ -21,6 +21,7 @@ from fastae.errors import FastaeError
 from fastae.report.analysis import analyse
 from fastae.report.compare import compare, group_seeds
 from fastae.report.figures import draw_charts
+from fastae.report.forest import draw_forest
 from fastae.report.runs import QUALITY, find_runs
 from fastae.report.tables import Cell, Row, Table, conclusions, difference_table, hours, table
 from fastae.runs.folder import RunFolder
@@ -73,7 +74,7 @@ def results(folder: Path) -> Iterator[str]:
     analysis = analyse(comparison)
     for warning in (*warnings, *comparison.warnings):
         log(f"warning   {warning}")
-    for chart in draw_charts(groups):
+    for chart in (*draw_charts(groups), *draw_forest(analysis)):
         if chart.name != "train":
             image = IMAGES / f"results-{folder.name}-{chart.name}.svg"
             image.write_bytes(chart.svg)

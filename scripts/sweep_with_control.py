@@ -28,26 +28,30 @@ def control(reconstruction: Tensor, images: Tensor) -> Tensor:
     return squared_error(reconstruction, images) / EPS_FACTOR
 
 
+def settings(data: Path) -> TrainConfig:
+    """Returns what all runs on the images in `data` have in common."""
+    return TrainConfig(
+        data=str(data),
+        image_size=64,
+        batch_size=32,
+        amp=True,
+        compile=True,
+        iterations=2_000,
+        log_every=10,
+        eval_every=100,
+        eval_images=2_000,
+        keep=1,
+    )
+
+
 @click.command()
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 def main(data: Path, out: Path) -> None:
     """Train the six losses and the control on the images in DATA, in the sweep's folder OUT."""
     try:
-        config = TrainConfig(
-            data=str(data),
-            image_size=64,
-            batch_size=32,
-            amp=True,
-            compile=True,
-            iterations=2_000,
-            log_every=10,
-            eval_every=100,
-            eval_images=2_000,
-            keep=1,
-        )
         names = [*LOSSES, "pixel_control"]
-        run_sweep(config, names, losses={"control": control}, repeats=SEEDS, out=out)
+        run_sweep(settings(data), names, losses={"control": control}, repeats=SEEDS, out=out)
     except FastaeError as error:
         raise click.UsageError(str(error)) from None
 

@@ -55,7 +55,7 @@ def test_a_page_is_made_from_the_numbers_of_a_sweep_and_made_again_from_their_co
     figures = re.findall(r"\]\((images/results-small-[\w-]+\.svg)\)", page)
     assert (
         "old" not in page
-        and len(figures) == 2
+        and len(figures) == 4
         and all((PAGE.parent / figure).is_file() for figure in figures)
     )
     assert results(copied).exit_code == 0 and PAGE.read_text() == page

@@ -115,10 +115,19 @@ class Effect:
         return self.error * float(stats.t.ppf(1 - LEVEL / 2, self.freedom))
 
     @property
+    def one_sided_half(self) -> float:
+        """Half of the length of the interval, with a confidence of 1 - 2 LEVEL, that decides `is_same`."""
+        return self.error * float(stats.t.ppf(1 - LEVEL, self.freedom))
+
+    @property
     def is_same(self) -> bool:
         """Whether two one-sided tests reject a difference of `margin` or more."""
-        reach = abs(self.value) + self.error * float(stats.t.ppf(1 - LEVEL, self.freedom))
-        return self.margin is not None and reach < self.margin
+        return self.margin is not None and abs(self.value) + self.one_sided_half < self.margin
+
+    @property
+    def verdict(self) -> str:
+        """What is known about the sides: "different", "same" or "open"."""
+        return "different" if self.is_different else "same" if self.is_same else "open"
 
     def detectable(self, tests: int) -> float:
         """Returns the difference that is found with a probability of POWER, if so many are tested."""

@@ -188,7 +188,7 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
         axes.yaxis.set_major_formatter(short)
         if len(curves) > 1:
             figure.legend(loc="outside lower center", ncols=columns, frameon=False, handlelength=2.6)
-        return _svg(figure)
+        return svg(figure)
 
 
 def smoothing_weight(points: int) -> float:
@@ -284,7 +284,7 @@ def _scale_log(axes: Any, ticker: Any) -> None:
     axes.tick_params(which="minor", length=0)
 
 
-def _svg(figure: Any) -> bytes:
+def svg(figure: Any) -> bytes:
     """Returns the figure as SVG, without the XML prologue, which contains web addresses."""
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))

@@ -25,6 +25,7 @@ from fastae.report.analysis import analyse
 from fastae.report.commands import commands
 from fastae.report.compare import Comparison, Group, compare, group_seeds
 from fastae.report.figures import draw_charts, short
+from fastae.report.forest import draw_forest
 from fastae.report.gallery import make_gallery
 from fastae.report.runs import Run, find_runs
 from fastae.report.tables import answer, conclusions, difference_table, hours, settings, table
@@ -70,7 +71,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
     warnings = [*warnings, *comparison.warnings, *missing]
     content = _content(runs, groups, comparison)
     page = render(**content, gallery=gallery, warnings=warnings, commands=commands(runs, arguments))
-    figures = {f"{chart.name}.svg": chart.svg for chart in content["charts"]}
+    figures = {f"{chart.name}.svg": chart.svg for chart in (*content["charts"], *content["forest"])}
     if gallery:
         figures[PICTURES] = gallery.png(*chain(*gallery.groups.values()))
     _write(out, page, figures)
@@ -93,6 +94,7 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Compariso
         "made": time.strftime("%-d %B %Y, %H:%M"),
         "version": __version__,
         "charts": draw_charts(groups),
+        "forest": draw_forest(analysis),
         "numbers": table(groups),
         "differences": difference_table(analysis),
         "conclusions": conclusions(comparison, analysis),

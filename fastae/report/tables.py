@@ -143,8 +143,7 @@ def difference_table(analysis: Analysis) -> Table:
 
 def _difference(effect: Effect) -> Cell:
     """Returns a difference with its interval and its verdict."""
-    state = "different" if effect.is_different else "same" if effect.is_same else "open"
-    return Cell(effect.number, f"{effect.interval}, {state}", effect.is_different)
+    return Cell(effect.number, f"{effect.interval}, {effect.verdict}", effect.is_different)
 
 
 def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:

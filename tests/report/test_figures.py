@@ -2,16 +2,21 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from fastae.experiment.losses import ELEMENTS, LOSSES, REDUCTIONS, Element, Loss
 from fastae.report import figures
-from fastae.report.compare import group_seeds
+from fastae.report.analysis import analyse
+from fastae.report.compare import compare, group_seeds
+from fastae.report.forest import MARKERS, draw_forest
 from fastae.report.runs import find_runs
 
 from .made import make_run
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def curve(loss, *seeds, label=None, weight=0.0):
@@ -129,3 +134,15 @@ def test_smoothing_is_tensorboards_and_keeps_values_that_are_not_finite():
     smoothed = figures.smooth(np.array([10.0, math.nan, 20.0, math.inf, 40.0]), 0.95)
     # By hand: 10; (0.95 * 0.5 + 0.05 * 20) / (1 - 0.95^2); ...
     assert smoothed == pytest.approx([10, math.nan, 15.128205, math.inf, 23.847502], abs=1e-6, nan_ok=True)
+
+
+def test_a_forest_shows_each_difference_with_its_verdict():
+    runs, _ = find_runs([REPOSITORY / "docs/results/same-init"])
+    analysis = analyse(compare(runs))
+    error, ssim = draw_forest(analysis)
+    assert (error.name, ssim.name) == ("differences-held-out-error", "differences-ssim")
+    for chart, heading in ((error, "held-out error"), (ssim, "SSIM")):
+        rows = {contrast.name: row[heading] for contrast, row in analysis.effects.items()}
+        assert {*rows, *MARKERS} <= set(texts(chart.svg))
+        assert all(f"({effect.verdict})" in chart.alt for effect in rows.values())
+    assert "squared error − cross entropy -4.7 ± 1.1 (different)" in ssim.alt
