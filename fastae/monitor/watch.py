@@ -7,7 +7,6 @@ is measured once the device has reached its end: nothing waits for the device un
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-import torch.distributed as dist
 
 from fastae.device.choose import find_device
 from fastae.errors import FastaeError, SettingError
@@ -27,6 +25,7 @@ from fastae.monitor.summary import RunInfo
 from fastae.monitor.text import show_reports
 from fastae.utils.arguments import Range, require_choice, require_int, require_number
 from fastae.utils.console import HarmlessConsole, log
+from fastae.utils.ranks import current_rank
 
 Batch = TypeVar("Batch")
 
@@ -57,7 +56,8 @@ class Watch(AbstractContextManager):
         self, folder: str | Path, *, device: str | torch.device | None = None, hz: float = 2.0
     ) -> None:
         require_number(hz, "hz", Range(0, 1000))
-        is_main, self._ranks = _place_among_ranks()
+        rank, self._ranks = current_rank()
+        is_main = not rank  # None before Lightning has started the other ranks
         found = find_device(device) if is_main else torch.device("cpu")
         self._folder, self._hz = Path(folder), hz if is_main else 0.0
         info = RunInfo(ranks=self._ranks, on_gpu=found.type == "cuda")
@@ -243,13 +243,6 @@ def first_dimension(batch: object) -> int:
         return int(shape[0]) if shape else 0
     parts = [*batch.values()] if isinstance(batch, Mapping) else batch
     return next(filter(None, map(first_dimension, parts)), 0) if isinstance(parts, list | tuple) else 0
-
-
-def _place_among_ranks() -> tuple[bool, int]:
-    """Returns whether this process is the main rank, and the number of ranks."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank() == 0, dist.get_world_size()
-    return int(os.environ.get("RANK", 0)) == 0, int(os.environ.get("WORLD_SIZE", 1))
 
 
 watch = Watch

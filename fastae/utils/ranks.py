@@ -1,4 +1,4 @@
-"""Reads from torchrun's environment variables which of several processes this one is."""
+"""Finds which of several processes this one is, mostly from torchrun's environment variables."""
 
 from __future__ import annotations
 
@@ -21,6 +21,22 @@ def torchrun_rank() -> tuple[int, int, int]:
     size = _number("WORLD_SIZE", Range(1, MOST))
     below = Range(0, size - 1)
     return _number("RANK", below), size, _number("LOCAL_RANK", below)
+
+
+def current_rank() -> tuple[int | None, int]:
+    """Returns this process's rank and the number of ranks in anybody's program; (0, 1) if it is alone.
+
+    They are those of torch.distributed if it is initialised, else those of torchrun. The rank is None if only
+    the number is known: Lightning's launcher sets no RANK. Raises SettingError as `torchrun_rank` does.
+    """
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_rank(), dist.get_world_size()
+    size = _number("WORLD_SIZE", Range(1, MOST)) if "WORLD_SIZE" in os.environ else 1
+    if size == 1:
+        return 0, 1
+    return _number("RANK", Range(0, size - 1)) if "RANK" in os.environ else None, size
 
 
 def local_ranks() -> int:

@@ -10,7 +10,6 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from fastae.data.files.check import Check
@@ -40,6 +39,7 @@ from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, requ
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import log
 from fastae.utils.paths import expand_home, texts, user_path
+from fastae.utils.ranks import MOST, current_rank
 from fastae.utils.sample import evenly_spaced
 
 Split = Literal["train", "held_out", "all"]
@@ -154,13 +154,13 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
 def _require_shard(shard: Any) -> tuple[int, int]:
     """Returns (rank, world size)."""
     if shard is None:
-        _, number = _launched()
+        _, number = current_rank()
         if number > 1:
             remedy = "pass shard='auto' to divide each batch among them, or shard=(0, 1) if this is intended"
             log(f"warning   each of the {number} ranks loads all images: {remedy}", "yellow")
         return 0, 1
     if shard == "auto":
-        shard = _launched()
+        shard = current_rank()
         if shard[0] is None:
             raise SettingError(
                 "shard", "'auto' finds no rank: initialise torch.distributed before open_loader"
@@ -169,21 +169,8 @@ def _require_shard(shard: Any) -> tuple[int, int]:
         rank, world_size = shard
     except (TypeError, ValueError):
         raise SettingError("shard", f"must be 'auto' or (rank, world size), not {shard!r:.60}") from None
-    world_size = require_int(world_size, "shard", Range(1, 1_000_000))
+    world_size = require_int(world_size, "shard", Range(1, MOST))
     return require_int(rank, "shard", Range(0, world_size - 1)), world_size
-
-
-def _launched() -> tuple[int | None, int]:
-    """Returns (rank, world size) of torch.distributed if it is initialised, else of torchrun, else (0, 1).
-
-    The rank is None if only the world size is known: Lightning's launcher sets no RANK.
-    """
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    rank, number = os.environ.get("RANK", ""), os.environ.get("WORLD_SIZE", "1")
-    if not number.isdecimal() or int(number) == 1:
-        return 0, 1
-    return int(rank) if rank.isdecimal() else None, int(number)
 
 
 def _find_files(
