@@ -1,4 +1,4 @@
-"""The color formulas of `tf.image`, written once: brightness, then contrast, then saturation.
+"""The color formulas of `tf.image`, for any array library: brightness, then contrast, then saturation.
 
     brightness   x + d
     contrast     (x - m) f + m            m: the mean of each channel over the image
@@ -12,10 +12,11 @@ multiplied out (they agree to 6e-7). As in TensorFlow, it alters an image even a
 pixels negative.
 
 `color_jitter` takes the array library as an argument, so that DALI's graph (`fastae.data.loaders.pipeline`),
-PyTorch (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines.
+PyTorch on a GPU (`fastae.data.loaders.pixel_ops`) and the benchmark's peers run the same lines. On a CPU,
+`fastae.data.loaders.kernel` has the formulas for one pixel.
 
 Another random change is a range in `Augmentation` and a field at the end of `AugmentParams`. All loaders then
-draw and carry it. Its operation is written twice, in PyTorch and in DALI's graph.
+draw and carry it. Its operation is written in PyTorch, in DALI's graph, and in the CPU's kernel.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Loads a user's image files, of many formats, as the model's input: (3, S, S) in [0, 1].
 
-Pillow decodes and `fastae.data.loaders.pixel_ops` resizes. For a JPEG the result is bit for bit that of
+Pillow decodes and `fastae.data.loaders.kernel` resizes. For a JPEG the result is bit for bit that of
 training on a CPU, EXIF orientation included (`tests/tools/test_reconstruct.py`). Other formats get the same
 crop and resize.
 """
@@ -13,14 +13,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 
 import numpy as np
-import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
 from fastae.data.files.jpeg import Fault, inspect
 from fastae.data.files.search import EntryKind, walk
+from fastae.data.loaders.cpu_ops import resize
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.pixel_ops import PixelOps, to_batch
+from fastae.data.loaders.pixel_ops import to_batch
 from fastae.errors import FastaeError
 from fastae.utils.console import printable
 from fastae.utils.paths import URL
@@ -75,13 +75,13 @@ def load_image(path: str, crop_resize: CropResize) -> Tensor:
     Raises UnusableImage, also if a file has more pixels than Pillow opens (180 million).
     """
     try:
-        region = torch.from_numpy(_centred_square(path, crop_resize.crop))
+        region = _centred_square(path, crop_resize.crop)
     except (UnusableImage, FastaeError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly any error for a broken file
         reason = printable(str(error)) or type(error).__name__
         raise UnusableImage(f"does not decode: {reason:.120}") from None
-    return to_batch(PixelOps(crop_resize, compiled=False).resize(region[None]))[0]
+    return to_batch(resize(region, crop_resize))[0]
 
 
 def _centred_square(path: str, crop: int | None) -> np.ndarray:

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor
 
 from fastae.data.loaders.decode import Decoder
-from fastae.data.loaders.pixel_ops import pack_params
-from fastae.data.loaders.sampler import Sampler
+from fastae.data.loaders.sampler import BatchParams, Sampler
 
 LoaderKind = Literal["auto", "dali", "host", "resident"]
 """How batches are made; `fastae.data.loaders.choose` describes the kinds."""
 
 
 class BatchSource(ABC):
-    """Yields batches float32 (N, 3, S, S) in [0, 1], channels-last, on its device."""
+    """Yields batches (N, 3, H, W), channels-last, on its device, in the decoder's output format."""
 
     kind: LoaderKind
 
@@ -45,7 +44,7 @@ class BatchSource(ABC):
     @property
     def compiles(self) -> bool:
         """Whether the first batch waits for torch.compile."""
-        return bool(self.decoder.tuning.compiled)
+        return self.decoder.on_gpu and bool(self.decoder.tuning.compiled)
 
     def reseeded(self, seed: int) -> Self:
         """Returns a source of the same images in another order. It shares the files or stored pixels."""
@@ -61,7 +60,7 @@ class BatchSource(ABC):
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
         """Yields the inputs from which `make_batch` makes a batch, from iteration `start` on, without end.
 
-        They are tensors of fixed shapes on the device or in pinned memory.
+        They are tensors of fixed shapes on the device or in pinned memory. On a CPU they are the batches.
         """
 
     @abstractmethod
@@ -70,9 +69,9 @@ class BatchSource(ABC):
 
     def example(self) -> tuple[Tensor, ...]:
         """Returns inputs of the right shapes, without DALI or a thread: a step is captured before that."""
-        return next(self.inputs())
+        images = torch.rand(self.sampler.part_size, 3, *self.decoder.crop_resize.shape, device=self.device)
+        return (images.to(self.decoder.output.dtype, memory_format=torch.channels_last),)
 
-    def packed_params(self, start: int = 0) -> Iterator[Tensor]:
-        """Yields the packed parameters of the batches of iterations start, start + 1, ..., without end."""
-        for params in map(self.sampler.at, itertools.count(start)):
-            yield pack_params(params, pinned=self.decoder.on_gpu)
+    def params(self, start: int) -> Iterator[BatchParams]:
+        """Yields the parameters of the batches of iterations start, start + 1, ..., without end."""
+        return map(self.sampler.at, itertools.count(start))

@@ -1,7 +1,7 @@
 """Makes the source of the batches of checked files, of the kind that suits them.
 
 dali        Every epoch, DALI reads and decodes the files. On a GPU, DALI's graph also augments the
-            images; on a CPU, `fastae.data.loaders.pixel_ops` does.
+            images; on a CPU, `fastae.data.loaders.kernel` does.
 resident    Every file is decoded once, into one array on the training device. Each step gathers a batch
             from the array and augments it.
 host        The array is in host memory, and a thread gathers batches and uploads them to the GPU. On a
@@ -84,7 +84,7 @@ def _require_whole_batches(sampler: Sampler) -> None:
 
 def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:
     """Chooses resident, host or dali; returns the choice and its reason, in words."""
-    needed = store_bytes(len(files), decoder.crop_resize.size)
+    needed = store_bytes(len(files), decoder.crop_resize)
     places: dict[LoaderKind, torch.device] = {"resident": decoder.device}
     if decoder.on_gpu:
         places["host"] = CPU

@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from fastae.data.files.jpeg import inspect
 from fastae.data.files.recovery import ImageFiles, recovered
 from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import Decoder
+from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.experiment.augment import AugmentParams
 from fastae.utils.sample import evenly_spaced
@@ -44,12 +45,11 @@ class DaliSource(BatchSource):
 
     @property
     def compiles(self) -> bool:
-        return super().compiles and not self.decoder.on_gpu
+        return super().compiles and self.decoder.output != OutputFormat()
 
     def example(self) -> tuple[Tensor, ...]:
-        size = self.decoder.crop_resize.size
-        images = torch.rand(self.sampler.part_size, 3, size, size, device=self.device)
-        return (images.contiguous(memory_format=torch.channels_last),)
+        (images,) = super().example()
+        return (images.float(),) if self.decoder.on_gpu else (images,)
 
     @cached_property
     def group_length(self) -> int:
@@ -69,14 +69,17 @@ class DaliSource(BatchSource):
         batches = recovered(
             self.files,
             self.decoder.faults,
-            restart=lambda position, patience: self._augmented(start + position, patience),
+            restart=lambda position, patience: self._decoded(start + position, patience),
             indices_at=lambda position: self._group(start + position).indices.tolist(),
         )
-        return zip(batches)
+        if self.decoder.on_gpu:
+            return zip(batches)
+        changes = (params.augment for params in self.params(start))
+        return zip(self.decoder.cpu_ops.augmented(zip(batches, changes, strict=False)))
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         (images,) = inputs
-        return images
+        return self.decoder.pixel_ops.formatted(images) if self.decoder.on_gpu else images
 
     def _group(self, iteration: int) -> BatchParams:
         """Returns the batches of the group that contains this iteration, concatenated."""
@@ -85,8 +88,8 @@ class DaliSource(BatchSource):
         indices, params = zip(*batches, strict=True)
         return BatchParams(np.concatenate(indices), AugmentParams.joined(params))
 
-    def _augmented(self, first: int, patience: float) -> Iterator[Tensor]:
-        """Yields the batches of iterations first, first + 1, ... from a new pipeline."""
+    def _decoded(self, first: int, patience: float) -> Iterator[Any]:
+        """Yields the batches of iterations first, first + 1, ... from a new pipeline: on a CPU crops only."""
         from fastae.data.loaders.pipeline import DaliPipeline, read_augmented, read_crops
 
         decoder, paths, length = self.decoder, self.files.paths, self.group_length
@@ -96,11 +99,8 @@ class DaliSource(BatchSource):
             decoder.crop_resize, decoder.device, most, tuning=decoder.tuning, patience=patience
         )
         if decoder.on_gpu:
-            yield from self._split(read_augmented(paths, groups, dali), first)
-        else:
-            needed = ([paths[index] for index in params.indices] for params in groups)
-            for crops, packed in zip(read_crops(needed, dali), self.packed_params(first), strict=False):
-                yield decoder.pixel_ops.augment_crops(crops, packed)
+            return self._split(read_augmented(paths, groups, dali), first)
+        return read_crops(([paths[index] for index in params.indices] for params in groups), dali)
 
     def _split(self, groups: Iterator[Tensor], first: int) -> Iterator[Tensor]:
         """Yields the batches of iterations first, first + 1, ... of groups, from that of `first` on."""

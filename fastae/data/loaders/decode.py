@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from tempfile import NamedTemporaryFile
-from typing import IO
+from typing import IO, Any
 
 import torch
 from PIL import Image
@@ -21,7 +22,9 @@ from fastae.data.files.recovery import (
     ImageFiles,
     recovered,
 )
+from fastae.data.loaders.cpu_ops import CpuOps
 from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.pixel_ops import PixelOps
 from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.compiling import can_compile
@@ -46,16 +49,26 @@ class Decoder:
     """Decodes images on one device. `open_decoder` makes it, with `tuning.threads` and `compiled` set."""
 
     crop_resize: CropResize
-    pixel_ops: PixelOps
     device: torch.device
     tuning: Tuning
+    output: OutputFormat = OutputFormat()  # noqa: RUF009 (it is frozen)
 
     @property
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
+    @cached_property
+    def pixel_ops(self) -> PixelOps:
+        """The operations on a GPU."""
+        return PixelOps(self.output, bool(self.tuning.compiled))
+
+    @property
+    def cpu_ops(self) -> CpuOps:
+        assert self.tuning.threads
+        return CpuOps(self.crop_resize, self.output, self.tuning.threads)
+
     def decode(self, files: ImageFiles, indices: Sequence[int] | None = None) -> Iterator[Tensor]:
-        """Yields images in batches, without augmentation: (n, S, 3, S) float32 in [0, 255] on the device.
+        """Yields images in batches, without augmentation: (n, H, 3, W) float32 in [0, 255] on the device.
 
         At the end, the GPU memory that DALI has reserved is released.
 
@@ -71,11 +84,12 @@ class Decoder:
         indices = range(len(files)) if indices is None else indices
         batches = [indices[start : start + BATCH] for start in range(0, len(indices), BATCH)]
 
-        def restart(position: int, patience: float) -> Iterator[Tensor]:
+        def restart(position: int, patience: float) -> Iterator[Any]:
             paths = ([files.paths[index] for index in batch] for batch in batches[position:])
             return self.stream(paths, BATCH, patience)
 
-        yield from recovered(files, self.faults, restart, indices_at=batches.__getitem__)
+        decoded = recovered(files, self.faults, restart, indices_at=batches.__getitem__)
+        yield from decoded if self.on_gpu else self.cpu_ops.resized(decoded)
         if self.on_gpu:
             release_memory()
 
@@ -101,8 +115,8 @@ class Decoder:
                     yield error.fault
                 done += 1
 
-    def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Tensor]:
-        """Yields the images of each batch of at most `size` files, like `decode`.
+    def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Any]:
+        """Yields the images of each batch of at most `size` files: on a GPU like `decode`, on a CPU crops.
 
         Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
         """
@@ -114,7 +128,7 @@ class Decoder:
         dali = DaliPipeline(self.crop_resize, self.device, size, tuning=tuning, patience=patience)
         if self.on_gpu:
             return (images.transpose(1, 2) for images in read_images(iter(batches), dali))
-        return map(self.pixel_ops.resize, read_crops(iter(batches), dali))
+        return read_crops(iter(batches), dali)
 
     def _require_working_decoder(self, file: Inspection, error: DecoderError) -> None:
         """Raises DecoderError unless the decoder can decode a valid picture of the file's size.
@@ -142,7 +156,12 @@ def refuse_forked() -> None:
     _first_process = os.getpid()
 
 
-def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning = DEFAULT) -> Decoder:
+def open_decoder(
+    crop_resize: CropResize,
+    device: torch.device,
+    tuning: Tuning = DEFAULT,
+    output: OutputFormat = OutputFormat(),  # noqa: B008 (it is frozen)
+) -> Decoder:
     """Makes a decoder for a device.
 
     Raises FastaeError unless exactly one build of DALI is installed, and in a fork (`refuse_forked`).
@@ -153,9 +172,7 @@ def open_decoder(crop_resize: CropResize, device: torch.device, tuning: Tuning =
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     threads = tuning.threads or default_threads(device)
-    pixel_ops = PixelOps(crop_resize, compiled, max(1, threads // 2))
-    tuning = replace(tuning, threads=threads, compiled=compiled)
-    return Decoder(crop_resize, pixel_ops, device, tuning=tuning)
+    return Decoder(crop_resize, device, replace(tuning, threads=threads, compiled=compiled), output)
 
 
 def default_threads(device: torch.device) -> int:

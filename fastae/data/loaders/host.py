@@ -50,7 +50,7 @@ def upload_batches(
 ) -> Iterator[tuple[Tensor, ...]]:
     """Yields the batches of iterations start, start + 1, ... on the device, not yet augmented.
 
-    A batch is uint8 (N, S, 3, S), the means (N, 3) and the packed parameters, for use on the current stream.
+    A batch is uint8 (N, H, 3, W), the means (N, 3) and the packed parameters, for use on the current stream.
     """
     cuda = torch.get_device_module(device)  # on a CPU, used only by tests, its functions do nothing
     stream = cuda.Stream(device)

@@ -27,7 +27,7 @@ ITERATION = Range(0, 2**63 - 1)
 class Loader:
     """Yields batches, made by `open_loader`: images, or (images, targets) if it was opened with targets.
 
-    Images are float32 (N, 3, S, S) in [0, 1], channels-last, and targets (N, ...), both on its device.
+    Images are (N, 3, H, W), channels-last, in the format asked for, and targets (N, ...), both on its device.
     `iter(loader)` yields the batches of one epoch. The next `iter(loader)` yields those of the next epoch, or
     the same ones again if the last batch was not reached. `len(loader)` is the number of batches per epoch.
 

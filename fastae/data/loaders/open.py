@@ -26,9 +26,10 @@ from fastae.data.files.jpeg import FileFault
 from fastae.data.files.recovery import ImageFiles, NoneLeft
 from fastae.data.loaders.batch_source import LoaderKind
 from fastae.data.loaders.choose import build_source
-from fastae.data.loaders.crop_resize import SIZE, CropResize
+from fastae.data.loaders.crop_resize import CropResize, require_size
 from fastae.data.loaders.decode import open_decoder
 from fastae.data.loaders.loader import Loader
+from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.pixel_ops import to_batch
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.targets import Found, find_targets
@@ -56,9 +57,12 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     augment: bool | Augmentation = True,
     flip: bool | None = None,
     shuffle: bool | None = None,
-    image_size: int = 128,
+    image_size: int | tuple[int, int] = 128,
     crop: int | None = None,
     antialias: bool = False,
+    dtype: torch.dtype = torch.float32,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
     device: str | torch.device | None = None,
     seed: int = 0,
     kind: LoaderKind = "auto",
@@ -87,9 +91,15 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
         shuffle: whether to visit the images in a new order every epoch, in batches of the same size. If
             False, the images come in the order of `loader.paths`, each once per epoch, and the last batch may
             be smaller. Default: true unless `augment` is False.
-        image_size: the side of the images in pixels.
-        crop: the side of the central square that is cut out first, in pixels. Default: the largest.
+        image_size: the side of the images in pixels, or (height, width): then the largest central region of
+            this ratio is used.
+        crop: the side of a central square that is cut out first, in pixels. Default: the largest square, or
+            with (height, width) the whole image.
         antialias: whether to antialias when shrinking (torchvision does; TensorFlow and the article do not).
+        dtype: torch.float32, bfloat16, float16, or uint8 for values rounded to integers of 0 to 255.
+        mean: is subtracted from images in [0, 1]: one number, or one per channel. With 0.5, and `std` too,
+            the images are in [-1, 1]. It and `std` are not for uint8.
+        std: divides the difference: one number, or one per channel.
         device: the device of the batches. Default: CUDA's current device if there is one, else the CPU.
         seed: the seed of order, flips and colors.
         kind: how batches are made; see the module `fastae.data.loaders.choose`.
@@ -114,8 +124,8 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     require_type(shuffle, "shuffle", bool, type(None))
     require_type(cache, "cache", bool, str, os.PathLike)
     require_type(tuning, "tuning", Tuning)
-    size = require_int(image_size, "image_size", SIZE)
-    device, crop_resize = find_device(device), CropResize(crop, size, antialias)
+    crop_resize = CropResize(crop, require_size(image_size, "image_size"), antialias)
+    device, output = find_device(device), OutputFormat(dtype, mean, std)
     ranges = Augmentation() if augment else NO_COLORS
     rank, world_size = _require_shard(shard)
     sampler = Sampler(
@@ -133,7 +143,9 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
     if skipped := checked.unusable:
         log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
     values, classes = (None, []) if targets is None else find_targets(targets, found)
-    decoder = open_decoder(replace(crop_resize, crop=crop or checked.side), device, tuning)
+    if crop_resize.is_square:
+        crop_resize = replace(crop_resize, crop=crop or checked.side)
+    decoder = open_decoder(crop_resize, device, tuning, output)
     files = ImageFiles(found.paths, on_replaced)
     sampler = replace(sampler, count=len(files))
     batches = build_source(files, sampler, decoder, kind=kind, cache=folder)
@@ -218,7 +230,7 @@ def load_images(
         on_replaced: is called with each file that cannot be decoded and the path of its replacement.
 
     Returns:
-        float32 (N, 3, S, S) in [0, 1], channels-last.
+        float32 (N, 3, H, W) in [0, 1], channels-last.
 
     Raises:
         NoneLeft: none of the images can be decoded.
@@ -256,7 +268,7 @@ def load_held_out(
         on_replaced: is called with each file that cannot be decoded and the path of its replacement.
 
     Returns:
-        The folder as it is divided now, and its images: float32 (N, 3, S, S) in [0, 1], channels-last.
+        The folder as it is divided now, and its images: float32 (N, 3, H, W) in [0, 1], channels-last.
 
     Raises:
         NoneLeft: none of the held-out images of a resumed run can be decoded.

@@ -1,9 +1,9 @@
 """The DALI graphs, from JPEG files to images.
 
-    on a GPU    path -> read -> decode -> cut out the centred square -> resize and flip -> brightness,
-                contrast, saturation: float32 (N, S, S, 3) in [0, 1]
-    on a CPU    path -> read -> decode the centred square: uint8 (L, L, 3) of any side L. The rest is done by
-                `fastae.data.loaders.pixel_ops`, which is faster than DALI on a CPU
+    on a GPU    path -> read -> decode -> cut out the centred region -> resize and flip -> brightness,
+                contrast, saturation: float32 (N, H, W, 3) in [0, 1]
+    on a CPU    path -> read -> decode the centred region: uint8 (height, width, 3). The rest is done by
+                `fastae.data.loaders.kernel`, which is faster than DALI on a CPU
 
 The order of the images and all random parameters are data from the caller; nothing random is drawn here.
 Importing this module imports DALI, so it is imported only where a pipeline is made.
@@ -181,27 +181,21 @@ def _gist(error: Exception) -> str:
     return (str(error).rpartition("\n\n")[2].splitlines() or [type(error).__name__])[0].strip(" :")
 
 
-def read_crops(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[Tensor | list[Tensor]]:
-    """Yields the centred squares of the files of each batch, decoded on the CPU without a copy.
-
-    A batch is uint8 (N, L, L, 3), or a list of (L, L, 3) if the sides differ.
-    """
+def read_crops(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[list[np.ndarray]]:
+    """Yields the centres of the files of each batch, uint8 (L, W, 3), decoded on the CPU without a copy."""
     for images in dali.run(dali.build(_crops, ((_characters(paths),) for paths in batches), 1)):
-        if images.is_dense_tensor():
-            yield torch.from_dlpack(images.as_tensor())
-        else:
-            yield [torch.from_dlpack(image) for image in images]
+        yield list(map(np.asarray, images))
 
 
 def read_images(batches: Iterator[Sequence[str]], dali: DaliPipeline) -> Iterator[Tensor]:
-    """Yields the files of each batch, cut and resized: float32 (N, 3, S, S) in [0, 255], channels-last."""
+    """Yields the files of each batch, cut and resized: float32 (N, 3, H, W) in [0, 255], channels-last."""
     return _tensors(dali, dali.build(_resized, ((_characters(paths),) for paths in batches), 1))
 
 
 def read_augmented(
     paths: Sequence[str], batches: Iterator[BatchParams], dali: DaliPipeline
 ) -> Iterator[Tensor]:
-    """Yields augmented batches: float32 (N, 3, S, S) in [0, 1], channels-last."""
+    """Yields augmented batches: float32 (N, 3, H, W) in [0, 1], channels-last."""
     return _tensors(dali, build_augmented(paths, batches, dali))
 
 
@@ -229,15 +223,13 @@ def _inputs(paths: Sequence[str], batch: BatchParams) -> tuple[Any, ...]:
 
 
 def _crops(dali: DaliPipeline, path: Any) -> Any:
-    """Decodes the centred squares of files: uint8 (L, L, 3).
+    """Decodes the centred regions of files: uint8 (height, width, 3).
 
-    If a margin is odd, the square is half a pixel below the centre or to the right of it.
+    If a margin is odd, the region is half a pixel below the centre or to the right of it.
     """
     # Files are read, not mapped: a file that shrinks while it is mapped kills the process. This is as fast.
     encoded = fn.io.file.read(path, dont_use_mmap=True)
-    side: Any = dali.crop_resize.crop
-    if side is None:
-        side = fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
+    height, width = _region(dali.crop_resize, encoded)
     options = {
         "output_type": types.RGB,
         # The GPU then upsamples chroma like the CPU, and gives nearly the same pixels.
@@ -248,24 +240,37 @@ def _crops(dali: DaliPipeline, path: Any) -> Any:
     }
     if dali.on_gpu:
         # nvImageCodec 0.9 crashes if it decodes regions of a batch with several kinds of chroma subsampling.
-        return cut_square(fn.decoders.image(encoded, device="mixed", **options), side)
-    return fn.decoders.image_crop(encoded, crop_h=side, crop_w=side, **options)
+        return cut_region(fn.decoders.image(encoded, device="mixed", **options), height, width)
+    return fn.decoders.image_crop(encoded, crop_h=height, crop_w=width, **options)
 
 
-def cut_square(images: Any, side: Any) -> Any:
-    """Cuts out the centred square of decoded images, with the same pixels as decoding only this region."""
-    return fn.crop(images, crop_h=side, crop_w=side)
+def _region(crop_resize: CropResize, encoded: Any) -> tuple[Any, Any]:
+    """The height and width of the region that is used of each encoded image."""
+    side: Any = crop_resize.crop
+    if side and crop_resize.is_square:
+        return side, side
+    sides = types.Constant([side, side]) if side else fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2]
+    if crop_resize.is_square:
+        side = fn.reductions.min(sides)
+        return side, side
+    ratio = types.Constant(crop_resize.shape, dtype=types.FLOAT)
+    region = math.max(math.floor(fn.reductions.min(sides / ratio) * ratio + 0.5), 1.0)
+    return region[0], region[1]
+
+
+def cut_region(images: Any, height: Any, width: Any) -> Any:
+    """Cuts out the centre of decoded images, with the same pixels as decoding only this region."""
+    return fn.crop(images, crop_h=height, crop_w=width)
 
 
 def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
-    """Decodes and resizes files: float32 (S, S, 3) in [0, 255]. Resizing from right to left flips."""
-    size, antialias = dali.crop_resize.size, dali.crop_resize.antialias
+    """Decodes and resizes files: float32 (H, W, 3) in [0, 255]. Resizing from right to left flips."""
     region = {} if start is None else {"roi_start": start, "roi_end": 1.0 - start, "roi_relative": True}
     return fn.resize(
         _crops(dali, path),
-        size=(size, size),
+        size=dali.crop_resize.shape,
         interp_type=types.INTERP_LINEAR,
-        antialias=antialias,
+        antialias=dali.crop_resize.antialias,
         dtype=types.FLOAT,
         minibatch_size=dali.batch_size,  # by default, kernels are launched for every 32 images
         **region,
@@ -273,7 +278,7 @@ def _resized(dali: DaliPipeline, path: Any, start: Any = None) -> Any:
 
 
 def _augmented(dali: DaliPipeline, path: Any, *changes: Any) -> Any:
-    """Decodes, resizes, flips and augments files: float32 (S, S, 3) in [0, 1]."""
+    """Decodes, resizes, flips and augments files: float32 (H, W, 3) in [0, 1]."""
     params = AugmentParams(*changes)
     images = _resized(dali, path, params.flip)
     mean = fn.reductions.mean(images, axes=[0, 1], keep_dims=True)

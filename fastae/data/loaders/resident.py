@@ -8,6 +8,7 @@ from torch import Tensor
 
 from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.decode import Decoder
+from fastae.data.loaders.pixel_ops import pack_params
 from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import Store
 
@@ -21,9 +22,17 @@ class ResidentSource(BatchSource):
         super().__init__(sampler, decoder)
         self.store = store
 
+    def example(self) -> tuple[Tensor, ...]:
+        return next(self.inputs()) if self.decoder.on_gpu else super().example()
+
     def inputs(self, start: int = 0) -> Iterator[tuple[Tensor, ...]]:
-        return zip(self.packed_params(start))
+        params = self.params(start)
+        if self.decoder.on_gpu:
+            return ((pack_params(each, pinned=True),) for each in params)
+        return zip(self.decoder.cpu_ops.gathered(self.store.pixels, self.store.means, params))
 
     def make_batch(self, *inputs: Tensor) -> Tensor:
         (packed,) = inputs
-        return self.decoder.pixel_ops.gather(self.store.pixels, self.store.means, packed)
+        if self.decoder.on_gpu:
+            return self.decoder.pixel_ops.gather(self.store.pixels, self.store.means, packed)
+        return packed

@@ -1,8 +1,8 @@
 """Decodes all images of a data set once, into one uint8 array that is cached in a memory-mapped file.
 
-CelebA at 128x128 takes 9.96 GB. An image has S rows of three planes (S, 3, S), the layout that
-`fastae.data.loaders.pixel_ops` uses. The channel means of each image are stored too, taken before rounding,
-so that the contrast of a batch needs no extra pass over the pixels.
+CelebA at 128x128 takes 9.96 GB. An image has H rows of three planes, (H, 3, W), so that a loop along a
+row of one channel can read all three channels of a pixel. The channel means of each image are stored too,
+taken before rounding, so that the contrast of a batch needs no extra pass over the pixels.
 
 An entry of the cache is named by a fingerprint of everything that the pixels depend on; the path of the data
 folder is not part of it. The entry appears once it is complete. One process builds it while others wait, and
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,6 +29,7 @@ from torch import Tensor
 from fastae.data.files.check import stamp
 from fastae.data.files.jpeg import USABLE, Fault, inspect
 from fastae.data.files.recovery import ImageFiles
+from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import BATCH, Decoder
 from fastae.data.loaders.pixel_ops import channel_means
 from fastae.device.memory import free_memory, is_out_of_memory
@@ -69,7 +71,7 @@ class Store:
     """Decoded images. Both tensors are on the same device."""
 
     pixels: Tensor
-    """uint8 (M, S, 3, S)."""
+    """uint8 (M, H, 3, W)."""
 
     means: Tensor
     """The channel means of each image: float32 (M, 3) in [0, 255]."""
@@ -78,9 +80,9 @@ class Store:
     """Index -> fault of files that could not be decoded. Their pixels are those of the replacements."""
 
 
-def store_bytes(count: int, size: int) -> int:
+def store_bytes(count: int, crop_resize: CropResize) -> int:
     """The number of bytes that the pixels of `count` images take."""
-    return count * size * size * 3
+    return count * math.prod(crop_resize.shape) * 3
 
 
 def is_stored(files: ImageFiles, decoder: Decoder, cache: Path) -> bool:
@@ -102,8 +104,8 @@ def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: 
     Raises:
         FastaeError: the cache cannot be written, or the images do not fit on the disk or into memory.
     """
-    size = decoder.crop_resize.size
-    shape = (len(files), size, 3, size)
+    height, width = decoder.crop_resize.shape
+    shape = (len(files), height, 3, width)
     try:
         if cache is None:
             return _in_memory(files, decoder, shape, device=device)
@@ -127,7 +129,7 @@ def _in_memory(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], devi
 def _in_cache(files: ImageFiles, decoder: Decoder, shape: tuple[int, ...], cache: Path) -> Store:
     folder = cache / _fingerprint(files, decoder)
     root = os.path.abspath(_common_folder(files))
-    data = f"{len(files):,} images of {root}, {shape[1]}x{shape[1]}"
+    data = f"{len(files):,} images of {root}, {shape[1]}x{shape[3]}"
 
     def build(draft: Path) -> None:
         with suppress(OSError):  # a damaged store would take as much disk space as the new one

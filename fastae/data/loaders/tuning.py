@@ -16,10 +16,13 @@ class Tuning:
     """
 
     threads: int | None = None
-    """The number of CPU threads that decode. Default: see `fastae.data.loaders.decode.default_threads`."""
+    """The number of threads that decode, and without a GPU, of those that make batches.
+
+    Default: see `fastae.data.loaders.decode.default_threads`.
+    """
 
     compiled: bool | None = None
-    """Whether torch.compile is used for the passes over pixels. Default: if there is a C++ compiler."""
+    """Whether torch.compile is used on a GPU for the passes over pixels. Default: if it can be."""
 
     prefetch: int = 2
     """The number of batches that DALI prepares ahead."""
