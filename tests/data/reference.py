@@ -21,8 +21,9 @@ def cut_out(image, crop=None):
     return image[top : top + side, left : left + side]
 
 
-def resize(image, size):
-    for axis in (0, 1):
+def resize(image, sizes):
+    """Resizes an image to (height, width), or to a square."""
+    for axis, size in enumerate(np.broadcast_to(sizes, 2)):
         length = image.shape[axis]
         centres = (np.arange(size) + 0.5) * length / size - 0.5
         low = np.floor(centres).astype(int)

@@ -23,11 +23,11 @@ from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.pipeline import (
     DaliPipeline,
     build_augmented,
-    cut_square,
+    cut_region,
     read_augmented,
+    read_crops,
     read_images,
 )
-from fastae.data.loaders.pixel_ops import PixelOps
 from fastae.data.loaders.sampler import BatchParams, Sampler
 from fastae.errors import FastaeError
 from fastae.experiment.augment import Augmentation, AugmentParams
@@ -89,11 +89,40 @@ def test_a_decoded_and_cropped_image_equals_the_region_that_is_decoded_alone(tmp
         encoded, _ = fn.readers.file(files=paths)
         square = side or fn.reductions.min(fn.peek_image_shape(encoded, dtype=types.FLOAT)[0:2])
         region = fn.decoders.image_crop(encoded, crop_h=square, crop_w=square)
-        return region, cut_square(fn.decoders.image(encoded), square)
+        return region, cut_region(fn.decoders.image(encoded), square, square)
 
     regions, squares = both().run()
     assert len(regions) == len(paths)
     assert all(map(np.array_equal, map(np.asarray, regions), map(np.asarray, squares)))
+
+
+@pytest.mark.parametrize("graph", [read_crops, read_images])
+@pytest.mark.parametrize(
+    ("crop", "size", "region"),
+    [
+        (None, (64, 128), (89, 178)),
+        (None, (96, 48), (218, 109)),
+        (100, (64, 128), (50, 100)),
+        (None, (218, 178), (218, 178)),
+        (None, (1, 4096), (1, 178)),
+    ],
+)
+def test_another_ratio_uses_the_largest_central_region(tmp_path, graph, crop, size, region):
+    """An upright image, and one that its EXIF orientation turns."""
+    pixels = np.random.default_rng(0).integers(0, 256, (218, 178, 3), np.uint8)
+    paths, turned = [str(tmp_path / "upright.jpg"), str(tmp_path / "turned.jpg")], Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(pixels).save(paths[0], quality=100, subsampling=0)
+    Image.fromarray(np.rot90(pixels)).save(paths[1], quality=100, subsampling=0, exif=turned)
+    dali = DaliPipeline(CropResize(crop, size), CPU, 2, Tuning(threads=1))
+    height, width = region
+    top, left = (218 - height + 1) // 2, (178 - width + 1) // 2
+    expected = pixels[top : top + height, left : left + width]
+    images = next(graph(iter([paths]), dali))
+    if graph is read_images:
+        images, expected = images.permute(0, 2, 3, 1).numpy(), reference.resize(expected, size)
+    for image in images:
+        assert np.abs(image - expected.astype(float)).max() <= 8  # what JPEG loses
 
 
 def test_a_pipeline_that_dali_cannot_build_raises_decoder_error(face_paths, monkeypatch):
@@ -313,7 +342,7 @@ def test_batches_that_a_gpu_decodes_together_are_split_again(face_paths, shuffle
         DaliSource(
             ImageFiles(face_paths[:20]),
             Sampler(20, 8, 0, Augmentation(), shuffle=shuffle),
-            decoder(CropResize(size=32), PixelOps(CropResize(size=32), False), CPU, tuning),
+            decoder(CropResize(size=32), CPU, tuning),
         ).batches(start)
         for decoder in (DecoderOfAGpu, Decoder)
     )
@@ -339,7 +368,7 @@ def test_fewer_large_images_are_decoded_at_once_and_a_lost_file_does_not_change_
     monkeypatch.setattr(loaders, "inspect", lambda path: sizes.get(path, Inspection(None, side, side)))
     for paths in (["a"] * 1000, ["gone", *["a"] * 999]):
         sampler = Sampler(len(paths), batch_size, 0, Augmentation())
-        decoder = DecoderOfAGpu(CropResize(), None, CPU, Tuning())
+        decoder = DecoderOfAGpu(CropResize(), CPU, Tuning())
         assert DaliSource(ImageFiles(paths), sampler, decoder).group_length == iterations
 
 

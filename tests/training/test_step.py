@@ -12,7 +12,9 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn import functional
 
+from fastae.data.loaders.cpu_ops import CpuOps
 from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.pixel_ops import PixelOps, pack_params
 from fastae.data.loaders.sampler import Sampler
 from fastae.device.choose import Hardware, Precision
@@ -189,18 +191,19 @@ def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
     """The function that a GPU runs makes them, from one tensor of parameters, without a wait or a copy."""
     torch.manual_seed(1)
     store, means = torch.randint(256, (20, 32, 3, 32), dtype=torch.uint8), torch.rand(20, 3)
-    ops = PixelOps(CropResize(size=32), compiled=False)
+    ops = PixelOps(OutputFormat(), compiled=False)
     sampler = Sampler(20, 4, 0, Augmentation())
     inputs = [(pack_params(sampler.at(iteration)),) for iteration in range(4)]
 
     def step(make_batch):
         return training_step(copy.deepcopy(model), make_batch=make_batch)
 
-    ours = step(lambda words: ops._gather_on_gpu(store, means, words))
+    ours = step(lambda words: ops.gather(store, means, words))
     assert recorded(ours, monkeypatch, example=inputs[0]) == RECORDED
-    theirs = step(lambda words: ops.gather(store, means, words))
-    for words in inputs:
-        for one, other in zip(ours(*words), theirs(*words), strict=True):
+    theirs = step(lambda images: images)
+    on_cpu = CpuOps(CropResize(size=32), OutputFormat(), 1).gathered(store, means, map(sampler.at, range(4)))
+    for words, batch in zip(inputs, on_cpu, strict=True):
+        for one, other in zip(ours(*words), theirs(batch), strict=True):
             torch.testing.assert_close(one, other, rtol=1e-3, atol=0)
 
 
