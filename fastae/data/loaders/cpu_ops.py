@@ -24,7 +24,7 @@ from fastae.data.loaders.sampler import BatchParams
 from fastae.experiment.augment import AugmentParams
 
 Crops = Sequence[np.ndarray]
-"""Decoded images of any sides, each uint8 (height, width, 3)."""
+"""Decoded images of any sides, each uint8 (height, width, 3) without gaps in memory."""
 
 Work = tuple[Tensor, Callable[[slice, Tensor], None]]
 """An empty batch, and the function that makes a part of its images in a part of its memory."""
@@ -101,7 +101,7 @@ class CpuOps:
         if self.crop_resize.antialias:
             torch.stack([self._interpolate(crop) for crop in crops[part]], out=out)
         else:
-            resize_crops(*_located(crops[part]), out.numpy())
+            resize_crops(_located(crops[part]), out.numpy())
 
     def _augment(self, crops: Crops, params: AugmentParams, part: slice, out: Tensor) -> None:
         from fastae.data.loaders.kernel import augment_crops
@@ -113,7 +113,7 @@ class CpuOps:
             params = params.map(lambda values: values[part])
             self._gather(pixels, pixels.mean((1, 3)), np.arange(len(out)), params, slice(None), out)
         else:
-            augment_crops(*_located(crops[part]), *self._last(params, part, out))
+            augment_crops(_located(crops[part]), *self._last(params, part, out))
 
     def _gather(
         self,
@@ -129,10 +129,10 @@ class CpuOps:
         augment_images(pixels.numpy(), means.numpy(), indices[part], *self._last(params, part, out))
 
     def _last(self, params: AugmentParams, part: slice, out: Tensor) -> tuple[np.ndarray, ...]:
-        """The last four arguments of the kernel's functions."""
-        flip, *changes = params.map(lambda values: values[part])
+        """The last three arguments of the kernel's functions."""
+        changes = np.stack(params.map(lambda values: values[part]), axis=1, dtype=np.float32)
         bits = out.view(BITS.get(out.dtype, out.dtype)).flatten(2)
-        return flip, np.stack(changes, axis=1), self.output.norm, bits.numpy()
+        return changes, self.output.norm, bits.numpy()
 
     def _interpolate(self, crop: np.ndarray) -> Tensor:
         """PyTorch's antialiased resize: uint8 (height, width, 3) -> float32 (H, 3, W). It is 4x slower."""
@@ -152,7 +152,6 @@ def _parts(count: int, number: int) -> Iterator[slice]:
     return itertools.starmap(slice, itertools.pairwise(count * part // number for part in range(number + 1)))
 
 
-def _located(crops: Crops) -> tuple[np.ndarray, np.ndarray]:
-    """The address of each crop, uintp (N,), and its height and width, int64 (N, 2)."""
-    addresses = [crop.__array_interface__["data"][0] for crop in crops]
-    return np.array(addresses, np.uintp), np.array([crop.shape[:2] for crop in crops])
+def _located(crops: Crops) -> np.ndarray:
+    """The address, height and width of each crop: int64 (N, 3)."""
+    return np.array([(crop.__array_interface__["data"][0], *crop.shape[:2]) for crop in crops])

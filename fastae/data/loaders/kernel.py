@@ -57,28 +57,19 @@ def _kernel(function: Callable[..., None]) -> Callable[..., None]:
 
 
 @_kernel
-def augment_crops(
-    addresses: np.ndarray,
-    sides: np.ndarray,
-    flip: np.ndarray,
-    changes: np.ndarray,
-    norm: np.ndarray,
-    out: np.ndarray,
-) -> None:
+def augment_crops(crops: np.ndarray, changes: np.ndarray, norm: np.ndarray, out: np.ndarray) -> None:
     """Resizes, flips and augments crops.
 
     Args:
-        addresses: where each crop is in memory, uint8 (height, width, 3): uintp (N,).
-        sides: the height and width of each crop, int64 (N, 2).
-        flip: whether each image is flipped, bool (N,).
-        changes: brightness, contrast and saturation of each image, float32 (N, 3).
+        crops: the address, height and width of each crop uint8 (height, width, 3): int64 (N, 3).
+        changes: flip (0 or 1), brightness, contrast and saturation of each image, float32 (N, 4).
         norm: the mean and 1 / std of each channel, for images in [0, 1]: float32 (2, 3).
         out: gets the images, (N, H, 3 W): float32; uint8; uint16 and int16 for the bits of bfloat16 and
             float16.
     """
     image = np.empty((out.shape[1], 3, out.shape[2] // 3), np.float32)
     for index in range(len(out)):
-        _resize(_crop(addresses[index], sides[index]), flip[index], image)
+        _resize(_pixels(crops[index]), changes[index, 0] > ZERO, image)
         _finish(image, _channel_means(image), changes[index], norm, out[index])
 
 
@@ -87,7 +78,6 @@ def augment_images(
     images: np.ndarray,
     means: np.ndarray,
     indices: np.ndarray,
-    flip: np.ndarray,
     changes: np.ndarray,
     norm: np.ndarray,
     out: np.ndarray,
@@ -98,19 +88,19 @@ def augment_images(
         images: the images.
         means: the channel means of each, float32 (M, 3).
         indices: which images, int64 (N,).
-        flip: as the following, see `augment_crops`.
+        changes: as the following, see `augment_crops`.
     """
     image = np.empty(images.shape[1:], np.float32)
     for index in range(len(out)):
-        _load(images[indices[index]], flip[index], image)
+        _load(images[indices[index]], changes[index, 0] > ZERO, image)
         _finish(image, means[indices[index]], changes[index], norm, out[index])
 
 
 @_kernel
-def resize_crops(addresses: np.ndarray, sides: np.ndarray, out: np.ndarray) -> None:
+def resize_crops(crops: np.ndarray, out: np.ndarray) -> None:
     """Resizes crops, as in `augment_crops`, to float32 (N, H, 3, W) in [0, 255]."""
     for index in range(len(out)):
-        _resize(_crop(addresses[index], sides[index]), False, out[index])
+        _resize(_pixels(crops[index]), False, out[index])
 
 
 @intrinsic
@@ -121,13 +111,13 @@ def _pointer(typing_context: Any, address: Any) -> Any:
     def code(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
         return builder.inttoptr(values[0], context.get_value_type(pointer))
 
-    return pointer(types.uintp), code
+    return pointer(types.int64), code
 
 
 @_compiled
-def _crop(address: int, sides: np.ndarray) -> np.ndarray:
-    """The crop at an address, uint8 (height, 3 width)."""
-    return numba.carray(_pointer(address), (sides[0], 3 * sides[1]))  # type: ignore[call-arg]
+def _pixels(crop: np.ndarray) -> np.ndarray:
+    """The pixels of a crop, uint8 (height, 3 width)."""
+    return numba.carray(_pointer(crop[0]), (crop[1], 3 * crop[2]))  # type: ignore[call-arg]
 
 
 @_compiled
@@ -208,7 +198,7 @@ def _finish(
 
     The image (H, 3, W) is in [0, 255], like its channel `means`.
     """
-    brightness, contrast, saturation = changes
+    _, brightness, contrast, saturation = changes
     factor, pull = contrast * UNIT, (ONE - contrast) * UNIT
     red_shift, green_shift, blue_shift = means * pull + brightness
     (red_mean, green_mean, blue_mean), (red_scale, green_scale, blue_scale) = norm

@@ -83,7 +83,7 @@ class PixelOps:
 
     def formatted(self, images: Tensor) -> Tensor:
         """Converts images, float32 (N, 3, H, W) in [0, 1], channels-last, to the output's format."""
-        return images if self._as_it_is else self._format(images.unbind(1))
+        return images if self._as_it_is else self._format(images)
 
 
 def channel_means(pixels: Tensor) -> Tensor:
@@ -135,14 +135,14 @@ def _augment(dtype: torch.dtype, norm: Norm, pixels: Tensor, means: Tensor, pack
         params.map(lambda values: values[:, None, None]),
         arrays=_Planes,
     )
-    return _formatted(dtype, norm, changed)
+    return _formatted(dtype, norm, torch.stack(changed, dim=1))
 
 
-def _formatted(dtype: torch.dtype, norm: Norm, channels: Sequence[Tensor]) -> Tensor:
-    """Converts three channels (N, H, W) in [0, 1] to a batch (N, 3, H, W), channels-last."""
+def _formatted(dtype: torch.dtype, norm: Norm, images: Tensor) -> Tensor:
+    """Converts images (N, 3, H, W) in [0, 1] to a batch, channels-last."""
     if dtype == torch.uint8:
-        channels = [(channel * 255).round() for channel in channels]
+        images = (images * 255).round()
     elif norm != IDENTITY:
-        channels = [(x - mean) * scale for x, mean, scale in zip(channels, *norm, strict=True)]
-    batch = torch.stack(list(channels), dim=1).to(dtype)
-    return batch.contiguous(memory_format=torch.channels_last)
+        mean, scale = torch.tensor(norm, device=images.device).view(2, 3, 1, 1)
+        images = (images - mean) * scale
+    return images.to(dtype).contiguous(memory_format=torch.channels_last)
