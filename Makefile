@@ -38,7 +38,7 @@ train: setup ## Train on the built-in synthetic faces for 2.5 minutes; print whi
 		--log-every 50 --eval-every 100
 
 quick: setup ## Run the tests that start no process, and neither compile, train nor draw (a minute)
-	$(BIN)/python -m pytest --quick -q -r fE --ignore=tests/benchmarks --ignore=tests/fuzz
+	$(BIN)/python -m pytest --quick -q -r fE --ignore=tests/benchmarks --ignore=tests/fuzz --ignore=tests/faults
 
 test: setup ## Run all tests (GPU tests are skipped without a GPU)
 	$(BIN)/python -m pytest

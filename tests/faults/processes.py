@@ -1,12 +1,12 @@
-"""Runs commands of fastae in forks of one process, each with a fault at one of its file operations.
+"""What a fork does: it runs a command of fastae, with a fault at one of its file operations.
 
-The process has imported everything, so that a fork takes no time. An audit hook sees each operation on a file
-below the command's folder; `os.fsync`, which raises no audit event, is wrapped. An operation is known by its
-kind, its path, and how often it has occurred: threads may change the order of different operations only.
+Only the process that is forked imports this module, and with it everything that a command imports. An audit
+hook sees each operation on a file below the command's folder; `os.fsync`, which raises no audit event, is
+wrapped. An operation is known by its kind, its path, and how often it has occurred: threads may change the
+order of different operations only.
 """
 
 import errno
-import multiprocessing
 import os
 import re
 import signal
@@ -30,14 +30,10 @@ from fastae.utils.plotting import import_matplotlib
 
 import_matplotlib()
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([__name__])
-
 EVENTS = {
     "open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate",
     "os.utime", "os.chmod", "os.listdir", "os.scandir",
 }  # fmt: skip
-FAULTS = ("SIGKILL", "SIGTERM", "EIO", "ENOSPC")
 TAKES_SPACE = ("write", "os.mkdir", "os.link", "os.symlink", "fsync")
 """Kinds of operations that a full disk refuses."""
 
@@ -54,7 +50,7 @@ class Operations:
         folder: the folder below which operations count.
         file: an open file for the operations' names.
         at: the operation with the fault; None for no fault.
-        fault: one of FAULTS. The disk stays full; the other faults occur once.
+        fault: one of `forks.FAULTS`. The disk stays full; the other faults occur once.
     """
 
     def __init__(self, folder, file, at, fault):
@@ -95,7 +91,7 @@ class Operations:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
 
-def in_fork(words, folder, output, at, fault):
+def work(words, folder, output, at, fault):
     """Runs a command in `folder` to its end. The files `output`.{out,err,operations} get what it does."""
     os.chdir(folder)
     for number, suffix in ((1, "out"), (2, "err")):
@@ -113,15 +109,3 @@ def in_fork(words, folder, output, at, fault):
     sys.addaudithook(operations.audit)
     sys.argv = ["fastae", *words]
     main.main()
-
-
-def run(words, folder, output, at=None, fault=""):
-    """Runs a command in a fork; returns its exit code, which is negative for a signal."""
-    process = FORKS.Process(target=in_fork, args=(words, str(folder), str(output), at, fault))
-    process.start()
-    process.join(120)
-    if process.is_alive():
-        process.kill()
-        process.join()
-        return None
-    return process.exitcode

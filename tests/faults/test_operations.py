@@ -21,8 +21,8 @@ import pytest
 from fastae.data.faces import synthetic as faces
 from fastae.runs.tensors import read_tensors
 
-from . import processes
-from .processes import FAULTS
+from . import forks
+from .forks import FAULTS
 
 SOAK = bool(os.environ.get("FASTAE_SOAK"))
 SMALL = (
@@ -59,7 +59,7 @@ class Case:
 
     def run(self, words, at=None, fault=""):
         """Runs a command in the folder `here`; returns its exit code."""
-        return processes.run(words, self.path / "here", self.path / "log", at, fault)
+        return forks.run(words, self.path / "here", self.path / "log", at, fault)
 
     @property
     def errors(self):
