@@ -50,7 +50,9 @@ def test_a_model_too_large_to_be_trained_is_refused_before_anything_is_begun(
 
 
 def test_a_full_disk_while_events_are_written_ends_the_run(face_folder, tmp_path):
-    config = settings(face_folder, tmp_path / "run", iterations=100, eval_every=2, checkpoint_every=None)
+    config = settings(
+        face_folder, tmp_path / "run", iterations=100, eval_every=2, checkpoint_every=None, loader="dali"
+    )
     with largest_file(100_000), pytest.raises(RunFailure, match=f"{FULL}.*nothing was saved yet"):
         train(config)
 

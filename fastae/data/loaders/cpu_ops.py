@@ -77,7 +77,7 @@ class CpuOps:
         return (images.permute(0, 3, 1, 2) for images in batches)
 
     def _run(self, works: Iterable[Work]) -> Iterator[Tensor]:
-        """Yields each batch when its parts are made, in order."""
+        """Yields each batch in order when its parts are made. An error comes after the batches before it."""
         waiting: deque = deque()
 
         def finished() -> Tensor:
@@ -87,7 +87,7 @@ class CpuOps:
             return batch
 
         with ThreadPoolExecutor(self.threads, "pixels") as pool:
-            for batch, work in works:
+            for batch, work in _deferring_errors(works):
                 parts = [pool.submit(work, part, batch[part]) for part in _parts(len(batch), self.threads)]
                 waiting.append((batch, parts))
                 if len(waiting) > AHEAD:
@@ -144,6 +144,19 @@ class CpuOps:
 def resize(crop: np.ndarray, crop_resize: CropResize) -> Tensor:
     """Resizes one crop, uint8 (height, width, 3), to float32 (1, H, 3, W) in [0, 255]."""
     return next(CpuOps(crop_resize, OutputFormat(), threads=1).resized([[crop]]))
+
+
+def _deferring_errors(works: Iterable[Work]) -> Iterator[Work]:
+    """Yields the works. Instead of one that cannot be had, yields a work that raises the error."""
+    try:
+        yield from works
+    except Exception as error:
+        failure = error
+
+        def fail(part: slice, out: Tensor) -> None:
+            raise failure
+
+        yield torch.empty(1), fail
 
 
 def _parts(count: int, number: int) -> Iterator[slice]:
