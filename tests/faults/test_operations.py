@@ -186,7 +186,7 @@ def test_a_fault_at_any_file_operation_is_survived(begin, name):
             shutil.rmtree(case.path)
         return wrong
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0)) if SOAK else 1) as pool:
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # most of the time is fsync
         wrong = dict(zip(tried, pool.map(attempt, tried), strict=True))
     broken = {" ".join(each): why for each, why in wrong.items() if why and why != "not reached"}
     counts = Counter(why for why in wrong.values())
