@@ -44,7 +44,7 @@ class BatchSource(ABC):
     @property
     def compiles(self) -> bool:
         """Whether the first batch waits for torch.compile."""
-        return self.decoder.on_gpu and bool(self.decoder.tuning.compiled)
+        return self.decoder.on_gpu and self.decoder.compiled
 
     def reseeded(self, seed: int) -> Self:
         """Returns a source of the same images in another order. It shares the files or stored pixels."""

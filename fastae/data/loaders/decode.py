@@ -48,7 +48,7 @@ _first_process: int | None = None
 
 @dataclass(frozen=True)
 class Decoder:
-    """Decodes images on one device. `open_decoder` makes it, with `tuning.threads` and `compiled` set."""
+    """Decodes images on one device. `open_decoder` makes it, with `tuning.threads` set."""
 
     crop_resize: CropResize
     device: torch.device
@@ -62,7 +62,13 @@ class Decoder:
     @cached_property
     def pixel_ops(self) -> PixelOps:
         """The operations on a GPU."""
-        return PixelOps(self.output, bool(self.tuning.compiled))
+        return PixelOps(self.output, self.compiled)
+
+    @cached_property
+    def compiled(self) -> bool:
+        """Whether torch.compile is used for the operations on a GPU. A CPU needs no search for a compiler."""
+        wanted = self.tuning.compiled
+        return can_compile(self.device) if wanted is None else wanted
 
     @property
     def cpu_ops(self) -> CpuOps:
@@ -170,11 +176,10 @@ def open_decoder(
     """
     refuse_forked()
     require_dali()
-    compiled = can_compile(device) if tuning.compiled is None else tuning.compiled
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     threads = tuning.threads or default_threads(device)
-    return Decoder(crop_resize, device, replace(tuning, threads=threads, compiled=compiled), output)
+    return Decoder(crop_resize, device, replace(tuning, threads=threads), output)
 
 
 def default_threads(device: torch.device) -> int:

@@ -226,7 +226,7 @@ def load_images(
     files = ImageFiles(
         texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths"), on_replaced
     )
-    decoder = open_decoder(crop_resize, find_device(device), replace(tuning, compiled=False))
+    decoder = open_decoder(crop_resize, find_device(device), tuning)
     return torch.cat([to_batch(pixels) for pixels in decoder.decode(files, indices)])
 
 
