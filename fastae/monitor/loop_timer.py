@@ -21,6 +21,10 @@ WORK, WAIT, QUEUED, EXCLUDED = range(4)
 work on earlier steps), or something that is not counted."""
 
 
+WARM_UP = 10
+"""The number of iterations after which the speed is representative: cuDNN has chosen, caches are warm."""
+
+
 @dataclass(frozen=True)
 class Timing:
     """The figures of consecutive steps."""

@@ -18,7 +18,7 @@ import torch
 
 from fastae.device.choose import find_device
 from fastae.errors import FastaeError, SettingError
-from fastae.monitor.loop_timer import LoopTimer, Marks
+from fastae.monitor.loop_timer import WARM_UP, LoopTimer, Marks
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
 from fastae.monitor.summary import RunInfo
@@ -28,9 +28,6 @@ from fastae.utils.console import HarmlessConsole, log
 from fastae.utils.ranks import current_rank
 
 Batch = TypeVar("Batch")
-
-WARM_UP = 10
-"""The number of batches after which the speed is representative: cuDNN has chosen, caches are warm."""
 
 COUNT = Range(0, 1_000_000)
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from fastae.data.files.recovery import DecoderError
 from fastae.data.loaders.batch_source import BatchSource
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
+from fastae.monitor.loop_timer import WARM_UP
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Checkpoint, Progress
 from fastae.runs.description import RunDescription
@@ -30,9 +31,6 @@ from fastae.training.session import Session
 from fastae.training.signals import StopSignals
 from fastae.training.step.step import TrainingStep
 from fastae.utils.console import printable
-
-WARM_UP = 10
-"""The number of iterations after which the speed is representative: cuDNN has chosen, caches are warm."""
 
 AGREE_EVERY = 10
 """The iterations between two moments at which all ranks agree on whether to stop: each waits for all."""
