@@ -15,11 +15,10 @@ from fastae.data.files.faults import DECODER_FAULTS, USABLE, Fault, conversion
 from fastae.data.files.prepare import prepare_celeba
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import BATCH, open_decoder
-from fastae.data.loaders.tuning import Tuning
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.utils.cache import cache_folder, check_records
-from fastae.utils.console import console, log, printable
+from fastae.utils.console import console, log
 from fastae.utils.paths import expand_home
 
 NAMES_SHOWN = 50
@@ -41,7 +40,7 @@ def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool
     find_faults = None
     if deep:  # by the decoder of `fastae train` on this machine
         device = use_device(choose_device("auto"))
-        decoder = open_decoder(CropResize(crop), device, Tuning(compiled=False))
+        decoder = open_decoder(CropResize(crop), device)
         find_faults = partial(decoder.faults, together=BATCH)
     records = check_records(cache_folder())
     checked = check_folder(folder, crop=crop, records=records, find_faults=find_faults)
@@ -61,10 +60,10 @@ def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool
 def _log_check(folder: str, checked: Check, total: int) -> None:
     """Logs the names of unusable files, and the number of files with each fault or peculiarity."""
     for file in checked.unusable[:NAMES_SHOWN]:
-        log(f"{file.fault.value:28}  {printable(file.path)}")
+        log(f"{file.fault.value:28}  {file.path}")
     if len(checked.unusable) > NAMES_SHOWN:
         log(f"... and {len(checked.unusable) - NAMES_SHOWN:,} more: --json lists all")
-    log(f"{printable(folder)}: {total:,} images{_sizes(checked)}")
+    log(f"{folder}: {total:,} images{_sizes(checked)}")
     counts = Counter(file.fault for file in checked.faults)
     table = Table("", "files", "")
     for fault in filter(counts.get, Fault):

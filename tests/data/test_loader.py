@@ -300,7 +300,7 @@ def test_ranks_without_a_shard_are_warned_and_an_unknown_rank_is_refused(small, 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_ranks_share_a_validation_and_see_each_image_once(face_paths, kind):
-    """Three ranks, of which two have an image in the last batch."""
+    """Two of three ranks have an image in the last batch."""
     parts = [
         opened(face_paths[:20], kind, batch_size=9, augment=False, shard=(rank, 3), cache=False)
         for rank in range(3)

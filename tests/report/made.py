@@ -19,6 +19,8 @@ from fastae.runs.weights import write_weights
 from fastae.sweep.folder import open_sweep
 from fastae.utils.limits import Cores
 
+REPOSITORY = Path(__file__).parents[2]
+
 SMALL = {
     "image_size": 32, "latent": 16, "batch_size": 4, "iterations": 100, "eval_every": 50, "log_every": 10,
 }  # fmt: skip

@@ -1,7 +1,6 @@
 """The analysis agrees with SciPy and with a regression, and finds a difference only if it is there."""
 
 import csv
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,13 +22,12 @@ from fastae.report.compare import compare
 from fastae.report.runs import find_runs
 from fastae.report.tables import verdict
 
-from .made import make_run
+from .made import REPOSITORY, make_run
 
 SIX = {name: loss for name, loss in LOSSES.items() if loss.element.name in ("bce", "mse")}
 """The article's losses."""
 ELEMENT = "squared error − cross entropy"
 PAIR = Contrast("b − a", ("b",), ("a",))
-REPOSITORY = Path(__file__).parents[2]
 
 
 def drawn(counts, seed=0, first_seed=lambda index: 0):

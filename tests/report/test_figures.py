@@ -2,7 +2,6 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +13,7 @@ from fastae.report.compare import compare, group_seeds
 from fastae.report.forest import MARKERS, draw_forest
 from fastae.report.runs import find_runs
 
-from .made import make_run
-
-REPOSITORY = Path(__file__).parents[2]
+from .made import REPOSITORY, make_run
 
 
 def curve(loss, *seeds, label=None, weight=0.0):

@@ -154,7 +154,7 @@ class Loader:
         return self.source.sampler.part_indices(require_int(iteration, "iteration", ITERATION))
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns where the latest `iter(loader)` is: after how many batches of which epoch."""
+        """Returns the epoch of the latest `iter(loader)`, and how many of its batches were yielded."""
         epoch, batch = self._reached
         return {"epoch": epoch, "batch": batch, **self._identity()}
 
