@@ -43,7 +43,7 @@ def _in_words(title: str, rows: dict[Contrast, Effect], scale: float, unit: str)
         f"{contrast.name} {scale * effect.value:+.2g} ± {scale * effect.half:.2g} ({effect.verdict})"
         for contrast, effect in rows.items()
     ]
-    return f"{title} [{unit}], with {100 * (1 - LEVEL):.0f} % intervals: {', '.join(parts)}."
+    return f"{title} ({unit}), with {100 * (1 - LEVEL):.0f} % intervals: {', '.join(parts)}."
 
 
 def _draw(rows: dict[Contrast, Effect], scale: float, label: str) -> bytes:
