@@ -4,6 +4,7 @@ import os
 import subprocess
 import time
 
+import psutil
 import pytest
 
 from fastae.monitor import host as module
@@ -28,16 +29,22 @@ def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
 
 
 def test_several_processes_are_summed():
-    parent = subprocess.Popen(["sh", "-c", "sleep 60 & echo; wait"], stdout=subprocess.PIPE)
-    parent.stdout.readline()  # the child runs
-    pids = family(parent.pid)
+    parent = subprocess.Popen(["sh", "-c", "sleep 60 & wait"])
     try:
+        while len(pids := family(parent.pid)) < 2 or not _sleeps(pids[1]):
+            time.sleep(0.01)
         sums = [HostReader(each)._read_totals()["memory"] for each in (pids[:1], pids[1:], pids)]
     finally:
         for pid in pids:
             os.kill(pid, 9)
         parent.wait()
     assert pids[0] == parent.pid and len(pids) == 2 and sums[2] == pytest.approx(sums[0] + sums[1], rel=0.2)
+
+
+def _sleeps(pid: int) -> bool:
+    """Whether `sleep` has been loaded, and its memory is final. Until then, it is a copy of the shell."""
+    process = psutil.Process(pid)
+    return process.name() == "sleep" and process.status() == psutil.STATUS_SLEEPING
 
 
 def test_a_process_that_is_gone_has_no_figures():
