@@ -1,10 +1,11 @@
 """Counts how much Adam's eps weighs in each layer: eps / (k sqrt(v)), the answer to what reductions change.
 
-    python -m scripts.adam_eps CELEBA docs/results/adam-eps.csv
+    python -m scripts.adam_eps CELEBA OUT
 
-trains `minibatch_bce` and `minibatch_mse` as `scripts.sweep_with_control` does with seed 0, and reads the
-checkpoints of four iterations. The reductions of an element have the same gradients but for the factor k
-(`fastae.experiment.losses`), so v is counted once for the three of them, with k = 1.
+trains `minibatch_bce` and `minibatch_mse` in the folder OUT as `scripts.sweep_with_control` does with seed 0,
+and counts in the checkpoints of four iterations. The counts are in OUT/adam-eps.csv, which docs/results has a
+copy of. If it is stopped, the same command goes on. The reductions of an element have the same gradients but
+for the factor k (`fastae.experiment.losses`), so v is counted once for the three of them, with k = 1.
 
 A row counts the weights of a layer whose log10(eps / sqrt(v)) is in [low, low + BIN). A weight that has never
 had a gradient does not move, whatever eps is: it is counted in the row whose `low` is inf.
@@ -13,10 +14,10 @@ had a gradient does not move, whatever eps is: it is counted in the row whose `l
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import click
 import numpy as np
@@ -46,31 +47,42 @@ HEAD = ("element", "iteration", "layer", "low", "weights")
 @click.argument("data", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 def main(data: Path, out: Path) -> None:
-    """Train on the images in DATA, and write the counts to the CSV file OUT."""
+    """Train on the images in DATA, and count in the folder OUT."""
+    out.mkdir(parents=True, exist_ok=True)
+    counts = out / "adam-eps.csv"
+    if not counts.exists():
+        append(counts, [HEAD])
+    done = read_counts(counts).keys()
     try:
-        rows = [row for element in ELEMENTS for row in measured(data, element.name)]
+        for element, iteration in product([each.name for each in ELEMENTS], ITERATIONS):
+            if (element, iteration) not in done:
+                append(counts, measured(data, element, iteration, out / f"minibatch_{element}"))
     except FastaeError as error:
         raise click.UsageError(str(error)) from None
-    with atomic_write(out) as file:
-        file.write("".join(f"{','.join(map(str, row))}\n" for row in (HEAD, *rows)).encode())
 
 
-def measured(data: Path, element: str) -> Iterator[tuple[str, int, str, float, int]]:
-    """Yields the rows of an element."""
-    with TemporaryDirectory(prefix="fastae-") as folder:
-        run = Path(folder) / element
+def append(path: Path, rows: Iterable[tuple[object, ...]]) -> None:
+    """Appends rows to a CSV file, all or none."""
+    before = path.read_bytes() if path.exists() else b""
+    with atomic_write(path) as file:
+        file.write(before + "".join(f"{','.join(map(str, row))}\n" for row in rows).encode())
+
+
+def measured(
+    data: Path, element: str, iteration: int, run: Path
+) -> Iterator[tuple[str, int, str, float, int]]:
+    """Trains a run to an iteration, and yields the rows of its checkpoint."""
+    if checkpoint.latest(RunFolder(run).checkpoints) is None:
         config = replace(settings(data), loss=f"minibatch_{element}", out=str(run), eval_images=64)
-        for iteration in ITERATIONS:
-            if iteration == ITERATIONS[0]:
-                train(replace(config, iterations=iteration))
-            else:
-                resume(run, iterations=iteration)
-            newest = checkpoint.newest(RunFolder(run).checkpoints, log)
-            assert newest and newest.iteration == iteration
-            for layer, square in newest.training.square.items():
-                if square.ndim > 1:  # not the biases and batch norms, which are few
-                    for low, count in counted(square):
-                        yield element, iteration, layer.removesuffix(".weight"), low, count
+        train(replace(config, iterations=iteration))
+    else:
+        resume(run, iterations=iteration)
+    newest = checkpoint.newest(RunFolder(run).checkpoints, log)
+    assert newest and newest.iteration == iteration
+    for layer, square in newest.training.square.items():
+        if square.ndim > 1:  # not the biases and batch norms, which are few
+            for low, count in counted(square):
+                yield element, iteration, layer.removesuffix(".weight"), low, count
 
 
 def counted(square: Tensor) -> Iterator[tuple[float, int]]:
