@@ -6,6 +6,7 @@ from a checkpoint ends like one that was never stopped.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -132,7 +133,11 @@ def open_trainer(
             monitor = stack.enter_context(open_monitor(session, config, run))
             if session.hardware.compiled:
                 monitor.enter(Phase.COMPILE)
+            started = time.monotonic()
             capture = step.capture(loader.example()) if session.ranks.size == 1 else ""
+            if capture:
+                seconds = time.monotonic() - started
+                log(f"prepared  in {seconds:.0f} s: compiled, cuDNN's kernels chosen, captured")
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)

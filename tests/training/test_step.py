@@ -10,7 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.backends import cudnn
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastae.data.loaders.cpu_ops import CpuOps
 from fastae.data.loaders.crop_resize import CropResize
@@ -271,6 +273,44 @@ def test_a_failing_c_compiler_leaves_a_step_without_a_cuda_graph(model, monkeypa
 
     note = recorded(training_step(model), monkeypatch, Graphs(Failing))
     assert note.startswith("no CUDA graph") and "gcc" in note
+
+
+class Wrong(TorchDispatchMode):
+    """While the block runs, cuDNN's fastest kernels compute an operation's result number `index` wrongly."""
+
+    def __init__(self, operation, index):
+        super().__init__()
+        self.operation, self.index, self.computed = operation, index, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        results = function(*args, **(kwargs or {}))
+        if function.overloadpacket.__name__ == self.operation and cudnn.benchmark:
+            self.computed += 1
+            if self.computed == 3:  # one layer of several
+                (results if isinstance(results, tuple) else (results,))[self.index].mul_(1.05)
+        return results
+
+
+@pytest.mark.parametrize(
+    ("operation", "index", "right"),
+    [
+        ("convolution", 0, False),
+        ("convolution_backward", 0, False),
+        ("convolution_backward", 1, False),
+        ("none is wrong", 0, True),
+    ],
+)
+@pytest.mark.parametrize("precision", [BF16, SCALED], ids=["bf16", "scaled"])
+def test_kernels_that_compute_other_gradients_are_not_used(
+    model, monkeypatch, operation, index, right, precision
+):
+    eager, ours = (training_step(copy.deepcopy(model), precision=precision) for _ in range(2))
+    with cudnn.flags(benchmark=True, deterministic=False):
+        with Wrong(operation, index):
+            note = recorded(ours, monkeypatch)
+        assert (cudnn.benchmark, cudnn.deterministic) == (right, not right)
+    assert (note == RECORDED) is right and note.startswith(RECORDED)
+    assert_the_same_after(ours, eager, [images(number) for number in range(2)])
 
 
 @pytest.mark.parametrize(

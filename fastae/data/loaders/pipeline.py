@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from ctypes import c_void_p
@@ -30,6 +29,7 @@ from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.sampler import BatchParams
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.nvml import has_nvml
+from fastae.device.pipelines import abandon, no_capture
 from fastae.experiment.augment import AugmentParams, color_jitter
 from fastae.utils.limits import thread_limit
 
@@ -87,7 +87,8 @@ class DaliPipeline:
             inputs = fn.external_source(source=feed, num_outputs=columns, batch=True)
             pipeline.set_outputs(graph(self, *inputs))
         try:
-            pipeline.build()
+            with no_capture():
+                pipeline.build()
         except (RuntimeError, MemoryError) as error:
             raise _described(error) from error
         return pipeline
@@ -110,8 +111,7 @@ class DaliPipeline:
             except StopIteration:
                 return
             except TimeoutError:
-                # Else DALI would wait for this pipeline when the process ends. No public call prevents it.
-                Pipeline._pipes.discard(weakref.ref(pipeline))
+                abandon(pipeline)
                 raise DecoderStalled(f"DALI did not return within {self.patience:.0f} s") from None
             except (RuntimeError, ValueError, MemoryError) as error:
                 raise _described(error) from error

@@ -10,10 +10,12 @@ from contextlib import contextmanager, suppress
 import torch
 from torch import Tensor
 
-SETTLE = 0.05
-"""Seconds to wait before a capture, in which DALI's threads finish their work on the idle device.
+from fastae.device.pipelines import no_pipelines
 
-A thread of DALI synchronises the device after it has freed a batch, which CUDA forbids during a capture.
+SETTLE = 0.2
+"""Seconds to wait before a capture, in which a thread of DALI frees what pipelines that have ended have left.
+
+It waits for the device, as `fastae.device.pipelines` describes. The device is idle, so it needs microseconds.
 """
 
 _failed: list[torch.cuda.CUDAGraph] = []
@@ -52,9 +54,9 @@ class GraphedFunction:
         device: the CUDA device.
 
     Raises:
-        RuntimeError: the function cannot be captured, because it synchronises or allocates memory. The
-            stream and PyTorch's memory are then as before, but the caller must drop whatever the function
-            has kept, such as gradients.
+        RuntimeError: the function cannot be captured, because it synchronises or allocates memory, or a
+            DALI pipeline is alive on the device. The stream and PyTorch's memory are then as before, but the
+            caller must drop whatever the function has kept, such as gradients.
     """
 
     def __init__(
@@ -75,11 +77,11 @@ def _capture(
 ) -> tuple[torch.cuda.CUDAGraph, tuple[Tensor, Tensor]]:
     """Captures a call of `function`. Returns the graph, and the outputs that each replay overwrites."""
     graph, pool = torch.cuda.CUDAGraph(), torch.cuda.graph_pool_handle()
-    with _no_garbage_collection():
+    with no_pipelines(device), _no_garbage_collection():
         torch.cuda.synchronize(device)
         time.sleep(SETTLE)
         torch.cuda.empty_cache()  # the graph cannot use cached memory: it allocates from its own pool
-        # The calls of other threads, mainly DALI's, must not break the capture.
+        # The calls of other threads must not break the capture.
         graph.capture_begin(pool=pool, capture_error_mode="thread_local")
         try:
             outputs = function(*inputs)

@@ -83,10 +83,17 @@ class TrainedModel:
     objectives: dict[str, nn.Module] = field(default_factory=dict)
     """Name of an element -> the compiled objective."""
 
+    kernels: str | None = None
+    """What is special about cuDNN's kernels, in words; None if they have not been chosen."""
+
+    def eager(self, element: Element) -> Objective:
+        """Makes the objective of an element, not compiled."""
+        return Objective(self.model, element, self.hardware.precision, self.copies)
+
     def objective(self, element: Element) -> nn.Module:
         """Returns the objective of an element. A compiled one suits only its first batch's shape."""
         if element.name not in self.objectives:
-            objective: nn.Module = Objective(self.model, element, self.hardware.precision, self.copies)
+            objective: nn.Module = self.eager(element)
             if self.hardware.compiled:
                 options = GPU_OPTIONS if self.hardware.device.type == "cuda" else None
                 compiled = torch.compile(objective, dynamic=False, fullgraph=True, options=options)

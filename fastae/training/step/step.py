@@ -12,11 +12,13 @@ from subprocess import CalledProcessError
 
 import torch
 from torch import Tensor, nn
+from torch.backends import cudnn
 
 from fastae.experiment.adam import EPSILON, Adam
 from fastae.experiment.losses import Loss
 from fastae.runs.checkpoint import TrainingState
 from fastae.training.step import cuda_graph as graph
+from fastae.training.step.kernel_check import are_right
 from fastae.training.step.objective import TrainedModel
 
 WARM_UP = 3
@@ -53,6 +55,7 @@ class TrainingStep:
         lr: float,
         make_batch: Callable[..., Tensor] = lambda images: images,
     ) -> None:
+        self._trained = trained
         self.model = trained.model
         self.device = trained.hardware.device
         self.precision = trained.hardware.precision
@@ -61,6 +64,7 @@ class TrainingStep:
         self.optimizer = Adam(dict(self.model.named_parameters()), lr, eps, trained.copies)
         self.scaler = self._new_scaler()
         self._objective = trained.objective(loss.element)
+        self._eager = trained.eager(loss.element)
         self._captured: graph.GraphedFunction | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,6 +81,8 @@ class TrainingStep:
         if not graph.can_capture(self.device):
             return ""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        if self._trained.kernels is None:
+            self._trained.kernels = self._choose_kernels(example)
         for _ in range(ATTEMPTS):
             try:
                 self._captured = self._graphed(example)
@@ -87,7 +93,24 @@ class TrainingStep:
             self._undo(weights)
             if self._captured is not None:
                 break
-        return note
+        return ", ".join(filter(None, (note, self._trained.kernels)))
+
+    def _choose_kernels(self, example: Sequence[Tensor]) -> str:
+        """Makes cuDNN use its fastest kernels, or, if these compute wrong gradients, deterministic ones.
+
+        Returns a note on the latter, in words.
+        """
+        if not cudnn.benchmark:
+            return ""
+        try:
+            with graph.side_stream(self.device):
+                images = self.make_batch(*(value.to(self.device) for value in example))
+                if are_right(lambda: self.scaler.scale(self._eager(images)[0]).backward()):
+                    return ""
+        except torch.OutOfMemoryError:  # a compiled step needs less memory
+            return "cuDNN's kernels not compared: too little memory"
+        cudnn.benchmark, cudnn.deterministic = False, True
+        return "deterministic cuDNN kernels, since the fastest compute other gradients"
 
     def _graphed(self, example: Sequence[Tensor]) -> graph.GraphedFunction:
         """Captures the step, and verifies that a replay trains. Raises RuntimeError."""
