@@ -14,6 +14,7 @@ import subprocess
 import sys
 import sysconfig
 import tempfile
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,6 +156,8 @@ def install() -> None:
     triton.runtime.driver.set_active(_triton_driver())
     inductor.use_static_triton_launcher = False
     inductor.benchmark_kernel = True  # otherwise the bytes of a kernel are not recorded
+    # A node that lives longer than its step would launch a part of the next capture on another stream.
+    warnings.filterwarnings("error", message="The AccumulateGrad node's stream")
     _log_kernels()
     _replace_operators()
 
@@ -258,8 +261,6 @@ def _log_kernels() -> None:
 
 def _replace_operators() -> None:
     """Makes LIBRARY_OPERATORS return uninitialised outputs of the right shape, and append calls to LOG."""
-    import warnings
-
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
     from torch.utils._pytree import tree_map_only
