@@ -153,7 +153,7 @@ def open_trainer(
                 display = Display(config, start=start, on_cpu=not session.info(config).on_gpu, bar=bar)
                 observers = open_observers(stack, session, config, run, monitor, display, start, progress)
                 observers += extra
-            yield Trainer(
+            trainer = Trainer(
                 session,
                 description,
                 run,
@@ -169,6 +169,8 @@ def open_trainer(
                 observers=observers,
                 stops=stops,
             )
+            stack.callback(trainer.close)
+            yield trainer
     except Exception as error:
         raise explain(error, session, run, stops=stops) from None
 

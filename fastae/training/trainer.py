@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import signal
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from enum import Enum, auto
 
@@ -86,7 +86,7 @@ class Trainer:
         self._run = run
         self._step = step
         self._loader = loader
-        self._batches = loader.inputs(self.iteration)
+        self._batches: Iterator[tuple[Tensor, ...]] = loader.inputs(self.iteration)
         self._clock = clock
         self._observers = observers
         self._stops = stops
@@ -121,6 +121,10 @@ class Trainer:
             self._save(final=False)
             self._enter_phase()
         return True
+
+    def close(self) -> None:
+        """Ends the loader's threads and pipelines, also if the caller keeps the trainer."""
+        self._batches = iter(())
 
     def _begin(self) -> None:
         """Prepares this session's first iteration. A new run is evaluated before."""

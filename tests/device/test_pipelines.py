@@ -7,6 +7,12 @@ import torch
 from nvidia.dali import Pipeline
 
 from fastae.device import pipelines
+from fastae.runs.folder import new_run
+from fastae.training.runner import open_trainer
+from fastae.training.session import open_session
+from fastae.training.signals import StopSignals
+
+from ..helpers import small_config
 
 GPU, OTHER = torch.device("cuda", 0), torch.device("cuda", 1)
 
@@ -40,6 +46,21 @@ def test_an_abandoned_pipeline_forbids_captures_while_a_thread_still_runs_it():
     assert not is_allowed(GPU)
     del pipeline
     assert is_allowed(GPU)
+
+
+def test_a_run_that_has_ended_leaves_no_pipeline_though_its_trainer_is_kept(face_folder, tmp_path):
+    """Otherwise the next run of a sweep or a notebook could not be captured."""
+
+    def alive():
+        return {each() for each in Pipeline._pipes} - {None}
+
+    config = small_config(face_folder, loader="dali", iterations=1)
+    before = alive()
+    with new_run(tmp_path / "run", config.loss) as run, StopSignals() as stops:
+        with open_trainer(open_session(config), config, run, stops) as trainer:
+            trainer.advance()
+            assert alive() > before
+        assert trainer and alive() == before
 
 
 def test_no_pipeline_is_built_during_a_capture():
