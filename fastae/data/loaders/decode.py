@@ -126,7 +126,8 @@ class Decoder:
     def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Any]:
         """Yields the images of each batch of at most `size` files: on a GPU like `decode`, on a CPU crops.
 
-        Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
+        Raises DecoderError for a bad file, and DecoderStalled if PATIENT_IMAGES images take more than `patience`
+        seconds.
         """
         from fastae.data.loaders.pipeline import DaliPipeline, read_crops, read_images
 
