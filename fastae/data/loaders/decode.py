@@ -31,8 +31,7 @@ from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.compiling import can_compile
 from fastae.errors import FastaeError
 from fastae.utils.environment import dali_builds
-from fastae.utils.limits import usable_cores
-from fastae.utils.ranks import local_ranks
+from fastae.utils.ranks import rank_cores
 
 BATCH = 64
 """The number of images that are decoded at once."""
@@ -189,8 +188,7 @@ def default_threads(device: torch.device) -> int:
     On a CPU it is one per core, and at most 8. For a GPU, two cores are left for training. The ranks that
     torchrun starts on a machine share its cores.
     """
-    cores = max(1, int(usable_cores() / local_ranks()))
-    return max(1, cores - 2) if device.type == "cuda" else min(MOST_THREADS, cores)
+    return max(1, rank_cores() - 2) if device.type == "cuda" else min(MOST_THREADS, rank_cores())
 
 
 def require_dali() -> None:
