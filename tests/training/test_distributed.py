@@ -13,9 +13,11 @@ import torch.distributed as dist
 from fastae.cli import main
 from fastae.data import Tuning, open_loader
 from fastae.data.files.faults import Fault, FileFault
+from fastae.data.loaders import choose
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics
+from fastae.training import distributed
 from fastae.training.distributed import Ranks, joined
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
@@ -59,7 +61,7 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
     small_run, face_folder, tmp_path, capsys
 ):
     run, bad = RunFolder(tmp_path), FileFault(f"{face_folder}/000001.jpg", Fault.TRUNCATED)
-    session = open_session(small_config(face_folder), Ranks(1, 2, 1))
+    session = open_session(small_config(face_folder, loader="dali"), Ranks(1, 2, 1))
     session.replaced.runs.append(run)
     console.quiet = True  # as on all ranks but the main one
     try:
@@ -69,6 +71,16 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
         console.quiet = False
     assert capsys.readouterr().out.count(bad.path) == 2
     assert run.skipped_file.read_text() == f"truncated\t{bad.path}\n"
+
+
+@pytest.mark.parametrize(("free", "kind"), [((0, 2**40), "dali"), ((2**40, 0), "resident")])
+def test_all_ranks_use_the_loader_that_fits_into_the_main_ranks_memory(face_folder, monkeypatch, free, kind):
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "_torchrun_store", lambda: store)
+    for rank, memory in enumerate(free):
+        monkeypatch.setattr(choose, "free_memory", lambda device, memory=memory: memory)
+        session = open_session(small_config(face_folder, device="cpu"), Ranks(rank, 2, rank))
+        assert session.loader.kind == kind
 
 
 def rows(run, kind):

@@ -125,8 +125,7 @@ class Decoder:
     def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Any]:
         """Yields the images of each batch of at most `size` files: on a GPU like `decode`, on a CPU crops.
 
-        Raises DecoderError for a bad file, and DecoderStalled if PATIENT_IMAGES images take more than `patience`
-        seconds.
+        Raises DecoderError for a bad file, and DecoderStalled as `DaliPipeline.patience` says.
         """
         from fastae.data.loaders.pipeline import DaliPipeline, read_crops, read_images
 
