@@ -184,7 +184,7 @@ def test_a_value_of_any_length_is_repeated_in_part(capsys):
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
-@pytest.mark.parametrize("limit", [300, 700, 1800])
+@pytest.mark.parametrize("limit", [300, 700, 2200])
 def test_too_small_a_limit_of_memory_is_named_before_any_library_fails(tmp_path, command, limit):
     def limited():
         resource.setrlimit(resource.RLIMIT_AS, (limit * 10**6,) * 2)

@@ -30,15 +30,7 @@ from filelock import FileLock, Timeout
 from fastae.errors import FastaeError
 from fastae.utils.console import log
 from fastae.utils.environment import __version__
-from fastae.utils.files import (
-    is_writable,
-    listed,
-    open_unblocked,
-    remove_drafts,
-    require_file,
-    sync,
-    write_json,
-)
+from fastae.utils.files import is_writable, listed, remove_drafts, require_file, sync, write_json
 from fastae.utils.json import read_json
 from fastae.utils.paths import user_path
 
@@ -140,8 +132,8 @@ def keep_kernels(cache: Path) -> None:
 
 def _remove_unfinished(kernels: Path) -> None:
     """Removes the libraries of linkers that were killed: PyTorch would load them, and fail every time."""
-    for library in kernels.rglob("*.so"):
-        with suppress(OSError), open_unblocked(str(library)) as file:
+    for library in filter(Path.is_file, kernels.rglob("*.so")):
+        with suppress(OSError), library.open("rb") as file:
             if file.read(len(ELF)) != ELF and time.time() - library.stat().st_mtime > LINKING:
                 library.unlink()
 

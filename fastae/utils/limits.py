@@ -32,8 +32,8 @@ Both are plain RuntimeErrors (in C++, std::system_error passed on by DALI and Py
 NO_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
 """Parts of PyTorch's and oneDNN's messages if the host's memory is used up. These errors have no type."""
 
-LEAST_ADDRESSES = 2 * 10**9
-"""The bytes of address space below which PyTorch and DALI cannot be loaded to train."""
+LEAST_ADDRESSES = 2_400_000_000
+"""The bytes of address space below which even a small run on two cores ends early, or its process crashes."""
 
 NO_FILE = (errno.EMFILE, errno.ENFILE)
 """The numbers of the errors if the process, or the machine, can open no more files."""

@@ -25,14 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastae.data.files.recovery import (
-    PATIENCE,
-    PATIENT_IMAGES,
-    DecoderError,
-    DecoderOutOfMemory,
-    DecoderStalled,
-)
+from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
 from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.decode import BATCH
 from fastae.data.loaders.sampler import BatchParams
 from fastae.data.loaders.tuning import Tuning
 from fastae.device.nvml import has_nvml
@@ -68,7 +63,7 @@ class DaliPipeline:
     tuning: Tuning
 
     patience: float = PATIENCE
-    """The seconds that PATIENT_IMAGES images may take."""
+    """The seconds that BATCH images, or fewer, may take. More may take longer in proportion."""
 
     @property
     def on_gpu(self) -> bool:
@@ -112,7 +107,7 @@ class DaliPipeline:
             DecoderOutOfMemory: the memory is exhausted.
             DecoderError: DALI fails for another reason.
         """
-        seconds = self.patience * max(1.0, self.batch_size / PATIENT_IMAGES)
+        seconds = self.patience * max(1.0, self.batch_size / BATCH)
         while True:
             stream = torch.cuda.current_stream(self.device) if self.on_gpu else None
             try:
