@@ -169,8 +169,7 @@ def hint_at_slow_links(device: torch.device) -> None:
     """Logs a hint if this GPU cannot access the memory of the other ranks' GPUs on this machine."""
     gpus = range(min(local_ranks(), torch.cuda.device_count()))
     if not all(torch.cuda.can_device_access_peer(device, gpu) for gpu in gpus if gpu != device.index):
-        log("hint      without peer access, these GPUs exchange gradients through the host's memory:")
-        log("          one GPU, or fastae sweep with one run per GPU, is probably faster")
+        log("hint      these GPUs have no peer access to each other: one of them alone is probably faster")
 
 
 def _lost(error: Exception) -> RunFailure:
