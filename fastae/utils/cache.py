@@ -132,9 +132,11 @@ def keep_kernels(cache: Path) -> None:
 
 def _remove_unfinished(kernels: Path) -> None:
     """Removes the libraries of linkers that were killed: PyTorch would load them, and fail every time."""
-    for library in filter(Path.is_file, kernels.rglob("*.so")):
-        with suppress(OSError), library.open("rb") as file:
-            if file.read(len(ELF)) != ELF and time.time() - library.stat().st_mtime > LINKING:
+    with suppress(OSError):  # another process may remove the folder just now
+        for library in filter(Path.is_file, kernels.rglob("*.so")):
+            with library.open("rb") as file:
+                is_whole = file.read(len(ELF)) == ELF
+            if not is_whole and time.time() - library.stat().st_mtime > LINKING:
                 library.unlink()
 
 
