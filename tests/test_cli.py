@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -180,6 +181,17 @@ def test_a_value_of_any_length_is_repeated_in_part(capsys):
     assert report_error(caught.value) == 2
     line = capsys.readouterr().err
     assert "--seed" in line and "999" in line and len(line) < 600
+
+
+@pytest.mark.parametrize("command", ["train", "sweep"])
+@pytest.mark.parametrize("limit", [300, 700, 2200])
+def test_too_small_a_limit_of_memory_is_named_before_any_library_fails(tmp_path, command, limit):
+    def limited():
+        resource.setrlimit(resource.RLIMIT_AS, (limit * 10**6,) * 2)
+
+    result = fastae(command, cwd=tmp_path, preexec=limited)
+    assert result.returncode == 2 and len(result.stderr.splitlines()) == 1 and "ulimit -v" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_float_setting_accepts_an_integer():

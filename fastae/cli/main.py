@@ -22,6 +22,7 @@ from fastae.cli.options import GroupedCommand, GroupedOption, InOrder, PathType,
 from fastae.config import RUN_FOLDER, TrainConfig
 from fastae.errors import FastaeError, Stopped
 from fastae.utils.exits import before_exit
+from fastae.utils.limits import require_address_space
 from fastae.utils.streams import discard_output, open_streams
 
 WRITE_ERRORS = (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG)
@@ -46,6 +47,7 @@ def cli() -> None:
 @click.pass_context
 def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
     """Train the autoencoder on a folder of JPEGs and PNGs."""
+    require_address_space()
     if resume:
         from fastae.training.resume import resume_run
 
@@ -84,6 +86,7 @@ def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, *
 
     All runs have the same settings and train on the same images.
     """
+    require_address_space()
     from fastae.sweep.plan import SweepConfig
 
     names = () if losses is None else [name.strip() for name in losses.split(",")]

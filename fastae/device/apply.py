@@ -1,4 +1,4 @@
-"""Applies chosen hardware to this process: the current GPU, TF32, cuDNN, determinism, glibc's allocator."""
+"""Applies chosen hardware to this process: GPU, TF32, cuDNN, determinism, compilers, glibc's allocator."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from fastae.device.choose import Hardware
 from fastae.utils.limits import keep_freed_memory
+from fastae.utils.ranks import rank_cores
 
 
 def apply(hardware: Hardware) -> None:
@@ -16,6 +17,8 @@ def apply(hardware: Hardware) -> None:
     use_device(hardware.device)
     use_tf32(hardware.device)
     use_kernels(hardware.device, hardware.deterministic)
+    if hardware.compiled:
+        share_cores()
     if hardware.device.type == "cpu":
         keep_freed_memory()
 
@@ -50,3 +53,11 @@ def use_kernels(device: torch.device, deterministic: bool) -> None:
     if deterministic or device.type == "cuda":
         torch.backends.cudnn.benchmark = not deterministic
         torch.backends.cudnn.deterministic = deterministic
+
+
+def share_cores() -> None:
+    """Makes this machine's ranks share its cores while they compile, unless the user has set a number."""
+    if "TORCHINDUCTOR_COMPILE_THREADS" not in os.environ:
+        import torch._inductor.config as inductor
+
+        inductor.compile_threads = min(rank_cores(), inductor.compile_threads or 32)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -250,7 +251,8 @@ def open_batches(
     )
     decoder = open_decoder(crop_resize, hardware.device, loader_tuning(config.threads, hardware))
     kept_in = cache if config.cache else None
-    loader = build_source(files, sampler, decoder, kind=cast(LoaderKind, config.loader), cache=kept_in)
+    kind, agree = cast(LoaderKind, config.loader), partial(ranks.broadcast, "loader")
+    loader = build_source(files, sampler, decoder, kind=kind, cache=kept_in, agree=agree)
     log(f"loader    {loader.kind}" + (f" ({loader.note})" if loader.note else ""))
     return loader
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
@@ -44,6 +45,12 @@ LEFTOVER = re.compile(r"\.((?:resident|faces)-[\w-]+|file-checks|kernels)\.(?:lo
 
 KERNELS = "TORCHINDUCTOR_CACHE_DIR"
 """PyTorch's variable for torch.compile's cache folder, which is below /tmp if the variable is not set."""
+
+ELF = b"\x7fELF"
+"""The first bytes of a library. A linker writes them last."""
+
+LINKING = 30.0
+"""The seconds after which a library without its first bytes is not being written any more."""
 
 BLOCK = 1 << 22
 """The bytes of a file that one digest covers."""
@@ -120,6 +127,17 @@ def keep_kernels(cache: Path) -> None:
         folder = working_entry(cache / "kernels", "kernels", "compiled by torch.compile")
         if folder and is_writable(folder):
             os.environ[KERNELS] = str(folder.absolute())
+            _remove_unfinished(folder)
+
+
+def _remove_unfinished(kernels: Path) -> None:
+    """Removes the libraries of linkers that were killed: PyTorch would load them, and fail every time."""
+    with suppress(OSError):  # another process may remove the folder just now
+        for library in filter(Path.is_file, kernels.rglob("*.so")):
+            with library.open("rb") as file:
+                is_whole = file.read(len(ELF)) == ELF
+            if not is_whole and time.time() - library.stat().st_mtime > LINKING:
+                library.unlink()
 
 
 def damage(folder: Path) -> str | None:

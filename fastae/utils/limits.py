@@ -32,6 +32,9 @@ Both are plain RuntimeErrors (in C++, std::system_error passed on by DALI and Py
 NO_MEMORY = ("DefaultCPUAllocator", "could not create a primitive")
 """Parts of PyTorch's and oneDNN's messages if the host's memory is used up. These errors have no type."""
 
+LEAST_ADDRESSES = 2_400_000_000
+"""The bytes of address space below which even a small run on two cores ends early, or its process crashes."""
+
 NO_FILE = (errno.EMFILE, errno.ENFILE)
 """The numbers of the errors if the process, or the machine, can open no more files."""
 
@@ -112,6 +115,16 @@ def require_files(error: OSError) -> None:
     if error.errno in NO_FILE:
         reason = os.strerror(error.errno)
         raise FastaeError(f"cannot open {error.filename!r}: {reason}; raise the limit (ulimit -n)") from None
+
+
+def require_address_space() -> None:
+    """Raises FastaeError if `ulimit -v` allows too little: libraries would fail, with errors of any kind."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if 0 <= limit < LEAST_ADDRESSES:
+        least = LEAST_ADDRESSES / 1e9
+        raise FastaeError(
+            f"ulimit -v is {limit / 1e9:.1f} GB, and training needs more than {least:g}: raise it"
+        )
 
 
 def keep_freed_memory() -> None:

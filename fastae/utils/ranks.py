@@ -6,6 +6,7 @@ import os
 
 from fastae.errors import SettingError
 from fastae.utils.arguments import Range, require_int
+from fastae.utils.limits import usable_cores
 
 MOST = 1_000_000
 """A limit for the number of processes."""
@@ -45,6 +46,11 @@ def local_ranks() -> int:
     Raises SettingError as `torchrun_rank` does.
     """
     return _number("LOCAL_WORLD_SIZE", Range(1, MOST)) if "LOCAL_WORLD_SIZE" in os.environ else 1
+
+
+def rank_cores() -> int:
+    """Returns the number of cores for each of the ranks that share this machine, at least 1."""
+    return max(1, int(usable_cores() / local_ranks()))
 
 
 def _number(variable: str, within: Range) -> int:

@@ -4,6 +4,7 @@ import gc
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import threading
 from contextlib import nullcontext
@@ -330,6 +331,26 @@ def test_a_file_at_which_the_decoder_hangs_is_replaced(paths, monkeypatch, kind,
     damage("a pipe", paths[5])
     assert same(expected, take(open_(paths, replaced, kind).batches(), 4))
     assert replaced == {paths[5]: "does not decode in time"}
+
+
+@pytest.mark.parametrize(("together", "seconds"), [(8, 20), (64, 20), (256, 80)])
+def test_images_that_are_decoded_together_may_take_longer_in_proportion(
+    paths, monkeypatch, together, seconds
+):
+    """A GPU decodes the batches of several iterations together."""
+    allowed = set()
+    monkeypatch.setattr(pipeline, "_within", lambda limit, decode: allowed.add(limit) or decode())
+    decoder = open_decoder(CropResize(), torch.device("cpu"))
+    assert len(list(decoder.stream([paths[:8]], together, patience=20))) == 1 and allowed == {seconds}
+
+
+def test_the_decoder_is_not_blamed_for_the_time_in_which_the_process_was_stopped(monkeypatch):
+    """As by Ctrl-Z, while DALI decodes."""
+    monkeypatch.setattr(pipeline, "SLICE", 0.1)
+    stopped = f"kill -STOP {os.getpid()}; sleep 2.5; kill -CONT {os.getpid()}"
+    assert pipeline._within(2, lambda: subprocess.run(stopped, shell=True).returncode) == 0
+    with pytest.raises(TimeoutError):
+        pipeline._within(0.2, threading.Event().wait)
 
 
 def test_a_file_that_becomes_a_pipe_hangs_neither_the_run_nor_the_end_of_its_process(paths, tmp_path):

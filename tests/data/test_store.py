@@ -179,16 +179,19 @@ CELEBA = ImageFiles([""] * 202_599)
 
 
 @pytest.mark.parametrize(
-    ("device", "on_device", "on_host", "kind"),
+    ("device", "on_device", "on_host", "ranks", "kind"),
     [
-        ("cuda", 24 * GB, 64 * GB, "resident"),
-        ("cuda", 12 * GB, 64 * GB, "host"),
-        ("cuda", 12 * GB, 12 * GB, "dali"),
-        ("cpu", 64 * GB, 64 * GB, "resident"),
-        ("cpu", 12 * GB, 12 * GB, "dali"),
+        ("cuda", 24 * GB, 64 * GB, 8, "resident"),
+        ("cuda", 12 * GB, 64 * GB, 3, "host"),
+        ("cuda", 12 * GB, 64 * GB, 4, "dali"),
+        ("cuda", 12 * GB, 12 * GB, 1, "dali"),
+        ("cpu", 64 * GB, 64 * GB, 3, "resident"),
+        ("cpu", 64 * GB, 64 * GB, 4, "dali"),
     ],
 )
-def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, kind):
+def test_auto_chooses_the_fastest_that_fits(monkeypatch, device, on_device, on_host, ranks, kind):
+    """The ranks of a machine share its memory."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
     free = {device: on_device, "cpu": on_host}
     monkeypatch.setattr(choose, "free_memory", lambda device: free[device.type])
     decoder = open_decoder(CropResize(), torch.device(device, 0))

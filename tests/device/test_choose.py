@@ -5,11 +5,12 @@ import torch
 import torch._inductor.config as inductor
 
 from fastae.device import compiling
-from fastae.device.apply import use_device, use_kernels, use_tf32
+from fastae.device.apply import apply, use_device, use_kernels, use_tf32
 from fastae.device.choose import Hardware, Precision, choose_device, choose_precision
 from fastae.device.compiling import can_compile, choose_compile
 from fastae.errors import FastaeError
 from fastae.training.session import loader_tuning
+from fastae.utils import ranks
 
 FLOAT32 = Precision(None, "float32")
 
@@ -56,6 +57,19 @@ def test_the_deterministic_mode_reaches_pytorch_and_the_jpeg_engine(monkeypatch)
                 assert (loader_tuning(None, hardware).hw_decoder_load == 0) is wanted
     finally:
         use_kernels(cpu, False)
+
+
+@pytest.mark.parametrize(
+    ("compiled", "chosen", "threads"), [(True, None, 5), (True, "7", 32), (False, None, 32)]
+)
+def test_the_ranks_of_a_machine_share_its_cores_to_compile(monkeypatch, compiled, chosen, threads):
+    name = "TORCHINDUCTOR_COMPILE_THREADS"
+    monkeypatch.setenv(name, chosen) if chosen else monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    monkeypatch.setattr(ranks, "usable_cores", lambda: 16.5)
+    with inductor.patch(compile_threads=32):
+        apply(Hardware(torch.device("cpu"), FLOAT32, compiled, ""))
+        assert inductor.compile_threads == threads
 
 
 @pytest.mark.parametrize("missing", ["g++", "gcc", "Python.h", "triton"])

@@ -13,9 +13,11 @@ import torch.distributed as dist
 from fastae.cli import main
 from fastae.data import Tuning, open_loader
 from fastae.data.files.faults import Fault, FileFault
+from fastae.data.loaders import choose
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import read_metrics
+from fastae.training import distributed
 from fastae.training.distributed import Ranks, joined
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
@@ -59,7 +61,7 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
     small_run, face_folder, tmp_path, capsys
 ):
     run, bad = RunFolder(tmp_path), FileFault(f"{face_folder}/000001.jpg", Fault.TRUNCATED)
-    session = open_session(small_config(face_folder), Ranks(1, 2, 1))
+    session = open_session(small_config(face_folder, loader="dali"), Ranks(1, 2, 1))
     session.replaced.runs.append(run)
     console.quiet = True  # as on all ranks but the main one
     try:
@@ -69,6 +71,16 @@ def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
         console.quiet = False
     assert capsys.readouterr().out.count(bad.path) == 2
     assert run.skipped_file.read_text() == f"truncated\t{bad.path}\n"
+
+
+@pytest.mark.parametrize(("free", "kind"), [((0, 2**40), "dali"), ((2**40, 0), "resident")])
+def test_all_ranks_use_the_loader_that_fits_into_the_main_ranks_memory(face_folder, monkeypatch, free, kind):
+    store = dist.HashStore()
+    monkeypatch.setattr(distributed, "_torchrun_store", lambda: store)
+    for rank, memory in enumerate(free):
+        monkeypatch.setattr(choose, "free_memory", lambda device, memory=memory: memory)
+        session = open_session(small_config(face_folder, device="cpu"), Ranks(rank, 2, rank))
+        assert session.loader.kind == kind
 
 
 def rows(run, kind):
@@ -153,6 +165,19 @@ def test_a_rank_leaves_its_group_in_order_but_ends_at_once_after_an_exception(
     assert group == ["nccl", *ends]
     errors = capsys.readouterr().err
     assert str(error or "") in errors and ("Traceback" in errors) is isinstance(error, ZeroDivisionError)
+
+
+@pytest.mark.parametrize(("ranks", "hints"), [(1, 0), (2, 0), (3, 1)])
+def test_gpus_of_one_machine_without_peer_access_are_reported(group, monkeypatch, capsys, ranks, hints):
+    """GPUs 0 and 1 are connected, GPU 2 is not."""
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(
+        torch.cuda, "can_device_access_peer", lambda device, other: {device.index, other} == {0, 1}
+    )
+    with joined(Ranks(0, 4, 0), torch.device("cuda", 0)):
+        pass
+    assert capsys.readouterr().out.count("peer access") == hints
 
 
 def _rank(agent, number):

@@ -189,6 +189,13 @@ def test_the_gradient_norm_is_of_the_loss_as_it_is_logged_not_as_it_is_scaled(mo
         assert ours.gradient_norm().item() == pytest.approx(exact.gradient_norm().item(), rel=0.1)
 
 
+def test_the_gradient_norm_of_a_step_that_overflowed_is_nan(model):
+    ours = training_step(model, precision=SCALED)
+    ours.scaler.load_state_dict({**ours.scaler.state_dict(), "scale": torch.inf})
+    ours(images(0))
+    assert ours.optimizer.step_count == 0 and ours.gradient_norm().isnan()
+
+
 def test_the_images_are_made_within_the_recorded_step(monkeypatch, model):
     """The function that a GPU runs makes them, from one tensor of parameters, without a wait or a copy."""
     torch.manual_seed(1)

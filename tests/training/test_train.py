@@ -1,8 +1,9 @@
 """A whole run on real JPEGs, and the files that it leaves."""
 
+import csv
 import json
 import re
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from io import StringIO
 
 import numpy as np
@@ -30,7 +31,7 @@ LOGGED, EVALUATED = [1, 2, 5, 10, 20, 30], [0, 15, 30]
 @pytest.fixture(scope="module")
 def finished(article_model, face_folder, tmp_path_factory):
     """The folder of a run of 30 iterations, and the lines that it printed."""
-    out = tmp_path_factory.mktemp("run") / "out"
+    out = tmp_path_factory.mktemp("run") / "=1+1"
     with redirect_stdout(StringIO()) as output:
         here(
             "train", "--loss", "pixel_bce", "--amp", "--data", face_folder, "--out", out, *SMALL, "--seed", 1,
@@ -86,6 +87,16 @@ def test_metrics_csv_and_tensorboard_have_the_same_points(finished, events):
     assert {name for _, name in tags} == set(COLUMNS)
     others = set(events.Tags()["scalars"]) - set(tags.values())
     assert all(tag.startswith("utilisation/") for tag in others)
+
+
+def test_no_text_in_a_table_is_a_formula(finished):
+    """A table program would compute it. The name of the run's folder is one."""
+    for table in finished[0].glob("*.csv"):
+        for row in csv.reader(table.open(newline="")):
+            for cell in row:
+                with suppress(ValueError):
+                    cell = str(abs(float(cell)))
+                assert not cell.startswith(("=", "+", "-", "@"))
 
 
 def test_log_steps_come_early_then_evenly():

@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
 from unittest.mock import Mock
@@ -151,6 +152,23 @@ def test_kernels_are_kept_where_the_user_wants_them(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
     caches.keep_kernels(tmp_path)
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine" and names(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "age", "kept"),
+    [(b"", 60, []), (bytes(176), 60, []), (b"", 0, ["a.so"]), (caches.ELF, 60, ["a.so"])],
+)
+def test_a_library_whose_linker_was_killed_is_removed(tmp_path, monkeypatch, content, age, kept):
+    """PyTorch would load it, and fail, in every later run."""
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    caches.keep_kernels(tmp_path)
+    library = tmp_path / "kernels" / "24" / "a.so"
+    library.parent.mkdir()
+    library.write_bytes(content)
+    os.utime(library, (time.time() - age,) * 2)
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "")
+    caches.keep_kernels(tmp_path)
+    assert names(library.parent) == kept
 
 
 def test_an_entry_appears_only_when_all_of_it_is_on_the_disk(tmp_path, monkeypatch):

@@ -109,7 +109,7 @@ def test_quotas_limit_the_usable_cores(machine, cgroup, groups, cores):
 
 def test_the_ranks_of_a_machine_share_its_cores(machine, monkeypatch):
     machine("0::/\n", {})
-    monkeypatch.setattr(decode, "usable_cores", lambda: 24.0)
+    monkeypatch.setattr("fastae.utils.ranks.usable_cores", lambda: 24.0)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     assert decode.default_threads(torch.device("cuda")) == 6 - 2
 

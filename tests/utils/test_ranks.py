@@ -4,7 +4,6 @@ from itertools import product
 
 import pytest
 
-from fastae.data.loaders.decode import default_threads
 from fastae.errors import SettingError
 from fastae.utils.ranks import local_ranks, torchrun_rank
 
@@ -48,7 +47,7 @@ def test_a_value_that_torchrun_cannot_have_set_is_refused(launch, tmp_path, name
     launch(**{name: value})
     if name == "LOCAL_WORLD_SIZE":
         with pytest.raises(SettingError, match=rf"^\${name} must be"):
-            default_threads("cpu")
+            local_ranks()
     else:
         line = refuses("train", "--out", tmp_path / "run")
         assert line.startswith(f"${name} must be") and len(line) < 200 and not list(tmp_path.iterdir())

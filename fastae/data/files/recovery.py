@@ -20,7 +20,7 @@ from fastae.errors import FastaeError
 Item = TypeVar("Item")
 
 PATIENCE = 20.0
-"""The seconds that a batch may take before its files are inspected."""
+"""The seconds that 64 images, or fewer, may take before their files are inspected."""
 
 MORE_PATIENCE = 8
 """PATIENCE is multiplied by this if a slow batch has no bad file: then the storage must be slow."""
@@ -119,8 +119,8 @@ def recovered(
         files: the images' files.
         find_faults: decodes files, to find those that pass the quick check but that the decoder rejects.
         restart: takes a position and a number of seconds. It yields the items at position, position + 1, ...,
-            decoded from the current `files.paths`. It raises DecoderStalled if an item takes more than these
-            seconds, and DecoderError if decoding fails for another reason.
+            decoded from the current `files.paths`. It raises DecoderStalled if 64 images take more than
+            these seconds, and DecoderError if decoding fails for another reason.
         indices_at: takes a position, and returns the indices of the images that its item is made of.
 
     Raises:

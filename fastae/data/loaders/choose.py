@@ -7,13 +7,15 @@ resident    Every file is decoded once, into one array on the training device. E
 host        The array is in host memory, and a thread gathers batches and uploads them to the GPU. On a
             CPU this is `resident`.
 auto        resident if the array fits in half of the device's free memory, else host if it fits in half
-            of the host's, else dali.
+            of the host's, else dali. Without a cache, each rank on a machine has an array of its own.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -29,6 +31,7 @@ from fastae.device.memory import free_memory
 from fastae.errors import SettingError
 from fastae.utils.console import counted, size
 from fastae.utils.files import is_writable, nearest_existing
+from fastae.utils.ranks import local_ranks
 
 CPU = torch.device("cpu")
 
@@ -39,6 +42,7 @@ def build_source(
     decoder: Decoder,
     kind: LoaderKind = "auto",
     cache: Path | None = None,
+    agree: Callable[[str], str] = str,
 ) -> BatchSource:
     """Makes a source of the batches of files that have passed the quick check.
 
@@ -48,6 +52,7 @@ def build_source(
         decoder: decodes the files.
         kind: how batches are made.
         cache: the folder for the decoded images. With None they are kept in memory only.
+        agree: takes the kind that this rank would choose, and returns the one that all ranks use.
 
     Raises:
         SettingError: the batch size does not suit the number of images or ranks.
@@ -57,6 +62,7 @@ def build_source(
     note = ""
     if kind == "auto":
         kind, note = _choose_kind(files, decoder, cache)
+        kind = cast(LoaderKind, agree(kind))
     source: BatchSource
     if kind == "dali":
         source = DaliSource(files, sampler, decoder)
@@ -84,15 +90,17 @@ def _require_whole_batches(sampler: Sampler) -> None:
 
 def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tuple[LoaderKind, str]:
     """Chooses resident, host or dali; returns the choice and its reason, in words."""
-    needed = store_bytes(len(files), decoder.crop_resize)
+    once = store_bytes(len(files), decoder.crop_resize)
     places: dict[LoaderKind, torch.device] = {"resident": decoder.device}
     if decoder.on_gpu:
         places["host"] = CPU
     for kind, device in places.items():
-        allowed = free_memory(device) / 2
+        # Ranks share the pages of a file in the cache, and each has a GPU of its own.
+        copies = local_ranks() if device.type == "cpu" and not cache else 1
+        needed, allowed = once * copies, free_memory(device) / 2
         note = f"{size(needed)} of images, {size(allowed)} is half of the free memory"
         if needed <= allowed:
-            obstacle = _obstacle(files, decoder, cache, needed=needed) if cache else None
+            obstacle = _obstacle(files, decoder, cache, needed=once) if cache else None
             return ("dali", obstacle) if obstacle else (kind, note)
     return "dali", note
 

@@ -31,8 +31,7 @@ from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.compiling import can_compile
 from fastae.errors import FastaeError
 from fastae.utils.environment import dali_builds
-from fastae.utils.limits import usable_cores
-from fastae.utils.ranks import local_ranks
+from fastae.utils.ranks import rank_cores
 
 BATCH = 64
 """The number of images that are decoded at once."""
@@ -126,7 +125,7 @@ class Decoder:
     def stream(self, batches: Iterable[Sequence[str]], size: int, patience: float) -> Iterator[Any]:
         """Yields the images of each batch of at most `size` files: on a GPU like `decode`, on a CPU crops.
 
-        Raises DecoderError for a bad file, and DecoderStalled after `patience` seconds without a batch.
+        Raises DecoderError for a bad file, and DecoderStalled as `DaliPipeline.patience` says.
         """
         from fastae.data.loaders.pipeline import DaliPipeline, read_crops, read_images
 
@@ -188,8 +187,7 @@ def default_threads(device: torch.device) -> int:
     On a CPU it is one per core, and at most 8. For a GPU, two cores are left for training. The ranks that
     torchrun starts on a machine share its cores.
     """
-    cores = max(1, int(usable_cores() / local_ranks()))
-    return max(1, cores - 2) if device.type == "cuda" else min(MOST_THREADS, cores)
+    return max(1, rank_cores() - 2) if device.type == "cuda" else min(MOST_THREADS, rank_cores())
 
 
 def require_dali() -> None:

@@ -155,5 +155,5 @@ class Result(Observer):
         text = f"peak memory {peak_bytes() / 2**30:.1f} GiB"
         if peak := peak_memory():
             used, reserved, total = (count / 2**30 for count in (*peak, total_memory(self._device)))
-            text += f"; on the GPU {used:.1f} GiB used, {reserved:.1f} reserved of {total:.1f}"
+            text += f"; on the GPU PyTorch used {used:.1f} GiB and reserved {reserved:.1f} of {total:.1f}"
         return text

@@ -147,10 +147,14 @@ class TrainingStep:
         return torch.amp.GradScaler(self.device.type, enabled=self.precision.needs_scaling)
 
     def gradient_norm(self) -> Tensor:
-        """Returns the 2-norm of the last step's gradients of the mean loss element: a float32 scalar."""
+        """Returns the 2-norm of the last step's gradients of the mean loss element: a float32 scalar.
+
+        It is NaN if they are not finite, as in a step in fp16 that overflowed and therefore changed nothing.
+        """
         # The gradients are not scaled any more: fused Adam has divided them by the loss scale, in place.
         gradients = [leaf.grad.float() for leaf in self.optimizer.leaves if leaf.grad is not None]
-        return nn.utils.get_total_norm(gradients)
+        norm = nn.utils.get_total_norm(gradients)
+        return norm.where(norm.isfinite(), torch.nan)
 
     def state(self) -> TrainingState:
         """Returns the state that `restore` continues from. The tensors are the step's own, not copies."""
