@@ -15,12 +15,27 @@ from .conftest import SHAPE, make_step, small_model
 pytestmark = pytest.mark.usefixtures("real_gpu")
 
 
-def test_the_host_loader_gives_residents_batches(face_paths, cuda, tmp_path):
-    host, resident = (
-        open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=3, cache=tmp_path)
-        for kind in ("host", "resident")
-    )
-    for one, other in itertools.islice(zip(host.batches(), resident.batches(), strict=False), 20):
+BUSY = 50_000_000
+"""Clock cycles: 25 to 40 ms, in which a loader gets several batches ahead."""
+
+
+@pytest.mark.parametrize(("kind", "reference"), [("host", "resident"), ("dali", "dali")])
+def test_a_loader_overwrites_no_batch_that_a_busy_stream_still_reads(
+    face_paths, cuda, tmp_path, kind, reference
+):
+    """Nothing but the queue of the consumer's stream is far behind: a wait would hide the race."""
+
+    def batches(kind, cycles):
+        loader = open_loader(face_paths, kind=kind, batch_size=8, device=cuda, seed=3, cache=tmp_path)
+        kept = []
+        for batch in itertools.islice(loader.batches(), 20):
+            torch.cuda._sleep(cycles)
+            kept.append(batch.clone())
+            if not cycles:
+                torch.cuda.synchronize()
+        return kept
+
+    for one, other in zip(batches(kind, BUSY), batches(reference, 0), strict=True):
         assert torch.equal(one, other)
 
 
