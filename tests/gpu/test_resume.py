@@ -10,7 +10,7 @@ RUN = [*SMALL, "--device", "cuda", "--iterations", 24, "--log-every", 2, "--chec
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
-@pytest.mark.parametrize("deterministic", [True, False])
+@pytest.mark.parametrize("deterministic", [True, False], ids=["deterministic", "fastest"])
 def test_a_killed_run_ends_as_one_that_was_not(
     real_gpu, face_folder, tmp_path, monkeypatch, kind, deterministic
 ):
