@@ -6,7 +6,10 @@ import pytest
 
 from ..commands import SMALL, curve, fastae, last_training, same_state, started, wait_for
 
-RUN = [*SMALL, "--device", "cuda", "--iterations", 24, "--log-every", 2, "--checkpoint-every", 3]
+RUN = [
+    *SMALL, "--compile", "--amp", "--device", "cuda",
+    "--iterations", 24, "--log-every", 2, "--checkpoint-every", 3,
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", ["dali", "resident"])
