@@ -110,13 +110,17 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, Part]:
 
 
 def memory_growth(run: Path) -> float:
-    """Returns how many MiB of a GPU's or the host's memory a run took after the first tenth of training."""
+    """Returns how many MiB more, of a GPU or the host, the last tenth of training took than the second tenth.
+
+    The least of each tenth counts, since a checkpoint that is being written takes memory for a while.
+    """
     with (run / "gpu.csv").open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["phase"] == Phase.TRAIN]
     growth = [0.0]
     for column in ("gpu/memory [GiB]", "host/memory [GiB]"):
-        if used := [float(cell) for row in rows if (cell := row.get(column))]:
-            growth.append(1024 * (max(used) - max(used[: 1 + len(used) // 10])))
+        used = [float(cell) for row in rows if (cell := row.get(column))]
+        if tenth := len(used) // 10:
+            growth.append(1024 * (min(used[-tenth:]) - min(used[tenth : 2 * tenth])))
     return max(growth)
 
 

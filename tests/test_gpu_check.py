@@ -68,7 +68,7 @@ def gpu_csv(folder, used):
 
 
 def test_the_memory_of_the_long_run_must_not_grow(tmp_path):
-    gpu_csv(tmp_path, [1.5, 2.0, *[2.0] * 18])
+    gpu_csv(tmp_path, [1.5, 2.0, 2.0, 2.0, *[3.0, 2.0] * 8])
     assert memory_growth(tmp_path) == 0
     gpu_csv(tmp_path, [2 + i / 100 for i in range(20)])
     assert memory_growth(tmp_path) > MEMORY_LIMIT
