@@ -7,7 +7,7 @@ import pytest
 from ..commands import SMALL, curve, fastae, last_training, same_state, started, wait_for
 
 RUN = [
-    *SMALL, "--compile", "--amp", "--device", "cuda",
+    *SMALL, "--batch-size", 16, "--compile", "--amp", "--device", "cuda",
     "--iterations", 24, "--log-every", 2, "--checkpoint-every", 3,
 ]  # fmt: skip
 
