@@ -34,6 +34,7 @@ COMPILED = "+ torch.compile"
 ARTICLE = "article's graph, TensorFlow"
 WIDE = "8 channels at both ends"
 CASTS = "weights cast in each step"
+AUTOTUNE = "max autotune"
 ALL_ENGINES = "all of cuDNN's engines timed"
 OVERLAP = "Adam beside the backward pass"
 TRIED: dict[str, dict[str, str]] = {
@@ -42,7 +43,7 @@ TRIED: dict[str, dict[str, str]] = {
     CASTS: {},
     "coordinate descent tuning": {"TORCHINDUCTOR_COORDINATE_DESCENT_TUNING": "1"},
     "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
-    "max autotune": {"TORCHINDUCTOR_MAX_AUTOTUNE": "1"},
+    AUTOTUNE: {"TORCHINDUCTOR_MAX_AUTOTUNE": "1"},
     ALL_ENGINES: {},
     OVERLAP: {},
     WIDE: {},
@@ -226,6 +227,8 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
         del GPU_OPTIONS["realize_reads_threshold"]
     elif name == "no combo kernels":
         del GPU_OPTIONS["combo_kernels"]
+    elif name == AUTOTUNE:
+        torch.set_float32_matmul_precision("high")  # Inductor asks by this name, which must not differ
     elif name == ALL_ENGINES:
         torch.backends.cudnn.benchmark_limit = 0
     elif name == WIDE:
