@@ -70,6 +70,8 @@ def measure(name: str, batch_size: int, seconds: float, device: str) -> dict[str
 
     target = torch.device(device)
     use_tf32(target)
+    if name == AUTOTUNE:
+        torch.set_float32_matmul_precision("high")  # Inductor asks by this name, which must not differ
     if (name == "+ CUDA graph" or name in TRIED) and target.type != "cuda":
         return {"absent": "needs a CUDA device"}
     if name == "+ memory kept" and target.type != "cpu":
@@ -227,8 +229,6 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
         del GPU_OPTIONS["realize_reads_threshold"]
     elif name == "no combo kernels":
         del GPU_OPTIONS["combo_kernels"]
-    elif name == AUTOTUNE:
-        torch.set_float32_matmul_precision("high")  # Inductor asks by this name, which must not differ
     elif name == ALL_ENGINES:
         torch.backends.cudnn.benchmark_limit = 0
     elif name == WIDE:
