@@ -34,12 +34,18 @@ COMPILED = "+ torch.compile"
 ARTICLE = "article's graph, TensorFlow"
 WIDE = "8 channels at both ends"
 CASTS = "weights cast in each step"
+AUTOTUNE = "max autotune"
+ALL_ENGINES = "all of cuDNN's engines timed"
+OVERLAP = "Adam beside the backward pass"
 TRIED: dict[str, dict[str, str]] = {
     "nn.ReLU's own mask": {},
     "no combo kernels": {},
     CASTS: {},
     "coordinate descent tuning": {"TORCHINDUCTOR_COORDINATE_DESCENT_TUNING": "1"},
     "programmatic dependent launch": {"TORCHINDUCTOR_ENABLE_PDL": "1"},
+    AUTOTUNE: {"TORCHINDUCTOR_MAX_AUTOTUNE": "1"},
+    ALL_ENGINES: {},
+    OVERLAP: {},
     WIDE: {},
 }
 """Change to the last variant on a GPU -> environment variables. `_fastae_step` makes the others by name."""
@@ -64,6 +70,8 @@ def measure(name: str, batch_size: int, seconds: float, device: str) -> dict[str
 
     target = torch.device(device)
     use_tf32(target)
+    if name == AUTOTUNE:
+        torch.set_float32_matmul_precision("high")  # Inductor asks by this name, which must not differ
     if (name == "+ CUDA graph" or name in TRIED) and target.type != "cuda":
         return {"absent": "needs a CUDA device"}
     if name == "+ memory kept" and target.type != "cpu":
@@ -201,6 +209,7 @@ def _widened(model: Any) -> Any:
 
 def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable[[], Any]]:
     """Makes fastae's step with the first `level` changes and the tried one `name`, as `_plain_step` does."""
+    import torch
     from torch import nn
 
     from fastae.device.apply import use_kernels
@@ -220,6 +229,8 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
         del GPU_OPTIONS["realize_reads_threshold"]
     elif name == "no combo kernels":
         del GPU_OPTIONS["combo_kernels"]
+    elif name == ALL_ENGINES:
+        torch.backends.cudnn.benchmark_limit = 0
     elif name == WIDE:
         model = _widened(model)
 
@@ -229,11 +240,72 @@ def _fastae_step(level: int, device: Any, name: str) -> Callable[[Any], Callable
 
     def bound(images: Any) -> Callable[[], Any]:
         step = TrainingStep(trained, LOSSES[LOSS], batch_shape=images.shape, lr=1e-4)
+        if name == OVERLAP:
+            _overlap_adam(step, GPU_OPTIONS)
         if level >= 6 and (note := step.capture([images])) != "one CUDA graph per step":
             raise SystemExit(note)
         return lambda: step(images)[0]
 
     return bound
+
+
+def _overlap_adam(step: Any, options: dict[str, Any]) -> None:
+    """Makes the decoder's Adam run on a side stream while the encoder's gradients are computed."""
+    import torch
+    from torch.func import functional_call
+
+    from fastae.experiment.losses import LOSSES, squared_error
+
+    model, adam, side = step.model, step.optimizer, torch.cuda.Stream()
+    names = [name for name, _ in model.named_parameters()]
+    copies = dict(zip(names, adam.leaves, strict=True))
+
+    def reconstruct(half: str, inputs: Any) -> Any:
+        own = {name.removeprefix(f"{half}."): leaf for name, leaf in copies.items() if name.startswith(half)}
+        return functional_call(getattr(model, half), own, inputs)
+
+    def objective_of(latent: Any, images: Any) -> tuple[Any, Any]:
+        with step.precision.autocast(images.device):
+            reconstruction = reconstruct("decoder", latent)
+        element = LOSSES[LOSS].element.function(reconstruction.float(), images)
+        return element.mean(), squared_error(reconstruction.detach(), images).mean()
+
+    encode = torch.compile(lambda images: reconstruct("encoder", images), dynamic=False, options=options)
+    decode = torch.compile(objective_of, dynamic=False, options=options)
+
+    @torch.no_grad()
+    def update(half: str) -> None:
+        gradients = [leaf.grad for leaf in adam.leaves]
+        each = (adam._weights, adam.leaves, gradients, adam.mean.values(), adam.square.values())
+        chosen = [
+            [v for name, v in zip(names, values, strict=True) if name.startswith(half)] for values in each
+        ]
+        adam._update(adam.step_count, adam._lr, adam._eps, *chosen)
+
+    def update_decoder(_gradient: Any) -> None:
+        """Is called once the decoder's gradients are complete: autograd accumulates first."""
+        adam.step_count += 1
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            update("decoder")
+
+    def objective(images: Any) -> tuple[Any, Any]:
+        with step.precision.autocast(images.device):
+            latent = encode(images)
+        latent.register_hook(update_decoder)
+        return decode(latent, images)
+
+    def update_encoder() -> None:
+        update("encoder")
+        torch.cuda.current_stream().wait_stream(side)
+
+    step._objective, adam.step = objective, update_encoder
+    for leaf in adam.leaves:
+        leaf.grad = torch.zeros_like(leaf)
+    adam.step_count += 1
+    for half in ("encoder", "decoder"):
+        update(half)  # compiles in this thread, whose settings of Inductor autograd's thread does not have
+    adam.reset()
 
 
 def _article(batch_size: int, seconds: float) -> dict[str, Any]:

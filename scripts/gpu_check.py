@@ -8,6 +8,8 @@ continues after an interruption. Without a GPU, smaller parts run on the CPU, to
 
 from __future__ import annotations
 
+import csv
+import math
 import os
 import shutil
 import signal
@@ -16,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -24,52 +27,101 @@ import click
 from fastae.config import TrainConfig
 from fastae.monitor.files import read_report
 from fastae.monitor.host import family
+from fastae.monitor.recording import Phase
 from fastae.monitor.text import headline
+from fastae.utils.limits import usable_cores
 
-PART_SECONDS = 1200
-"""The time limit of a part, so that a hanging one leaves time for the others. Several cold compiles fit."""
+PART_SECONDS = 900
+"""The time limit of a part that compiles nothing, so that one that hangs leaves time for the others."""
+
+COMPILE_SECONDS = 600
+"""What is added for each step that a part compiles, in seconds of one core: several times what it takes."""
+
+MEMORY_LIMIT = 64
+"""MiB by which the memory of the long run may grow after its first tenth."""
 
 LOADERS = [kind for kind in TrainConfig.__dataclass_fields__["loader"].metadata["choices"] if kind != "auto"]
-SECTIONS = ("steps", "loaders", "endtoend", "roofline")
+SECTIONS = {"steps": 20, "loaders": 0, "endtoend": 3, "roofline": 0}
+"""Section of `benchmarks.throughput` -> the number of steps that it compiles."""
+
+RESUMED = [f"{kernels}-{kind}" for kernels in ("deterministic", "fastest") for kind in ("dali", "resident")]
+"""The cases of tests/gpu/test_resume.py. Each is a part of its own, since each compiles with empty caches."""
 
 
-def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, list[str]]:
-    """Returns name -> command, in order. Each command writes to OUT/NAME."""
+@dataclass(frozen=True)
+class Part:
+    """A command that writes to OUT/NAME."""
+
+    command: list[str]
+
+    compiles: int = 1
+    """The number of steps that it compiles."""
+
+    def seconds(self, cores: float) -> float:
+        """Returns the time limit on a machine with so many cores. Part of a compilation needs one alone."""
+        return PART_SECONDS + self.compiles * COMPILE_SECONDS / min(cores, 8)
+
+
+def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, Part]:
+    """Returns name -> part, in order."""
     fastae, python = [sys.executable, "-m", "fastae"], [sys.executable, "-m"]
-    cores = str(len(os.sched_getaffinity(0)))
-    benchmark = ["--device", "cuda" if on_gpu else "cpu", "--threads", cores]
+    benchmark = ["--device", "cuda" if on_gpu else "cpu", "--threads", str(math.ceil(usable_cores()))]
     benchmark += ["--images", images] if images else []
-    run = ["--device", "cuda", "--amp", "--iterations", "3000", "--eval-every", "3000"]
+    run = ["--device", "cuda", "--amp", "--iterations", "3000", "--minutes", "10"]
+    long, short = ["--iterations", "20000", "--checkpoint-every", "1000"], ["--iterations", "500"]
     if not on_gpu:
         run = ["--device", "cpu", "--iterations", "12", "--no-compile", "--batch-size", "4"]
         run += ["--image-size", "32", "--latent", "16", "--gpu-sample-hz", "50"]
+        long = short = []
     run += ["--data", images] if images else []
     throughput = [*python, "benchmarks.throughput", *benchmark, "--only"]
     batches = [] if on_gpu else ["--batches", "5"]
 
-    def tests(*names: str) -> list[str]:
-        """Returns a command that runs tests in one process, since several would share the card."""
-        report = f"--junit-xml={out / names[0]}.xml"
-        return [
-            *python,
-            "pytest",
-            "-q",
-            "--numprocesses=0",
-            report,
-            *(f"tests/gpu/test_{x}.py" for x in names),
-        ]
+    def tests(module: str, case: str = "", compiles: int = 0) -> Part:
+        """Returns a part that runs tests in one process, since several would share the card."""
+        report = f"--junit-xml={out / module}{case and f'-{case}'}.xml"
+        command = [*python, "pytest", "-q", "--numprocesses=0", report, f"tests/gpu/test_{module}.py"]
+        return Part(command + (["-k", case] if case else []), compiles)
 
+    def train(kind: str) -> Part:
+        own = long if kind == "resident" else []
+        return Part([*fastae, "train", *run, *own, "--loader", kind, "--out", str(out / kind)])
+
+    def sweep(name: str, *own: str) -> Part:
+        return Part([*fastae, "sweep", *run, *short, *own, "--out", str(out / name)], compiles=2)
+
+    some = ["--losses", "pixel_mse,minibatch_mse,minibatch_bce"]
     return {
         "decoding": tests("decoding"),
-        "ranks": tests("ranks"),
-        "resume": tests("resume"),
-        "recording": tests("recording", "gpu"),
-        **{name: [*throughput, name, "--out", str(out / name)] for name in SECTIONS},
-        "decoders": [*python, "benchmarks.sweep", *benchmark, *batches],
-        **{kind: [*fastae, "train", *run, "--loader", kind, "--out", str(out / kind)] for kind in LOADERS},
-        "sweep": [*fastae, "sweep", *run, "--out", str(out / "sweep")],
+        "ranks": tests("ranks", compiles=2),
+        **{f"resume-{case}": tests("resume", case, compiles=2) for case in RESUMED},
+        "recording": tests("recording", compiles=8),
+        "gpu": tests("gpu", compiles=2),
+        **{
+            name: Part([*throughput, name, "--out", str(out / name)], compiles)
+            for name, compiles in SECTIONS.items()
+        },
+        "decoders": Part([*python, "benchmarks.sweep", *benchmark, *batches], compiles=0),
+        **{kind: train(kind) for kind in LOADERS},
+        "sweep": sweep("sweep"),
+        **{f"sweep-{kind}": sweep(f"sweep-{kind}", *some, "--loader", kind) for kind in ("dali", "host")},
         "verdicts": tests("nvml"),
-    }  # fmt: skip
+    }
+
+
+def memory_growth(run: Path) -> float:
+    """Returns how many MiB more, of a GPU or the host, the last tenth of training took than the second tenth.
+
+    The least of each tenth counts, since a checkpoint that is being written takes memory for a while.
+    """
+    with (run / "gpu.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["phase"] == Phase.TRAIN]
+    growth = [0.0]
+    for column in ("gpu/memory [GiB]", "host/memory [GiB]"):
+        used = [float(cell) for row in rows if (cell := row.get(column))]
+        if tenth := len(used) // 10:
+            growth.append(1024 * (min(used[-tenth:]) - min(used[tenth : 2 * tenth])))
+    return max(growth)
 
 
 def results(out: Path) -> Iterator[str]:
@@ -99,7 +151,7 @@ def run_part(command: Sequence[str], log: IO[str], seconds: float) -> int | str:
 @click.command(help=__doc__)
 @click.option("--out", required=True, metavar="DIR", type=click.Path(path_type=Path))
 @click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the synthetic faces.")
-@click.option("--only", metavar="A,B,...", help="Run only these parts.")
+@click.option("--only", metavar="A,B,...", help="Run only the parts whose names begin so.")
 def main(out: Path, images: str | None, only: str | None) -> None:
     import torch
 
@@ -107,15 +159,22 @@ def main(out: Path, images: str | None, only: str | None) -> None:
     out.mkdir(parents=True, exist_ok=True)
     print(f"device: {torch.cuda.get_device_name() if on_gpu else 'no CUDA device, so the CPU'}")
     failed = []
-    for name, command in parts(out, on_gpu, images).items():
+    for name, part in parts(out, on_gpu, images).items():
         done = out / f"{name}.done"
-        if done.exists() or (only and name not in only.split(",")):
+        if done.exists() or (only and not name.startswith(tuple(only.split(",")))):
             continue
         shutil.rmtree(out / name, ignore_errors=True)  # left by an interrupted call
         started = time.perf_counter()
         with (out / f"{name}.log").open("w") as log:
-            code = run_part(command, log, PART_SECONDS)
-        print(f"{name:10} {time.perf_counter() - started:6.0f} s  exit {code}", flush=True)
+            code = run_part(part.command, log, part.seconds(usable_cores()))
+        if (
+            code == 0
+            and on_gpu
+            and name == "resident"
+            and (growth := memory_growth(out / name)) > MEMORY_LIMIT
+        ):
+            code = f"its memory grew by {growth:.0f} MiB"
+        print(f"{name:29} {time.perf_counter() - started:6.0f} s  exit {code}", flush=True)
         for checkpoints in (out / name).glob("**/checkpoints"):  # 300 MB each
             shutil.rmtree(checkpoints)
         if code == 0:

@@ -22,8 +22,3 @@ def test_a_floor_is_arithmetic_alone():
     least, most = roofline.expected_seconds(costs, flops=50, bandwidth=10)
     assert least == pytest.approx(4 / 0.4 + 2.2)
     assert most == pytest.approx(2 / 0.25 + 2 / 0.4 + 2.2 / 0.88 + 112e-6)
-
-
-def test_budget_in_words():
-    assert roofline.in_words(30 * 3600) == "six runs in 30.0 h, 1x the article's speed"
-    assert roofline.in_words(1200) == "six runs in 20 min, 90x the article's speed"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import endtoend, loaders, peers, record, steps, throughput
-from benchmarks.measure import Figure, isolated
+from benchmarks.measure import isolated
 from benchmarks.peers import Work
 from fastae.errors import FastaeError
 
@@ -27,10 +27,6 @@ def result(**changes):
         "steps": {"plain float32": {"rate": RATE}, "+ AMP": {"rate": faster}},
         "budget": {"at_once": 1, "step": 3600.0},
     } | changes
-
-
-def test_a_figure_is_a_median_with_its_spread():
-    assert Figure.of([3, 1, 2], "images/s") == Figure("images/s", 2, 1, 3, 3)
 
 
 def test_a_record_is_written_whole_and_read_back(tmp_path):

@@ -1,5 +1,6 @@
 """A CUDA device for each test here. On the hollow GPU (scripts/hollow_gpu) a test ends before its numbers."""
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -51,17 +52,27 @@ def results(hollow):
 
 @pytest.fixture(scope="session")
 def real_gpu(hollow):
-    """For a test of which nothing can run without one: DALI decodes there, or the whole program runs."""
+    """For a test of which nothing can run without one."""
     if hollow:
         pytest.skip("needs a real GPU")
 
 
+@pytest.fixture(scope="session")
+def dali(hollow):
+    """For a test in which DALI uses the GPU. A larger stand-in, which sets this variable, has that too."""
+    if hollow and "HOLLOW_PROJECT" not in os.environ:
+        pytest.skip("needs a GPU that DALI can use")
+
+
 @pytest.fixture
-def gpu_process(real_gpu):
-    """Runs code in a process of its own: a crash there fails one test, and its contexts are its own."""
+def gpu_process(dali, hollow):
+    """Runs code in a process of its own: a crash there fails one test, and its contexts are its own.
+
+    On the hollow GPU the code's assertions are not evaluated.
+    """
 
     def run(code):
-        command = [sys.executable, "-c", textwrap.dedent(code)]
+        command = [sys.executable, *(["-O"] if hollow else []), "-c", textwrap.dedent(code)]
         result = subprocess.run(command, capture_output=True, text=True)
         assert result.returncode == 0, f"exit code {result.returncode}: {result.stderr[-2000:]}"
 

@@ -10,7 +10,7 @@ from PIL import Image
 from fastae.data import CropResize, Tuning, load_images, open_loader
 from fastae.experiment.augment import Augmentation
 
-pytestmark = pytest.mark.usefixtures("real_gpu")
+pytestmark = pytest.mark.usefixtures("dali")
 
 
 @pytest.mark.parametrize(
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("real_gpu")
     ],
     ids=str,
 )
-def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
+def test_a_gpus_batches_are_the_cpus(face_paths, cuda, results, tuning):
     """GPU decoders round differently: a few gray levels at edges, almost nothing on the mean."""
     strong = Augmentation(0.5, 0.9, 1.0)
 
@@ -33,7 +33,9 @@ def test_a_gpus_batches_are_the_cpus(face_paths, cuda, tuning):
         )
         return list(itertools.islice(loader.batches(1), 4))
 
-    for on_gpu, on_cpu in zip(batches(cuda), batches("cpu"), strict=True):
+    ours, theirs = batches(cuda), batches("cpu")
+    results()
+    for on_gpu, on_cpu in zip(ours, theirs, strict=True):
         assert on_gpu.device == cuda and on_gpu.is_contiguous(memory_format=torch.channels_last)
         difference = (on_gpu.cpu() - on_cpu).abs()
         assert difference.mean() < 1 / 255 and difference.quantile(0.99) < 8 / 255
@@ -60,7 +62,7 @@ def test_a_batch_of_gray_images_and_every_sampling_of_chroma(gpu_process, tmp_pa
     """)
 
 
-def test_images_are_upright_whatever_their_exif_orientation(cuda, tmp_path):
+def test_images_are_upright_whatever_their_exif_orientation(cuda, results, tmp_path):
     """Of odd sides and without symmetry. Decoders disagree on whether a region is of the turned image."""
     pixels = np.random.default_rng(0).integers(0, 256, (12, 17, 3), np.uint8).repeat(12, 0).repeat(12, 1)
     for orientation in range(1, 9):
@@ -69,6 +71,7 @@ def test_images_are_upright_whatever_their_exif_orientation(cuda, tmp_path):
         Image.fromarray(pixels[:141, :199]).save(tmp_path / f"{orientation}.jpg", exif=exif, quality=95)
     paths = sorted(map(str, tmp_path.iterdir()))
     ours, theirs = (load_images(paths, CropResize(size=64), device) for device in (cuda, "cpu"))
+    results()
     difference = (ours.cpu() - theirs).abs().mean((1, 2, 3))
     assert (difference < 2 / 255).all(), difference
 
@@ -94,16 +97,18 @@ def test_a_loader_on_the_second_gpu_opens_nothing_on_the_first(gpu_process, face
     """)
 
 
-def test_held_out_images_do_not_depend_on_their_place_in_the_batch(face_paths, cuda):
-    whole = load_images(face_paths, CropResize(), cuda)
-    assert torch.equal(whole[7:], load_images(face_paths[7:], CropResize(), cuda))
+def test_held_out_images_do_not_depend_on_their_place_in_the_batch(face_paths, cuda, results):
+    whole, part = (load_images(paths, CropResize(), cuda) for paths in (face_paths, face_paths[7:]))
+    results()
+    assert torch.equal(whole[7:], part)
 
 
 @pytest.mark.parametrize("kind", ["dali", "host", "resident"])
-def test_images_in_order_are_those_of_load_images(face_paths, cuda, kind):
+def test_images_in_order_are_those_of_load_images(face_paths, cuda, results, kind):
     loader = open_loader(face_paths, 16, augment=False, image_size=64, kind=kind, device=cuda, cache=False)
     for _ in range(2):
         batches = [batch.clone() for batch in loader]
         assert [len(batch) for batch in batches] == [16, 16, 8]
-        expected = load_images(face_paths, CropResize(size=64), cuda)
-        assert (torch.cat(batches) - expected).abs().max() < 0.51 / 255
+    expected = load_images(face_paths, CropResize(size=64), cuda)
+    results()
+    assert (torch.cat(batches) - expected).abs().max() < 0.51 / 255

@@ -1,4 +1,4 @@
-"""Two GPUs and NCCL: a rank that fails ends the job, though the other waits for it in a kernel."""
+"""Two GPUs and NCCL: two ranks train what one does, and one that fails ends the job of both."""
 
 import subprocess
 import sys
@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from ..commands import SMALL
+from ..commands import SMALL, two_ranks_train_as_one
 
 PROGRAM = """
 import os
@@ -29,9 +29,19 @@ LIMIT = 300.0
 """Seconds: NCCL waits for 600."""
 
 
-def test_a_rank_that_raises_ends_the_job(real_gpu, face_folder, tmp_path):
+@pytest.fixture(autouse=True)
+def _two_gpus(real_gpu):
     if torch.cuda.device_count() < 2:
         pytest.skip("needs two GPUs")
+
+
+@pytest.mark.parametrize("compiled", ["--no-compile", "--compile"])
+def test_two_ranks_train_what_one_trains(face_folder, tmp_path, compiled):
+    two_ranks_train_as_one(face_folder, tmp_path, "--device", "cuda", compiled)
+
+
+def test_a_rank_that_raises_ends_the_job(face_folder, tmp_path):
+    """The other rank waits for it in a kernel."""
     program = tmp_path / "failing.py"
     program.write_text(PROGRAM)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", program]

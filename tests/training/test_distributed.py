@@ -20,11 +20,10 @@ from fastae.runs.metrics import read_metrics
 from fastae.training import distributed
 from fastae.training.distributed import Ranks, joined
 from fastae.training.resume import resume_run
-from fastae.training.runner import train
 from fastae.training.session import open_session
 from fastae.utils.console import console
 
-from ..commands import NARROW, SMALL, curve, last_iteration, started, wait_for
+from ..commands import NARROW, SMALL, curve, last_iteration, started, two_ranks_train_as_one, wait_for
 from ..helpers import small_config
 
 TORCHRUN = (
@@ -90,23 +89,7 @@ def rows(run, kind):
 
 
 def test_two_ranks_train_what_one_process_trains_and_stop_at_the_same_iteration(face_folder, tmp_path):
-    """Figures agree up to 2 %: rounding may flip a ReLU or the sign of an Adam step."""
-    one, two = tmp_path / "one", tmp_path / "two"
-    train(small_config(face_folder, one, log_every=1, eval_every=1, seed=2))
-    arguments = ["train", "--data", face_folder, *RUN, "--out", two, "--eval-every", 1]
-    with started(*arguments, command=TORCHRUN) as process:
-        output = wait_for(process, "3/100,000")
-        process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=600)
-    assert sum("2 ranks" in line for line in output) == sum("iteration 0:" in line for line in output) == 1
-    assert "stopped by SIGTERM at iteration" in errors
-    assert last_iteration(two) % 10 == 0  # where the ranks agree
-    for ours, theirs in zip(rows(two, "train"), rows(one, "train"), strict=True):
-        assert ours == pytest.approx(theirs, rel=0.02)
-    for ours, theirs in zip(
-        rows(two, "held_out"), rows(one, "held_out"), strict=True
-    ):  # by running statistics
-        assert ours == pytest.approx(theirs, rel=0.02, nan_ok=True)
+    two_ranks_train_as_one(face_folder, tmp_path, "--device", "cpu", "--gpu-sample-hz", 0)
 
 
 def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folder, tmp_path):
