@@ -135,15 +135,15 @@ def open_trainer(
                 monitor.enter(Phase.COMPILE)
             started = time.monotonic()
             capture = step.capture(loader.example()) if session.ranks.size == 1 else ""
-            if capture:
-                seconds = time.monotonic() - started
-                log(f"prepared  in {seconds:.0f} s: compiled, cuDNN's kernels chosen, captured")
+            seconds = time.monotonic() - started
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)
             resumed = (*newest.description.resumed, start) if newest else ()
             description = session.describe(config, capture, resumed)
             log_beginning(run, description, newest)
+            if capture:
+                log(f"          prepared in {seconds:.0f} s, in which cuDNN chose its kernels")
             if session.ranks.is_main:
                 run.begin(description, session.folder.manifest, session.skipped)
             session.replaced.runs.append(run)
@@ -222,9 +222,9 @@ def log_beginning(run: RunFolder, description: RunDescription, newest: Checkpoin
     if newest:
         for line in description.differences(newest.description):
             log(f"differs   {line}")
+    log(f"run       {run.path}")
     log(f"device    {description.device}")
     log(f"step      {description.step}")
-    log(f"run       {run.path}")
 
 
 def log_folder(run: RunFolder) -> None:
