@@ -14,7 +14,7 @@ had a gradient does not move, whatever eps is: it is counted in the row whose `l
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -25,8 +25,9 @@ from torch import Tensor
 
 from fastae.errors import FastaeError
 from fastae.experiment.adam import EPSILON
-from fastae.experiment.losses import ELEMENTS
+from fastae.experiment.losses import ELEMENTS, LOSSES
 from fastae.report.figures import HEIGHT, INK, SETTINGS, WIDTH, svg
+from fastae.report.tables import Cell, Row, Table
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.training.resume import resume
@@ -39,6 +40,12 @@ from scripts.sweep_with_control import settings
 ITERATIONS = (1, 100, 1_000, 2_000)
 BIN = 0.25
 """The width of a bin, in powers of ten."""
+
+LIMIT = 0.01
+"""The ratio eps / (k sqrt(v)) from which on eps matters: it shortens a step by this share."""
+
+Counts = dict[tuple[str, int], dict[str, dict[float, int]]]
+"""(element, iteration) -> layer -> low -> weights."""
 
 HEAD = ("element", "iteration", "layer", "low", "weights")
 
@@ -95,9 +102,9 @@ def counted(square: Tensor) -> Iterator[tuple[float, int]]:
         yield float("inf"), still
 
 
-def read_counts(path: Path) -> dict[tuple[str, int], dict[str, dict[float, int]]]:
-    """Reads the file that this script writes: (element, iteration) -> layer -> low -> weights."""
-    counts: dict[tuple[str, int], dict[str, dict[float, int]]] = {}
+def read_counts(path: Path) -> Counts:
+    """Reads the file that this script writes."""
+    counts: Counts = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             layers = counts.setdefault((row["element"], int(row["iteration"])), {})
@@ -105,29 +112,52 @@ def read_counts(path: Path) -> dict[tuple[str, int], dict[str, dict[float, int]]
     return counts
 
 
-def draw(path: Path) -> bytes:
+def draw(counts: Counts) -> bytes:
     """Draws the counts as SVG: a panel per element and iteration, a row of shades per layer."""
-    counts = read_counts(path)
     elements = list(dict.fromkeys(element for element, _ in counts))
+    iterations = list(dict.fromkeys(iteration for _, iteration in counts))
     lows = [low for layers in counts.values() for row in layers.values() for low in row if np.isfinite(low)]
     edges = np.arange(min(lows), max(lows) + 1.5 * BIN, BIN)
     matplotlib = import_matplotlib()
     with matplotlib.rc_context(SETTINGS):
         figure = matplotlib.figure.Figure(figsize=(2 * WIDTH, 2 * HEIGHT), dpi=96, layout="constrained")
-        panels = figure.subplots(len(elements), len(ITERATIONS), sharex=True, sharey=True)
-        for row, element in zip(panels, elements, strict=True):
-            for axes, iteration in zip(row, ITERATIONS, strict=True):
-                layers = counts[element, iteration]
-                shares = np.array([_shares(layer, edges) for layer in layers.values()])
-                axes.pcolormesh(edges, np.arange(len(layers) + 1), shares, cmap="Blues", vmin=0, vmax=0.4)
-                for power, text in ((0, "100 %"), (-2, "1 %")):
-                    axes.axvline(power, color=INK, linewidth=0.8)
-                    axes.text(power, -0.1, text, ha="center", va="bottom", fontsize=8)
-                axes.set_yticks(np.arange(len(layers)) + 0.5, layers, fontsize=8)
-                axes.set_title(f"{element}, iteration {iteration:,}", fontsize=9, pad=14)
-                axes.set_ylim(len(layers), 0)
+        panels = figure.subplots(len(elements), len(iterations), sharex=True, sharey=True, squeeze=False)
+        for (element, iteration), layers in counts.items():
+            axes = panels[elements.index(element), iterations.index(iteration)]
+            shares = np.array([_shares(layer, edges) for layer in layers.values()])
+            axes.pcolormesh(edges, np.arange(len(layers) + 1), shares, cmap="Blues", vmin=0, vmax=0.4)
+            for power, text in ((0, "100 %"), (-2, "1 %")):
+                axes.axvline(power, color=INK, linewidth=0.8)
+                axes.text(power, -0.1, text, ha="center", va="bottom", fontsize=8)
+            axes.set_yticks(np.arange(len(layers)) + 0.5, layers, fontsize=8)
+            axes.set_title(f"{element}, iteration {iteration:,}", fontsize=9, pad=14)
+            axes.set_ylim(len(layers), 0)
         figure.supxlabel("log₁₀ of eps / √v for minibatch; sample is 4.1 and pixel 5.6 to the left")
         return svg(figure)
+
+
+def table(counts: Counts) -> Table:
+    """Returns the share of weights whose step eps shortens by more than 1 %, by loss and iteration."""
+    iterations = list(dict.fromkeys(iteration for _, iteration in counts))
+    rows = []
+    for loss in LOSSES.values():
+        scale = loss.gradient_scale((32, 3, 64, 64))
+        found = [counts.get((loss.element.name, iteration)) for iteration in iterations]
+        if any(found):
+            shares = [f"{share_shortened(each, scale):.2%}" if each else "" for each in found]
+            rows.append(Row([Cell(loss.name), *map(Cell, shares)]))
+    return Table(["loss", *(f"iteration {iteration:,}" for iteration in iterations)], rows)
+
+
+def share_shortened(layers: Mapping[str, Mapping[float, int]], scale: float) -> float:
+    """Returns the share of the weights that have had a gradient for which eps / (scale sqrt(v)) exceeds 1 %.
+
+    A bin that contains the limit counts by the part of its width that is above the limit.
+    """
+    limit = np.log10(LIMIT * scale)
+    counted = [(low, weights) for row in layers.values() for low, weights in row.items() if np.isfinite(low)]
+    above = sum(weights * min(1.0, max(0.0, (low + BIN - limit) / BIN)) for low, weights in counted)
+    return above / sum(weights for _, weights in counted)
 
 
 def _shares(counts: dict[float, int], edges: np.ndarray) -> np.ndarray:

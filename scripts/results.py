@@ -3,9 +3,10 @@
     python -m scripts.results docs/results/NAME...
     python -m scripts.results --copy SWEEP docs/results/NAME
 
-writes, from the repository's root, docs/images/results-NAME-*.svg and what is between the comments
-`<!-- NAME -->` and `<!-- /NAME -->` in docs/results.md. `--copy` first copies a sweep's numbers: metrics.csv
-and sweep.json as they are, and config.json without its paths and the host's kernel.
+writes, from the repository's root, docs/images/results-NAME*.svg and what is between the comments
+`<!-- NAME -->` and `<!-- /NAME -->` in docs/results.md. For NAME.csv, the counts of `scripts.adam_eps`, it
+does the same. `--copy` first copies a sweep's numbers: metrics.csv and sweep.json as they are, and config.json
+without its paths and the host's kernel.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from fastae.runs.folder import RunFolder
 from fastae.sweep.folder import SweepFolder
 from fastae.utils.console import log
 from fastae.utils.files import write_json
+from scripts import adam_eps
 
 PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
 SHOWN = ("loss", *QUALITY, "iterations")
@@ -44,7 +46,8 @@ def main(folders: tuple[Path, ...], sweep: Path | None) -> None:
         for folder in folders:
             if sweep:
                 copy_numbers(sweep, folder)
-            fill(PAGE, folder.name, "\n\n".join(results(folder)))
+            made = eps_results(folder) if folder.suffix == ".csv" else results(folder)
+            fill(PAGE, folder.stem, "\n\n".join(made))
     except FastaeError as error:
         raise click.UsageError(str(error)) from None
 
@@ -84,6 +87,15 @@ def results(folder: Path) -> Iterator[str]:
         yield markdown(difference_table(analysis))
         yield " ".join(conclusions(comparison, analysis))
     yield next(hours(runs))
+
+
+def eps_results(file: Path) -> Iterator[str]:
+    """Writes the figure; yields the paragraphs: the figure, and the table of shares."""
+    counts = adam_eps.read_counts(file)
+    image = IMAGES / f"results-{file.stem}.svg"
+    image.write_bytes(adam_eps.draw(counts))
+    yield f"![The weights of each layer by Adam's eps / √v]({image.relative_to(PAGE.parent)})"
+    yield markdown(adam_eps.table(counts))
 
 
 def averages(numbers: Table) -> Table:

@@ -4,11 +4,14 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from fastae.config import TrainConfig
+from fastae.experiment.adam import EPSILON
 from fastae.report.runs import find_runs
 from fastae.sweep.plan import SweepConfig
+from scripts import adam_eps
 from scripts.results import main
 
 from .report.made import EVALUATED, SMALL, make_sweep
@@ -65,3 +68,23 @@ def test_a_page_without_a_place_for_the_results_is_not_changed(sweep):
     PAGE.write_text("# Results\n")
     result = results(sweep)
     assert result.exit_code == 2 and "<!-- sweep -->" in result.output and PAGE.read_text() == "# Results\n"
+
+
+def test_the_weights_of_eps_are_counted_and_shown(sweep):
+    """One of four weights has had no gradient, and eps shortens the step of one other by 10 %."""
+    layers = {"near": [EPSILON / 0.1, EPSILON / 1e-3, 0.0], "far": [EPSILON / 1e-6]}
+    rows = [
+        ("bce", 1, layer, low, weights)
+        for layer, roots in layers.items()
+        for low, weights in adam_eps.counted(torch.tensor(roots, dtype=torch.float64).square())
+    ]
+    file = Path("small.csv")
+    adam_eps.append(file, [adam_eps.HEAD])
+    adam_eps.append(file, rows)
+    counts = adam_eps.read_counts(file)
+    assert sum(sum(row.values()) for row in counts["bce", 1].values()) == 4
+    assert counts["bce", 1]["near"][float("inf")] == 1
+    assert results(file).exit_code == 0
+    page = PAGE.read_text()
+    assert "| minibatch_bce | 33.33% |" in page and "| pixel_bce | 0.00% |" in page and "_mse" not in page
+    assert b"near" in (PAGE.parent / "images/results-small.svg").read_bytes()
