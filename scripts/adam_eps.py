@@ -41,6 +41,9 @@ ITERATIONS = (1, 100, 1_000, 2_000)
 BIN = 0.25
 """The width of a bin, in powers of ten."""
 
+SHOWN = -6, 2
+"""The powers of ten that the figure shows. Hardly any weights are outside."""
+
 LIMIT = 0.01
 """The ratio eps / (k sqrt(v)) from which on eps matters: it shortens a step by this share."""
 
@@ -124,14 +127,15 @@ def draw(counts: Counts) -> bytes:
         panels = figure.subplots(len(elements), len(iterations), sharex=True, sharey=True, squeeze=False)
         for (element, iteration), layers in counts.items():
             axes = panels[elements.index(element), iterations.index(iteration)]
-            shares = np.array([_shares(layer, edges) for layer in layers.values()])
+            names = sorted(layers, key=_depth)
+            shares = np.array([_shares(layers[name], edges) for name in names])
             axes.pcolormesh(edges, np.arange(len(layers) + 1), shares, cmap="Blues", vmin=0, vmax=0.4)
             for power, text in ((0, "100 %"), (-2, "1 %")):
                 axes.axvline(power, color=INK, linewidth=0.8)
                 axes.text(power, -0.1, text, ha="center", va="bottom", fontsize=8)
-            axes.set_yticks(np.arange(len(layers)) + 0.5, layers, fontsize=8)
+            axes.set_yticks(np.arange(len(layers)) + 0.5, names, fontsize=8)
             axes.set_title(f"{element}, iteration {iteration:,}", fontsize=9, pad=14)
-            axes.set_ylim(len(layers), 0)
+            axes.set(xlim=SHOWN, ylim=(len(layers), 0))
         figure.supxlabel("log₁₀ of eps / √v for minibatch; sample is 4.1 and pixel 5.6 to the left")
         return svg(figure)
 
@@ -158,6 +162,12 @@ def share_shortened(layers: Mapping[str, Mapping[float, int]], scale: float) -> 
     counted = [(low, weights) for row in layers.values() for low, weights in row.items() if np.isfinite(low)]
     above = sum(weights * min(1.0, max(0.0, (low + BIN - limit) / BIN)) for low, weights in counted)
     return above / sum(weights for _, weights in counted)
+
+
+def _depth(layer: str) -> tuple[bool, int]:
+    """Sorts the layers from the images to the reconstructions."""
+    part, _, number = layer.partition(".")
+    return part == "decoder", int(number)
 
 
 def _shares(counts: dict[float, int], edges: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@
 
 writes, from the repository's root, docs/images/results-NAME*.svg and what is between the comments
 `<!-- NAME -->` and `<!-- /NAME -->` in docs/results.md. For NAME.csv, the counts of `scripts.adam_eps`, it
-does the same. `--copy` first copies a sweep's numbers: metrics.csv and sweep.json as they are, and config.json
-without its paths and the host's kernel.
+does the same. `--copy` first copies a sweep's numbers: metrics.csv and sweep.json as they are, and
+config.json without its paths and the host's kernel.
 """
 
 from __future__ import annotations

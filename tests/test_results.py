@@ -72,7 +72,7 @@ def test_a_page_without_a_place_for_the_results_is_not_changed(sweep):
 
 def test_the_weights_of_eps_are_counted_and_shown(sweep):
     """One of four weights has had no gradient, and eps shortens the step of one other by 10 %."""
-    layers = {"near": [EPSILON / 0.1, EPSILON / 1e-3, 0.0], "far": [EPSILON / 1e-6]}
+    layers = {"encoder.0": [EPSILON / 0.1, EPSILON / 1e-3, 0.0], "decoder.0": [EPSILON / 1e-6]}
     rows = [
         ("bce", 1, layer, low, weights)
         for layer, roots in layers.items()
@@ -83,8 +83,8 @@ def test_the_weights_of_eps_are_counted_and_shown(sweep):
     adam_eps.append(file, rows)
     counts = adam_eps.read_counts(file)
     assert sum(sum(row.values()) for row in counts["bce", 1].values()) == 4
-    assert counts["bce", 1]["near"][float("inf")] == 1
+    assert counts["bce", 1]["encoder.0"][float("inf")] == 1
     assert results(file).exit_code == 0
     page = PAGE.read_text()
     assert "| minibatch_bce | 33.33% |" in page and "| pixel_bce | 0.00% |" in page and "_mse" not in page
-    assert b"near" in (PAGE.parent / "images/results-small.svg").read_bytes()
+    assert b"encoder.0" in (PAGE.parent / "images/results-small.svg").read_bytes()
