@@ -14,7 +14,8 @@ from fastae.data.files.check import Check, check_folder
 from fastae.data.files.faults import DECODER_FAULTS, USABLE, Fault, conversion
 from fastae.data.files.prepare import prepare_celeba
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.decode import BATCH, open_decoder
+from fastae.data.loaders.decode import open_decoder
+from fastae.data.loaders.tuning import BATCH
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.utils.cache import cache_folder, check_records

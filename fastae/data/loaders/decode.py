@@ -27,14 +27,11 @@ from fastae.data.loaders.cpu_ops import CpuOps
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.pixel_ops import PixelOps
-from fastae.data.loaders.tuning import DEFAULT, Tuning
+from fastae.data.loaders.tuning import BATCH, DEFAULT, Tuning
 from fastae.device.compiling import can_compile
 from fastae.errors import FastaeError
 from fastae.utils.environment import dali_builds
 from fastae.utils.ranks import rank_cores
-
-BATCH = 64
-"""The number of images that are decoded at once."""
 
 SMALLEST = 16
 """The side in pixels of the picture that tests whether a decoder works, unless the crop is larger."""

@@ -26,9 +26,8 @@ from torch import Tensor
 
 from fastae.data.files.recovery import PATIENCE, DecoderError, DecoderOutOfMemory, DecoderStalled
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.decode import BATCH
 from fastae.data.loaders.sampler import BatchParams
-from fastae.data.loaders.tuning import Tuning
+from fastae.data.loaders.tuning import BATCH, Tuning
 from fastae.device.nvml import has_nvml
 from fastae.device.pipelines import abandon, no_capture
 from fastae.experiment.augment import AugmentParams, color_jitter

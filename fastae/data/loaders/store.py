@@ -31,8 +31,9 @@ from fastae.data.files.faults import USABLE, Fault
 from fastae.data.files.inspect import inspect
 from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders.crop_resize import CropResize
-from fastae.data.loaders.decode import BATCH, Decoder
+from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.pixel_ops import channel_means
+from fastae.data.loaders.tuning import BATCH
 from fastae.device.memory import free_memory, is_out_of_memory
 from fastae.errors import FastaeError
 from fastae.utils.cache import damage, ensure_entry
