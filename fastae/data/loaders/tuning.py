@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from fastae.utils.arguments import SHARE, THREADS, Range, require_int, require_number, require_type
 
-
 BATCH = 64
 """The number of images that are decoded at once, unless a loader needs more."""
 
