@@ -22,7 +22,6 @@ from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.experiment.metrics import loss_index
 from fastae.report.analysis import analyse
-from fastae.report.commands import commands
 from fastae.report.compare import Comparison, Group, compare, group_seeds
 from fastae.report.figures import draw_charts, short
 from fastae.report.forest import draw_forest
@@ -53,9 +52,6 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
             reconstructions by one without.
     """
     require_type(folders, "folders", list, tuple)
-    arguments = [[str(folder)] for folder in folders]
-    arguments += [["--out", str(out)]] if out else []
-    arguments += [["--data", data]] if data else []
     folders = [user_folder(folder, "folders") for folder in folders]
     if data and not user_folder(data, "data").is_dir():
         raise FastaeError(f"--data {data!r} is not a folder: name the folder of the runs' images")
@@ -70,7 +66,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
         )
     warnings = [*warnings, *comparison.warnings, *missing]
     content = _content(runs, groups, comparison)
-    page = render(**content, gallery=gallery, warnings=warnings, commands=commands(runs, arguments))
+    page = render(**content, gallery=gallery, warnings=warnings)
     figures = {f"{chart.name}.svg": chart.svg for chart in (*content["charts"], *content["forest"])}
     if gallery:
         figures[PICTURES] = gallery.png(*chain(*gallery.groups.values()))
