@@ -123,9 +123,8 @@ def report(folders: tuple[Path, ...], out: Path | None, data: str | None) -> Non
 def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> int:
     """Reconstruct your own images with the model of RUN.
 
-    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
-    resized as in RUN's training, and saved beside its reconstruction. The exit code is 1 if some images
-    cannot be used.
+    IMAGE is a JPEG, a PNG or a folder of them. Each is cropped and resized as in RUN's training, and saved
+    beside its reconstruction. The exit code is 1 if some images cannot be used.
     """
     from fastae.tools.reconstruct import reconstruct_files
 
