@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
@@ -110,9 +109,7 @@ def render(**content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        function.__name__: function for function in (data_uri, loss_index, short, unbroken)
-    }
+    environment.filters |= {function.__name__: function for function in (data_uri, loss_index, short)}
     return environment.get_template("template.html.j2").render(**content).encode()
 
 
@@ -122,12 +119,6 @@ def _visible(value: object) -> object:
     Markup is returned unchanged, since it was made of text that is escaped already.
     """
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def unbroken(text: str) -> Markup:
-    """Returns text as HTML without line breaks within options or between an option and its value."""
-    option = r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)&]+)?)"
-    return Markup(re.sub(option, r'<span class="unbroken">\1</span>', str(escape(printable(text)))))
 
 
 def data_uri(content: bytes, mime: str) -> str:

@@ -187,13 +187,6 @@ def test_losses_with_little_noise_are_shown_to_be_the_same(tmp_path):
     assert 0 < found.detectable < 0.02 and [*found.fits] == ["held-out error"]
 
 
-def test_one_run_per_loss_is_not_analysed(tmp_path):
-    assert made_analysis(tmp_path, lambda *_: 1.0, repeats=1) == (
-        analyse(compare(find_runs([tmp_path])[0])),
-        {},
-    )
-
-
 def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
     folder = REPOSITORY / "docs/results/six-losses"
     ends = {loss: [] for loss in SIX}

@@ -49,11 +49,6 @@ def test_any_values_are_drawn(values):
         assert "iteration" in texts(figures.draw_curves(curves))
 
 
-def test_a_long_curve_is_a_small_figure():
-    noise = np.random.default_rng(0).random(100_000) + 1
-    assert len(figures.draw_curves([curve("sample_bce", noise, weight=0.95)])) < 200_000
-
-
 def test_seeds_are_drawn_as_their_mean_in_a_band_at_common_iterations(tmp_path):
     make_run(tmp_path / "a", seed=1, held_out={0: 9e5, 50: 4e5, 75: 4e5, 100: 4e5})
     make_run(tmp_path / "b", seed=2, held_out={0: 9e5, 50: 8e5, 100: 2e5, 120: 1e5})

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastae.errors import FastaeError
-from fastae.report.make import make_report, unbroken
+from fastae.report.make import make_report
 from fastae.runs.folder import RunFolder
 
 from ..commands import SMALL, here
@@ -92,13 +92,6 @@ def test_the_page_says_how_it_is_smoothed_and_what_is_wrong_with_runs(tmp_path, 
     assert (tmp_path / "else" / "page" / "train.svg").is_file()
 
 
-def test_lines_do_not_break_within_options():
-    assert unbroken("a <b> --lr 0.1, --sync-bn --amp (--no-x y)") == (
-        'a &lt;b&gt; <span class="unbroken">--lr 0.1</span>, <span class="unbroken">--sync-bn</span> '
-        '<span class="unbroken">--amp</span> (<span class="unbroken">--no-x y</span>)'
-    )
-
-
 def page_that_contains(text, folder):
     """Makes a page that contains this text wherever its text comes from outside."""
     environment = {"fastae": text, "packages": {text: text}}
@@ -140,10 +133,6 @@ def test_a_refused_report_leaves_nothing(folder, out, words, tmp_path, monkeypat
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-CHART = """(({filter, mixBlendMode}) => [filter, mixBlendMode])(
-    getComputedStyle(document.querySelector('.charts img')))"""
-BROKEN = """[...document.querySelectorAll('.unbroken')].filter(
-    e => e.textContent.length < 25 && e.getBoundingClientRect().height > 40 && !e.closest('h1')).length"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
@@ -153,11 +142,10 @@ def test_a_browser_shows_every_figure_and_nothing_too_wide(face_folder, tmp_path
     make_run(tmp_path / "minibatch_bce", "minibatch_bce", data=face_folder, weights=0)
     make_run(tmp_path / ("pixel_mse" + 60 * "x"), "pixel_mse", data=face_folder, weights=1, iterations=101)
     page = make_report([tmp_path], data=str(face_folder)).as_uri()
-    light, dark = ["none", "multiply"], ["invert(1) hue-rotate(180deg)", "screen"]
     complaints = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        for width, scheme, chart in ((360, "light", light), (360, "dark", dark), (1280, "light", light)):
+        for width, scheme in ((360, "light"), (360, "dark"), (1280, "light")):
             seen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "offline": True}
             tab = browser.new_page(**seen)
             for event in ("console", "pageerror", "requestfailed"):
@@ -166,7 +154,4 @@ def test_a_browser_shows_every_figure_and_nothing_too_wide(face_folder, tmp_path
             images = tab.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.clientWidth])")
             assert len(images) == 4 and all(alt and width and shown for alt, width, shown in images)
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            assert not tab.evaluate(BROKEN) and tab.evaluate(CHART) == chart
-            tab.emulate_media(media="print")  # printed, it is light, charts too
-            assert tab.evaluate(CHART) == light
     assert complaints == []
