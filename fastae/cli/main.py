@@ -186,19 +186,13 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print JSON: a list of the run's parts. Each resumption begins one.",
-)
-def gpu(run: Path, as_json: bool) -> None:
+def gpu(run: Path) -> None:
     """Show how busy RUN kept GPU and CPU, and what to change.
 
     RUN is the folder of a run or of fastae.watch. For a resumed run, the part since the last resumption is
-    shown. To watch the GPUs live, use nvitop.
+    shown; gpu.json has all parts. To watch the GPUs live, use nvitop.
     """
-    from fastae.monitor.files import REPORT, count_unreported, read_reports, report_json
+    from fastae.monitor.files import REPORT, count_unreported, read_reports
     from fastae.monitor.text import show_reports
     from fastae.runs.folder import require_run
     from fastae.utils.console import console
@@ -206,10 +200,7 @@ def gpu(run: Path, as_json: bool) -> None:
     if not (run / REPORT).exists():  # a folder of fastae.watch need not be a run's
         require_run(run)
     reports = read_reports(run)
-    if as_json:
-        print(report_json(reports))  # not the raw file, which may contain more than what was read
-    else:
-        show_reports(reports, console, count_unreported(run, reports))
+    show_reports(reports, console, count_unreported(run, reports))
 
 
 @cli.command()

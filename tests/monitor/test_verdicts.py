@@ -156,7 +156,7 @@ CASES = [
     ("a language model in a loop of its own", ANY_LOOP, [LANGUAGE_MODEL], watched(0, 1), "gpu_bound",
      ["nothing to fix"]),
 ]  # fmt: skip
-"""Why, the run, the cards, what the loop records, the verdict, and a part of each line of advice; None for any.
+"""Why, run, cards, what the loop records, verdict, and a part of each line of advice (None: any advice).
 
 Counters are from the source that a row names. Waits, and figures that no source gives, are made up.
 """
