@@ -18,7 +18,7 @@ from fastae.monitor.recording import Phase
 from fastae.monitor.summary import Verdict
 from fastae.monitor.watch import first_dimension
 
-from ..commands import here, refuses
+from ..commands import here
 from ..test_docs import blocks, run
 from .conftest import StubHost
 
@@ -162,10 +162,6 @@ def test_bad_use_is_refused_in_one_line(now, tmp_path, use):
     with pytest.raises(FastaeError) as caught:
         use(tmp_path)
     assert "\n" not in str(caught.value)
-
-
-def test_a_folder_without_a_report_is_refused_by_the_command(tmp_path):
-    assert "config.json" in refuses("gpu", tmp_path)
 
 
 @pytest.mark.parametrize("broken", ["data_ready", "end_step", "cut", "skip"])
