@@ -27,12 +27,15 @@ def test_good_files_with_awkward_names_are_used_and_bad_ones_skipped(small_run, 
     (inside / "table.jpg").write_bytes(bad_files.bad_table((inside / "0.jpg").read_bytes()))
     awkward = f"{inside}/ok\n\x1b[31m\udcff{60 * '😀'}.png"  # the byte 0xff, as Python names it
     Image.open(face_paths[0]).save(awkward)
-    code = here("reconstruct", small_run, face_paths[0], inside, face_paths[0], "gone.jpg", "--out", out)
+    lost = "gone.jpg", inside / "0.jpg" / "below.jpg"
+    code = here("reconstruct", small_run, face_paths[0], inside, face_paths[0], *lost, "--out", out)
     printed = capsys.readouterr().out
     assert code == 1 and "\x1b" not in printed and "ok\\n\\x1b[31m\\udcff😀" in printed
-    bad, gone, undecodable, total = (line for line in printed.splitlines() if line.startswith("skipped "))
+    bad, gone, below, undecodable, total = (
+        line for line in printed.splitlines() if line.startswith("skipped ")
+    )
     assert "mine/bad\\n\\x1b[31m.jpg" in bad and "gone.jpg" in gone and "table.jpg" in undecodable
-    assert "3 of 6" in total
+    assert "unreadable" in below and "4 of 7" in total
     pictures = ["0000-000001.png", "0001-0.png", f"0002-ok__[31m_{41 * '😀'}.png"]
     assert sorted(path.name for path in out.iterdir()) == [*pictures, "sheet.png"]
 
