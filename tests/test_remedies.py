@@ -19,10 +19,6 @@ def test_a_folder_without_the_option_data_is_refused_with_a_hint(face_folder, co
     assert "unexpected argument 'nonsense'" in refuses(command, "nonsense", "--lr", 1)
 
 
-def test_resume_of_a_sweep_is_refused_with_a_hint_at_out(tmp_path):
-    assert f"--out {tmp_path}" in refuses("sweep", "--resume", tmp_path)
-
-
 RUN_COMMANDS = "train --resume .", "gpu .", "reconstruct . a.jpg --out x", "export . --out x"
 
 

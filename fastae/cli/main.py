@@ -61,12 +61,6 @@ def train(context: click.Context, resume: Path | None, **settings: Any) -> None:
         runner.train(config)
 
 
-def refuse_resume(context: click.Context, option: click.Parameter, folder: Path | None) -> None:
-    """Refuses `fastae sweep --resume`, and names the option that resumes a sweep."""
-    if folder:
-        raise FastaeError(f"a sweep is resumed by the command that began it, with --out {folder}")
-
-
 def sweep_option(*names: str, **settings: Any) -> Any:
     """Returns a decorator that adds an option, which --help lists under the heading Sweep."""
     return click.option(*names, cls=GroupedOption, group="Sweep", show_default=True, **settings)
@@ -79,7 +73,6 @@ def sweep_option(*names: str, **settings: Any) -> Any:
     "--same-init/--no-same-init", default=True, help="Same initial weights and batches for all losses."
 )
 @sweep_option("--out", metavar="DIR", type=PathType(), help="Sweep folder. Default: runs/TIME-sweep.")
-@sweep_option("--resume", hidden=True, type=PathType(), expose_value=False, callback=refuse_resume)
 @options_of(TrainConfig, leave_out=("loss", "out"))
 def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, **settings: Any) -> int:
     """Train once per loss, then make the report.
@@ -103,14 +96,13 @@ def sweep(losses: str | None, repeats: int, same_init: bool, out: Path | None, *
 
 @cli.command()
 @click.argument("folders", metavar="DIR...", nargs=-1, required=True, type=PathType())
-@click.option("--open", "show", is_flag=True, help="Open the page in the browser.")
 @click.option("--out", metavar="FILE", type=PathType(), help="Page to write. Default: DIR/report.html.")
 @click.option(
     "--data", metavar="DIR", type=PathType(str),
     help="The runs' images, for reconstructions. Default: the folder that they were trained "
     "on if it is here, else $FASTAE_DATA, else the synthetic faces.",
 )  # fmt: skip
-def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | None) -> None:
+def report(folders: tuple[Path, ...], out: Path | None, data: str | None) -> None:
     """Compare runs on one HTML page.
 
     DIR is a run folder, or a folder that contains runs, such as a sweep folder. The page shows curves,
@@ -118,11 +110,7 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | 
     """
     from fastae.report.make import make_report
 
-    page = make_report(folders, out, data)
-    if show:
-        import webbrowser
-
-        webbrowser.open(page.absolute().as_uri())
+    make_report(folders, out, data)
 
 
 @cli.command()
@@ -135,9 +123,8 @@ def report(folders: tuple[Path, ...], show: bool, out: Path | None, data: str | 
 def reconstruct(run: Path, images: tuple[str, ...], out: Path, device: str) -> int:
     """Reconstruct your own images with the model of RUN.
 
-    IMAGE is a file (JPEG, PNG, WebP, GIF, BMP, TIFF, PPM, AVIF) or a folder of them. Each is cropped and
-    resized as in RUN's training, and saved beside its reconstruction. The exit code is 1 if some images
-    cannot be used.
+    IMAGE is a JPEG, a PNG or a folder of them. Each is cropped and resized as in RUN's training, and saved
+    beside its reconstruction. The exit code is 1 if some images cannot be used.
     """
     from fastae.tools.reconstruct import reconstruct_files
 
@@ -199,19 +186,13 @@ def check(folder: str, deep: bool, crop: int | None, as_json: bool) -> int:
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.option(
-    "--json",
-    "as_json",
-    is_flag=True,
-    help="Print JSON: a list of the run's parts. Each resumption begins one.",
-)
-def gpu(run: Path, as_json: bool) -> None:
+def gpu(run: Path) -> None:
     """Show how busy RUN kept GPU and CPU, and what to change.
 
     RUN is the folder of a run or of fastae.watch. For a resumed run, the part since the last resumption is
-    shown. To watch the GPUs live, use nvitop.
+    shown; gpu.json has all parts. To watch the GPUs live, use nvitop.
     """
-    from fastae.monitor.files import REPORT, count_unreported, read_reports, report_json
+    from fastae.monitor.files import REPORT, count_unreported, read_reports
     from fastae.monitor.text import show_reports
     from fastae.runs.folder import require_run
     from fastae.utils.console import console
@@ -219,10 +200,7 @@ def gpu(run: Path, as_json: bool) -> None:
     if not (run / REPORT).exists():  # a folder of fastae.watch need not be a run's
         require_run(run)
     reports = read_reports(run)
-    if as_json:
-        print(report_json(reports))  # not the raw file, which may contain more than what was read
-    else:
-        show_reports(reports, console, count_unreported(run, reports))
+    show_reports(reports, console, count_unreported(run, reports))
 
 
 @cli.command()

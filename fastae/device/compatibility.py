@@ -201,11 +201,6 @@ def has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:
     return any(vendor.read_text().strip() == NVIDIA_ON_PCI for vendor in devices.glob("*/vendor"))
 
 
-def is_jetson(compatible: Path = Path("/proc/device-tree/compatible")) -> bool:
-    """Returns whether this is a Jetson board, whose GPU is not a PCI device."""
-    return compatible.exists() and b"nvidia,tegra" in compatible.read_bytes()
-
-
 def _has_code_for(built: Sequence[str], capability: tuple[int, int] | None) -> bool:
     """Returns whether a GPU of this compute capability runs one of the built architectures.
 

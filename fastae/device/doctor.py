@@ -104,11 +104,6 @@ def check_driver() -> Answer:
             return str(error), "for an NVIDIA GPU, update the driver in Windows, not in Linux"
         if torch.cuda.is_available():
             return f"CUDA works, but {error}", "no action is needed to train without GPU figures"
-        if compatibility.is_jetson():
-            return (
-                "an NVIDIA Jetson, on which fastae has never been tested",
-                "see whether NVIDIA's own builds of PyTorch and DALI for JetPack work",
-            )
         return compatibility.missing_driver(error) or ("no NVIDIA GPU: training runs on the CPU", "")
     lost = [f"{gpu.name} is lost ({gpu.lost})" for gpu in driver.gpus if gpu.lost]
     good = Counter(f"{gpu.name}, {_size(gpu)}" for gpu in driver.gpus if not gpu.lost)

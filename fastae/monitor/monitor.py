@@ -58,8 +58,6 @@ def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> l
 class Monitor(AbstractContextManager):
     """Samples while the block runs, then writes the report, and logs one line and any hardware troubles.
 
-    It also marks the phases as NVTX ranges, even if `hz` is 0.
-
     Args:
         folder: the run's folder, for the report.
         hz: the number of samples per second; 0 for no report.
@@ -73,7 +71,6 @@ class Monitor(AbstractContextManager):
         self.phase: Phase | None = None
         self.reports: list[UsageReport] = []
         """The reports of the folder's parts, once this one is written."""
-        self._range: int | None = None
         self._poller: Poller | None = None
         self._readers: list[GpuReader] = []
         self._missing = ""
@@ -81,17 +78,9 @@ class Monitor(AbstractContextManager):
     def enter(self, phase: Phase) -> None:
         """Starts a phase, unless it is the current one."""
         if phase is not self.phase:
-            self._mark(phase)
+            self.phase = phase
             if self._poller:
                 self._poller.enter(phase)
-
-    def _mark(self, phase: Phase | None) -> None:
-        """Ends the NVTX range of the current phase, and starts one for this phase."""
-        self.phase = phase
-        if torch.version.cuda is not None:  # without CUDA, PyTorch has no NVTX
-            if self._range is not None:
-                torch.cuda.nvtx.range_end(self._range)
-            self._range = torch.cuda.nvtx.range_start(phase) if phase else None
 
     def record(self, timing: Timing, is_replayed: bool = False) -> None:
         """Records the figures of a window of the loop. Of replayed batches, only the speed is recorded."""
@@ -117,7 +106,6 @@ class Monitor(AbstractContextManager):
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         has_begun = self.phase not in (None, Phase.COMPILE)
-        self._mark(None)
         with self._harmless():
             if self._poller:
                 self._poller.stop()

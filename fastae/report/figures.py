@@ -127,7 +127,7 @@ def draw_charts(groups: Sequence[Group]) -> list[Chart]:
         ("held-out-later", f"Held-out images from iteration {half:,} on", later if len(later) > 1 else []),
     ]
     return [
-        Chart(name, title, alt=_in_words(title, curves), svg=draw_curves(curves))
+        Chart(name, title, f"{title}: squared error × 10⁷ by iteration", draw_curves(curves))
         for name, title, curves in charts
         if curves
     ]
@@ -148,15 +148,6 @@ def _curves(
             at = np.array(steps, int)
             curves.append(Curve(group.loss, group.label, steps=at, values=values, weight=weight))
     return curves
-
-
-def _in_words(title: str, curves: Sequence[Curve]) -> str:
-    """Describes a chart, with the last finite value of each curve."""
-    ends = []
-    for curve in curves:
-        finite = curve.mean[np.isfinite(curve.mean)]
-        ends.append(f"{curve.label} {short(finite[-1]) if len(finite) else 'unknown'}")
-    return f"{title}: squared error × 10⁷ by iteration. At the end: {', '.join(ends)}."
 
 
 def draw_curves(curves: Sequence[Curve]) -> bytes:

@@ -33,17 +33,9 @@ def draw_forest(analysis: Analysis) -> list[Chart]:
             scale, unit = (100 / fit.mean, "% of its mean") if is_primary else (1e3, "× 0.001")
             title, name = f"Differences in {heading}", heading.lower().replace(" ", "-")
             picture = _draw(rows, scale, f"difference in {heading} [{unit}]")
-            charts.append(Chart(f"differences-{name}", title, _in_words(title, rows, scale, unit), picture))
+            alt = f"{title}, with {100 * (1 - LEVEL):.0f} % intervals, beside the margin"
+            charts.append(Chart(f"differences-{name}", title, alt, picture))
     return charts
-
-
-def _in_words(title: str, rows: dict[Contrast, Effect], scale: float, unit: str) -> str:
-    """Describes the chart for readers who cannot see it."""
-    parts = [
-        f"{contrast.name} {scale * effect.value:+.2g} ± {scale * effect.half:.2g} ({effect.verdict})"
-        for contrast, effect in rows.items()
-    ]
-    return f"{title} ({unit}), with {100 * (1 - LEVEL):.0f} % intervals: {', '.join(parts)}."
 
 
 def _draw(rows: dict[Contrast, Effect], scale: float, label: str) -> bytes:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import os
-import re
 import time
 from collections.abc import Mapping, Sequence
 from itertools import chain
@@ -15,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.experiment.metrics import loss_index
 from fastae.report.analysis import analyse
-from fastae.report.commands import commands
 from fastae.report.compare import Comparison, Group, compare, group_seeds
 from fastae.report.figures import draw_charts, short
 from fastae.report.forest import draw_forest
@@ -53,9 +51,6 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
             reconstructions by one without.
     """
     require_type(folders, "folders", list, tuple)
-    arguments = [[str(folder)] for folder in folders]
-    arguments += [["--out", str(out)]] if out else []
-    arguments += [["--data", data]] if data else []
     folders = [user_folder(folder, "folders") for folder in folders]
     if data and not user_folder(data, "data").is_dir():
         raise FastaeError(f"--data {data!r} is not a folder: name the folder of the runs' images")
@@ -70,7 +65,7 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
         )
     warnings = [*warnings, *comparison.warnings, *missing]
     content = _content(runs, groups, comparison)
-    page = render(**content, gallery=gallery, warnings=warnings, commands=commands(runs, arguments))
+    page = render(**content, gallery=gallery, warnings=warnings)
     figures = {f"{chart.name}.svg": chart.svg for chart in (*content["charts"], *content["forest"])}
     if gallery:
         figures[PICTURES] = gallery.png(*chain(*gallery.groups.values()))
@@ -114,9 +109,7 @@ def render(**content: Any) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {
-        function.__name__: function for function in (data_uri, loss_index, short, unbroken)
-    }
+    environment.filters |= {function.__name__: function for function in (data_uri, loss_index, short)}
     return environment.get_template("template.html.j2").render(**content).encode()
 
 
@@ -126,12 +119,6 @@ def _visible(value: object) -> object:
     Markup is returned unchanged, since it was made of text that is escaped already.
     """
     return printable(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-
-def unbroken(text: str) -> Markup:
-    """Returns text as HTML without line breaks within options or between an option and its value."""
-    option = r"(?<![^\s(])(--[a-z][a-z-]*(?: (?!--|\()[^\s,;)&]+)?)"
-    return Markup(re.sub(option, r'<span class="unbroken">\1</span>', str(escape(printable(text)))))
 
 
 def data_uri(content: bytes, mime: str) -> str:

@@ -247,16 +247,11 @@ def settings(runs: Sequence[Run]) -> tuple[list[tuple[str, str]], list[tuple[str
         having: dict[str, list[str]] = {}
         for run, values in described.items():
             having.setdefault(values.get(name, NOT_SET), []).append(run)
-        first = next(iter(having))
-        default = defaults.get(name, first)
+        text = next(iter(having))
+        is_common = len(having) == 1 and text == defaults.get(name, text)
         if len(having) > 1:
-            differing.append(
-                (name, "; ".join(f"{value} ({', '.join(names)})" for value, names in having.items()))
-            )
-        elif first == default:
-            common.append((name, first))
-        else:
-            differing.append((name, first if default == NOT_SET else f"{first} (default: {default})"))
+            text = "; ".join(f"{value} ({', '.join(names)})" for value, names in having.items())
+        (common if is_common else differing).append((name, text))
     return differing, common
 
 

@@ -1,12 +1,13 @@
 """`fastae reconstruct`: applies a run's model to a user's own images.
 
 It writes a folder with a PNG per image, the original beside its reconstruction, and `sheet.png`, a contact
-sheet of the first images, and prints each image's error. Images are cropped and resized as in the run's
-training.
+sheet of the first images, and prints each image's error. Images are checked, decoded, cropped and resized as
+in the run's training.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,20 +15,23 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastae.data.files.check import check_files, check_folder
+from fastae.data.files.faults import count_faults
+from fastae.data.files.recovery import ImageFiles
 from fastae.data.loaders.crop_resize import CropResize
+from fastae.data.loaders.decode import open_decoder
+from fastae.data.loaders.pixel_ops import to_batch
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.errors import FastaeError
 from fastae.experiment.losses import squared_error
 from fastae.experiment.metrics import loss_index, psnr
 from fastae.runs.loaded_model import load_model
-from fastae.tools.images import UnusableImage, find_images, load_image
 from fastae.utils.console import log
 from fastae.utils.files import require_new_folder
-from fastae.utils.paths import expand_home
+from fastae.utils.paths import expand_home, user_path
 from fastae.utils.pictures import pairs, save_png, side_by_side
 
-BATCH = 32
 SHEET_IMAGES = 96
 """The most images of the contact sheet: twelve rows of eight originals, over their reconstructions."""
 
@@ -48,7 +52,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
 
     Args:
         run: the run's folder.
-        images: files, or folders of images.
+        images: files, or folders of images. An image that is named twice is used once.
         out: the new folder for the pictures.
         device: the device of the model.
 
@@ -60,40 +64,47 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
     """
     out = expand_home(out)
     require_new_folder(out, "--out")
+    paths = [user_path(path, "IMAGE") for path in images]
     loaded = load_model(run, use_device(choose_device(device)))
     config = loaded.config
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
     log(f"run       {run}: {config.loss}, iteration {loaded.iteration:,}")
     log(f"images    {crop_resize.in_words()}, as in training")
-    given = find_images(list(map(expand_home, images)))
+    checks = [
+        check_folder(path, crop=config.crop, records=None)
+        if os.path.isdir(path)  # noqa: PTH112 (False without permission)
+        else check_files([path], config.crop)
+        for path in paths
+    ]
+    skipped = [file for check in checks for file in check.unusable]
+    usable = dict.fromkeys(path for check in checks for path in check.usable)
+    files = ImageFiles([*usable], on_replaced=lambda file, _: skipped.append(file))
     try:
-        used = _write_pictures(_reconstruct(loaded.model, given, crop_resize), out)
-    except OSError as error:  # a fault of an image is an UnusableImage
+        used = _write_pictures(_reconstruct(loaded.model, files, crop_resize), out) if files else 0
+    except OSError as error:
         raise FastaeError(f"cannot write {str(error.filename or out)!r}: {error.strerror or error}") from None
+    for file in skipped:
+        log(f"skipped   {file.path}: {file.fault.value}")
+    faults = count_faults(skipped)
     if not used:
-        raise FastaeError(f"none of the {len(given):,} images can be used: {str(out)!r} was not made")
-    if skipped := len(given) - used:
-        log(f"skipped   {skipped:,} of {len(given):,} images, listed above", "yellow")
+        raise FastaeError(f"none of the images can be used ({faults}): {str(out)!r} was not made")
+    if skipped:
+        log(f"skipped   {len(skipped):,} of {len(skipped) + used:,} images: {faults}", "yellow")
     return 1 if skipped else 0
 
 
-def _reconstruct(model: nn.Module, paths: Sequence[str], crop_resize: CropResize) -> Iterator[Result]:
-    """Yields the results of the usable images in order. The others are logged."""
+def _reconstruct(model: nn.Module, files: ImageFiles, crop_resize: CropResize) -> Iterator[Result]:
+    """Yields the results of the images in order, without those that do not decode."""
     device = next(model.parameters()).device
-    for start in range(0, len(paths), BATCH):
-        used, loaded = [], []
-        for path in paths[start : start + BATCH]:
-            try:
-                loaded.append(load_image(path, crop_resize))
-                used.append(path)
-            except UnusableImage as reason:
-                log(f"skipped   {path}: {reason}")
-        if used:
-            originals = torch.stack(loaded)
-            with torch.inference_mode():
-                images = model(originals.to(device)).cpu()
-            errors = squared_error(images, originals).mean((1, 2, 3)).tolist()
-            yield from map(Result, used, originals, images, errors)
+    start = 0
+    for originals in map(to_batch, open_decoder(crop_resize, device).decode(files)):
+        with torch.inference_mode():
+            images = model(originals)
+        errors = squared_error(images, originals).mean((1, 2, 3)).tolist()
+        paths = files.own[start : start + len(originals)]
+        results = map(Result, paths, originals.cpu(), images.cpu(), errors)
+        yield from (result for index, result in enumerate(results, start) if index not in files.bad)
+        start += len(originals)
 
 
 def _write_pictures(results: Iterable[Result], out: Path) -> int:

@@ -4,8 +4,6 @@ import pytest
 
 from fastae.data.files.folder import RULE, open_folder
 from fastae.data.files.search import find_files
-from fastae.data.loaders.crop_resize import CropResize
-from fastae.tools.images import UnusableImage, load_image
 
 from ..commands import here, refuses
 from .bad_files import put
@@ -93,8 +91,6 @@ def test_a_url_is_refused(root, monkeypatch):
             assert url in line and "only local files and folders are read" in line
         monkeypatch.setenv("FASTAE_DATA", url)
         assert refuses("train").startswith("$FASTAE_DATA")
-        with pytest.raises(UnusableImage, match="only local files"):
-            load_image(url, CropResize())
 
 
 def test_the_error_for_a_subset_of_celeba_gives_the_option_for_it(root, tmp_path, face_paths, capsys):

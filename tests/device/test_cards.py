@@ -11,34 +11,23 @@ from fastae.device.choose import Precision
     ("name", "card"),
     [
         ("Tesla T4", "T4"),
-        ("Tesla V100-SXM2-16GB", "V100 SXM2"),
         ("NVIDIA A100-SXM4-80GB", "A100 SXM 80 GB"),
         ("NVIDIA A100 80GB PCIe", "A100 PCIe 80 GB"),
         ("NVIDIA A100-PCIE-40GB", "A100 40 GB"),
         ("Tesla V100-PCIE-32GB", "V100 PCIe"),
         ("Tesla V100S-PCIE-32GB", "V100S"),
-        ("NVIDIA RTX A6000", "RTX A6000"),
         ("NVIDIA H200 NVL", "H200 NVL"),
-        ("NVIDIA GB200", "GB200"),
-        ("NVIDIA GB300", "GB300"),
         ("NVIDIA H100 80GB HBM3", "H100 SXM"),
-        ("NVIDIA H100 PCIe", "H100 PCIe"),
         ("NVIDIA H200", "H200"),
         ("NVIDIA GeForce RTX 4090", "RTX 4090"),
-        ("NVIDIA L4", "L4"),
         ("NVIDIA L40S", "L40S"),
         # None of these has the peak of the card whose name it begins with.
         ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
-        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", None),
         ("NVIDIA A100-SXM-64GB", None),  # Leonardo's own part
         ("GRID A100-10C", None),  # a slice of a virtual machine
-        ("NVIDIA A100-40C", None),
         ("NVIDIA RTX 6000 Ada Generation", None),
         ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
-        ("NVIDIA GeForce RTX 4090 D", None),
-        ("NVIDIA GeForce RTX 3090 Ti", None),
         ("NVIDIA A10G", None),
-        ("NVIDIA GB10", None),
     ],
 )
 def test_a_card_is_found_by_its_whole_name(name, card):

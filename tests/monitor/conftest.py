@@ -37,7 +37,7 @@ def loop(data=0.0, device=0.0, images=1000, queued=None):
     return {"images_per_second": images, **known, "seconds": 1.0}
 
 
-DEVICE_LIMITED, DATA_LIMITED, HOST_LIMITED = loop(0.001, 0.4), loop(0.9, 0.01), loop(0.01, 0.001)
+DEVICE_LIMITED, DATA_LIMITED = loop(0.001, 0.4), loop(0.9, 0.01)
 
 
 class StubHost:

@@ -89,17 +89,6 @@ def watched(folder, library, gpus, info=INFO):
     return read_report(folder)
 
 
-def test_phases_are_marked_as_nvtx_ranges_one_at_a_time(tmp_path, monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
-    monkeypatch.setattr(torch.cuda.nvtx, "range_start", lambda name: calls.append(name) or len(calls))
-    monkeypatch.setattr(torch.cuda.nvtx, "range_end", calls.append)
-    with Monitor(tmp_path, 0, [], INFO) as monitor:
-        for phase in (Phase.COMPILE, Phase.TRAIN, Phase.TRAIN):
-            monitor.enter(phase)
-    assert calls == ["compile", 1, "train", 3]
-
-
 def test_the_gpu_of_the_run_is_sampled(tmp_path, capsys):
     library = machine_of(BUSY, HALF_BUSY)
     (gpu,) = watched(tmp_path, library, ["1"]).summary.gpus

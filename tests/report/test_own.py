@@ -5,12 +5,10 @@ import pytest
 from fastae.experiment.definition import ARTICLES_MODEL
 from fastae.report.analysis import analyse
 from fastae.report.compare import compare
-from fastae.report.make import make_report
 from fastae.report.runs import find_runs
 
 from .made import make_run
 from .test_gallery import gallery_of, labels_of
-from .test_report import words_of
 
 
 def make_own(folder, loss, seeds=2, model=None, **settings):
@@ -51,14 +49,6 @@ def test_own_losses_are_sorted_ranked_and_compared_with_fastaes(runs):
         "own − other_own": 0.0,
         "minibatch − pixel": 0.0,
     }
-
-
-def test_a_page_names_own_losses_and_who_can_repeat_them(runs):
-    words = words_of(make_report([runs]))
-    assert "minibatch_other_own mean of 2 seeds 100 249,500 ± 707" in words
-    assert "own − other_own 0" in words
-    assert "fastae train --loss pixel_mse" in words and "# minibatch_own-0" in words
-    assert "train --loss minibatch_own" not in words
 
 
 def test_an_own_model_is_reported_on_without_reconstructions_in_one_line(tmp_path, face_folder):

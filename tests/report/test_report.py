@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from fastae.errors import FastaeError
-from fastae.report.make import make_report, unbroken
+from fastae.report.make import make_report
 from fastae.runs.folder import RunFolder
 
 from ..commands import SMALL, here
 from .made import make_run
 
 FIGURES = {"train.svg", "held-out.svg", "reconstructions.png"}
+HIDDEN = "\x1b[31m\x07\x7f\x9b\u202e"
 HOSTILE = "<script>alert(1)</script>'\"&amp;{{ 7 * 7 }}"
 
 
@@ -49,12 +50,9 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
     assert figures_of(page) == FIGURES and not list(sweep.rglob(".partial-*"))
     require_harmless(page)
     words = words_of(page)
-    repeated = "fastae sweep --losses minibatch_bce,pixel_mse --iterations 6 --batch-size 4"
-    assert repeated in words and f"fastae report {sweep} --data {face_folder}" in words
     assert 'class="warnings"' not in page.read_text()
     finals = [RunFolder(config.parent).held_out_error(6) for config in sweep.glob("*/config.json")]
     assert len(finals) == 2 and all(f"{value:,.0f}" in words for value in finals)
-    assert "--loader" not in words.partition("Commands that repeat this")[2]  # chosen by fastae
 
 
 def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, monkeypatch):
@@ -95,31 +93,14 @@ def test_the_page_says_how_it_is_smoothed_and_what_is_wrong_with_runs(tmp_path, 
     assert (tmp_path / "else" / "page" / "train.svg").is_file()
 
 
-def test_lines_do_not_break_within_options():
-    assert unbroken("a <b> --lr 0.1, --sync-bn --amp (--no-x y)") == (
-        'a &lt;b&gt; <span class="unbroken">--lr 0.1</span>, <span class="unbroken">--sync-bn</span> '
-        '<span class="unbroken">--amp</span> (<span class="unbroken">--no-x y</span>)'
-    )
-
-
-def page_that_contains(text, folder):
-    """Makes a page that contains this text wherever its text comes from outside."""
-    environment = {"fastae": text, "packages": {text: text}}
-    run = folder / f"run{text.replace('/', '')}"
-    described = {"environment": environment, "device": text}
-    return make_report([make_run(run, data=f"/gone/{text}", described=described)])
-
-
-def test_text_from_outside_is_escaped(tmp_path):
-    page = page_that_contains(f"{HOSTILE}caf\udce9", tmp_path)
+@pytest.mark.parametrize("text", [f"{HOSTILE}caf\udce9", HIDDEN])
+def test_text_from_outside_is_escaped_wherever_it_comes_from(text, tmp_path):
+    described = {"environment": {"fastae": text, "packages": {text: text}}, "device": text}
+    run = make_run(tmp_path / f"run{text.replace('/', '')}", data=f"/gone/{text}", described=described)
+    page = make_report([run])
     require_harmless(page)
-    assert words_of(page).count("alert(1)") >= 6 and "{{ 7 * 7 }}" in words_of(page)
-
-
-def test_a_page_contains_no_control_characters(tmp_path):
-    hidden = "\x1b[31m\x07\x7f\x9b\u202e"
-    text = page_that_contains(hidden, tmp_path).read_text()
-    assert not set(hidden) - set("[31m") & set(text) and r"run\x1b[31m\x07\x7f\x9b\u202e" in text
+    assert not set(HIDDEN) - set("[31m") & set(page.read_text())
+    assert words_of(page).count("alert(1)" if text != HIDDEN else r"\x07\x7f\x9b\u202e") >= 6
 
 
 @pytest.mark.parametrize(
@@ -143,10 +124,6 @@ def test_a_refused_report_leaves_nothing(folder, out, words, tmp_path, monkeypat
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
          "--disable-background-networking", "--disable-component-update"]  # fmt: skip
-CHART = """(({filter, mixBlendMode}) => [filter, mixBlendMode])(
-    getComputedStyle(document.querySelector('.charts img')))"""
-BROKEN = """[...document.querySelectorAll('.unbroken')].filter(
-    e => e.textContent.length < 25 && e.getBoundingClientRect().height > 40 && !e.closest('h1')).length"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
@@ -156,11 +133,10 @@ def test_a_browser_shows_every_figure_and_nothing_too_wide(face_folder, tmp_path
     make_run(tmp_path / "minibatch_bce", "minibatch_bce", data=face_folder, weights=0)
     make_run(tmp_path / ("pixel_mse" + 60 * "x"), "pixel_mse", data=face_folder, weights=1, iterations=101)
     page = make_report([tmp_path], data=str(face_folder)).as_uri()
-    light, dark = ["none", "multiply"], ["invert(1) hue-rotate(180deg)", "screen"]
     complaints = []
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        for width, scheme, chart in ((360, "light", light), (360, "dark", dark), (1280, "light", light)):
+        for width, scheme in ((360, "light"), (360, "dark"), (1280, "light")):
             seen = {"viewport": {"width": width, "height": 800}, "color_scheme": scheme, "offline": True}
             tab = browser.new_page(**seen)
             for event in ("console", "pageerror", "requestfailed"):
@@ -169,7 +145,4 @@ def test_a_browser_shows_every_figure_and_nothing_too_wide(face_folder, tmp_path
             images = tab.evaluate("[...document.images].map(i => [i.alt, i.naturalWidth, i.clientWidth])")
             assert len(images) == 4 and all(alt and width and shown for alt, width, shown in images)
             assert tab.evaluate("document.documentElement.scrollWidth") <= width
-            assert not tab.evaluate(BROKEN) and tab.evaluate(CHART) == chart
-            tab.emulate_media(media="print")  # printed, it is light, charts too
-            assert tab.evaluate(CHART) == light
     assert complaints == []

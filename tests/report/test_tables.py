@@ -33,7 +33,6 @@ def report_on(folder):
         (49_999, 64, "Too short to tell: 50 %"),
         (50_000, 64, "No difference can be shown"),
         (50_000, 32, "Too short to tell: 25 %"),
-        (100_000, 32, "No difference can be shown"),
     ],
 )
 def test_short_training_gives_a_headline_without_a_conclusion(at, batch_size, headline, tmp_path):
@@ -123,8 +122,8 @@ def test_differing_settings_are_listed_apart_from_common_ones(tmp_path):
         make_run(tmp_path / name, **made, **same)
     differing, common = map(dict, settings(find_runs([tmp_path])[0]))
     assert differing == {
-        "device": "AMD EPYC (a); NVIDIA H100 (b)", "--batch-size": "8 (default: 64)", "--threads": "2",
-        "--amp": "on (default: off)",
+        "device": "AMD EPYC (a); NVIDIA H100 (b)", "--batch-size": "8", "--threads": "2",
+        "--amp": "on",
     }  # fmt: skip
     expected = {"--lr": "0.0001", "--crop": "not set", "torch": "2.13.0", "images, held out": "2"}
     assert expected.items() <= common.items() and "--seed" not in common

@@ -66,26 +66,11 @@ def test_weights_of_older_versions_have_no_digest_and_are_read(run, version):
     assert source(run) == ("model.safetensors", 5)
 
 
-def flipped(content):
-    """Flips a bit of the last tensor."""
-    return content[:-2] + bytes([content[-2] ^ 1]) + content[-1:]
-
-
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[:-1],
-        flipped,
-        lambda content: content.replace(b'"iteration":"5"', b'"iteration":"7"'),
-        lambda content: content.replace(b'"sha256"', b'"sha257"'),
-        lambda content: content.replace(b'"fastae"', b'"fastaf"'),
-    ],
-    ids=["cut", "a bit", "the iteration", "no digest", "no version"],
-)
-def test_a_damaged_file_is_named_and_the_checkpoint_is_read(run, damage, capsys):
+def test_a_damaged_file_is_named_and_the_checkpoint_is_read(run, capsys):
+    """Every kind of damage is in test_tensors."""
     save_weights(run)
     path = run / "model.safetensors"
-    path.write_bytes(damage(path.read_bytes()))
+    path.write_bytes(path.read_bytes().replace(b'"iteration":"5"', b'"iteration":"7"'))
     assert source(run) == ("checkpoint", 4)
     (line,) = capsys.readouterr().out.splitlines()
     assert str(path) in line

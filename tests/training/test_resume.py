@@ -97,16 +97,13 @@ def replace_checkpoint(path, content):
     "damage",
     [
         lambda content: content[: len(content) // 3],
-        lambda content: content[:-1] + bytes([content[-1] ^ 1]),
         lambda content: content.replace(b"minibatch_bce", b"minibatch_mse", 1),
-        lambda content: content.replace(b"sha256", b"sha257", 1),
-        lambda content: content + b"0",
         lambda content: b"",
-        lambda content: b"not a checkpoint",
     ],
-    ids=["torn", "flipped", "another loss", "no digest", "longer", "empty", "text"],
+    ids=["torn", "another loss", "empty"],
 )
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, damage):
+    """More kinds of damage are in tests/runs/test_tensors.py."""
     newest, warnings = stopped / "checkpoints" / f"{STOPPED:07d}.safetensors", []
     replace_checkpoint(newest, damage(newest.read_bytes()))
     assert checkpoint.newest(stopped / "checkpoints", warnings.append).iteration == 18

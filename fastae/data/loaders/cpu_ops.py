@@ -141,11 +141,6 @@ class CpuOps:
         return resized[0].transpose(0, 1)
 
 
-def resize(crop: np.ndarray, crop_resize: CropResize) -> Tensor:
-    """Resizes one crop, uint8 (height, width, 3), to float32 (1, H, 3, W) in [0, 255]."""
-    return next(CpuOps(crop_resize, OutputFormat(), threads=1).resized([[crop]]))
-
-
 def _deferring_errors(works: Iterable[Work]) -> Iterator[Work]:
     """Yields the works. Instead of one that cannot be had, yields a work that raises the error."""
     try:
