@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,6 +57,9 @@ class Part:
     compiles: int = 1
     """The number of steps that it compiles."""
 
+    fault_of: Callable[[Path], str] = lambda folder: ""
+    """Returns, in words, what is wrong with what the command wrote to a folder; "" if nothing is."""
+
     def seconds(self, cores: float) -> float:
         """Returns the time limit on a machine with so many cores. Part of a compilation needs one alone."""
         return PART_SECONDS + self.compiles * COMPILE_SECONDS / min(cores, 8)
@@ -72,7 +75,7 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, Part]:
     if not on_gpu:
         run = ["--device", "cpu", "--iterations", "12", "--no-compile", "--batch-size", "4"]
         run += ["--image-size", "32", "--latent", "16", "--gpu-sample-hz", "50"]
-        long = short = []
+        short = []
     run += ["--data", images] if images else []
     throughput = [*python, "benchmarks.throughput", *benchmark, "--only"]
     batches = [] if on_gpu else ["--batches", "5"]
@@ -84,8 +87,9 @@ def parts(out: Path, on_gpu: bool, images: str | None) -> dict[str, Part]:
         return Part(command + (["-k", case] if case else []), compiles)
 
     def train(kind: str) -> Part:
-        own = long if kind == "resident" else []
-        return Part([*fastae, "train", *run, *own, "--loader", kind, "--out", str(out / kind)])
+        command = [*fastae, "train", *run, "--loader", kind, "--out", str(out / kind)]
+        is_long = kind == "resident" and on_gpu
+        return Part([*command, *long], fault_of=memory_fault) if is_long else Part(command)
 
     def sweep(name: str, *own: str) -> Part:
         return Part([*fastae, "sweep", *run, *short, *own, "--out", str(out / name)], compiles=2)
@@ -122,6 +126,12 @@ def memory_growth(run: Path) -> float:
         if tenth := len(used) // 10:
             growth.append(1024 * (min(used[-tenth:]) - min(used[tenth : 2 * tenth])))
     return max(growth)
+
+
+def memory_fault(run: Path) -> str:
+    """Returns, in words, by how much a run's memory grew, if that is too much; else ""."""
+    growth = memory_growth(run)
+    return f"its memory grew by {growth:.0f} MiB" if growth > MEMORY_LIMIT else ""
 
 
 def results(out: Path) -> Iterator[str]:
@@ -167,13 +177,8 @@ def main(out: Path, images: str | None, only: str | None) -> None:
         started = time.perf_counter()
         with (out / f"{name}.log").open("w") as log:
             code = run_part(part.command, log, part.seconds(usable_cores()))
-        if (
-            code == 0
-            and on_gpu
-            and name == "resident"
-            and (growth := memory_growth(out / name)) > MEMORY_LIMIT
-        ):
-            code = f"its memory grew by {growth:.0f} MiB"
+        if code == 0:
+            code = part.fault_of(out / name) or 0
         print(f"{name:29} {time.perf_counter() - started:6.0f} s  exit {code}", flush=True)
         for checkpoints in (out / name).glob("**/checkpoints"):  # 300 MB each
             shutil.rmtree(checkpoints)

@@ -10,7 +10,7 @@ from fastae.cli.main import cli
 from fastae.config import TrainConfig
 from fastae.utils.limits import usable_cores
 from scripts import gpu_check
-from scripts.gpu_check import MEMORY_LIMIT, Part, memory_growth, parts, run_part
+from scripts.gpu_check import Part, memory_fault, memory_growth, parts, run_part
 
 from .commands import wait_until_ended
 from .gpu import test_resume
@@ -69,9 +69,10 @@ def gpu_csv(folder, used):
 
 def test_the_memory_of_the_long_run_must_not_grow(tmp_path):
     gpu_csv(tmp_path, [1.5, 2.0, 2.0, 2.0, *[3.0, 2.0] * 8])
-    assert memory_growth(tmp_path) == 0
+    assert memory_growth(tmp_path) == 0 and not memory_fault(tmp_path)
     gpu_csv(tmp_path, [2 + i / 100 for i in range(20)])
-    assert memory_growth(tmp_path) > MEMORY_LIMIT
+    assert memory_fault(tmp_path)
+    assert parts(tmp_path, on_gpu=True, images=None)["resident"].fault_of is memory_fault
 
 
 def test_a_second_call_runs_only_the_parts_that_failed(tmp_path, monkeypatch):
