@@ -23,7 +23,7 @@ import click
 import numpy as np
 from torch import Tensor
 
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, Stopped
 from fastae.experiment.adam import EPSILON
 from fastae.experiment.losses import ELEMENTS, LOSSES
 from fastae.report.figures import HEIGHT, INK, SETTINGS, WIDTH, svg
@@ -64,10 +64,10 @@ def main(data: Path, out: Path) -> None:
         append(counts, [HEAD])
     done = read_counts(counts).keys()
     try:
-        for element, iteration in product([each.name for each in ELEMENTS], ITERATIONS):
+        for iteration, element in product(ITERATIONS, [each.name for each in ELEMENTS]):
             if (element, iteration) not in done:
                 append(counts, measured(data, element, iteration, out / f"minibatch_{element}"))
-    except FastaeError as error:
+    except (FastaeError, Stopped) as error:
         raise click.UsageError(str(error)) from None
 
 

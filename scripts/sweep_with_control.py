@@ -15,7 +15,7 @@ import click
 from torch import Tensor
 
 from fastae.config import TrainConfig
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, Stopped
 from fastae.experiment.losses import LOSSES, squared_error
 from fastae.sweep.sweep import run_sweep
 
@@ -52,7 +52,7 @@ def main(data: Path, out: Path) -> None:
     try:
         names = [*LOSSES, "pixel_control"]
         run_sweep(settings(data), names, losses={"control": control}, repeats=SEEDS, out=out)
-    except FastaeError as error:
+    except (FastaeError, Stopped) as error:
         raise click.UsageError(str(error)) from None
 
 
