@@ -46,7 +46,7 @@ test: setup ## Run all tests (GPU tests are skipped without a GPU)
 coverage: setup ## Run all tests and list the lines of fastae/ that none runs
 	$(BIN)/python -m pytest --cov=fastae --cov-report=term-missing:skip-covered
 
-soak: setup ## Run the long tests: four faults at each file operation, 20,000 simulated seconds (20 minutes)
+soak: setup ## Run the long tests: four faults at each file operation, 20,000 simulated seconds (up to an hour)
 	FASTAE_SOAK=1 $(BIN)/python -m pytest --numprocesses=2 -v -rA \
 		tests/faults tests/training/test_soak.py tests/training/test_distributed.py tests/test_frameworks.py
 
