@@ -129,7 +129,8 @@ def draw(counts: Counts) -> bytes:
             axes = panels[elements.index(element), iterations.index(iteration)]
             names = sorted(layers, key=_depth)
             shares = np.array([_shares(layers[name], edges) for name in names])
-            axes.pcolormesh(edges, np.arange(len(layers) + 1), shares, cmap="Blues", vmin=0, vmax=0.4)
+            cells = edges, np.arange(len(layers) + 1), shares
+            axes.pcolormesh(*cells, cmap="Blues", vmin=0, vmax=0.4, rasterized=True)
             for power, text in ((0, "100 %"), (-2, "1 %")):
                 axes.axvline(power, color=INK, linewidth=0.8)
                 axes.text(power, -0.1, text, ha="center", va="bottom", fontsize=8)
