@@ -273,7 +273,9 @@ def _replace_operators() -> None:
         operator = getattr(getattr(torch.ops.aten, packet), overload or "default")
 
         def call(*arguments: Any, **options: Any) -> Any:
-            LOG.append(LibraryCall(name, tuple(a for a in arguments if isinstance(a, torch.Tensor))))
+            # Detached: the log must not keep an autograd graph alive.
+            tensors = tuple(a.detach() for a in arguments if isinstance(a, torch.Tensor))
+            LOG.append(LibraryCall(name, tensors))
             _host().hollow_launch(ctypes.c_void_p(torch.cuda.current_stream().cuda_stream))
             if "out" in options:
                 return options["out"]

@@ -81,8 +81,6 @@ class TrainingStep:
         if not graph.can_capture(self.device):
             return ""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        if self._trained.kernels is None:
-            self._trained.kernels = self._choose_kernels(example)
         for _ in range(ATTEMPTS):
             try:
                 self._captured = self._graphed(example)
@@ -95,18 +93,17 @@ class TrainingStep:
                 break
         return ", ".join(filter(None, (note, self._trained.kernels)))
 
-    def _choose_kernels(self, example: Sequence[Tensor]) -> str:
+    def _choose_kernels(self, inputs: Sequence[Tensor]) -> str:
         """Makes cuDNN use its fastest kernels, or, if these compute wrong gradients, deterministic ones.
 
         Returns a note on the latter, in words.
         """
         if not cudnn.benchmark:
             return ""
+        images = self.make_batch(*inputs)
         try:
-            with graph.side_stream(self.device):
-                images = self.make_batch(*(value.to(self.device) for value in example))
-                if are_right(lambda: self.scaler.scale(self._eager(images)[0]).backward()):
-                    return ""
+            if are_right(lambda: self.scaler.scale(self._eager(images)[0]).backward()):
+                return ""
         except torch.OutOfMemoryError:  # a compiled step needs less memory
             return "cuDNN's kernels not compared: too little memory"
         cudnn.benchmark, cudnn.deterministic = False, True
@@ -115,8 +112,11 @@ class TrainingStep:
     def _graphed(self, example: Sequence[Tensor]) -> graph.GraphedFunction:
         """Captures the step, and verifies that a replay trains. Raises RuntimeError."""
         with graph.side_stream(self.device):
+            inputs = [value.to(self.device) for value in example]
+            if self._trained.kernels is None:
+                self._trained.kernels = self._choose_kernels(inputs)
             for _ in range(WARM_UP):
-                self._step(*(value.to(self.device) for value in example))
+                self._step(*inputs)
             self.optimizer.zero_grad(set_to_none=True)
             captured = graph.GraphedFunction(self._step, example, self.device)
         # A graph that was captured on another device or stream is empty. PyTorch only warns about that.
