@@ -3,9 +3,9 @@
     python -m scripts.adam_eps CELEBA OUT
 
 trains `minibatch_bce` and `minibatch_mse` in the folder OUT as `scripts.sweep_with_control` does with seed 0,
-and counts in the checkpoints of four iterations. The counts are in OUT/adam-eps.csv, which docs/results has a
-copy of. If it is stopped, the same command goes on. The reductions of an element have the same gradients but
-for the factor k (`fastae.experiment.losses`), so v is counted once for the three of them, with k = 1.
+and counts in the checkpoints of four iterations. It writes the counts to OUT/adam-eps.csv; docs/results has a
+copy. If it is stopped, the same command resumes it. The reductions of an element have the same gradients
+except for the factor k (`fastae.experiment.losses`), so v is counted once for the three of them, with k = 1.
 
 A row counts the weights of a layer whose log10(eps / sqrt(v)) is in [low, low + BIN). A weight that has never
 had a gradient does not move, whatever eps is: it is counted in the row whose `low` is inf.
@@ -25,13 +25,14 @@ from torch import Tensor
 
 from fastae.errors import FastaeError, Stopped
 from fastae.experiment.adam import EPSILON
-from fastae.experiment.losses import ELEMENTS, LOSSES
+from fastae.experiment.losses import ELEMENTS, LOSSES, Loss
 from fastae.report.figures import HEIGHT, INK, SETTINGS, WIDTH, svg
 from fastae.report.tables import Cell, Row, Table
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.training.resume import resume
 from fastae.training.runner import train
+from fastae.training.session import batch_shape
 from fastae.utils.console import log
 from fastae.utils.files import atomic_write
 from fastae.utils.plotting import import_matplotlib
@@ -45,7 +46,7 @@ SHOWN = -6, 2
 """The powers of ten that the figure shows. Hardly any weights are outside."""
 
 LIMIT = 0.01
-"""The ratio eps / (k sqrt(v)) from which on eps matters: it shortens a step by this share."""
+"""The ratio eps / (k sqrt(v)) from which on eps matters. A step is divided by 1 + this ratio."""
 
 Counts = dict[tuple[str, int], dict[str, dict[float, int]]]
 """(element, iteration) -> layer -> low -> weights."""
@@ -117,8 +118,7 @@ def read_counts(path: Path) -> Counts:
 
 def draw(counts: Counts) -> bytes:
     """Draws the counts as SVG: a panel per element and iteration, a row of shades per layer."""
-    elements = list(dict.fromkeys(element for element, _ in counts))
-    iterations = list(dict.fromkeys(iteration for _, iteration in counts))
+    elements, iterations = (list(dict.fromkeys(each)) for each in zip(*counts, strict=True))
     lows = [low for layers in counts.values() for row in layers.values() for low in row if np.isfinite(low)]
     edges = np.arange(min(lows), max(lows) + 1.5 * BIN, BIN)
     matplotlib = import_matplotlib()
@@ -131,27 +131,34 @@ def draw(counts: Counts) -> bytes:
             shares = np.array([_shares(layers[name], edges) for name in names])
             cells = edges, np.arange(len(layers) + 1), shares
             axes.pcolormesh(*cells, cmap="Blues", vmin=0, vmax=0.4, rasterized=True)
-            for power, text in ((0, "100 %"), (-2, "1 %")):
-                axes.axvline(power, color=INK, linewidth=0.8)
-                axes.text(power, -0.1, text, ha="center", va="bottom", fontsize=8)
+            for share in (1, LIMIT):
+                axes.axvline(np.log10(share), color=INK, linewidth=0.8)
+                axes.text(np.log10(share), -0.1, f"{100 * share:g} %", ha="center", va="bottom", fontsize=8)
             axes.set_yticks(np.arange(len(layers)) + 0.5, names, fontsize=8)
             axes.set_title(f"{element}, iteration {iteration:,}", fontsize=9, pad=14)
             axes.set(xlim=SHOWN, ylim=(len(layers), 0))
-        figure.supxlabel("log₁₀ of eps / √v for minibatch; sample is 4.1 and pixel 5.6 to the left")
+        sample, pixel = (np.log10(scale_of(LOSSES[f"{name}_mse"])) for name in ("sample", "pixel"))
+        figure.supxlabel(
+            f"log₁₀ of eps / √v for minibatch; sample is {sample:.1f} and pixel {pixel:.1f} to the left"
+        )
         return svg(figure)
 
 
 def table(counts: Counts) -> Table:
-    """Returns the share of weights whose step eps shortens by more than 1 %, by loss and iteration."""
+    """Returns the share of weights for which the ratio exceeds LIMIT, by loss and iteration."""
     iterations = list(dict.fromkeys(iteration for _, iteration in counts))
     rows = []
     for loss in LOSSES.values():
-        scale = loss.gradient_scale((32, 3, 64, 64))
         found = [counts.get((loss.element.name, iteration)) for iteration in iterations]
         if any(found):
-            shares = [f"{share_shortened(each, scale):.2%}" if each else "" for each in found]
+            shares = [f"{share_shortened(each, scale_of(loss)):.2%}" if each else "" for each in found]
             rows.append(Row([Cell(loss.name), *map(Cell, shares)]))
     return Table(["loss", *(f"iteration {iteration:,}" for iteration in iterations)], rows)
+
+
+def scale_of(loss: Loss) -> int:
+    """Returns a loss's k in these runs."""
+    return loss.gradient_scale(batch_shape(settings(Path())))
 
 
 def share_shortened(layers: Mapping[str, Mapping[float, int]], scale: float) -> float:
