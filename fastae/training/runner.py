@@ -169,7 +169,7 @@ def open_trainer(
                 observers=observers,
                 stops=stops,
             )
-            stack.callback(trainer.close)
+            stack.callback(trainer.end_batches)
             yield trainer
     except Exception as error:
         raise explain(error, session, run, stops=stops) from None

@@ -122,7 +122,7 @@ class Trainer:
             self._enter_phase()
         return True
 
-    def close(self) -> None:
+    def end_batches(self) -> None:
         """Ends the loader's threads and pipelines, also if the caller keeps the trainer."""
         self._batches = iter(())
 

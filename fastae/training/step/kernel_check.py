@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.backends import cudnn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
 
@@ -49,12 +50,10 @@ class _Comparison(TorchDispatchMode):
         if function in CONVOLUTIONS:
             with deterministic_kernels():  # PyTorch keeps cuDNN's choices for them separately
                 expected = function(*args, **(kwargs or {}))
-            if isinstance(results, Tensor):
-                self._compare(results, expected)
-            else:  # the gradients of input, weight and bias; None for those that nothing needs
-                for pair in zip(results, expected, strict=True):
-                    if pair[0] is not None:
-                        self._compare(*pair)
+            # One tensor, or the gradients of input, weight and bias: None for those that nothing needs.
+            for one, other in zip(tree_leaves(results), tree_leaves(expected), strict=True):
+                if one is not None:
+                    self._compare(one, other)
         return results
 
     def _compare(self, result: Tensor, expected: Tensor) -> None:
@@ -64,7 +63,10 @@ class _Comparison(TorchDispatchMode):
 
 @contextmanager
 def deterministic_kernels() -> Iterator[None]:
-    """Makes cuDNN use kernels of its deterministic engines, which it chooses by rules instead of timings."""
+    """Makes cuDNN use kernels of its deterministic engines, which it chooses by rules instead of timings.
+
+    `cudnn.flags` would also set whether TF32 is used.
+    """
     before = cudnn.benchmark, cudnn.deterministic
     cudnn.benchmark, cudnn.deterministic = False, True
     try:

@@ -56,6 +56,7 @@ class TrainingStep:
         make_batch: Callable[..., Tensor] = lambda images: images,
     ) -> None:
         self._trained = trained
+        self._element = loss.element
         self.model = trained.model
         self.device = trained.hardware.device
         self.precision = trained.hardware.precision
@@ -64,7 +65,6 @@ class TrainingStep:
         self.optimizer = Adam(dict(self.model.named_parameters()), lr, eps, trained.copies)
         self.scaler = self._new_scaler()
         self._objective = trained.objective(loss.element)
-        self._eager = trained.eager(loss.element)
         self._captured: graph.GraphedFunction | None = None
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
@@ -100,9 +100,9 @@ class TrainingStep:
         """
         if not cudnn.benchmark:
             return ""
-        images = self.make_batch(*inputs)
+        images, eager = self.make_batch(*inputs), self._trained.eager(self._element)
         try:
-            if are_right(lambda: self.scaler.scale(self._eager(images)[0]).backward()):
+            if are_right(lambda: self.scaler.scale(eager(images)[0]).backward()):
                 return ""
         except torch.OutOfMemoryError:  # a compiled step needs less memory
             return "cuDNN's kernels not compared: too little memory"
