@@ -26,7 +26,7 @@ LIBRARY_OPERATORS = (
     "convolution", "convolution_backward", "mm", "mm.out", "addmm", "addmm.out", "bmm", "bmm.out",
     "cudnn_batch_norm", "cudnn_batch_norm_backward",
 )  # fmt: skip
-"""The operators of cuDNN and cuBLAS. Inductor generates everything else, and batch norm unless it is eager."""
+"""The operators of cuDNN and cuBLAS. Inductor generates the rest, and batch norm unless it is eager."""
 
 
 @dataclass(frozen=True)
