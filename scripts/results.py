@@ -6,32 +6,44 @@
 writes, from the repository's root, docs/images/results-NAME*.svg and what is between the comments
 `<!-- NAME -->` and `<!-- /NAME -->` in docs/results.md. For NAME.csv, the counts of `scripts.adam_eps`, it
 does the same. `--copy` first copies a sweep's numbers: metrics.csv and sweep.json as they are, and
-config.json without its paths and the host's kernel.
+config.json without its paths and the host's kernel. It also draws results-NAME-faces.png from the sweep's
+weights, which are too large to be copied: synthetic faces, since CelebA's may not be shown.
 """
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import click
+import numpy as np
 
+from fastae.data import CropResize, load_images
+from fastae.data.faces import synthetic as faces
 from fastae.errors import FastaeError
+from fastae.experiment.losses import LOSSES
 from fastae.report.analysis import analyse
-from fastae.report.compare import compare, group_seeds
+from fastae.report.compare import by_seed, compare, group_seeds
 from fastae.report.figures import draw_charts
 from fastae.report.forest import draw_forest
-from fastae.report.runs import QUALITY, find_runs
+from fastae.report.gallery import FLOAT32
+from fastae.report.runs import QUALITY, Run, find_runs
 from fastae.report.tables import Cell, Row, Table, conclusions, difference_table, hours, table
 from fastae.runs.folder import RunFolder
+from fastae.runs.loaded_model import load_model
 from fastae.sweep.folder import SweepFolder
+from fastae.training.evaluate import reconstruct
 from fastae.utils.console import log
 from fastae.utils.files import write_json
+from fastae.utils.pictures import named_rows, save_png
 from scripts import adam_eps
+from scripts.sweep_with_control import CONTROL, COPIED
 
 PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
+FACES_SHOWN = 8
 SHOWN = ("loss", *QUALITY, "iterations")
 
 
@@ -46,6 +58,7 @@ def main(folders: tuple[Path, ...], sweep: Path | None) -> None:
         for folder in folders:
             if sweep:
                 copy_numbers(sweep, folder)
+                save_png(faces_sheet(sweep), faces_file(folder))
             made = eps_results(folder) if folder.suffix == ".csv" else results(folder)
             fill(PAGE, folder.stem, "\n\n".join(made))
     except FastaeError as error:
@@ -70,9 +83,27 @@ def copy_numbers(sweep: Path, out: Path) -> None:
     log(f"{out}: {size / 1e3:,.0f} kB")
 
 
+def faces_file(folder: Path) -> Path:
+    """Returns the path of the picture of synthetic faces that belongs to the results in `folder`."""
+    return IMAGES / f"results-{folder.name}-faces.png"
+
+
+def faces_sheet(sweep: Path) -> np.ndarray:
+    """Draws synthetic faces above their reconstructions by the first run of each loss: uint8 (H, W, 3)."""
+    runs = [group.runs[0] for group in group_seeds(find_runs([sweep])[0])]
+    config = runs[0].config
+    crop_resize = CropResize(config.crop, config.image_size, config.antialias)
+    with TemporaryDirectory() as folder:
+        faces.write(Path(folder), FACES_SHOWN)
+        images = load_images(sorted(Path(folder).iterdir()), crop_resize, "cpu")
+    rows = [(run.config.loss, reconstruct(load_model(run.path).model, images, FLOAT32)) for run in runs]
+    return named_rows("synthetic faces", [("original", images), *rows])
+
+
 def results(folder: Path) -> Iterator[str]:
     """Writes the figures; yields the paragraphs: figures, tables, what is not decided, time and machine."""
-    runs, warnings = find_runs([folder])
+    found, warnings = find_runs([folder])
+    runs = [run for run in found if run.config.loss in LOSSES]  # the control is not one of the six
     groups, comparison = group_seeds(runs), compare(runs)
     analysis = analyse(comparison)
     for warning in (*warnings, *comparison.warnings):
@@ -82,11 +113,25 @@ def results(folder: Path) -> Iterator[str]:
             image = IMAGES / f"results-{folder.name}-{chart.name}.svg"
             image.write_bytes(chart.svg)
             yield f"![{chart.alt}]({image.relative_to(PAGE.parent)})"
+    if (image := faces_file(folder)).is_file():
+        yield f"![Synthetic faces above their reconstructions by each loss]({image.relative_to(PAGE.parent)})"
     yield markdown(averages(table(groups)))
     if analysis.effects:
         yield markdown(difference_table(analysis))
         yield " ".join(conclusions(comparison, analysis))
-    yield next(hours(runs))
+    yield from control_differences(found, comparison.ends)
+    yield next(hours(found))
+
+
+def control_differences(runs: Sequence[Run], ends: Sequence[int]) -> Iterator[str]:
+    """Yields the differences between the control and the loss that it copies, if there is a control."""
+    errors = by_seed(runs, "loss_index", ends)
+    pairs = {seed: (error, errors[COPIED][seed]) for seed, error in errors.get(CONTROL, {}).items()}
+    if pairs:
+        shares = ", ".join(
+            f"{error / copied - 1:+.2%} (seed {seed})" for seed, (error, copied) in pairs.items()
+        )
+        yield f"The control's held-out error, relative to that of {COPIED}: {shares}."
 
 
 def eps_results(file: Path) -> Iterator[str]:

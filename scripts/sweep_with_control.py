@@ -20,6 +20,7 @@ from fastae.experiment.losses import LOSSES, squared_error
 from fastae.sweep.sweep import run_sweep
 
 EPS_FACTOR = 1.001
+COPIED, CONTROL = "pixel_mse", "pixel_control"
 SEEDS = 3
 
 
@@ -34,7 +35,6 @@ def settings(data: Path) -> TrainConfig:
         data=str(data),
         image_size=64,
         batch_size=32,
-        amp=True,
         compile=True,
         iterations=2_000,
         log_every=10,
@@ -50,7 +50,7 @@ def settings(data: Path) -> TrainConfig:
 def main(data: Path, out: Path) -> None:
     """Train the six losses and the control on the images in DATA, in the sweep's folder OUT."""
     try:
-        names = [*LOSSES, "pixel_control"]
+        names = [*LOSSES, CONTROL]
         run_sweep(settings(data), names, losses={"control": control}, repeats=SEEDS, out=out)
     except (FastaeError, Stopped) as error:
         raise click.UsageError(str(error)) from None

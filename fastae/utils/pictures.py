@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,26 +33,37 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.nd
     Returns:
         uint8 (H, W, 3).
     """
-    columns = min(columns, len(originals))
-    bands = []
-    for first in range(0, len(originals), columns):
-        here = slice(first, first + columns)
-        bands += [originals[here], reconstructions[here]]
-    return np.concatenate([_row(band, columns) for band in bands])
+    bands = _bands(originals, reconstructions, columns)
+    return np.concatenate([_row(images, len(bands[0])) for images in bands])
 
 
 def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> np.ndarray:
     """Returns `pairs` with the iteration above them and a name beside each row: uint8 (H, W, 3)."""
-    grid = pairs(originals, reconstructions)
+    bands = _bands(originals, reconstructions)
+    names = ["original", "reconstruction"] * (len(bands) // 2)
+    return named_rows(f"iteration {iteration:,}", list(zip(names, bands, strict=True)))
+
+
+def named_rows(title: str, rows: Sequence[tuple[str, Tensor]]) -> np.ndarray:
+    """Returns rows of images with a title above them and a name beside each.
+
+    Args:
+        title: the title.
+        rows: names and images (N, 3, S, S) in [0, 1]. N is largest in the first row.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    columns, side = len(rows[0][1]), rows[0][1].shape[-1]
+    grid = np.concatenate([_row(images, columns) for _, images in rows])
     height, width, _ = grid.shape
     sheet = Image.new("RGB", (MARGIN + width, TITLE + height), "white")
     sheet.paste(Image.fromarray(grid), (MARGIN, TITLE))
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(12)
-    draw.text((4, TITLE // 2), f"iteration {iteration:,}", fill="black", font=font, anchor="lm")
-    side = originals.shape[-1]
-    for row, top in enumerate(range(TITLE, TITLE + height, side + GAP)):
-        name = ("original", "reconstruction")[row % 2]
-        draw.text((MARGIN - 6, top + side // 2), name, fill="black", font=font, anchor="rm")
+    draw.text((4, TITLE // 2), title, fill="black", font=font, anchor="lm")
+    for row, (name, _) in enumerate(rows):
+        middle = TITLE + row * (side + GAP) + side // 2
+        draw.text((MARGIN - 6, middle), name, fill="black", font=font, anchor="rm")
     return np.array(sheet)
 
 
@@ -77,6 +89,12 @@ def save_png(picture: np.ndarray, path: Path) -> None:
     """Writes a uint8 (H, W, 3) array as a PNG file, by `atomic_write`."""
     with atomic_write(path) as file:
         file.write(encode_png(picture))
+
+
+def _bands(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> list[Tensor]:
+    """Returns rows of at most `columns` images: originals, their reconstructions, the next originals, ..."""
+    pieces = zip(originals.split(columns), reconstructions.split(columns), strict=True)
+    return [band for both in pieces for band in both]
 
 
 def _row(images: Tensor, columns: int) -> np.ndarray:
