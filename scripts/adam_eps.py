@@ -4,8 +4,10 @@
 
 trains `minibatch_bce` and `minibatch_mse` in the folder OUT as `scripts.sweep_with_control` does with seed 0,
 and counts in the checkpoints of four iterations. It writes the counts to OUT/adam-eps.csv; docs/results has a
-copy. If it is stopped, the same command resumes it. The reductions of an element have the same gradients
-except for the factor k (`fastae.experiment.losses`), so v is counted once for the three of them, with k = 1.
+copy. If it is stopped, the same command resumes it. What the CSV has already is not counted again: with the
+CSV and the sweep's own runs in OUT, only their last iteration is. The reductions of an element have the same
+gradients except for the factor k (`fastae.experiment.losses`), so v is counted once for the three of them,
+with k = 1.
 
 A row counts the weights of a layer whose log10(eps / sqrt(v)) is in [low, low + BIN). A weight that has never
 had a gradient does not move, whatever eps is: it is counted in the row whose `low` is inf.

@@ -18,7 +18,7 @@ WHITE = 255
 GAP = 2
 """The number of white pixels between images."""
 
-TITLE, MARGIN = 24, 92
+TITLE, MARGIN = 24, 96
 """Pixels above and left of a sample sheet's grid, for the iteration and the names of its rows."""
 
 
