@@ -47,6 +47,9 @@ BIN = 0.25
 SHOWN = -6, 2
 """The powers of ten that the figure shows. Hardly any weights are outside."""
 
+DARKEST = 0.4
+"""The share of weights from which on a cell has the darkest shade."""
+
 LIMIT = 0.01
 """The ratio eps / (k sqrt(v)) from which on eps matters. A step is divided by 1 + this ratio."""
 
@@ -132,13 +135,16 @@ def draw(counts: Counts) -> bytes:
             names = sorted(layers, key=_depth)
             shares = np.array([_shares(layers[name], edges) for name in names])
             cells = edges, np.arange(len(layers) + 1), shares
-            axes.pcolormesh(*cells, cmap="Blues", vmin=0, vmax=0.4, rasterized=True)
+            shades = axes.pcolormesh(*cells, cmap="Blues", vmin=0, vmax=DARKEST, rasterized=True)
             for share in (1, LIMIT):
                 axes.axvline(np.log10(share), color=INK, linewidth=0.8)
                 axes.text(np.log10(share), -0.1, f"{100 * share:g} %", ha="center", va="bottom", fontsize=8)
             axes.set_yticks(np.arange(len(layers)) + 0.5, names, fontsize=8)
             axes.set_title(f"{element}, iteration {iteration:,}", fontsize=9, pad=14)
-            axes.set(xlim=SHOWN, ylim=(len(layers), 0))
+            axes.set(xlim=SHOWN, ylim=(len(layers), 0), xticks=range(SHOWN[0] + 2, SHOWN[1], 2))
+        label = "share of a layer's weights in a bin"
+        figure.colorbar(shades, ax=panels, label=label, extend="max", fraction=0.03, pad=0.01)
+        figure.supylabel("layer, from image to reconstruction")
         sample, pixel = (np.log10(scale_of(LOSSES[f"{name}_mse"])) for name in ("sample", "pixel"))
         figure.supxlabel(
             f"log₁₀ of eps / √v for minibatch; sample is {sample:.1f} and pixel {pixel:.1f} to the left"

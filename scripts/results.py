@@ -13,7 +13,7 @@ weights, which are too large to be copied: synthetic faces, since CelebA's may n
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,12 +26,12 @@ from fastae.data.faces import synthetic as faces
 from fastae.errors import FastaeError
 from fastae.experiment.losses import LOSSES
 from fastae.report.analysis import analyse
-from fastae.report.compare import by_seed, compare, group_seeds
-from fastae.report.figures import draw_charts
+from fastae.report.compare import Comparison, by_seed, compare, group_seeds
+from fastae.report.figures import Chart, draw_charts
 from fastae.report.forest import draw_forest
 from fastae.report.gallery import FLOAT32
-from fastae.report.runs import QUALITY, Run, find_runs
-from fastae.report.tables import Cell, Row, Table, conclusions, difference_table, hours, table
+from fastae.report.runs import PRIMARY, QUALITY, Run, find_runs
+from fastae.report.tables import COLUMNS, Cell, Row, Table, conclusions, difference_table, mean_text
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.sweep.folder import SweepFolder
@@ -44,7 +44,18 @@ from scripts.sweep_with_control import CONTROL, COPIED
 
 PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
 FACES_SHOWN = 8
-SHOWN = ("loss", *QUALITY, "iterations")
+
+CURVES = (
+    "A line is the mean over the seeds, and its band reaches from the lowest seed to the highest. The "
+    "vertical axis is logarithmic."
+)
+ENDPOINTS = (
+    "Each value is the mean over the seeds, ± their standard deviation, of the mean over four evaluations."
+)
+INTERVALS = (
+    "The thick part of a line is the 90 % interval. Two sides are the same if it lies within the margin. The "
+    "whole line is the 95 % interval, which the table shows. Neither is corrected."
+)
 
 
 @click.command()
@@ -101,26 +112,34 @@ def faces_sheet(sweep: Path) -> np.ndarray:
 
 
 def results(folder: Path) -> Iterator[str]:
-    """Writes the figures; yields the paragraphs: figures, tables, what is not decided, time and machine."""
+    """Writes the figures; yields the paragraphs: figures with captions, tables, what is not decided."""
     found, warnings = find_runs([folder])
     runs = [run for run in found if run.config.loss in LOSSES]  # the control is not one of the six
     groups, comparison = group_seeds(runs), compare(runs)
     analysis = analyse(comparison)
     for warning in (*warnings, *comparison.warnings):
         log(f"warning   {warning}")
-    for chart in (*draw_charts(groups), *draw_forest(analysis)):
-        if chart.name != "train":
-            image = IMAGES / f"results-{folder.name}-{chart.name}.svg"
-            image.write_bytes(chart.svg)
-            yield f"![{chart.alt}]({image.relative_to(PAGE.parent)})"
+    yield from written(folder, [chart for chart in draw_charts(groups) if chart.name != "train"])
+    yield CURVES
     if (image := faces_file(folder)).is_file():
         yield f"![Synthetic faces above their reconstructions by each loss]({image.relative_to(PAGE.parent)})"
-    yield markdown(averages(table(groups)))
+    if comparison.ends:
+        yield f"{ENDPOINTS} The evaluations are those at iterations {', '.join(map(str, comparison.ends))}."
+        yield markdown(endpoints(comparison))
     if analysis.effects:
+        yield from written(folder, draw_forest(analysis))
+        yield INTERVALS
         yield markdown(difference_table(analysis))
         yield " ".join(conclusions(comparison, analysis))
     yield from control_differences(found, comparison.ends)
-    yield next(hours(found))
+
+
+def written(folder: Path, charts: Iterable[Chart]) -> Iterator[str]:
+    """Writes charts of the results in `folder`; yields the paragraphs that show them."""
+    for chart in charts:
+        image = IMAGES / f"results-{folder.name}-{chart.name}.svg"
+        image.write_bytes(chart.svg)
+        yield f"![{chart.alt}]({image.relative_to(PAGE.parent)})"
 
 
 def control_differences(runs: Sequence[Run], ends: Sequence[int]) -> Iterator[str]:
@@ -143,14 +162,19 @@ def eps_results(file: Path) -> Iterator[str]:
     yield markdown(adam_eps.table(counts))
 
 
-def averages(numbers: Table) -> Table:
-    """Returns the last row of each loss in the table of runs: the mean over its seeds if it has several."""
-    columns = [numbers.head.index(name) for name in SHOWN if name in numbers.head]
-    rows = {row.cells[0].text: row for row in numbers.rows}
-    cells = [[Cell(row.cells[column].text) for column in columns] for row in rows.values()]
-    seeds = [Cell(str(row.seeds)) for row in rows.values()]
-    head = [*(numbers.head[column] for column in columns), "seeds"]
-    return Table(head, [Row([*row, count]) for row, count in zip(cells, seeds, strict=True)])
+def endpoints(comparison: Comparison) -> Table:
+    """Returns each loss's endpoints: the mean and the standard deviation over its seeds."""
+    values = {name: by_seed(comparison.compared, metric, comparison.ends) for name, metric in QUALITY.items()}
+    rows = [
+        Row(
+            [
+                Cell(loss),
+                *(Cell(mean_text([*seeds[loss].values()], COLUMNS[name])) for name, seeds in values.items()),
+            ]
+        )
+        for loss in values[PRIMARY]
+    ]
+    return Table(["loss", *values], rows)
 
 
 def markdown(shown: Table) -> str:

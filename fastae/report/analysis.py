@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
-from scipy import stats
+from scipy import optimize, stats
 
 from fastae.experiment.losses import REDUCTIONS, Loss
 from fastae.report.compare import Comparison, by_seed
@@ -32,6 +32,9 @@ LEVEL = 0.05
 
 POWER = 0.8
 """The probability with which a difference of `Effect.detectable` is found."""
+
+MOST_ERRORS = 1e3
+"""More standard errors than any detectable difference has."""
 
 RELATIVE_MARGIN = 0.02
 MARGINS = {"SSIM": 0.005}
@@ -129,10 +132,24 @@ class Effect:
         """What is known about the sides: "different", "same" or "open"."""
         return "different" if self.is_different else "same" if self.is_same else "open"
 
-    def detectable(self, tests: int) -> float:
-        """Returns the difference that is found with a probability of POWER, if so many are tested."""
-        quantiles = stats.t.ppf([1 - LEVEL / (2 * tests), POWER], self.freedom)
-        return self.error * float(sum(quantiles))
+    def detectable(self, tests: int, losses: int) -> float:
+        """Returns the difference that t test and F test each find with a probability of POWER.
+
+        For the F test, it is assumed that nothing else differs between the losses.
+
+        Args:
+            tests: the number of differences for which p values are corrected.
+            losses: the number of losses that the F test compares.
+        """
+        by_t = float(sum(stats.t.ppf([1 - LEVEL / (2 * tests), POWER], self.freedom)))
+        between = losses - 1
+        limit = stats.f.isf(LEVEL, between, self.freedom)
+
+        def lacking(ratio: float) -> float:
+            return float(stats.ncf.sf(limit, between, self.freedom, ratio**2)) - POWER
+
+        by_f = optimize.brentq(lacking, 0.1, MOST_ERRORS)
+        return self.error * max(by_t, by_f)
 
     @property
     def number(self) -> str:
@@ -170,8 +187,8 @@ class Analysis:
     @property
     def detectable(self) -> float:
         """The largest of the primary differences that would be found, as a share of the mean error."""
-        effects = self.primary.values()
-        return self.share(max(effect.detectable(len(effects)) for effect in effects))
+        effects, losses = self.primary.values(), len(self.fits[PRIMARY].means)
+        return self.share(max(effect.detectable(len(effects), losses) for effect in effects))
 
     def share(self, error: float) -> float:
         """Returns a held-out error as a share of the mean error; 0 if that is 0."""

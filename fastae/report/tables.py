@@ -9,6 +9,7 @@ from itertools import chain, compress
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from fastae.config import TrainConfig, flag
 from fastae.experiment.article import (
@@ -81,7 +82,7 @@ def answer(comparison: Comparison, label: str, analysis: Analysis) -> tuple[str,
         return "Nothing to compare yet", [
             "The runs share no iteration, after the first, at which all of them were evaluated."
         ]
-    means = {loss: _mean(values, "{:,.0f}".format) for loss, values in comparison.errors.items()}
+    means = {loss: mean_text(values, "{:,.0f}".format) for loss, values in comparison.errors.items()}
     length = percent(trained_share(comparison))
     first, at = comparison.ends[0], comparison.ends[-1]
     when = f"at iteration {at:,}" if first == at else f"over the evaluations from {first:,} to {at:,}"
@@ -202,14 +203,15 @@ def _numbers(run: Run) -> np.ndarray:
 
 def _cells(seeds: np.ndarray, forms: Sequence[Callable[[float], str]]) -> list[Cell]:
     """Returns the means over the seeds of values (seeds, columns)."""
-    return [Cell(_mean(values, form)) for values, form in zip(seeds.T, forms, strict=True)]
+    return [Cell(mean_text(values, form)) for values, form in zip(seeds.T, forms, strict=True)]
 
 
-def _mean(values: np.ndarray, form: Callable[[float], str]) -> str:
-    """Returns the mean of values (n,) and, if they differ, their standard deviation.
+def mean_text(samples: ArrayLike, form: Callable[[float], str]) -> str:
+    """Returns the mean of samples (n,) and, if they differ, their standard deviation.
 
-    Returns a dash if a value is not finite.
+    Returns a dash if a sample is not finite.
     """
+    values = np.asarray(samples)
     if not np.isfinite(values).all():
         return NONE
     deviation = f" ± {form(values.std(ddof=1))}" if np.ptp(values) else ""

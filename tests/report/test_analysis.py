@@ -27,6 +27,7 @@ from .made import REPOSITORY, make_run
 SIX = {name: loss for name, loss in LOSSES.items() if loss.element.name in ("bce", "mse")}
 """The article's losses."""
 ELEMENT = "squared error − cross entropy"
+WIDEST = "minibatch − pixel", ("minibatch_bce", "minibatch_mse"), ("pixel_bce", "pixel_mse")
 PAIR = Contrast("b − a", ("b",), ("a",))
 
 
@@ -162,6 +163,23 @@ def test_in_95_of_100_draws_the_headline_has_a_difference_if_and_only_if_it_is_t
         assert sum(f"{ELEMENT} is {MINUS}" in each and "pixel" not in each for each in differing) >= 95
     else:
         assert len(differing) <= 5
+
+
+def test_the_detectable_difference_is_found_in_80_of_100_draws():
+    """Two reductions have this difference, and the third lies between them: the F test's worst case."""
+    generator = np.random.default_rng(0)
+    error = (2 / (2 * 3)) ** 0.5  # of the difference between two reductions, for a residual of 1
+    difference = Effect(0.0, error, 10, 1.0, None).detectable(tests=4, losses=6)
+    shift = {"pixel": difference / 2, "sample": 0.0, "minibatch": -difference / 2}
+    found = []
+    for _ in range(400):
+        samples = {
+            name: {seed: 100 + shift[loss.reduction.name] + generator.normal() for seed in range(3)}
+            for name, loss in SIX.items()
+        }
+        primary = analyse_samples({"held-out error": samples}, [*SIX.values()]).primary
+        found.append(primary[Contrast(*WIDEST)].is_different)
+    assert np.mean(found) == pytest.approx(0.8, abs=0.06)
 
 
 @pytest.mark.parametrize("same_init", [True, False])
