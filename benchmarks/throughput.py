@@ -54,7 +54,7 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
         },
     }
     # On a CPU a step of 64 takes seconds, and the rate hardly depends on the batch size.
-    batch_size = 32 if device == "cpu" else 64
+    batch_size = 16 if device == "cpu" else 64
     seconds = QUICK_SECONDS if quick else SECONDS
     show(
         f"fastae throughput: {result['device']}, {result['date']}, commit {result['environment']['commit']}",
