@@ -165,15 +165,10 @@ def eps_results(file: Path) -> Iterator[str]:
 def endpoints(comparison: Comparison) -> Table:
     """Returns each loss's endpoints: the mean and the standard deviation over its seeds."""
     values = {name: by_seed(comparison.compared, metric, comparison.ends) for name, metric in QUALITY.items()}
-    rows = [
-        Row(
-            [
-                Cell(loss),
-                *(Cell(mean_text([*seeds[loss].values()], COLUMNS[name])) for name, seeds in values.items()),
-            ]
-        )
-        for loss in values[PRIMARY]
-    ]
+    rows = []
+    for loss in values[PRIMARY]:
+        texts = [mean_text([*seeds[loss].values()], COLUMNS[name]) for name, seeds in values.items()]
+        rows.append(Row([Cell(loss), *map(Cell, texts)]))
     return Table(["loss", *values], rows)
 
 
