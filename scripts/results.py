@@ -25,12 +25,12 @@ from fastae.data import CropResize, load_images
 from fastae.data.faces import synthetic as faces
 from fastae.errors import FastaeError
 from fastae.experiment.losses import LOSSES
-from fastae.report.analysis import analyse
+from fastae.report.analysis import analyse, endpoints
 from fastae.report.compare import Comparison, by_seed, compare, group_seeds
 from fastae.report.figures import Chart, draw_charts
 from fastae.report.forest import draw_forest
 from fastae.report.gallery import FLOAT32
-from fastae.report.runs import PRIMARY, QUALITY, Run, find_runs
+from fastae.report.runs import PRIMARY, Run, find_runs
 from fastae.report.tables import COLUMNS, Cell, Row, Table, conclusions, difference_table, mean_text
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
@@ -50,7 +50,8 @@ CURVES = (
     "vertical axis is logarithmic."
 )
 ENDPOINTS = (
-    "Each value is the mean over the seeds, ± their standard deviation, of the mean over four evaluations."
+    "Each value is the mean over the seeds, ± their standard deviation, of the mean over the evaluations at "
+    "iterations {ends}."
 )
 INTERVALS = (
     "The thick part of a line is the 90 % interval. Two sides are the same if it lies within the margin. The "
@@ -122,10 +123,10 @@ def results(folder: Path) -> Iterator[str]:
     yield from written(folder, [chart for chart in draw_charts(groups) if chart.name != "train"])
     yield CURVES
     if (image := faces_file(folder)).is_file():
-        yield f"![Synthetic faces above their reconstructions by each loss]({image.relative_to(PAGE.parent)})"
+        yield embedded("Synthetic faces above their reconstructions by each loss", image)
     if comparison.ends:
-        yield f"{ENDPOINTS} The evaluations are those at iterations {', '.join(map(str, comparison.ends))}."
-        yield markdown(endpoints(comparison))
+        yield ENDPOINTS.format(ends=", ".join(f"{end:,}" for end in comparison.ends))
+        yield markdown(endpoint_table(comparison))
     if analysis.effects:
         yield from written(folder, draw_forest(analysis))
         yield INTERVALS
@@ -139,7 +140,12 @@ def written(folder: Path, charts: Iterable[Chart]) -> Iterator[str]:
     for chart in charts:
         image = IMAGES / f"results-{folder.name}-{chart.name}.svg"
         image.write_bytes(chart.svg)
-        yield f"![{chart.alt}]({image.relative_to(PAGE.parent)})"
+        yield embedded(chart.alt, image)
+
+
+def embedded(alt: str, image: Path) -> str:
+    """Returns the paragraph of the page that shows an image."""
+    return f"![{alt}]({image.relative_to(PAGE.parent)})"
 
 
 def control_differences(runs: Sequence[Run], ends: Sequence[int]) -> Iterator[str]:
@@ -158,13 +164,13 @@ def eps_results(file: Path) -> Iterator[str]:
     counts = adam_eps.read_counts(file)
     image = IMAGES / f"results-{file.stem}.svg"
     image.write_bytes(adam_eps.draw(counts))
-    yield f"![The weights of each layer by Adam's eps / √v]({image.relative_to(PAGE.parent)})"
+    yield embedded("The weights of each layer by Adam's eps / √v", image)
     yield markdown(adam_eps.table(counts))
 
 
-def endpoints(comparison: Comparison) -> Table:
+def endpoint_table(comparison: Comparison) -> Table:
     """Returns each loss's endpoints: the mean and the standard deviation over its seeds."""
-    values = {name: by_seed(comparison.compared, metric, comparison.ends) for name, metric in QUALITY.items()}
+    values = endpoints(comparison)
     rows = []
     for loss in values[PRIMARY]:
         texts = [mean_text([*seeds[loss].values()], COLUMNS[name]) for name, seeds in values.items()]

@@ -200,23 +200,25 @@ def analyse(comparison: Comparison) -> Analysis:
     """Analyses the endpoints of the compared runs, of each metric with at least two losses and a residual."""
     if not comparison.ends:
         return Analysis()
-    endpoints = {
-        name: by_seed(comparison.compared, metric, comparison.ends) for name, metric in QUALITY.items()
-    }
-    return analyse_samples(endpoints, comparison.losses)
+    return analyse_samples(endpoints(comparison), comparison.losses)
 
 
-def analyse_samples(endpoints: Mapping[str, Samples], losses: Sequence[Loss]) -> Analysis:
-    """Analyses these losses. `endpoints` are heading of a metric -> samples."""
+def endpoints(comparison: Comparison) -> dict[str, Samples]:
+    """Returns heading of a metric -> endpoints of the compared runs."""
+    return {name: by_seed(comparison.compared, metric, comparison.ends) for name, metric in QUALITY.items()}
+
+
+def analyse_samples(samples: Mapping[str, Samples], losses: Sequence[Loss]) -> Analysis:
+    """Analyses these losses. `samples` are heading of a metric -> endpoints of the runs."""
     fits: dict[str, Fit] = {}
     effects: dict[Contrast, dict[str, Effect]] = {}
-    for heading, samples in endpoints.items():
-        if fitted := fit(samples):
+    for heading, metric in samples.items():
+        if fitted := fit(metric):
             fits[heading] = fitted
             margin = RELATIVE_MARGIN * fitted.mean if heading == PRIMARY else MARGINS.get(heading)
             for contrast in contrasts([loss for loss in losses if loss.name in fitted.means]):
                 effects.setdefault(contrast, {})[heading] = estimate(fitted, contrast, margin)
-    for family in ({PRIMARY}, endpoints.keys() - {PRIMARY}):
+    for family in ({PRIMARY}, samples.keys() - {PRIMARY}):
         tests = [(row, heading) for row in effects.values() for heading in row if heading in family]
         for (row, heading), p in zip(tests, holm([row[name].p for row, name in tests]), strict=True):
             row[heading] = replace(row[heading], p=p, is_different=max(p, fits[heading].p) < LEVEL)

@@ -19,10 +19,13 @@ GAP = 2
 """The number of white pixels between images."""
 
 TITLE, MARGIN = 24, 96
-"""Pixels above and left of a sample sheet's grid, for the iteration and the names of its rows."""
+"""Pixels above and left of a sheet's grid, for the title and the names of its rows."""
+
+COLUMNS = 8
+"""The most images in a row, unless the caller names another number."""
 
 
-def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.ndarray:
+def pairs(originals: Tensor, reconstructions: Tensor, columns: int = COLUMNS) -> np.ndarray:
     """Returns a picture with rows of originals, each above the row of their reconstructions.
 
     Args:
@@ -33,13 +36,12 @@ def pairs(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> np.nd
     Returns:
         uint8 (H, W, 3).
     """
-    bands = _bands(originals, reconstructions, columns)
-    return np.concatenate([_row(images, len(bands[0])) for images in bands])
+    return _grid(_bands(originals, reconstructions, columns))
 
 
 def sample_sheet(originals: Tensor, reconstructions: Tensor, iteration: int) -> np.ndarray:
     """Returns `pairs` with the iteration above them and a name beside each row: uint8 (H, W, 3)."""
-    bands = _bands(originals, reconstructions)
+    bands = _bands(originals, reconstructions, COLUMNS)
     names = ["original", "reconstruction"] * (len(bands) // 2)
     return named_rows(f"iteration {iteration:,}", list(zip(names, bands, strict=True)))
 
@@ -54,8 +56,7 @@ def named_rows(title: str, rows: Sequence[tuple[str, Tensor]]) -> np.ndarray:
     Returns:
         uint8 (H, W, 3).
     """
-    columns, side = len(rows[0][1]), rows[0][1].shape[-1]
-    grid = np.concatenate([_row(images, columns) for _, images in rows])
+    grid, side = _grid([images for _, images in rows]), rows[0][1].shape[-1]
     height, width, _ = grid.shape
     sheet = Image.new("RGB", (MARGIN + width, TITLE + height), "white")
     sheet.paste(Image.fromarray(grid), (MARGIN, TITLE))
@@ -91,10 +92,15 @@ def save_png(picture: np.ndarray, path: Path) -> None:
         file.write(encode_png(picture))
 
 
-def _bands(originals: Tensor, reconstructions: Tensor, columns: int = 8) -> list[Tensor]:
+def _bands(originals: Tensor, reconstructions: Tensor, columns: int) -> list[Tensor]:
     """Returns rows of at most `columns` images: originals, their reconstructions, the next originals, ..."""
     pieces = zip(originals.split(columns), reconstructions.split(columns), strict=True)
     return [band for both in pieces for band in both]
+
+
+def _grid(bands: Sequence[Tensor]) -> np.ndarray:
+    """Returns rows of images one below the other. The first is the longest."""
+    return np.concatenate([_row(images, len(bands[0])) for images in bands])
 
 
 def _row(images: Tensor, columns: int) -> np.ndarray:

@@ -52,7 +52,7 @@ def results(hollow):
 
 @pytest.fixture(scope="session")
 def real_gpu(hollow):
-    """For a test of which nothing can run on the hollow GPU."""
+    """For a test of which nothing can run without a real GPU."""
     if hollow:
         pytest.skip("needs a real GPU")
 

@@ -27,7 +27,7 @@ from .made import REPOSITORY, make_run
 SIX = {name: loss for name, loss in LOSSES.items() if loss.element.name in ("bce", "mse")}
 """The article's losses."""
 ELEMENT = "squared error − cross entropy"
-WIDEST = "minibatch − pixel", ("minibatch_bce", "minibatch_mse"), ("pixel_bce", "pixel_mse")
+WIDEST = Contrast("minibatch − pixel", ("minibatch_bce", "minibatch_mse"), ("pixel_bce", "pixel_mse"))
 PAIR = Contrast("b − a", ("b",), ("a",))
 
 
@@ -178,7 +178,7 @@ def test_the_detectable_difference_is_found_in_80_of_100_draws():
             for name, loss in SIX.items()
         }
         primary = analyse_samples({"held-out error": samples}, [*SIX.values()]).primary
-        found.append(primary[Contrast(*WIDEST)].is_different)
+        found.append(primary[WIDEST].is_different)
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
 
 
