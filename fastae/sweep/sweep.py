@@ -151,14 +151,15 @@ def _is_finished(run: RunFolder, keep: int) -> bool:
 def _open_session(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Session:
     """Opens the session that all runs of this rank share.
 
-    If the sweep is resumed, the session uses the data, and the loader, of the runs that have begun, and
-    compiles as they did. A data folder that the user names now is used instead of theirs.
+    If the sweep is resumed, the session uses the data and the loader of the runs that have begun, and
+    compiles as they did, except for what the user sets to other than the default now.
     """
     train = config.train
     folders = (folder.run(run.name) for run in config.runs())
     begun = next((run for run in folders if mode_at(run.config_file)), None)
     before = begun.read_description() if begun else RunDescription(train)
-    choices = earlier_choices(before, ["data"] if train.data else [])
+    given = [name for name, value in train.as_dict().items() if value != getattr(TrainConfig, name)]
+    choices = earlier_choices(before, given)
     return open_session(
         replace(train, loss=config.runs()[0].loss, data=train.data or before.config.data),
         manifest=folder.read_manifest(),

@@ -249,6 +249,14 @@ def test_moved_data_are_found_by_the_option_data(copy, swept, face_folder, tmp_p
     assert same_state(last_training(copy / "pixel_bce"), last_training(swept[0] / "pixel_bce"))
 
 
+def test_a_resumed_sweep_keeps_its_loader_unless_another_is_named(copy, face_folder):
+    for name, loader in [("pixel_bce", "auto"), ("sample_bce", "dali")]:
+        shutil.rmtree(copy / name)
+        train_sweep(SweepConfig(settings(face_folder, loader=loader), same_init=False), copy)
+    loaders = [RunFolder(copy / name).read_description().loader for name in ("pixel_bce", "sample_bce")]
+    assert loaders == ["resident", "dali"]
+
+
 def test_a_folder_of_another_plan_is_refused_with_the_differences(swept, face_folder, tmp_path):
     other = SweepConfig(settings(face_folder, lr=0.5, iterations=9))
     with pytest.raises(
