@@ -67,15 +67,19 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates on `images`, (N, 3, S, S) in [0, 1]. Waits for the device."""
     reconstructions = reconstruct(model, images, precision)
-    errors = squared_error(reconstructions, images).mean((1, 2, 3))
-    pairs = zip(reconstructions.split(BATCH), images.split(BATCH), strict=True)
+    figures = []
+    for pair in zip(reconstructions.split(BATCH), images.split(BATCH), strict=True):
+        error = squared_error(*pair).mean((1, 2, 3))
+        element = loss.element.function(*pair).mean((1, 2, 3))
+        figures.append(torch.stack([element, error, -10 * error.log10(), ssim(*pair)]))
+    mean_element, mean_error, psnr, similarity = torch.cat(figures, dim=1).mean(dim=1).tolist()
     shown = evenly_spaced(range(len(images)), SAMPLES)
     return Evaluation(
         iteration=iteration,
-        loss=loss.element.function(reconstructions, images).mean().item(),
-        loss_index=loss_index(errors.mean().item()),
-        psnr=(-10 * errors.log10()).mean().item(),
-        ssim=torch.cat([ssim(*pair) for pair in pairs]).mean().item(),
+        loss=mean_element,
+        loss_index=loss_index(mean_error),
+        psnr=psnr,
+        ssim=similarity,
         originals=images[shown],
         reconstructions=reconstructions[shown],
     )

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from contextlib import redirect_stdout, suppress
+from dataclasses import replace
 from io import StringIO
 
 import numpy as np
@@ -11,13 +12,15 @@ import pytest
 import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
 
 from fastae.data import CropResize, load_images
 from fastae.device.choose import Precision
-from fastae.experiment.losses import LOSSES
+from fastae.experiment.losses import LOSSES, Element
+from fastae.experiment.metrics import ssim
 from fastae.experiment.model import AutoEncoder
 from fastae.runs.metrics import COLUMNS, read_metrics
-from fastae.training.evaluate import evaluate
+from fastae.training.evaluate import BATCH, evaluate
 from fastae.training.runner import train
 from fastae.training.trainer import is_log_step
 from fastae.utils.pictures import GAP, MARGIN, TITLE
@@ -137,6 +140,24 @@ def test_the_checkpoint_has_the_weights_that_give_the_logged_figures(finished, e
     result = evaluate(model, held_out, LOSSES["pixel_bce"], precision=float32, iteration=30)
     logged = events.Scalars("loss_index/held_out")[-1].value
     assert result.loss_index == pytest.approx(logged, rel=0.02)  # logged under bf16
+
+
+def test_an_evaluation_takes_a_batch_at_a_time_and_the_mean_of_all_images():
+    sizes = []
+
+    def absolute_error(reconstruction, images):
+        sizes.append(len(images))
+        return (reconstruction - images).abs()
+
+    images, blur = torch.rand(BATCH + 6, 3, 16, 16), nn.AvgPool2d(3, 1, 1)
+    loss = replace(LOSSES["pixel_mse"], element=Element("l1", "absolute error", absolute_error))
+    result = evaluate(blur, images, loss, precision=Precision(None, "float32"), iteration=1)
+    error = (blur(images) - images).square().mean((1, 2, 3))
+    assert sizes == [BATCH, 6]
+    assert result.loss == pytest.approx((blur(images) - images).abs().mean().item())
+    assert result.loss_index == pytest.approx(1e7 * error.mean().item())
+    assert result.psnr == pytest.approx(-10 * error.log10().mean().item())
+    assert result.ssim == pytest.approx(ssim(blur(images), images).mean().item())
 
 
 def test_the_same_seed_gives_the_same_weights(face_folder, tmp_path):
