@@ -49,7 +49,7 @@ class Experiment:
         A user's own model knows its size itself.
         """
         with _seeding, torch.random.fork_rng(devices=[]):  # a user's program may use the same generator
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the GPUs' as well
             model = self.make_model() if self.make_model else AutoEncoder(image_size, latent)
         return model.train()
 

@@ -180,6 +180,18 @@ def test_a_recorded_step_trains_as_the_eager_one(model, monkeypatch, precision):
         assert ours.scaler.state_dict() == eager.scaler.state_dict()
 
 
+def test_recording_a_step_changes_no_buffer_also_outside_of_the_state_dict(model, monkeypatch):
+    class Counting(nn.Sequential):
+        def forward(self, images):
+            self.seen += 1
+            return super().forward(images)
+
+    counting = Counting(model)
+    counting.register_buffer("seen", torch.zeros(()), persistent=False)
+    assert recorded(training_step(counting), monkeypatch) == RECORDED
+    assert counting.seen == 0
+
+
 @pytest.mark.parametrize("precision", [BF16, Precision(torch.float16, "fp16")], ids=["bf16", "fp16"])
 def test_the_gradient_norm_is_of_the_loss_as_it_is_logged_not_as_it_is_scaled(model, precision):
     exact, ours = (training_step(copy.deepcopy(model), precision=each) for each in (FLOAT32, precision))
@@ -425,8 +437,11 @@ def test_sync_batch_norm_agrees_with_batch_norm(compiled):
         torch.testing.assert_close(ours.double(), theirs.double(), rtol=1e-5, atol=1e-5, msg=name)
 
 
-def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_generator_is_left_alone():
-    """PyTorch's generator is shared by all threads of the process."""
+def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_generators_are_left_alone(
+    monkeypatch,
+):
+    """PyTorch's generators, a CPU's and each GPU's, are shared by all threads of the process."""
+    monkeypatch.delattr(torch.cuda, "manual_seed_all")
     config = small_config("nowhere", "out", image_size=64)
     alone = build_model(Experiment(), config).state_dict()
     before = torch.get_rng_state()

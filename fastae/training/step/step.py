@@ -81,6 +81,7 @@ class TrainingStep:
         if not graph.can_capture(self.device):
             return ""
         weights = {name: value.clone() for name, value in self.model.state_dict().items()}
+        buffers = {name: value.clone() for name, value in self.model.named_buffers()}
         for _ in range(ATTEMPTS):
             try:
                 self._captured = self._graphed(example)
@@ -88,7 +89,7 @@ class TrainingStep:
             # CalledProcessError: from the C compiler that Triton starts.
             except (RuntimeError, CalledProcessError) as error:
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
-            self._undo(weights)
+            self._undo(weights, buffers)
             if self._captured is not None:
                 break
         return ", ".join(filter(None, (note, self._trained.kernels)))
@@ -130,13 +131,15 @@ class TrainingStep:
         """Returns what every step changes, also one in fp16 that overflows: Adam's count, or the scale."""
         return int(self.optimizer.step_count), self.scaler.state_dict()
 
-    def _undo(self, weights: dict[str, Tensor]) -> None:
-        """Sets weights and optimizer back to their start; in place, since a graph holds the tensors.
+    def _undo(self, weights: dict[str, Tensor], buffers: dict[str, Tensor]) -> None:
+        """Sets model and optimizer back to their start; in place, since a graph holds the tensors.
 
         If the capture has failed, gradients may lie in the failed graph's memory, so they are dropped; those
         of a captured graph belong to it.
         """
         self.model.load_state_dict(weights)
+        for name, value in buffers.items():  # a buffer need not be in the state dict
+            self.model.get_buffer(name).copy_(value)
         if self._captured is None:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler = self._new_scaler()
