@@ -41,10 +41,10 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
     if _is_compiler_error(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
     if is_out_of_memory(error):
-        return RunFailure(out_of_memory_advice(session.loader, session.hardware.device))
+        return RunFailure(f"{out_of_memory_advice(session.loader, session.hardware.device)}; {hint}")
     if isinstance(error, CalledProcessError) or _is_compiler_error(error):
         first = printable(str(error).strip().splitlines()[0])
-        return RunFailure(f"torch.compile failed ({first:.200}): use --no-compile")
+        return RunFailure(f"torch.compile failed ({first:.200}): use --no-compile; {hint}")
     reason = _resumable_reason(error, session, run)
     return RunFailure(f"{reason}; {hint}") if reason else error
 
@@ -85,9 +85,11 @@ def _is_compiler_error(error: Exception) -> bool:
 def out_of_memory_advice(loader: BatchSource, device: torch.device) -> str:
     """Returns one line that says what takes less memory on `device`."""
     batch_size = loader.sampler.batch_size
-    remedies = [f"--batch-size {batch_size // 2}"] if batch_size > 1 else []
+    remedies = []
     if isinstance(loader, ResidentSource):
         kind, saved = "host" if device.type == "cuda" else "dali", loader.store.pixels.nbytes
         remedies.append(f"--loader {kind} ({saved / 1e9:.1f} GB less on {device})")
+    if batch_size > 1:
+        remedies.append(f"a new run with --batch-size {batch_size // 2}")
     remedy = " or ".join(remedies) or "a smaller --image-size, or another device"
     return f"out of memory at batch size {batch_size}: try {remedy}"

@@ -11,9 +11,15 @@ NAMED = 3
 
 
 class ReplacedFiles:
-    """The files that turned out to be bad when they were read. Each was replaced by another file."""
+    """The files that turned out to be bad when they were read. Each was replaced by another file.
 
-    def __init__(self) -> None:
+    Args:
+        is_main: whether this is the main rank. In training, the others log these files although they are
+            quiet, since each rank reads other files.
+    """
+
+    def __init__(self, is_main: bool = True) -> None:
+        self._is_main = is_main
         self.found: list[FileFault] = []
         self.runs: list[RunFolder] = []
         """The runs in progress. Each lists these files in its folder."""
@@ -24,7 +30,7 @@ class ReplacedFiles:
         for run in self.runs:
             run.note_skipped([bad])
         quiet, number = console.quiet, len(self.found)
-        console.quiet = quiet and not self.runs  # during training, each rank reads, and logs, other files
+        console.quiet = quiet and (self._is_main or not self.runs)
         if number <= NAMED:
             log(f"{bad.path}: {bad.fault.value}; replaced by {substitute}")
         elif number.bit_count() == 1:  # at 4, 8, 16, ...

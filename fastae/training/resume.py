@@ -53,6 +53,7 @@ def resume(
         RunFailure, Stopped: as `fastae.train`.
     """
     experiment = experiment_with(model, losses)
+    launched()  # other ranks than the main one stay quiet, also after `quieted`
     with quieted(quiet):
         return resume_run(user_folder(run, "run"), settings, experiment, on_log=on_log)
 

@@ -30,7 +30,7 @@ from fastae.training.observers.profile import Profile
 from fastae.training.observers.usage import Usage
 from fastae.training.session import Session, open_session
 from fastae.training.signals import StopSignals
-from fastae.training.trainer import Trainer, is_log_step
+from fastae.training.trainer import Trainer
 from fastae.utils.arguments import require_type
 from fastae.utils.console import log, quieted, size
 from fastae.utils.environment import command
@@ -77,28 +77,17 @@ def train_in(
     """Trains the run of a session to its end: a new one, or one that continues from a checkpoint."""
     # Outermost: a signal, such as torchrun sends to the other ranks, must not end code that saves or reports.
     with StopSignals() as stops, joined(session.ranks, session.hardware.device):
-        _train_joined(session, run, newest, stops=stops, on_log=on_log)
+        extra = [Callback(on_log)] if on_log else []
+        try:
+            with open_trainer(session, session.config, run, stops, newest, extra=extra) as trainer:
+                while trainer.advance():
+                    pass
+            del trainer  # it refers to objects of DDP, which must be freed before the ranks part
+        finally:
+            session.trained.objectives.clear()
     if session.ranks.is_main:
         with suppress(OSError):  # the run is complete, even if its folder cannot be listed
             log_folder(run)
-
-
-def _train_joined(
-    session: Session,
-    run: RunFolder,
-    newest: Checkpoint | None,
-    *,
-    stops: StopSignals,
-    on_log: OnLog | None,
-) -> None:
-    """Trains a run whose ranks are joined. What DDP holds is freed when this returns."""
-    extra = [Callback(on_log)] if on_log else []
-    try:
-        with open_trainer(session, session.config, run, stops, newest, extra=extra) as trainer:
-            while trainer.advance():
-                pass
-    finally:
-        session.trained.objectives.clear()
 
 
 @contextmanager
@@ -139,7 +128,8 @@ def open_trainer(
             start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
             if newest:
                 step.restore(newest.training)
-            resumed = (*newest.description.resumed, start) if newest else ()
+            # Read from config.json: a session that was killed before it saved is in no checkpoint.
+            resumed = (*run.read_description().resumed, start) if newest else ()
             description = session.describe(config, capture, resumed)
             log_beginning(run, description, newest)
             if capture:
@@ -172,7 +162,8 @@ def open_trainer(
             stack.callback(trainer.end_batches)
             yield trainer
     except Exception as error:
-        raise explain(error, session, run, stops=stops) from None
+        explained = explain(error, session, run, stops=stops)
+        raise explained from explained.__cause__
 
 
 def open_observers(
@@ -204,8 +195,7 @@ def open_observers(
     checkpoints = stack.enter_context(Checkpoints(run, config, curves.writer))
     stack.enter_context(display)
     profile = stack.enter_context(Profile(run.path, config.profile))
-    first_is_alone = is_log_step(start + 1, config.log_every)  # else its time is not counted at all
-    result = Result(run, session.info(config), device, first_is_alone=first_is_alone)
+    result = Result(run, session.info(config), device, start=start)
     # The monitor comes before TensorBoard, which asks it for the figures of the same window.
     return [Usage(monitor), metrics, curves, display, profile, checkpoints, result]
 

@@ -189,7 +189,7 @@ def open_session(
     keep_kernels(cache)
     hardware = open_hardware(config, ranks, cost)
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
-    replaced = ReplacedFiles()
+    replaced = ReplacedFiles(ranks.is_main)
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
     folder, held_out = load_held_out(
         folder,

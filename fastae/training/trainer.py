@@ -107,16 +107,16 @@ class Trainer:
         loss, error = self._train()
         end = self._ending()
         evaluates = end is End.COMPLETE or self.iteration % self._config.eval_every == 0
-        if evaluates or is_log_step(self.iteration, self._config.log_every):
+        logs = evaluates or is_log_step(self.iteration, self._config.log_every)
+        if logs:
             self._log(loss, error)
-            if evaluates:
-                self._evaluate()
-            self._enter_phase()
-            self._clock.skip()
-        elif self.iteration == self._start + 1:
-            self._clock.skip()  # the first step of a resumed run compiles, so it is not counted
+        if evaluates:
+            self._evaluate()
         if end:
             return self._close(end)
+        if logs or self.iteration - self._start in (1, WARM_UP):
+            self._enter_phase()
+            self._clock.skip()  # so that neither a first step, which compiles, nor the warm-up is timed
         if self._checkpoint_is_due():
             self._save(final=False)
             self._enter_phase()

@@ -56,19 +56,18 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
         open_loader(face_paths, batch_size=8, device="cpu", seed=1, shard=(0, 3))
 
 
-def test_a_bad_file_that_another_rank_finds_is_logged_and_listed_once(
-    small_run, face_folder, tmp_path, capsys
+@pytest.mark.parametrize(("ranks", "times"), [(Ranks(1, 2, 1), 2), (Ranks(), 0)])
+def test_a_bad_file_is_logged_by_the_rank_that_finds_it_unless_the_user_wants_quiet(
+    small_run, face_folder, tmp_path, capsys, monkeypatch, ranks, times
 ):
     run, bad = RunFolder(tmp_path), FileFault(f"{face_folder}/000001.jpg", Fault.TRUNCATED)
-    session = open_session(small_config(face_folder, loader="dali"), Ranks(1, 2, 1))
+    session = open_session(small_config(face_folder, loader="dali"), ranks)
     session.replaced.runs.append(run)
-    console.quiet = True  # as on all ranks but the main one
-    try:
-        for _ in range(2):
-            session.replaced.add(bad, "000002.jpg")
-    finally:
-        console.quiet = False
-    assert capsys.readouterr().out.count(bad.path) == 2
+    capsys.readouterr()
+    monkeypatch.setattr(console, "quiet", True)  # as on all ranks but the main one, or by quiet=True
+    for _ in range(2):
+        session.replaced.add(bad, "000002.jpg")
+    assert capsys.readouterr().out.count(bad.path) == times
     assert run.skipped_file.read_text() == f"truncated\t{bad.path}\n"
 
 

@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 import time
+from subprocess import CalledProcessError
 
 import pytest
 import torch
@@ -109,17 +110,19 @@ def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("error", "line"),
     [
-        (torch.OutOfMemoryError("CUDA out of memory"), "out of memory .* --batch-size 2 or --loader dali"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory"),
+            "out of memory .* --loader dali .* or a new run with --batch-size 2; .*resume with",
+        ),
         (MemoryError(), "out of memory"),
+        (CalledProcessError(1, "g++"), "torch.compile failed.* use --no-compile; .*resume with"),
         (RuntimeError("could not create a primitive"), "out of memory"),
         (RuntimeError("can't start new thread"), "ulimit -u.*nothing was saved yet; resume with"),
         (OSError(5, "I/O error", "/elsewhere"), "cannot use '/elsewhere': I/O error; nothing was saved yet"),
     ],
     ids=repr,
 )
-def test_memory_and_threads_that_run_out_in_a_step_have_their_remedy(
-    face_folder, tmp_path, monkeypatch, error, line
-):
+def test_what_runs_out_or_fails_in_a_step_has_its_remedy(face_folder, tmp_path, monkeypatch, error, line):
     def exhausted(self, *inputs):
         raise error
 

@@ -180,11 +180,14 @@ def test_an_exception_of_on_log_ends_the_run_which_can_be_resumed(face_folder, t
 
 
 def test_an_error_of_on_log_that_looks_like_a_full_disk_reaches_the_caller(face_folder, tmp_path):
-    def unreachable(entry):
-        raise ConnectionError("tracker unreachable")
+    """So does what caused it."""
 
-    with pytest.raises(ConnectionError, match="tracker unreachable"):
+    def unreachable(entry):
+        raise ConnectionError("tracker unreachable") from TimeoutError("no answer")
+
+    with pytest.raises(ConnectionError, match="tracker unreachable") as caught:
         train(small_config(face_folder, tmp_path / "run"), on_log=unreachable)
+    assert isinstance(caught.value.__cause__, TimeoutError)
 
 
 def test_a_model_in_evaluation_mode_is_trained_in_training_mode(face_folder, tmp_path):

@@ -1,5 +1,6 @@
 """A run that was stopped, at any moment and in any way, continues as if it had not been stopped."""
 
+import gzip
 import json
 import os
 import shutil
@@ -12,10 +13,14 @@ import pytest
 import torch
 
 from fastae.errors import FastaeError, Stopped
+from fastae.monitor.loop_timer import WARM_UP
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
-from fastae.training.resume import resume_run
+from fastae.training.observers.profile import TRACE
+from fastae.training.resume import resume, resume_run
 from fastae.training.runner import train
+from fastae.training.step.step import TrainingStep
+from fastae.utils.console import console
 
 from ..commands import (
     begin_with,
@@ -145,6 +150,37 @@ def test_more_iterations_continue_from_the_end(uninterrupted, tmp_path, capsys):
     assert [step for step, _ in curve(run)] == [1, *range(2, LENGTH + 5, 2)]
     written = json.loads((run / "config.json").read_text())
     assert (written["config"]["iterations"], written["resumed"]) == (LENGTH + 4, [LENGTH])
+
+
+def test_after_a_resume_the_profile_is_of_trained_steps_and_the_speed_leaves_out_the_first(
+    uninterrupted, tmp_path, capsys
+):
+    """Also without a log step in time, and if an evaluation ends the first window."""
+    run = copied(uninterrupted(), tmp_path / "run")
+    end = LENGTH + WARM_UP + 2
+    resume_run(run, {"iterations": end, "profile": 1, "log_every": 1000, "eval_every": LENGTH + 1})
+    assert "convolution_backward" in gzip.decompress((run / TRACE).read_bytes()).decode()
+    assert "first step" in capsys.readouterr().out
+
+
+def test_a_session_that_ends_before_it_saves_is_counted(stopped, monkeypatch):
+    def failing(self, *inputs):
+        raise KeyError
+
+    with monkeypatch.context() as patched, pytest.raises(KeyError):
+        patched.setattr(TrainingStep, "_step", failing)
+        resume_run(stopped, {})
+    resume_run(stopped, {})
+    assert RunFolder(stopped).read_description().resumed == (STOPPED, STOPPED)
+
+
+def test_a_resumed_rank_that_is_not_the_main_one_stays_quiet(tmp_path, monkeypatch):
+    monkeypatch.setattr(console, "quiet", False)  # restores it as well
+    for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FastaeError, match="is not a run folder"):
+        resume(tmp_path)
+    assert console.quiet
 
 
 def content(run):

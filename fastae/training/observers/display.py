@@ -107,14 +107,14 @@ class Result(Observer):
         run: the run's folder.
         info: the properties of the run that its speed is judged by.
         device: the device that trains.
-        first_is_alone: whether the first window is the first step alone, which is left out.
+        start: the iteration that the run continues from. A window of the first step alone is left out.
     """
 
-    def __init__(self, run: RunFolder, info: RunInfo, device: torch.device, first_is_alone: bool) -> None:
+    def __init__(self, run: RunFolder, info: RunInfo, device: torch.device, start: int) -> None:
         self._run = run
         self._info = info
         self._device = device
-        self._first_is_alone = first_is_alone
+        self._start = start
         self._windows: list[Window] = []
 
     def window(self, window: Window) -> None:
@@ -140,7 +140,7 @@ class Result(Observer):
     def _speed(self) -> str:
         """Returns images/s, the wait for data, and FLOP/s with its share of the device's peak, in words."""
         windows, first_step = self._windows, ""
-        if self._first_is_alone:
+        if windows[0].iteration == self._start + 1:
             first_step = f"first step {windows[0].seconds:.1f} s, "
             windows = windows[1:] or windows
         seconds = sum(window.seconds for window in windows)
