@@ -23,7 +23,7 @@ from ffcv.pipeline.state import State
 from ffcv.writer import DatasetWriter
 from PIL import Image
 
-from benchmarks.peers import SIZE, Task, shrink
+from benchmarks.task import SIZE, Task, shrink
 from fastae.experiment.augment import EPSILON
 
 FLOAT = np.dtype(np.float32)

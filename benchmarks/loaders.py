@@ -16,7 +16,8 @@ from typing import Any
 
 from benchmarks import peers
 from benchmarks.measure import Figure, isolated, rates, take
-from benchmarks.peers import PEERS, Task, Work
+from benchmarks.peers import PEERS, Work
+from benchmarks.task import Task
 
 BATCH = 64
 OURS: dict[str, tuple[Work, ...]] = {

@@ -16,22 +16,20 @@ from __future__ import annotations
 import functools
 import importlib
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from enum import StrEnum
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from fastae.data.loaders.sampler import Sampler
+from benchmarks.task import SIZE, Task, shrink
 from fastae.experiment import augment
 from fastae.experiment.augment import AugmentParams
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SIZE = 128
 Sample = tuple[str, AugmentParams]
 """The path of an image, and its changes as numbers."""
 
@@ -47,24 +45,6 @@ class Work(StrEnum):
     TRANSFORM = "decode with the accurate transform"
     SIZES = "read images of different sizes"
     DECODING = "decode in every epoch (pixels are decoded and resized once)"
-
-
-class Task(NamedTuple):
-    """What a peer loads, and with what."""
-
-    paths: Sequence[str]
-
-    sampler: Sampler
-    """Its images are those of `paths`."""
-
-    workers: int
-    """The number of worker processes or threads."""
-
-    scratch: Path
-    """An empty folder."""
-
-    device: str
-    """cpu or cuda: where the batches are needed. Whoever measures uploads the batches that are on the CPU."""
 
 
 Batches = Iterator[Any]
@@ -86,21 +66,6 @@ class _Numpy:
     lowest = staticmethod(lambda channels: channels[0].min(-1, keepdims=True))
     maximum = staticmethod(np.maximum)
     clamp = staticmethod(np.clip)
-
-
-def shrink(path: str) -> Image.Image:
-    """Loads an image, cuts out the central square and resizes it to 128x128."""
-    image = Image.open(path).convert("RGB")
-    side = min(image.size)
-    left, top = ((length - side + 1) // 2 for length in image.size)
-    scale = side / SIZE
-    # An affine transform interpolates between pixels like TensorFlow. Pillow's resize always filters.
-    return image.transform(
-        (SIZE, SIZE),
-        Image.Transform.AFFINE,
-        (scale, 0, left, 0, scale, top),
-        Image.Resampling.BILINEAR,
-    )
 
 
 def load_with_pillow(sample: Sample) -> np.ndarray:
@@ -126,7 +91,7 @@ def _data_loader(load: Callable[[Sample], Any], task: Task) -> Iterator[Tensor]:
     loader = DataLoader(
         loaded,
         batch_size=task.sampler.batch_size,
-        sampler=_Endless(task),
+        sampler=samples(task),  # type: ignore[arg-type]  # the only pass over it is the first
         num_workers=task.workers,
         pin_memory=task.device != "cpu",
     )
@@ -141,16 +106,6 @@ class _Loaded:
 
     def __getitem__(self, sample: Sample) -> Any:
         return self._load(sample)
-
-
-class _Endless:
-    """A PyTorch sampler that yields samples as the "indices" of `_Loaded`."""
-
-    def __init__(self, task: Task) -> None:
-        self._task = task
-
-    def __iter__(self) -> Iterator[Sample]:
-        return samples(self._task)
 
 
 def torchvision(task: Task) -> Batches:
@@ -271,7 +226,7 @@ class Peer(NamedTuple):
     does_not: tuple[Work, ...]
     """The work of fastae's loaders that it does not do."""
 
-    install: str = "pip install '.[peers]'"
+    install: str = "pip install -e '.[peers]'"
     """How to install it."""
 
 

@@ -32,13 +32,13 @@ def save(folder: Path, result: dict[str, Any], page: Sequence[str], log: str) ->
     folder.mkdir(parents=True, exist_ok=True)
     _write(folder / "result.json", json.dumps({"format": FORMAT, **result}, indent=2) + "\n")
     _write(folder / "log.txt", log)
-    draw(result, folder / "chart.png")
+    chart = "![Images per second](chart.png)\n\n" if draw(result, folder / "chart.png") else ""
     title = f"# {result['device']}, {result['date']}"
     about = f"`{result['command']}`, commit {result['environment']['commit']}. The log is [log.txt](log.txt)."
     page_block = "\n".join(["```text", *page, "```"])
     _write(
         folder / "README.md",
-        f"{title}\n\n{about}\n\n![Images per second](chart.png)\n\n{page_block}\n",
+        f"{title}\n\n{about}\n\n{chart}{page_block}\n",
     )
 
 
@@ -67,22 +67,11 @@ def index(records: Path = RECORDS) -> None:
     _write(readme, head + start + "\n".join(rows) + "\n" + end + tail)
 
 
-def compare(new: dict[str, Any], old: dict[str, Any]) -> list[str]:
-    """Returns the ratios of new rates to old ones as lines. Raises FastaeError if the hardware differs."""
-    if new["device"] != old["device"]:
-        raise FastaeError(f"the record is of {old['device']}, not of {new['device']}: cannot compare them")
-    before = _medians(old)
-    shown = [f"  compared with {old['date']}, commit {old['environment']['commit']}:"]
-    for name, rate in _medians(new).items():
-        if name in before:
-            shown.append(
-                f"  {name:32} {rate / before[name]:5.2f}x  ({before[name]:,.1f} -> {rate:,.1f} images/s)"
-            )
-    return shown
+def draw(result: dict[str, Any], path: Path) -> bool:
+    """Draws bars with their spread: loaders on the left, variants of the step on the right.
 
-
-def draw(result: dict[str, Any], path: Path) -> None:
-    """Draws bars with their spread: loaders on the left, variants of the step on the right."""
+    Returns whether any were measured; otherwise nothing is drawn.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -95,7 +84,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
     ]
     sections = [(title, rates) for title, rates in sections if rates]
     if not sections:
-        return
+        return False
     figure = Figure(figsize=(6 * len(sections), 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, (title, rates) in zip(
@@ -116,6 +105,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     with atomic_write(path) as file:
         figure.savefig(file, format="png", dpi=120)
+    return True
 
 
 def _medians(result: dict[str, Any]) -> dict[str, float]:

@@ -219,9 +219,10 @@ def lines(batch_size: int = BATCH) -> list[str]:
     for card in CARDS:
         floor = floor_seconds(costs, card.half)
         least, most = expected_seconds(costs, card.half, card.bandwidth)
+        steps = ARTICLE_IMAGES / batch_size
         shown.append(
             f"  {card.name:16} {1e3 * floor:6.2f} {1e3 * least:6.2f}-{1e3 * most:<6.2f} six runs in "
-            f"{span(ARTICLE_IMAGES / BATCH * least)} to {span(ARTICLE_IMAGES / BATCH * most)} (a prediction)"
+            f"{span(steps * least)} to {span(steps * most)} (a prediction)"
         )
     shown.append("  floor: only the arithmetic, at the full rate, which convolutions do not reach.")
     shown.append(

@@ -17,6 +17,7 @@ from benchmarks.measure import Figure, rates, take
 from fastae.data import open_loader
 from fastae.data.loaders.tuning import Tuning
 from fastae.data.source import open_source
+from fastae.errors import FastaeError
 
 BATCH = 64
 WARM_UP = 20
@@ -38,7 +39,7 @@ def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Fi
     """Measures the rate of `dali` with one tuning."""
     root = open_source(images)[0].root
     stream = open_loader(
-        root, BATCH, split="train", kind="dali", device=device, seed=0, tuning=tuning, cache=False
+        root, BATCH, split="train", kind="dali", device=device, seed=0, tuning=tuning
     ).batches()
     take(stream, WARM_UP, device)
 
@@ -55,9 +56,12 @@ def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Fi
 @click.option("--threads", default=8, show_default=True, help="CPU threads if they are not swept.")
 @click.option("--batches", default=100, show_default=True, help="Batches per repeat.")
 def main(images: str | None, device: str, threads: int, batches: int) -> None:
-    for tuning in settings(device != "cpu", threads):
-        figure = measure(tuning, images, device, batches)
-        print(json.dumps({"setting": asdict(tuning), "rate": asdict(figure)}), flush=True)
+    try:
+        for tuning in settings(device != "cpu", threads):
+            figure = measure(tuning, images, device, batches)
+            print(json.dumps({"setting": asdict(tuning), "rate": asdict(figure)}), flush=True)
+    except FastaeError as error:
+        raise click.UsageError(str(error)) from None
 
 
 if __name__ == "__main__":

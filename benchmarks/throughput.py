@@ -2,13 +2,14 @@
 
     make throughput
     python -m benchmarks.throughput --only loaders,steps --quick
-    python -m benchmarks.throughput --compare benchmarks/records/DATE_HARDWARE
 
-It prints one page and writes a record (to benchmarks/records/, or --out).
+It prints one page and writes a record to --out, or, of all sections without --quick, to benchmarks/records/.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from datetime import date
@@ -19,6 +20,7 @@ import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
 from benchmarks.measure import QUICK_SECONDS, SECONDS
+from fastae.data.source import VARIABLE
 from fastae.errors import FastaeError
 from fastae.experiment.definition import Experiment, step_cost
 from fastae.experiment.losses import LOSSES
@@ -91,7 +93,6 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
 @click.option("--device", default=None, help="cpu or cuda. Default: cuda if there is one.")
 @click.option("--quick", is_flag=True, help="Fewer and shorter repeats, for a first impression.")
 @click.option("--out", metavar="DIR", help="Folder of the record; - for none.")
-@click.option("--compare", metavar="RECORD", help="Print ratios to this older record of the same hardware.")
 def main(**options: Any) -> None:
     try:
         _main(**options)
@@ -107,20 +108,18 @@ def _main(
     device: str | None,
     quick: bool,
     out: str | None,
-    compare: str | None,
 ) -> None:
     sections = tuple(only.split(","))
     if unknown := set(sections) - set(SECTIONS):
         raise FastaeError(f"--only: {', '.join(sorted(unknown))} is not among {', '.join(SECTIONS)}")
-    older = record.load(Path(compare)) if compare else None
     from fastae.device.choose import choose_device
 
     chosen = choose_device(device or "auto").type
     started = time.perf_counter()
+    images = images or os.environ.get(VARIABLE)
     result, page, log = run(sections, images, threads, quick, chosen)
-    if older:
-        print("\n".join(record.compare(result, older)))
-    if out != "-":
+    is_whole = set(sections) == set(SECTIONS) and not quick  # a part must not replace the record of a day
+    if out != "-" and (out or is_whole):
         folder = Path(out) if out else record.folder_of(result["device"])
         record.save(folder, result, page, log)
         if not out:
@@ -131,4 +130,5 @@ def _main(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, on which the child is ended
     main()

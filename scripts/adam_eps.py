@@ -88,7 +88,7 @@ def measured(
     data: Path, element: str, iteration: int, run: Path
 ) -> Iterator[tuple[str, int, str, float, int]]:
     """Trains a run to an iteration, and yields the rows of its checkpoint."""
-    if checkpoint.latest(RunFolder(run).checkpoints) is None:
+    if not RunFolder(run).config_file.exists():
         config = replace(settings(data), loss=f"minibatch_{element}", out=str(run), eval_images=64)
         train(replace(config, iterations=iteration))
     else:

@@ -2,8 +2,9 @@
 
 Parts that may crash or hang come first, then speed, since the time on a card may end early.
 
-Each part is a command with a time limit. OUT/NAME.done marks a part that succeeded, so that a second call
-continues after an interruption. Without a GPU, smaller parts run on the CPU, to show that they work.
+Each part is a command with a time limit. OUT/NAME.gpu-done marks a part that succeeded, so that a second call
+continues after an interruption. Without a GPU, smaller parts run on the CPU, to show that they work
+(NAME.cpu-done).
 """
 
 from __future__ import annotations
@@ -134,10 +135,15 @@ def memory_fault(run: Path) -> str:
     return f"its memory grew by {growth:.0f} MiB" if growth > MEMORY_LIMIT else ""
 
 
-def results(out: Path) -> Iterator[str]:
+def done_file(out: Path, name: str, on_gpu: bool) -> Path:
+    """Returns the file that says that a part has succeeded, on a GPU or without one."""
+    return out / f"{name}.{'gpu' if on_gpu else 'cpu'}-done"
+
+
+def results(out: Path, on_gpu: bool) -> Iterator[str]:
     """Yields a line with the images/s of training for each run that is done."""
     for kind in LOADERS:
-        if (out / f"{kind}.done").exists():
+        if done_file(out, kind, on_gpu).exists():
             report = read_report(out / kind)
             rate = report.summary.images_per_second or 0
             yield f"--loader {kind:8} {rate:8,.0f} images/s  {headline(report)}"
@@ -170,7 +176,7 @@ def main(out: Path, images: str | None, only: str | None) -> None:
     print(f"device: {torch.cuda.get_device_name() if on_gpu else 'no CUDA device, so the CPU'}")
     failed = []
     for name, part in parts(out, on_gpu, images).items():
-        done = out / f"{name}.done"
+        done = done_file(out, name, on_gpu)
         if done.exists() or (only and not name.startswith(tuple(only.split(",")))):
             continue
         shutil.rmtree(out / name, ignore_errors=True)  # left by an interrupted call
@@ -186,11 +192,12 @@ def main(out: Path, images: str | None, only: str | None) -> None:
             done.touch()
         else:
             failed.append(name)
-    print("\n".join(results(out)))
+    print("\n".join(results(out, on_gpu)))
     if failed:
         print(f"not done: {', '.join(failed)}; see {out}/NAME.log, and run the command again")
         sys.exit(1)
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # an exception, on which the child is ended
     main()

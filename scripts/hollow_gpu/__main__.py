@@ -38,7 +38,7 @@ def main(loss: str, batch_size: int, amp: bool, brief: bool, settings: tuple[str
     note, replay = lowering.record(made)
     print(f"recording   {note}")
     print(f"a replay    {replay}")
-    found = lowering.summary(kernels, counts, note, replay)
+    found = lowering.summary(kernels, counts, made.step.is_captured, replay)
     control = lowering.make_step(config, kind=lowering.ReadsItsLoss, trained=made.trained)
     print(f"control     a step that reads its loss: {lowering.record(control)[0]}")
     counts, spilling = lowering.lower_shared(config)

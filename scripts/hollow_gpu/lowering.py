@@ -36,8 +36,6 @@ from scripts.hollow_gpu.seams import replay_counters
 IMAGES = 202_599
 """The number of CelebA's images: a store of 9.96e9 bytes, which exceeds 32-bit offsets."""
 
-RECORDED = "one CUDA graph per step"
-
 
 @dataclass(frozen=True)
 class Step:
@@ -209,14 +207,14 @@ def spills(kernels: Sequence[Kernel]) -> int:
     return sum(kernel.stack > 0 for kernel in kernels)
 
 
-def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts) -> dict[str, Any]:
+def summary(kernels: Sequence[Kernel], counts: Counts, is_captured: bool, replay: Counts) -> dict[str, Any]:
     """Returns the figures by which a change of the step is judged."""
     return {
         "triton_launches": counts.triton,
         "megabytes": round(counts.megabytes, 1),
         "spills": spills(kernels),
         "host_syncs": counts.synchronisations + replay.synchronisations,
-        "recorded": note == RECORDED,
+        "recorded": is_captured,
         "library_calls": counts.library,
         "aten_launches": counts.aten,
         "graph_nodes": captured_nodes(),

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks import peers
 from benchmarks.measure import isolated
-from benchmarks.peers import PEERS, Task, Work
+from benchmarks.peers import PEERS, Work
+from benchmarks.task import Task
 from fastae.data import Tuning, load_images, open_loader
 from fastae.data.loaders.sampler import Sampler
 from fastae.experiment.augment import Augmentation
@@ -80,4 +81,4 @@ def test_a_package_that_does_not_import_is_absent_with_its_reason(tmp_path, monk
     monkeypatch.setitem(PEERS, "misfit", peers.Peer("misfit", peers.pillow, ()))
     monkeypatch.setitem(PEERS, "nowhere", peers.Peer("nowhere.inner", peers.pillow, ()))
     assert "RuntimeError: operator misfit::nms does not exist" in peers.missing("misfit")
-    assert "pip install '.[peers]'" in peers.missing("nowhere")
+    assert "pip install -e '.[peers]'" in peers.missing("nowhere")

@@ -90,9 +90,14 @@ class TrainingStep:
             except (RuntimeError, CalledProcessError) as error:
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
             self._undo(weights, buffers)
-            if self._captured is not None:
+            if self.is_captured:
                 break
         return ", ".join(filter(None, (note, self._trained.kernels)))
+
+    @property
+    def is_captured(self) -> bool:
+        """Whether calls replay a CUDA graph."""
+        return self._captured is not None
 
     def _choose_kernels(self, inputs: Sequence[Tensor]) -> str:
         """Makes cuDNN use its fastest kernels, or, if these compute wrong gradients, deterministic ones.
