@@ -1,7 +1,7 @@
 """Measures the loader `dali` with one tuning setting changed at a time, in images/s.
 
-It sweeps threads and prefetch depth; on a GPU also the JPEG engine's share, CPU decoding with an upload, the
-batch that is decoded at once, colors in the step, and decoder padding.
+It sweeps threads and prefetch depth; on a GPU also the JPEG engine's share, the batch that is decoded at
+once, and decoder padding.
 
     python -m benchmarks.sweep [--images DIR] [--device cuda]
 """

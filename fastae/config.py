@@ -81,7 +81,7 @@ class TrainConfig:
     minutes: float | None = setting(
         None,
         EXPERIMENT,
-        "Stop after this training time, or after --iterations, whichever is first.",
+        "Stop after this time, evaluations and saving included, or after --iterations.",
         within=MINUTES,
         can_change=True,
     )

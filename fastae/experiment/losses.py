@@ -165,7 +165,8 @@ def losses_with(own: Mapping[str, Elements]) -> Mapping[str, Loss]:
 
     Args:
         own: name -> function of (reconstruction, images), both float32 (N, C, H, W) in [0, 1]. It returns the
-            elements: float32, of the same shape. `{"l1": f}` adds minibatch_l1, pixel_l1 and sample_l1.
+            elements: float32, of the same shape. `{"l1": f}` adds minibatch_l1, pixel_l1 and sample_l1. It is
+            called on PyTorch's meta device first, so constants must be moved with `.to(images.device)`.
 
     Raises:
         SettingError: a name is taken, or is not made of small letters, digits and underscores.

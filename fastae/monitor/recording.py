@@ -59,7 +59,7 @@ SAMPLED: dict[str, tuple[str, str]] = {
     "loop/images_per_second": ("training speed", "images/s"),
     "loop/data_wait": ("waiting for data", "%"),
     "loop/device_wait": ("waiting for the device", "%"),
-    "loop/queued": ("batches that found the device at work", "%"),
+    "loop/queued": ("batches that reached a busy device", "%"),
     "loop/replayed": ("speed with replayed batches", "images/s"),
     "loop/seconds": ("a log step", "s"),
 }

@@ -32,7 +32,7 @@ VERSION = "brain.Event:2"
 
 
 EVENTS = "events.out.tfevents"
-"""The beginning of an event file's name. A number follows; in runs of fastae 0.3, it was a time."""
+"""The beginning of an event file's name. A number follows."""
 
 
 class TensorBoardWriter(AbstractContextManager):
