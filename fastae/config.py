@@ -10,7 +10,7 @@ import dataclasses
 import os
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from fastae.errors import FastaeError, SettingError
 from fastae.experiment.augment import Augmentation
@@ -23,6 +23,7 @@ from fastae.utils.arguments import (
     SEED,
     SHARE,
     THREADS,
+    LoaderKind,
     Range,
     require_choice,
 )
@@ -117,7 +118,7 @@ class TrainConfig:
     loader: str = setting(
         "auto", SPEED, "dali: decode every epoch; resident, host: decode once, keep the pixels on the device "
         "or in host memory; auto: the first of resident, host, dali that fits in half of the free memory.",
-        can_change=True, choices=("auto", "dali", "host", "resident"),
+        can_change=True, choices=get_args(LoaderKind),
     )  # fmt: skip
     cache: bool = setting(True, SPEED, "Keep the resident pixels on disk for the next run.", can_change=True)
     cache_dir: str | None = setting(
@@ -203,7 +204,7 @@ class TrainConfig:
     @property
     def augmentation(self) -> Augmentation:
         """The ranges of the random changes of colors."""
-        return Augmentation(self.brightness, self.contrast, self.saturation)
+        return Augmentation(**{name: getattr(self, name) for name in Augmentation.__dataclass_fields__})
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the settings as plain JSON values."""

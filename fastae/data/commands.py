@@ -12,6 +12,7 @@ from rich.table import Table
 
 from fastae.data.files.check import Check, check_folder
 from fastae.data.files.faults import DECODER_FAULTS, USABLE, Fault, conversion
+from fastae.data.files.folder import require_memory
 from fastae.data.files.prepare import prepare_celeba
 from fastae.data.loaders.crop_resize import CropResize
 from fastae.data.loaders.decode import open_decoder
@@ -20,7 +21,7 @@ from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log
-from fastae.utils.paths import expand_home
+from fastae.utils.paths import expand_home, shell_word
 
 NAMES_SHOWN = 50
 
@@ -38,13 +39,13 @@ def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool
         The exit code: 1 if a file cannot be used, else 0.
     """
     folder = expand_home(folder)
-    find_faults = None
-    if deep:  # by the decoder of `fastae train` on this machine
-        device = use_device(choose_device("auto"))
-        decoder = open_decoder(CropResize(crop), device)
-        find_faults = partial(decoder.faults, together=BATCH)
     records = check_records(cache_folder())
-    checked = check_folder(folder, crop=crop, records=records, find_faults=find_faults)
+    checked = check_folder(folder, crop=crop, records=records)
+    if deep:  # by the decoder of `fastae train` on this machine
+        require_memory(checked, crop, f"in {folder!r}")
+        device = use_device(choose_device("auto"))
+        find_faults = partial(open_decoder(CropResize(crop), device).faults, together=BATCH)
+        checked = check_folder(folder, crop=crop, records=records, find_faults=find_faults)
     total = len(checked.usable) + len(checked.unusable)
     if as_json:
         faults = [
@@ -112,5 +113,5 @@ def prepare_and_report(source: Path, out: Path, count: int) -> int:
             "this split holds out no image: training will hold out the last 5 % of each folder instead",
             "yellow",
         )
-    log(f"next: fastae train --amp --data {done.folder}")
+    log(f"next: fastae train --amp --data {shell_word(done.folder)}")
     return 0 if done.complete else 1

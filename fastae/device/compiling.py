@@ -22,6 +22,12 @@ Compiling takes about 25 s and saves 5-10 % of each step (2 cores, AVX512-BF16, 
 a shorter run would make it end later.
 """
 
+RECOMPILE_LIMIT = 256
+"""How often a process may compile one function, which it does for each model, element, loader and shape.
+
+PyTorch's default of 8 would end a search over models, and further loaders would not be compiled.
+"""
+
 CPU = torch.device("cpu")
 
 NO_TEMPORARY_FOLDER = "no temporary folder is writable", "set TMPDIR to a folder of your own"
@@ -73,6 +79,11 @@ def missing_to_compile(device: torch.device) -> str:
         if not importlib.util.find_spec("triton"):
             missing.append("the Python package triton")
     return ", ".join(missing)
+
+
+def allow_recompiling() -> None:
+    """Lets the process compile each function RECOMPILE_LIMIT times."""
+    torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
 
 
 def compiler() -> str:

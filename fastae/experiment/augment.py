@@ -98,7 +98,7 @@ def _scaled(uniform: Any, centre: float, radius: float) -> Any:
     return (centre + radius * (2 * uniform - 1)).astype("float32")
 
 
-NO_COLORS = Augmentation(0, 0, 0)
+NO_COLORS = Augmentation(**dict.fromkeys(Augmentation.__dataclass_fields__, 0))
 """No color changes."""
 
 

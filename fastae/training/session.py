@@ -23,7 +23,7 @@ from fastae.data.files.faults import FileFault, count_faults
 from fastae.data.files.folder import ImageFolder
 from fastae.data.files.manifest import Manifest
 from fastae.data.files.recovery import ImageFiles
-from fastae.data.loaders.batch_source import BatchSource, LoaderKind
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.choose import build_source
 from fastae.data.loaders.decode import open_decoder, refuse_forked
 from fastae.data.loaders.open import load_held_out
@@ -44,6 +44,7 @@ from fastae.training.distributed import ALONE, Ranks, device_of
 from fastae.training.replaced_files import ReplacedFiles
 from fastae.training.step.objective import TrainedModel, prepare
 from fastae.training.step.step import TrainingStep
+from fastae.utils.arguments import LoaderKind
 from fastae.utils.cache import cache_folder, keep_kernels
 from fastae.utils.console import log
 from fastae.utils.environment import describe_environment

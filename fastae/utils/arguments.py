@@ -6,6 +6,7 @@ import operator
 from collections.abc import Collection
 from dataclasses import dataclass
 from numbers import Real
+from typing import Literal
 
 from fastae.errors import SettingError
 
@@ -37,6 +38,9 @@ IMAGE_SIZE_MULTIPLE = 16
 
 IMAGE_SIZE = Range(IMAGE_SIZE_MULTIPLE, 4096)
 """The side of the model's images in pixels."""
+
+LoaderKind = Literal["auto", "dali", "host", "resident"]
+"""How batches are made; see the module `fastae.data.loaders.choose`."""
 
 LATENT = Range(1, 2**20)
 """The number of features in the latent code."""

@@ -84,6 +84,9 @@ def test_results_are_recorded_until_a_file_changes(tmp_path, good, monkeypatch):
     first = checked(folder, records=records)
     assert len(inspected) == 3 and first.side == 178
     assert checked(folder, records=records) == first and len(inspected) == 3
+    monkeypatch.chdir(tmp_path)
+    checked("images", records=records)  # another name of the same folder
+    assert len(inspected) == 3
     (folder / "1.jpg").write_bytes(b"")
     assert faults(checked(folder, records=records)) == {"1.jpg": "empty"}
     assert inspected[3:] == ["1.jpg"]

@@ -13,7 +13,7 @@ import torch
 from nvidia.dali import Pipeline, fn, pipeline_def, types
 from PIL import Image
 
-from fastae.data import CropResize, Tuning, load_images
+from fastae.data import CropResize, Tuning, load_images, open_loader
 from fastae.data.files.faults import Fault
 from fastae.data.files.inspect import Inspection
 from fastae.data.files.recovery import DecoderError, ImageFiles
@@ -21,6 +21,7 @@ from fastae.data.loaders import dali as loaders
 from fastae.data.loaders import pipeline
 from fastae.data.loaders.dali import DaliSource
 from fastae.data.loaders.decode import Decoder
+from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.pipeline import (
     DaliPipeline,
     build_augmented,
@@ -29,8 +30,9 @@ from fastae.data.loaders.pipeline import (
     read_crops,
     read_images,
 )
+from fastae.data.loaders.pixel_ops import PixelOps
 from fastae.data.loaders.sampler import BatchParams, Sampler
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, SettingError
 from fastae.experiment.augment import Augmentation, AugmentParams
 from fastae.utils import environment
 
@@ -326,6 +328,27 @@ def test_images_of_any_size_are_loaded_in_their_order(tmp_path, face_paths):
     assert np.abs(difference).max() <= 1e-5
     smooth = load_images(paths, CropResize(size=32, antialias=True), "cpu")
     assert (smooth - images[:4]).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("paths", "options", "argument"), [([], {}, "paths"), (["a.jpg"], {"indices": []}, "indices")]
+)
+def test_loading_no_image_is_refused(paths, options, argument):
+    with pytest.raises(SettingError, match=f"^{argument} is empty"):
+        load_images(paths, device="cpu", **options)
+
+
+@pytest.mark.parametrize("cache", ["a\0b", "s3://bucket/cache"])
+def test_a_cache_that_is_no_local_folder_is_refused(face_paths, cache):
+    with pytest.raises(SettingError, match=r"^cache "):
+        open_loader(face_paths, 4, cache=cache, device="cpu")
+
+
+def test_a_gpus_operations_may_be_compiled_for_many_loaders(monkeypatch):
+    """PyTorch's limit is 8 for all loaders together, and the ninth would not be compiled."""
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    PixelOps(OutputFormat(), compiled=True)
+    assert torch._dynamo.config.recompile_limit > 8
 
 
 class DecoderOfAGpu(Decoder):

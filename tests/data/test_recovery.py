@@ -124,6 +124,13 @@ def test_files_that_go_bad_during_a_run_are_replaced(paths, replaced):
     assert replaced == {paths[0]: "empty", paths[3]: "does not decode"}
 
 
+def test_an_image_smaller_than_the_crop_is_logged_with_its_replacement(paths, capsys):
+    Image.new("RGB", (60, 60)).save(paths[3])
+    load_images([paths[3], paths[4]], CropResize(100), "cpu")
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(paths[3]) and line.endswith(paths[4])
+
+
 def test_images_to_evaluate_on_are_replaced_and_reported_too(paths, replaced):
     expected = load_images([paths[0], paths[3], paths[3]], CropResize(), "cpu")
     damage("emptied", paths[1])

@@ -213,6 +213,12 @@ def test_auto_chooses_dali_if_the_cache_cannot_be_written(face_paths, tmp_path, 
     assert (chosen.kind, chosen.note) == ("dali", f"the cache {str(tmp_path / cache)!r} is not writable")
 
 
+def test_auto_uses_a_store_in_a_cache_that_cannot_be_written(face_paths, tmp_path, monkeypatch):
+    opened(face_paths, "resident", cache=tmp_path)
+    monkeypatch.setattr(choose, "is_writable", lambda cache: False)
+    assert opened(face_paths, "auto", cache=tmp_path).kind == "resident"
+
+
 def copies_of(paths, folder):
     """Copies files to a new folder, with another modification time. Returns their paths."""
     folder.mkdir(parents=True)

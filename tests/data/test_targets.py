@@ -101,6 +101,12 @@ def test_values_by_file_keep_their_dtype_and_shape(labelled, values, dtype, shap
         assert np.array_equal(torch.cat(targets).numpy(), values)
 
 
+def test_targets_may_be_a_tensor_with_gradients(labelled):
+    files = sorted(map(str, labelled.glob("**/*.jpg")))
+    loader = opened(files, augment=False, targets=torch.arange(21.0).requires_grad_())
+    assert torch.cat([targets for _, targets in loader]).tolist() == list(range(21))
+
+
 def test_keys_are_names_below_the_folder_or_names_that_only_one_file_has(labelled):
     (labelled / "bee" / "0.jpg").rename(labelled / "bee" / "one.jpg")
     names = [path.relative_to(labelled) for path in sorted(labelled.glob("**/*.jpg"))]

@@ -24,7 +24,7 @@ from fastae.data.files.search import find_files, name_below, no_images
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
 
-VERSION = 5
+VERSION = 6
 """The version of the records. It changes with their format and with the results of `inspect`."""
 
 DIGEST_BYTES = 32
@@ -138,20 +138,19 @@ def stamp(path: str) -> Stamp | None:
 def _quick_check(root: str, paths: Sequence[str], records: Path | None) -> dict[str, Inspection]:
     file = records and _records_file(root, records)
     known = _read_records(file) if file else {}
+    keys = {path: os.fsencode(name_below(root, path)) for path in paths}  # however the root is written
     # Stamps are taken before the files are read: a file that changes meanwhile is inspected again
     # by the next check.
     stamps = {path: stamp(path) for path in paths}
     inspected = {
         path: known[key][1]
         for path in paths
-        if (key := os.fsencode(path)) in known and known[key][0] == stamps[path]
+        if (key := keys[path]) in known and known[key][0] == stamps[path]
     }
     if unknown := [path for path in paths if path not in inspected]:
         inspected |= {path: inspect(path) for path in track(unknown, "checking files")}
         if file:
-            _write_records(
-                file, {os.fsencode(path): (at, inspected[path]) for path, at in stamps.items() if at}
-            )
+            _write_records(file, {keys[path]: (at, inspected[path]) for path, at in stamps.items() if at})
     return {path: inspected[path] for path in paths}
 
 

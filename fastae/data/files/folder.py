@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import shlex
 from collections import Counter
 from collections.abc import Container, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from fastae.data.files.search import name_below
 from fastae.errors import FastaeError
 from fastae.utils.console import counted
 from fastae.utils.limits import free_bytes
-from fastae.utils.paths import expand_home
+from fastae.utils.paths import expand_home, shell_word
 from fastae.utils.sample import evenly_spaced
 
 HELD_OUT_SHARE = 0.05
@@ -124,7 +123,7 @@ def check_loadable(
 ) -> Check:
     """Checks the images under `root` as `check_folder` does, and that decoding them fits into memory."""
     checked = check_folder(root, crop=crop, records=records, listed=listed)
-    _require_memory(checked, crop, f"in {root!r}")
+    require_memory(checked, crop, f"in {root!r}")
     return checked
 
 
@@ -137,11 +136,11 @@ def check_list(paths: Sequence[str], crop: int | None = None) -> Check:
     if not checked.sizes:
         example = f", such as {paths[0]!r:.200}: {count_faults(checked.faults)}" if paths else ""
         raise FastaeError(f"no usable image among the {counted(len(paths), 'file')} of the list{example}")
-    _require_memory(checked, crop, "of the list")
+    require_memory(checked, crop, "of the list")
     return checked
 
 
-def _require_memory(checked: Check, crop: int | None, where: str) -> None:
+def require_memory(checked: Check, crop: int | None, where: str) -> None:
     """Raises FastaeError if the TOGETHER largest crops, in RGB, exceed the free memory."""
     sides = heapq.nlargest(TOGETHER, map(min, checked.shapes.elements()))
     needed, free = sum(3 * (crop or side) ** 2 for side in sides), free_bytes()
@@ -157,7 +156,7 @@ def require_usable(root: str, checked: Check, least: int) -> None:
     if len(checked.sizes) < least:
         faults = count_faults(checked.unusable)
         is_cropped = any(file.fault is Fault.TOO_SMALL for file in checked.unusable)
-        command = f"fastae check {shlex.quote(root)}{' --crop N' if is_cropped else ''}"
+        command = f"fastae check {shell_word(root)}{' --crop N' if is_cropped else ''}"
         skipped = f"; skipped: {faults} ({command} lists them)" if faults else ""
         needed = ", and at least 2 are needed, one to train on and one to hold out" if least > 1 else ""
         raise FastaeError(f"{root!r} contains {counted(len(checked.sizes), 'usable image')}{needed}{skipped}")

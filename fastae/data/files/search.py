@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 import os
-import shlex
 from collections.abc import Iterator, Sequence
 from enum import Enum
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import NamedTuple
 
 from fastae.errors import FastaeError
 from fastae.utils.limits import require_files
+from fastae.utils.paths import shell_word
 
 PREPARE = "fastae prepare celeba {} --out DIR makes JPEGs of CelebA's archives and parquet files"
 ARCHIVES = (".parquet", ".zip")
@@ -51,7 +51,7 @@ def find_files(root: str) -> list[str]:
 
 def no_images(root: str, files: Sequence[str]) -> FastaeError:
     """Returns the error for a folder whose files contain no image."""
-    remedy = f": {PREPARE.format(shlex.quote(root))}" if any(map(_is_archive, files)) else ""
+    remedy = f": {PREPARE.format(shell_word(root))}" if any(map(_is_archive, files)) else ""
     return FastaeError(f"no JPEG or PNG in {root!r} or the folders below it{remedy}")
 
 
@@ -69,7 +69,7 @@ def _no_folder(path: str) -> str:
     if not os.path.exists(path):
         return "does not exist"
     if _is_archive(path):
-        return f"is a file: {PREPARE.format(shlex.quote(path))}"
+        return f"is a file: {PREPARE.format(shell_word(path))}"
     return "is a file: name the folder that it is in"
 
 

@@ -12,16 +12,14 @@ import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Literal, Self
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.sampler import BatchParams, Sampler
-
-LoaderKind = Literal["auto", "dali", "host", "resident"]
-"""How batches are made; `fastae.data.loaders.choose` describes the kinds."""
+from fastae.utils.arguments import LoaderKind
 
 
 class BatchSource(ABC):

@@ -20,7 +20,7 @@ from typing import cast
 import torch
 
 from fastae.data.files.recovery import ImageFiles
-from fastae.data.loaders.batch_source import BatchSource, LoaderKind
+from fastae.data.loaders.batch_source import BatchSource
 from fastae.data.loaders.dali import DaliSource
 from fastae.data.loaders.decode import Decoder
 from fastae.data.loaders.host import HostSource
@@ -29,6 +29,7 @@ from fastae.data.loaders.sampler import Sampler
 from fastae.data.loaders.store import is_stored, open_store, store_bytes
 from fastae.device.memory import free_memory
 from fastae.errors import SettingError
+from fastae.utils.arguments import LoaderKind
 from fastae.utils.console import counted, size
 from fastae.utils.files import is_writable, nearest_existing
 from fastae.utils.ranks import local_ranks
@@ -106,10 +107,12 @@ def _choose_kind(files: ImageFiles, decoder: Decoder, cache: Path | None) -> tup
 
 
 def _obstacle(files: ImageFiles, decoder: Decoder, cache: Path, needed: int) -> str | None:
-    """Returns why the cache cannot store this many bytes of images, in words; None if it can."""
-    if not is_writable(cache):
-        return f"the cache {str(cache)!r} is not writable"
+    """Returns why the cache cannot store this many bytes of images, in words; None if it can, or has."""
     free = shutil.disk_usage(nearest_existing(cache)).free
-    if needed > free and not is_stored(files, decoder, cache):
-        return f"{size(needed)} of images, {size(free)} free in {cache}"
-    return None
+    if not is_writable(cache):
+        obstacle = f"the cache {str(cache)!r} is not writable"
+    elif needed > free:
+        obstacle = f"{size(needed)} of images, {size(free)} free in {cache}"
+    else:
+        return None
+    return None if is_stored(files, decoder, cache) else obstacle

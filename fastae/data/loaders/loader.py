@@ -161,7 +161,7 @@ class Loader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Makes the next `iter(loader)` continue after the batches that were yielded before `state_dict`.
 
-        Raises SettingError if the state is not of a loader with the same images, batches and seed.
+        Raises SettingError if the state is not of a loader with as many images, the same batches and seed.
         """
         for name, ours in self._identity().items():
             if (theirs := state.get(name)) != ours:

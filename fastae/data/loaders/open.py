@@ -22,7 +22,6 @@ from fastae.data.files.folder import (
     require_usable,
 )
 from fastae.data.files.recovery import ImageFiles, NoneLeft
-from fastae.data.loaders.batch_source import LoaderKind
 from fastae.data.loaders.choose import build_source
 from fastae.data.loaders.crop_resize import CropResize, require_size
 from fastae.data.loaders.decode import open_decoder
@@ -35,10 +34,18 @@ from fastae.data.loaders.tuning import DEFAULT, Tuning
 from fastae.device.choose import find_device
 from fastae.errors import SettingError
 from fastae.experiment.augment import NO_COLORS, Augmentation
-from fastae.utils.arguments import BATCH_SIZE, SEED, Range, require_choice, require_int, require_type
+from fastae.utils.arguments import (
+    BATCH_SIZE,
+    SEED,
+    LoaderKind,
+    Range,
+    require_choice,
+    require_int,
+    require_type,
+)
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import log
-from fastae.utils.paths import expand_home, texts, user_path
+from fastae.utils.paths import texts, user_folder, user_path
 from fastae.utils.ranks import MOST, current_rank
 from fastae.utils.sample import evenly_spaced
 
@@ -137,7 +144,7 @@ def open_loader(  # noqa: PLR0913 -- keyword arguments of a public function
         flip=augment is not False if flip is None else flip,
         shuffle=augment is not False if shuffle is None else shuffle,
     )
-    folder = (cache_folder() if cache is True else expand_home(Path(cache))) if cache else None
+    folder = (cache_folder() if cache is True else user_folder(cache, "cache")) if cache else None
     found, checked = _find_files(source, split, crop, cache=folder)
     if skipped := checked.unusable:
         log(f"skipped   {count_faults(skipped)}: loader.skipped lists them", "yellow")
@@ -213,21 +220,27 @@ def load_images(
         device: the device that decodes and keeps the images. Default: CUDA's current device, else the CPU.
         tuning: the number of threads and other settings that change only the speed.
         indices: the images to load. Default: all. Any image may replace one that cannot be decoded.
-        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
+        on_replaced: is called with each file that cannot be decoded, or is smaller than the crop, and the
+            path of its replacement. Default: a function that logs them.
 
     Returns:
         float32 (N, 3, H, W) in [0, 1], channels-last.
 
     Raises:
         NoneLeft: none of the images can be decoded.
-        FastaeError: an argument is wrong, or DALI is not installed.
+        FastaeError: there is no image, an argument is wrong, or DALI is not installed.
     """
     require_type(crop_resize, "crop_resize", CropResize)
-    files = ImageFiles(
-        texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths"), on_replaced
-    )
+    listed = texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths")
+    if not (listed if indices is None else indices):
+        raise SettingError("paths" if indices is None else "indices", "is empty: name at least one image")
+    files = ImageFiles(listed, on_replaced or _log_replaced)
     decoder = open_decoder(crop_resize, find_device(device), tuning)
     return torch.cat([to_batch(pixels) for pixels in decoder.decode(files, indices)])
+
+
+def _log_replaced(bad: FileFault, replacement: str) -> None:
+    log(f"{bad.path}: {bad.fault.value}; replaced by {replacement}", "yellow")
 
 
 def load_held_out(

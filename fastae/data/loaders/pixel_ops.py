@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastae.data.loaders.output_format import OutputFormat
 from fastae.data.loaders.sampler import BatchParams
+from fastae.device.compiling import allow_recompiling
 from fastae.experiment import augment
 from fastae.experiment.augment import UNIT, AugmentParams
 
@@ -55,6 +56,9 @@ class PixelOps:
     """
 
     def __init__(self, output: OutputFormat, compiled: bool) -> None:
+        if compiled:
+            allow_recompiling()
+
         def wrap(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             function = functools.partial(function, output.dtype, output.norm.tolist())
             return torch.compile(function, dynamic=False) if compiled else function
@@ -142,7 +146,7 @@ def _formatted(dtype: torch.dtype, norm: Norm, images: Tensor) -> Tensor:
     """Converts images (N, 3, H, W) in [0, 1] to a batch, channels-last."""
     if dtype == torch.uint8:
         images = (images * 255).round()
-    elif norm != IDENTITY:
-        mean, scale = torch.tensor(norm, device=images.device).view(2, 3, 1, 1)
-        images = (images - mean) * scale
+    elif norm != IDENTITY:  # with numbers: a tensor of them would be an upload that waits for the device
+        channels = zip(images.unbind(1), *norm, strict=True)
+        images = torch.stack([(channel - mean) * scale for channel, mean, scale in channels], dim=1)
     return images.to(dtype).contiguous(memory_format=torch.channels_last)

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from fastae.data.files.folder import name_below
 from fastae.errors import SettingError
@@ -89,6 +90,8 @@ def _by_name(targets: Mapping[Any, Any], files: Found) -> list[Any]:
 
 
 def _numbers(values: Any) -> np.ndarray:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
     try:
         array = np.asarray(values)
         torch.from_numpy(array[:0])

@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.parallel import DistributedDataParallel
 
 from fastae.device.choose import Hardware, Precision
+from fastae.device.compiling import allow_recompiling
 from fastae.experiment.losses import Element, squared_error
 from fastae.training.step.relu import recompute_masks
 from fastae.training.step.sync_batch_norm import synchronize
@@ -21,12 +22,6 @@ from fastae.training.step.weight_copies import WeightCopies
 GPU_OPTIONS: dict[str, str | int | bool | Callable] = {"realize_reads_threshold": 16, "combo_kernels": True}
 """Options of Inductor. A value that kernels read up to 16 times is recomputed instead of stored, which
 `recompute_masks` needs. Small kernels that do not depend on each other are launched as one."""
-
-RECOMPILE_LIMIT = 256
-"""How often a process may compile `Objective.forward`, which it does for each model and element.
-
-PyTorch's default of 8 would end a search over models.
-"""
 
 
 class Objective(nn.Module):
@@ -122,7 +117,7 @@ def prepare(
     Raises SettingError if its batch norms cannot be shared by several ranks.
     """
     if hardware.compiled:
-        torch._dynamo.config.recompile_limit = max(RECOMPILE_LIMIT, torch._dynamo.config.recompile_limit)
+        allow_recompiling()
     if world_size > 1:
         synchronize(model)
     copies: Mapping[str, Tensor] = {}
