@@ -52,7 +52,9 @@ def main(data: Path, out: Path) -> None:
     try:
         names = [*LOSSES, CONTROL]
         run_sweep(settings(data), names, losses={"control": control}, repeats=SEEDS, out=out)
-    except (FastaeError, Stopped) as error:
+    except Stopped as stopped:
+        raise click.ClickException(f"stopped by {stopped.caught.name}; the same command resumes it") from None
+    except FastaeError as error:
         raise click.UsageError(str(error)) from None
 
 
