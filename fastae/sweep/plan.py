@@ -72,6 +72,10 @@ class SweepConfig:
                 planned.append(PlannedRun(name, loss, self.train.seed + own + repeat))
         return tuple(planned)
 
+    def runs_of(self, rank: int, ranks: int) -> tuple[PlannedRun, ...]:
+        """Returns the runs that a rank trains, if so many ranks share the runs."""
+        return self.runs()[rank::ranks]
+
     def settings(self) -> dict[str, Any]:
         """Returns the settings that cannot change when the sweep is resumed, as in sweep.json."""
         settings = {name: getattr(self.train, name) for name in FIXED if name != "loss"}
