@@ -72,6 +72,7 @@ def run_sweep(
         Stopped: a signal stopped the sweep.
     """
     require_type(config, "config", TrainConfig)
+    require_type(names, "names", list, tuple)  # the letters of a text would be taken for names
     experiment = experiment_with(model, losses)
     planned = SweepConfig(config, names, repeats=repeats, same_init=same_init, experiment=experiment)
     result = train_sweep(planned, user_folder(out, "out") if out else None)

@@ -208,6 +208,22 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
     assert refusal.value.exit_code == 2 and not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("names", "repeats", "line"),
+    [
+        ("pixel_mse", 1, "^names must be list or tuple, not 'pixel_mse'"),
+        ([3], 1, "'3': not one of minibatch_bce"),
+        (TWO, 2.5, "^repeats must be an integer, not 2.5"),
+        (TWO, "3", "^repeats must be an integer, not '3'"),
+        (TWO, 1001, "^repeats must be from 1 to 1,000"),
+    ],
+)
+def test_a_wrong_argument_in_python_is_one_line(tmp_path, names, repeats, line):
+    with pytest.raises(FastaeError, match=line):
+        run_sweep(TrainConfig(), names, repeats=repeats, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_refused_settings_leave_no_plan_behind(face_folder, tmp_path):
     def begin(**others):
         config = settings(face_folder, iterations=1, **others)
