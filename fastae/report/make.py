@@ -98,6 +98,7 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Compariso
         "forest": draw_forest(analysis),
         "numbers": table(groups),
         "differences": difference_table(analysis),
+        "ends": comparison.ends,
         "conclusions": conclusions(comparison, analysis),
         "hours": hours(runs),
         "differing": differing,

@@ -78,6 +78,7 @@ def test_a_page_needs_only_numbers(tmp_path):
     assert page.read_text().count("no reconstructions") == 1
     numbers, _, found = words_of(page).partition("Differences")
     assert "mean of 3 seeds 100 302,000 ± 3,000 21.00 0.7500" in numbers and "bands reach" in numbers
+    assert "the iterations compared: 100." in found
     assert "squared error − cross entropy +2,000" in found and "F(1, 2) =" in found and "open" in found
 
 
