@@ -25,7 +25,7 @@ from fastae.data import CropResize, load_images
 from fastae.data.faces import synthetic as faces
 from fastae.errors import FastaeError
 from fastae.experiment.losses import LOSSES
-from fastae.report.analysis import analyse, endpoints
+from fastae.report.analysis import analyse
 from fastae.report.compare import Comparison, by_seed, compare, group_seeds
 from fastae.report.figures import Chart, draw_charts
 from fastae.report.forest import draw_forest
@@ -170,7 +170,7 @@ def eps_results(file: Path) -> Iterator[str]:
 
 def endpoint_table(comparison: Comparison) -> Table:
     """Returns each loss's endpoints: the mean and the standard deviation over its seeds."""
-    values = endpoints(comparison)
+    values = comparison.endpoints
     rows = []
     for loss in values[PRIMARY]:
         texts = [mean_text([*seeds[loss].values()], COLUMNS[name]) for name, seeds in values.items()]

@@ -24,8 +24,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from fastae.experiment.losses import REDUCTIONS, Loss
-from fastae.report.compare import Comparison, by_seed
-from fastae.report.runs import PRIMARY, QUALITY, element_order
+from fastae.report.compare import Comparison, Samples
+from fastae.report.runs import PRIMARY, element_order
 
 LEVEL = 0.05
 """The level of all tests. Intervals have a confidence of 1 - LEVEL."""
@@ -38,9 +38,6 @@ MARGINS = {"SSIM": 0.005}
 """What two sides must not differ by to be the same: a share of the mean error; heading -> difference."""
 
 MINUS = "−"
-
-Samples = Mapping[str, Mapping[int, float]]
-"""Name of a loss -> seed -> endpoint of a run."""
 
 
 @dataclass(frozen=True)
@@ -192,14 +189,7 @@ class Analysis:
 
 def analyse(comparison: Comparison) -> Analysis:
     """Analyses the endpoints of the compared runs, of each metric with at least two losses and a residual."""
-    if not comparison.ends:
-        return Analysis()
-    return analyse_samples(endpoints(comparison), comparison.losses)
-
-
-def endpoints(comparison: Comparison) -> dict[str, Samples]:
-    """Returns heading of a metric -> endpoints of the compared runs."""
-    return {name: by_seed(comparison.compared, metric, comparison.ends) for name, metric in QUALITY.items()}
+    return analyse_samples(comparison.endpoints, comparison.losses)
 
 
 def analyse_samples(samples: Mapping[str, Samples], losses: Sequence[Loss]) -> Analysis:

@@ -21,7 +21,7 @@ from fastae.experiment.article import (
 )
 from fastae.report.analysis import LEVEL, MARGINS, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
 from fastae.report.compare import Comparison, Group
-from fastae.report.runs import QUALITY, Run, as_text, last
+from fastae.report.runs import PRIMARY, QUALITY, Run, as_text, last
 from fastae.utils.console import duration
 
 LONG_ENOUGH = 0.5
@@ -82,7 +82,9 @@ def answer(comparison: Comparison, label: str, analysis: Analysis) -> tuple[str,
         return "Nothing to compare yet", [
             "The runs share no iteration, after the first, at which all of them were evaluated."
         ]
-    means = {loss: mean_text(values, "{:,.0f}".format) for loss, values in comparison.errors.items()}
+    errors = {loss: [*seeds.values()] for loss, seeds in comparison.endpoints[PRIMARY].items()}
+    ranked = sorted(errors, key=lambda loss: float(np.mean(errors[loss])))
+    means = {loss: mean_text(errors[loss], COLUMNS[PRIMARY]) for loss in ranked}
     length = percent(trained_share(comparison))
     first, at = comparison.ends[0], comparison.ends[-1]
     when = f"at iteration {at:,}" if first == at else f"over the evaluations from {first:,} to {at:,}"
