@@ -10,7 +10,7 @@ Reductions differ only by Adam's eps (docs/design.md). The held-out error is the
 are corrected by Holm for the number of its differences, and those of all other metrics, together, for theirs.
 
 Two sides are *different* if the F test and the corrected p value are below 0.05. They are the *same* if two
-one-sided t tests (TOST) reject that they differ by MARGINS or more. Otherwise the question is open.
+one-sided t tests (TOST) reject that they differ by a margin or more. Otherwise the question is open.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scipy import optimize, stats
 
 from fastae.experiment.losses import REDUCTIONS, Loss
 from fastae.report.compare import Comparison, Samples
-from fastae.report.runs import PRIMARY, element_order
+from fastae.report.runs import PRIMARY, QUALITY, element_order
 
 LEVEL = 0.05
 """The level of all tests. Intervals have a confidence of 1 - LEVEL."""
@@ -34,8 +34,7 @@ POWER = 0.8
 """The probability with which a difference of `Effect.detectable` is found."""
 
 RELATIVE_MARGIN = 0.02
-MARGINS = {"SSIM": 0.005}
-"""What two sides must not differ by to be the same: a share of the mean error; heading -> difference."""
+"""The share of the mean held-out error by which two sides must not differ to be the same."""
 
 MINUS = "−"
 
@@ -139,7 +138,9 @@ class Effect:
         between, freedom = losses - 1, self.freedom
         t, f = stats.t.isf(LEVEL / (2 * tests), freedom), stats.f.isf(LEVEL, between, freedom)
         by_t = errors_found(lambda errors: stats.nct.sf(t, freedom, errors), t)
-        by_f = errors_found(lambda errors: stats.ncf.sf(f, between, freedom, errors**2), math.sqrt(between * f))
+        by_f = errors_found(
+            lambda errors: stats.ncf.sf(f, between, freedom, errors**2), math.sqrt(between * f)
+        )
         return self.error * max(by_t, by_f)
 
     @property
@@ -199,7 +200,7 @@ def analyse_samples(samples: Mapping[str, Samples], losses: Sequence[Loss]) -> A
     for heading, metric in samples.items():
         if fitted := fit(metric):
             fits[heading] = fitted
-            margin = RELATIVE_MARGIN * fitted.mean if heading == PRIMARY else MARGINS.get(heading)
+            margin = RELATIVE_MARGIN * fitted.mean if heading == PRIMARY else QUALITY[heading].margin
             for contrast in contrasts([loss for loss in losses if loss.name in fitted.means]):
                 effects.setdefault(contrast, {})[heading] = estimate(fitted, contrast, margin)
     for family in ({PRIMARY}, samples.keys() - {PRIMARY}):

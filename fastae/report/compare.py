@@ -73,7 +73,7 @@ def compare(runs: Sequence[Run]) -> Comparison:
     common = set.intersection(*steps) - {0} if steps else set()
     ends = tuple(sorted(common)[-LAST_EVALUATIONS:])
     metrics = QUALITY.items() if ends else ()
-    endpoints = {heading: by_seed(compared, metric, ends) for heading, metric in metrics}
+    endpoints = {heading: by_seed(compared, metric.column, ends) for heading, metric in metrics}
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
