@@ -13,7 +13,7 @@ import numpy as np
 
 from fastae.config import FIXED, flag
 from fastae.experiment.losses import Loss
-from fastae.report.runs import QUALITY, Run, as_text, last
+from fastae.report.runs import QUALITY, Run, as_text
 from fastae.utils.console import printable
 
 GROUPED_BY: dict[str, Callable[[Run], Any]] = {
@@ -113,7 +113,7 @@ def _states(run: Run) -> Iterator[str]:
 
 def ends_finite(run: Run) -> bool:
     """Returns whether the last loss_index of training and that of the held-out images are finite."""
-    return math.isfinite(last(run.train)) and math.isfinite(last(run.held_out))
+    return all(math.isfinite(rows.last("loss_index")) for rows in (run.metrics.train, run.metrics.held_out))
 
 
 @dataclass(frozen=True)

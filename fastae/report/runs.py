@@ -104,7 +104,7 @@ class Run:
     @property
     def iteration(self) -> int:
         """The last logged iteration; 0 if there is none."""
-        return max([*self.train, *self.held_out], default=0)
+        return self.metrics.iteration
 
     @property
     def finished(self) -> bool:
@@ -121,8 +121,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """The training time of all sessions: steps and waiting for data, without start-up and evaluations."""
-        _, seconds = self.metrics.windows(self.config.batch_size)
-        return float(seconds.sum())
+        return self.metrics.seconds(self.config.batch_size)
 
     @property
     def kwh(self) -> float:
@@ -136,11 +135,6 @@ class Run:
             return math.nan
         is_complete = None not in energies and len(energies) == 1 + len(self.description.resumed)
         return sum(filter(None, energies)) if is_complete else math.nan
-
-
-def last(series: Series) -> float:
-    """Returns the last value; nan if there is none."""
-    return next(reversed(series.values()), math.nan)
 
 
 def as_text(value: object) -> str:

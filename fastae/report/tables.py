@@ -21,7 +21,7 @@ from fastae.experiment.article import (
 )
 from fastae.report.analysis import LEVEL, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
 from fastae.report.compare import Comparison, Group
-from fastae.report.runs import PRIMARY, QUALITY, Run, as_text, last
+from fastae.report.runs import PRIMARY, QUALITY, Run, as_text
 from fastae.utils.console import duration
 
 LONG_ENOUGH = 0.5
@@ -197,7 +197,7 @@ def table(groups: Sequence[Group]) -> Table:
 
 def _numbers(run: Run) -> np.ndarray:
     """Returns a run's values in COLUMNS; nan if unknown. Held-out metrics are the last logged ones."""
-    quality = [last(run.evaluated(metric.column)) for metric in QUALITY.values()]
+    quality = [run.metrics.held_out.last(metric.column) for metric in QUALITY.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 

@@ -53,6 +53,10 @@ class Rows:
     values: Mapping[str, np.ndarray]
     """Name of a column -> its values: float64 (n,). NaN is an empty cell."""
 
+    def last(self, column: str) -> float:
+        """Returns the value in the last row; nan if there is no row."""
+        return float(self.values[column][-1]) if len(self.iterations) else math.nan
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -63,6 +67,15 @@ class Metrics:
 
     damaged: int
     """The number of lines that were skipped because they are not valid rows."""
+
+    @property
+    def iteration(self) -> int:
+        """The last logged iteration; 0 if there is none."""
+        return int(max(rows.iterations.max(initial=0) for rows in (self.train, self.held_out)))
+
+    def seconds(self, batch_size: int) -> float:
+        """Returns the training time of all sessions: the sum of the seconds of `windows`."""
+        return float(self.windows(batch_size)[1].sum())
 
     def windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images and the seconds between log steps, both float64 (n,), from the logged speed.

@@ -83,7 +83,7 @@ class SweepTable(AbstractContextManager):
                 (status.held_out, ",.0f"),
                 (status.images_per_second, ",.1f"),
             )
-            cells = ("" if value is None else format(value, form) for value, form in figures)
+            cells = ("" if math.isnan(value) else format(value, form) for value, form in figures)
             time = duration(status.seconds) if status.seconds else ""
             table.add_row(name, states[name], f"{status.iteration:,}", *cells, time)
         return table
