@@ -25,13 +25,13 @@ from fastae.data import CropResize, load_images
 from fastae.data.faces import synthetic as faces
 from fastae.errors import FastaeError
 from fastae.experiment.losses import LOSSES
-from fastae.report.analysis import analyse, endpoints
+from fastae.report.analysis import analyse
 from fastae.report.compare import Comparison, by_seed, compare, group_seeds
 from fastae.report.figures import Chart, draw_charts
 from fastae.report.forest import draw_forest
 from fastae.report.gallery import FLOAT32
-from fastae.report.runs import PRIMARY, Run, find_runs
-from fastae.report.tables import COLUMNS, Cell, Row, Table, conclusions, difference_table, mean_text
+from fastae.report.runs import PRIMARY, QUALITY, Run, find_runs
+from fastae.report.tables import Cell, Row, Table, conclusions, difference_table, mean_text
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.sweep.folder import SweepFolder
@@ -170,10 +170,10 @@ def eps_results(file: Path) -> Iterator[str]:
 
 def endpoint_table(comparison: Comparison) -> Table:
     """Returns each loss's endpoints: the mean and the standard deviation over its seeds."""
-    values = endpoints(comparison)
+    values = comparison.endpoints
     rows = []
     for loss in values[PRIMARY]:
-        texts = [mean_text([*seeds[loss].values()], COLUMNS[name]) for name, seeds in values.items()]
+        texts = [mean_text([*seeds[loss].values()], QUALITY[name].form) for name, seeds in values.items()]
         rows.append(Row([Cell(loss), *map(Cell, texts)]))
     return Table(["loss", *values], rows)
 

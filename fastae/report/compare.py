@@ -13,7 +13,7 @@ import numpy as np
 
 from fastae.config import FIXED, flag
 from fastae.experiment.losses import Loss
-from fastae.report.runs import Run, as_text, last
+from fastae.report.runs import QUALITY, Run, as_text
 from fastae.utils.console import printable
 
 GROUPED_BY: dict[str, Callable[[Run], Any]] = {
@@ -34,6 +34,9 @@ LAST_EVALUATIONS = 4
 FAR_ENOUGH = 0.5
 """The share of the longest run's iterations that a run needs to be compared."""
 
+Samples = Mapping[str, Mapping[int, float]]
+"""Name of a loss -> seed -> endpoint of a run."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -45,8 +48,8 @@ class Comparison:
     ends: tuple[int, ...]
     """The last iterations after 0, four at most, at which all compared runs were evaluated."""
 
-    errors: Mapping[str, np.ndarray]
-    """Loss -> held-out loss_index, (seeds,), a mean over `ends`; the loss with the lowest mean first."""
+    endpoints: Mapping[str, Samples]
+    """Heading of a metric -> its means over `ends`; empty if there are no `ends`."""
 
     warnings: Sequence[str]
     """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
@@ -69,17 +72,16 @@ def compare(runs: Sequence[Run]) -> Comparison:
     steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
     common = set.intersection(*steps) - {0} if steps else set()
     ends = tuple(sorted(common)[-LAST_EVALUATIONS:])
-    samples = by_seed(compared, "loss_index", ends) if ends else {}
-    errors = {loss: np.array(list(seeds.values())) for loss, seeds in samples.items()}
-    ranked = dict(sorted(errors.items(), key=lambda item: item[1].mean()))
+    metrics = QUALITY.items() if ends else ()
+    endpoints = {heading: by_seed(compared, metric.column, ends) for heading, metric in metrics}
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
         warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
-    return Comparison(tuple(compared), ends, errors=ranked, warnings=warnings)
+    return Comparison(tuple(compared), ends, endpoints=endpoints, warnings=warnings)
 
 
-def by_seed(runs: Sequence[Run], metric: str, ends: Sequence[int]) -> dict[str, dict[int, float]]:
+def by_seed(runs: Sequence[Run], metric: str, ends: Sequence[int]) -> Samples:
     """Returns loss -> seed -> mean of a held-out metric over iterations. The first run with a seed counts."""
     values: dict[str, dict[int, float]] = {}
     for run in runs:
@@ -111,7 +113,7 @@ def _states(run: Run) -> Iterator[str]:
 
 def ends_finite(run: Run) -> bool:
     """Returns whether the last loss_index of training and that of the held-out images are finite."""
-    return math.isfinite(last(run.train)) and math.isfinite(last(run.held_out))
+    return all(math.isfinite(rows.last("loss_index")) for rows in (run.metrics.train, run.metrics.held_out))
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,10 @@ MARKED = 8
 
 FURTHER_COLORS = ("#009e73", "#cc79a7", "#6f4fa3", "#b5a400", "#56b4e9", "#8a8f98")
 FURTHER_WIDTH = 1.8
-"""The styles of further curves of a loss: all colors, then all with the next of DASHES."""
+"""The styles of further curves of a loss, and of reductions without a shade.
+
+They have all colors, and then all with the next of DASHES.
+"""
 
 DASHES = ("-", "--", ":", "-.")
 
@@ -238,8 +241,8 @@ def styles(curves: Sequence[Curve]) -> Iterator[dict[str, Any]]:
         if element.name not in chosen:
             chosen[element.name] = (DASHES[0], element.shades) if element.shades else next(palettes)
         dashes, shades = chosen[element.name]
-        color, width = shades[reduction.name], reduction.width
-        if curve.loss in drawn:
+        color, width = shades.get(reduction.name), reduction.width
+        if color is None or curve.loss in drawn:
             dashes, color = next(further)
             width = FURTHER_WIDTH
         face, edge = (color, PAPER) if element.filled else (PAPER, color)

@@ -114,18 +114,27 @@ def make_gallery(
     """
     gallery: Gallery | None = None
     warnings: list[str] = []
+    others: dict[str, None] = {}
     for group in track(groups, "reconstructing"):
         for run in filter(_has_model, group.runs):
             try:
-                loaded = load_model(run.path, device)
                 manifest = RunFolder(run.path).read_manifest()
+                if gallery and gallery.source != _source(run, manifest):
+                    others[group.label] = None
+                    continue
+                loaded = load_model(run.path, device)
                 gallery = gallery or open_gallery(run, manifest, data, device=device, warn=warnings.append)
             except (FastaeError, OSError) as error:
                 warnings.append(f"no reconstructions: {error}")
                 continue
-            if gallery.source == _source(run, manifest):
-                gallery.columns.append(_column(group.label, loaded, gallery.images))
-                break
+            gallery.columns.append(_column(group.label, loaded, gallery.images))
+            others.pop(group.label, None)
+            break
+    if others:
+        warnings.append(
+            f"no reconstructions by {', '.join(others)}: evaluated on other images than those shown, or with "
+            "another --crop, --image-size, --antialias or --eval-images"
+        )
     if bare := [group.label for group in groups if not any(map(_has_model, group.runs))]:
         warnings.append(f"no reconstructions by {', '.join(bare)}: no weights, or a model of a user's own")
     return gallery, list(dict.fromkeys(warnings))

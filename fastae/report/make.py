@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
-from fastae.errors import FastaeError
+from fastae.errors import FastaeError, SettingError
 from fastae.experiment.metrics import loss_index
 from fastae.report.analysis import analyse
 from fastae.report.compare import Comparison, Group, compare, group_seeds
@@ -36,8 +36,13 @@ from fastae.utils.paths import user_folder
 PAGE = "report.html"
 PICTURES = "reconstructions.png"
 
+ELSEWHERE = "or write another page by `fastae report --out FILE`"
+"""The remedy for a page that is not written. Another --out of `fastae sweep` would begin another sweep."""
 
-def make_report(folders: Sequence[Path], out: Path | None = None, data: str | None = None) -> Path:
+
+def make_report(
+    folders: Sequence[str | Path], out: str | Path | None = None, data: str | Path | None = None
+) -> Path:
     """Writes the page and its figures; returns the page's path.
 
     Args:
@@ -51,18 +56,19 @@ def make_report(folders: Sequence[Path], out: Path | None = None, data: str | No
             reconstructions by one without.
     """
     require_type(folders, "folders", list, tuple)
-    folders = [user_folder(folder, "folders") for folder in folders]
-    if data and not user_folder(data, "data").is_dir():
-        raise FastaeError(f"--data {data!r} is not a folder: name the folder of the runs' images")
-    out = _choose_out(folders, user_folder(out, "out") if out else None)
-    runs, warnings = find_runs(folders)
+    if not folders:
+        raise SettingError("folders", "is empty: name a run folder, or a folder with runs")
+    paths = [user_folder(folder, "folders") for folder in folders]
+    images = str(user_folder(data, "data")) if data else None
+    if images and not Path(images).is_dir():
+        raise SettingError("data", f"{images!r} is not a folder: name the folder of the runs' images")
+    out = _choose_out(paths, user_folder(out, "out") if out else None)
+    runs, warnings = find_runs(paths)
     comparison, groups = compare(runs), group_seeds(runs)
     groups.sort(key=lambda group: group.runs[0] not in comparison.compared)
-    gallery, missing = make_gallery(groups, use_device(choose_device("auto")), data)
+    gallery, missing = make_gallery(groups, use_device(choose_device("auto")), images)
     if not gallery and out.exists() and (out.with_suffix("") / PICTURES).exists():
-        raise FastaeError(
-            f"{str(out)!r} is kept, since a new page would have {missing[0]}; or set another --out"
-        )
+        raise FastaeError(f"{str(out)!r} is kept, since a new page would have {missing[0]}; {ELSEWHERE}")
     warnings = [*warnings, *comparison.warnings, *missing]
     content = _content(runs, groups, comparison)
     page = render(**content, gallery=gallery, warnings=warnings)
@@ -92,6 +98,7 @@ def _content(runs: Sequence[Run], groups: Sequence[Group], comparison: Compariso
         "forest": draw_forest(analysis),
         "numbers": table(groups),
         "differences": difference_table(analysis),
+        "ends": comparison.ends,
         "conclusions": conclusions(comparison, analysis),
         "hours": hours(runs),
         "differing": differing,
@@ -143,9 +150,7 @@ def _write(out: Path, page: bytes, files: Mapping[str, bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if folder.is_symlink():
-            raise FastaeError(
-                f"the figures' folder {str(folder)!r} is a link: remove it, or set another --out"
-            )
+            raise FastaeError(f"the figures' folder {str(folder)!r} is a link: remove it, {ELSEWHERE}")
         remove_drafts(folder)
         remove_drafts(out.parent, out.name)  # a run that is beside it may be writing
         for name, content in files.items():

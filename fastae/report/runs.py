@@ -6,11 +6,12 @@ Anybody may have written a run folder, so only regular files are opened, and onl
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
 from pathlib import Path
+from typing import NamedTuple
 
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
@@ -29,8 +30,26 @@ CONFIG = "config.json"
 PRIMARY = "held-out error"
 """The heading of the metric by which losses are ranked."""
 
-QUALITY = {PRIMARY: "loss_index", "PSNR": "psnr", "SSIM": "ssim"}
-"""Heading -> column of metrics.csv, for the metrics of the held-out images."""
+
+class Quality(NamedTuple):
+    """A metric of the held-out images."""
+
+    column: str
+    """Its column in metrics.csv."""
+
+    form: Callable[[float], str]
+    """Returns a value as text."""
+
+    margin: float | None = None
+    """The difference from which on two losses are not the same; None if it is not fixed."""
+
+
+QUALITY = {
+    PRIMARY: Quality("loss_index", "{:,.0f}".format),
+    "PSNR": Quality("psnr", "{:.2f}".format),
+    "SSIM": Quality("ssim", "{:.4f}".format, margin=0.005),
+}
+"""Heading -> metric of the held-out images. Tables, analysis and figures iterate over it."""
 
 MAX_TEXT = 200
 """The most characters shown of a text in config.json."""
@@ -79,13 +98,13 @@ class Run:
         return self.evaluated("loss_index")
 
     def evaluated(self, metric: str) -> Series:
-        """Returns a metric of the held-out images, which is one of QUALITY; nan where it was not logged."""
+        """Returns a metric of the held-out images by its column; nan where it was not logged."""
         return _series(self.metrics.held_out, metric)
 
     @property
     def iteration(self) -> int:
         """The last logged iteration; 0 if there is none."""
-        return max([*self.train, *self.held_out], default=0)
+        return self.metrics.iteration
 
     @property
     def finished(self) -> bool:
@@ -102,8 +121,7 @@ class Run:
     @property
     def seconds(self) -> float:
         """The training time of all sessions: steps and waiting for data, without start-up and evaluations."""
-        _, seconds = self.metrics.windows(self.config.batch_size)
-        return float(seconds.sum())
+        return self.metrics.seconds(self.config.batch_size)
 
     @property
     def kwh(self) -> float:
@@ -117,11 +135,6 @@ class Run:
             return math.nan
         is_complete = None not in energies and len(energies) == 1 + len(self.description.resumed)
         return sum(filter(None, energies)) if is_complete else math.nan
-
-
-def last(series: Series) -> float:
-    """Returns the last value; nan if there is none."""
-    return next(reversed(series.values()), math.nan)
 
 
 def as_text(value: object) -> str:

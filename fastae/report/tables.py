@@ -19,9 +19,9 @@ from fastae.experiment.article import (
     ARTICLE_SECONDS,
     speed_ratio,
 )
-from fastae.report.analysis import LEVEL, MARGINS, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
+from fastae.report.analysis import LEVEL, MINUS, POWER, RELATIVE_MARGIN, Analysis, Effect
 from fastae.report.compare import Comparison, Group
-from fastae.report.runs import QUALITY, Run, as_text, last
+from fastae.report.runs import PRIMARY, QUALITY, Run, as_text
 from fastae.utils.console import duration
 
 LONG_ENOUGH = 0.5
@@ -33,9 +33,7 @@ NOT_LISTED = ("--loss", "--seed", "--out", "--data", "images, source", "images, 
 
 COLUMNS: dict[str, Callable[[float], str]] = {
     "iterations": "{:,.0f}".format,
-    "held-out error": "{:,.0f}".format,
-    "PSNR": "{:.2f}".format,
-    "SSIM": "{:.4f}".format,
+    **{heading: metric.form for heading, metric in QUALITY.items()},
     "images/s": "{:,.1f}".format,
     "training": duration,
     "energy": "{:.3g} kWh".format,
@@ -82,7 +80,9 @@ def answer(comparison: Comparison, label: str, analysis: Analysis) -> tuple[str,
         return "Nothing to compare yet", [
             "The runs share no iteration, after the first, at which all of them were evaluated."
         ]
-    means = {loss: mean_text(values, "{:,.0f}".format) for loss, values in comparison.errors.items()}
+    errors = {loss: [*seeds.values()] for loss, seeds in comparison.endpoints[PRIMARY].items()}
+    ranked = sorted(errors, key=lambda loss: float(np.mean(errors[loss])))
+    means = {loss: mean_text(errors[loss], QUALITY[PRIMARY].form) for loss in ranked}
     length = percent(trained_share(comparison))
     first, at = comparison.ends[0], comparison.ends[-1]
     when = f"at iteration {at:,}" if first == at else f"over the evaluations from {first:,} to {at:,}"
@@ -156,7 +156,7 @@ def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:
     yield f"F tests of all losses: {'; '.join(tests)}."
     margins = [
         f"{percent(RELATIVE_MARGIN)} of the held-out error",
-        *(f"{value} {name}" for name, value in MARGINS.items()),
+        *(f"{metric.margin} {heading}" for heading, metric in QUALITY.items() if metric.margin),
     ]
     yield f"Same means that a difference of {' or '.join(margins)} is rejected."
     if analysis.primary:
@@ -197,7 +197,7 @@ def table(groups: Sequence[Group]) -> Table:
 
 def _numbers(run: Run) -> np.ndarray:
     """Returns a run's values in COLUMNS; nan if unknown. Held-out metrics are the last logged ones."""
-    quality = [last(run.evaluated(metric)) for metric in QUALITY.values()]
+    quality = [run.metrics.held_out.last(metric.column) for metric in QUALITY.values()]
     return np.array([run.iteration, *quality, run.images_per_second, run.seconds or math.nan, run.kwh])
 
 

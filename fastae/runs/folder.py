@@ -171,9 +171,8 @@ class RunFolder:
         if mode_at(self.weights_file):
             return f"{self.weights_file.name} holds the weights of a finished run"
         with suppress(OSError, ValueError):
-            config, rows = self.read_config(), metrics.read_metrics(self.metrics_file)
-            last = int(rows.train.iterations.max(initial=0))
-            seconds = float(rows.windows(config.batch_size)[1].sum())
+            config, logged = self.read_config(), metrics.read_metrics(self.metrics_file)
+            last, seconds = logged.iteration, logged.seconds(config.batch_size)
             # A run begins its second checkpoint only when the first one is on the disk.
             if last > 2 * (config.checkpoint_every or math.inf) or seconds > 120 * config.checkpoint_minutes:
                 return f"metrics.csv reaches iteration {last:,}"

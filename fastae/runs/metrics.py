@@ -36,6 +36,9 @@ HEADER = ",".join(("iteration", "kind", *COLUMNS)).encode() + b"\n"
 MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
 """The most bytes of a file and of a line that are read. 64 MiB are some 600,000 log steps."""
 
+MAX_RESUMED = 1 << 30
+"""The most bytes of a file that a run continues, if its checkpoint knows so many: ten million log steps."""
+
 MAX_VALUE = 1e30
 """Larger numbers are read as infinite: no plot can show them."""
 
@@ -50,6 +53,10 @@ class Rows:
     values: Mapping[str, np.ndarray]
     """Name of a column -> its values: float64 (n,). NaN is an empty cell."""
 
+    def last(self, column: str) -> float:
+        """Returns the value in the last row; nan if there is no row."""
+        return float(self.values[column][-1]) if len(self.iterations) else math.nan
+
 
 @dataclass(frozen=True)
 class Metrics:
@@ -60,6 +67,15 @@ class Metrics:
 
     damaged: int
     """The number of lines that were skipped because they are not valid rows."""
+
+    @property
+    def iteration(self) -> int:
+        """The last logged iteration; 0 if there is none."""
+        return int(max(rows.iterations.max(initial=0) for rows in (self.train, self.held_out)))
+
+    def seconds(self, batch_size: int) -> float:
+        """Returns the training time of all sessions: the sum of the seconds of `windows`."""
+        return float(self.windows(batch_size)[1].sum())
 
     def windows(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns the images and the seconds between log steps, both float64 (n,), from the logged speed.
@@ -112,7 +128,8 @@ class MetricsWriter(AbstractContextManager):
         Raises:
             OSError: the disk is full, or `path` is not a file. The file is then as it was before.
         """
-        old = _read(path) if start and path.exists() else b""
+        limit = max(MAX_BYTES, min(content.size, MAX_RESUMED)) if content else MAX_BYTES
+        old = _read(path, limit) if start and path.exists() else b""
         kept = old[: content.size] if content else HEADER
         expected = content.sha256 if content else None
         self.is_damaged = start > 0 and hashlib.sha256(kept).hexdigest() != expected
@@ -125,7 +142,12 @@ class MetricsWriter(AbstractContextManager):
         self._file = open_own(path, "a")
 
     def append(self, iteration: int, kind: str, **values: float) -> None:
-        """Appends a row, which other processes can read when this returns. `values` has names of COLUMNS."""
+        """Appends a row, which other processes can read when this returns.
+
+        `values` has names of COLUMNS; another one is a KeyError, so that no metric is lost in silence.
+        """
+        if unknown := values.keys() - set(COLUMNS):
+            raise KeyError(f"metrics.csv has no column {', '.join(sorted(unknown))}")
         # Nine digits are enough to write a float32 exactly.
         cells = (f"{values[name]:.9g}" if name in values else "" for name in COLUMNS)
         line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
@@ -150,7 +172,7 @@ def read_metrics(path: Path) -> Metrics:
     Lines that are not valid rows, or whose iteration does not ascend, are skipped. Raises OSError if the file
     cannot be read, and ValueError if it is not a metrics.csv or is too large.
     """
-    content = _read(path)
+    content = _read(path, MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
     header, newline, lines = content.partition(b"\n")
@@ -167,11 +189,11 @@ def read_metrics(path: Path) -> Metrics:
     return Metrics(_as_arrays(cells[TRAIN]), _as_arrays(cells[HELD_OUT]), damaged)
 
 
-def _read(path: Path) -> bytes:
-    """Returns the first MAX_BYTES + 1 bytes of a file. Raises OSError if it cannot be read."""
+def _read(path: Path, limit: int) -> bytes:
+    """Returns the first `limit` bytes of a file. Raises OSError if it cannot be read."""
     require_file(path)
     with path.open("rb") as file:
-        return file.read(MAX_BYTES + 1)
+        return file.read(min(limit, os.fstat(file.fileno()).st_size))  # `read` allocates what it may return
 
 
 @dataclass(frozen=True)

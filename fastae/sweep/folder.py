@@ -6,6 +6,7 @@ of a run is in the run's own folder alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,13 +120,13 @@ class RunStatus:
     iteration: int = 0
     """The last iteration that was logged."""
 
-    loss_index: float | None = None
-    """The error of the last logged training batch: MSE x 1e7."""
+    loss_index: float = math.nan
+    """The error of the last logged training batch: MSE x 1e7; nan if unknown, like the next two."""
 
-    held_out: float | None = None
+    held_out: float = math.nan
     """The error of the held-out images at the last evaluation: MSE x 1e7."""
 
-    images_per_second: float | None = None
+    images_per_second: float = math.nan
     """The speed at the last log step."""
 
     seconds: float = 0.0
@@ -140,15 +141,12 @@ def read_status(run: RunFolder, batch_size: int) -> RunStatus:
         metrics = read_metrics(run.metrics_file)
     except (OSError, ValueError):
         return RunStatus(has_begun=True, finished_at=finished_at(run))
-    train, held_out = metrics.train, metrics.held_out
-    errors, speeds = train.values["loss_index"], train.values["images_per_second"]
-    held_out_errors = held_out.values["loss_index"]
     return RunStatus(
         has_begun=True,
         finished_at=finished_at(run),
-        iteration=int(max(train.iterations.max(initial=0), held_out.iterations.max(initial=0))),
-        loss_index=float(errors[-1]) if len(errors) else None,
-        held_out=float(held_out_errors[-1]) if len(held_out_errors) else None,
-        images_per_second=float(speeds[-1]) if len(speeds) else None,
-        seconds=float(metrics.windows(batch_size)[1].sum()),
+        iteration=metrics.iteration,
+        loss_index=metrics.train.last("loss_index"),
+        held_out=metrics.held_out.last("loss_index"),
+        images_per_second=metrics.train.last("images_per_second"),
+        seconds=metrics.seconds(batch_size),
     )

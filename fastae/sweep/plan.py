@@ -10,7 +10,7 @@ from typing import Any
 from fastae.config import FIXED, TrainConfig
 from fastae.errors import FastaeError
 from fastae.experiment.definition import Experiment
-from fastae.utils.arguments import Range
+from fastae.utils.arguments import Range, require_int
 
 MAX_REPEATS = 1000
 REPEATS = Range(1, MAX_REPEATS)
@@ -49,11 +49,11 @@ class SweepConfig:
         names = tuple(self.losses or self.experiment.losses)
         if unknown := [name for name in names if name not in self.experiment.losses]:
             known = ", ".join(self.experiment.losses)
-            raise FastaeError(f"--losses {', '.join(unknown)!r}: not one of {known}")
+            raise FastaeError(f"--losses {', '.join(map(str, unknown))!r}: not one of {known}")
         if len(set(names)) < len(names):
             raise FastaeError("--losses must name no loss twice")
         object.__setattr__(self, "losses", tuple(name for name in self.experiment.losses if name in names))
-        REPEATS.require(self.repeats, "--repeats")
+        object.__setattr__(self, "repeats", require_int(self.repeats, "repeats", REPEATS))
         replace(self.train, seed=max(run.seed for run in self.runs()))  # raises if a seed is too large
 
     @property
@@ -71,6 +71,10 @@ class SweepConfig:
                 name = loss if repeat == 0 else f"{loss}-{repeat + 1}"
                 planned.append(PlannedRun(name, loss, self.train.seed + own + repeat))
         return tuple(planned)
+
+    def runs_of(self, rank: int, ranks: int) -> tuple[PlannedRun, ...]:
+        """Returns the runs that a rank trains, if so many ranks share the runs."""
+        return self.runs()[rank::ranks]
 
     def settings(self) -> dict[str, Any]:
         """Returns the settings that cannot change when the sweep is resumed, as in sweep.json."""

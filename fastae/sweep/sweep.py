@@ -72,6 +72,7 @@ def run_sweep(
         Stopped: a signal stopped the sweep.
     """
     require_type(config, "config", TrainConfig)
+    require_type(names, "names", list, tuple)  # the letters of a text would be taken for names
     experiment = experiment_with(model, losses)
     planned = SweepConfig(config, names, repeats=repeats, same_init=same_init, experiment=experiment)
     result = train_sweep(planned, user_folder(out, "out") if out else None)
@@ -117,7 +118,7 @@ def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mappi
 
     Returns name -> reason of the runs that have failed, on the main rank.
     """
-    mine = config.runs()[ranks.rank :: ranks.size]
+    mine = config.runs_of(ranks.rank, ranks.size)
     to_do = [run for run in mine if not _is_finished(folder.run(run.name), config.train.keep)]
     session = _open_session(config, folder, ranks) if to_do else None
     if ranks.is_main:
@@ -125,7 +126,7 @@ def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mappi
             folder.begin(config, session.folder.manifest)
         ranks.broadcast("sweep", str(folder.path))
     failed: dict[str, str] = {}
-    with SweepTable(folder, config) as table:
+    with SweepTable(folder, config, ranks.size) as table:
         table.failed = failed
         if session:
             with StopSignals() as stops:

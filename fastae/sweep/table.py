@@ -17,15 +17,19 @@ from fastae.utils.console import console, duration
 
 
 class SweepTable(AbstractContextManager):
-    """Shows the runs of a sweep, as their folders say, while the block runs, and once more at its end."""
+    """Shows the runs of a sweep, as their folders say, while the block runs, and once more at its end.
 
-    def __init__(self, folder: SweepFolder, config: SweepConfig) -> None:
+    `ranks` is the number of ranks that share the runs.
+    """
+
+    def __init__(self, folder: SweepFolder, config: SweepConfig, ranks: int) -> None:
         self.current: str | None = None
         """The name of the run that this process trains."""
         self.failed: Mapping[str, str] = {}
         """Name of a run -> why it failed."""
         self._folder = folder
         self._config = config
+        self._ranks = ranks
         self._read: dict[Path, tuple[object, RunStatus]] = {}
         self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2, transient=True)
 
@@ -65,7 +69,10 @@ class SweepTable(AbstractContextManager):
     def _render(self) -> Table:
         statuses = {run.name: self.status(run.name) for run in self._config.runs()}
         states = {name: self.state(name, status) for name, status in statuses.items()}
-        left = [status for name, status in statuses.items() if states[name] not in ("finished", "failed")]
+        left = [
+            [statuses[run.name] for run in runs if states[run.name] not in ("finished", "failed")]
+            for runs in (self._config.runs_of(rank, self._ranks) for rank in range(self._ranks))
+        ]
         text = caption([*statuses.values()], left, self._config)
         table = Table(box=None, pad_edge=False, caption=text, caption_justify="left")
         for heading in ("loss", "state", "iteration", "loss_index", "held out", "images/s", "time"):
@@ -76,18 +83,18 @@ class SweepTable(AbstractContextManager):
                 (status.held_out, ",.0f"),
                 (status.images_per_second, ",.1f"),
             )
-            cells = ("" if value is None else format(value, form) for value, form in figures)
+            cells = ("" if math.isnan(value) else format(value, form) for value, form in figures)
             time = duration(status.seconds) if status.seconds else ""
             table.add_row(name, states[name], f"{status.iteration:,}", *cells, time)
         return table
 
 
-def caption(runs: list[RunStatus], left: list[RunStatus], config: SweepConfig) -> str:
+def caption(runs: list[RunStatus], left: list[list[RunStatus]], config: SweepConfig) -> str:
     """Returns the time left, and the time spent compared with the article's; empty before the first log step.
 
     Args:
         runs: all runs of the sweep.
-        left: those that are still to be trained.
+        left: those that are still to be trained, by each rank. The ranks train at the same time.
         config: the sweep's settings.
     """
     train = config.train
@@ -97,7 +104,10 @@ def caption(runs: list[RunStatus], left: list[RunStatus], config: SweepConfig) -
         return ""
     pace = train.batch_size * seconds / images
     limit = 60 * (train.minutes or math.inf)
-    to_do = sum(min((train.iterations - run.iteration) * pace, max(0.0, limit - run.seconds)) for run in left)
+    to_do = max(
+        sum(min((train.iterations - run.iteration) * pace, max(0.0, limit - run.seconds)) for run in own)
+        for own in left
+    )
     remaining = f"{duration(to_do)} left; " if to_do else ""
     spent = f"{remaining}{duration(seconds)} for {images:,} images"
     article = ARTICLE_SECONDS * images / ARTICLE_IMAGES

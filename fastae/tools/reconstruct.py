@@ -76,7 +76,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
         else check_files([path], config.crop)
         for path in paths
     ]
-    skipped = [file for check in checks for file in check.unusable]
+    skipped = [*dict.fromkeys(file for check in checks for file in check.unusable)]
     usable = dict.fromkeys(path for check in checks for path in check.usable)
     files = ImageFiles([*usable], on_replaced=lambda file, _: skipped.append(file))
     try:

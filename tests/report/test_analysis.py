@@ -182,6 +182,16 @@ def test_the_detectable_difference_is_found_in_80_of_100_draws():
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
 
 
+def test_the_detectable_difference_of_three_losses_is_found_by_the_t_test_in_80_of_100_draws():
+    """With three seeds of three losses, the corrected t test needs a larger difference than the F test."""
+    generator = np.random.RandomState(0)
+    difference = Effect(0.0, 1.0, 4, 1.0, None).detectable(tests=3, losses=3)
+    estimates = difference + generator.normal(size=200_000)
+    errors = np.sqrt(generator.chisquare(4, size=200_000) / 4)
+    found = 2 * stats.t.sf(estimates / errors, 4) < 0.05 / 3
+    assert found.mean() == pytest.approx(0.8, abs=0.004)
+
+
 @pytest.mark.parametrize("same_init", [True, False])
 def test_a_sweep_with_a_difference_is_analysed_by_its_last_four_evaluations(same_init, tmp_path):
     factor = simulated(0.2, np.random.default_rng(0))

@@ -1,4 +1,4 @@
-"""Which runs are compared and where, how their losses rank, and which runs are one curve."""
+"""Which runs are compared and where, and which runs are one curve."""
 
 import math
 
@@ -6,7 +6,7 @@ import pytest
 
 from fastae.experiment.losses import LOSSES
 from fastae.report.compare import compare, group_seeds
-from fastae.report.runs import find_runs
+from fastae.report.runs import PRIMARY, find_runs
 
 from .made import make_run
 
@@ -51,8 +51,7 @@ def test_an_unfinished_run_is_marked_and_runs_are_compared_at_their_last_common_
     broken, *_, young = found.warnings
     assert "broken" in broken and "60 of 100" in broken and "young" in young and "not 100" in young
     assert (found.ends, names) == ((50,), ["whole", "broken"])
-    ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
-    assert [*ranked.items()] == [("pixel_bce", [390_000]), ("minibatch_bce", [400_000])]
+    assert found.endpoints[PRIMARY] == {"minibatch_bce": {0: 400_000}, "pixel_bce": {0: 390_000}}
 
 
 def test_the_endpoint_is_the_mean_of_the_last_four_common_evaluations(tmp_path):
@@ -61,8 +60,7 @@ def test_the_endpoint_is_the_mean_of_the_last_four_common_evaluations(tmp_path):
     make_run(tmp_path / "b", "pixel_bce", held_out={step: errors[step] for step in errors if step != 70})
     found, _ = compared(tmp_path)
     assert found.ends == (40, 60, 80, 100)
-    ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
-    assert ranked == {"minibatch_bce": [250_000.0], "pixel_bce": [250_000.0]}
+    assert found.endpoints[PRIMARY] == {"minibatch_bce": {0: 250_000}, "pixel_bce": {0: 250_000}}
 
 
 def test_a_run_that_ends_in_nan_is_marked_and_not_compared(tmp_path):
@@ -87,8 +85,7 @@ def test_seeds_are_the_samples_of_a_loss_and_two_runs_of_one_seed_are_one_sample
     make_run(tmp_path / "pixel_mse-again", "pixel_mse", held_out={0: START, 100: 1e3})
     found, _ = compared(tmp_path)
     assert not found.warnings and found.ends == (100,)
-    ranked = {loss: errors.tolist() for loss, errors in found.errors.items()}
-    assert [*ranked.items()] == [*finals.items()]
+    assert found.endpoints[PRIMARY] == {loss: dict(enumerate(values)) for loss, values in finals.items()}
 
 
 @pytest.mark.parametrize(

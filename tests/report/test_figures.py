@@ -2,11 +2,12 @@
 
 import math
 import xml.etree.ElementTree as ElementTree
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from fastae.experiment.losses import ELEMENTS, LOSSES, REDUCTIONS, Element, Loss
+from fastae.experiment.losses import ELEMENTS, LOSSES, REDUCTIONS, Element, Loss, Reduction
 from fastae.report import figures
 from fastae.report.analysis import analyse
 from fastae.report.compare import compare, group_seeds
@@ -84,6 +85,15 @@ def test_elements_of_users_differ_in_color_and_if_there_are_many_in_dashes(count
     curves = own_curves([f"own_{index}" for index in range(count)])
     looks = [tuple(look[each] for each in differs) for look in figures.styles(curves)]
     assert len(set(looks)) == len(curves) >= 3 * count
+
+
+def test_a_reduction_without_a_shade_is_drawn_in_a_further_color():
+    median = Reduction("median", lambda elements: elements.median(), lambda shape: 1, width=2.0, marker="v")
+    curves = [curve(loss, (9, 5)) for loss in LOSSES]
+    curves += [replace(curves[0], loss=Loss(element, median)) for element in ELEMENTS]
+    looks = [*figures.styles(curves)]
+    assert [look["marker"] for look in looks[-2:]] == ["v", "v"]
+    assert len({look["color"] for look in looks}) == len(curves)
 
 
 @pytest.mark.parametrize("own", [(), ("own",), ("own", "other_own")])

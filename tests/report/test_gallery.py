@@ -11,6 +11,7 @@ from PIL import Image
 from fastae.report.compare import group_seeds
 from fastae.report.gallery import Gallery, ModelColumn, make_gallery, pick
 from fastae.report.runs import find_runs
+from fastae.runs.loaded_model import load_model
 from fastae.utils.pictures import to_bytes
 
 from ..data.bad_files import bad_table
@@ -84,6 +85,22 @@ def test_each_setting_of_a_loss_has_a_column_by_the_first_seed_with_weights(tmp_
     assert labels_of(gallery) == ["pixel_mse --lr 0.001", "pixel_mse"] and warnings == []
 
 
+def test_runs_that_were_evaluated_on_other_images_are_named_and_their_weights_are_not_loaded(
+    tmp_path, face_folder, monkeypatch
+):
+    loaded = []
+    monkeypatch.setattr(
+        "fastae.report.gallery.load_model", lambda path, *rest: loaded.append(path) or load_model(path, *rest)
+    )
+    shown = make_run(tmp_path / "shown", data=face_folder, weights=0)
+    for seed in range(2):
+        other = {"seed": seed, "image_size": 48}
+        make_run(tmp_path / f"other-{seed}", "pixel_mse", data=face_folder, weights=0, **other)
+    made, (warning,) = gallery_of(tmp_path, face_folder)
+    assert len(made.columns) == 1 and loaded == [shown]
+    assert "pixel_mse" in warning and "--image-size" in warning and "minibatch_bce" not in warning
+
+
 def test_damaged_weights_and_runs_without_weights_are_named(run, face_folder):
     make_run(run.parent / "copied", "pixel_bce", data=face_folder)
     weights = run / "model.safetensors"
@@ -101,7 +118,8 @@ def test_a_run_keeps_its_images_after_files_were_added_and_the_folder_was_moved(
     moved = data.rename(tmp_path / "moved")
     assert names_of(first, moved) == ([path.stem for path in last], [])
     assert names_of(second, moved) == (["zzz1", "zzz2"], [])
-    assert len(gallery_of(tmp_path / "runs", moved)[0].columns) == 1
+    made, (warning,) = gallery_of(tmp_path / "runs", moved)
+    assert len(made.columns) == 1 and "pixel_mse" in warning
 
 
 def test_a_held_out_file_that_does_not_decode_is_replaced_as_in_training(tmp_path, data):

@@ -5,7 +5,7 @@ import pytest
 from fastae.experiment.definition import ARTICLES_MODEL
 from fastae.report.analysis import analyse
 from fastae.report.compare import compare
-from fastae.report.runs import find_runs
+from fastae.report.runs import PRIMARY, find_runs
 
 from .made import make_run
 from .test_gallery import gallery_of, labels_of
@@ -38,7 +38,7 @@ def test_own_losses_are_sorted_ranked_and_compared_with_fastaes(runs):
     losses = list(dict.fromkeys(run.loss.name for run in found))
     assert losses == ["minibatch_bce", "minibatch_other_own", "minibatch_own", "pixel_mse", "pixel_other_own"]
     comparison = compare(found)
-    assert {*comparison.errors} == {*losses} and not warnings and not comparison.warnings
+    assert {*comparison.endpoints[PRIMARY]} == {*losses} and not warnings and not comparison.warnings
     values = {contrast.name: effect.value for contrast, effect in analyse(comparison).primary.items()}
     assert values == {
         "squared error − cross entropy": 0.0,

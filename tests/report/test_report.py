@@ -57,11 +57,11 @@ def test_a_sweep_is_reported_on_with_the_images_that_its_user_named(face_folder,
 
 def test_a_page_with_pictures_is_not_replaced_by_one_without(face_folder, tmp_path, monkeypatch):
     run = make_run(tmp_path / "run", "sample_mse", weights=0, data=face_folder)
-    page = make_report([run], data=str(face_folder))
+    page = make_report([run], data=face_folder)
     before = page.read_bytes()
     assert b'class="single"' in before and b'class="gallery"' not in before
     monkeypatch.setenv("FASTAE_CACHE", str(tmp_path / "cache"))  # where the folder is not known
-    with pytest.raises(FastaeError, match=r"report\.html.*--data DIR.*--out"):
+    with pytest.raises(FastaeError, match=r"report\.html.*--data DIR.*fastae report --out FILE"):
         make_report([run])
     assert page.read_bytes() == before and figures_of(page) == FIGURES
     assert make_report([run], tmp_path / "other.html").is_file()
@@ -78,6 +78,7 @@ def test_a_page_needs_only_numbers(tmp_path):
     assert page.read_text().count("no reconstructions") == 1
     numbers, _, found = words_of(page).partition("Differences")
     assert "mean of 3 seeds 100 302,000 ± 3,000 21.00 0.7500" in numbers and "bands reach" in numbers
+    assert "the iterations compared: 100." in found
     assert "squared error − cross entropy +2,000" in found and "F(1, 2) =" in found and "open" in found
 
 
@@ -119,6 +120,12 @@ def test_a_refused_report_leaves_nothing(folder, out, words, tmp_path, monkeypat
     with pytest.raises(FastaeError, match=re.escape(words)):
         make_report([Path(folder)], out and Path(out))
     assert [path.name for path in tmp_path.glob("here/*")] == ["folder.html"]
+
+
+@pytest.mark.parametrize(("arguments", "name"), [(([],), "folders"), ((["."], None, "gone"), "data")])
+def test_a_wrong_argument_in_python_is_named(arguments, name):
+    with pytest.raises(FastaeError, match=f"^{name} "):
+        make_report(*arguments)
 
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.runs import metrics as metrics_csv
-from fastae.runs.metrics import COLUMNS, HELD_OUT, TRAIN, MetricsWriter, read_metrics
+from fastae.runs.metrics import COLUMNS, HELD_OUT, TRAIN, LoggedContent, MetricsWriter, read_metrics
 
 from ..helpers import largest_file
 
@@ -54,6 +54,35 @@ def test_a_resumed_run_repeats_no_iteration(path):
     assert read_metrics(path).train.values["loss_index"].tolist() == [10.0, 100.0, 7.0]
     with MetricsWriter(path):  # which starts at 0
         assert path.read_text() == HEADER
+
+
+def test_a_file_that_is_too_long_for_readers_is_resumed_whole(path, monkeypatch):
+    write(path, *range(1, 9))
+    with MetricsWriter(path, start=8, content=LoggedContent(0, "")) as metrics:  # damaged: its rows are kept
+        content = metrics.sync()
+    assert metrics.is_damaged
+    monkeypatch.setattr(metrics_csv, "MAX_BYTES", content.size // 2)
+    with MetricsWriter(path, start=8, content=content) as metrics:
+        metrics.append(9, TRAIN, loss=0.5)
+    assert not metrics.is_damaged
+    monkeypatch.undo()
+    assert read_metrics(path).train.iterations.tolist() == [*range(1, 10)]
+
+
+def test_a_checkpoint_that_claims_a_longer_file_costs_no_memory(path):
+    write(path, 1, 2)
+    with MetricsWriter(path, start=2, content=LoggedContent(1 << 60, "")) as metrics:
+        assert metrics.is_damaged
+    assert read_metrics(path).train.iterations.tolist() == [1, 2]
+
+
+def test_a_value_without_a_column_is_refused(path):
+    with MetricsWriter(path) as metrics:
+        with pytest.raises(KeyError, match="lpips"):
+            metrics.append(1, HELD_OUT, loss=0.5, lpips=0.1)
+        metrics.append(1, HELD_OUT, loss=0.5)
+    read = read_metrics(path)
+    assert read.held_out.iterations.tolist() == [1] and read.damaged == 0
 
 
 def test_a_file_of_an_older_version_without_ssim_is_read(path):

@@ -96,12 +96,19 @@ def test_a_sweep_trains_all_losses_and_its_file_holds_the_plan_alone(swept):
 @pytest.mark.parametrize(("hours", "ratio"), [(2, "2.5x faster"), (5, "1x faster"), (6, "1.2x slower")])
 def test_the_time_is_compared_with_the_articles_for_as_many_images(hours, ratio):
     half = [RunStatus(iteration=50_000, seconds=1800 * hours)] * 2  # two half runs
-    text = caption(half, half, SweepConfig(TrainConfig()))
+    text = caption(half, [half], SweepConfig(TrainConfig()))
     assert text.endswith(f"the article's GPU took 5 h 00 min for as many: {ratio}")
     # An image takes less work, and another model other work.
     smaller = SweepConfig(TrainConfig(image_size=64))
     own = SweepConfig(TrainConfig(), experiment=experiment_with(small_model))
-    assert not any("article" in caption(half, half, config) for config in (smaller, own))
+    assert not any("article" in caption(half, [half], config) for config in (smaller, own))
+
+
+def test_the_time_left_is_that_of_the_rank_with_the_most_to_do():
+    half = RunStatus(iteration=50_000, seconds=3600)
+    for left, hours in (([[half] * 2], 2), ([[half], [half]], 1), ([[], [half]], 1)):
+        text = caption([half] * 2, left, SweepConfig(TrainConfig()))
+        assert text.startswith(f"{hours} h 00 min left; 2 h 00 min for 6,400,000 images")
 
 
 def test_a_run_of_a_sweep_ends_in_the_same_bits_as_the_run_that_train_makes(swept, face_folder, tmp_path):
@@ -199,6 +206,22 @@ def test_a_users_mistake_is_one_line(tmp_path, options, line):
     with pytest.raises(FastaeError, match=line) as refusal:
         here("sweep", "--out", tmp_path / "out", *options)
     assert refusal.value.exit_code == 2 and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "repeats", "line"),
+    [
+        ("pixel_mse", 1, "^names must be list or tuple, not 'pixel_mse'"),
+        ([3], 1, "'3': not one of minibatch_bce"),
+        (TWO, 2.5, "^repeats must be an integer, not 2.5"),
+        (TWO, "3", "^repeats must be an integer, not '3'"),
+        (TWO, 1001, "^repeats must be from 1 to 1,000"),
+    ],
+)
+def test_a_wrong_argument_in_python_is_one_line(tmp_path, names, repeats, line):
+    with pytest.raises(FastaeError, match=line):
+        run_sweep(TrainConfig(), names, repeats=repeats, out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_refused_settings_leave_no_plan_behind(face_folder, tmp_path):
