@@ -1,16 +1,14 @@
 """Lightning and accelerate train with fastae's loader, as docs/python.md shows."""
 
 import os
-import sys
 
 import numpy as np
 import pytest
 import torch
 
-from .commands import started
+from .commands import TORCHRUN, started
 from .test_docs import ROOT, blocks, readers_folder  # noqa: F401 (a fixture)
 
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 RANK = """
 torch.save([loader.indices(1), list(model.parameters())], f"{accelerator.process_index}.pt")
 loader.load_state_dict({**loader.state_dict(), "epoch": 0})
