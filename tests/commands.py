@@ -147,7 +147,7 @@ def curve(run, tag="loss_index/train"):
 
 
 def two_ranks_train_as_one(data, folder, *options):
-    """Trains in this process, and on two ranks until the second gets a SIGTERM: iteration 10 is alike.
+    """Trains here, and on two ranks until the second gets a SIGTERM; both end at iteration 10, alike.
 
     Different rounding, of TF32 too, moves weights by some 0.3 % of what Adam moves them by at most. Gradients
     or statistics that are not shared move them by 25 % or more.
