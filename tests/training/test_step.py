@@ -5,6 +5,7 @@ import gc
 import subprocess
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
@@ -433,4 +434,6 @@ def test_models_made_at_once_have_the_weights_of_their_seeds_and_the_users_gener
     with ThreadPoolExecutor(4) as pool:
         made = list(pool.map(lambda _: build_model(Experiment(), config).state_dict(), range(8)))
     assert all(same_state(alone, other) for other in made)
+    other = build_model(Experiment(), replace(config, seed=1)).state_dict()
+    assert not torch.equal(alone["encoder.0.weight"], other["encoder.0.weight"])
     assert torch.equal(torch.get_rng_state(), before)
