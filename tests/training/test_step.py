@@ -267,7 +267,7 @@ def test_a_recording_that_fails_is_tried_once_more_and_leaves_nothing(
     if failures == 1:
         assert note == RECORDED
     else:
-        assert note == "no CUDA graph (CUDA error: operation not permitted)"
+        assert "not permitted" in note and "and much more" not in note
         assert all(weight.grad is None for weight in model.parameters())
     assert_the_same_after(ours, eager, [images(number) for number in range(2)])
 
