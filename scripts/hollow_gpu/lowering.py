@@ -29,14 +29,12 @@ from fastae.experiment.definition import Experiment
 from fastae.experiment.losses import LOSSES
 from fastae.training.session import batch_shape, build_model
 from fastae.training.step.objective import TrainedModel, prepare
-from fastae.training.step.step import TrainingStep
+from fastae.training.step.step import CAPTURED, TrainingStep
 from scripts.hollow_gpu.driver import LOG, Counts, Kernel, LibraryCall, captured_nodes, count_replays
 from scripts.hollow_gpu.seams import replay_counters
 
 IMAGES = 202_599
 """The number of CelebA's images: a store of 9.96e9 bytes, which exceeds 32-bit offsets."""
-
-RECORDED = "one CUDA graph per step"
 
 
 @dataclass(frozen=True)
@@ -216,7 +214,7 @@ def summary(kernels: Sequence[Kernel], counts: Counts, note: str, replay: Counts
         "megabytes": round(counts.megabytes, 1),
         "spills": spills(kernels),
         "host_syncs": counts.synchronisations + replay.synchronisations,
-        "recorded": note == RECORDED,
+        "recorded": note == CAPTURED,
         "library_calls": counts.library,
         "aten_launches": counts.aten,
         "graph_nodes": captured_nodes(),

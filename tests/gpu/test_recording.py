@@ -21,12 +21,12 @@ from fastae.experiment.augment import Augmentation
 from fastae.experiment.losses import CROSS_ENTROPY
 from fastae.experiment.model import AutoEncoder
 from fastae.training.step.cuda_graph import GraphedFunction, side_stream
+from fastae.training.step.step import CAPTURED
 from fastae.training.step.sync_batch_norm import synchronize
 
 from .conftest import BATCH, SIZE, make_step, prepared, small_model
 
 IMAGES = 200
-RECORDED = "one CUDA graph per step"
 FP16 = Precision(torch.float16, "fp16")
 
 
@@ -54,7 +54,7 @@ def recorded(hollow):
             from scripts.hollow_gpu.seams import replay_counters
 
             count_replays(replay_counters(step))
-        assert step.capture(loader.example()) == RECORDED
+        assert step.capture(loader.example()) == CAPTURED
         return step
 
     return record
