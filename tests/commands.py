@@ -86,13 +86,24 @@ def wait_for(process, text, seconds=600):
     raise AssertionError(f"it ended without {text!r}: {lines} {process.stderr.read()}")
 
 
-def wait_until_ended(pid, seconds=60):
+def wait_until(condition, seconds=60):
+    """Calls `condition` until it returns what is true, and returns that. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def wait_until_ended(pid):
     """Waits until a killed process has died. It is a zombie until its parent asks for its exit code."""
-    status, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + seconds
-    with suppress(FileNotFoundError, ProcessLookupError):
-        while status.read_text().rpartition(")")[2].split()[0] != "Z":
-            assert time.monotonic() < deadline, "it still runs"
-            time.sleep(0.01)
+
+    def has_ended():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return True
+
+    wait_until(has_ended)
 
 
 def last_checkpoint(run):
@@ -110,12 +121,18 @@ def last_training(run):
     return vars(last_checkpoint(run).training)
 
 
+def claim(run, part="config", /, **values):
+    """Writes values into the settings of a run's config.json, or into another part; returns its content."""
+    described = json.loads((run / "config.json").read_text())
+    described[part] |= values
+    (run / "config.json").write_text(json.dumps(described))
+    return described
+
+
 def begin_with(run, images):
     """Rewrites a run so that it appears to have begun with these images: its files and newest checkpoint."""
     images.write(run / "images.json")
-    described = json.loads((run / "config.json").read_text())
-    described["data"]["fingerprint"] = images.fingerprint
-    (run / "config.json").write_text(json.dumps(described))
+    claim(run, "data", fingerprint=images.fingerprint)
     last = checkpoint.newest(run / "checkpoints", print)
     data = replace(last.description.data, fingerprint=images.fingerprint)
     checkpoint.write(

@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import json
 import os
 import resource
 import shutil
@@ -23,7 +22,7 @@ from fastae.runs.loaded_model import load_model
 from fastae.tools.reconstruct import reconstruct_files
 from fastae.training.resume import resume
 
-from .commands import FASTAE, SMALL, fastae, here, killed_before_its_first_checkpoint, refuses
+from .commands import FASTAE, SMALL, claim, fastae, here, killed_before_its_first_checkpoint, refuses
 
 
 def test_help_imports_nothing_heavy():
@@ -295,10 +294,8 @@ def test_an_invalid_path_in_a_variable_is_refused_in_one_line(face_folder, monke
     assert refuses(*command.split()).startswith("$FASTAE_CACHE")
 
 
-@pytest.mark.parametrize("keys", [("config", "cache_dir"), ("config", "data"), ("data", "folder")])
-def test_an_invalid_path_in_config_json_is_refused_in_one_line(run, keys):
+@pytest.mark.parametrize(("part", "name"), [("config", "cache_dir"), ("config", "data"), ("data", "folder")])
+def test_an_invalid_path_in_config_json_is_refused_in_one_line(run, part, name):
     killed_before_its_first_checkpoint(run)
-    described = json.loads((run / "config.json").read_text())
-    described[keys[0]][keys[1]] = "a\0b"
-    (run / "config.json").write_text(json.dumps(described))
+    claim(run, part, **{name: "a\0b"})
     assert "NUL" in refuses("train", "--resume", run)

@@ -1,6 +1,5 @@
 """`load_model`: the file of a run from which the weights are read, and the files that are refused."""
 
-import json
 import os
 import shutil
 
@@ -14,6 +13,7 @@ from fastae.runs.loaded_model import load_model
 from fastae.runs.weights import write_weights
 from fastae.training.runner import train
 
+from ..commands import claim
 from ..helpers import small_config, small_model
 
 
@@ -100,12 +100,10 @@ def test_a_model_of_ones_own_is_loaded_only_if_it_is_passed(face_folder, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "claim", [{"latent": 17}, {"image_size": 4096}, {"latent": 2**20, "image_size": 4096}]
+    "claimed", [{"latent": 17}, {"image_size": 4096}, {"latent": 2**20, "image_size": 4096}]
 )
-def test_weights_of_other_shapes_than_config_json_claims_are_refused(run, claim):
+def test_weights_of_other_shapes_than_config_json_claims_are_refused(run, claimed):
     save_weights(run)
-    described = json.loads((run / "config.json").read_text())
-    described["config"] |= claim
-    (run / "config.json").write_text(json.dumps(described))
+    claim(run, **claimed)
     with pytest.raises(FastaeError, match="no usable checkpoint"):
         load_model(run)

@@ -19,6 +19,7 @@ from fastae.training.runner import train
 
 from ..commands import (
     begin_with,
+    claim,
     curve,
     last_checkpoint,
     last_iteration,
@@ -192,9 +193,8 @@ def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
 )
 def test_a_config_json_that_contradicts_the_checkpoint_is_refused(stopped, name, value):
     """The checkpoint's digest covers its settings. config.json has no digest, and may have been edited."""
-    described = json.loads((stopped / "config.json").read_text())
-    trained, described["config"][name] = described["config"][name], value
-    (stopped / "config.json").write_text(json.dumps(described))
+    trained = getattr(RunFolder(stopped).read_description().config, name)
+    claim(stopped, **{name: value})
     before = content(stopped)
     with pytest.raises(FastaeError, match=rf"--{name} {value}, but .* was trained with {trained}: restore"):
         resume_run(stopped, {"iterations": LENGTH})
@@ -203,9 +203,7 @@ def test_a_config_json_that_contradicts_the_checkpoint_is_refused(stopped, name,
 
 def test_other_settings_in_config_json_are_named(stopped, capsys):
     """They may be changed by options, so that they are not refused."""
-    described = json.loads((stopped / "config.json").read_text())
-    described["config"] |= {"iterations": STOPPED + 1, "keep": 0, "minutes": 9.0, "out": "elsewhere"}
-    (stopped / "config.json").write_text(json.dumps(described))
+    claim(stopped, iterations=STOPPED + 1, keep=0, minutes=9.0, out="elsewhere")
     capsys.readouterr()
     resume_run(stopped, {})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs")]

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 
 import pytest
 from torch._inductor.exc import CppCompileError
@@ -20,7 +19,7 @@ from fastae.training.runner import train
 from fastae.training.signals import StopSignals
 from fastae.training.step.step import TrainingStep
 
-from ..commands import NARROW, SMALL, curve, last_iteration, started, wait_for
+from ..commands import NARROW, SMALL, curve, last_iteration, started, wait_for, wait_until
 from ..helpers import at_iteration, small_config
 
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0]
@@ -40,13 +39,6 @@ def test_a_signal_saves_and_the_run_continues_from_there(face_folder, tmp_path, 
     assert [step for step, _ in curve(run)] == list(range(1, iteration + 2))
 
 
-def saved(run, iteration, process):
-    """Waits until the process has saved this iteration."""
-    while not (run / "checkpoints" / f"{iteration:07d}.safetensors").exists():
-        assert process.poll() is None
-        time.sleep(0.1)
-
-
 def test_a_closed_terminal_does_not_end_a_run_but_a_signal_does(face_folder, tmp_path):
     run = tmp_path / "run"
     with started(
@@ -54,7 +46,7 @@ def test_a_closed_terminal_does_not_end_a_run_but_a_signal_does(face_folder, tmp
     ) as process:
         wait_for(process, "2/100,000")
         process.stdout.close()  # every later line is a broken pipe
-        saved(run, 10, process)
+        wait_until((run / "checkpoints" / "0000010.safetensors").exists)
         process.send_signal(signal.SIGTERM)
         assert process.wait(600) == 143
         (line,) = process.stderr.read().splitlines()
@@ -117,9 +109,7 @@ def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(fac
     with started("train", *options, command=NARROW, group=True, **environment) as process:
         wait_for(process, "run       ")
         compiler.with_name("compiler.armed").touch()
-        while not compiler.with_name("compiler.busy").exists():
-            assert process.poll() is None
-            time.sleep(0.1)
+        wait_until(compiler.with_name("compiler.busy").exists, seconds=600)
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130, stderr
