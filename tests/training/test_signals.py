@@ -109,7 +109,8 @@ def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(fac
     with started("train", *options, command=NARROW, group=True, **environment) as process:
         wait_for(process, "run       ")
         compiler.with_name("compiler.armed").touch()
-        wait_until(compiler.with_name("compiler.busy").exists, seconds=600)
+        busy = compiler.with_name("compiler.busy")
+        wait_until(lambda: busy.exists() or process.poll() is not None, seconds=600)
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130, stderr
