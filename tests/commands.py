@@ -24,6 +24,8 @@ ROOT = Path(__file__).parents[1]
 FASTAE = (sys.executable, "-m", "fastae")
 NARROW = (sys.executable, "-P", str(Path(__file__).with_name("narrow.py")))
 """Fastae with the narrow model that the tests' own process has."""
+TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+"""Starts a program on two ranks."""
 SMALL = ["--image-size", "32", "--latent", "16", "--batch-size", "4", "--no-compile"]
 
 
@@ -84,13 +86,24 @@ def wait_for(process, text, seconds=600):
     raise AssertionError(f"it ended without {text!r}: {lines} {process.stderr.read()}")
 
 
-def wait_until_ended(pid, seconds=60):
+def wait_until(condition, seconds=60):
+    """Calls `condition` until it returns what is true, and returns that. Fails after `seconds`."""
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, f"not true within {seconds} s"
+        time.sleep(0.01)
+    return value
+
+
+def wait_until_ended(pid):
     """Waits until a killed process has died. It is a zombie until its parent asks for its exit code."""
-    status, deadline = Path(f"/proc/{pid}/stat"), time.monotonic() + seconds
-    with suppress(FileNotFoundError, ProcessLookupError):
-        while status.read_text().rpartition(")")[2].split()[0] != "Z":
-            assert time.monotonic() < deadline, "it still runs"
-            time.sleep(0.01)
+
+    def has_ended():
+        with suppress(FileNotFoundError, ProcessLookupError):
+            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return True
+
+    wait_until(has_ended)
 
 
 def last_checkpoint(run):
@@ -108,12 +121,18 @@ def last_training(run):
     return vars(last_checkpoint(run).training)
 
 
+def claim(run, part="config", /, **values):
+    """Writes values into the settings of a run's config.json, or into another part; returns its content."""
+    described = json.loads((run / "config.json").read_text())
+    described[part] |= values
+    (run / "config.json").write_text(json.dumps(described))
+    return described
+
+
 def begin_with(run, images):
     """Rewrites a run so that it appears to have begun with these images: its files and newest checkpoint."""
     images.write(run / "images.json")
-    described = json.loads((run / "config.json").read_text())
-    described["data"]["fingerprint"] = images.fingerprint
-    (run / "config.json").write_text(json.dumps(described))
+    claim(run, "data", fingerprint=images.fingerprint)
     last = checkpoint.newest(run / "checkpoints", print)
     data = replace(last.description.data, fingerprint=images.fingerprint)
     checkpoint.write(
@@ -145,28 +164,25 @@ def curve(run, tag="loss_index/train"):
 
 
 def two_ranks_train_as_one(data, folder, *options):
-    """Trains on one rank, and on two until the second gets a SIGTERM; both end at iteration 10, alike.
+    """Trains here, and on two ranks until the second gets a SIGTERM; both end at iteration 10, alike.
 
     Different rounding, of TF32 too, moves weights by some 0.3 % of what Adam moves them by at most. Gradients
     or statistics that are not shared move them by 25 % or more.
     """
     run = ["train", "--data", data, *SMALL, "--lr", 1e-3, "--seed", 2, "--log-every", 1, *options]
-    torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"]
-    models, logs = {}, {}
-    for name, start, length in (("one", [], 10), ("two", torchrun, 100_000)):
-        out = folder / name
-        command = [sys.executable, "-m", *start, "tests.rank", *run, "--iterations", length, "--out", out]
-        ended = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
-        assert ("stopped by SIGTERM at iteration 10" in ended.stderr) is (name == "two"), ended.stderr
-        assert ended.stdout.count("iteration 0:") == 1  # of several ranks, one logs
-        models |= {path.name: torch.load(path, map_location="cpu") for path in folder.glob(f"{name}.?")}
-        logs[name] = read_metrics(out / "metrics.csv").train.values
-    one, two, other = (models.pop(name) for name in ("one.0", "two.0", "two.1"))
-    assert not models and same_state(two, other)
-    for name, expected in one.items():
+    one, two = folder / "one", folder / "two"
+    here(*run, "--iterations", 10, "--out", one)
+    command = [*TORCHRUN, "-m", "tests.rank", *run, "--iterations", 100_000, "--out", two]
+    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, cwd=ROOT)
+    assert "stopped by SIGTERM at iteration 10" in ended.stderr, ended.stderr
+    assert ended.stdout.count("iteration 0:") == 1  # one rank logs
+    weights, other = (torch.load(folder / f"two.{rank}", map_location="cpu") for rank in (0, 1))
+    assert same_state(weights, other)
+    for name, expected in last_training(one)["model"].items():
         if "running" in name:
-            torch.testing.assert_close(two[name], expected, rtol=0.02, atol=2e-3, msg=name)
+            torch.testing.assert_close(weights[name], expected, rtol=0.02, atol=2e-3, msg=name)
         else:
-            assert (two[name] - expected).abs().float().mean() < 0.05 * 10 * 1e-3, name
+            assert (weights[name] - expected).abs().float().mean() < 0.05 * 10 * 1e-3, name
+    logged, expected = (read_metrics(each / "metrics.csv").train.values for each in (two, one))
     for column in ("loss", "loss_index", "grad_norm"):
-        assert logs["two"][column].tolist() == pytest.approx(logs["one"][column].tolist(), rel=0.02)
+        assert logged[column].tolist() == pytest.approx(expected[column].tolist(), rel=0.02)

@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastae.tools.export import export
-
 from .data.bad_files import put
 
 ROOT = Path.cwd()
@@ -71,19 +69,25 @@ def readers_folder(tmp_path, face_paths, small_run, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-RUN_ELSEWHERE = Path("docs/bottleneck.md")  # by tests/monitor/test_watch.py, which checks the verdicts
-WITH_PYTHON = [str(page) for page in PAGES if page != RUN_ELSEWHERE and blocks(page)]
+RUN_ELSEWHERE = [
+    Path("docs/bottleneck.md"),  # by tests/monitor/test_watch.py, which checks the verdicts
+    Path("docs/using-a-model.md"),  # by tests/tools/test_export.py, which has exported a model
+]
+WITH_PYTHON = [str(page) for page in PAGES if page not in RUN_ELSEWHERE and blocks(page)]
+
+
+def run_all(page):
+    """Runs the code of a page, block after block; returns the names that it defines."""
+    names = {"__name__": "__main__"}
+    for block in blocks(ROOT / page):
+        run(block, names, page)
+    return names
 
 
 @pytest.mark.parametrize("page", WITH_PYTHON)
-def test_the_python_code_of_a_page_runs(page, readers_folder, small_run):
-    found = blocks(ROOT / page)
-    if any("onnxruntime" in block for block in found):
-        pytest.importorskip("onnxruntime")
-        export(small_run, Path("model"))
-    names = {"__name__": "__main__"}
-    for block in found:
-        run(block, names, page)
+@pytest.mark.usefixtures("readers_folder")
+def test_the_python_code_of_a_page_runs(page):
+    run_all(page)
 
 
 def test_the_example_training_loop_resumes_to_the_same_weights(readers_folder, monkeypatch):

@@ -8,9 +8,12 @@ from contextlib import suppress
 
 import pytest
 
+from fastae.training.clock import Window
+from fastae.training.observers.display import Display
 from fastae.utils.console import size
 
-from .commands import FASTAE, SMALL, here, refuses
+from .commands import NARROW, SMALL, here, refuses
+from .helpers import small_config
 
 
 @pytest.mark.parametrize("command", ["train", "sweep"])
@@ -47,7 +50,7 @@ def on_a_terminal(*arguments):
     """Runs a fastae command on a terminal of its own; returns what it shows."""
     ours, its = pty.openpty()
     options = {"stdout": its, "env": os.environ | {"TERM": "xterm", "COLUMNS": "120", "NO_COLOR": "1"}}
-    with subprocess.Popen([*FASTAE, *map(str, arguments)], **options), os.fdopen(ours, "rb") as screen:
+    with subprocess.Popen([*NARROW, *map(str, arguments)], **options), os.fdopen(ours, "rb") as screen:
         os.close(its)
         shown = b""
         with suppress(OSError):  # Linux's end of a terminal whose process has ended
@@ -56,15 +59,19 @@ def on_a_terminal(*arguments):
     return shown.decode()
 
 
-@pytest.mark.parametrize(
-    ("end", "count"), [(["--iterations", 3], "3/3"), (["--minutes", 0.02], r"\d+")], ids=str
-)
-def test_the_bar_counts_to_the_iterations_or_minutes_that_end_the_run(face_folder, tmp_path, end, count):
-    shown = on_a_terminal("train", "--data", face_folder, "--out", tmp_path / "run", *SMALL, *end)
-    counts = re.findall(r"([\d/]+) ━", shown)
-    assert re.fullmatch(count, counts[-1])
-    *_, bar, result = shown.split(ERASED_LINE)
-    assert counts[-1] in bar and "━" not in result and "at iteration 0" in result
+def test_the_bar_counts_to_the_iterations_that_end_the_run(face_folder, tmp_path):
+    run = ["--data", face_folder, "--out", tmp_path / "run", *SMALL, "--iterations", 3]
+    *_, bar, result = on_a_terminal("train", *run).split(ERASED_LINE)
+    assert re.findall(r"([\d/]+) ━", bar)[-1] == "3/3"
+    assert "━" not in result and "at iteration 0" in result
+
+
+@pytest.mark.parametrize(("end", "count"), [({"iterations": 300}, " 20/300"), ({"minutes": 9}, "     20")])
+def test_a_log_step_names_the_iterations_if_they_end_the_run(face_folder, capsys, end, count):
+    display = Display(small_config(face_folder, **end), start=0, on_cpu=True, bar=False)
+    figures = {"losses": [0.5], "loss": 0.5, "loss_index": 1e5, "gradient_norm": 1.0}
+    display.window(Window(4, 1.0, 0.0, 1.0, 1.0, 0.0, iteration=20, **figures))
+    assert capsys.readouterr().out.startswith(f"{count}  loss 0.5")
 
 
 def test_sizes_are_in_megabytes_or_gigabytes():

@@ -23,12 +23,17 @@ PAGE = Path("docs/results.md")
 ASIDE = "# Results\n\n<!-- small -->\nold\n<!-- /small -->\n\nWords.\n"
 
 
-@pytest.fixture
-def sweep(tmp_path, monkeypatch):
-    """A sweep of two losses and two seeds, and a control of one seed, in a repository with a page for it."""
+@pytest.fixture(autouse=True)
+def page(tmp_path, monkeypatch):
+    """The current folder is a repository with a page for results."""
     (tmp_path / "docs/images").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     PAGE.write_text(ASIDE)
+
+
+@pytest.fixture
+def sweep(tmp_path):
+    """A sweep of two losses and two seeds, and a control of one seed."""
     config = SweepConfig(TrainConfig(**SMALL), ("pixel_bce", "pixel_mse"), repeats=2, same_init=True)
     others = {"quality": lambda step: {"ssim": 0.5}, "data": "/secret", "cache_dir": "/secret", "weights": 0}
     made = make_sweep(
@@ -82,7 +87,7 @@ def test_a_page_without_a_place_for_the_results_is_not_changed(sweep):
     assert result.exit_code == 2 and "<!-- sweep -->" in result.output and PAGE.read_text() == "# Results\n"
 
 
-def test_the_weights_of_eps_are_counted_and_shown(sweep):
+def test_the_weights_of_eps_are_counted_and_shown():
     """One of four weights has had no gradient, and eps shortens the step of one other by 10 %."""
     layers = {"encoder.0": [EPSILON / 0.1, EPSILON / 1e-3, 0.0], "decoder.0": [EPSILON / 1e-6]}
     rows = [

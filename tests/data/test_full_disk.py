@@ -15,7 +15,7 @@ from fastae.data.loaders import store
 from fastae.data.source import open_source
 from fastae.errors import FastaeError
 
-from ..commands import SMALL
+from ..commands import NARROW, SMALL
 from ..mounts import mounted, require_mounts
 from .batches import opened
 
@@ -85,7 +85,7 @@ def test_a_machine_without_proc_and_dev_shm_trains(tmp_path, face_folder):
     require_mounts("/proc")
     run = tmp_path / "run"
     train = ["train", "--data", face_folder, "--out", run, *SMALL, "--iterations", 2, "--loader", "dali"]
-    command = [sys.executable, "-m", "fastae", *train]
+    command = [*NARROW, *train]
     for folder in ("/proc", "/dev/shm"):
         command = mounted(folder, "size=4k,ro", *command)
     result = subprocess.run(command, capture_output=True, text=True, check=False)

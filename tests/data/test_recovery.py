@@ -61,8 +61,9 @@ def flipped_png(path):
     return png
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def impatient(monkeypatch):
+    """A batch may take one second, so that a test need not wait longer for a decoder that hangs."""
     monkeypatch.setattr(recovery, "PATIENCE", 1.0)
 
 
@@ -96,6 +97,7 @@ def damage(way, *paths):
         WAYS[way](path)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 @pytest.mark.parametrize("way", WAYS)
 def test_the_next_good_image_is_read_instead_and_nothing_else_changes(paths, way, kind, replaced):
@@ -203,6 +205,7 @@ def test_hundreds_of_files_that_vanish_are_noticed_at_once(tmp_path, face_paths,
     assert len(built) < 10
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("kind", "patience"), [(DecoderError, 1), (DecoderStalled, 8)])
 def test_a_failed_batch_without_a_bad_file_is_tried_once_more(paths, kind, patience):
     """A file may be incomplete, or the storage slow. If it fails twice, the decoder's error is raised."""
@@ -329,6 +332,7 @@ def test_errors_outside_the_decoder_are_not_treated_as_decoder_errors(paths, mon
     assert not replaced
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("kind", ["dali", "resident"])
 def test_a_file_at_which_the_decoder_hangs_is_replaced(paths, monkeypatch, kind, replaced):
     """The file is a pipe, and the quick check is made to accept it."""
@@ -364,7 +368,7 @@ def test_a_file_that_becomes_a_pipe_hangs_neither_the_run_nor_the_end_of_its_pro
     """When Python ends, DALI waits for its pipelines, and one of them waits for a writer of the pipe."""
     run = tmp_path / "run"
     code = (
-        "from fastae.data.files import recovery as r; r.PATIENCE = 1.0; import fastae.cli.main as m; m.main()"
+        "import tests.narrow, fastae.cli.main as m, fastae.data.files.recovery as r; r.PATIENCE = 1; m.main()"
     )
     options = ["--data", tmp_path / "images", "--out", run, *TRAIN]
     with started("train", *options, command=(sys.executable, "-c", code)) as process:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.data.loaders.sampler import Sampler, permutation
-from fastae.experiment.augment import Augmentation
+from fastae.experiment.augment import Augmentation, AugmentParams
 from fastae.utils.sample import evenly_spaced
 
 RANGES = Augmentation(brightness=0.125, contrast=0.2, saturation=0.3)
@@ -51,10 +51,13 @@ def test_the_parts_of_a_batch_are_the_batch(count, share, parts, shuffle):
         Sampler(count, share * parts, 0, RANGES, part=part, parts=parts, shuffle=shuffle)
         for part in range(parts)
     ]
-    for iteration in range(ranks[0].batches_per_epoch):
+    whole = Sampler(count, share * parts, 0, RANGES, shuffle=shuffle)
+    for iteration in range(whole.batches_per_epoch):
         here = [rank for rank in ranks if iteration < rank.batches_per_epoch]
-        together = np.concatenate([rank.at(iteration).indices for rank in here])
-        assert np.array_equal(together, ranks[0].indices(iteration))
+        indices, changes = zip(*(rank.at(iteration) for rank in here), strict=True)
+        batch = whole.at(iteration)
+        assert np.array_equal(np.concatenate(indices), batch.indices)
+        assert all(map(np.array_equal, AugmentParams.joined(changes), batch.augment))
         lengths = [rank.length(iteration) for rank in here]
         assert lengths == [len(rank.part_indices(iteration)) for rank in here]
         assert min(lengths) > 0 and max(lengths) - min(lengths) <= 1

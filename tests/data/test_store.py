@@ -210,7 +210,7 @@ def test_auto_needs_disk_space_unless_the_store_exists_already(face_paths, tmp_p
 def test_auto_chooses_dali_if_the_cache_cannot_be_written(face_paths, tmp_path, cache):
     (tmp_path / "file").touch()
     chosen = opened(face_paths, "auto", cache=tmp_path / cache)
-    assert (chosen.kind, chosen.note) == ("dali", f"the cache {str(tmp_path / cache)!r} is not writable")
+    assert chosen.kind == "dali" and str(tmp_path / cache) in chosen.note
 
 
 def test_auto_uses_a_store_in_a_cache_that_cannot_be_written(face_paths, tmp_path, monkeypatch):

@@ -186,9 +186,10 @@ def test_a_fault_at_any_file_operation_is_survived(begin, name):
             shutil.rmtree(case.path)
         return wrong
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:  # most of the time is fsync
+    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         wrong = dict(zip(tried, pool.map(attempt, tried), strict=True))
     broken = {" ".join(each): why for each, why in wrong.items() if why and why != "not reached"}
     counts = Counter(why for why in wrong.values())
     print(f"{name}: {len(operations)} operations, {len(tried)} faults, {counts['not reached']} not reached")
+    assert counts["not reached"] <= len(tried) // 10, "too many of the operations did not occur again"
     assert not broken, "\n".join(f"{each}: {why}" for each, why in broken.items())

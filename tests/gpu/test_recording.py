@@ -26,7 +26,6 @@ from fastae.training.step.sync_batch_norm import synchronize
 from .conftest import BATCH, SIZE, make_step, prepared, small_model
 
 IMAGES = 200
-RECORDED = "one CUDA graph per step"
 FP16 = Precision(torch.float16, "fp16")
 
 

@@ -11,6 +11,8 @@ from fastae.monitor import host as module
 from fastae.monitor.host import HostReader, family
 from fastae.monitor.recording import SAMPLED
 
+from ..commands import wait_until
+
 
 @pytest.fixture(autouse=True)
 def _no_shortest(monkeypatch):
@@ -29,19 +31,18 @@ def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
 
 
 def test_several_processes_are_summed():
-    parent = subprocess.Popen(["sh", "-c", "sleep 60 & wait"])
+    parent = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
     try:
-        while len(pids := family(parent.pid)) < 2 or not _sleeps(pids[1]):
-            time.sleep(0.01)
+        wait_until(lambda: _sleeps(family(parent.pid)[-1]))
+        pids = family(parent.pid)
         sums = [HostReader(each)._read_totals()["memory"] for each in (pids[:1], pids[1:], pids)]
     finally:
-        for pid in pids:
-            os.kill(pid, 9)
+        os.killpg(parent.pid, 9)
         parent.wait()
     assert pids[0] == parent.pid and len(pids) == 2 and sums[2] == pytest.approx(sums[0] + sums[1], rel=0.2)
 
 
-def _sleeps(pid: int) -> bool:
+def _sleeps(pid):
     """Whether `sleep` has been loaded, and its memory is final. Until then, it is a copy of the shell."""
     process = psutil.Process(pid)
     return process.name() == "sleep" and process.status() == psutil.STATUS_SLEEPING

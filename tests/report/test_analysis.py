@@ -152,7 +152,7 @@ def simulated(difference, generator):
 
 @pytest.mark.parametrize("difference", [0.0, 0.03])
 def test_in_95_of_100_draws_the_headline_has_a_difference_if_and_only_if_it_is_there(difference):
-    generator = np.random.default_rng(7)
+    generator = np.random.RandomState(0)  # NumPy never changes its numbers
     claims = []
     for _ in range(100):
         factor = simulated(difference, generator)

@@ -14,6 +14,7 @@ from fastae.report.make import make_report
 from fastae.report.runs import find_runs
 from fastae.runs.metrics import COLUMNS, NAME
 
+from ..commands import claim
 from .made import make_run
 from .test_gallery import gallery_of
 
@@ -24,14 +25,6 @@ def no_wait():
     signal.alarm(60)
     yield
     signal.alarm(0)
-
-
-def claim(run, **settings):
-    """Writes these settings into a run's config.json; returns its content."""
-    described = json.loads((run / "config.json").read_text())
-    described["config"] |= settings
-    (run / "config.json").write_text(json.dumps(described))
-    return described
 
 
 def pictures(page):

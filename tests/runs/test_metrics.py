@@ -26,9 +26,11 @@ def path(tmp_path):
 
 
 def write(path, *iterations):
+    """Writes rows; returns the file's content for a checkpoint."""
     with MetricsWriter(path) as metrics:
         for iteration in iterations:
             metrics.append(iteration, TRAIN, loss=0.5, loss_index=10.0 * iteration)
+        return metrics.sync()
 
 
 def test_appended_rows_are_read_back_and_the_file_has_the_documented_format(path):
@@ -83,6 +85,35 @@ def test_a_value_without_a_column_is_refused(path):
         metrics.append(1, HELD_OUT, loss=0.5)
     read = read_metrics(path)
     assert read.held_out.iterations.tolist() == [1] and read.damaged == 0
+
+
+def rewritten(change):
+    """Returns a function that changes the lines of a file."""
+    return lambda path: path.write_bytes(b"".join(change(path.read_bytes().splitlines(keepends=True))))
+
+
+@pytest.mark.parametrize(
+    ("damage", "kept"),
+    [
+        (Path.unlink, []),
+        (rewritten(lambda lines: lines[:-1]), [1, 2]),
+        (rewritten(lambda lines: [*lines[:-1], lines[-1].replace(b"0.5", b"9.5")]), [1, 2, 3]),
+        (rewritten(lambda lines: [*lines[:-1], *lines[-2:]]), [1, 2, 3]),
+    ],
+    ids=["no file", "a lost row", "a changed digit", "a doubled row"],
+)
+def test_a_file_that_changed_since_the_checkpoint_is_noticed_once_and_keeps_its_valid_rows(
+    path, damage, kept
+):
+    logged = write(path, 1, 2, 3)
+    damage(path)
+    with MetricsWriter(path, 3, logged) as metrics:
+        assert metrics.is_damaged
+        repaired = metrics.sync()
+    rows = read_metrics(path)
+    assert rows.train.iterations.tolist() == kept and rows.damaged == 0
+    with MetricsWriter(path, 3, repaired) as metrics:
+        assert not metrics.is_damaged
 
 
 def test_a_file_of_an_older_version_without_ssim_is_read(path):

@@ -97,7 +97,7 @@ def test_a_sweep_trains_all_losses_and_its_file_holds_the_plan_alone(swept):
 def test_the_time_is_compared_with_the_articles_for_as_many_images(hours, ratio):
     half = [RunStatus(iteration=50_000, seconds=1800 * hours)] * 2  # two half runs
     text = caption(half, [half], SweepConfig(TrainConfig()))
-    assert text.endswith(f"the article's GPU took 5 h 00 min for as many: {ratio}")
+    assert "5 h 00 min" in text and text.endswith(ratio)
     # An image takes less work, and another model other work.
     smaller = SweepConfig(TrainConfig(image_size=64))
     own = SweepConfig(TrainConfig(), experiment=experiment_with(small_model))

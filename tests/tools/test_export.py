@@ -16,6 +16,7 @@ from fastae.runs.loaded_model import load_model
 from fastae.tools import export as exporting
 
 from ..commands import here, refuses
+from ..test_docs import readers_folder, run_all  # noqa: F401 (a fixture)
 
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -46,6 +47,13 @@ def test_the_files_compute_what_the_model_does(exported, small_run, batch):
         codes = model.encoder(images)
         assert (run_file("encoder.onnx", images=images) - codes).abs().max() < 1e-4
         assert (run_file("decoder.onnx", codes=codes) - model.decoder(codes)).abs().max() < 1e-4
+
+
+@pytest.mark.usefixtures("readers_folder")
+def test_the_code_of_the_page_about_a_trained_model_runs(exported):
+    Path("model").symlink_to(exported[0])
+    names = run_all("docs/using-a-model.md")
+    assert names["reconstructions"].shape == (5, 3, 32, 32) and names["between"].shape == (8, 3, 32, 32)
 
 
 def test_the_files_name_no_folder_of_the_machine_and_their_differences_are_logged(

@@ -11,44 +11,30 @@ import torch
 import torch.distributed as dist
 
 from fastae.cli import main
-from fastae.data import Tuning, open_loader
+from fastae.data import open_loader
 from fastae.data.files.faults import Fault, FileFault
 from fastae.data.loaders import choose
 from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.runs.folder import RunFolder
-from fastae.runs.metrics import read_metrics
 from fastae.training import distributed
 from fastae.training.distributed import Ranks, joined
 from fastae.training.resume import resume_run
 from fastae.training.session import open_session
 from fastae.utils.console import console
 
-from ..commands import NARROW, SMALL, curve, last_iteration, started, two_ranks_train_as_one, wait_for
+from ..commands import (
+    NARROW,
+    SMALL,
+    TORCHRUN,
+    curve,
+    last_iteration,
+    started,
+    two_ranks_train_as_one,
+    wait_for,
+)
 from ..helpers import small_config
 
-TORCHRUN = (
-    sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", NARROW[-1],
-)  # fmt: skip
 RUN = [*SMALL, "--log-every", 1, "--gpu-sample-hz", 0, "--seed", 2]
-
-
-@pytest.mark.parametrize("kind", ["dali", "resident"])
-def test_the_batches_of_all_ranks_form_the_batch_of_one_process(face_paths, kind):
-    def batch(shard=(0, 1)):
-        loader = open_loader(
-            face_paths,
-            kind=kind,
-            batch_size=8,
-            device="cpu",
-            seed=1,
-            shard=shard,
-            cache=False,
-            tuning=Tuning(compiled=False),
-        )
-        return next(loader.batches(2)).clone()
-
-    shared = torch.cat([batch((0, 2)), batch((1, 2))])
-    assert torch.equal(shared, batch())
 
 
 def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
@@ -81,12 +67,6 @@ def test_all_ranks_use_the_loader_that_fits_into_the_main_ranks_memory(face_fold
         assert session.loader.kind == kind
 
 
-def rows(run, kind):
-    """Returns loss, loss_index and gradient norm of the first two rows of this kind."""
-    found = getattr(read_metrics(run / "metrics.csv"), kind)
-    return [found.values[name][:2].tolist() for name in ("loss", "loss_index", "grad_norm")]
-
-
 def test_two_ranks_train_what_one_process_trains_and_stop_at_the_same_iteration(face_folder, tmp_path):
     two_ranks_train_as_one(face_folder, tmp_path, "--device", "cpu", "--gpu-sample-hz", 0)
 
@@ -94,7 +74,7 @@ def test_two_ranks_train_what_one_process_trains_and_stop_at_the_same_iteration(
 def test_a_killed_rank_ends_the_job_with_a_clear_line_and_whole_files(face_folder, tmp_path):
     out = tmp_path / "run"
     arguments = ["train", "--data", face_folder, *RUN, "--out", out, "--checkpoint-every", 2]
-    with started(*arguments, command=TORCHRUN) as process:
+    with started(*arguments, command=(*TORCHRUN, NARROW[-1])) as process:
         wait_for(process, "6/100,000")
         os.kill(_rank(process.pid, 1), signal.SIGKILL)
         _, errors = process.communicate(timeout=600)

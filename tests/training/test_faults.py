@@ -20,7 +20,7 @@ from fastae.training.runner import train
 from fastae.training.step.step import TrainingStep
 
 from .. import narrow
-from ..commands import curve, last_iteration, last_training, same_state
+from ..commands import curve, last_iteration, last_training, same_state, wait_until
 from ..helpers import at_iteration, largest_file, no_more_files, small_config
 
 OPENED = 1
@@ -227,8 +227,7 @@ def test_the_pictures_folder_is_made_again(face_folder, tmp_path, monkeypatch):
     run = tmp_path / "run"
 
     def remove():
-        while not (run / "samples" / "0000000.png").exists():  # a thread draws it
-            time.sleep(0.01)
+        wait_until((run / "samples" / "0000000.png").exists)  # a thread draws it
         shutil.rmtree(run / "samples")
 
     at_iteration(monkeypatch, 3, remove)

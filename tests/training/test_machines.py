@@ -1,7 +1,10 @@
 """Two torchrun agents that find each other over the network, as on two machines: here both on this one."""
 
+import os
 import socket
 import sys
+from contextlib import suppress
+from itertools import count
 
 import pytest
 
@@ -12,10 +15,11 @@ RUN = [*SMALL, "--gpu-sample-hz", 0, "--iterations", 3]
 
 @pytest.fixture
 def endpoint():
-    """An address of the loopback interface that is free."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{probe.getsockname()[1]}"
+    """A free address of the loopback interface, whose port the kernel gives to no other socket."""
+    for port in count(20_000 + os.getpid() % 10_000):
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return f"127.0.0.1:{port}"
 
 
 def agent(endpoint, *arguments):

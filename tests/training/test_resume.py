@@ -24,6 +24,7 @@ from fastae.utils.console import console
 
 from ..commands import (
     begin_with,
+    claim,
     curve,
     last_checkpoint,
     last_iteration,
@@ -228,9 +229,8 @@ def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
 )
 def test_a_config_json_that_contradicts_the_checkpoint_is_refused(stopped, name, value):
     """The checkpoint's digest covers its settings. config.json has no digest, and may have been edited."""
-    described = json.loads((stopped / "config.json").read_text())
-    trained, described["config"][name] = described["config"][name], value
-    (stopped / "config.json").write_text(json.dumps(described))
+    trained = getattr(RunFolder(stopped).read_description().config, name)
+    claim(stopped, **{name: value})
     before = content(stopped)
     with pytest.raises(FastaeError, match=rf"--{name} {value}, but .* was trained with {trained}: restore"):
         resume_run(stopped, {"iterations": LENGTH})
@@ -239,9 +239,7 @@ def test_a_config_json_that_contradicts_the_checkpoint_is_refused(stopped, name,
 
 def test_other_settings_in_config_json_are_named(stopped, capsys):
     """They may be changed by options, so that they are not refused."""
-    described = json.loads((stopped / "config.json").read_text())
-    described["config"] |= {"iterations": STOPPED + 1, "keep": 0, "minutes": 9.0, "out": "elsewhere"}
-    (stopped / "config.json").write_text(json.dumps(described))
+    claim(stopped, iterations=STOPPED + 1, keep=0, minutes=9.0, out="elsewhere")
     capsys.readouterr()
     resume_run(stopped, {})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("differs")]
@@ -253,33 +251,15 @@ def test_other_settings_in_config_json_are_named(stopped, capsys):
     assert len(lines) == 3 and all(any(change in line for line in lines) for change in changes)
 
 
-def without_rows(path):
-    """Removes rows of a metrics.csv."""
-    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:4]))
-
-
-def flipped(path):
-    """Changes a digit in a metrics.csv."""
-    path.write_bytes(path.read_bytes().replace(b"train,0.", b"train,9.", 1))
-
-
-def doubled(path):
-    """Doubles a row of a metrics.csv."""
-    *rows, last = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*rows[:-1], rows[-1], rows[-1], last]))
-
-
-@pytest.mark.parametrize("damage", [Path.unlink, without_rows, flipped, doubled])
-def test_rows_of_metrics_that_were_lost_or_changed_are_reported(stopped, damage, capsys):
-    before = (stopped / "metrics.csv").read_bytes()
-    damage(stopped / "metrics.csv")
+def test_changed_rows_of_metrics_are_reported_once_and_repaired(stopped, capsys):
+    """Every kind of damage is in tests/runs/test_metrics.py."""
+    path = stopped / "metrics.csv"
+    *rows, last = before = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*rows, rows[-1], last]))
     resume_run(stopped, {"iterations": STOPPED + 1})
-    printed = capsys.readouterr().out
-    assert f"metrics.csv has lost or changed rows up to iteration {STOPPED}" in printed
-    rows = (stopped / "metrics.csv").read_bytes()
-    kept = {line.split(b",")[0] for line in before.splitlines()}
-    lines = [line for line in rows.splitlines() if line.split(b",")[0] in kept]
-    assert len(lines) == len(set(lines)) <= len(kept) + 2, "doubled rows have stayed"
+    assert f"metrics.csv has lost or changed rows up to iteration {STOPPED}" in capsys.readouterr().out
+    repaired = path.read_bytes().splitlines(keepends=True)
+    assert repaired[: len(before)] == before, "a doubled row has stayed"
     resume_run(stopped, {"iterations": STOPPED + 2})
     assert "lost or changed rows" not in capsys.readouterr().out, "it was reported twice"
 

@@ -191,7 +191,7 @@ def test_an_entry_appears_only_when_all_of_it_is_on_the_disk(tmp_path, monkeypat
 
 
 def test_a_pipe_in_the_cache_does_not_block(tmp_path, face_folder):
-    """Pipes among decoded images and faces are in tests/data/test_resident.py and test_faces.py."""
+    """Pipes among decoded images are in tests/data/test_store.py."""
     records = check_records(tmp_path)
     before = open_folder(face_folder, records=records)
     for path in records.iterdir():

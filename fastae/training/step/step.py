@@ -28,6 +28,9 @@ happen in them."""
 ATTEMPTS = 2
 """The number of captures that are tried: another thread may have disturbed the first."""
 
+CAPTURED = "one CUDA graph per step"
+"""What `TrainingStep.capture` returns if it succeeds; a note on cuDNN's kernels may follow."""
+
 
 class TrainingStep:
     """The training of a model: `step(*inputs)` trains on one batch.
@@ -85,7 +88,7 @@ class TrainingStep:
         for _ in range(ATTEMPTS):
             try:
                 self._captured = self._graphed(example)
-                note = "one CUDA graph per step"
+                note = CAPTURED
             # CalledProcessError: from the C compiler that Triton starts.
             except (RuntimeError, CalledProcessError) as error:
                 note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
