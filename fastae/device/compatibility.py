@@ -192,7 +192,11 @@ def cuda_fault(driver: Driver) -> Fault | None:
         text = printable(str(error).splitlines()[0])
         # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up.
         # Only the text has the number: PyTorch raises a plain RuntimeError if it cannot count the devices.
-        return text, START_SWITCHES if "802" in text else "nvidia-smi and dmesg show more"
+        if "802" in text:
+            return text, START_SWITCHES
+        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+            return text, f"unset CUDA_VISIBLE_DEVICES={printable(visible)} if that names no GPU here"
+        return text, "nvidia-smi and dmesg show more"
     return None
 
 

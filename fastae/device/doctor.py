@@ -70,6 +70,8 @@ def _run(check: Callable[[], Answer]) -> tuple[str, str, str]:
         return "warning: " if remedy else "", text, remedy
     except Problem as problem:
         return "problem: ", *problem.args
+    except (FastaeError, OSError) as error:
+        return "warning: ", str(error), ""
     except Exception as error:  # the other checks still run
         return "warning: ", f"the check failed: {type(error).__name__}: {error}", "report this as a bug"
 
@@ -198,6 +200,8 @@ def check_cache() -> Answer:
     """Checks whether the cache folder is writable, and how large it is."""
     folder = cache_folder()
     text, remedy = _space(folder, "set another folder by --cache-dir DIR or $FASTAE_CACHE, or use --no-cache")
+    if not os.access(folder, os.R_OK | os.X_OK):  # missing, or another user's
+        return text, remedy
     return f"{text}, {sum(entry.size for entry in entries(folder)) / 2**30:.1f} GiB used", remedy
 
 

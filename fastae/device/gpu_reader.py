@@ -45,7 +45,8 @@ GPM = {
 class Throttle(Worded):
     """The reasons for lowered clocks: those of NVML's nvmlClocksEventReason... that matter to a program.
 
-    Each reason is a metric, such as "throttled_SwPowerCap". It is 1 while the reason applies, and else 0.
+    Each reason is a metric, such as "throttled_SwPowerCap". It is the share of the time in which the
+    reason applied, or, on older drivers, 1 if it applies at the time of the sample, and else 0.
     """
 
     POWER_CAP = "SwPowerCap", "at the power limit"
@@ -70,6 +71,9 @@ ROOT_PID_NAMESPACE = 0xEFFFFFFC
 """The inode of the machine's own PID namespace: PROC_PID_INIT_INO in Linux's include/linux/proc_ns.h."""
 
 Answers = Iterable[float | None]
+
+Pids = Callable[[], Collection[int]]
+"""Returns the ids of a program's processes now."""
 
 
 def name_of(owner: str) -> str:
@@ -131,10 +135,10 @@ class GpuReader:
         library: NVML.
         device: the GPU and its handle.
         prefix: the first part of the names of columns, such as 'gpu0'.
-        own: the process ids of the run. Other processes on the GPU are counted.
+        own: returns the process ids of the run. Other processes on the GPU are counted.
     """
 
-    def __init__(self, library: Any, device: Device, prefix: str, own: Collection[int]) -> None:
+    def __init__(self, library: Any, device: Device, prefix: str, own: Callable[[], Collection[int]]) -> None:
         self._library = library
         self._gpu, self._handle = device
         self._prefix = prefix
@@ -251,7 +255,7 @@ class GpuReader:
         """
         running = self._library.nvmlDeviceGetComputeRunningProcesses(self._handle)
         pids = {process.pid for process in running}
-        others = pids.difference(self._own)
+        others = pids.difference(self._own())
         if len(others) == len(pids) or not (others or sees_all_processes()):
             return [None, None]
         return [len(others), self._measure_busy(others) if others else 0.0]

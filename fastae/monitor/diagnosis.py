@@ -195,7 +195,10 @@ def _advise_run(verdict: Verdict, summary: Summary, info: RunInfo) -> Iterator[s
     elif verdict is Verdict.LAUNCH_BOUND:
         if not info.compiled:
             yield f"{Remedy.COMPILE.of(info)}: fewer, larger kernels"
-        yield Remedy.ONE_GRAPH.of(info)
+        if info.loader is None or info.ranks == 1:
+            yield Remedy.ONE_GRAPH.of(info)
+        else:
+            yield "a run on each GPU (fastae sweep): a step of several ranks is not a CUDA graph"
         yield f"{Remedy.LARGER_BATCH.of(info)}: more work per launch"
     elif verdict is not Verdict.GPU_CONTENTION:  # the GPU is the limit
         yield from _advise_busy_gpu(verdict, summary.main_gpu, info)
@@ -247,6 +250,7 @@ def _advise_card(gpu: GpuSummary) -> Iterator[str]:
     limit, default = card.power_limit or math.nan, card.default_power_limit or math.nan
     clock, highest = gpu.mean("sm_clock"), card.max_sm_clock or math.nan
     often = {reason for reason in Throttle if gpu.throttled(reason) >= THROTTLED_FROM}
+    knows_reasons = f"throttled_{Throttle.POWER_CAP}" in gpu.statistics
     if often & {Throttle.DRIVER_THERMAL, Throttle.HARDWARE_THERMAL}:
         yield "improve the cooling: the GPU lowers its clocks because it is too hot"
     elif Throttle.POWER_BRAKE in often:
@@ -255,8 +259,8 @@ def _advise_card(gpu: GpuSummary) -> Iterator[str]:
         yield "check the power cables and supply: the hardware lowers the clocks for an unknown reason"
     elif Throttle.POWER_CAP in often and limit < LOWERED_LIMIT * default:
         yield f"nvidia-smi -pl {default:.0f}: the power limit was lowered to {limit:.0f} W"
-    elif not often and gpu.mean("gpu_busy") >= BUSY_FROM and clock < LOW_CLOCK * highest:
-        yield f"nvidia-smi -rgc: the clocks are locked at {clock:.0f} of {highest:.0f} MHz"
+    elif knows_reasons and not often and gpu.mean("gpu_busy") >= BUSY_FROM and clock < LOW_CLOCK * highest:
+        yield f"nvidia-smi -rgc, or -rac: the clocks are locked at {clock:.0f} of {highest:.0f} MHz"
     if _is_shared(gpu):
         yield STOP_OTHERS.format("GPU")
 

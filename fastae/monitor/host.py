@@ -4,28 +4,34 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
 import psutil
 
+from fastae.device.gpu_reader import Pids
+
 SHORTEST_INTERVAL = 0.1
 """The minimum seconds between two readings: Linux counts CPU time in steps of 10 ms."""
 
+FAMILY_SECONDS = 2.0
+"""The seconds after which the processes of a program are found anew."""
 
 PRESSURE = Path("/proc/pressure/cpu")
 """Linux's pressure stall information: how long threads of any program have waited for a CPU."""
 
 
 class HostReader:
-    """Reads the total usage of some processes over the time between calls."""
+    """Reads the total usage of a program's processes over the time between calls.
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._processes = []
-        for pid in pids:
-            with suppress(psutil.NoSuchProcess):
-                self._processes.append(psutil.Process(pid))
+    Args:
+        own: returns the ids of the processes. A process that it returns for the first time is counted from
+            then on.
+    """
+
+    def __init__(self, own: Pids) -> None:
+        self._own = own
         self._time = time.monotonic()
         self._totals = self._read_totals()
 
@@ -37,54 +43,74 @@ class HostReader:
             return {}
         before, self._totals, self._time = self._totals, self._read_totals(), now
         values = {}
-        for metric, total in self._totals.items():
+        for metric, totals in self._totals.items():
             if metric == "memory":
-                values["host/memory"] = total
-            elif metric in before:  # the total shrinks if a process has ended: growth is 0 then
-                values[f"host/{metric}"] = max(0.0, total - before[metric]) / seconds
+                values["host/memory"] = sum(totals.values())
+            elif metric in before:
+                growth = (max(0.0, total - before[metric].get(key, total)) for key, total in totals.items())
+                values[f"host/{metric}"] = sum(growth) / seconds
         return values
 
-    def _read_totals(self) -> dict[str, float]:
-        """Returns metric -> its total over the processes, without metrics that are unknown.
+    def _read_totals(self) -> dict[str, dict[object, float]]:
+        """Returns metric -> process, thread or None for the machine -> total, without unknown metrics.
 
         Times are in CPU seconds, memory is in GiB, disk reads are in MB, and pressure is in percent-seconds.
         """
         machine = psutil.cpu_times()
         busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
-        totals = defaultdict[str, float](float)
-        for process in self._processes:
-            with suppress(psutil.Error), process.oneshot():
-                times = process.cpu_times()
-                totals["cpu"] += times.user + times.system
-                totals["memory"] += process.memory_info().rss / 2**30
-                if waits := _seconds_waiting(process.pid):
-                    totals["cpu_wait"] += sum(waits)
-                # This comes last, since it raises an error for other users' processes.
-                totals["disk_read"] += process.io_counters().read_bytes / 1e6
-        return {"machine_cpu": busy, **_read_pressure(), **totals}
+        totals = defaultdict[str, dict[object, float]](dict)
+        for pid in self._own():
+            with suppress(psutil.Error):
+                process = psutil.Process(pid)
+                with process.oneshot():
+                    times = process.cpu_times()
+                    totals["cpu"][pid] = times.user + times.system
+                    totals["memory"][pid] = process.memory_info().rss / 2**30
+                    if waits := _seconds_waiting(pid):
+                        totals["cpu_wait"] |= waits
+                    # This comes last, since it raises an error for other users' processes.
+                    totals["disk_read"][pid] = process.io_counters().read_bytes / 1e6
+        return {"machine_cpu": {None: busy}, **_read_pressure(), **totals}
 
 
-def _seconds_waiting(pid: int) -> list[float]:
-    """Returns the seconds in which each thread of a process waited for a CPU; [] if the kernel hides them.
+def _seconds_waiting(pid: int) -> dict[object, float]:
+    """Returns thread -> seconds in which it waited for a CPU; {} if the kernel hides them.
 
     The second number of a thread's schedstat has the nanoseconds (Linux's Documentation/scheduler).
     """
-    seconds = []
+    seconds: dict[object, float] = {}
     for file in Path(f"/proc/{pid}/task").glob("*/schedstat"):
         with suppress(OSError):  # the thread has ended
-            seconds.append(int(file.read_text().split()[1]) / 1e9)
+            seconds[file] = int(file.read_text().split()[1]) / 1e9
     return seconds
 
 
-def _read_pressure() -> dict[str, float]:
+def _read_pressure() -> dict[str, dict[object, float]]:
     """Returns the percent-seconds in which some thread of the machine waited for a CPU; {} if unknown."""
     try:
         some = PRESSURE.read_text().splitlines()[0]  # some avg10=0.0 avg60=0.0 avg300=0.0 total=MICROSECONDS
     except OSError:
         return {}
-    return {"cpu_pressure": int(some.rpartition("=")[2]) / 1e4}
+    return {"cpu_pressure": {None: int(some.rpartition("=")[2]) / 1e4}}
 
 
 def family(pid: int) -> tuple[int, ...]:
     """Returns `pid` and the ids of all its descendants."""
     return (pid, *(child.pid for child in psutil.Process(pid).children(recursive=True)))
+
+
+class Family:
+    """The ids of a process and of all its descendants now, such as a loader's workers."""
+
+    def __init__(self, root: int) -> None:
+        self._root = root
+        self._pids: tuple[int, ...] = ()
+        self._due = 0.0
+
+    def __call__(self) -> Collection[int]:
+        """Returns the ids. They are found anew only every FAMILY_SECONDS, since psutil reads all of /proc."""
+        if time.monotonic() >= self._due:
+            with suppress(psutil.NoSuchProcess):
+                self._pids = family(self._root)
+            self._due = time.monotonic() + FAMILY_SECONDS
+        return self._pids

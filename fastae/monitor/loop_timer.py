@@ -118,7 +118,7 @@ class LoopTimer:
         self._ends: list[int] = []
 
     def fetch(self) -> None:
-        """Marks the moment before the loop asks for a batch, unless it does so right after a step."""
+        """Marks the end of work other than a step. It need not be called right after a step."""
         self._add(WORK)
 
     def data_ready(self) -> None:

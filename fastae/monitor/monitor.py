@@ -5,6 +5,7 @@ It cannot harm the run: if something fails, one line is logged, and the run cont
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -14,11 +15,11 @@ from typing import Any
 import pynvml
 import torch
 
-from fastae.device.gpu_reader import GpuReader
+from fastae.device.gpu_reader import GpuReader, Pids
 from fastae.device.nvml import Device, NvmlError, gpu_of_cuda, offered, open_nvml
 from fastae.monitor.diagnosis import diagnose
 from fastae.monitor.files import write_report
-from fastae.monitor.host import HostReader, family
+from fastae.monitor.host import Family, HostReader
 from fastae.monitor.loop_timer import Timing
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase, Recording
@@ -43,10 +44,16 @@ def local_gpus(device: torch.device, ranks: int = 1) -> list[str]:
     return [str(torch.cuda.get_device_properties(index).uuid) for index in devices]
 
 
-def readers_of(library: Any, devices: Sequence[Device], own: Sequence[int]) -> list[GpuReader]:
+def root_process(ranks: int) -> int:
+    """The process whose descendants are a run's: of several ranks that were launched, the launcher."""
+    is_launched = "LOCAL_WORLD_SIZE" in os.environ or multiprocessing.parent_process() is not None
+    return os.getppid() if ranks > 1 and is_launched else os.getpid()
+
+
+def readers_of(library: Any, devices: Sequence[Device], own: Pids) -> list[GpuReader]:
     """Makes a reader for each GPU. The prefixes of several GPUs contain nvidia-smi's index.
 
-    `own` are the run's process ids.
+    `own` returns the ids of the run's processes.
     """
     indices: Sequence[object] = [gpu.index for gpu, _ in devices] if len(devices) > 1 else [""]
     if len(set(indices)) < len(devices):  # MIG slices have the index of their board
@@ -126,8 +133,7 @@ class Monitor(AbstractContextManager):
             log(f"monitor   no usage report: {error}")
 
     def _start(self) -> None:
-        # If ranks share a run, torchrun is the parent of the processes of all local ranks.
-        own = family(os.getppid()) if self._info.ranks > 1 else (os.getpid(),)
+        own = Family(root_process(self._info.ranks))
         self._readers = readers_of(self._library, self._open() if self._uuids else (), own)
         poller = Poller([*self._readers, HostReader(own)], self._hz)
         poller.start()
@@ -154,4 +160,4 @@ class Monitor(AbstractContextManager):
         self.reports = write_report(report, recording, self._folder, title=title)
         for trouble in troubles(summary):
             log(f"trouble   {trouble}", "yellow")
-        log(f"usage     {line}; table and plot: fastae gpu {shell_word(self._folder)}")
+        log(f"usage     {line}; table and advice: fastae gpu {shell_word(self._folder)}")

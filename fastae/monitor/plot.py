@@ -43,7 +43,7 @@ def draw(recording: Recording, heading: str, file: BinaryIO) -> None:
     axes[-1].set_xlabel("time [s]")
     axes[-1].set_xlim(0, max(recording.seconds, 1e-3))
     figure.align_ylabels(axes)
-    figure.suptitle(heading, fontsize="medium", wrap=True)
+    figure.suptitle(heading, fontsize="medium", wrap=True, parse_math=False)
     phases = {span.phase: PHASE_COLORS[span.phase] for span in recording.spans if span.seconds}
     patches = [
         matplotlib.patches.Patch(color=color, alpha=0.4, label=phase) for phase, color in phases.items()

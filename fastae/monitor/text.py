@@ -62,7 +62,7 @@ def _heading(report: UsageReport) -> str:
     length, training = duration(summary.seconds), duration(summary.phases.get(Phase.TRAIN, 0.0))
     what = f"{training} of training in {length}"
     if not summary.measured:
-        what = f"{length}, too short for figures of the training alone"
+        what = f"{length}, too few samples of the training alone"
     return f"{names}: {what}; {summary.hz:.1f} samples/s"
 
 

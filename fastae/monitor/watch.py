@@ -31,13 +31,16 @@ Batch = TypeVar("Batch")
 
 COUNT = Range(0, 1_000_000)
 
+BLOCKS = (Phase.COMPILE, Phase.EVAL, Phase.SAVE, Phase.OTHER)
+"""The phases of `Watch.phase`."""
+
 
 class Watch(AbstractContextManager):
     """Measures a training loop and the machine while the block runs, and writes a report at its end.
 
     The report is also written after an exception or Ctrl-C. An error of the measurement is logged, and does
     not end the loop. If several processes train together, by torch.distributed or torchrun, only the main
-    rank measures: its own loop, and the GPUs of all ranks on its machine.
+    rank measures: its own loop, and, under torchrun, the GPUs of all ranks on its machine.
 
     Args:
         folder: the folder for gpu.json, gpu.csv and gpu.png, which is made if it is missing. If it has a
@@ -163,10 +166,10 @@ class Watch(AbstractContextManager):
         Raises:
             FastaeError: there is no such phase, or the block does not run.
         """
-        require_choice(name, "phase", (Phase.COMPILE, Phase.EVAL, Phase.SAVE, Phase.OTHER))
+        require_choice(name, "phase", BLOCKS)
         self._require_block()
         before = self._monitor.phase or Phase.OTHER
-        self._try(self._timer.fetch)
+        self._try(self._timer.exclude if before in BLOCKS else self._timer.fetch)
         self._monitor.enter(Phase(name))
         try:
             yield

@@ -124,6 +124,11 @@ class Clock(LoopTimer):
             if len(self._queued) > AHEAD and not (oldest := self._queued.popleft()).query():
                 self._waited += _wait_for(oldest)
 
+    def drain(self) -> None:
+        """Waits until the device has done all steps, as its host does before it asks the other ranks."""
+        while self._queued:
+            self._waited += _wait_for(self._queued.popleft())
+
     def open_losses(self) -> list[float]:
         """Returns the losses of the open window. Waits for the device."""
         return self._losses[: self._count].tolist()

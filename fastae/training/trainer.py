@@ -169,6 +169,7 @@ class Trainer:
         if ranks.size > 1:
             if self.iteration % AGREE_EVERY and self.iteration != self._config.iterations:
                 return None
+            self._clock.drain()  # else this wait for the device would be in no figure
             complete, stopped = ranks.any(complete, stopped, device=self._step.device)
         if complete:
             return End.COMPLETE  # a signal after the end stops the process, not the run

@@ -1,5 +1,6 @@
 """`fastae doctor` on this machine, and on simulated ones."""
 
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -262,14 +263,23 @@ def test_too_few_cores_and_too_little_memory_or_disk_have_remedies(monkeypatch, 
     assert str(tmp_path) in text and "--cache-dir" in remedy
 
 
-def test_a_check_that_fails_does_not_hide_the_others(monkeypatch, capsys):
+@pytest.mark.parametrize(("error", "is_bug"), [(OSError("no /proc here"), False), (KeyError("cpu"), True)])
+def test_a_check_that_fails_does_not_hide_the_others(monkeypatch, capsys, error, is_bug):
     def breaks():
-        raise OSError("no /proc here")
+        raise error
 
     monkeypatch.setattr(doctor, "CHECKS", {"memory": breaks, "disk": doctor.check_disk})
     assert doctor.examine() == 0
     lines = capsys.readouterr().out.splitlines()
-    assert "no /proc here" in lines[0] and lines[2].startswith("disk")
+    assert str(error) in lines[0] and lines[1 + is_bug].startswith("disk")
+    assert ("bug" in lines[1]) is is_bug
+
+
+def test_a_cache_that_cannot_be_listed_has_its_remedy(monkeypatch, tmp_path):
+    monkeypatch.setenv("FASTAE_CACHE", str(tmp_path))
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    text, remedy = doctor.check_cache()
+    assert str(tmp_path) in text and "--cache-dir" in remedy
 
 
 def test_a_missing_temporary_folder_is_a_problem(monkeypatch):

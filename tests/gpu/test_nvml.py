@@ -18,7 +18,7 @@ from fastae.device.cards import find_card
 from fastae.device.memory import peak_memory
 from fastae.device.nvml import gpu_of_cuda, open_nvml
 from fastae.monitor.files import read_report
-from fastae.monitor.host import HostReader
+from fastae.monitor.host import Family, HostReader
 from fastae.monitor.monitor import local_gpus, readers_of
 from fastae.monitor.poller import Poller
 from fastae.monitor.recording import Phase
@@ -47,7 +47,8 @@ def device(cuda):
 
 
 def recorded(device, work):
-    poller = Poller([*readers_of(pynvml, [device], (os.getpid(),)), HostReader([os.getpid()])], 2)
+    own = Family(os.getpid())
+    poller = Poller([*readers_of(pynvml, [device], own), HostReader(own)], 2)
     poller.start()
     poller.enter(Phase.TRAIN)
     work()

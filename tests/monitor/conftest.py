@@ -90,7 +90,7 @@ def simulate(clock):
         devices = all_gpus(library)
         if any(card.board for card in library.cards):
             devices = [gpu_of_cuda(library, "board", None)]
-        readers = [*readers_of(library, devices, (OUR_PID,)), host or StubHost()]
+        readers = [*readers_of(library, devices, lambda: (OUR_PID,)), host or StubHost()]
         found, left = Poller(readers, hz), list(phases)
 
         def wait(until_due):

@@ -2,13 +2,14 @@
 
 import os
 import subprocess
+import sys
 import time
 
 import psutil
 import pytest
 
 from fastae.monitor import host as module
-from fastae.monitor.host import HostReader, family
+from fastae.monitor.host import Family, HostReader, family
 from fastae.monitor.recording import SAMPLED
 
 from ..commands import wait_until
@@ -20,7 +21,7 @@ def _no_shortest(monkeypatch):
 
 
 def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
-    reader, end = HostReader([os.getpid()]), time.process_time() + 0.15
+    reader, end = HostReader(lambda: [os.getpid()]), time.process_time() + 0.15
     while time.process_time() < end:
         pass
     values = reader.read()
@@ -30,12 +31,37 @@ def test_the_cpu_time_memory_and_disk_reads_of_a_process_are_read():
     assert 0 < values["host/cpu"] <= os.cpu_count() and values["host/memory"] > 0.01
 
 
+def memory(pids):
+    reader = HostReader(lambda: pids)
+    time.sleep(0.02)
+    return reader.read()["host/memory"]
+
+
+def test_a_process_that_starts_later_is_counted(monkeypatch):
+    """As the workers of a loader, which starts them when the loop begins."""
+    monkeypatch.setattr(module, "FAMILY_SECONDS", 0)
+    reader = HostReader(Family(os.getpid()))
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as worker:
+        try:
+            wait_until(lambda: cpu_seconds(worker) > 0)
+            reader.read()
+            began, before = time.monotonic(), cpu_seconds(worker)
+            wait_until(lambda: cpu_seconds(worker) > before + 0.3)
+            assert reader.read()["host/cpu"] > 0.2 / (time.monotonic() - began + 0.1)
+        finally:
+            worker.kill()
+
+
+def cpu_seconds(process):
+    return psutil.Process(process.pid).cpu_times().user
+
+
 def test_several_processes_are_summed():
     parent = subprocess.Popen(["sh", "-c", "sleep 60 & wait"], start_new_session=True)
     try:
         wait_until(lambda: _sleeps(family(parent.pid)[-1]))
         pids = family(parent.pid)
-        sums = [HostReader(each)._read_totals()["memory"] for each in (pids[:1], pids[1:], pids)]
+        sums = [memory(each) for each in (pids[:1], pids[1:], pids)]
     finally:
         os.killpg(parent.pid, 9)
         parent.wait()
@@ -51,6 +77,6 @@ def _sleeps(pid):
 def test_a_process_that_is_gone_has_no_figures():
     ended = subprocess.Popen(["true"])
     ended.wait()
-    reader = HostReader([ended.pid])
+    reader = HostReader(lambda: [ended.pid])
     time.sleep(0.02)
     assert set(reader.read()) <= {"host/machine_cpu", "host/cpu_pressure"}

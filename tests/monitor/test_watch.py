@@ -73,6 +73,9 @@ def test_evaluation_within_and_between_loops_is_not_counted(now, tmp_path):
                 if index % 7 == 0:
                     with watched.phase("eval"):
                         now[0] += 100
+                        with watched.phase("save"):
+                            now[0] += 10
+                        now[0] += 1
                     now[0] += 2
             with watched.phase("save"):
                 now[0] += 50
@@ -182,7 +185,6 @@ def test_an_error_of_the_measurement_is_logged_once_and_does_not_end_the_loop(
 def test_of_several_ranks_only_the_main_one_measures_but_all_replay(
     now, tmp_path, monkeypatch, rank, is_measured
 ):
-    monkeypatch.setattr(monitor, "family", lambda pid: (pid,))
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with open_watch(tmp_path / "folder") as watched:

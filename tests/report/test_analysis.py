@@ -152,6 +152,7 @@ def simulated(difference, generator):
 
 @pytest.mark.parametrize("difference", [0.0, 0.03])
 def test_in_95_of_100_draws_the_headline_has_a_difference_if_and_only_if_it_is_there(difference):
+    """In 5 % of draws, a headline may claim what is not there, by the level of the tests."""
     generator = np.random.RandomState(0)  # NumPy never changes its numbers
     claims = []
     for _ in range(100):

@@ -146,6 +146,15 @@ def test_the_host_stays_a_few_steps_ahead_of_a_slow_gpu_and_counts_its_wait(on_g
     assert window.device_wait_share > 0 and window.seconds == 60
 
 
+def test_the_wait_before_the_ranks_agree_is_counted(on_gpu, monkeypatch):
+    clock, loss, ends = on_gpu(AHEAD, lagging=True)
+    clock.drain()
+    assert all(end.waited_for for end in ends)
+    close(clock, loss)
+    (window,) = clock.read()
+    assert window.device_wait_share > 0
+
+
 def test_the_host_does_not_wait_for_a_fast_gpu_or_on_a_cpu(on_gpu):
     *_, ends = on_gpu(20, lagging=False)
     assert not any(end.waited_for for end in ends)
