@@ -260,7 +260,7 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     Removed entries are made again when needed. Only folders with fastae's own marker (entry.json) are
     removed. The exit code is 1 if an entry is being built.
     """
-    from fastae.utils.cache import cache_folder, entries, remove
+    from fastae.utils.cache import cache_folder, entries, remove, remove_leftovers
     from fastae.utils.console import log, printable
 
     folder = cache_folder(cache_dir)
@@ -272,6 +272,8 @@ def clear_cache(name: str | None, cache_dir: str | None, yes: bool) -> int:
     if chosen and not name and not yes and not click.confirm(question):
         return 1
     kept = [entry for entry in chosen if not remove(entry)]
+    if not name:
+        remove_leftovers(folder)
     for entry in kept:
         log(f"kept {entry.name}: another process is building it")
     log(f"removed {(size - sum(entry.size for entry in kept)) / 1e6:,.1f} MB from {folder}")

@@ -13,6 +13,7 @@ implementation is fast enough: 10 GB are read from the page cache and compared i
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import time
 import zlib
@@ -29,7 +30,7 @@ from filelock import FileLock, Timeout
 from fastae.errors import FastaeError
 from fastae.utils.console import log
 from fastae.utils.environment import __version__
-from fastae.utils.files import is_writable, listed, require_file, sync, write_json
+from fastae.utils.files import is_writable, listed, remove_drafts, require_file, sync, write_json
 from fastae.utils.json import read_json
 from fastae.utils.paths import user_path
 
@@ -38,6 +39,9 @@ CACHE_VARIABLE = "FASTAE_CACHE"
 
 MARKER = "entry.json"
 """The file that marks an entry. Its modification time is the time of the entry's last use."""
+
+LEFTOVER = re.compile(r"\.((?:resident|faces)-[\w-]+|file-checks|kernels)\.(?:lock|partial)")
+"""The names of an entry's lock and draft."""
 
 KERNELS = "TORCHINDUCTOR_CACHE_DIR"
 """PyTorch's variable for torch.compile's cache folder, which is below /tmp if the variable is not set."""
@@ -249,6 +253,16 @@ def remove(entry: Entry) -> bool:
         return False
     except OSError as error:
         raise FastaeError(f"cannot remove {str(entry.path)!r}: {error.strerror or error}") from None
+
+
+def remove_leftovers(cache: Path) -> None:
+    """Removes locks that nobody holds, and empty drafts, which killed processes left, where it may."""
+    for path in listed(cache):
+        if left := LEFTOVER.fullmatch(path.name):
+            folder = path.with_name(left[1])
+            with suppress(Timeout, OSError), lock_entry(folder, wait=False):
+                remove_drafts(_draft(folder))
+                _draft(folder).rmdir()  # fails unless it is empty
 
 
 def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:

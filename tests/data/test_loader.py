@@ -344,11 +344,11 @@ def test_a_cache_that_is_no_local_folder_is_refused(face_paths, cache):
         open_loader(face_paths, 4, cache=cache, device="cpu")
 
 
-def test_a_gpus_operations_may_be_compiled_for_many_loaders(monkeypatch):
+def test_a_gpus_operations_may_be_compiled_for_many_loaders():
     """PyTorch's limit is 8 for all loaders together, and the ninth would not be compiled."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
-    PixelOps(OutputFormat(), compiled=True)
-    assert torch._dynamo.config.recompile_limit > 8
+    with torch._dynamo.config.patch(recompile_limit=8):
+        PixelOps(OutputFormat(), compiled=True)
+        assert torch._dynamo.config.recompile_limit > 8
 
 
 class DecoderOfAGpu(Decoder):
