@@ -138,7 +138,7 @@ class GpuReader:
         own: returns the process ids of the run. Other processes on the GPU are counted.
     """
 
-    def __init__(self, library: Any, device: Device, prefix: str, own: Callable[[], Collection[int]]) -> None:
+    def __init__(self, library: Any, device: Device, prefix: str, own: Pids) -> None:
         self._library = library
         self._gpu, self._handle = device
         self._prefix = prefix
