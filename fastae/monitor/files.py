@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
-import json
 from bisect import bisect
 from collections.abc import Sequence
 from itertools import chain, count
@@ -20,7 +19,7 @@ from fastae.errors import FastaeError
 from fastae.monitor.plot import draw
 from fastae.monitor.recording import Recording
 from fastae.monitor.summary import UsageReport
-from fastae.utils.files import atomic_write
+from fastae.utils.files import atomic_write, write_json
 from fastae.utils.json import read_json
 
 REPORT = "gpu.json"
@@ -38,8 +37,7 @@ def write_report(report: UsageReport, recording: Recording, folder: Path, title:
         reports = [report]
     names = chain(["gpu"], (f"gpu-{number}" for number in count(2)))
     name = next(stem for stem in names if not (folder / f"{stem}.csv").exists())
-    with atomic_write(folder / REPORT) as file:
-        file.write(report_json(reports).encode() + b"\n")
+    write_json(folder / REPORT, [dataclasses.asdict(each) for each in reports])
     with atomic_write(folder / f"{name}.csv") as file:
         file.write(_as_csv(recording).encode())
     with atomic_write(folder / f"{name}.png") as file:
@@ -77,10 +75,6 @@ def count_unreported(folder: Path, reports: Sequence[UsageReport]) -> int:
         return max(0, 1 + len(resumed) - len(reports))
     except (OSError, TypeError, ValueError):
         return 0
-
-
-def report_json(reports: list[UsageReport]) -> str:
-    return json.dumps([dataclasses.asdict(report) for report in reports], indent=2)
 
 
 def _as_csv(recording: Recording) -> str:

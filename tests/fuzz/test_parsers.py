@@ -29,7 +29,7 @@ from fastae.data.files.manifest import Manifest
 from fastae.data.files.prepare import prepare_celeba
 from fastae.data.files.search import find_files
 from fastae.errors import FastaeError
-from fastae.monitor.files import read_reports, report_json
+from fastae.monitor.files import read_reports
 from fastae.monitor.text import show_reports
 from fastae.runs import checkpoint
 from fastae.runs.folder import RunFolder
@@ -105,7 +105,6 @@ def usage_report(path, pictures):
     reports, screen = read_reports(path.parent), io.StringIO()
     show_reports(reports, HarmlessConsole(file=screen, width=200))
     assert all(character.isprintable() or character == "\n" for character in screen.getvalue())
-    json.loads(report_json(reports))
 
 
 def plan_of_a_sweep(path, pictures):
