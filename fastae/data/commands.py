@@ -41,7 +41,7 @@ def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool
     folder = expand_home(folder)
     records = check_records(cache_folder())
     checked = check_folder(folder, crop=crop, records=records)
-    if deep:  # by the decoder of `fastae train` on this machine
+    if deep:  # by the decoder of `fastae train` on this machine; the records make the second check quick
         require_memory(checked, crop, f"in {folder!r}")
         device = use_device(choose_device("auto"))
         find_faults = partial(open_decoder(CropResize(crop), device).faults, together=BATCH)

@@ -15,8 +15,11 @@ from fastae.device.gpu_reader import Pids
 SHORTEST_INTERVAL = 0.1
 """The minimum seconds between two readings: Linux counts CPU time in steps of 10 ms."""
 
-FAMILY_SECONDS = 2.0
-"""The seconds after which the processes of a program are found anew."""
+FAMILY_SECONDS = 5.0
+"""The seconds after which the processes of a program are found anew.
+
+psutil then reads all of /proc, which takes 26 us per process of the machine (Intel Xeon, 73 processes).
+"""
 
 PRESSURE = Path("/proc/pressure/cpu")
 """Linux's pressure stall information: how long threads of any program have waited for a CPU."""
@@ -104,13 +107,13 @@ class Family:
 
     def __init__(self, root: int) -> None:
         self._root = root
-        self._pids: tuple[int, ...] = ()
+        self._pids: tuple[int, ...] = (root,)
         self._due = 0.0
 
     def __call__(self) -> Collection[int]:
-        """Returns the ids. They are found anew only every FAMILY_SECONDS, since psutil reads all of /proc."""
+        """Returns the ids, which are found anew every FAMILY_SECONDS."""
         if time.monotonic() >= self._due:
-            with suppress(psutil.NoSuchProcess):
+            with suppress(psutil.Error, OSError):  # some systems hide other users' processes
                 self._pids = family(self._root)
             self._due = time.monotonic() + FAMILY_SECONDS
         return self._pids

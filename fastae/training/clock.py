@@ -101,6 +101,10 @@ class Clock(LoopTimer):
         self._closed: deque[_Closed] = deque()
         self._spent, self._began = spent, time.monotonic()
 
+    def skip(self) -> None:
+        super().skip()
+        self._waited = 0.0
+
     def begin(self) -> None:
         """Begins this session's training."""
         self._began = time.monotonic()
@@ -125,7 +129,7 @@ class Clock(LoopTimer):
                 self._waited += _wait_for(oldest)
 
     def drain(self) -> None:
-        """Waits until the device has done all steps, as its host does before it asks the other ranks."""
+        """Waits until the device has done all steps, and counts the wait."""
         while self._queued:
             self._waited += _wait_for(self._queued.popleft())
 

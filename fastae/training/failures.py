@@ -40,11 +40,12 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
     # A signal to the process group, as Ctrl-C sends it, also ends the g++ that torch.compile waits for.
     if _is_compiler_error(error) and (caught := stops.within(SIGNALS_APART)):
         return Stopped(caught, f"stopped by {caught.name} while compiling; {hint}")
+    then = f"; {hint}" if run.config_file.exists() else ""
     if is_out_of_memory(error):
-        return RunFailure(f"{out_of_memory_advice(session.loader, session.hardware.device)}; {hint}")
+        return RunFailure(f"{out_of_memory_advice(session.loader, session.hardware.device)}{then}")
     if isinstance(error, CalledProcessError) or _is_compiler_error(error):
         first = printable(str(error).strip().splitlines()[0])
-        return RunFailure(f"torch.compile failed ({first:.200}): use --no-compile; {hint}")
+        return RunFailure(f"torch.compile failed ({first:.200}): use --no-compile{then}")
     reason = _resumable_reason(error, session, run)
     return RunFailure(f"{reason}; {hint}") if reason else error
 

@@ -40,7 +40,7 @@ from fastae.experiment.definition import Experiment, StepCost, require_elements,
 from fastae.monitor.summary import RunInfo
 from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.runs.tensors import KINDS
-from fastae.training.distributed import ALONE, Ranks, device_of
+from fastae.training.distributed import ALONE, Ranks, device_of, launched
 from fastae.training.replaced_files import ReplacedFiles
 from fastae.training.step.objective import TrainedModel, prepare
 from fastae.training.step.step import TrainingStep
@@ -190,7 +190,7 @@ def open_session(
     keep_kernels(cache)
     hardware = open_hardware(config, ranks, cost)
     folder, source = open_source(config.data, config.crop, cache=cache, manifest=manifest)
-    replaced = ReplacedFiles(ranks.is_main)
+    replaced = ReplacedFiles(launched().is_main)  # in a sweep, `ranks` has this rank alone
     crop_resize = CropResize(config.crop or folder.side, config.image_size, config.antialias)
     folder, held_out = load_held_out(
         folder,

@@ -206,7 +206,8 @@ def made_folder(path: Path, *, new: bool = False) -> Iterator[Path]:
 
 def nearest_existing(path: Path) -> Path:
     """Returns `path` if it exists, else the nearest of its parents that does, as an absolute path."""
-    return next(each for each in (path, *path.absolute().parents) if each.exists())
+    candidates = (path, *path.absolute().parents)
+    return next(each for each in candidates if os.path.exists(each))  # noqa: PTH110 (False without permission)
 
 
 def require_new_folder(path: Path, option: str) -> None:

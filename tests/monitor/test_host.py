@@ -44,12 +44,21 @@ def test_a_process_that_starts_later_is_counted(monkeypatch):
     with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as worker:
         try:
             wait_until(lambda: cpu_seconds(worker) > 0)
+            began = time.monotonic()
             reader.read()
-            began, before = time.monotonic(), cpu_seconds(worker)
+            before = cpu_seconds(worker)
             wait_until(lambda: cpu_seconds(worker) > before + 0.3)
-            assert reader.read()["host/cpu"] > 0.2 / (time.monotonic() - began + 0.1)
+            assert reader.read()["host/cpu"] > 0.2 / (time.monotonic() - began)
         finally:
             worker.kill()
+
+
+def test_if_the_processes_are_hidden_the_program_itself_is_counted(monkeypatch):
+    def hidden(pid):
+        raise psutil.AccessDenied(pid)
+
+    monkeypatch.setattr(module, "family", hidden)
+    assert Family(17)() == (17,)
 
 
 def cpu_seconds(process):

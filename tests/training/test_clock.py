@@ -146,6 +146,13 @@ def test_the_host_stays_a_few_steps_ahead_of_a_slow_gpu_and_counts_its_wait(on_g
     assert window.device_wait_share > 0 and window.seconds == 60
 
 
+def test_a_wait_before_a_skip_is_not_of_the_window(on_gpu):
+    clock, _, _ = on_gpu(AHEAD + 5, lagging=True)
+    clock.skip()
+    clock.close(torch.zeros(3))  # of no step that is timed
+    assert clock._closed[-1].waited == 0
+
+
 def test_the_wait_before_the_ranks_agree_is_counted(on_gpu, monkeypatch):
     clock, loss, ends = on_gpu(AHEAD, lagging=True)
     clock.drain()

@@ -42,10 +42,18 @@ def test_a_batch_that_cannot_be_shared_equally_is_refused(face_paths):
         open_loader(face_paths, batch_size=8, device="cpu", seed=1, shard=(0, 3))
 
 
-@pytest.mark.parametrize(("ranks", "times"), [(Ranks(1, 2, 1), 2), (Ranks(), 0)])
+@pytest.mark.parametrize(
+    ("ranks", "launched", "times"),
+    [(Ranks(1, 2, 1), True, 2), (Ranks(), True, 2), (Ranks(), False, 0)],
+    ids=["a rank of a run", "a rank of a sweep", "quiet=True"],
+)
 def test_a_bad_file_is_logged_by_the_rank_that_finds_it_unless_the_user_wants_quiet(
-    small_run, face_folder, tmp_path, capsys, monkeypatch, ranks, times
+    small_run, face_folder, tmp_path, capsys, monkeypatch, ranks, launched, times
 ):
+    monkeypatch.setattr(console, "quiet", False)  # is restored
+    if launched:
+        for name, value in {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"}.items():
+            monkeypatch.setenv(name, value)
     run, bad = RunFolder(tmp_path), FileFault(f"{face_folder}/000001.jpg", Fault.TRUNCATED)
     session = open_session(small_config(face_folder, loader="dali"), ranks)
     session.replaced.runs.append(run)

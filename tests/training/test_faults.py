@@ -17,6 +17,7 @@ from fastae.errors import FastaeError, RunFailure, Stopped
 from fastae.experiment import model
 from fastae.training.resume import resume_run
 from fastae.training.runner import train
+from fastae.training.session import Session
 from fastae.training.step.step import TrainingStep
 
 from .. import narrow
@@ -128,6 +129,15 @@ def test_what_runs_out_or_fails_in_a_step_has_its_remedy(face_folder, tmp_path, 
 
     monkeypatch.setattr(TrainingStep, "_step", exhausted)
     with pytest.raises(RunFailure, match=line):
+        train(settings(face_folder, tmp_path / "run"))
+
+
+def test_memory_that_runs_out_before_a_run_has_begun_has_its_remedy_alone(face_folder, tmp_path, monkeypatch):
+    def exhausted(*arguments):
+        raise MemoryError
+
+    monkeypatch.setattr(Session, "new_step", exhausted)
+    with pytest.raises(RunFailure, match=r"a new run with --batch-size 2$"):
         train(settings(face_folder, tmp_path / "run"))
 
 

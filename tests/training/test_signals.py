@@ -111,6 +111,7 @@ def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(fac
         compiler.with_name("compiler.armed").touch()
         busy = compiler.with_name("compiler.busy")
         wait_until(lambda: busy.exists() or process.poll() is not None, seconds=600)
+        assert process.poll() is None, process.stderr.read()
         os.killpg(process.pid, signal.SIGINT)
         _, stderr = process.communicate(timeout=600)
     assert process.returncode == 130, stderr

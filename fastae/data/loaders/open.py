@@ -232,7 +232,7 @@ def load_images(
     """
     require_type(crop_resize, "crop_resize", CropResize)
     listed = texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths")
-    if not (listed if indices is None else indices):
+    if len(listed if indices is None else indices) == 0:
         raise SettingError("paths" if indices is None else "indices", "is empty: name at least one image")
     files = ImageFiles(listed, on_replaced or _log_replaced)
     decoder = open_decoder(crop_resize, find_device(device), tuning)
@@ -264,7 +264,8 @@ def load_held_out(
         tuning: the number of threads and other settings that change only the speed.
         number: the most images to load. If there are more, they are evenly spaced.
         is_resumed: whether the folder is that of a run that is resumed, which cannot be divided again.
-        on_replaced: is called with each file that cannot be decoded and the path of its replacement.
+        on_replaced: is called with each file that cannot be decoded and the path of its replacement. Default:
+            a function that logs them.
 
     Returns:
         The folder as it is divided now, and its images: float32 (N, 3, H, W) in [0, 1], channels-last.

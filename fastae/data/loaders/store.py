@@ -89,7 +89,7 @@ def store_bytes(count: int, crop_resize: CropResize) -> int:
 
 def is_stored(files: ImageFiles, decoder: Decoder, cache: Path) -> bool:
     """Whether `cache` contains these images."""
-    return (cache / _fingerprint(files, decoder)).exists()
+    return os.path.exists(cache / _fingerprint(files, decoder))
 
 
 def open_store(files: ImageFiles, decoder: Decoder, cache: Path | None, device: torch.device) -> Store:
