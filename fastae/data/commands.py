@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from functools import partial
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.table import Table
@@ -39,13 +39,15 @@ def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool
         The exit code: 1 if a file cannot be used, else 0.
     """
     folder = expand_home(folder)
-    records = check_records(cache_folder())
-    checked = check_folder(folder, crop=crop, records=records)
-    if deep:  # by the decoder of `fastae train` on this machine; the records make the second check quick
+
+    def find_faults(checked: Check) -> Iterable[Fault | None]:
+        """Decodes the files by the decoder of `fastae train` on this machine."""
         require_memory(checked, crop, f"in {folder!r}")
         device = use_device(choose_device("auto"))
-        find_faults = partial(open_decoder(CropResize(crop), device).faults, together=BATCH)
-        checked = check_folder(folder, crop=crop, records=records, find_faults=find_faults)
+        return open_decoder(CropResize(crop), device).faults(checked.usable, together=BATCH)
+
+    records = check_records(cache_folder())
+    checked = check_folder(folder, crop=crop, records=records, find_faults=find_faults if deep else None)
     total = len(checked.usable) + len(checked.unusable)
     if as_json:
         faults = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastae.data.files.faults import FileFault
+from fastae.data.files.recovery import log_replaced
 from fastae.runs.folder import RunFolder
 from fastae.utils.console import console, log
 
@@ -32,7 +33,7 @@ class ReplacedFiles:
         quiet, number = console.quiet, len(self.found)
         console.quiet = quiet and (self._is_main or not self.runs)
         if number <= NAMED:
-            log(f"{bad.path}: {bad.fault.value}; replaced by {substitute}")
+            log_replaced(bad, substitute)
         elif number.bit_count() == 1:  # at 4, 8, 16, ...
             log(f"{number:,} files that cannot be decoded were replaced (skipped.txt names them)")
         console.quiet = quiet

@@ -42,6 +42,7 @@ from fastae.runs.description import DataDescription, Environment, RunDescription
 from fastae.runs.tensors import KINDS
 from fastae.training.distributed import ALONE, Ranks, device_of, launched
 from fastae.training.replaced_files import ReplacedFiles
+from fastae.training.step.layers import set_tensors
 from fastae.training.step.objective import TrainedModel, prepare
 from fastae.training.step.step import TrainingStep
 from fastae.utils.arguments import LoaderKind
@@ -95,10 +96,7 @@ class Session:
         require_elements(self.experiment.loss(config.loss), images, images)  # a sweep has several losses
         if self.trained.initial_seed != config.seed:
             initial = build_model(self.experiment, config)
-            # In place, since what was compiled holds these weights. A buffer need not be in the state dict.
-            self.trained.model.load_state_dict(initial.state_dict())
-            for name, buffer in initial.named_buffers():
-                self.trained.model.get_buffer(name).copy_(buffer)
+            set_tensors(self.trained.model, initial.state_dict(), dict(initial.named_buffers()))
         self.trained.initial_seed = None
         return TrainingStep(
             self.trained,

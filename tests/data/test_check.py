@@ -34,7 +34,7 @@ def test_the_check_names_the_fault_of_each_of_sixty_bad_files_and_decodes_none(t
     decoded = []
     found = check_folder(
         str(tmp_path), crop=100, records=None,
-        find_faults=lambda paths: decoded.extend(paths) or [None] * len(paths),
+        find_faults=lambda check: decoded.extend(check.usable) or [None] * len(check.usable),
     )  # fmt: skip
     assert len(expected) >= 60
     assert faults(found) == expected

@@ -94,7 +94,9 @@ def work(folder: str) -> None:
         assert torch.isfinite(batch).all() and batch.min() >= 0 and batch.max() <= 1
     print("the deep check", flush=True)
     decoder = open_decoder(CropResize(), torch.device("cpu"), Tuning(compiled=False))
-    deep = check_folder(folder, crop=None, records=None, find_faults=decoder.faults)
+    deep = check_folder(
+        folder, crop=None, records=None, find_faults=lambda check: decoder.faults(check.usable)
+    )
     assert replaced.keys() == {each.path for each in deep.unusable} - {each.path for each in quick.unusable}
     outcome = dict.fromkeys(paths, "decoded") | {each.path: each.fault.value for each in quick.faults}
     outcome |= {path: f"replaced in training: {fault}" for path, fault in replaced.items()}

@@ -52,7 +52,7 @@ def results(hollow):
 
 @pytest.fixture(scope="session")
 def real_gpu(hollow):
-    """For a test of which nothing can run without a real GPU."""
+    """Skips a test that needs a real GPU throughout."""
     if hollow:
         pytest.skip("needs a real GPU")
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,6 @@ import msgspec
 
 from fastae.data.files.faults import USABLE, Fault, FileFault
 from fastae.data.files.inspect import Inspection, inspect, is_image
-from fastae.data.files.recovery import FindFaults
 from fastae.data.files.search import find_files, name_below, no_images
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, require_file
@@ -65,12 +64,16 @@ class Check:
         return sides.pop() if len(sides) == 1 else None
 
 
+DeepCheck = Callable[[Check], Iterable[Fault | None]]
+"""Decodes the usable files of a check, and yields the fault of each, None if it has none."""
+
+
 def check_folder(
     root: str,
     *,
     crop: int | None,
     records: Path | None,
-    find_faults: FindFaults | None = None,
+    find_faults: DeepCheck | None = None,
     listed: Container[str] | None = None,
 ) -> Check:
     """Checks the images under a folder. Other files, such as texts, are ignored.
@@ -79,7 +82,7 @@ def check_folder(
         root: the data folder.
         crop: the minimum length of an image's shorter side in pixels.
         records: the folder in which results are recorded, if any.
-        find_faults: decodes files and yields the fault of each, for the deep check.
+        find_faults: decodes the usable files of a check, and yields the fault of each, for the deep check.
         listed: the names of the files to check, relative to `root`. Default: all.
 
     Raises:
@@ -103,16 +106,21 @@ def check_files(paths: Sequence[str], crop: int | None) -> Check:
 
 
 def _checked(
-    inspected: Mapping[str, Inspection], crop: int | None, find_faults: FindFaults | None = None
+    inspected: Mapping[str, Inspection], crop: int | None, find_faults: DeepCheck | None = None
 ) -> Check:
     faults = {path: image.fault for path, image in inspected.items()}
     for path, image in inspected.items():
         if image.fault in USABLE and crop and min(image.width, image.height) < crop:
             faults[path] = Fault.TOO_SMALL
-    if find_faults:
-        passed = [path for path in faults if faults[path] in USABLE]
-        decoded = track(find_faults(passed), "decoding files", total=len(passed))
-        faults |= {path: fault for path, fault in zip(passed, decoded, strict=True) if fault}
+    checked = _result(inspected, faults)
+    if find_faults is None:
+        return checked
+    decoded = track(find_faults(checked), "decoding files", total=len(checked.sizes))
+    faults |= {path: fault for path, fault in zip(checked.sizes, decoded, strict=True) if fault}
+    return _result(inspected, faults)
+
+
+def _result(inspected: Mapping[str, Inspection], faults: Mapping[str, Fault | None]) -> Check:
     usable = [path for path in faults if faults[path] in USABLE]
     return Check(
         sizes={path: inspected[path].size for path in usable},

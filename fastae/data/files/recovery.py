@@ -16,6 +16,7 @@ import numpy as np
 from fastae.data.files.faults import USABLE, Fault, FileFault
 from fastae.data.files.inspect import inspect
 from fastae.errors import FastaeError
+from fastae.utils.console import log
 
 Item = TypeVar("Item")
 
@@ -61,6 +62,11 @@ class NoneLeft(FastaeError):
 
 FindFaults = Callable[[Sequence[str]], Iterable[Fault | None]]
 """Decodes files and yields the fault of each, in order; None for a file that can be decoded."""
+
+
+def log_replaced(bad: FileFault, replacement: str) -> None:
+    """Logs a bad file, and the path of the file that replaces it."""
+    log(f"{bad.path}: {bad.fault.value}; replaced by {replacement}")
 
 
 class ImageFiles:

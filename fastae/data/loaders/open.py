@@ -21,7 +21,7 @@ from fastae.data.files.folder import (
     open_folder,
     require_usable,
 )
-from fastae.data.files.recovery import ImageFiles, NoneLeft
+from fastae.data.files.recovery import ImageFiles, NoneLeft, log_replaced
 from fastae.data.loaders.choose import build_source
 from fastae.data.loaders.crop_resize import CropResize, require_size
 from fastae.data.loaders.decode import open_decoder
@@ -234,13 +234,9 @@ def load_images(
     listed = texts([paths] if isinstance(paths, str | os.PathLike) else paths, "paths")
     if len(listed if indices is None else indices) == 0:
         raise SettingError("paths" if indices is None else "indices", "is empty: name at least one image")
-    files = ImageFiles(listed, on_replaced or _log_replaced)
+    files = ImageFiles(listed, on_replaced or log_replaced)
     decoder = open_decoder(crop_resize, find_device(device), tuning)
     return torch.cat([to_batch(pixels) for pixels in decoder.decode(files, indices)])
-
-
-def _log_replaced(bad: FileFault, replacement: str) -> None:
-    log(f"{bad.path}: {bad.fault.value}; replaced by {replacement}", "yellow")
 
 
 def load_held_out(

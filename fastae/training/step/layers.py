@@ -1,13 +1,23 @@
-"""Replaces layers of a model by others with the same weights, wherever in the model they are."""
+"""Changes a model in place: its tensors, or layers that are replaced by others with the same weights."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
 Layer = TypeVar("Layer", bound=nn.Module)
+
+
+def set_tensors(model: nn.Module, state: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> None:
+    """Sets a model's state dict and buffers in place, since what was compiled or captured holds the tensors.
+
+    A buffer need not be in the state dict.
+    """
+    model.load_state_dict(state)
+    for name, value in buffers.items():
+        model.get_buffer(name).copy_(value)
 
 
 def replace_layers(model: nn.Module, kind: type[Layer], make: Callable[[Layer], nn.Module]) -> int:

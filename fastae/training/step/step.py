@@ -19,6 +19,7 @@ from fastae.experiment.losses import Loss
 from fastae.runs.checkpoint import TrainingState
 from fastae.training.step import cuda_graph as graph
 from fastae.training.step.kernel_check import are_right
+from fastae.training.step.layers import set_tensors
 from fastae.training.step.objective import TrainedModel
 
 WARM_UP = 3
@@ -145,9 +146,7 @@ class TrainingStep:
         If the capture has failed, gradients may lie in the failed graph's memory, so they are dropped; those
         of a captured graph belong to it.
         """
-        self.model.load_state_dict(weights)
-        for name, value in buffers.items():  # a buffer need not be in the state dict
-            self.model.get_buffer(name).copy_(value)
+        set_tensors(self.model, weights, buffers)
         if self._captured is None:
             self.optimizer.zero_grad(set_to_none=True)
             self.scaler = self._new_scaler()
