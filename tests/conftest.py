@@ -20,6 +20,7 @@ from fastae.data.faces import synthetic as faces
 from fastae.data.loaders import decode
 from fastae.experiment import model
 from fastae.training.runner import train
+from fastae.training.signals import STOPPING
 
 from . import narrow
 from .helpers import CELEBA, copied, small_config
@@ -27,6 +28,15 @@ from .helpers import CELEBA, copied, small_config
 # A shell makes background jobs ignore these signals, and every process that a test starts would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _handlers():
+    """Undoes a test's changes to the handling of signals: fastae's main() makes Ctrl-C end the process."""
+    before = {number: signal.getsignal(number) for number in STOPPING}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 SLOW = (
