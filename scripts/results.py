@@ -79,7 +79,10 @@ def main(folders: tuple[Path, ...], sweep: Path | None) -> None:
 
 def copy_numbers(sweep: Path, out: Path) -> None:
     """Copies what the results are made from, without what is private to the machine."""
-    for run in find_runs([sweep])[0]:
+    runs, warnings = find_runs([sweep])
+    for warning in warnings:
+        log(f"warning   {warning}")
+    for run in runs:
         old, new = RunFolder(run.path), RunFolder(out / run.path.name)
         new.path.mkdir(parents=True, exist_ok=True)
         described = replace(
