@@ -62,7 +62,8 @@ class Comparison:
 
 def compare(runs: Sequence[Run]) -> Comparison:
     """Compares the runs that share the most common conditions, at the last iterations evaluated for all."""
-    usual = {name: Counter(map(value, runs)).most_common(1)[0][0] for name, value in COMPARED_BY.items()}
+    conditions = Counter(tuple(value(run) for value in COMPARED_BY.values()) for run in runs)
+    usual = dict(zip(COMPARED_BY, conditions.most_common(1)[0][0], strict=True))
     reasons = {run: list(_reasons_against(run, usual)) for run in runs}
     furthest = max((run.iteration for run in runs if not reasons[run]), default=0)
     for run in runs:

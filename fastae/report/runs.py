@@ -6,7 +6,7 @@ Anybody may have written a run folder, so only regular files are opened, and onl
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -191,12 +191,19 @@ def _find(folders: Sequence[Path]) -> dict[Path, Path]:
     """Returns resolved path -> path of each run folder. The search does not go below a run."""
     paths: dict[Path, Path] = {}
     for folder in folders:
-        below = sorted(path for pattern in ("*", "*/*") for path in folder.glob(f"{pattern}/{CONFIG}"))
-        configs = [folder / CONFIG] if mode_at(folder / CONFIG) else below
-        if not configs:
+        if not (found := list(_runs_in(folder, levels=2))):
             raise FastaeError(f"no run in {str(folder)!r}: no {CONFIG} in it, or one or two levels below")
-        paths |= {config.parent.resolve(): config.parent for config in configs}
+        paths |= {run.resolve(): run for run in found}
     return paths
+
+
+def _runs_in(folder: Path, levels: int) -> Iterator[Path]:
+    """Yields `folder` if it is a run, else the runs at most `levels` below it, in alphabetical order."""
+    if mode_at(folder / CONFIG):
+        yield folder
+    elif levels:
+        for child in sorted(folder.glob("*/")):
+            yield from _runs_in(child, levels - 1)
 
 
 def _read(name: str, path: Path) -> Run:

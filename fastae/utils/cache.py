@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from fastae.errors import FastaeError
 from fastae.utils.console import log
 from fastae.utils.environment import __version__
-from fastae.utils.files import is_writable, listed, remove_drafts, require_file, sync, write_json
+from fastae.utils.files import is_writable, listed, remove_drafts, require_file, write_json
 from fastae.utils.json import read_json
 from fastae.utils.paths import user_path
 
@@ -56,7 +56,7 @@ BLOCK = 1 << 22
 """The bytes of a file that one digest covers."""
 
 READERS = 8
-"""Threads that read and flush files: zlib and the kernel release the interpreter lock."""
+"""Threads that read files: zlib and the kernel release the interpreter lock."""
 
 
 @dataclass(frozen=True)
@@ -241,13 +241,11 @@ def remove(entry: Entry) -> bool:
     Raises FastaeError if a file cannot be removed.
     """
     folder = entry.path.with_name(entry.name)
-    draft = _draft(folder)
     try:
         with lock_entry(folder, wait=False):
-            _delete(draft)
-            if not entry.is_draft and read_marker(folder):
-                folder.rename(draft)  # so that an interruption leaves no half-removed entry
-                _delete(draft)
+            _delete(_draft(folder))
+            if not entry.is_draft:
+                _delete(folder)
         return True
     except Timeout:
         return False
@@ -266,9 +264,10 @@ def remove_leftovers(cache: Path) -> None:
 
 
 def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
-    """Fills a draft, which becomes the entry `folder` once its files and their digests are on the disk.
+    """Fills a draft, which becomes the entry `folder` once it has the digests of its files.
 
     If that fails, the draft is removed. Drafts of other entries that killed processes left are removed first.
+    Files that a power failure keeps from the disk do not match their digests.
     """
     with suppress(FastaeError):
         for entry in entries(folder.parent):
@@ -283,13 +282,10 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
         paths = sorted(path for path in draft.iterdir() if path.name != MARKER)
         with ThreadPoolExecutor(READERS) as pool:
             digests = {path.name: _digests(path, pool) for path in paths}
-            list(pool.map(sync, paths))  # 2,000 files take a fraction of the time in several threads
         write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
-        sync(draft)
         _delete(folder)  # a damaged entry: interrupted, this leaves something that is still an entry
         _discard(folder)  # whatever else is at its path
         draft.rename(folder)
-        sync(folder.parent)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 

@@ -201,7 +201,8 @@ def test_an_epoch_that_was_not_finished_begins_again(small, batches):
         assert torch.equal(next(iter(loader)), batches[0])
     loader.set_epoch(2)
     assert same(take(iter(loader), 3), batches[8:11]) and same(list(loader), batches[8:12])
-    loader.set_epoch(3)
+    loader.set_epoch(np.int64(3))
+    assert json.loads(json.dumps(loader.state_dict()))["epoch"] == 3
     assert same(list(loader), batches[12:])
 
 

@@ -106,9 +106,12 @@ def test_a_users_own_split_is_kept_and_may_name_any_images(archive, tmp_path, fa
     own.write_text(own.read_text().replace("000004.jpg 0", "000004.jpg 1") + "nobody.jpg 2\n")
     done = prepare_celeba(tmp_path / "out" / "img_align_celeba", tmp_path / "again", count=6)
     assert done.parts == (5, 1, 0) and not done.official
-    mine = put(face_paths, tmp_path / "mine", ["a.jpeg", "b.jpeg", "c.jpeg"])
-    (mine / "list_eval_partition.csv").write_text("a.jpeg,2\nb.jpeg,0\n")
-    assert [*open_folder(mine).manifest.held_out] == ["a.jpeg"]
+    mine = put(face_paths, tmp_path / "mine", ["a b.jpeg", "b.jpeg", "c.jpeg"])
+    for name, lines in {"csv": "a b.jpeg,2\nb.jpeg,0\n", "txt": "a b.jpeg 2\nb.jpeg 0\n"}.items():
+        split = mine / f"list_eval_partition.{name}"
+        split.write_text(lines)
+        assert [*open_folder(mine).manifest.held_out] == ["a b.jpeg"]
+        split.unlink()
 
 
 @pytest.mark.parametrize("split", ["000001.jpg 0\n000002.jpg train\n", "000001.jpg,0,1\n", "\0"])

@@ -43,6 +43,14 @@ def test_runs_with_other_speed_settings_are_compared_but_not_runs_with_another_t
     assert names == ["minibatch_bce", "pixel_bce", "fast"]
 
 
+def test_the_runs_that_are_compared_have_all_their_conditions_in_common(tmp_path):
+    """No run has the most common value of each setting."""
+    for name, settings in {"a": {"batch_size": 8}, "b": {"lr": 2e-4}, "c": {"latent": 32}}.items():
+        make_run(tmp_path / name, "pixel_mse", **settings)
+    found, names = compared(tmp_path)
+    assert names == ["a"] and {line.partition(":")[0] for line in found.warnings} == {"b", "c"}
+
+
 def test_an_unfinished_run_is_marked_and_runs_are_compared_at_their_last_common_evaluation(tmp_path):
     make_run(tmp_path / "whole", "minibatch_bce")
     make_run(tmp_path / "broken", "pixel_bce", train={1: 9e5, 60: 4e5}, held_out={0: START, 50: 390_000.0})

@@ -21,6 +21,7 @@ def test_runs_are_found_one_and_two_levels_below_in_the_articles_order(tmp_path)
     make_run(tmp_path / "z", "minibatch_bce", seed=1)
     make_run(tmp_path / "deep" / "y", "minibatch_bce")
     make_run(tmp_path / "a", "sample_mse")
+    make_run(tmp_path / "a" / "below", "sample_mse")
     make_run(tmp_path / "deep" / "too" / "far" / "x", "pixel_bce")
     runs, warnings = find_runs([tmp_path])
     assert [(run.name, run.loss.name, run.config.seed) for run in runs] == [

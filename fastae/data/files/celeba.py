@@ -80,10 +80,11 @@ def parse_split(content: bytes, source: str) -> Partition:
         raise FastaeError(f"{source!r} has more than {MAX_SPLIT:,} bytes: it is not CelebA's split")
     split = {}
     for number, line in enumerate(os.fsdecode(content).splitlines(), start=1):
-        fields = line.replace(",", " ").split()
-        if not fields or fields == ["image_id", "partition"]:
+        parts = line.split(",") if "," in line else line.rsplit(maxsplit=1)
+        fields = [part.strip() for part in parts]
+        if not any(fields) or fields == ["image_id", "partition"]:
             continue
-        if len(fields) != 2 or fields[1] not in ("0", "1", "2"):
+        if len(fields) != 2 or not fields[0] or fields[1] not in ("0", "1", "2"):
             raise FastaeError(f"{source}:{number}: expected 'NAME 0|1|2', found {line!r:.80}")
         split[fields[0]] = int(fields[1])
     return split

@@ -119,7 +119,8 @@ class Loader:
 
         A loader that is in this epoch by `load_state_dict` still continues where the state was saved.
         """
-        if require_int(epoch, "epoch", ITERATION) != self._next[0]:
+        epoch = require_int(epoch, "epoch", ITERATION)
+        if epoch != self._next[0]:
             self._next = (epoch, 0)
         self._reached = self._next
 
