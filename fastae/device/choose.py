@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from fastae.device.compatibility import cuda_error
 from fastae.errors import SettingError
 
 
@@ -53,7 +54,7 @@ def find_device(name: str | torch.device | None = None) -> torch.device:
     Raises SettingError if the device does not exist.
     """
     if name in (None, "auto"):
-        name = "cuda" if torch.cuda.is_available() and _cuda_works() else "cpu"
+        name = "cuda" if torch.cuda.is_available() and not cuda_error() else "cpu"
     try:
         device = torch.device(name)
     except (RuntimeError, TypeError):
@@ -74,14 +75,6 @@ def choose_device(name: str) -> torch.device:
     """Returns the device that `find_device` finds, but the first GPU if the name has no number."""
     device = find_device(name)
     return torch.device("cuda", device.index or 0) if device.type == "cuda" else device
-
-
-def _cuda_works() -> bool:
-    """Returns whether the GPU runs a kernel: PyTorch may have none for it, or another process may own it."""
-    try:
-        return torch.ones(1, device="cuda").sum().item() == 1
-    except (RuntimeError, AssertionError):  # the latter from a CPU build
-        return False
 
 
 def choose_precision(device: torch.device, amp: bool) -> Precision:

@@ -180,24 +180,32 @@ def missing_driver(error: NvmlError) -> Fault | None:
 
 def cuda_fault(driver: Driver) -> Fault | None:
     """Returns why PyTorch cannot use the driver's GPUs, in one line; None if it can."""
-    import torch
-
     if mismatch := torch_mismatch(driver):
         return mismatch, driver.install
-    if torch.cuda.is_available():
+    if not (error := cuda_error()):
         return None
+    text = printable(error)
+    # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up. Only the
+    # text has the number: PyTorch raises a plain RuntimeError if it cannot count the devices.
+    if "802" in text:
+        return text, START_SWITCHES
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        return text, f"unset CUDA_VISIBLE_DEVICES={printable(visible)} if that names no GPU here"
+    return text, "nvidia-smi and dmesg show more"
+
+
+def cuda_error() -> str:
+    """Returns the first line of PyTorch's error if the current GPU runs no kernel; "" if it runs one.
+
+    PyTorch may find a GPU that another process has for itself.
+    """
+    import torch
+
     try:
-        torch.cuda.init()
+        torch.ones(1, device="cuda").sum().item()
     except (RuntimeError, AssertionError) as error:  # the latter from a CPU build
-        text = printable(str(error).splitlines()[0])
-        # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up.
-        # Only the text has the number: PyTorch raises a plain RuntimeError if it cannot count the devices.
-        if "802" in text:
-            return text, START_SWITCHES
-        if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-            return text, f"unset CUDA_VISIBLE_DEVICES={printable(visible)} if that names no GPU here"
-        return text, "nvidia-smi and dmesg show more"
-    return None
+        return str(error).partition("\n")[0] or type(error).__name__
+    return ""
 
 
 def has_nvidia_card(devices: Path = Path("/sys/bus/pci/devices")) -> bool:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from fastae.device import compatibility, doctor, nvml
+from fastae.device.choose import find_device
 from fastae.device.compatibility import (
     Driver,
     build_mismatch,
@@ -46,6 +47,7 @@ def install(monkeypatch):
         monkeypatch.setattr(torch.version, "cuda", cuda)
         monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: list(built))
         monkeypatch.setattr(torch.cuda, "is_available", lambda: available)
+        monkeypatch.setattr(compatibility, "cuda_error", lambda: "" if available else "it runs nothing")
         builds = {major: DALI_BUILDS[major] for major in dali}
         for module in (doctor, compatibility):
             monkeypatch.setattr(module, "dali_builds", lambda: builds)
@@ -201,14 +203,18 @@ def test_without_nvml_there_is_a_reason_and_a_remedy_if_there_is_a_card(
     [
         ("cudaGetDeviceCount(). Error 802: system not yet initialized", "fabricmanager"),
         ("cudaGetDeviceCount(). Error 999: unknown error\nmore", "dmesg"),
+        ("CUDA error: all CUDA-capable devices are busy or unavailable\nmore", "nvidia-smi"),
     ],
 )
-def test_pytorchs_error_says_why_cuda_does_not_start(install, monkeypatch, error, words):
-    def breaks():
+def test_pytorchs_error_says_why_a_gpu_is_not_used(install, monkeypatch, error, words):
+    def breaks(*_, device):
         raise RuntimeError(error)
 
-    install("13.0", CUDA_13_BUILD, driver=NEW)
-    monkeypatch.setattr(torch.cuda, "init", breaks)
+    cuda_error = compatibility.cuda_error
+    install("13.0", CUDA_13_BUILD, driver=NEW, available="busy" in error)
+    monkeypatch.setattr(compatibility, "cuda_error", cuda_error)
+    monkeypatch.setattr(torch, "ones", breaks)
+    assert find_device("auto").type == "cpu"
     _, reason = doctor.check_driver()
     assert reason == unusable_gpu_reason() and reason.startswith(f"{error.splitlines()[0]}: ")
     assert words in reason
