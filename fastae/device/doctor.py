@@ -7,7 +7,6 @@ written.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import shutil
@@ -36,7 +35,6 @@ from fastae.utils.files import nearest_existing
 from fastae.utils.limits import free_bytes, total_bytes, usable_cores
 
 LITTLE_MEMORY, LITTLE_DISK = 4.0, 2.0  # GiB; a resident CelebA takes 10, a checkpoint 0.5
-NVJPEG, NVJPEG_HARDWARE, NVJPEG_ARCH_MISMATCH = "**/libnvjpeg.so.1[23]", 3, 7  # a backend, a status
 COLORS = {"problem: ": "red", "warning: ": "yellow", "": None}
 
 Answer = tuple[str, str]
@@ -124,17 +122,6 @@ def _size(gpu: Gpu) -> str:
     return f"{gpu.memory_gib:.0f} GiB" if gpu.memory_gib else "memory shared with the CPU (below)"
 
 
-def check_jpeg() -> Answer:
-    """Checks whether the nvJPEG that comes with DALI can use a hardware JPEG engine."""
-    if not torch.cuda.is_available():
-        return "decoded by the CPU", ""
-    status = _nvjpeg_status()
-    if status in (0, NVJPEG_ARCH_MISMATCH):
-        return "decoded by a JPEG engine" if status == 0 else "decoded by CUDA cores: no JPEG engine", ""
-    remedy = "in a container, set NVIDIA_DRIVER_CAPABILITIES=compute,utility,video"
-    return f"unknown whether there is a JPEG engine (nvJPEG: {status})", remedy
-
-
 def check_dali() -> Answer:
     """Checks whether DALI is installed, and fits PyTorch and the driver."""
     try:
@@ -205,18 +192,6 @@ def check_cache() -> Answer:
     return f"{text}, {sum(entry.size for entry in entries(folder)) / 2**30:.1f} GiB used", remedy
 
 
-def _nvjpeg_status() -> int | None:
-    """Returns nvJPEG's status for a handle with the hardware backend; None if DALI's nvJPEG does not load."""
-    import nvidia
-
-    found = next((path for folder in nvidia.__path__ for path in Path(folder).glob(NVJPEG)), None)
-    try:
-        library = ctypes.CDLL(str(found))
-    except OSError:
-        return None
-    return library.nvjpegCreateEx(NVJPEG_HARDWARE, None, None, 0, ctypes.byref(ctypes.c_void_p()))
-
-
 def _space(folder: Path, remedy: str) -> Answer:
     """Checks whether a folder, or the nearest existing one above it, is writable and has free space."""
     folder = folder.absolute()
@@ -228,7 +203,7 @@ def _space(folder: Path, remedy: str) -> Answer:
 
 
 CHECKS = {
-    "fastae": check_fastae, "torch": check_torch, "driver": check_driver, "jpeg": check_jpeg,
+    "fastae": check_fastae, "torch": check_torch, "driver": check_driver,
     "dali": check_dali, "--amp": check_amp, "--compile": check_compile, "cpu": check_cpu,
     "memory": check_memory, "disk": check_disk, "cache": check_cache,
 }  # fmt: skip

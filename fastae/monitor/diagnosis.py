@@ -46,7 +46,6 @@ BUSY_CORES, IDLE_CORES = 0.8, 0.6
 OTHERS_FROM = 0.5  # cores; other programs that use less do not matter
 AWAKE = 0.1  # cores or threads; a run that neither uses nor waits for more is sleeping
 STARVED_FROM = 0.2  # share of the time in which a run's threads could work, but wait for a CPU
-PRESSED_FROM = 20.0  # percent of the time in which some thread of the machine waits for a CPU
 
 COMPUTE_UNITS = ("tensor_active", "fp32_active")
 """The metrics of the units that compute, in percent of their peak."""
@@ -302,13 +301,10 @@ def _advise_cpu(verdict: Verdict, info: RunInfo) -> Iterator[str]:
 
 def _is_starved(summary: Summary) -> bool:
     """Whether other programs keep the run from the cores that it could use."""
-    if not {"cpu", "machine_cpu"} <= summary.host.keys():
+    if not {"cpu", "machine_cpu", "cpu_wait"} <= summary.host.keys():
         return False
     used, machine = summary.host["cpu"].mean, summary.host["machine_cpu"].mean
     if machine - used < OTHERS_FROM:
         return False
-    if "cpu_wait" in summary.host:
-        waiting = summary.host["cpu_wait"].mean
-        return waiting >= max(AWAKE, STARVED_FROM * (used + waiting))
-    pressure = summary.host.get("cpu_pressure")  # of the whole machine: the run must use something
-    return pressure is not None and used >= AWAKE and pressure.mean >= PRESSED_FROM
+    waiting = summary.host["cpu_wait"].mean
+    return waiting >= max(AWAKE, STARVED_FROM * (used + waiting))

@@ -21,9 +21,6 @@ FAMILY_SECONDS = 5.0
 psutil then reads all of /proc, which takes 26 us per process of the machine (Intel Xeon, 73 processes).
 """
 
-PRESSURE = Path("/proc/pressure/cpu")
-"""Linux's pressure stall information: how long threads of any program have waited for a CPU."""
-
 
 class HostReader:
     """Reads the total usage of a program's processes over the time between calls.
@@ -57,7 +54,7 @@ class HostReader:
     def _read_totals(self) -> dict[str, dict[object, float]]:
         """Returns metric -> process, thread or None for the machine -> total, without unknown metrics.
 
-        Times are in CPU seconds, memory is in GiB, disk reads are in MB, and pressure is in percent-seconds.
+        Times are in CPU seconds, memory is in GiB, and disk reads are in MB.
         """
         machine = psutil.cpu_times()
         busy = machine.user + machine.nice + machine.system + machine.irq + machine.softirq
@@ -73,7 +70,7 @@ class HostReader:
                         totals["cpu_wait"] |= waits
                     # This comes last, since it raises an error for other users' processes.
                     totals["disk_read"][pid] = process.io_counters().read_bytes / 1e6
-        return {"machine_cpu": {None: busy}, **_read_pressure(), **totals}
+        return {"machine_cpu": {None: busy}, **totals}
 
 
 def _seconds_waiting(pid: int) -> dict[object, float]:
@@ -86,15 +83,6 @@ def _seconds_waiting(pid: int) -> dict[object, float]:
         with suppress(OSError):  # the thread has ended
             seconds[file] = int(file.read_text().split()[1]) / 1e9
     return seconds
-
-
-def _read_pressure() -> dict[str, dict[object, float]]:
-    """Returns the percent-seconds in which some thread of the machine waited for a CPU; {} if unknown."""
-    try:
-        some = PRESSURE.read_text().splitlines()[0]  # some avg10=0.0 avg60=0.0 avg300=0.0 total=MICROSECONDS
-    except OSError:
-        return {}
-    return {"cpu_pressure": {None: int(some.rpartition("=")[2]) / 1e4}}
 
 
 def family(pid: int) -> tuple[int, ...]:

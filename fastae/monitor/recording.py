@@ -53,7 +53,6 @@ SAMPLED: dict[str, tuple[str, str]] = {
     "host/cpu": ("host CPU", "cores"),
     "host/machine_cpu": ("host CPU, all programs", "cores"),
     "host/cpu_wait": ("host threads waiting for a CPU", "threads"),
-    "host/cpu_pressure": ("host CPU pressure", "%"),
     "host/memory": ("host memory", "GiB"),
     "host/disk_read": ("host disk reads", "MB/s"),
     "loop/images_per_second": ("training speed", "images/s"),

@@ -232,19 +232,6 @@ def test_cards_with_shared_memory_and_cards_on_pci_are_recognised(install, monke
     assert compatibility.has_nvidia_card(tmp_path) and not compatibility.has_nvidia_card(tmp_path / "gone")
 
 
-@pytest.mark.parametrize(
-    ("status", "warned", "words"),
-    [(0, False, "JPEG engine"), (7, False, "CUDA cores"), (None, True, "unknown")],
-)
-def test_nvjpeg_tells_whether_there_is_a_jpeg_engine(monkeypatch, status, warned, words):
-    if not torch.cuda.is_available():
-        assert doctor._nvjpeg_status() != 0, "nvJPEG reports a JPEG engine without a GPU"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(doctor, "_nvjpeg_status", lambda: status)
-    text, remedy = doctor.check_jpeg()
-    assert words in text and ("video" in remedy) is warned
-
-
 def test_a_missing_compiler_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", "no-such-compiler")
     assert "CXX" in doctor.check_compile()[1]

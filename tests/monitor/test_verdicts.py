@@ -178,31 +178,30 @@ def test_the_verdict_is_the_one_that_an_expert_would_give(
 
 
 @pytest.mark.parametrize(
-    ("why", "cores", "cpu", "machine", "wait", "pressure", "data", "verdict"),
+    ("why", "cores", "cpu", "machine", "wait", "data", "verdict"),
     [
-        ("both cores are in use", TWO_CORES, 1.9, 2.0, None, None, 0.0, "cpu_bound"),
-        ("second threads add little", SMT, 1.9, 2.0, None, None, 0.0, "cpu_bound"),
-        ("a physical core is free", SMT, 1.0, 1.1, None, None, 0.0, "cpu_idle"),
-        ("another uses the other core", SMT, 0.9, 1.9, 0.4, None, 0.0, "cpu_contention"),
-        ("a core is free", TWO_CORES, 1.0, 1.1, None, None, 0.0, "cpu_idle"),
-        ("a run that sleeps needs no core", TWO_CORES, 0.0, 2.0, None, None, 0.0, "cpu_idle"),
-        ("others leave enough cores", Cores(64, 64, 64), 1.0, 9.0, None, None, 0.0, "cpu_idle"),
-        ("mostly no batch", TWO_CORES, 1.0, 1.1, None, None, 0.9, "waiting_for_data"),
-        ("decoding shares the cores", TWO_CORES, 1.0, 2.0, 0.5, None, 0.2, "cpu_contention"),
-        ("too short for figures", TWO_CORES, None, None, None, None, 0.0, "unknown"),
-        ("neither idle nor the limit", TWO_CORES, 1.4, 1.5, None, None, 0.0, "cpu_mostly_busy"),
+        ("both cores are in use", TWO_CORES, 1.9, 2.0, None, 0.0, "cpu_bound"),
+        ("second threads add little", SMT, 1.9, 2.0, None, 0.0, "cpu_bound"),
+        ("a physical core is free", SMT, 1.0, 1.1, None, 0.0, "cpu_idle"),
+        ("another uses the other core", SMT, 0.9, 1.9, 0.4, 0.0, "cpu_contention"),
+        ("a core is free", TWO_CORES, 1.0, 1.1, None, 0.0, "cpu_idle"),
+        ("a run that sleeps needs no core", TWO_CORES, 0.0, 2.0, None, 0.0, "cpu_idle"),
+        ("others leave enough cores", Cores(64, 64, 64), 1.0, 9.0, None, 0.0, "cpu_idle"),
+        ("mostly no batch", TWO_CORES, 1.0, 1.1, None, 0.9, "waiting_for_data"),
+        ("decoding shares the cores", TWO_CORES, 1.0, 2.0, 0.5, 0.2, "cpu_contention"),
+        ("too short for figures", TWO_CORES, None, None, None, 0.0, "unknown"),
+        ("neither idle nor the limit", TWO_CORES, 1.4, 1.5, None, 0.0, "cpu_mostly_busy"),
         ("one busy thread beside four busy programs of a higher priority (measured)", TWO_CORES, 0.07, 2.0,
-         0.92, 73, 0.0, "cpu_contention"),
-        ("it sleeps while others compete", TWO_CORES, 0.0, 2.0, 0.0, 73, 0.0, "cpu_idle"),
-        ("it competes with its own threads", TWO_CORES, 1.4, 1.6, 3.0, None, 0.0, "cpu_mostly_busy"),
-        ("its two cores are shared", FEW_OF_MANY, 0.5, 9.0, 0.8, None, 0.0, "cpu_contention"),
-        ("the kernel has only the pressure", FEW_OF_MANY, 0.5, 9.0, None, 60, 0.0, "cpu_contention"),
-        ("full, but nothing waits", TWO_CORES, 1.0, 1.9, None, 3, 0.0, "cpu_idle"),
+         0.92, 0.0, "cpu_contention"),
+        ("it sleeps while others compete", TWO_CORES, 0.0, 2.0, 0.0, 0.0, "cpu_idle"),
+        ("it competes with its own threads", TWO_CORES, 1.4, 1.6, 3.0, 0.0, "cpu_mostly_busy"),
+        ("its two cores are shared", FEW_OF_MANY, 0.5, 9.0, 0.8, 0.0, "cpu_contention"),
+        ("full, but nothing waits", TWO_CORES, 1.0, 1.9, 0.1, 0.0, "cpu_idle"),
     ],
 )  # fmt: skip
-def test_the_verdict_on_a_cpu(simulate, why, cores, cpu, machine, wait, pressure, data, verdict):
+def test_the_verdict_on_a_cpu(simulate, why, cores, cpu, machine, wait, data, verdict):
     info = replace(DALI, on_gpu=False)
-    host = StubHost(cpu, machine, cpu_wait=wait, cpu_pressure=pressure)
+    host = StubHost(cpu, machine, cpu_wait=wait)
     recording = simulate(library=RecordedNvml(), host=host, loop=loop(data, None)).recording()
     diagnosis = diagnose(summarize(recording, info, cores), info)
     assert diagnosis.verdict == verdict, why
