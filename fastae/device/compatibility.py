@@ -17,7 +17,7 @@ from typing import Any
 import pynvml
 
 from fastae.device.nvml import Gpu, NvmlError, all_gpus, error_name, offered, open_nvml
-from fastae.utils.console import printable
+from fastae.utils.console import first_line, printable
 from fastae.utils.environment import CHECKOUT, DALI_BUILDS, dali_builds
 
 CUDA_13_FROM = (7, 5)
@@ -182,9 +182,8 @@ def cuda_fault(driver: Driver) -> Fault | None:
     """Returns why PyTorch cannot use the driver's GPUs, in one line; None if it can."""
     if mismatch := torch_mismatch(driver):
         return mismatch, driver.install
-    if not (error := cuda_error()):
+    if not (text := cuda_error()):
         return None
-    text = printable(error)
     # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up. Only the
     # text has the number: PyTorch raises a plain RuntimeError if it cannot count the devices.
     if "802" in text:
@@ -204,7 +203,7 @@ def cuda_error() -> str:
     try:
         torch.ones(1, device="cuda").sum().item()
     except (RuntimeError, AssertionError) as error:  # the latter from a CPU build
-        return str(error).partition("\n")[0] or type(error).__name__
+        return first_line(error)
     return ""
 
 

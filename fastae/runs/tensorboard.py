@@ -1,4 +1,4 @@
-"""What a run shows in TensorBoard: scalars, image grids, settings and hyperparameters.
+"""What a run shows in TensorBoard: scalars, image grids and settings.
 
 PyTorch makes the protocol buffers, and TensorBoard's RecordWriter writes them in the calling thread, where a
 full disk raises OSError. PyTorch's SummaryWriter would print a traceback from a thread of its own.
@@ -14,7 +14,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
@@ -68,16 +68,6 @@ class TensorBoardWriter(AbstractContextManager):
         )
         table = "\n".join(["| setting | value |", "|---|---|", *rows])
         self._summary(summary.text("config", table), iteration)
-
-    def hyperparameters(self, settings: Mapping[str, Any], metrics: Sequence[str]) -> None:
-        """Writes the run's row for the tab HPARAMS: its settings, and the tags of its scalars."""
-        for part in summary.hparams(dict(settings), dict.fromkeys(metrics, 0.0)):
-            self._summary(part, 0)
-
-    def layout(self, charts: Mapping[str, Sequence[str]]) -> None:
-        """Writes the charts for the tab CUSTOM SCALARS: title of a chart -> tags of its scalars."""
-        parts = {title: ["Multiline", list(tags)] for title, tags in charts.items()}
-        self._summary(summary.custom_scalars({"train and held-out": parts}), 0)
 
     def sync(self) -> None:
         """Flushes all records to the disk."""

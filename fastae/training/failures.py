@@ -18,7 +18,7 @@ from fastae.runs.folder import RunFolder
 from fastae.training.observers.callback import CallbackFailed
 from fastae.training.session import Session
 from fastae.training.signals import StopSignals
-from fastae.utils.console import printable
+from fastae.utils.console import first_line
 from fastae.utils.limits import thread_limit
 
 SIGNALS_APART = 1.0
@@ -43,9 +43,8 @@ def explain(error: Exception, session: Session, run: RunFolder, *, stops: StopSi
     then = f"; {hint}" if run.config_file.exists() else ""
     if is_out_of_memory(error):
         return RunFailure(f"{out_of_memory_advice(session.loader, session.hardware.device)}{then}")
-    if isinstance(error, CalledProcessError) or _is_compiler_error(error):
-        first = printable(str(error).strip().splitlines()[0])
-        return RunFailure(f"torch.compile failed ({first:.200}): use --no-compile{then}")
+    if _is_compiler_error(error):
+        return RunFailure(f"torch.compile failed ({first_line(error):.200}): use --no-compile{then}")
     reason = _resumable_reason(error, session, run)
     return RunFailure(f"{reason}; {hint}") if reason else error
 
@@ -62,7 +61,7 @@ def _resumable_reason(error: Exception, session: Session, run: RunFolder) -> str
     if isinstance(error, RuntimeError) and (no_threads := thread_limit(error)):
         return no_threads
     if session.ranks.size > 1 and _is_lost_rank(error):
-        return f"another rank ended, or cannot be reached: {printable(str(error).splitlines()[0])}"
+        return f"another rank ended, or cannot be reached: {first_line(error)}"
     return None
 
 
@@ -79,8 +78,12 @@ def _is_lost_rank(error: Exception) -> bool:
 
 
 def _is_compiler_error(error: Exception) -> bool:
-    """Returns whether torch.compile raised the error. It raises many types, some of them Triton's."""
-    return type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "triton"))
+    """Returns whether torch.compile raised the error. It raises many types, some of them Triton's.
+
+    Triton starts a C compiler, whose failure is a CalledProcessError.
+    """
+    modules = ("torch._dynamo", "torch._inductor", "triton")
+    return isinstance(error, CalledProcessError) or type(error).__module__.startswith(modules)
 
 
 def out_of_memory_advice(loader: BatchSource, device: torch.device) -> str:

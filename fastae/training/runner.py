@@ -191,7 +191,7 @@ def open_observers(
     device = session.hardware.device
     metrics = stack.enter_context(MetricsFile(run, start, progress))
     curves = stack.enter_context(TensorBoard(run, config, start, progress, usage_means=monitor.means))
-    curves.begin()
+    curves.writer.settings(start, config.as_dict())
     checkpoints = stack.enter_context(Checkpoints(run, config, curves.writer))
     stack.enter_context(display)
     profile = stack.enter_context(Profile(run.path, config.profile))

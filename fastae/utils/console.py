@@ -78,6 +78,12 @@ def printable(text: str) -> str:
     )
 
 
+def first_line(error: BaseException) -> str:
+    """Returns the first line of an error's text, as `printable`; the name of its type if it has no text."""
+    lines = str(error).strip().splitlines()
+    return printable(lines[0]) if lines else type(error).__name__
+
+
 def track(items: Iterable[Item], text: str, total: int | None = None) -> Iterator[Item]:
     """Yields the items. On a terminal, a progress bar is shown meanwhile and removed at the end."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

@@ -10,6 +10,7 @@ from subprocess import CalledProcessError
 
 import pytest
 import torch
+from torch._inductor.exc import CppCompileError
 
 from fastae.data.files.inspect import inspect
 from fastae.data.loaders.pipeline import Pipeline
@@ -117,6 +118,7 @@ def test_a_state_that_is_not_finite_is_not_saved(face_folder, tmp_path, monkeypa
         ),
         (MemoryError(), "out of memory"),
         (CalledProcessError(1, "g++"), "torch.compile failed.* use --no-compile; .*resume with"),
+        (CppCompileError(["g++"], "no such header"), r"torch\.compile failed.* --no-compile"),
         (RuntimeError("could not create a primitive"), "out of memory"),
         (RuntimeError("can't start new thread"), "ulimit -u.*nothing was saved yet; resume with"),
         (OSError(5, "I/O error", "/elsewhere"), "cannot use '/elsewhere': I/O error; nothing was saved yet"),

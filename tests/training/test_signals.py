@@ -7,9 +7,8 @@ import sys
 import threading
 
 import pytest
-from torch._inductor.exc import CppCompileError
 
-from fastae.errors import RunFailure, Stopped
+from fastae.errors import Stopped
 from fastae.runs.folder import RunFolder
 from fastae.runs.weights import finished_at
 from fastae.sweep.plan import SweepConfig
@@ -122,7 +121,7 @@ def test_a_signal_to_the_process_group_while_the_compiler_runs_stops_the_run(fac
 def test_a_compiler_that_was_ended_by_a_signal_is_reported_as_a_stop(face_folder, tmp_path, monkeypatch):
     def killed(self, *inputs):
         signal.raise_signal(signal.SIGTERM)
-        raise CppCompileError(["g++"], "Killed\nand many lines more")
+        raise subprocess.CalledProcessError(-signal.SIGTERM, "gcc")  # as from Triton
 
     monkeypatch.setattr(TrainingStep, "_step", killed)
     run, sweep = tmp_path / "run", tmp_path / "sweep"
@@ -135,15 +134,6 @@ def test_a_compiler_that_was_ended_by_a_signal_is_reported_as_a_stop(face_folder
         train_sweep(SweepConfig(small_config(face_folder)), sweep)
     monkeypatch.undo()
     assert resume_run(run, {}) == run and finished_at(RunFolder(run)) == 2
-
-
-def test_a_compiler_that_fails_by_itself_is_not_reported_as_a_stop(face_folder, tmp_path, monkeypatch):
-    def failing(self, *inputs):
-        raise CppCompileError(["g++"], "no such header")
-
-    monkeypatch.setattr(TrainingStep, "_step", failing)
-    with pytest.raises(RunFailure, match=r"torch\.compile failed .*--no-compile"):
-        train(small_config(face_folder, tmp_path / "run"))
 
 
 def test_a_signal_that_a_child_received_first_is_awaited():

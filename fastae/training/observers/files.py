@@ -19,9 +19,6 @@ from fastae.utils.console import log
 from fastae.utils.files import atomic_write
 from fastae.utils.pictures import encode_png, sample_sheet
 
-HYPERPARAMETERS = ("loss", "lr", "batch_size", "iterations", "latent", "image_size", "amp", "seed")
-"""The settings by which TensorBoard's HPARAMS compares runs."""
-
 TAGS = {
     TRAIN: {
         "loss": "loss/{loss}",
@@ -93,18 +90,6 @@ class TensorBoard(Observer):
             kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
             for kind, tags in TAGS.items()
         }
-        self._config, self._start = config, start
-
-    def begin(self) -> None:
-        """Writes the settings and, in a new run, what TensorBoard compares and draws together."""
-        config = self._config
-        self.writer.settings(self._start, config.as_dict())
-        if self._start == 0:
-            train, held_out = self._tags[TRAIN], self._tags[HELD_OUT]
-            charts = {name: [train[name], held_out[name]] for name in ("loss", "loss_index")}
-            self.writer.layout(charts)
-            hyperparameters = {name: getattr(config, name) for name in HYPERPARAMETERS}
-            self.writer.hyperparameters(hyperparameters, [held_out["loss_index"], held_out["psnr"]])
 
     def __exit__(self, *exception: object) -> None:
         self.writer.__exit__(*exception)

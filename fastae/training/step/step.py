@@ -21,6 +21,7 @@ from fastae.training.step import cuda_graph as graph
 from fastae.training.step.kernel_check import are_right
 from fastae.training.step.layers import set_tensors
 from fastae.training.step.objective import TrainedModel
+from fastae.utils.console import first_line
 
 WARM_UP = 3
 """The number of steps before the CUDA graph is captured. Compiling, and the allocations of cuDNN and Adam,
@@ -92,7 +93,7 @@ class TrainingStep:
                 note = CAPTURED
             # CalledProcessError: from the C compiler that Triton starts.
             except (RuntimeError, CalledProcessError) as error:
-                note = f"no CUDA graph ({str(error).splitlines()[0]:.120})"
+                note = f"no CUDA graph ({first_line(error):.120})"
             self._undo(weights, buffers)
             if self.is_captured:
                 break
