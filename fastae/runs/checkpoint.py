@@ -29,8 +29,6 @@ from fastae.utils.files import listed, mode_at, sync
 from fastae.utils.json import parse
 
 SUFFIX = ".safetensors"
-OLD_SUFFIX = ".pt"
-"""The suffix of checkpoints of fastae 0.2 and older, which this version cannot read."""
 
 MAX_SECONDS = 1e15
 """A limit for the time of a run, since a file may say that it is infinite."""
@@ -174,14 +172,9 @@ def newest(
             compared. A model on the meta device suffices. None skips the comparison.
 
     Raises:
-        FastaeError: the folder cannot be listed, or an older version of fastae has written its checkpoints.
+        FastaeError: the folder cannot be listed.
     """
     paths = numbered(folder)
-    if not paths and numbered(folder, OLD_SUFFIX):
-        raise FastaeError(
-            f"{str(folder)!r} holds checkpoints of fastae 0.2 or older, which this version cannot resume: "
-            "start a new run"
-        )
     for path in paths:
         try:
             return _read(path, model_of)
@@ -207,7 +200,7 @@ def _read(path: Path, model_of: Callable[[TrainConfig], nn.Module] | None) -> Ch
     return Checkpoint(state.iteration, training, description=description, progress=state.progress)
 
 
-def numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
+def numbered(folder: Path) -> list[Path]:
     """Returns the checkpoints in `folder`, valid or not, the newest first.
 
     The name of each, without its suffix, is its iteration. Raises FastaeError if the folder cannot be listed.
@@ -215,7 +208,7 @@ def numbered(folder: Path, suffix: str = SUFFIX) -> list[Path]:
     found = [
         path
         for path in listed(folder)
-        if path.suffix == suffix and path.stem.isdecimal() and stat.S_ISREG(mode_at(path))
+        if path.suffix == SUFFIX and path.stem.isdecimal() and stat.S_ISREG(mode_at(path))
     ]
     return sorted(found, key=lambda path: int(path.stem), reverse=True)
 

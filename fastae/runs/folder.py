@@ -65,7 +65,7 @@ class RunFolder:
         with hold_lock(self.path, "run"):
             refuse_links(self.path)
             refuse_links(self.samples)
-            refuse_links(self.checkpoints, but="last.pt")  # a link that older versions made
+            refuse_links(self.checkpoints)
             yield
 
     def begin(self, description: RunDescription, manifest: Manifest, skipped: Iterable[FileFault]) -> None:

@@ -37,9 +37,6 @@ ALIGNMENT = 8
 
 NO_DIGEST = "0" * 64
 
-WITHOUT_DIGEST = ("0.1.0", "0.2.0")
-"""The versions of fastae that wrote no digest."""
-
 
 @dataclass(frozen=True)
 class TensorFile:
@@ -120,7 +117,7 @@ def _read(path: Path, with_tensors: bool) -> TensorFile:
 
 
 def _verify(path: Path) -> None:
-    """Raises ValueError unless a file has its digest, or is of a version that wrote none."""
+    """Raises ValueError unless a file has its digest."""
     require_file(path)
     with path.open("rb") as file:
         length = file.read(8)
@@ -132,8 +129,6 @@ def _verify(path: Path) -> None:
         if not isinstance(metadata, dict):
             raise ValueError("it was not written by fastae")
         recorded = metadata.get("sha256")
-        if recorded is None and metadata.get("fastae") in WITHOUT_DIGEST:
-            return
         digest = hashlib.sha256(length + text.replace(str(recorded).encode(), NO_DIGEST.encode(), 1))
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -108,13 +108,13 @@ def remove_drafts(folder: Path, name: str = "") -> None:
             path.unlink(missing_ok=True)
 
 
-def refuse_links(folder: Path, but: str | None = None) -> None:
-    """Raises FastaeError, naming the link, if `folder` has one whose name does not end with `but`.
+def refuse_links(folder: Path) -> None:
+    """Raises FastaeError, naming the link, if `folder` has one.
 
     Through a link, the author of the folder could make fastae overwrite or remove any file of the user.
     """
     for path in listed(folder):
-        if path.is_symlink() and not (but and path.name.endswith(but)):
+        if path.is_symlink():
             raise FastaeError(f"{str(path)!r} is a link, which fastae does not follow here: remove it")
 
 

@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from fastae.errors import FastaeError
 from fastae.experiment.model import AutoEncoder
@@ -56,13 +55,6 @@ def test_a_newer_checkpoint_that_is_damaged_is_named(run, capsys):
     assert source(run) == ("model.safetensors", 5)
     (line,) = capsys.readouterr().out.splitlines()
     assert "0000009.safetensors" in line
-
-
-@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
-def test_weights_of_older_versions_have_no_digest_and_are_read(run, version):
-    weights = {name: torch.zeros_like(weight) for name, weight in load_model(run).model.state_dict().items()}
-    save_file(weights, run / "model.safetensors", {"iteration": "5", "fastae": version})
-    assert source(run) == ("model.safetensors", 5)
 
 
 def test_a_damaged_file_is_named_and_the_checkpoint_is_read(run, capsys):

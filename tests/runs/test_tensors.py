@@ -50,15 +50,7 @@ def test_a_flipped_bit_in_any_byte_and_any_other_length_is_noticed(path):
             read_tensors(path)
 
 
-@pytest.mark.parametrize("version", ["0.1.0", "0.2.0"])
-def test_a_file_of_a_version_that_wrote_no_digest_is_read(path, version):
-    save_file(TENSORS, path, {"fastae": version, "iteration": "7"})
-    assert same_state(read_tensors(path).tensors, TENSORS)
-
-
-@pytest.mark.parametrize(
-    "metadata", [None, {}, {"fastae": "0.3.0"}, {"fastae": "0.2.0", "sha256": ""}, {"sha256": "0" * 64}]
-)
+@pytest.mark.parametrize("metadata", [None, {}, {"fastae": "0.3.0"}, {"sha256": ""}, {"sha256": "0" * 64}])
 def test_another_file_without_its_digest_is_refused(path, metadata):
     save_file(TENSORS, path, metadata)
     with pytest.raises(ValueError, match=r"SHA-256|not written by fastae"):

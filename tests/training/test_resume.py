@@ -135,14 +135,6 @@ def test_a_finished_run_keeps_its_valid_checkpoint_and_not_a_later_damaged_one(u
     assert [path.name for path in (run / "checkpoints").iterdir()] == [f"{LENGTH:07d}.safetensors"]
 
 
-def test_checkpoints_of_an_older_version_are_refused_in_words(stopped):
-    for path in (stopped / "checkpoints").iterdir():
-        path.rename(path.with_suffix(".pt"))
-    (stopped / "checkpoints" / "last.pt").symlink_to("0000021.pt")
-    with pytest.raises(FastaeError, match=r"fastae 0\.2 or older"):
-        resume_run(stopped, {})
-
-
 def test_more_iterations_continue_from_the_end(uninterrupted, tmp_path, capsys):
     run = copied(uninterrupted(), tmp_path / "run")
     resume_run(run, {})
