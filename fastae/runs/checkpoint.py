@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from fastae.config import TrainConfig
 from fastae.errors import FastaeError
 from fastae.runs.description import RunDescription
-from fastae.runs.metrics import LoggedContent
 from fastae.runs.tensors import read_tensors, write_tensors
 from fastae.utils.files import listed, mode_at, sync
 from fastae.utils.json import parse
@@ -32,20 +31,6 @@ SUFFIX = ".safetensors"
 
 MAX_SECONDS = 1e15
 """A limit for the time of a run, since a file may say that it is infinite."""
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How long a run had been trained, and what its other files contained, when a checkpoint was written."""
-
-    seconds: Annotated[float, Meta(ge=0, le=MAX_SECONDS)] = 0.0
-    """The time of training in all sessions, with evaluations and saving. --minutes limits it."""
-
-    metrics: LoggedContent | None = None
-    """The content of metrics.csv."""
-
-    events: tuple[str, ...] = ()
-    """The names of TensorBoard's event files, one for each session."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +90,9 @@ class Checkpoint:
 
     training: TrainingState
     description: RunDescription
-    progress: Progress
+
+    seconds: float = 0.0
+    """The time of training in all sessions, with evaluations and saving. --minutes limits it."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +104,7 @@ class _State:
     run: dict[str, Any]
     """The description of the run, as in config.json."""
 
-    progress: Progress
+    seconds: Annotated[float, Meta(ge=0, le=MAX_SECONDS)]
     scaler: dict[str, float | int]
 
 
@@ -131,7 +118,7 @@ def write(folder: Path, checkpoint: Checkpoint, keep: int) -> None:
     state = _State(
         checkpoint.iteration,
         run=checkpoint.description.as_dict(),
-        progress=checkpoint.progress,
+        seconds=checkpoint.seconds,
         scaler=dict(training.scaler),
     )
     path = folder / f"{checkpoint.iteration:07d}{SUFFIX}"
@@ -197,7 +184,7 @@ def _read(path: Path, model_of: Callable[[TrainConfig], nn.Module] | None) -> Ch
     except (OSError, ValueError, FastaeError) as error:
         reason = " ".join(str(error).split())
         raise FastaeError(f"checkpoint {path} cannot be used: {reason:.200}") from None
-    return Checkpoint(state.iteration, training, description=description, progress=state.progress)
+    return Checkpoint(state.iteration, training, description=description, seconds=state.seconds)
 
 
 def numbered(folder: Path) -> list[Path]:

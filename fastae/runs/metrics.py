@@ -9,7 +9,6 @@ a share of the time in [0, 1], `psnr` is in dB, and `ssim` is in [-1, 1]. Older 
 
 from __future__ import annotations
 
-import hashlib
 import io
 import math
 import os
@@ -37,7 +36,7 @@ MAX_BYTES, MAX_LINE = 1 << 26, 1 << 10
 """The most bytes of a file and of a line that are read. 64 MiB are some 600,000 log steps."""
 
 MAX_RESUMED = 1 << 30
-"""The most bytes of a file that a run continues, if its checkpoint knows so many: ten million log steps."""
+"""The most bytes of a file that a run continues: ten million log steps."""
 
 MAX_VALUE = 1e30
 """Larger numbers are read as infinite: no plot can show them."""
@@ -100,45 +99,23 @@ class Metrics:
         return float(images.sum() / seconds.sum()) if seconds.sum() > 0 else math.nan
 
 
-@dataclass(frozen=True)
-class LoggedContent:
-    """The content of metrics.csv when a checkpoint was written."""
-
-    size: int
-    """The number of bytes."""
-
-    sha256: str
-    """The SHA-256 of these bytes, in hexadecimal."""
-
-
 class MetricsWriter(AbstractContextManager):
-    """Appends rows to a metrics.csv. Rows after the iteration that a run continues from are removed first.
+    """Appends rows to a metrics.csv."""
 
-    `is_damaged` is whether the file had changed since the checkpoint. Its valid rows are then kept.
-    """
-
-    def __init__(self, path: Path, start: int = 0, content: LoggedContent | None = None) -> None:
-        """Opens the file.
+    def __init__(self, path: Path, start: int = 0) -> None:
+        """Opens the file, and removes all but its valid rows up to `start`.
 
         Args:
             path: the file, which need not exist.
             start: the iteration that the run continues from; 0 keeps no rows.
-            content: the file's content at `start`, from the checkpoint. Everything after it is removed.
 
         Raises:
             OSError: the disk is full, or `path` is not a file. The file is then as it was before.
         """
-        limit = max(MAX_BYTES, min(content.size, MAX_RESUMED)) if content else MAX_BYTES
-        old = _read(path, limit) if start and path.exists() else b""
-        kept = old[: content.size] if content else HEADER
-        expected = content.sha256 if content else None
-        self.is_damaged = start > 0 and hashlib.sha256(kept).hexdigest() != expected
-        if self.is_damaged:
-            valid = (line for line, row in _rows(old, COLUMNS) if row and row.iteration <= start)
-            kept = HEADER + b"".join(valid)
+        old = _read(path, MAX_RESUMED) if start and path.exists() else b""
+        valid = (line for line, row in _rows(old, COLUMNS) if row and row.iteration <= start)
         with atomic_write(path) as new:
-            new.write(kept)
-        self._size, self._digest = len(kept), hashlib.sha256(kept)
+            new.write(HEADER + b"".join(valid))
         self._file = open_own(path, "a")
 
     def append(self, iteration: int, kind: str, **values: float) -> None:
@@ -153,13 +130,10 @@ class MetricsWriter(AbstractContextManager):
         line = ",".join((str(iteration), kind, *cells)).encode() + b"\n"
         self._file.write(line)
         self._file.flush()
-        self._size += len(line)
-        self._digest.update(line)
 
-    def sync(self) -> LoggedContent:
-        """Flushes the file to the disk, and returns its content."""
+    def sync(self) -> None:
+        """Flushes the file to the disk."""
         os.fsync(self._file.fileno())
-        return LoggedContent(self._size, self._digest.hexdigest())
 
     def __exit__(self, *exception: object) -> None:
         with suppress(OSError):  # a row that could not be written has been reported

@@ -184,7 +184,7 @@ def _train_one(
             verb = "resumes" if newest else "begins"
             log("")
             log(f"{planned.name}: run {number} of {len(config.runs())} {verb}, seed {planned.seed}")
-            if newest and settings.ended_by(newest.iteration, newest.progress.seconds):
+            if newest and settings.ended_by(newest.iteration, newest.seconds):
                 complete(run, newest, settings.keep)
                 return None
             with open_trainer(session, settings, run, stops, newest, bar=False) as trainer:

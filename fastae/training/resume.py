@@ -81,7 +81,7 @@ def resume_run(
                     f"--iterations {given['iterations']:,} is less than the {iteration:,} that are done: "
                     "pass a larger value to train longer"
                 )
-            if option := config.ended_by(iteration, newest.progress.seconds):
+            if option := config.ended_by(iteration, newest.seconds):
                 if ranks.is_main:
                     complete(run, newest, config.keep)
                 log(f"run       {path} is finished, at iteration {iteration:,}; {option} extends it")

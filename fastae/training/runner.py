@@ -16,7 +16,7 @@ from fastae.experiment.definition import ModelMaker, experiment_with
 from fastae.experiment.losses import Elements
 from fastae.monitor.monitor import Monitor, local_gpus
 from fastae.monitor.recording import Phase
-from fastae.runs.checkpoint import Checkpoint, Progress
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
 from fastae.training.clock import Clock
@@ -125,7 +125,7 @@ def open_trainer(
             started = time.monotonic()
             capture = step.capture(loader.example()) if session.ranks.size == 1 else ""
             seconds = time.monotonic() - started
-            start, progress = (newest.iteration, newest.progress) if newest else (0, Progress())
+            start, spent = (newest.iteration, newest.seconds) if newest else (0, 0.0)
             if newest:
                 step.restore(newest.training)
             # Read from config.json: a session that was killed before it saved is in no checkpoint.
@@ -141,7 +141,7 @@ def open_trainer(
             observers: list[Observer] = []
             if session.ranks.is_main:
                 display = Display(config, start=start, on_cpu=not session.info(config).on_gpu, bar=bar)
-                observers = open_observers(stack, session, config, run, monitor, display, start, progress)
+                observers = open_observers(stack, session, config, run, monitor, display, start)
                 observers += extra
             trainer = Trainer(
                 session,
@@ -154,7 +154,7 @@ def open_trainer(
                     config.batch_size,
                     longest=min(config.log_every, config.iterations),
                     start=start,
-                    spent=progress.seconds,
+                    spent=spent,
                 ),
                 observers=observers,
                 stops=stops,
@@ -174,7 +174,6 @@ def open_observers(
     monitor: Monitor,
     display: Display,
     start: int,
-    progress: Progress,
 ) -> list[Observer]:
     """Opens what records a run, in the order in which each event reaches them.
 
@@ -182,15 +181,14 @@ def open_observers(
         stack: closes the observers, the last first.
         session: the session in which the run is trained.
         config: the run's settings.
-        run: the run's folder, which holds what `progress` says.
+        run: the run's folder.
         monitor: samples the use of the machine.
         display: shows the run.
         start: the iteration that the run continues from; 0 for a new run.
-        progress: the progress in the checkpoint that the run continues from.
     """
     device = session.hardware.device
-    metrics = stack.enter_context(MetricsFile(run, start, progress))
-    curves = stack.enter_context(TensorBoard(run, config, start, progress, usage_means=monitor.means))
+    metrics = stack.enter_context(MetricsFile(run, start))
+    curves = stack.enter_context(TensorBoard(run, config, start, usage_means=monitor.means))
     curves.writer.settings(start, config.as_dict())
     checkpoints = stack.enter_context(Checkpoints(run, config, curves.writer))
     stack.enter_context(display)

@@ -21,7 +21,7 @@ from fastae.data.loaders.batch_source import BatchSource
 from fastae.errors import FastaeError, NotFinite, Stopped, TrainingFault
 from fastae.monitor.loop_timer import WARM_UP
 from fastae.monitor.recording import Phase
-from fastae.runs.checkpoint import Checkpoint, Progress
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.training.clock import Clock, Window
@@ -268,13 +268,13 @@ class Trainer:
         self._report()
         self._tell_phase(Phase.SAVE)
         self._check_finite(self._clock.first, self._clock.open_losses())
-        contents = [observer.flush() for observer in self._observers]
-        files = {name: content for flushed in contents for name, content in flushed.items()}
+        for observer in self._observers:
+            observer.flush()
         checkpoint = Checkpoint(
             self.iteration,
             self._step.state(),
             description=self._description,
-            progress=Progress(seconds=self._clock.elapsed(), **files),
+            seconds=self._clock.elapsed(),
         )
         for observer in self._observers:
             observer.save(checkpoint, final)

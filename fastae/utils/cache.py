@@ -241,11 +241,14 @@ def remove(entry: Entry) -> bool:
     Raises FastaeError if a file cannot be removed.
     """
     folder = entry.path.with_name(entry.name)
+    draft = _draft(folder)
     try:
         with lock_entry(folder, wait=False):
-            _delete(_draft(folder))
-            if not entry.is_draft:
-                _delete(folder)
+            _delete(draft)
+            _remove_remains(draft)
+            if not entry.is_draft and read_marker(folder):
+                folder.rename(draft)  # so that an interruption leaves no empty folder with an entry's name
+                _delete(draft)
         return True
     except Timeout:
         return False
@@ -259,8 +262,14 @@ def remove_leftovers(cache: Path) -> None:
         if left := LEFTOVER.fullmatch(path.name):
             folder = path.with_name(left[1])
             with suppress(Timeout, OSError), lock_entry(folder, wait=False):
-                remove_drafts(_draft(folder))
-                _draft(folder).rmdir()  # fails unless it is empty
+                _remove_remains(_draft(folder))
+
+
+def _remove_remains(draft: Path) -> None:
+    """Removes a draft to which a killed process had written no marker yet, or whose marker it had removed."""
+    with suppress(OSError):
+        remove_drafts(draft)
+        draft.rmdir()  # fails unless it is empty
 
 
 def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:

@@ -193,7 +193,7 @@ def intact(pictures, face_paths, tmp_path_factory):
         return file.getvalue()
 
     weights = records.with_name("weights.safetensors")
-    state = {"iteration": 1, "scaler": {}, "config": {}, "run": {}, "progress": {}}
+    state = {"iteration": 1, "scaler": {}, "config": {}, "run": {}, "seconds": 0.0}
     tensors = {"model/weight": torch.ones(3, 4), "step": torch.tensor(0)}
     write_tensors(weights, tensors, {"state": json.dumps(state)})
     marker = Marker("resident", "images", "1", {"pixels.npy": [zlib.crc32(b"pixels")]})

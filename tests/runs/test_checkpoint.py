@@ -9,7 +9,7 @@ from torch import nn
 
 from fastae.config import TrainConfig
 from fastae.runs import checkpoint
-from fastae.runs.checkpoint import Checkpoint, Progress, TrainingState
+from fastae.runs.checkpoint import Checkpoint, TrainingState
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
@@ -29,19 +29,19 @@ GOOD = Checkpoint(
     TrainingState(MODEL.state_dict(), WEIGHTS, {name: w.square() for name, w in WEIGHTS.items()},
                   step=torch.tensor(1), scaler=SCALER),
     RunDescription(TrainConfig(), device="a device"),
-    Progress(3.0),
+    3.0,
 )  # fmt: skip
 
 
 def test_a_checkpoint_is_read_back_as_it_was_written(tmp_path):
     checkpoint.write(tmp_path, GOOD, keep=1)
     found = checkpoint.newest(tmp_path, pytest.fail, lambda config: MODEL)
-    assert (found.description, found.progress) == (GOOD.description, GOOD.progress)
+    assert (found.description, found.seconds) == (GOOD.description, GOOD.seconds)
     assert same_state(vars(found.training), vars(GOOD.training))
 
 
 def test_a_file_of_weights_is_not_a_checkpoint_although_no_model_is_given(tmp_path):
-    state = {"iteration": 9, "run": {"config": {}}, "progress": {}, "scaler": {}}
+    state = {"iteration": 9, "run": {"config": {}}, "seconds": 0.0, "scaler": {}}
     write_tensors(tmp_path / "0000009.safetensors", MODEL.state_dict(), {"state": json.dumps(state)})
     lines = []
     assert checkpoint.newest(tmp_path, lines.append) is None and len(lines) == 1

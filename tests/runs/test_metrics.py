@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastae.runs import metrics as metrics_csv
-from fastae.runs.metrics import COLUMNS, HELD_OUT, TRAIN, LoggedContent, MetricsWriter, read_metrics
+from fastae.runs.metrics import COLUMNS, HELD_OUT, TRAIN, MetricsWriter, read_metrics
 
 from ..helpers import largest_file
 
@@ -26,11 +26,10 @@ def path(tmp_path):
 
 
 def write(path, *iterations):
-    """Writes rows; returns the file's content for a checkpoint."""
+    """Writes rows."""
     with MetricsWriter(path) as metrics:
         for iteration in iterations:
             metrics.append(iteration, TRAIN, loss=0.5, loss_index=10.0 * iteration)
-        return metrics.sync()
 
 
 def test_appended_rows_are_read_back_and_the_file_has_the_documented_format(path):
@@ -58,26 +57,6 @@ def test_a_resumed_run_repeats_no_iteration(path):
         assert path.read_text() == HEADER
 
 
-def test_a_file_that_is_too_long_for_readers_is_resumed_whole(path, monkeypatch):
-    write(path, *range(1, 9))
-    with MetricsWriter(path, start=8, content=LoggedContent(0, "")) as metrics:  # damaged: its rows are kept
-        content = metrics.sync()
-    assert metrics.is_damaged
-    monkeypatch.setattr(metrics_csv, "MAX_BYTES", content.size // 2)
-    with MetricsWriter(path, start=8, content=content) as metrics:
-        metrics.append(9, TRAIN, loss=0.5)
-    assert not metrics.is_damaged
-    monkeypatch.undo()
-    assert read_metrics(path).train.iterations.tolist() == [*range(1, 10)]
-
-
-def test_a_checkpoint_that_claims_a_longer_file_costs_no_memory(path):
-    write(path, 1, 2)
-    with MetricsWriter(path, start=2, content=LoggedContent(1 << 60, "")) as metrics:
-        assert metrics.is_damaged
-    assert read_metrics(path).train.iterations.tolist() == [1, 2]
-
-
 def test_a_value_without_a_column_is_refused(path):
     with MetricsWriter(path) as metrics:
         with pytest.raises(KeyError, match="lpips"):
@@ -97,23 +76,17 @@ def rewritten(change):
     [
         (Path.unlink, []),
         (rewritten(lambda lines: lines[:-1]), [1, 2]),
-        (rewritten(lambda lines: [*lines[:-1], lines[-1].replace(b"0.5", b"9.5")]), [1, 2, 3]),
+        (rewritten(lambda lines: [*lines[:-1], lines[-1][:9]]), [1, 2]),
         (rewritten(lambda lines: [*lines[:-1], *lines[-2:]]), [1, 2, 3]),
     ],
-    ids=["no file", "a lost row", "a changed digit", "a doubled row"],
+    ids=["no file", "a lost row", "half a row", "a doubled row"],
 )
-def test_a_file_that_changed_since_the_checkpoint_is_noticed_once_and_keeps_its_valid_rows(
-    path, damage, kept
-):
-    logged = write(path, 1, 2, 3)
+def test_a_resumed_file_that_was_damaged_keeps_its_valid_rows(path, damage, kept):
+    write(path, 1, 2, 3)
     damage(path)
-    with MetricsWriter(path, 3, logged) as metrics:
-        assert metrics.is_damaged
-        repaired = metrics.sync()
+    MetricsWriter(path, 3).__exit__()
     rows = read_metrics(path)
     assert rows.train.iterations.tolist() == kept and rows.damaged == 0
-    with MetricsWriter(path, 3, repaired) as metrics:
-        assert not metrics.is_damaged
 
 
 def test_a_file_of_an_older_version_without_ssim_is_read(path):

@@ -243,21 +243,8 @@ def test_other_settings_in_config_json_are_named(stopped, capsys):
     assert len(lines) == 3 and all(any(change in line for line in lines) for change in changes)
 
 
-def test_changed_rows_of_metrics_are_reported_once_and_repaired(stopped, capsys):
-    """Every kind of damage is in tests/runs/test_metrics.py."""
-    path = stopped / "metrics.csv"
-    *rows, last = before = path.read_bytes().splitlines(keepends=True)
-    path.write_bytes(b"".join([*rows, rows[-1], last]))
-    resume_run(stopped, {"iterations": STOPPED + 1})
-    assert f"metrics.csv has lost or changed rows up to iteration {STOPPED}" in capsys.readouterr().out
-    repaired = path.read_bytes().splitlines(keepends=True)
-    assert repaired[: len(before)] == before, "a doubled row has stayed"
-    resume_run(stopped, {"iterations": STOPPED + 2})
-    assert "lost or changed rows" not in capsys.readouterr().out, "it was reported twice"
-
-
 def test_the_time_that_was_spent_is_in_the_checkpoint(stopped, capsys):
-    spent = last_checkpoint(stopped).progress.seconds
+    spent = last_checkpoint(stopped).seconds
     (stopped / "metrics.csv").unlink()
     resume_run(stopped, {"iterations": 10_000, "minutes": 0.9 * spent / 60})
     assert "is finished, at iteration 21; --minutes extends it" in capsys.readouterr().out
@@ -272,14 +259,6 @@ def test_a_run_that_its_minutes_ended_is_finished(face_folder, tmp_path, capsys)
     iteration = last_iteration(out)
     resume_run(out, {})
     assert "is finished" in capsys.readouterr().out and last_iteration(out) == iteration
-
-
-def test_event_files_that_were_lost_are_reported(stopped, capsys):
-    (lost,) = stopped.glob("events.*")
-    lost.unlink()
-    resume_run(stopped, {"iterations": STOPPED + 1})
-    assert "1 event file is missing" in capsys.readouterr().out
-    assert len(last_checkpoint(stopped).progress.events) == 2
 
 
 def test_settings_that_would_make_another_run_are_refused_by_name(stopped):

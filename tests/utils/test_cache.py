@@ -29,6 +29,7 @@ def make(folder, size=1_000_000):
 
 BUILD = """
 import sys, time
+from pathlib import Path
 from fastae.utils.cache import ensure_entry
 
 def fill(draft):

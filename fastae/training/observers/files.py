@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastae.config import TrainConfig
-from fastae.runs.checkpoint import Checkpoint, Progress
+from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.folder import RunFolder
 from fastae.runs.metrics import HELD_OUT, TRAIN, MetricsWriter
 from fastae.runs.saver import Saver
@@ -15,7 +15,6 @@ from fastae.runs.tensorboard import TensorBoardWriter
 from fastae.training.clock import Window
 from fastae.training.evaluate import Evaluation
 from fastae.training.observers.observer import Observer
-from fastae.utils.console import log
 from fastae.utils.files import atomic_write
 from fastae.utils.pictures import encode_png, sample_sheet
 
@@ -44,13 +43,8 @@ PICTURE_TAG = "held_out/original_over_reconstruction"
 class MetricsFile(Observer):
     """Appends to metrics.csv. The rows after iteration `start` are removed first."""
 
-    def __init__(self, run: RunFolder, start: int, progress: Progress) -> None:
-        self._writer = MetricsWriter(run.metrics_file, start, progress.metrics)
-        if self._writer.is_damaged:
-            log(
-                f"warning   {run.metrics_file.name} has lost or changed rows up to iteration {start:,}",
-                "yellow",
-            )
+    def __init__(self, run: RunFolder, start: int) -> None:
+        self._writer = MetricsWriter(run.metrics_file, start)
 
     def __exit__(self, *exception: object) -> None:
         self._writer.__exit__(*exception)
@@ -61,8 +55,8 @@ class MetricsFile(Observer):
     def evaluation(self, evaluation: Evaluation) -> None:
         self._writer.append(evaluation.iteration, HELD_OUT, **evaluation.values)
 
-    def flush(self) -> Mapping[str, Any]:
-        return {"metrics": self._writer.sync()}
+    def flush(self) -> None:
+        self._writer.sync()
 
 
 class TensorBoard(Observer):
@@ -76,16 +70,11 @@ class TensorBoard(Observer):
         run: RunFolder,
         config: TrainConfig,
         start: int,
-        progress: Progress,
         *,
         usage_means: Callable[[], Mapping[str, float]],
     ) -> None:
-        if lost := [name for name in progress.events if not (run.path / name).is_file()]:
-            files = "1 event file is" if len(lost) == 1 else f"{len(lost):,} event files are"
-            log(f"warning   {files} missing: TensorBoard's curves have gaps", "yellow")
         self.writer = TensorBoardWriter(run.path, start)
         self._usage_means = usage_means
-        self._events = (*progress.events, self.writer.name)
         self._tags = {
             kind: {name: tag.format(loss=config.loss) for name, tag in tags.items()}
             for kind, tags in TAGS.items()
@@ -107,9 +96,8 @@ class TensorBoard(Observer):
         finite = {tags[name]: value for name, value in values.items() if math.isfinite(value)}
         self.writer.scalars(iteration, finite)
 
-    def flush(self) -> Mapping[str, Any]:
+    def flush(self) -> None:
         self.writer.sync()
-        return {"events": self._events}
 
 
 class Checkpoints(Observer):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any, Self
+from typing import Self
 
 from fastae.monitor.recording import Phase
 from fastae.runs.checkpoint import Checkpoint
@@ -36,12 +35,8 @@ class Observer(AbstractContextManager):
     def evaluation(self, evaluation: Evaluation) -> None:
         """Called after each evaluation."""
 
-    def flush(self) -> Mapping[str, Any]:
-        """Called before a checkpoint is saved: flushes the observer's files to the disk.
-
-        Returns fields of `fastae.runs.checkpoint.Progress`: what the files contain.
-        """
-        return {}
+    def flush(self) -> None:
+        """Called before a checkpoint is saved: flushes the observer's files to the disk."""
 
     def save(self, checkpoint: Checkpoint, final: bool) -> None:
         """Called to save a checkpoint, whose tensors the next step changes; the last one is `final`."""
