@@ -13,22 +13,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-import fastae
 from scripts import cuda_major
-
-
-def test_a_folder_named_like_the_package_or_a_module_does_not_hide_it(tmp_path):
-    """For example the clone's parent folder, or a folder where `fastae export --out model` was called."""
-    for name in ("fastae", "config", "data", "fastae/config"):
-        (tmp_path / name).mkdir()
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    code = "from importlib.util import find_spec as f; print(f('fastae').origin, f('fastae.config').origin)"
-    command = [sys.executable, "-c", code]
-    result = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
-    )
-    package = Path(fastae.__file__).parent
-    assert result.stdout.split() == [str(package / "__init__.py"), str(package / "config.py")]
 
 
 @pytest.mark.parametrize(

@@ -66,17 +66,6 @@ def complete(run: RunFolder, newest: Checkpoint, keep: int) -> None:
         raise FastaeError(f"cannot write {str(run.weights_file)!r}: {error.strerror or error}") from None
 
 
-def remove_superfluous(run: RunFolder, keep: int) -> None:
-    """Removes the checkpoints that a finished run does not keep, but was killed before it removed them.
-
-    Nothing is removed if its weights are damaged, or older than a checkpoint. The caller holds the lock.
-    Raises OSError, and FastaeError if the checkpoints cannot be listed.
-    """
-    paths, kept = checkpoint.numbered(run.checkpoints), min(keep, 1)
-    if len(paths) > kept and int(paths[0].stem) <= (_verified_at(run) or 0):
-        checkpoint.keep_newest(run.checkpoints, kept)
-
-
 def _verified_at(run: RunFolder) -> int | None:
     """Returns the iteration of a finished run's weights; None if there are none, or if they are damaged."""
     try:

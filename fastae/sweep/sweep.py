@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from fastae.experiment.losses import Elements
 from fastae.runs.checkpoint import Checkpoint
 from fastae.runs.description import RunDescription
 from fastae.runs.folder import RunFolder, new_run
-from fastae.runs.weights import complete, finished_at, remove_superfluous
+from fastae.runs.weights import complete, finished_at
 from fastae.sweep.folder import SweepFolder, open_sweep
 from fastae.sweep.plan import PlannedRun, SweepConfig
 from fastae.sweep.table import SweepTable
@@ -119,7 +119,7 @@ def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mappi
     Returns name -> reason of the runs that have failed, on the main rank.
     """
     mine = config.runs_of(ranks.rank, ranks.size)
-    to_do = [run for run in mine if not _is_finished(folder.run(run.name), config.train.keep)]
+    to_do = [run for run in mine if finished_at(folder.run(run.name)) is None]
     session = _open_session(config, folder, ranks) if to_do else None
     if ranks.is_main:
         if session:
@@ -138,15 +138,6 @@ def _train_runs(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Mappi
         for others in ranks.gather("failed", json.dumps(failed)):
             failed |= json.loads(others)
     return failed if ranks.is_main else {}  # a rank that ended with an error would end the others
-
-
-def _is_finished(run: RunFolder, keep: int) -> bool:
-    """Returns whether a run is finished. If it is, checkpoints that it does not keep are removed."""
-    if finished_at(run) is None:
-        return False
-    with suppress(FastaeError, OSError), run.lock():  # another process may be training it longer
-        remove_superfluous(run, keep)
-    return True
 
 
 def _open_session(config: SweepConfig, folder: SweepFolder, ranks: Ranks) -> Session:

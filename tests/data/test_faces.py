@@ -69,18 +69,6 @@ def flip_a_bit(path):
     path.write_bytes(content)
 
 
-def test_faces_are_drawn_again_if_a_file_is_damaged(tmp_path, monkeypatch, capsys):
-    """More kinds of damage, which the cache finds alike, are in test_store.py."""
-    monkeypatch.setattr(faces, "FACES", 3)
-    folder = faces.ensure(tmp_path)
-    drawn = contents(folder)
-    flip_a_bit(folder / "000002.jpg")
-    images, _ = open_source(None, cache=tmp_path)
-    assert contents(folder) == drawn and len(images.train) == 2 and images.skipped == []
-    output = capsys.readouterr().out
-    assert output.count("drawing 3") == 2 and "faces     " in output and "rebuilding" in output
-
-
 def test_the_old_faces_can_be_read_while_new_ones_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr(faces, "FACES", 3)
     folder, draw, seen = faces.ensure(tmp_path), portrait.draw, []

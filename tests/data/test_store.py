@@ -213,24 +213,6 @@ def test_auto_chooses_dali_if_the_cache_cannot_be_written(face_paths, tmp_path, 
     assert chosen.kind == "dali" and str(tmp_path / cache) in chosen.note
 
 
-def test_auto_chooses_dali_if_the_cache_is_in_a_folder_that_may_not_be_searched(
-    face_paths, tmp_path, monkeypatch
-):
-    """As of another user: in it, stat() fails, and nothing exists for os.path.exists."""
-    cache, stat = tmp_path / "closed" / "cache", os.stat
-
-    def closed(path, *arguments, **options):
-        if str(path).startswith(str(cache)):
-            raise PermissionError(13, "Permission denied", path)
-        return stat(path, *arguments, **options)
-
-    cache.parent.mkdir()
-    monkeypatch.setattr(os, "stat", closed)
-    monkeypatch.setattr(Path, "stat", lambda path, **options: closed(path, **options))
-    monkeypatch.setattr(choose, "is_writable", lambda cache: False)
-    assert opened(face_paths, "auto", cache=cache).kind == "dali"
-
-
 def test_auto_uses_a_store_in_a_cache_that_cannot_be_written(face_paths, tmp_path, monkeypatch):
     opened(face_paths, "resident", cache=tmp_path)
     monkeypatch.setattr(choose, "is_writable", lambda cache: False)

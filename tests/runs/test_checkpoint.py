@@ -1,7 +1,6 @@
 """Checkpoints are read back, and what a killed process left of them is completed or removed."""
 
 import json
-from dataclasses import replace
 
 import pytest
 import torch
@@ -11,12 +10,10 @@ from fastae.config import TrainConfig
 from fastae.runs import checkpoint
 from fastae.runs.checkpoint import Checkpoint, TrainingState
 from fastae.runs.description import RunDescription
-from fastae.runs.folder import RunFolder
 from fastae.runs.loaded_model import load_model
 from fastae.runs.tensors import write_tensors
-from fastae.runs.weights import remove_superfluous
 
-from ..commands import here, last_checkpoint, same_state
+from ..commands import here, same_state
 
 SCALER = {
     "scale": 65536.0, "growth_factor": 2.0, "backoff_factor": 0.5,
@@ -58,26 +55,3 @@ def test_resuming_a_finished_run_repairs_its_damaged_weights(run, capsys):
     here("train", "--resume", run)
     capsys.readouterr()
     assert load_model(run).iteration == 4 and not capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("iterations", "keep", "damage", "kept"),
-    [
-        ((3, 4), 2, False, [4]),
-        ((3,), 0, False, []),
-        ((3, 4), 0, True, [3, 4]),
-        ((4, 5), 1, False, [4, 5]),
-    ],
-    ids=["killed", "killed without a last one", "damaged weights", "trained longer"],
-)
-def test_checkpoints_that_a_killed_run_left_are_removed_if_its_weights_are_valid(
-    run, iterations, keep, damage, kept
-):
-    last = last_checkpoint(run)
-    checkpoint.keep_newest(run / "checkpoints", 0)
-    for iteration in iterations:
-        checkpoint.write(run / "checkpoints", replace(last, iteration=iteration), keep=9)
-    if damage:
-        flip_last_bit(run / "model.safetensors")
-    remove_superfluous(RunFolder(run), keep)
-    assert sorted(int(path.stem) for path in (run / "checkpoints").iterdir()) == kept

@@ -307,21 +307,6 @@ def test_a_sweep_names_the_option_that_resumes_it(face_folder, tmp_path, monkeyp
     assert f"--out {folder.relative_to(tmp_path)}" in str(stopped.value)
 
 
-@pytest.mark.parametrize("bit", range(0, 4000, 97))
-def test_a_flipped_bit_in_the_plan_trains_nothing_else(swept, tmp_path, face_folder, bit):
-    """Names, losses and seeds follow from the command's settings, with which the file is compared."""
-    content = bytearray((swept[0] / "sweep.json").read_bytes())
-    bit %= 8 * len(content)
-    content[bit // 8] ^= 1 << bit % 8
-    (tmp_path / "sweep.json").write_bytes(content)
-    config = SweepConfig(settings(face_folder), same_init=False)
-    try:
-        SweepFolder(tmp_path).require_resumable(config)
-    except FastaeError:
-        return
-    assert json.loads(content) == config.settings()  # the bit was in white space
-
-
 def test_a_run_is_finished_if_it_has_its_weights(swept, face_folder, tmp_path):
     """A run that was killed after its last checkpoint only gets them, and a lost run is trained again."""
     copied(swept[0], tmp_path / "out")

@@ -99,24 +99,6 @@ def replace_checkpoint(path, content):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        lambda content: content[: len(content) // 3],
-        lambda content: content.replace(b"minibatch_bce", b"minibatch_mse", 1),
-        lambda content: b"",
-    ],
-    ids=["torn", "another loss", "empty"],
-)
-def test_a_damaged_checkpoint_is_named_and_the_one_before_is_used(stopped, damage):
-    """More kinds of damage are in tests/runs/test_tensors.py."""
-    newest, warnings = stopped / "checkpoints" / f"{STOPPED:07d}.safetensors", []
-    replace_checkpoint(newest, damage(newest.read_bytes()))
-    assert checkpoint.newest(stopped / "checkpoints", warnings.append).iteration == 18
-    (line,) = warnings
-    assert newest.name in line
-
-
 def test_the_first_save_after_a_damaged_checkpoint_is_kept_and_the_damaged_one_removed(stopped):
     """By their iterations alone, the damaged checkpoint, which is the later one, would be kept."""
     replace_checkpoint(stopped / "checkpoints" / f"{STOPPED:07d}.safetensors", b"")

@@ -23,19 +23,6 @@ def flock(monkeypatch):
     return fail_with
 
 
-@pytest.mark.filterwarnings("ignore:flock not supported")
-def test_without_flock_a_second_process_is_refused_too(tmp_path, flock):
-    flock(errno.ENOSYS)
-    with (
-        hold_lock(tmp_path, "run"),
-        pytest.raises(FastaeError, match="locked by another run"),
-        hold_lock(tmp_path, "run"),
-    ):
-        pass
-    with hold_lock(tmp_path, "run"):
-        assert (tmp_path / ".lock").read_text()
-
-
 @pytest.mark.parametrize("code", [errno.ENOLCK, errno.EOPNOTSUPP])
 def test_a_file_system_that_cannot_lock_is_refused(tmp_path, flock, code):
     flock(code)
