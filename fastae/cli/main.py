@@ -115,7 +115,7 @@ def report(folders: tuple[Path, ...], out: Path | None, data: str | None) -> Non
 
 @cli.command()
 @click.argument("run", metavar="RUN", type=PathType())
-@click.argument("images", metavar="IMAGE...", nargs=-1, required=True)
+@click.argument("images", metavar="IMAGE...", nargs=-1, required=True, type=PathType(str))
 @click.option("--out", required=True, metavar="DIR", type=PathType(), help="New folder.")
 @click.option(
     "--device", metavar="DEVICE", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N."

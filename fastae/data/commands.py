@@ -21,7 +21,7 @@ from fastae.device.apply import use_device
 from fastae.device.choose import choose_device
 from fastae.utils.cache import cache_folder, check_records
 from fastae.utils.console import console, log
-from fastae.utils.paths import expand_home, shell_word
+from fastae.utils.paths import shell_word
 
 NAMES_SHOWN = 50
 
@@ -38,7 +38,6 @@ def check_and_report(folder: str, *, deep: bool, crop: int | None, as_json: bool
     Returns:
         The exit code: 1 if a file cannot be used, else 0.
     """
-    folder = expand_home(folder)
 
     def find_faults(checked: Check) -> Iterable[Fault | None]:
         """Decodes the files by the decoder of `fastae train` on this machine."""

@@ -27,7 +27,6 @@ from fastae.experiment.model import AutoEncoder
 from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log
 from fastae.utils.files import atomic_write, made_folder, require_new_folder
-from fastae.utils.paths import expand_home
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
@@ -58,7 +57,6 @@ def export(run: Path, out: Path) -> None:
         FastaeError: the run or the folder is wrong, packages are missing, the model is too large for ONNX, a
             file computes something else than the trained model, or `out` cannot be written.
     """
-    out = expand_home(out)
     require_new_folder(out, "--out")
     if missing := [name for name in PACKAGES if not find_spec(name)]:
         raise FastaeError(f"export needs more packages: pip install {' '.join(missing)}")

@@ -29,7 +29,6 @@ from fastae.experiment.metrics import loss_index, psnr
 from fastae.runs.loaded_model import load_model
 from fastae.utils.console import log
 from fastae.utils.files import require_new_folder
-from fastae.utils.paths import expand_home, user_path
 from fastae.utils.pictures import pairs, save_png, side_by_side
 
 SHEET_IMAGES = 96
@@ -62,9 +61,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
     Raises:
         FastaeError: no image can be used, an argument is wrong, or a file cannot be written.
     """
-    out = expand_home(out)
     require_new_folder(out, "--out")
-    paths = [user_path(path, "IMAGE") for path in images]
     loaded = load_model(run, use_device(choose_device(device)))
     config = loaded.config
     crop_resize = CropResize(config.crop, config.image_size, config.antialias)
@@ -74,7 +71,7 @@ def reconstruct_files(run: Path, images: Sequence[str], out: Path, device: str) 
         check_folder(path, crop=config.crop, records=None)
         if os.path.isdir(path)  # noqa: PTH112 (False without permission)
         else check_files([path], config.crop)
-        for path in paths
+        for path in images
     ]
     skipped = [*dict.fromkeys(file for check in checks for file in check.unusable)]
     usable = dict.fromkeys(path for check in checks for path in check.usable)

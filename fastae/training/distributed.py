@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
 
 from fastae.errors import FastaeError, RunFailure, Stopped
-from fastae.utils.console import console, log
+from fastae.utils.console import console
 from fastae.utils.exits import before_exit
-from fastae.utils.ranks import local_ranks, torchrun_rank
+from fastae.utils.ranks import torchrun_rank
 
 PATIENCE = timedelta(days=1)
 """The longest time for which a rank waits for the main rank, which may be decoding a data set."""
@@ -151,7 +151,6 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         before_exit.append(end_process)
     try:
         if device.type == "cuda":
-            hint_at_slow_links(device)
             dist.init_process_group("nccl", device_id=device)
         else:
             dist.init_process_group("gloo")
@@ -163,13 +162,6 @@ def joined(ranks: Ranks, device: torch.device) -> Iterator[None]:
         _leave_group()
         raise
     _leave_group()
-
-
-def hint_at_slow_links(device: torch.device) -> None:
-    """Logs a hint if this GPU cannot access the memory of the other ranks' GPUs on this machine."""
-    gpus = range(min(local_ranks(), torch.cuda.device_count()))
-    if not all(torch.cuda.can_device_access_peer(device, gpu) for gpu in gpus if gpu != device.index):
-        log("hint      these GPUs have no peer access to each other: one of them alone is probably faster")
 
 
 def _lost(error: Exception) -> RunFailure:

@@ -11,11 +11,8 @@ import re
 import shlex
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 from fastae.errors import FastaeError, SettingError
-
-PathText = TypeVar("PathText", str, Path)
 
 NAME_BYTES = 255
 """Linux's NAME_MAX: the most bytes that the name of a file or folder has."""
@@ -29,7 +26,7 @@ PATH_FOLDERS = 500
 URL = re.compile(r"[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 
 
-def expand_home(path: PathText) -> PathText:
+def _expand_home(path: str) -> str:
     """Returns the path with a leading `~` or `~NAME` replaced by the user's home folder, as a shell does it.
 
     As in a shell, `~NAME` is kept if there is no user NAME. Raises FastaeError if the user's own home folder
@@ -37,8 +34,8 @@ def expand_home(path: PathText) -> PathText:
     """
     expanded = os.path.expanduser(path)  # noqa: PTH111 (pathlib's raises for an unknown user)
     if expanded.split("/", 1)[0] == "~":
-        raise FastaeError(f"{str(path)!r}: the home folder is not known: set HOME, or write the full path")
-    return Path(expanded) if isinstance(path, Path) else expanded
+        raise FastaeError(f"{path!r}: the home folder is not known: set HOME, or write the full path")
+    return expanded
 
 
 def user_path(text: str, name: str) -> str:
@@ -52,7 +49,7 @@ def user_path(text: str, name: str) -> str:
         raise SettingError(
             name, f"{text!r:.200} is a URL: only local files and folders are read, so download it first"
         )
-    path = expand_home(text)
+    path = _expand_home(text)
     try:
         encoded = os.fsencode(path)
     except UnicodeEncodeError:  # a surrogate that stands for no byte

@@ -137,19 +137,6 @@ def test_a_rank_leaves_its_group_in_order_but_ends_at_once_after_an_exception(
     assert str(error or "") in errors and ("Traceback" in errors) is isinstance(error, ZeroDivisionError)
 
 
-@pytest.mark.parametrize(("ranks", "hints"), [(1, 0), (2, 0), (3, 1)])
-def test_gpus_of_one_machine_without_peer_access_are_reported(group, monkeypatch, capsys, ranks, hints):
-    """GPUs 0 and 1 are connected, GPU 2 is not."""
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
-    monkeypatch.setattr(
-        torch.cuda, "can_device_access_peer", lambda device, other: {device.index, other} == {0, 1}
-    )
-    with joined(Ranks(0, 4, 0), torch.device("cuda", 0)):
-        pass
-    assert capsys.readouterr().out.count("peer access") == hints
-
-
 def _rank(agent, number):
     """Returns the process id of this rank among torchrun's children."""
     for child in Path(f"/proc/{agent}/task/{agent}/children").read_text().split():

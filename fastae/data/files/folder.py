@@ -23,7 +23,7 @@ from fastae.data.files.search import name_below
 from fastae.errors import FastaeError
 from fastae.utils.console import counted
 from fastae.utils.limits import free_bytes
-from fastae.utils.paths import expand_home, shell_word
+from fastae.utils.paths import shell_word
 from fastae.utils.sample import evenly_spaced
 
 HELD_OUT_SHARE = 0.05
@@ -111,7 +111,7 @@ def open_folder(
         FastaeError: the folder does not exist, has fewer than two usable images, has images so large that
             decoding them would exhaust the memory, or does not contain the images of the manifest.
     """
-    root = expand_home(os.fspath(root))
+    root = os.fspath(root)
     if manifest and not os.path.isdir(root):
         raise _other_images(root, "there is no such folder")
     checked = check_loadable(root, crop, records, listed=manifest.sizes if manifest else None)

@@ -26,7 +26,6 @@ from fastae.data.files.search import EntryKind, walk
 from fastae.errors import FastaeError
 from fastae.utils.console import track
 from fastae.utils.files import atomic_write, remove_drafts
-from fastae.utils.paths import expand_home
 
 MAX_TOTAL = 1 << 32
 """The maximum size of all images together in bytes. CelebA's have 1.4 billion."""
@@ -77,7 +76,6 @@ def prepare_celeba(source: Path, out: Path, count: int = COUNT) -> Preparation:
     Raises:
         FastaeError: the source is not a copy of CelebA, or `out` cannot be written.
     """
-    source, out = expand_home(source), expand_home(out)
     images, split_file = out / IMAGES, out / SPLIT_NAMES[0]
     try:
         for folder in (out, images):
