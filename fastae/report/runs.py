@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import count
@@ -203,7 +204,8 @@ def _runs_in(folder: Path, levels: int) -> Iterator[Path]:
         yield folder
     elif levels:
         for child in sorted(folder.glob("*/")):
-            yield from _runs_in(child, levels - 1)
+            with suppress(PermissionError):  # another user's folder
+                yield from _runs_in(child, levels - 1)
 
 
 def _read(name: str, path: Path) -> Run:
