@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -31,7 +31,7 @@ class Window(Timing):
     """The last iteration of the window."""
 
     losses: Sequence[float]
-    """The mean loss element of each iteration, on this rank."""
+    """The mean loss element of each iteration, over all ranks."""
 
     loss: float
     """The mean loss element of the last iteration, over all ranks."""
@@ -134,15 +134,17 @@ class Clock(LoopTimer):
             self._waited += _wait_for(self._queued.popleft())
 
     def open_losses(self) -> list[float]:
-        """Returns the losses of the open window. Waits for the device."""
+        """Returns this rank's losses in the open window. Waits for the device."""
         return self._losses[: self._count].tolist()
 
-    def close(self, last: Tensor) -> None:
+    def close(self, last: Tensor, mean: Callable[[Tensor], Tensor] = lambda values: values) -> None:
         """Ends the window, and starts to copy its figures to the host.
 
-        `last` has loss, squared error and gradient norm of the last iteration, float32 (3,).
+        Args:
+            last: loss, squared error and gradient norm of the last iteration, float32 (3,).
+            mean: averages a tensor over the ranks.
         """
-        values = torch.cat([last, self._losses[: self._count]]).to("cpu", non_blocking=True)
+        values = mean(torch.cat([last, self._losses[: self._count]])).to("cpu", non_blocking=True)
         end = torch.cuda.Event() if self._on_gpu else None
         if end:
             end.record()

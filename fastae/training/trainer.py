@@ -200,7 +200,7 @@ class Trainer:
     def _log(self, loss: Tensor, error: Tensor) -> None:
         """Closes this window, and reports the ones before it. On a CPU and in the warm-up it reports all."""
         last = torch.stack([loss, error, self._step.gradient_norm()])
-        self._clock.close(self._session.ranks.mean(last))
+        self._clock.close(last, self._session.ranks.mean)
         runs_ahead = self._step.device.type == "cuda" and self.iteration - self._start > WARM_UP
         self._report(keep_last=int(runs_ahead))
 
@@ -228,15 +228,15 @@ class Trainer:
     def _check_finite(self, first: int, losses: Sequence[float]) -> None:
         """Checks the losses from the iteration `first` on.
 
-        Raises NotFinite if a loss is not finite, after the iteration's images are noted in nan.txt.
+        Raises NotFinite if a loss is not finite. The main rank then notes the iteration's images in nan.txt.
         """
         iteration = next((i for i, loss in enumerate(losses, first) if not math.isfinite(loss)), None)
         if iteration is None:
             return
-        train = self._session.folder.train
-        self._run.note_non_finite(
-            iteration, [train[index] for index in self._loader.sampler.indices(iteration - 1)]
-        )
+        if self._observers:
+            train = self._session.folder.train
+            images = [train[index] for index in self._loader.sampler.indices(iteration - 1)]
+            self._run.note_non_finite(iteration, images)
         raise NotFinite(
             f"the loss is not finite at iteration {iteration:,} (its images: {self._run.non_finite_file})"
         )
@@ -267,7 +267,8 @@ class Trainer:
         """Saves a checkpoint. Raises NotFinite if a loss before it was infinite or NaN."""
         self._report()
         self._tell_phase(Phase.SAVE)
-        self._check_finite(self._clock.first, self._clock.open_losses())
+        if self._observers:
+            self._check_finite(self._clock.first, self._clock.open_losses())
         for observer in self._observers:
             observer.flush()
         checkpoint = Checkpoint(

@@ -3,6 +3,8 @@
 `tests/gpu` tests it with CUDA events.
 """
 
+import math
+
 import pytest
 import torch
 
@@ -63,6 +65,16 @@ def test_the_time_of_a_checkpoint_is_not_counted(now):
     close(clock, loss)
     (window,) = clock.read()
     assert window.seconds == 8
+
+
+def test_a_loss_that_is_not_finite_on_any_rank_is_so_on_all(now):
+    """Ranks that did not agree would name different iterations, or call the failure a lost rank."""
+    theirs = torch.tensor([1.0, 1.0, 1.0, math.nan, 1.0])
+    clock = Clock(CPU, batch_size=4, longest=2)
+    clock.skip()
+    clock.close(iterate(clock, [3, 3], now).expand(3), lambda values: (values + theirs) / 2)
+    (window,) = clock.read()
+    assert (window.loss, window.losses[1]) == (2, 2) and math.isnan(window.losses[0])
 
 
 def test_a_window_keeps_the_figures_of_the_moment_when_it_was_closed(now):
