@@ -14,6 +14,7 @@ from dataclasses import asdict, replace
 import click
 
 from benchmarks.measure import Figure, rates, take
+from fastae.cli.options import PathType
 from fastae.data import open_loader
 from fastae.data.loaders.tuning import Tuning
 from fastae.data.source import open_source
@@ -51,7 +52,12 @@ def measure(tuning: Tuning, images: str | None, device: str, batches: int) -> Fi
 
 
 @click.command(help=__doc__)
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
+@click.option(
+    "--images",
+    metavar="DIR",
+    type=PathType(str),
+    help="Default: $FASTAE_DATA, else the built-in synthetic faces.",
+)
 @click.option("--device", default="cuda", show_default=True)
 @click.option("--threads", default=8, show_default=True, help="CPU threads if they are not swept.")
 @click.option("--batches", default=100, show_default=True, help="Batches per repeat.")

@@ -20,6 +20,7 @@ import click
 
 from benchmarks import endtoend, loaders, record, roofline, steps
 from benchmarks.measure import QUICK_SECONDS, SECONDS
+from fastae.cli.options import PathType
 from fastae.data.source import VARIABLE
 from fastae.errors import FastaeError
 from fastae.experiment.definition import Experiment, step_cost
@@ -88,7 +89,12 @@ def run(sections: tuple[str, ...], images: str | None, threads: int, quick: bool
 
 @click.command(help=__doc__)
 @click.option("--only", default=",".join(SECTIONS), show_default=True, help="Sections, comma-separated.")
-@click.option("--images", metavar="DIR", help="Default: $FASTAE_DATA, else the built-in synthetic faces.")
+@click.option(
+    "--images",
+    metavar="DIR",
+    type=PathType(str),
+    help="Default: $FASTAE_DATA, else the built-in synthetic faces.",
+)
 @click.option("--threads", default=2, show_default=True, help="Loader threads or workers.")
 @click.option("--device", default=None, help="cpu or cuda. Default: cuda if there is one.")
 @click.option("--quick", is_flag=True, help="Fewer and shorter repeats, for a first impression.")

@@ -180,15 +180,18 @@ def missing_driver(error: NvmlError) -> Fault | None:
 
 def cuda_fault(driver: Driver) -> Fault | None:
     """Returns why PyTorch cannot use the driver's GPUs, in one line; None if it can."""
+    import torch
+
     if mismatch := torch_mismatch(driver):
         return mismatch, driver.install
     if not (text := cuda_error()):
         return None
     # cudaErrorSystemNotReady (802): the switches between the GPUs of an HGX board are not set up. Only the
     # text has the number: PyTorch raises a plain RuntimeError if it cannot count the devices.
-    if "802" in text:
+    if "Error 802" in text:
         return text, START_SWITCHES
-    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible and not torch.cuda.is_available():
         return text, f"unset CUDA_VISIBLE_DEVICES={printable(visible)} if that names no GPU here"
     return text, "nvidia-smi and dmesg show more"
 

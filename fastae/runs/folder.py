@@ -20,6 +20,7 @@ from fastae.utils.console import printable
 from fastae.utils.environment import command
 from fastae.utils.files import (
     hold_lock,
+    listed,
     made_folder,
     mode_at,
     open_own,
@@ -170,6 +171,9 @@ class RunFolder:
             return f"{str(self.checkpoints)!r} is missing"
         if mode_at(self.weights_file):
             return f"{self.weights_file.name} holds the weights of a finished run"
+        if other := [path.name for path in listed(self.checkpoints) if not path.name.startswith(".")]:
+            name = printable(other[0])
+            return f"{str(self.checkpoints)!r} holds {name}, which is no checkpoint of this version"
         with suppress(OSError, ValueError):
             config, logged = self.read_config(), metrics.read_metrics(self.metrics_file)
             last, seconds = logged.iteration, logged.seconds(config.batch_size)

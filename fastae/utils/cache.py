@@ -284,7 +284,7 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
                 remove(entry)
     draft = _draft(folder)
     try:
-        _discard(draft)
+        _discard_draft(draft)
         draft.mkdir()
         write_json(draft / MARKER, asdict(marker))
         fill(draft)
@@ -296,7 +296,8 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
         _discard(folder)  # whatever else is at its path
         draft.rename(folder)
     finally:
-        shutil.rmtree(draft, ignore_errors=True)
+        with suppress(OSError):
+            _discard_draft(draft)
 
 
 def _blocks(path: Path) -> range:
@@ -323,6 +324,12 @@ def _discard(path: Path) -> None:
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _discard_draft(draft: Path) -> None:
+    """Removes a draft, its marker last, or whatever else is at its path."""
+    _delete(draft)
+    _discard(draft)
 
 
 def _draft(folder: Path) -> Path:

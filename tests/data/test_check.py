@@ -60,6 +60,18 @@ def test_the_deep_check_uses_the_decoder_of_training(tmp_path, good, face_paths,
     ]
 
 
+@pytest.mark.parametrize("year", [1600, 1969, 2300, 9999])
+def test_a_file_may_have_a_modification_time_in_any_year(tmp_path, good, year, monkeypatch):
+    path = tmp_path / "images" / "a.jpg"
+    path.parent.mkdir()
+    path.write_bytes(good)
+    moment = (year - 1970) * 31_556_952 * 10**9 + 1
+    os.utime(path, ns=(moment, moment))
+    first = checked(path.parent, records=tmp_path / "records")
+    monkeypatch.setattr("fastae.data.files.check.inspect", None)
+    assert checked(path.parent, records=tmp_path / "records") == first
+
+
 def test_results_are_recorded_until_a_file_changes(tmp_path, good, monkeypatch):
     folder, records = tmp_path / "images", tmp_path / "records"
     folder.mkdir()

@@ -218,6 +218,8 @@ def test_pytorchs_error_says_why_a_gpu_is_not_used(install, monkeypatch, error, 
     _, reason = doctor.check_driver()
     assert reason == unusable_gpu_reason() and reason.startswith(f"{error.splitlines()[0]}: ")
     assert words in reason
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "7")
+    assert ("unset CUDA_VISIBLE_DEVICES=7" in doctor.check_driver()[1]) == (words == "dmesg")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert "CUDA_VISIBLE_DEVICES" in doctor.check_driver()[1] and unusable_gpu_reason() is None
 

@@ -57,6 +57,17 @@ def test_a_resumed_run_repeats_no_iteration(path):
         assert path.read_text() == HEADER
 
 
+def test_a_file_that_is_too_long_for_readers_is_resumed_whole(path, monkeypatch):
+    write(path, *range(1, 9))
+    monkeypatch.setattr(metrics_csv, "MAX_BYTES", path.stat().st_size // 2)
+    with pytest.raises(ValueError, match="more than"):
+        read_metrics(path)
+    with MetricsWriter(path, start=8) as metrics:
+        metrics.append(9, TRAIN, loss=0.5)
+    monkeypatch.undo()
+    assert read_metrics(path).train.iterations.tolist() == [*range(1, 10)]
+
+
 def test_a_value_without_a_column_is_refused(path):
     with MetricsWriter(path) as metrics:
         with pytest.raises(KeyError, match="lpips"):

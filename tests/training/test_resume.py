@@ -189,6 +189,16 @@ def test_a_run_that_lost_its_checkpoints_is_not_begun_again(stopped, lost, reaso
         assert last_iteration(stopped) == 2
 
 
+def test_a_run_with_checkpoints_of_another_version_is_not_begun_again(stopped):
+    for path in stopped.glob("checkpoints/*.safetensors"):
+        path.rename(path.with_suffix(".pt"))
+    (stopped / "metrics.csv").unlink()
+    before = content(stopped)
+    with pytest.raises(FastaeError, match=r"holds 00000\d\d\.pt, which is no checkpoint of this version"):
+        resume_run(stopped, {})
+    assert content(stopped) == before
+
+
 def test_checkpoints_that_cannot_be_listed_are_not_taken_for_none(stopped):
     shutil.rmtree(stopped / "checkpoints")
     (stopped / "checkpoints").write_text("a file")

@@ -1,4 +1,4 @@
-"""Locks on file systems where flock(2) is missing or fails, such as some network file systems."""
+"""Locks on file systems where flock(2) fails, as on some network file systems."""
 
 import errno
 import fcntl
