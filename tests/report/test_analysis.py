@@ -211,20 +211,45 @@ def test_losses_with_little_noise_are_shown_to_be_the_same(tmp_path):
 
 
 def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
-    folder = REPOSITORY / "docs/results/six-losses"
-    ends = {loss: [] for loss in SIX}
-    for path in sorted(folder.glob("*/metrics.csv")):
-        with path.open() as file:
+    """The primary table: F test, differences, intervals, p values, and what is different or the same."""
+    folder = REPOSITORY / "docs/results/2000-iterations"
+    sides = ("minibatch", "sample", "pixel")
+    values = np.array([[endpoints(folder, f"{side}_{name}") for side in sides] for name in ("bce", "mse")])
+    means = values.mean(axis=-1)  # (elements, reductions)
+    residuals = values - means[..., None] - values.mean(axis=(0, 1)) + values.mean()
+    freedom = (6 - 1) * (3 - 1)
+    variance = np.square(residuals).sum() / freedom
+    f = 3 * np.square(means - means.mean()).sum() / (6 - 1) / variance
+    bce, mse = means.mean(axis=1)
+    minibatch, sample, pixel = means.mean(axis=0)
+    differences = np.array([mse - bce, minibatch - pixel, minibatch - sample, pixel - sample])
+    errors = np.sqrt(variance * np.array([2 / 9, 2 / 6, 2 / 6, 2 / 6]))  # a side is the mean of 9 or 6 runs
+    p = 2 * stats.t.sf(np.abs(differences) / errors, freedom)
+    order = np.argsort(p)
+    p[order] = np.minimum(1, np.maximum.accumulate(p[order] * [4, 3, 2, 1]))
+    margin = 0.02 * values.mean()
+    outside = [stats.t.sf((margin + sign * differences) / errors, freedom) for sign in (1, -1)]
+
+    found = analyse(compare([run for run in find_runs([folder])[0] if run.config.loss in SIX]))
+    effects = [*found.primary.values()]
+    assert [contrast.name for contrast in found.primary] == [
+        ELEMENT, "minibatch − pixel", "minibatch − sample", "pixel − sample",
+    ]  # fmt: skip
+    fitted = found.fits["held-out error"]
+    assert (fitted.blocks, fitted.f, fitted.p) == pytest.approx((3, f, stats.f.sf(f, 5, freedom)))
+    assert [effect.value for effect in effects] == pytest.approx(differences)
+    assert [effect.half for effect in effects] == pytest.approx(stats.t.isf(0.025, freedom) * errors)
+    assert [effect.p for effect in effects] == pytest.approx(p)
+    assert [effect.is_different for effect in effects] == [each < 0.05 > fitted.p for each in p]
+    assert [effect.is_same for effect in effects] == [max(each) < 0.05 for each in zip(*outside, strict=True)]
+
+
+def endpoints(folder, loss):
+    """Reads the mean of the last four evaluations of each seed's run from its CSV."""
+    found = []
+    for name in (loss, f"{loss}-2", f"{loss}-3"):
+        with (folder / name / "metrics.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["kind"] == "held_out"]
-        ends[path.parent.name.partition("-")[0]].append(
-            np.mean([float(row["loss_index"]) for row in rows[-4:]])
-        )
-    values = np.array(list(ends.values()))  # (losses, seeds), of different seeds
-    variance = values.var(axis=1, ddof=1).mean()
-    expected = stats.f_oneway(*values)
-    by_element = {name: np.mean([ends[loss] for loss in ends if name in loss]) for name in ("bce", "mse")}
-    found = analyse(compare(find_runs([folder])[0]))
-    (effect,) = (each for contrast, each in found.primary.items() if contrast.name == ELEMENT)
-    assert (found.fits["held-out error"].f, found.fits["held-out error"].p) == pytest.approx(tuple(expected))
-    assert effect.value == pytest.approx(by_element["mse"] - by_element["bce"])
-    assert effect.half == pytest.approx(stats.t.ppf(0.975, 12) * (variance * 2 / 9) ** 0.5)
+        assert [int(row["iteration"]) for row in rows[-4:]] == [1700, 1800, 1900, 2000]
+        found.append(np.mean([float(row["loss_index"]) for row in rows[-4:]]))
+    return found

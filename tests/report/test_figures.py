@@ -139,7 +139,7 @@ def test_smoothing_is_tensorboards_and_keeps_values_that_are_not_finite():
 
 
 def test_a_forest_shows_each_difference_with_its_verdict():
-    runs, _ = find_runs([REPOSITORY / "docs/results/same-init"])
+    runs, _ = find_runs([REPOSITORY / "docs/results/2000-iterations"])
     analysis = analyse(compare(runs))
     error, ssim = draw_forest(analysis)
     assert (error.name, ssim.name) == ("differences-held-out-error", "differences-ssim")
