@@ -284,7 +284,7 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
                 remove(entry)
     draft = _draft(folder)
     try:
-        _discard_draft(draft)
+        _clear(draft)
         draft.mkdir()
         write_json(draft / MARKER, asdict(marker))
         fill(draft)
@@ -292,12 +292,11 @@ def _build(folder: Path, marker: Marker, fill: Callable[[Path], None]) -> None:
         with ThreadPoolExecutor(READERS) as pool:
             digests = {path.name: _digests(path, pool) for path in paths}
         write_json(draft / MARKER, asdict(replace(marker, digests=digests)))
-        _delete(folder)  # a damaged entry: interrupted, this leaves something that is still an entry
-        _discard(folder)  # whatever else is at its path
+        _clear(folder)
         draft.rename(folder)
     finally:
         with suppress(OSError):
-            _discard_draft(draft)
+            _clear(draft)
 
 
 def _blocks(path: Path) -> range:
@@ -326,12 +325,6 @@ def _discard(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _discard_draft(draft: Path) -> None:
-    """Removes a draft, its marker last, or whatever else is at its path."""
-    _delete(draft)
-    _discard(draft)
-
-
 def _draft(folder: Path) -> Path:
     """Returns the path of the draft of the entry `folder`."""
     return folder.with_name(f".{folder.name}.partial")
@@ -345,6 +338,12 @@ def _entry(path: Path) -> Entry | None:
             size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
             return Entry(name, path, marker, size=size, used=(path / MARKER).stat().st_mtime)
     return None
+
+
+def _clear(path: Path) -> None:
+    """Removes an entry or a draft, its marker last, or whatever else is at its path."""
+    _delete(path)
+    _discard(path)
 
 
 def _delete(folder: Path) -> None:
