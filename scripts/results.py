@@ -15,6 +15,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -25,10 +26,10 @@ from fastae.data import CropResize, load_images
 from fastae.data.faces import synthetic as faces
 from fastae.errors import FastaeError
 from fastae.experiment.losses import LOSSES
-from fastae.report.analysis import analyse
+from fastae.report.analysis import Contrast, analyse
 from fastae.report.compare import Comparison, by_seed, compare, group_seeds
-from fastae.report.figures import Chart, draw_charts
-from fastae.report.forest import draw_forest
+from fastae.report.figures import GRID, HEIGHT, INK, SETTINGS, WIDTH, Chart, draw_charts, svg
+from fastae.report.forest import LINE, WITHIN, draw_forest
 from fastae.report.gallery import FLOAT32
 from fastae.report.runs import PRIMARY, QUALITY, Run, find_runs
 from fastae.report.tables import Cell, Row, Table, conclusions, difference_table, mean_text
@@ -39,23 +40,32 @@ from fastae.training.evaluate import reconstruct
 from fastae.utils.console import log
 from fastae.utils.files import write_json
 from fastae.utils.pictures import named_rows, save_png
+from fastae.utils.plotting import import_matplotlib
 from scripts import adam_eps
 from scripts.sweep_with_control import CONTROL, COPIED
 
 PAGE, IMAGES = Path("docs/results.md"), Path("docs/images")
 FACES_SHOWN = 8
+SEED_MARKERS = "os^Dv"
 
 CURVES = (
-    "A line is the mean over the seeds, and its band reaches from the lowest seed to the highest. The "
-    "vertical axis is logarithmic."
+    "A line is the mean over the seeds, and its band reaches from the lowest seed to the highest. Blue is "
+    "squared error, orange is cross entropy; width and marker show the reduction. The vertical axis is "
+    "logarithmic."
+)
+BY_ITERATION = (
+    "A thin line is the difference with one seed, as a mean over the reductions, and the thick line is the "
+    "mean of all seeds. The endpoint is the mean over the shaded evaluations."
 )
 ENDPOINTS = (
     "Each value is the mean over the seeds, ± their standard deviation, of the mean over the evaluations at "
     "iterations {ends}."
 )
 INTERVALS = (
-    "The thick part of a line is the 90 % interval. Two sides are the same if it lies within the margin. The "
-    "whole line is the 95 % interval, which the table shows. Neither is corrected."
+    "The whole line is the 95 % interval, which the table shows. The thick part is the 90 % interval: if it "
+    "lies within the margin, a difference of the margin is rejected. No interval is corrected, so one that "
+    "excludes 0 may belong to a question that is open. [The report's page](report.md#the-comparisons) says "
+    "when sides are *different*, the *same* or *open*."
 )
 
 
@@ -123,7 +133,7 @@ def results(folder: Path) -> Iterator[str]:
     analysis = analyse(comparison)
     for warning in (*warnings, *comparison.warnings):
         log(f"warning   {warning}")
-    yield from written(folder, [chart for chart in draw_charts(groups) if chart.name != "train"])
+    yield from written(folder, [chart for chart in draw_charts(groups) if chart.name == "held-out"])
     yield CURVES
     if (image := faces_file(folder)).is_file():
         yield embedded("Synthetic faces above their reconstructions by each loss", image)
@@ -131,11 +141,52 @@ def results(folder: Path) -> Iterator[str]:
         yield ENDPOINTS.format(ends=", ".join(f"{end:,}" for end in comparison.ends))
         yield markdown(endpoint_table(comparison))
     if analysis.effects:
+        yield from written(folder, [draw_difference(comparison, next(iter(analysis.effects)))])
+        yield BY_ITERATION
         yield from written(folder, draw_forest(analysis))
         yield INTERVALS
         yield markdown(difference_table(analysis))
         yield " ".join(conclusions(comparison, analysis))
     yield from control_differences(found, comparison.ends)
+
+
+def difference_by_iteration(
+    comparison: Comparison, contrast: Contrast
+) -> tuple[list[int], list[int], np.ndarray]:
+    """Returns the iterations, the seeds, and a contrast's difference in held-out error: (iterations, seeds).
+
+    It is in percent of the mean error of all losses.
+    """
+    steps = sorted(set.intersection(*(set(run.held_out) for run in comparison.compared)) - {0})
+    errors = [by_seed(comparison.compared, "loss_index", [step]) for step in steps]
+    seeds = sorted(set.intersection(*map(set, errors[0].values())))
+    first, second, every = (
+        np.array([[np.mean([at[loss][seed] for loss in losses]) for seed in seeds] for at in errors])
+        for losses in (contrast.losses, contrast.subtracted, errors[0])
+    )
+    return steps, seeds, 100 * (first - second) / every
+
+
+def draw_difference(comparison: Comparison, contrast: Contrast) -> Chart:
+    """Draws `difference_by_iteration`, with the evaluations of the endpoint shaded."""
+    steps, seeds, shares = difference_by_iteration(comparison, contrast)
+    matplotlib = import_matplotlib()
+    with matplotlib.rc_context(SETTINGS):
+        figure = matplotlib.figure.Figure(figsize=(WIDTH, HEIGHT), dpi=96, layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(axis="y", color=GRID, linewidth=0.7)
+        axes.axhline(0, color=INK, linewidth=0.8)
+        axes.axvspan(comparison.ends[0], comparison.ends[-1], color=WITHIN, linewidth=0, zorder=0)
+        style = {"color": INK, "linewidth": 0.7, "markersize": 3.5}
+        for share, seed, marker in zip(shares.T, seeds, cycle(SEED_MARKERS)):
+            axes.plot(steps, share, marker=marker, label=f"seed {seed}", **style)
+        axes.plot(steps, shares.mean(axis=1), color=LINE, linewidth=2.4, label="mean")
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("difference in held-out error [%]")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        figure.legend(loc="outside lower center", ncols=len(seeds) + 1, frameon=False)
+        title = f"Held-out error by iteration: {contrast.name}, in percent"
+        return Chart("difference-by-iteration", title, title, svg(figure))
 
 
 def written(folder: Path, charts: Iterable[Chart]) -> Iterator[str]:

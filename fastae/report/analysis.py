@@ -9,8 +9,9 @@ other one, as means over the reductions, and each reduction minus each other one
 Reductions differ only by Adam's eps (docs/design.md). The held-out error is the primary metric. Its p values
 are corrected by Holm for the number of its differences, and those of all other metrics, together, for theirs.
 
-Two sides are *different* if the F test and the corrected p value are below 0.05. They are the *same* if two
-one-sided t tests (TOST) reject that they differ by a margin or more. Otherwise the question is open.
+Two sides are *different* if the F test and the corrected p value are below 0.05, however little they differ.
+Otherwise they are the *same* if two one-sided t tests (TOST) reject that they differ by a margin or more. If
+neither is shown, the question is open.
 """
 
 from __future__ import annotations
@@ -112,18 +113,20 @@ class Effect:
 
     @property
     def one_sided_half(self) -> float:
-        """Half of the length of the interval, with a confidence of 1 - 2 LEVEL, that decides `is_same`."""
+        """Half of the length of TOST's interval, which has a confidence of 1 - 2 LEVEL."""
         return self.error * float(stats.t.ppf(1 - LEVEL, self.freedom))
 
     @property
-    def is_same(self) -> bool:
+    def is_within_margin(self) -> bool:
         """Whether two one-sided tests reject a difference of `margin` or more."""
         return self.margin is not None and abs(self.value) + self.one_sided_half < self.margin
 
     @property
     def verdict(self) -> str:
         """What is known about the sides: "different", "same" or "open"."""
-        return "different" if self.is_different else "same" if self.is_same else "open"
+        if self.is_different:  # also if it is a small difference, within the margin
+            return "different"
+        return "same" if self.is_within_margin else "open"
 
     def detectable(self, tests: int, losses: int) -> float:
         """Returns the difference that t test and F test each find with a probability of POWER.

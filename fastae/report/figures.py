@@ -48,6 +48,9 @@ WIDTH, HEIGHT, LEGEND_LINE = 5.6, 3.6, 0.2
 HEIGHT includes two lines of legend.
 """
 
+TICK_STEPS = (1, 2, 2.5, 5, 10)
+"""The distances between ticks, times a power of ten."""
+
 LEGEND_CHARACTERS = 60
 """The number of characters that fit into a line of the legend, beside the samples of the curves."""
 
@@ -175,8 +178,8 @@ def draw_curves(curves: Sequence[Curve]) -> bytes:
         steps = np.concatenate([curve.steps for curve in curves])
         if len(steps):
             axes.set_xlim(steps.min(), max(steps.max(), steps.min() + 1))
-        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=(1, 2, 2.5, 5, 10)))
-        axes.xaxis.set_major_formatter(short)
+        axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(5, integer=True, steps=TICK_STEPS))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         if any((np.isfinite(curve.values) & (curve.values > 0)).any() for curve in curves):
             _scale_log(axes, matplotlib.ticker)
         axes.yaxis.set_major_formatter(short)
@@ -272,7 +275,7 @@ def _scale_log(axes: Any, ticker: Any) -> None:
     low, high = axes.get_ylim()
     decades = np.log10(high) - np.log10(low)
     subs = (1, 1.5, 2, 3, 4, 5, 6, 8) if decades < 1 else (1, 2, 5) if decades < 2.5 else (1,)
-    locator = ticker.MaxNLocator(5) if decades < 0.5 else ticker.LogLocator(subs=subs)
+    locator = ticker.MaxNLocator(5, steps=TICK_STEPS) if decades < 0.5 else ticker.LogLocator(subs=subs)
     axes.yaxis.set_major_locator(locator)
     axes.yaxis.set_minor_formatter(ticker.NullFormatter())
     axes.tick_params(which="minor", length=0)

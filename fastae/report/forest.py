@@ -14,7 +14,7 @@ MARKERS = {"different": "D", "same": "o", "open": "o"}
 
 WITHIN, LINE = "#cfe3f4", "#0a2f5c"
 THIN, THICK = 1.4, 4.0
-"""The line widths in points of the interval, and of its part that decides whether the sides are the same."""
+"""The line widths in points of the interval, and of the part of it that is compared with the margin."""
 
 AROUND, ROW = 1.15, 0.34
 """The height in inches of legend and axis, and of a row."""
@@ -51,7 +51,7 @@ def _draw(rows: dict[Contrast, Effect], scale: float, label: str) -> bytes:
         axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
         for index, effect in enumerate(rows.values()):
             _draw_effect(axes, index, effect, scale)
-        limit = 1.15 * max(furthest, margin)
+        limit = max(1.15 * furthest, 1.5 * margin)  # the margin must be seen to end
         axes.set_xlim(-limit, limit)
         axes.set_ylim(len(rows) - 0.5, -0.5)
         axes.set_yticks(range(len(rows)), [contrast.name for contrast in rows])
@@ -71,7 +71,7 @@ def _draw(rows: dict[Contrast, Effect], scale: float, label: str) -> bytes:
 
 
 def _draw_effect(axes: Any, index: int, effect: Effect, scale: float) -> None:
-    """Draws a difference in row `index`: its interval, and the part of it that decides on "same"."""
+    """Draws a difference in row `index`: its interval, and the part that is compared with the margin."""
     value, inner, outer = (scale * each for each in (effect.value, effect.one_sided_half, effect.half))
     axes.plot(
         [value - inner, value + inner], [index, index], color=LINE, linewidth=THICK, solid_capstyle="butt"

@@ -119,7 +119,7 @@ def verdict(analysis: Analysis) -> str:
     limit = f"differences from {percent(analysis.detectable)} on would have shown"
     if different:
         return f"The losses differ: {', '.join(different)} of the error; {limit}"
-    if all(effect.is_same for effect in effects.values()):
+    if all(effect.is_within_margin for effect in effects.values()):
         return f"The losses are the same within {percent(RELATIVE_MARGIN)} of the error; {limit}"
     return f"No difference shown; {limit}"
 
@@ -144,7 +144,8 @@ def difference_table(analysis: Analysis) -> Table:
 
 def _difference(effect: Effect) -> Cell:
     """Returns a difference with its interval and its verdict."""
-    return Cell(effect.number, f"{effect.interval}, {effect.verdict}", effect.is_different)
+    within = ", within the margin" if effect.is_different and effect.is_within_margin else ""
+    return Cell(effect.number, f"{effect.interval}, {effect.verdict}{within}", effect.is_different)
 
 
 def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:
@@ -158,7 +159,7 @@ def conclusions(comparison: Comparison, analysis: Analysis) -> Iterator[str]:
         f"{percent(RELATIVE_MARGIN)} of the held-out error",
         *(f"{metric.margin} {heading}" for heading, metric in QUALITY.items() if metric.margin),
     ]
-    yield f"Same means that a difference of {' or '.join(margins)} is rejected."
+    yield f"The margins are {' and '.join(margins)}."
     if analysis.primary:
         yield (
             f"With a probability of {percent(POWER)}, these runs show a difference of "

@@ -64,7 +64,7 @@ def test_sides_are_the_same_if_two_one_sided_tests_say_so(margin):
     pairs = np.array(list(samples["b"].values())) - list(samples["a"].values())
     low = stats.ttest_1samp(pairs, -margin, alternative="greater").pvalue
     high = stats.ttest_1samp(pairs, margin, alternative="less").pvalue
-    assert estimate(fit(samples), PAIR, margin).is_same == (max(low, high) < 0.05)
+    assert estimate(fit(samples), PAIR, margin).is_within_margin == (max(low, high) < 0.05)
 
 
 def test_main_effects_in_blocks_are_those_of_a_regression():
@@ -206,7 +206,7 @@ def test_a_sweep_with_a_difference_is_analysed_by_its_last_four_evaluations(same
 def test_losses_with_little_noise_are_shown_to_be_the_same(tmp_path):
     generator = np.random.default_rng(0)
     found, effects = made_analysis(tmp_path, lambda *_: generator.normal(1, 0.002), metrics=("loss_index",))
-    assert all(effect.is_same and not effect.is_different for effect in effects.values())
+    assert all(effect.is_within_margin and not effect.is_different for effect in effects.values())
     assert 0 < found.detectable < 0.02 and [*found.fits] == ["held-out error"]
 
 
@@ -241,7 +241,50 @@ def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
     assert [effect.half for effect in effects] == pytest.approx(stats.t.isf(0.025, freedom) * errors)
     assert [effect.p for effect in effects] == pytest.approx(p)
     assert [effect.is_different for effect in effects] == [each < 0.05 > fitted.p for each in p]
-    assert [effect.is_same for effect in effects] == [max(each) < 0.05 for each in zip(*outside, strict=True)]
+    assert [effect.is_within_margin for effect in effects] == [
+        max(each) < 0.05 for each in zip(*outside, strict=True)
+    ]
+
+
+def test_the_unplanned_numbers_of_the_results_page_are_those_of_the_csv():
+    folder = REPOSITORY / "docs/results/2000-iterations"
+    page = " ".join((REPOSITORY / "docs/results.md").read_text().split())
+    bce, mse = (
+        np.array([endpoints(folder, f"{side}_{name}") for side in ("minibatch", "pixel", "sample")])
+        for name in ("bce", "mse")
+    )
+    values = np.stack([bce, mse])  # (elements, reductions, seeds)
+    percent, means = 100 / values.mean(), values.mean(axis=-1)
+    residuals = values - means[..., None] - values.mean(axis=(0, 1)) + values.mean()
+    variance = np.square(residuals).sum() / 10
+
+    lower = percent * (bce - mse).mean(axis=1)
+    assert (
+        "{:.1f} % with `minibatch`, {:.1f} % with `pixel` and {:.1f} % with `sample`".format(*lower) in page
+    )
+    interaction = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
+    f = 3 * np.square(interaction).sum() / 2 / variance
+    assert f"F(2, 10) = {f:.2f}, p = {stats.f.sf(f, 2, 10):.2f}" in page
+    half = np.sqrt(variance * 2 / 3) * stats.t.isf(0.05, 10)
+    assert [share + percent * half < 2 for share in lower] == [False, False, True]
+
+    half = percent * np.sqrt(variance * 2 / 3) * stats.t.isf(0.025, 10)
+    value = percent * (mse[2] - mse[0]).mean()
+    assert (
+        f"{value:.1f} % below `sample` with squared error ({value - half:.1f} to {value + half:.1f} %" in page
+    )
+    value = percent * (bce[0] - bce[2]).mean()
+    assert f"with cross entropy (−{half - value:.1f} to +{value + half:.1f} %)" in page
+
+    seeds = percent * (bce - mse).mean(axis=0)
+    assert "The three seeds agree: {:.1f}, {:.1f} and {:.1f} %".format(*seeds) in page
+    alone = stats.ttest_1samp(seeds, 0)
+    low, high = alone.confidence_interval()
+    assert (
+        f"the interval is {low:.1f} to {high:.1f} %, and p is {alone.pvalue:.3f}, or {4 * alone.pvalue:.3f}"
+        in page
+    )
+    assert seeds.std(ddof=1) < percent * np.sqrt(variance * 2 / 3)
 
 
 def endpoints(folder, loss):
