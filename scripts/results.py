@@ -54,8 +54,8 @@ CURVES = (
     "logarithmic."
 )
 BY_ITERATION = (
-    "A thin line is the difference with one seed, as a mean over the reductions, and the thick line is the "
-    "mean of all seeds. The endpoint is the mean over the shaded evaluations."
+    "A thin line is the difference with one seed, in percent of the mean error at this iteration. The thick "
+    "line is the mean of all seeds. The endpoint is the mean over the shaded evaluations."
 )
 ENDPOINTS = (
     "Each value is the mean over the seeds, ± their standard deviation, of the mean over the evaluations at "
@@ -63,9 +63,9 @@ ENDPOINTS = (
 )
 INTERVALS = (
     "The whole line is the 95 % interval, which the table shows. The thick part is the 90 % interval: if it "
-    "lies within the margin, a difference of the margin is rejected. No interval is corrected, so one that "
-    "excludes 0 may belong to a question that is open. [The report's page](report.md#the-comparisons) says "
-    "when sides are *different*, the *same* or *open*."
+    "lies within the margin, a difference as large as the margin is rejected. No interval is corrected, so "
+    "one that excludes 0 does not by itself mean *different*. [The report's page](report.md#the-comparisons) "
+    "says when sides are *different*, the *same* or *open*."
 )
 
 
