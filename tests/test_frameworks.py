@@ -12,6 +12,7 @@ from .test_docs import ROOT, blocks, readers_folder  # noqa: F401 (a fixture)
 RANK = """
 torch.save([loader.indices(1), list(model.parameters())], f"{accelerator.process_index}.pt")
 loader.load_state_dict({**loader.state_dict(), "epoch": 0})
+accelerator.wait_for_everyone()  # save_state returns while the main rank may still write
 accelerator.load_state("accelerated")
 assert loader.state_dict()["epoch"] == 1
 """
