@@ -287,12 +287,41 @@ def test_the_unplanned_numbers_of_the_results_page_are_those_of_the_csv():
     assert seeds.std(ddof=1) < percent * np.sqrt(variance * 2 / 3)
 
 
+def test_the_difference_by_iteration_and_other_endpoints_on_the_results_page_are_those_of_the_csv():
+    folder = REPOSITORY / "docs/results/2000-iterations"
+    page = " ".join((REPOSITORY / "docs/results.md").read_text().split())
+    sides = ("minibatch", "pixel", "sample")
+    bce, mse = (  # (reductions, seeds, evaluations from iteration 100 on)
+        np.array([held_out(folder, f"{side}_{name}") for side in sides])[:, :, 1:] for name in ("bce", "mse")
+    )
+
+    def lower(evaluations):
+        """By how much squared error is lower, in percent, for each seed."""
+        by_seed = [each[:, :, evaluations].mean(axis=(0, 2)) for each in (bce, mse)]
+        return 100 * (by_seed[0] - by_seed[1]) / np.mean(by_seed, axis=0)
+
+    by_iteration = [lower([index]).mean() for index in range(20)]
+    assert f"within {max(map(abs, by_iteration[:6])):.1f} % of 0 up to iteration 600" in page
+    later = by_iteration[6:]
+    assert f"{min(later):.1f} to {max(later):.1f} % lower from iteration 700 on" in page
+    others = [lower(slice(-count, None)).mean() for count in (2, 3, 5, 6, 8, 11)]
+    assert f"squared error is {min(others):.1f} to {max(others):.1f} % lower" in page
+    last = lower([-1])
+    text = "it is {:.1f} % lower, mostly by one seed ({:.1f}, {:.1f} and {:.1f} %)"
+    assert text.format(last.mean(), *last) in page
+
+
 def endpoints(folder, loss):
     """Reads the mean of the last four evaluations of each seed's run from its CSV."""
+    return [np.mean(seed[-4:]) for seed in held_out(folder, loss)]
+
+
+def held_out(folder, loss):
+    """Reads the held-out errors, every 100 iterations from 0 on, of each seed's run from its CSV."""
     found = []
     for name in (loss, f"{loss}-2", f"{loss}-3"):
         with (folder / name / "metrics.csv").open() as file:
             rows = [row for row in csv.DictReader(file) if row["kind"] == "held_out"]
-        assert [int(row["iteration"]) for row in rows[-4:]] == [1700, 1800, 1900, 2000]
-        found.append(np.mean([float(row["loss_index"]) for row in rows[-4:]]))
+        assert [int(row["iteration"]) for row in rows] == [*range(0, 2001, 100)]
+        found.append([float(row["loss_index"]) for row in rows])
     return found
