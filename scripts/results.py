@@ -150,33 +150,31 @@ def results(folder: Path) -> Iterator[str]:
     yield from control_differences(found, comparison.ends)
 
 
-def difference_by_iteration(
-    comparison: Comparison, contrast: Contrast
-) -> tuple[list[int], list[int], np.ndarray]:
-    """Returns the iterations, the seeds, and a contrast's difference in held-out error: (iterations, seeds).
+def difference_by_iteration(comparison: Comparison, contrast: Contrast) -> tuple[list[int], np.ndarray]:
+    """Returns the seeds, and a contrast's difference in held-out error: (evaluations, seeds).
 
     It is in percent of the mean error of all losses.
     """
-    steps = sorted(set.intersection(*(set(run.held_out) for run in comparison.compared)) - {0})
-    errors = [by_seed(comparison.compared, "loss_index", [step]) for step in steps]
+    errors = [by_seed(comparison.compared, "loss_index", [step]) for step in comparison.evaluated]
     seeds = sorted(set.intersection(*map(set, errors[0].values())))
     first, second, every = (
         np.array([[np.mean([at[loss][seed] for loss in losses]) for seed in seeds] for at in errors])
         for losses in (contrast.losses, contrast.subtracted, errors[0])
     )
-    return steps, seeds, 100 * (first - second) / every
+    return seeds, 100 * (first - second) / every
 
 
 def draw_difference(comparison: Comparison, contrast: Contrast) -> Chart:
     """Draws `difference_by_iteration`, with the evaluations of the endpoint shaded."""
-    steps, seeds, shares = difference_by_iteration(comparison, contrast)
+    seeds, shares = difference_by_iteration(comparison, contrast)
+    steps, ends = comparison.evaluated, comparison.ends
     matplotlib = import_matplotlib()
     with matplotlib.rc_context(SETTINGS):
         figure = matplotlib.figure.Figure(figsize=(WIDTH, HEIGHT), dpi=96, layout="constrained")
         axes = figure.add_subplot()
         axes.grid(axis="y", color=GRID, linewidth=0.7)
         axes.axhline(0, color=INK, linewidth=0.8)
-        axes.axvspan(comparison.ends[0], comparison.ends[-1], color=WITHIN, linewidth=0, zorder=0)
+        axes.axvspan(ends[0], ends[-1], color=WITHIN, linewidth=0, zorder=0)
         style = {"color": INK, "linewidth": 0.7, "markersize": 3.5}
         for share, seed, marker in zip(shares.T, seeds, cycle(SEED_MARKERS)):
             axes.plot(steps, share, marker=marker, label=f"seed {seed}", **style)

@@ -45,14 +45,19 @@ class Comparison:
     compared: tuple[Run, ...]
     """The runs that are compared."""
 
-    ends: tuple[int, ...]
-    """The last iterations after 0, four at most, at which all compared runs were evaluated."""
+    evaluated: tuple[int, ...]
+    """The iterations after 0 at which all compared runs were evaluated."""
 
     endpoints: Mapping[str, Samples]
     """Heading of a metric -> its means over `ends`; empty if there are no `ends`."""
 
     warnings: Sequence[str]
     """Lines about runs that are unfinished, not compared, or had a loss that is not finite."""
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The last iterations of `evaluated`, four at most."""
+        return self.evaluated[-LAST_EVALUATIONS:]
 
     @property
     def losses(self) -> list[Loss]:
@@ -71,15 +76,15 @@ def compare(runs: Sequence[Run]) -> Comparison:
             reasons[run].append(f"{run.iteration:,} iterations, not {furthest:,}")
     compared = [run for run in runs if not reasons[run]]
     steps = [{step for step, value in run.held_out.items() if math.isfinite(value)} for run in compared]
-    common = set.intersection(*steps) - {0} if steps else set()
-    ends = tuple(sorted(common)[-LAST_EVALUATIONS:])
+    evaluated = tuple(sorted(set.intersection(*steps) - {0})) if steps else ()
+    ends = evaluated[-LAST_EVALUATIONS:]
     metrics = QUALITY.items() if ends else ()
     endpoints = {heading: by_seed(compared, metric.column, ends) for heading, metric in metrics}
     warnings = []
     for run in runs:
         warnings += [f"{run.name}: {state}" for state in _states(run)]
         warnings += [f"{run.name}: not compared: {reason}" for reason in reasons[run]]
-    return Comparison(tuple(compared), ends, endpoints=endpoints, warnings=warnings)
+    return Comparison(tuple(compared), evaluated, endpoints=endpoints, warnings=warnings)
 
 
 def by_seed(runs: Sequence[Run], metric: str, ends: Sequence[int]) -> Samples:

@@ -29,6 +29,7 @@ SIX = {name: loss for name, loss in LOSSES.items() if loss.element.name in ("bce
 ELEMENT = "squared error − cross entropy"
 WIDEST = Contrast("minibatch − pixel", ("minibatch_bce", "minibatch_mse"), ("pixel_bce", "pixel_mse"))
 PAIR = Contrast("b − a", ("b",), ("a",))
+COMMITTED = REPOSITORY / "docs/results/2000-iterations"
 
 
 def drawn(counts, seed=0, first_seed=lambda index: 0):
@@ -212,16 +213,10 @@ def test_losses_with_little_noise_are_shown_to_be_the_same(tmp_path):
 
 def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
     """The primary table: F test, differences, intervals, p values, and what is different or the same."""
-    folder = REPOSITORY / "docs/results/2000-iterations"
-    sides = ("minibatch", "sample", "pixel")
-    values = np.array([[endpoints(folder, f"{side}_{name}") for side in sides] for name in ("bce", "mse")])
-    means = values.mean(axis=-1)  # (elements, reductions)
-    residuals = values - means[..., None] - values.mean(axis=(0, 1)) + values.mean()
-    freedom = (6 - 1) * (3 - 1)
-    variance = np.square(residuals).sum() / freedom
+    values, means, variance, freedom = endpoints()
     f = 3 * np.square(means - means.mean()).sum() / (6 - 1) / variance
     bce, mse = means.mean(axis=1)
-    minibatch, sample, pixel = means.mean(axis=0)
+    minibatch, pixel, sample = means.mean(axis=0)
     differences = np.array([mse - bce, minibatch - pixel, minibatch - sample, pixel - sample])
     errors = np.sqrt(variance * np.array([2 / 9, 2 / 6, 2 / 6, 2 / 6]))  # a side is the mean of 9 or 6 runs
     p = 2 * stats.t.sf(np.abs(differences) / errors, freedom)
@@ -230,7 +225,7 @@ def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
     margin = 0.02 * values.mean()
     outside = [stats.t.sf((margin + sign * differences) / errors, freedom) for sign in (1, -1)]
 
-    found = analyse(compare([run for run in find_runs([folder])[0] if run.config.loss in SIX]))
+    found = analyse(compare([run for run in find_runs([COMMITTED])[0] if run.config.loss in SIX]))
     effects = [*found.primary.values()]
     assert [contrast.name for contrast in found.primary] == [
         ELEMENT, "minibatch − pixel", "minibatch − sample", "pixel − sample",
@@ -247,16 +242,9 @@ def test_the_committed_results_agree_with_a_recomputation_from_their_csv():
 
 
 def test_the_unplanned_numbers_of_the_results_page_are_those_of_the_csv():
-    folder = REPOSITORY / "docs/results/2000-iterations"
-    page = " ".join((REPOSITORY / "docs/results.md").read_text().split())
-    bce, mse = (
-        np.array([endpoints(folder, f"{side}_{name}") for side in ("minibatch", "pixel", "sample")])
-        for name in ("bce", "mse")
-    )
-    values = np.stack([bce, mse])  # (elements, reductions, seeds)
-    percent, means = 100 / values.mean(), values.mean(axis=-1)
-    residuals = values - means[..., None] - values.mean(axis=(0, 1)) + values.mean()
-    variance = np.square(residuals).sum() / 10
+    page, (values, means, variance, freedom) = results_page(), endpoints()
+    (bce, mse), percent = values, 100 / values.mean()
+    error = np.sqrt(variance * 2 / 3)  # of the difference between two losses
 
     lower = percent * (bce - mse).mean(axis=1)
     assert (
@@ -264,11 +252,11 @@ def test_the_unplanned_numbers_of_the_results_page_are_those_of_the_csv():
     )
     interaction = means - means.mean(axis=0) - means.mean(axis=1, keepdims=True) + means.mean()
     f = 3 * np.square(interaction).sum() / 2 / variance
-    assert f"F(2, 10) = {f:.2f}, p = {stats.f.sf(f, 2, 10):.2f}" in page
-    half = np.sqrt(variance * 2 / 3) * stats.t.isf(0.05, 10)
-    assert [share + percent * half < 2 for share in lower] == [False, False, True]
+    assert f"F(2, 10) = {f:.2f}, p = {stats.f.sf(f, 2, freedom):.2f}" in page
+    half = percent * error * stats.t.isf(0.05, freedom)
+    assert [share + half < 2 for share in lower] == [False, False, True]
 
-    half = percent * np.sqrt(variance * 2 / 3) * stats.t.isf(0.025, 10)
+    half = percent * error * stats.t.isf(0.025, freedom)
     value = percent * (mse[2] - mse[0]).mean()
     assert (
         f"{value:.1f} % below `sample` with squared error ({value - half:.1f} to {value + half:.1f} %" in page
@@ -284,21 +272,16 @@ def test_the_unplanned_numbers_of_the_results_page_are_those_of_the_csv():
         f"the interval is {low:.1f} to {high:.1f} %, and p is {alone.pvalue:.3f}, or {4 * alone.pvalue:.3f}"
         in page
     )
-    assert seeds.std(ddof=1) < percent * np.sqrt(variance * 2 / 3)
+    assert seeds.std(ddof=1) < percent * error
 
 
 def test_the_difference_by_iteration_and_other_endpoints_on_the_results_page_are_those_of_the_csv():
-    folder = REPOSITORY / "docs/results/2000-iterations"
-    page = " ".join((REPOSITORY / "docs/results.md").read_text().split())
-    sides = ("minibatch", "pixel", "sample")
-    bce, mse = (  # (reductions, seeds, evaluations from iteration 100 on)
-        np.array([held_out(folder, f"{side}_{name}") for side in sides])[:, :, 1:] for name in ("bce", "mse")
-    )
+    page, errors = results_page(), held_out()[..., 1:]  # from iteration 100 on
 
     def lower(evaluations):
         """By how much squared error is lower, in percent, for each seed."""
-        by_seed = [each[:, :, evaluations].mean(axis=(0, 2)) for each in (bce, mse)]
-        return 100 * (by_seed[0] - by_seed[1]) / np.mean(by_seed, axis=0)
+        bce, mse = errors[..., evaluations].mean(axis=(1, 3))
+        return 100 * (bce - mse) / np.mean([bce, mse], axis=0)
 
     by_iteration = [lower([index]).mean() for index in range(20)]
     assert f"within {max(map(abs, by_iteration[:6])):.1f} % of 0 up to iteration 600" in page
@@ -311,17 +294,35 @@ def test_the_difference_by_iteration_and_other_endpoints_on_the_results_page_are
     assert text.format(last.mean(), *last) in page
 
 
-def endpoints(folder, loss):
-    """Reads the mean of the last four evaluations of each seed's run from its CSV."""
-    return [np.mean(seed[-4:]) for seed in held_out(folder, loss)]
+def results_page():
+    """Returns the text of docs/results.md, whose lines are joined."""
+    return " ".join((REPOSITORY / "docs/results.md").read_text().split())
 
 
-def held_out(folder, loss):
-    """Reads the held-out errors, every 100 iterations from 0 on, of each seed's run from its CSV."""
-    found = []
-    for name in (loss, f"{loss}-2", f"{loss}-3"):
-        with (folder / name / "metrics.csv").open() as file:
-            rows = [row for row in csv.DictReader(file) if row["kind"] == "held_out"]
-        assert [int(row["iteration"]) for row in rows] == [*range(0, 2001, 100)]
-        found.append([float(row["loss_index"]) for row in rows])
-    return found
+def endpoints():
+    """Returns the committed runs' means over the last four evaluations, and their analysis of variance.
+
+    They are (elements, reductions, seeds), followed by their means over the seeds, and by the residual's
+    variance and degrees of freedom.
+    """
+    values = held_out()[..., -4:].mean(axis=-1)
+    means = values.mean(axis=-1)
+    residuals = values - means[..., None] - values.mean(axis=(0, 1)) + values.mean()
+    freedom = (6 - 1) * (3 - 1)
+    return values, means, np.square(residuals).sum() / freedom, freedom
+
+
+def held_out():
+    """Reads the held-out errors of the committed runs: (elements, reductions, seeds, evaluations)."""
+    losses = [[f"{side}_{name}" for side in ("minibatch", "pixel", "sample")] for name in ("bce", "mse")]
+    return np.array(
+        [[[evaluations(f"{loss}{seed}") for seed in ("", "-2", "-3")] for loss in row] for row in losses]
+    )
+
+
+def evaluations(run):
+    """Reads a run's held-out errors, every 100 iterations from 0 on."""
+    with (COMMITTED / run / "metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["kind"] == "held_out"]
+    assert [int(row["iteration"]) for row in rows] == [*range(0, 2001, 100)]
+    return [float(row["loss_index"]) for row in rows]
